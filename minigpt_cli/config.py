@@ -1,0 +1,261 @@
+"""What a run is made of: frozen pydantic models, no torch.
+
+A field is written once, here. Its name is its flag (`--n-layer`), its environment variable (`MINIGPT_N_LAYER`) and its
+TOML key; its docstring is its help text; its bounds are in its type. `RunConfig` is what `config.json` holds.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+SCHEMA_VERSION = 1
+
+_DURATION = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)?\s*$")
+_SECONDS = {None: 1.0, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def parse_duration(value: Any) -> Any:
+    """Seconds from `90`, `90s`, `3m` or `1.5h`; anything else is left for pydantic to refuse."""
+    if isinstance(value, str):
+        if not (match := _DURATION.match(value)):
+            raise ValueError(f"{value!r} is not a duration: write 90s, 3m or 1.5h")
+        return float(match[1]) * _SECONDS[match[2]]
+    return value
+
+
+Duration = Annotated[float, BeforeValidator(parse_duration)]
+"""A non-negative number of seconds; on the command line also `90s`, `3m`, `1.5h`."""
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False, protected_namespaces=())
+
+
+class BigramConfig(_Frozen):
+    """A table of next-token logits."""
+
+    arch: Literal["bigram"] = "bigram"
+    block_size: int = Field(64, ge=1, le=1 << 20)
+    """Tokens in one training window (the context that a model sees)."""
+
+
+class _Transformer(_Frozen):
+    block_size: int = Field(128, ge=1, le=1 << 20)
+    """Tokens in one training window (the context that a model sees)."""
+    n_layer: int = Field(4, ge=1, le=1024)
+    """Transformer blocks."""
+    n_head: int = Field(4, ge=1, le=1024)
+    """Attention heads; must divide --n-embd."""
+    n_embd: int = Field(128, ge=1, le=1 << 16)
+    """Width of the residual stream."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Probability of dropping an activation while training."""
+    init_std: float = Field(0.02, gt=0, le=10)
+    """Standard deviation of the initial weights; output projections of blocks get it divided by sqrt(2 n_layer)."""
+    tie_weights: bool = False
+    """Use the token embedding as the output head too."""
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> _Transformer:
+        if self.n_embd % self.n_head:
+            raise ValueError(f"--n-head {self.n_head} does not divide --n-embd {self.n_embd}: choose a width that is a multiple of the heads")
+        return self
+
+
+class ClassicConfig(_Transformer):
+    """GPT-2's architecture."""
+
+    arch: Literal["classic"] = "classic"
+    activation: Literal["gelu", "relu"] = "gelu"
+    """Feed-forward non-linearity."""
+    bias: bool = False
+    """Give linear layers and layer norms a bias."""
+
+
+class ModernConfig(_Transformer):
+    """RMSNorm, rotary positions, SwiGLU: Llama's architecture, or Qwen3's with QK-norm."""
+
+    arch: Literal["modern"] = "modern"
+    n_kv_head: int = Field(0, ge=0, le=1024)
+    """Heads that keys and values have (grouped-query attention); 0: as many as --n-head."""
+    ffn_mult: float = Field(8 / 3, gt=0, le=64)
+    """Hidden width of the feed-forward as a multiple of --n-embd (rounded to a multiple of 16)."""
+    rope_theta: float = Field(10_000.0, gt=1, le=1e9)
+    """Base of the rotary position frequencies."""
+    rms_norm_eps: float = Field(1e-6, gt=0, le=0.1)
+    """Added to the mean square in RMSNorm."""
+    qk_norm: bool = True
+    """Normalise queries and keys of each head."""
+    zero_init: bool = True
+    """Start output projections and head at zero and embeddings at unit variance, instead of --init-std."""
+
+    @model_validator(mode="after")
+    def _kv_heads_divide_heads(self) -> ModernConfig:
+        if self.n_kv_head and self.n_head % self.n_kv_head:
+            raise ValueError(f"--n-kv-head {self.n_kv_head} does not divide --n-head {self.n_head}")
+        if (self.n_embd // self.n_head) % 2:
+            raise ValueError(f"rotary positions need an even head size: --n-embd {self.n_embd} / --n-head {self.n_head} is {self.n_embd // self.n_head}")
+        return self
+
+
+class MoEConfig(ModernConfig):
+    """The modern block with several SwiGLU experts, of which each token uses a few."""
+
+    arch: Literal["moe"] = "moe"  # type: ignore[assignment]
+    ffn_mult: float = Field(4 / 3, gt=0, le=64)
+    """Hidden width of one expert as a multiple of --n-embd (rounded to a multiple of 16)."""
+    n_experts: int = Field(4, ge=1, le=1024)
+    """Experts in each block."""
+    moe_top_k: int = Field(2, ge=1, le=1024)
+    """Experts that each token uses."""
+    moe_aux_loss_coef: float = Field(0.01, ge=0, le=10)
+    """Weight of the load-balancing loss; used with --moe-balance aux."""
+    moe_balance: Literal["aux", "bias", "none"] = "aux"
+    """How experts are kept evenly loaded: an auxiliary loss, or a bias on the router's choice."""
+    moe_norm_topk: bool = False
+    """Renormalise the router's weights over the chosen experts (Mixtral); at top 1 this starves the router of gradient."""
+
+    @model_validator(mode="after")
+    def _top_k_within_experts(self) -> MoEConfig:
+        if self.moe_top_k > self.n_experts:
+            raise ValueError(f"--moe-top-k {self.moe_top_k} is more than --n-experts {self.n_experts}")
+        if self.moe_norm_topk and self.moe_top_k == 1:
+            raise ValueError("--moe-norm-topk with --moe-top-k 1 makes every weight 1 and gives the router no gradient: leave it off")
+        return self
+
+
+ModelConfig = Annotated[BigramConfig | ClassicConfig | ModernConfig | MoEConfig, Field(discriminator="arch")]
+
+
+class DataConfig(_Frozen):
+    """Which text, cut into which tokens."""
+
+    source: str = ""
+    """Text file, folder, '-' for stdin, or a named corpus; empty: data/input.txt if it is there, else python-docs."""
+    tokenizer: str = "char"
+    """char, byte, bpe, gpt2, or a tokenizer.json file."""
+    vocab_size: int = Field(512, ge=257, le=1 << 20)
+    """Vocabulary to train; used with --tokenizer bpe."""
+    min_pair_freq: int = Field(2, ge=1)
+    """Pairs rarer than this are not merged; used with --tokenizer bpe."""
+    ascii_only: bool = False
+    """Drop every character outside ASCII."""
+    train_frac: float = Field(0.9, gt=0, lt=1)
+    """Share of the text, from its start, that is trained on."""
+    test_frac: float = Field(0.0, ge=0, lt=1)
+    """Share of the text, at its end, that only `eval --split test` reads."""
+    sampling: Literal["epoch", "random"] = "epoch"
+    """Order of training windows: each once an epoch with a shifting offset, or drawn at random with replacement."""
+
+    @model_validator(mode="after")
+    def _splits_leave_validation(self) -> DataConfig:
+        if self.train_frac + self.test_frac >= 1:
+            raise ValueError(f"--train-frac {self.train_frac} and --test-frac {self.test_frac} leave nothing to validate on")
+        return self
+
+
+class OptimConfig(_Frozen):
+    """How weights are changed."""
+
+    optimizer: Literal["adamw", "muon"] = "muon"
+    """muon: orthogonalised momentum on matrices and AdamW on the rest; adamw: AdamW throughout."""
+    lr: float = Field(3e-3, gt=0, le=10)
+    """Peak learning rate of AdamW."""
+    muon_lr: float = Field(0.03, gt=0, le=10)
+    """Peak learning rate of Muon."""
+    weight_decay: float = Field(0.1, ge=0, le=100)
+    """Decoupled weight decay, on matrices only."""
+    beta1: float = Field(0.9, ge=0, lt=1)
+    """AdamW's decay of the gradient average."""
+    beta2: float = Field(0.98, ge=0, lt=1)
+    """AdamW's decay of the squared-gradient average."""
+    muon_momentum: float = Field(0.95, ge=0, lt=1)
+    """Muon's momentum (Nesterov)."""
+    grad_clip: float = Field(0.0, ge=0)
+    """Clip the gradient's norm to this; 0: no clipping."""
+    schedule: Literal["constant", "linear", "cosine", "wsd", "cosine-plateau"] = "wsd"
+    """Shape of the learning rate over the run, after the warm-up."""
+    warmup_steps: int = Field(10, ge=0)
+    """Steps over which the learning rate rises linearly from zero."""
+    min_lr: float = Field(0.0, ge=0)
+    """Learning rate at the end of the schedule (of AdamW; Muon keeps the same ratio)."""
+    cooldown_frac: float = Field(0.6, ge=0, le=1)
+    """Share of the run over which the learning rate falls; used with --schedule wsd."""
+    batch_size: int = Field(32, ge=1, le=1 << 20)
+    """Windows in one forward pass of one process."""
+    grad_accum: int = Field(1, ge=1, le=1 << 16)
+    """Forward passes added up before each step."""
+    auto_batch: bool = False
+    """When memory runs out, halve the batch and accumulate twice as often, at the same total."""
+    max_steps: int = Field(0, ge=0)
+    """Steps to train; 0: as many as fit --time-budget at the speed measured before step 0."""
+    time_budget: Duration = Field(180.0, gt=0)
+    """Training time to plan for when --max-steps is 0, as 90s, 3m or 1.5h."""
+    ema: float = Field(0.0, ge=0, lt=1)
+    """Decay of an average of the weights, which is then what is evaluated and saved as best; 0: none."""
+
+    @model_validator(mode="after")
+    def _ends_below_peak(self) -> OptimConfig:
+        if self.min_lr > self.lr:
+            raise ValueError(f"--min-lr {self.min_lr:g} is above --lr {self.lr:g}")
+        return self
+
+
+class EvalConfig(_Frozen):
+    """When to measure and when to stop."""
+
+    eval_every: int = Field(0, ge=0)
+    """Steps between evaluations; 0: about twenty over the run."""
+    eval_iters: int = Field(0, ge=0)
+    """Batches drawn at random for each evaluation; 0: the whole validation split where it is small, else 100."""
+    patience: int = Field(0, ge=0)
+    """Stop after this many evaluations without improvement; 0: never."""
+    min_delta: float | Literal["auto"] = 0.0
+    """How much lower a validation loss must be to count as improvement (nats per token); auto: the measured noise of one evaluation."""
+    target_loss: float = Field(0.0, ge=0)
+    """Stop when the validation loss reaches this (nats per token); 0: no target."""
+    time_limit: Duration = Field(0.0, ge=0)
+    """Stop and save after this much training time, as 90s, 3m or 1.5h; 0: no limit."""
+    save_every: int = Field(0, ge=0)
+    """Steps between saves besides those at evaluations; 0: none."""
+
+    @model_validator(mode="after")
+    def _improvement_is_not_negative(self) -> EvalConfig:
+        if isinstance(self.min_delta, float) and self.min_delta < 0:
+            raise ValueError(f"--min-delta {self.min_delta:g} is below 0")
+        return self
+
+
+class ComputeConfig(_Frozen):
+    """On what, and how, it is computed."""
+
+    device: Literal["auto", "cpu", "mps", "cuda"] = "auto"
+    """Where to train; auto: cuda, else mps, else cpu."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Number format of the matrix products; auto: bf16 where the hardware multiplies it fast."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """torch.compile; auto: where it pays within the run."""
+    attention: Literal["auto", "plain", "sdpa"] = "auto"
+    """How attention is computed; auto: the faster on this device and shape, measured."""
+    grad_checkpoint: bool = False
+    """Recompute activations in the backward pass: less memory, more time."""
+    fsdp: bool = False
+    """Shard weights and optimizer over the processes of torchrun (FSDP2) instead of copying them."""
+    threads: int = Field(0, ge=0, le=4096)
+    """CPU threads; 0: torch's choice."""
+
+
+class RunConfig(_Frozen):
+    """Everything that a run depends on; `config.json` is this, resolved."""
+
+    schema_version: Literal[1] = 1
+    model: ModelConfig = Field(default_factory=ModernConfig)
+    data: DataConfig = DataConfig()
+    optim: OptimConfig = OptimConfig()
+    eval: EvalConfig = EvalConfig()
+    compute: ComputeConfig = ComputeConfig()
+    seed: int = Field(1337, ge=0, lt=1 << 63)
+    """Seed of initial weights, batches and dropout."""

@@ -1,0 +1,77 @@
+"""Every error that a person can cause or meet, one tree.
+
+MiniGPTError            1  failed at work
+├── UsageError          2  wrong usage, configuration or input
+│   ├── TextTooShort    2  a split that cannot fill one block plus its target
+│   ├── RunNotFound     2  no such run, or an ambiguous prefix
+│   └── MissingExtra    2  a feature whose optional dependency is not installed
+├── RunDamaged          1  a run directory that cannot be trusted or read
+├── RunLocked           1  another process writes to this run
+├── Diverged            3  training produced non-finite numbers and stopped
+└── Interrupted       130  SIGINT, or 143 for SIGTERM, after saving
+
+The number is the exit code. `str(error)` is one line that says what is wrong, where, and what to do; `cli.py` is the one
+place that prints it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class MiniGPTError(Exception):
+    """Something failed in a way that a person can act on; the message is one line."""
+
+    exit_code = 1
+
+
+class UsageError(MiniGPTError):
+    """The command line, the configuration or the input is wrong; nothing was left behind."""
+
+    exit_code = 2
+
+
+class TextTooShort(UsageError):
+    """A split has too few tokens to fill one block and its target."""
+
+
+class RunNotFound(UsageError):
+    """No run has this name, or several begin with it."""
+
+
+class MissingExtra(UsageError):
+    """An optional dependency is not installed."""
+
+    def __init__(self, feature: str, extra: str) -> None:
+        super().__init__(f"{feature} needs the extra '{extra}': pip install 'minigpt-cli[{extra}]'")
+
+
+class RunDamaged(MiniGPTError):
+    """A run directory is incomplete, foreign, or fails its checksums."""
+
+
+class RunLocked(MiniGPTError):
+    """Another living process is training in this run directory."""
+
+
+class Diverged(MiniGPTError):
+    """Training met non-finite numbers more often than it may."""
+
+    exit_code = 3
+
+
+class Interrupted(MiniGPTError):
+    """A signal ended the work after everything was saved; `signal_number` is 2 or 15."""
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal_number
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:
+    """The error for a name that is not in `known`, with the nearest one suggested."""
+    known = sorted(known)
+    near = get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+    return UsageError(f"unknown {kind} {name!r}: {hint}")

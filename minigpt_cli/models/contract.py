@@ -1,0 +1,70 @@
+"""What every architecture promises, so that training, scoring and decoding need to know none of them.
+
+B batch, T tokens, C channels, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from minigpt_cli import registry
+
+
+class Output(NamedTuple):
+    """What a forward pass returns."""
+
+    logits: Tensor  # (B, T, V)
+    aux_loss: Tensor  # scalar, already weighted; added to the training loss, zero where there is none
+
+
+class MatrixParts(NamedTuple):
+    """A weight matrix inside the blocks, which Muon orthogonalises: `weight` is `parts` matrices stacked on dim 0."""
+
+    weight: nn.Parameter
+    parts: int  # e.g. 3 for a fused q, k, v; each part is orthogonalised apart
+
+
+class Cache(Protocol):
+    """Keys and values of the tokens seen so far, in buffers of fixed size."""
+
+    length: int  # tokens stored
+
+    def reset(self) -> None: ...
+
+
+class Model(Protocol):
+    """A language model: token ids in, next-token logits out. Never sees targets, prints, or builds an optimizer."""
+
+    config: Any  # its frozen pydantic config
+    vocab_size: int
+
+    def forward(self, ids: Tensor, cache: Any = None) -> Output:
+        """Logits (B, T, V) for ids (B, T); with a cache, ids are the tokens after those that it holds, and it grows by T."""
+
+    def init_weights(self, generator: torch.Generator) -> None:
+        """Draw every weight afresh from `generator` alone."""
+
+    def new_cache(self, batch_size: int, max_tokens: int) -> Any:
+        """An empty cache for `batch_size` sequences of at most `max_tokens` tokens, or None where none is needed."""
+
+    def matrices(self) -> Iterator[MatrixParts]:
+        """The weight matrices inside the blocks; every other parameter (embeddings, head, gains, router) is not among them."""
+
+    def n_active_params(self) -> int:
+        """Parameters that take part in computing one token; equals the total except for a mixture of experts."""
+
+
+def build_model(config: Any, vocab_size: int, seed: int | None = None) -> nn.Module:
+    """The model that `config.arch` names, on the CPU at float32; its weights drawn from `seed`, or left unset for loading."""
+    architecture = registry.load("architecture", config.arch)
+    with torch.device("meta"):
+        model: nn.Module = architecture(config, vocab_size)
+    model = model.to_empty(device="cpu")
+    model.init_buffers()  # type: ignore[operator]
+    if seed is not None:
+        model.init_weights(torch.Generator().manual_seed(seed))  # type: ignore[operator]
+    return model

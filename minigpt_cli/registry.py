@@ -1,0 +1,67 @@
+"""What can be chosen by name, as "module:attribute" strings, so that knowing a name imports nothing.
+
+A new architecture, tokenizer, optimizer, schedule, export format or corpus is its own file and one line here.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from minigpt_cli.errors import unknown_name
+
+ARCHITECTURES = {
+    "bigram": "minigpt_cli.models.bigram:Bigram",
+    "classic": "minigpt_cli.models.classic:Classic",
+    "modern": "minigpt_cli.models.modern:Modern",
+    "moe": "minigpt_cli.models.moe:MixtureOfExperts",
+}
+
+TOKENIZERS = {
+    "char": "minigpt_cli.tokenization.char:CharTokenizer",
+    "byte": "minigpt_cli.tokenization.bpe:ByteTokenizer",
+    "bpe": "minigpt_cli.tokenization.bpe:BPETokenizer",
+    "gpt2": "minigpt_cli.tokenization.pretrained:GPT2Tokenizer",
+}
+
+OPTIMIZERS = {
+    "adamw": "minigpt_cli.training.optimizers:adamw",
+    "muon": "minigpt_cli.training.optimizers:muon",
+}
+
+SCHEDULES = {
+    "constant": "minigpt_cli.training.schedules:constant",
+    "linear": "minigpt_cli.training.schedules:linear",
+    "cosine": "minigpt_cli.training.schedules:cosine",
+    "wsd": "minigpt_cli.training.schedules:warmup_stable_decay",
+    "cosine-plateau": "minigpt_cli.training.schedules:cosine_plateau",
+}
+
+EXPORT_FORMATS = {
+    "hf": "minigpt_cli.interchange.huggingface:export",
+    "gguf": "minigpt_cli.interchange.gguf:export",
+}
+
+CORPORA = {
+    "python-docs": "minigpt_cli.data.corpora:python_docs",
+    "tinyshakespeare": "minigpt_cli.data.corpora:tinyshakespeare",
+    "wikitext-2": "minigpt_cli.data.corpora:wikitext_2",
+}
+
+_TABLES = {
+    "architecture": ARCHITECTURES,
+    "tokenizer": TOKENIZERS,
+    "optimizer": OPTIMIZERS,
+    "schedule": SCHEDULES,
+    "export format": EXPORT_FORMATS,
+    "corpus": CORPORA,
+}
+
+
+def load(kind: str, name: str) -> Any:
+    """The object registered as `name` in the table of `kind`. Raises UsageError, with a suggestion, for an unknown name."""
+    table = _TABLES[kind]
+    if name not in table:
+        raise unknown_name(kind, name, table)
+    module, _, attribute = table[name].partition(":")
+    return getattr(import_module(module), attribute)

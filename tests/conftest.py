@@ -1,0 +1,17 @@
+"""Fixtures that every room shares."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real text and tokenizer files that parity tests read; skips where it is missing."""
+    folder = Path(os.environ.get("MINIGPT_SHARED", Path(__file__).resolve().parents[2] / "shared")) / "data"
+    if not folder.is_dir():
+        pytest.skip(f"no shared data at {folder}: set MINIGPT_SHARED to the folder that holds data/")
+    return folder
