@@ -1,0 +1,241 @@
+"""Files that survive: atomic writes, reads that trust nothing, and operating-system errors as one line.
+
+A file is written beside itself (`.name.<random>.tmp`), flushed to disk and renamed, so that at every instant the name
+holds the old content or the new. Reads are bounded in size, never follow a symbolic link at the last step, and open
+nothing but regular files (a FIFO would hang). JSON is refused when it holds NaN, a duplicate key or absurd nesting.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import secrets
+import stat
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, NoReturn
+
+from minigpt_cli.errors import MiniGPTError, RunDamaged
+
+JSON_LIMIT = 4 << 20  # bytes; a run.json is a few kilobytes
+TEMPORARY = ".tmp"
+
+_NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
+_NONBLOCK = getattr(os, "O_NONBLOCK", 0)
+_CLOEXEC = getattr(os, "O_CLOEXEC", 0)
+_BINARY = getattr(os, "O_BINARY", 0)
+
+_ADVICE = {
+    errno.ENOSPC: "the disk is full: free some space and resume",
+    errno.EDQUOT: "the disk quota is used up: free some space and resume",
+    errno.EROFS: "the file system is read-only: choose another --runs-dir",
+    errno.EACCES: "permission denied: check who owns the folder, or choose another --runs-dir",
+    errno.EPERM: "permission denied: check who owns the folder, or choose another --runs-dir",
+    errno.EIO: "the disk reports an input/output error: check it before going on",
+    errno.EMFILE: "too many open files: raise `ulimit -n`",
+    errno.ENFILE: "too many open files on this machine",
+    errno.ENAMETOOLONG: "the path is too long: choose a shorter name or --runs-dir",
+    errno.ENOTDIR: "a part of the path is a file, not a folder",
+    errno.EFBIG: "the file is larger than this file system allows",
+}
+
+
+def explain(error: OSError, doing: str) -> MiniGPTError:
+    """The one-line error for an operating-system error met while `doing` something."""
+    where = f" {os.fsdecode(error.filename)}" if isinstance(error.filename, str | bytes) else ""
+    reason = _ADVICE.get(error.errno or 0) or (error.strerror or str(error))
+    return MiniGPTError(f"cannot {doing}{where}: {reason}")
+
+
+@contextmanager
+def explained(doing: str) -> Iterator[None]:
+    """Turn an OSError inside the block into a MiniGPTError that says what was being done."""
+    try:
+        yield
+    except OSError as error:
+        raise explain(error, doing) from error
+
+
+def write_all(fd: int, data: bytes | memoryview) -> None:
+    """Write every byte of `data`; a short write is continued."""
+    view = memoryview(data).cast("B")
+    while view:
+        view = view[os.write(fd, view[: 1 << 24]) :]
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's entries to disk, so that a rename in it survives a power cut; where folders cannot be opened (Windows), nothing."""
+    if os.name != "posix":  # pragma: no cover
+        return
+    fd = os.open(folder, os.O_RDONLY | _CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def temporary_beside(path: Path) -> Path:
+    """A name beside `path` that nobody else uses and `sweep` recognises."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY}")
+
+
+@contextmanager
+def staged(path: Path, mode: int = 0o666) -> Iterator[tuple[int, Path]]:
+    """A new temporary file beside `path`, open for writing; flushed to disk at the end, removed if anything fails. The caller renames it."""
+    temporary = temporary_beside(path)
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NOFOLLOW | _CLOEXEC | _BINARY, mode)
+    try:
+        try:
+            yield fd, temporary
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+def write_atomic(path: Path, data: bytes | str) -> None:
+    """Replace the content of `path` by `data` so that no reader and no crash ever sees a part of it. Raises MiniGPTError."""
+    path = Path(path)
+    with explained("write"):
+        with staged(path) as (fd, temporary):
+            write_all(fd, data.encode("utf-8") if isinstance(data, str) else data)
+        replace(temporary, path)
+        sync_folder(path.parent)
+
+
+def replace(temporary: Path, path: Path) -> None:
+    """Rename `temporary` to `path`; where that fails the temporary is gone too."""
+    try:
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a killed writer left in `folder`. Only for whoever holds the run's lock."""
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith(".") and entry.name.endswith(TEMPORARY):
+                with suppress(OSError):
+                    os.unlink(entry.path)
+
+
+def open_regular(path: Path) -> int:
+    """A read-only descriptor of a regular file. Raises RunDamaged for a symbolic link, folder, device or pipe; OSError where it is missing."""
+    try:
+        fd = os.open(path, os.O_RDONLY | _NOFOLLOW | _NONBLOCK | _CLOEXEC | _BINARY)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EMLINK) or path.is_symlink():
+            raise RunDamaged(f"{path} is a symbolic link: a run directory holds its own files only") from error
+        raise
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise RunDamaged(f"{path} is not a regular file")
+    return fd
+
+
+def read_bounded(path: Path, limit: int = JSON_LIMIT) -> bytes:
+    """The content of a regular file of at most `limit` bytes. Raises RunDamaged if it is larger, OSError if it cannot be read."""
+    fd = open_regular(path)
+    try:
+        size = os.fstat(fd).st_size
+        if size > limit:
+            raise RunDamaged(f"{path} has {size:,} bytes, more than the {limit:,} that such a file may have")
+        pieces, length = [], 0
+        while piece := os.read(fd, min(1 << 20, limit + 1 - length)):
+            pieces.append(piece)
+            length += len(piece)
+            if length > limit:
+                raise RunDamaged(f"{path} grew beyond {limit:,} bytes while it was read")
+        return b"".join(pieces)
+    finally:
+        os.close(fd)
+
+
+def parse_json(data: bytes, where: str) -> Any:
+    """The value of strict JSON: UTF-8, no NaN or Infinity, no duplicate key, no absurd nesting. Raises RunDamaged naming `where`."""
+
+    def refuse(constant: str) -> NoReturn:
+        raise ValueError(f"{constant} is not JSON")
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            raise ValueError("a key occurs twice")
+        return found
+
+    try:
+        return json.loads(data.decode("utf-8"), parse_constant=refuse, object_pairs_hook=unique)
+    except RecursionError as error:
+        raise RunDamaged(f"{where} is not valid: nested too deeply") from error
+    except ValueError as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+        raise RunDamaged(f"{where} is not valid JSON: {one_line(str(error))}") from error
+
+
+def read_json(path: Path, limit: int = JSON_LIMIT) -> Any:
+    """The value in a JSON file. Raises RunDamaged if it is missing, too large or not strict JSON."""
+    try:
+        return parse_json(read_bounded(path, limit), str(path))
+    except FileNotFoundError as error:
+        raise RunDamaged(f"{path} is missing") from error
+    except OSError as error:
+        raise RunDamaged(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def one_line(text: str, limit: int = 300) -> str:
+    """`text` without line breaks or control characters, cut to `limit` characters: safe inside an error message."""
+    flat = "".join(c if c.isprintable() else " " for c in text)
+    flat = " ".join(flat.split())
+    return flat if len(flat) <= limit else flat[: limit - 1] + "…"
+
+
+def is_inside_real_folder(folder: Path) -> bool:
+    """Whether `folder` is a folder itself and not a symbolic link to one."""
+    try:
+        return stat.S_ISDIR(os.lstat(folder).st_mode)
+    except OSError:
+        return False
+
+
+def check_space(folder: Path, n_bytes: int) -> None:
+    """Raise MiniGPTError unless the disk of `folder` (or of its nearest existing parent) has room for `n_bytes` more."""
+    folder = Path(folder).absolute()
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    try:
+        if os.name == "posix":
+            disk = os.statvfs(folder)
+            free = disk.f_bavail * disk.f_frsize
+        else:  # pragma: no cover
+            import shutil
+
+            free = shutil.disk_usage(folder).free
+    except OSError:
+        return  # a disk that does not tell its space is tried
+    if free < n_bytes:
+        raise MiniGPTError(f"{folder} has {size(free)} free and {size(n_bytes)} are needed: free some space or choose another --runs-dir")
+
+
+def size(n_bytes: int) -> str:
+    """`n_bytes` for people: 1.5 MiB."""
+    value = float(n_bytes)
+    for unit in ("bytes", "KiB", "MiB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}" if unit == "bytes" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} GiB"
+
+
+def first_line_of(errors: Iterable[dict[str, Any]]) -> str:
+    """The first of pydantic's errors as `field: message`, on one line."""
+    for error in errors:
+        where = ".".join(str(part) for part in error["loc"])
+        return one_line(f"{where}: {error['msg']}" if where else str(error["msg"]))
+    return "not valid"
