@@ -69,8 +69,8 @@ class ClassicConfig(_Transformer):
     """GPT-2's architecture."""
 
     arch: Literal["classic"] = "classic"
-    activation: Literal["gelu", "relu"] = "gelu"
-    """Feed-forward non-linearity."""
+    activation: Literal["gelu", "gelu_tanh", "relu"] = "gelu"
+    """Feed-forward non-linearity; gelu_tanh is the approximation that the published GPT-2 uses."""
     bias: bool = False
     """Give linear layers and layer norms a bias."""
 
