@@ -57,6 +57,23 @@ class Model(Protocol):
     def n_active_params(self) -> int:
         """Parameters that take part in computing one token; equals the total except for a mixture of experts."""
 
+    # ---- switches, off until turned
+
+    def set_attention(self, path: Any) -> None:
+        """Compute attention by "plain" matrix products or by torch's fused "sdpa"."""
+
+    def set_compute_dtype(self, dtype: torch.dtype | None) -> None:
+        """Compute activations and products in `dtype`, without autocast; parameters and their gradients stay as they are (float32)."""
+
+    def set_dropout_generator(self, generator: torch.Generator | None) -> None:
+        """Draw every dropout mask from `generator`."""
+
+    def set_grad_checkpoint(self, on: bool) -> None:
+        """Recompute each block's activations in the backward pass instead of keeping them."""
+
+    def init_buffers(self) -> None:
+        """Compute whatever is not a parameter, after construction on the meta device."""
+
 
 def build_model(config: Any, vocab_size: int, seed: int | None = None) -> nn.Module:
     """The model that `config.arch` names, on the CPU at float32; its weights drawn from `seed`, or left unset for loading."""
