@@ -1,0 +1,88 @@
+"""Classic GPT: learned positions, pre-LayerNorm, multi-head causal attention, a feed-forward of 4 times the width.
+
+New over bigram: context. Each token looks at those before it (attention) and thinks about what it found (feed-forward), several
+times over, writing into a residual stream. This is GPT-2 (Radford et al. 2019), weight for weight.
+Shapes: B batch, T tokens, C channels, H heads, D = C // H, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from minigpt_cli.config import ClassicConfig
+from minigpt_cli.errors import UsageError
+from minigpt_cli.models.attention import CausalAttention, KVCache
+from minigpt_cli.models.contract import MatrixParts
+from minigpt_cli.models.layers import Dropout, FeedForward, LayerNorm, Linear
+from minigpt_cli.models.transformer import Transformer
+
+
+class Attention(nn.Module):
+    """Multi-head causal self-attention; q, k and v are one matrix, rows in that order."""
+
+    def __init__(self, config: ClassicConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.n_head = config.n_head
+        self.qkv = Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
+        self.core = CausalAttention(config.dropout)
+        self.out = Linear(config.n_embd, config.n_embd, bias=config.bias)
+
+    def forward(self, x: Tensor, cache: KVCache | None) -> Tensor:
+        B, T, C = x.shape
+        q, k, v = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)  # 3 x (B, H, T, D)
+        if cache is not None:
+            k, v = cache.extend(self.layer, k, v)
+        return self.out(self.core(q, k, v))  # (B, T, C)
+
+
+class Block(nn.Module):
+    """Attention, then feed-forward; each reads a normed copy of the residual stream and adds to it."""
+
+    def __init__(self, config: ClassicConfig, layer: int) -> None:
+        super().__init__()
+        self.norm1 = LayerNorm(config.n_embd, config.bias)
+        self.attention = Attention(config, layer)
+        self.norm2 = LayerNorm(config.n_embd, config.bias)
+        self.mlp = FeedForward(config.n_embd, 4 * config.n_embd, config.activation, config.bias)
+        self.dropout = Dropout(config.dropout)
+
+    def forward(self, x: Tensor, cache: KVCache | None, rope: None) -> tuple[Tensor, float]:
+        x = x + self.dropout(self.attention(self.norm1(x), cache))
+        x = x + self.dropout(self.mlp(self.norm2(x)))
+        return x, 0.0
+
+    def matrices(self) -> Iterator[MatrixParts]:
+        yield MatrixParts(self.attention.qkv.weight, 3)
+        yield MatrixParts(self.attention.out.weight, 1)
+        yield MatrixParts(self.mlp.up.weight, 1)
+        yield MatrixParts(self.mlp.down.weight, 1)
+
+
+class Classic(Transformer):
+    """GPT-2 of any size."""
+
+    def __init__(self, config: ClassicConfig, vocab_size: int) -> None:
+        blocks = [Block(config, layer) for layer in range(config.n_layer)]
+        super().__init__(config, vocab_size, blocks, LayerNorm(config.n_embd, config.bias), n_kv_head=config.n_head)
+        self.position_embedding = nn.Embedding(config.block_size, config.n_embd)
+        self.embedding_dropout = Dropout(config.dropout)
+
+    def embed(self, ids: Tensor, start: int) -> Tensor:
+        end = start + ids.size(1)
+        if end > self.config.block_size:
+            raise UsageError(f"{end} tokens are more than the {self.config.block_size} positions this model has learned: give it fewer")
+        return self.embedding_dropout(self.token_embedding(ids) + self.position_embedding.weight[start:end])  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def init_weights(self, generator: torch.Generator) -> None:
+        """Normal with init_std; 2 n_layer branches add up in the residual stream, so their last matrices begin smaller by its root."""
+        for name, p in self.named_parameters():
+            if p.dim() == 2:
+                into_stream = name.endswith(("attention.out.weight", "mlp.down.weight"))
+                p.normal_(0.0, self.config.init_std / (2 * self.config.n_layer) ** (0.5 * into_stream), generator=generator)
+            else:
+                p.fill_(1.0 if name.endswith("weight") else 0.0)  # gains and biases

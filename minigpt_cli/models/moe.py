@@ -1,0 +1,139 @@
+"""Mixture of experts: the modern block with several feed-forwards, of which a router gives each token a few.
+
+New over modern: more parameters at the same work per token. A token goes to its top-k experts by router probability, and their
+outputs are summed, weighted by those probabilities. They come from the softmax over *all* experts: over the chosen ones alone a
+single weight would be the constant 1 and teach the router nothing. Load is balanced by an auxiliary loss (Switch Transformer,
+Fedus et al. 2021) or by a bias on the choice alone (Wang et al. 2024, DeepSeek-V3).
+This is Mixtral (Jiang et al. 2024), Qwen3-MoE or Qwen2-MoE, by `moe_norm_topk` and `qk_norm`.
+Shapes: B batch, T tokens, N = B * T, C channels, E experts, k of them per token, F hidden width of one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from minigpt_cli.config import MoEConfig
+from minigpt_cli.models import kernels
+from minigpt_cli.models.attention import KVCache, RotaryTable
+from minigpt_cli.models.contract import MatrixParts
+from minigpt_cli.models.layers import Dropout, Linear, RMSNorm, hidden_width
+from minigpt_cli.models.modern import Attention, attention_matrices, init_modern
+from minigpt_cli.models.transformer import Transformer
+
+BIAS_STEP = 1e-3  # DeepSeek-V3's; router probabilities are around 1 / E
+
+
+class Experts(nn.Module):
+    """A router and E SwiGLU experts: x (B, T, C) to (y (B, T, C), auxiliary loss). Every token is served: there is no capacity."""
+
+    balance_bias: Tensor  # (E,) float32
+
+    def __init__(self, config: MoEConfig) -> None:
+        super().__init__()
+        self.config = config
+        E, C, F = config.n_experts, config.n_embd, hidden_width(config.n_embd, config.ffn_mult)
+        self.router = Linear(C, E, bias=False)
+        # Experts are stacked along the rows, so that every matrix in the model has two dimensions.
+        self.gate_up = nn.Parameter(torch.empty(E * 2 * F, C))
+        self.down = nn.Parameter(torch.empty(E * C, F))
+        self.register_buffer("balance_bias", torch.zeros(E), persistent=config.moe_balance == "bias")
+        self._probs = self._counts = None  # of the last training pass: (N, E), (E,)
+
+    def init_buffers(self) -> None:
+        self.balance_bias.zero_()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        c, flat = self.config, x.reshape(-1, x.size(-1))  # (N, C)
+        probs = self.router(flat).float().softmax(-1)  # (N, E)
+        chosen = (probs.detach() + self.balance_bias).topk(c.moe_top_k, dim=-1).indices  # (N, k)
+        weights = probs.gather(-1, chosen)
+        if c.moe_norm_topk:
+            weights = weights / weights.sum(-1, keepdim=True)
+        counts = torch.bincount(chosen.flatten(), minlength=c.n_experts)  # (E,)
+        if self.training:
+            self._probs, self._counts = probs.detach(), counts
+        y = self._mix(flat, chosen, weights.to(x.dtype), counts.tolist())
+        return y.view_as(x), self._aux_loss(probs, counts)
+
+    def _mix(self, x: Tensor, chosen: Tensor, weights: Tensor, counts: list[int]) -> Tensor:
+        """Sum over each token's experts: one pair of products per expert, over its tokens laid side by side."""
+        E, k = self.config.n_experts, self.config.moe_top_k
+        order = chosen.flatten().argsort(stable=True)  # (N k,) pairs of token and expert, sorted by expert
+        gate_up = self.gate_up.to(x.dtype).view(E, -1, x.size(-1))  # (E, 2F, C)
+        down = self.down.to(x.dtype).view(E, x.size(-1), -1)  # (E, C, F)
+        parts = x[order // k].split(counts)
+        y = torch.cat([kernels.swiglu(part @ w.T) @ v.T for part, w, v in zip(parts, gate_up, down, strict=True)])  # (N k, C)
+        back = torch.empty_like(order)
+        back[order] = torch.arange(len(order), device=order.device)
+        return (y[back].view(-1, k, x.size(-1)) * weights[..., None]).sum(1)  # (N, C)
+
+    def _aux_loss(self, probs: Tensor, counts: Tensor) -> Tensor:
+        """E times the sum over experts of share of tokens times mean probability: 1 when balanced (Switch, equation 4)."""
+        if self.config.moe_balance != "aux":
+            return probs.new_zeros(())
+        share = counts / counts.sum()
+        return self.config.moe_aux_loss_coef * self.config.n_experts * (share * probs.mean(0)).sum()
+
+    # ---- what the router does, of the last training pass; tensors, so that nothing waits for the device until they are read
+
+    def expert_load(self) -> Tensor:
+        """(E,) share of the token-expert pairs that each expert got; equal shares before the first pass."""
+        if self._counts is None:
+            return torch.full_like(self.balance_bias, 1 / self.config.n_experts)
+        return self._counts / self._counts.sum()
+
+    def router_entropy(self) -> Tensor:
+        """Mean over tokens of the entropy of the router's choice, nats: log E is undecided, 0 is certain."""
+        if self._probs is None:
+            return torch.full((), self.config.n_experts, device=self.balance_bias.device).log()
+        return torch.special.entr(self._probs).sum(-1).mean()
+
+    @torch.no_grad()
+    def update_bias(self) -> None:
+        """With moe_balance="bias", make overloaded experts a little less and idle ones a little more likely to be chosen."""
+        if self.config.moe_balance == "bias":
+            load = self.expert_load()
+            self.balance_bias += BIAS_STEP * (load.mean() - load).sign()
+
+
+class Block(nn.Module):
+    """The modern block with experts for its feed-forward."""
+
+    def __init__(self, config: MoEConfig, layer: int) -> None:
+        super().__init__()
+        self.norm1 = RMSNorm(config.n_embd, config.rms_norm_eps)
+        self.attention = Attention(config, layer)
+        self.norm2 = RMSNorm(config.n_embd, config.rms_norm_eps)
+        self.moe = Experts(config)
+        self.dropout = Dropout(config.dropout)
+
+    def forward(self, x: Tensor, cache: KVCache | None, rope: Tensor) -> tuple[Tensor, Tensor]:
+        x = x + self.dropout(self.attention(self.norm1(x), cache, rope))
+        y, aux_loss = self.moe(self.norm2(x))
+        return x + self.dropout(y), aux_loss
+
+    def matrices(self) -> Iterator[MatrixParts]:
+        yield from attention_matrices(self.attention)
+        yield MatrixParts(self.moe.gate_up, 2 * self.moe.config.n_experts)
+        yield MatrixParts(self.moe.down, self.moe.config.n_experts)
+
+
+class MixtureOfExperts(Transformer):
+    """Mixtral, Qwen3-MoE or Qwen2-MoE of any size."""
+
+    def __init__(self, config: MoEConfig, vocab_size: int) -> None:
+        c = config
+        blocks = [Block(c, layer) for layer in range(c.n_layer)]
+        rope = RotaryTable(c.block_size, c.n_embd // c.n_head, c.rope_theta)
+        super().__init__(c, vocab_size, blocks, RMSNorm(c.n_embd, c.rms_norm_eps), c.n_kv_head or c.n_head, rope)
+
+    def init_weights(self, generator: torch.Generator) -> None:
+        init_modern(self, generator)
+
+    def n_active_params(self) -> int:
+        idle = 1 - self.config.moe_top_k / self.config.n_experts
+        experts = sum(p.numel() for m in self.modules() if isinstance(m, Experts) for p in (m.gate_up, m.down))
+        return sum(p.numel() for p in self.parameters()) - round(idle * experts)
