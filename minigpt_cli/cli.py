@@ -1,0 +1,134 @@
+"""The Typer app: mounts commands/ lazily, and is the one place that turns an error into a line and an exit code."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Sequence
+from difflib import get_close_matches
+from typing import Annotated, Any
+
+import typer
+from typer.main import get_command
+
+from minigpt_cli.commands.mounting import Mount, lazy_group
+from minigpt_cli.errors import MiniGPTError
+
+COMMANDS = {
+    "train": Mount("minigpt_cli.commands.train:train", "Train a model on a text; alone, a good small one on the default text."),
+    "generate": Mount("minigpt_cli.commands.generate:generate", "Continue a prompt with a trained model."),
+    "eval": Mount("minigpt_cli.commands.evaluate:evaluate", "Score a run on every character of a text."),
+    "compare": Mount("minigpt_cli.commands.compare:compare", "Tell which of several runs is really better, and by how much."),
+    "runs": Mount("minigpt_cli.commands.runs:app", "List, rank, show, watch, plot, tag, verify, export and remove runs."),
+    "tokenize": Mount("minigpt_cli.commands.tokenize:tokenize", "Turn a text into token files, and show how it is cut."),
+}
+
+app = typer.Typer(
+    name="minigpt",
+    cls=lazy_group(COMMANDS),
+    invoke_without_command=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback()
+def minigpt(
+    ctx: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit; with -v also torch and the device.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="With --version: say more.")] = False,
+) -> None:
+    """\b
+    Examples:
+      minigpt train                       train on the default text, three minutes
+      minigpt train notes.txt --arch moe  your own text, a mixture of experts
+      minigpt generate --prompt "Once"    let the newest model write
+      minigpt runs leaderboard            which run is best
+
+    Train small GPTs from scratch on your own text and machine, and learn, honestly measured, which run is really better.
+    """
+    if version:
+        from minigpt_cli.display.console import write
+        from minigpt_cli.display.versions import describe_versions
+
+        write(describe_versions(verbose))
+    elif ctx.invoked_subcommand is None:
+        typer.echo(ctx.get_help())
+    else:
+        return
+    raise typer.Exit
+
+
+def main() -> None:
+    """The entry point of `minigpt`."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command line `arguments` and return its exit code; every error becomes one line on stderr."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+    try:
+        code = get_command(app)(list(arguments), prog_name="minigpt", standalone_mode=False)
+        sys.stdout.flush()
+    except SystemExit as exit_:  # shell completion, and a pipe that Typer found closed
+        return _after_closed_pipe() if isinstance(exit_.__context__, BrokenPipeError) else _as_code(exit_.code)
+    except BrokenPipeError:
+        return _after_closed_pipe()
+    except KeyboardInterrupt:
+        return 130
+    except typer.Abort:
+        return _fail("nothing was done", 1)
+    except typer.TyperException as error:
+        return _fail(_usage_message(error), error.exit_code)
+    except MiniGPTError as error:
+        return _fail(str(error), error.exit_code)
+    except OSError as error:
+        return _fail(_os_message(error), 1)
+    except MemoryError:
+        return _fail("out of memory: close other programs, or use a smaller model, batch or text", 1)
+    return _as_code(code)
+
+
+def _as_code(value: Any) -> int:
+    return value if isinstance(value, int) else 0
+
+
+def _fail(message: str, code: int) -> int:
+    from minigpt_cli.display.console import error
+
+    error(message)
+    return code
+
+
+def _after_closed_pipe() -> int:
+    """The reader has seen enough: end quietly, and keep the interpreter from flushing into the closed pipe at exit."""
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
+    return 0
+
+
+def _os_message(error: OSError) -> str:
+    """One line for a disk that is full, a folder that may not be written, and the like."""
+    where = f"{error.filename}: " if error.filename else ""
+    hint = {errno.ENOSPC: ": free some space, then go on with --resume", errno.EACCES: ": check its permissions", errno.EROFS: ""}
+    return f"{where}{error.strerror or error}{hint.get(error.errno or 0, '')}"
+
+
+def _usage_message(error: typer.TyperException) -> str:
+    """Typer's message as one line, with the nearest flag in place of the list of possible ones."""
+    if (flag := getattr(error, "option_name", None)) and type(error).__name__ == "NoSuchOption":
+        known = _flags(getattr(error, "ctx", None))
+        near = get_close_matches(flag, known, n=1, cutoff=0.6)
+        path = getattr(getattr(error, "ctx", None), "command_path", "minigpt")
+        return f"unknown flag {flag}: " + (f"did you mean {near[0]}?" if near else f"see {path} --help")
+    message = " ".join(error.format_message().split())
+    return message[:1].lower() + message[1:]
+
+
+def _flags(ctx: Any) -> list[str]:
+    """Every flag that the command of `ctx` knows."""
+    return [] if ctx is None else [flag for param in ctx.command.get_params(ctx) for flag in (*param.opts, *param.secondary_opts)]

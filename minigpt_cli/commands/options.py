@@ -1,0 +1,98 @@
+"""Arguments and flags that several commands share, with their shell completion. Completing imports no torch.
+
+A command's docstring is its help page. It begins with `\\b` (so that Typer keeps its lines) and a block "Examples:", each
+line of which is two spaces, a command line that the tests parse, and, two or more spaces on, what it does.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from minigpt_cli import registry
+
+
+def complete_run(ctx: typer.Context, incomplete: str) -> Iterator[tuple[str, str]]:
+    """Names of runs, newest first, and what each is."""
+    from minigpt_cli.errors import MiniGPTError
+    from minigpt_cli.runstore import RunStore, resolve_runs_dir
+
+    yield from (pair for pair in [("latest", "the newest run"), ("top", "first on the leaderboard")] if pair[0].startswith(incomplete))
+    folder = resolve_runs_dir(ctx.params.get("runs_dir"))
+    try:
+        runs = RunStore(folder).list()
+    except (MiniGPTError, OSError):
+        return
+    for run in runs:
+        if run.name.startswith(incomplete):
+            yield run.name, getattr(getattr(run, "record", None), "arch", "")
+
+
+def complete_preset(incomplete: str) -> Iterator[tuple[str, str]]:
+    """Names of presets, and what each is for."""
+    from minigpt_cli.recipes import preset_names, preset_summary
+
+    yield from ((name, preset_summary(name)) for name in preset_names() if name.startswith(incomplete))
+
+
+def complete_source(incomplete: str) -> Iterator[str]:
+    """Named corpora, then files and folders."""
+    yield from (name for name in registry.CORPORA if name.startswith(incomplete))
+    folder = os.path.dirname(incomplete)
+    try:
+        entries = sorted(os.scandir(folder or "."), key=lambda entry: entry.name)
+    except OSError:
+        return
+    for entry in entries:
+        path = os.path.join(folder, entry.name)
+        if path.startswith(incomplete) and not entry.name.startswith("."):
+            yield path + "/" if entry.is_dir() else path
+
+
+def complete_tokenizer(incomplete: str) -> Iterator[str]:
+    """Names of tokenizers, then tokenizer.json files."""
+    yield from (name for name in registry.TOKENIZERS if name.startswith(incomplete))
+    yield from (path for path in complete_source(incomplete) if path.endswith((".json", "/")))
+
+
+_RUN_HELP = "A run's name, an unambiguous prefix of it, 'latest', or 'top' (first on the leaderboard)."
+
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help=_RUN_HELP, autocompletion=complete_run)]
+"""A run that must be named."""
+
+OptionalRun = Annotated[str | None, typer.Argument(metavar="RUN", help=_RUN_HELP + " Default: latest.", autocompletion=complete_run)]
+"""A run, by default the latest; the command says on stderr which one it took."""
+
+RunArguments = Annotated[list[str], typer.Argument(metavar="RUN...", help=_RUN_HELP, autocompletion=complete_run)]
+"""One run or more."""
+
+SourceArgument = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="SOURCE",
+        help="A text file, a folder of them, '-' for stdin, or a named corpus; default: data/input.txt if it is there, else python-docs.",
+        autocompletion=complete_source,
+    ),
+]
+"""Where text comes from."""
+
+RunsDir = Annotated[
+    Path | None,
+    typer.Option("--runs-dir", metavar="DIR", help="Where runs live; default: $MINIGPT_RUNS_DIR, else ./runs.", show_default=False),
+]
+
+JsonFlag = Annotated[bool, typer.Option("--json", metavar="", help="Print JSON on stdout, and nothing else there.")]
+
+YesFlag = Annotated[bool, typer.Option("--yes", "-y", metavar="", help="Do not ask before deleting.")]
+
+MarkdownFlag = Annotated[bool, typer.Option("--md", metavar="", help="Print a Markdown table.")]
+
+CsvFlag = Annotated[bool, typer.Option("--csv", metavar="", help="Print CSV.")]
+
+CheckpointOption = Annotated[
+    Literal["best", "last"], typer.Option("--ckpt", help="The weights of the best validation step, or of the last.")
+]
