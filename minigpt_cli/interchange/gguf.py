@@ -1,0 +1,242 @@
+"""A run as a GGUF file, which llama.cpp, Ollama and LM Studio open.
+
+The weights go through their Hugging Face names (hf_weights), so this is a table of names and three surprises:
+
+- llama.cpp's `llama` rotates neighbouring pairs (2i, 2i+1) where Hugging Face rotates halves (i, i + D/2): rows of q and
+  k are put in that order. `qwen3`, `qwen2moe`, `dots1` rotate halves and need nothing.
+- `qwen3moe` renormalises the router's weights over the chosen experts and `qwen2moe` does not but has no QK-norm. QK-norm
+  without renormalising is `dots1`, whose shared expert is written as zeros and whose keys and values have a head each.
+- the end token that llama.cpp insists on gets the mean of all output rows: its logit is the mean of the others, so it
+  is never the largest.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from minigpt_cli.errors import MissingExtra, UsageError
+from minigpt_cli.interchange.gguf_vocabulary import Vocabulary, vocabulary
+
+Array = npt.NDArray[np.float32]
+DType = Literal["f32", "f16", "q8_0"]
+DTYPES: tuple[DType, ...] = ("f32", "f16", "q8_0")
+_FILE_TYPE = {"f32": 0, "f16": 1, "q8_0": 7}
+_BLOCK = 32  # numbers that share one scale in q8_0
+
+_ROOTS = {
+    "model.embed_tokens.weight": "token_embd.weight",
+    "model.norm.weight": "output_norm.weight",
+    "lm_head.weight": "output.weight",
+    "transformer.wte.weight": "token_embd.weight",
+    "transformer.wpe.weight": "position_embd.weight",
+    "transformer.ln_f.weight": "output_norm.weight",
+    "transformer.ln_f.bias": "output_norm.bias",
+}
+_IN_BLOCK = {
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "mlp.gate": "ffn_gate_inp",
+    "block_sparse_moe.gate": "ffn_gate_inp",
+    "mlp.shared_expert.gate_proj": "ffn_gate_shexp",
+    "mlp.shared_expert.up_proj": "ffn_up_shexp",
+    "mlp.shared_expert.down_proj": "ffn_down_shexp",
+    "ln_1": "attn_norm",
+    "ln_2": "ffn_norm",
+    "attn.c_attn": "attn_qkv",
+    "attn.c_proj": "attn_output",
+    "mlp.c_fc": "ffn_up",
+    "mlp.c_proj": "ffn_down",
+}
+_EXPERT = {"gate_proj": "ffn_gate_exps", "w1": "ffn_gate_exps", "up_proj": "ffn_up_exps", "w3": "ffn_up_exps", "down_proj": "ffn_down_exps", "w2": "ffn_down_exps"}
+_NAME = re.compile(r"^(?:model\.layers|transformer\.h)\.(\d+)\.(.+)\.(weight|bias)$")
+_EXPERT_NAME = re.compile(r"^model\.layers\.(\d+)\.(?:mlp|block_sparse_moe)\.experts\.(\d+)\.(\w+)\.weight$")
+
+
+def architecture(config: dict[str, Any]) -> str:
+    """llama.cpp's architecture for a Hugging Face config. Raises UsageError, naming the setting, where there is none."""
+    kind = config["model_type"]
+    if kind == "gpt2":
+        # llama.cpp's GPT-2 computes GELU by the tanh formula and nothing else.
+        if config["activation_function"] != "gelu_new":
+            raise UsageError(f"GGUF cannot express --activation {config['activation_function']}: llama.cpp's GPT-2 has only the tanh GELU; export with --format hf")
+        return "gpt2"
+    if kind == "qwen3_moe":
+        return "qwen3moe" if config["norm_topk_prob"] else "dots1"
+    if kind == "qwen2_moe" and config["norm_topk_prob"]:
+        raise UsageError("GGUF cannot express a Qwen2-MoE that renormalises its router; export with --format hf")
+    return {"llama": "llama", "mixtral": "llama", "qwen3": "qwen3", "qwen2_moe": "qwen2moe"}[kind]
+
+
+def write(path: Path, name: str, config: dict[str, Any], tensors: dict[str, Tensor], tokenizer_json: str, dtype: DType) -> None:
+    """Write one GGUF file from a model in its Hugging Face form."""
+    if dtype not in DTYPES:
+        raise UsageError(f"unknown --dtype {dtype!r}: {', '.join(DTYPES)}")
+    try:
+        import gguf
+    except ImportError:
+        raise MissingExtra("the GGUF format", "gguf") from None
+    arch = architecture(config)
+    words = vocabulary(tokenizer_json, config["vocab_size"])
+    writer = gguf.GGUFWriter(path, arch)
+    writer.add_name(name)
+    writer.add_file_type(_FILE_TYPE[dtype])
+    if dtype == "q8_0":
+        writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    _write_shape(writer, arch, config)
+    _write_vocabulary(writer, words)
+    for tensor_name, values in renamed(arch, config, tensors, words):
+        kind = storage(tensor_name, values, dtype)
+        if kind == "q8_0":
+            writer.add_tensor(tensor_name, gguf.quantize(values, gguf.GGMLQuantizationType.Q8_0), raw_dtype=gguf.GGMLQuantizationType.Q8_0)
+        else:
+            writer.add_tensor(tensor_name, values.astype(np.float16 if kind == "f16" else np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def storage(name: str, values: Array, dtype: DType) -> DType:
+    """How one tensor is stored: gains, biases, positions and routers always in f32; a row that q8_0 cannot divide in f16."""
+    if dtype == "f32" or values.ndim == 1 or name.startswith("position_embd") or "ffn_gate_inp" in name:
+        return "f32"
+    return "f16" if dtype == "q8_0" and values.shape[-1] % _BLOCK else dtype
+
+
+def _write_shape(writer: Any, arch: str, config: dict[str, Any]) -> None:
+    gpt2 = arch == "gpt2"
+    width, heads = (config["n_embd"], config["n_head"]) if gpt2 else (config["hidden_size"], config["num_attention_heads"])
+    writer.add_context_length(config["n_positions"] if gpt2 else config["max_position_embeddings"])
+    writer.add_embedding_length(width)
+    writer.add_block_count(config["n_layer"] if gpt2 else config["num_hidden_layers"])
+    writer.add_head_count(heads)
+    if gpt2:
+        writer.add_feed_forward_length(config["n_inner"] or 4 * width)
+        writer.add_layer_norm_eps(config["layer_norm_epsilon"])
+        return
+    writer.add_head_count_kv(heads if arch == "dots1" else config["num_key_value_heads"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_vocab_size(config["vocab_size"])
+    head_size = config.get("head_dim") or width // heads
+    writer.add_key_length(head_size)
+    writer.add_value_length(head_size)
+    writer.add_rope_dimension_count(head_size)
+    writer.add_rope_freq_base(rope_theta(config))
+    if experts := config.get("num_local_experts") or config.get("num_experts"):
+        writer.add_expert_count(experts)
+        writer.add_expert_used_count(config["num_experts_per_tok"])
+    if "moe_intermediate_size" in config:
+        writer.add_expert_feed_forward_length(config["moe_intermediate_size"])
+    if arch == "qwen2moe":
+        writer.add_expert_shared_feed_forward_length(config["shared_expert_intermediate_size"])
+    if arch == "dots1":
+        writer.add_leading_dense_block_count(0)
+        writer.add_expert_shared_count(1)
+        writer.add_expert_weights_scale(1.0)
+        writer.add_expert_weights_norm(False)
+        writer.add_uint32(f"{arch}.expert_gating_func", 1)  # softmax over all experts
+
+
+def rope_theta(config: dict[str, Any]) -> float:
+    """The base of the rotary frequencies, from where this version of the config keeps it."""
+    parameters = config.get("rope_parameters") or {}
+    return float(parameters.get("rope_theta", config.get("rope_theta", 10_000.0)))
+
+
+def _write_vocabulary(writer: Any, words: Vocabulary) -> None:
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(words.pattern)
+    writer.add_token_list(words.tokens)
+    writer.add_token_types(words.types)
+    writer.add_token_merges(words.merges)
+    writer.add_bos_token_id(words.end_id)
+    writer.add_eos_token_id(words.end_id)
+    writer.add_add_bos_token(False)
+    writer.add_add_space_prefix(False)
+
+
+def renamed(arch: str, config: dict[str, Any], tensors: dict[str, Tensor], words: Vocabulary) -> Iterator[tuple[str, Array]]:
+    """Every tensor under llama.cpp's name, in its layout."""
+    experts: dict[tuple[int, str], dict[int, Array]] = {}
+    for name, tensor in tensors.items():
+        if name == "lm_head.weight" and config.get("tie_word_embeddings") and arch != "qwen2moe":
+            continue  # llama.cpp takes the embedding where there is no head; its qwen2moe wants one
+        values = tensor.detach().float().cpu().numpy()
+        if match := _EXPERT_NAME.match(name):
+            experts.setdefault((int(match[1]), _EXPERT[match[3]]), {})[int(match[2])] = values
+            continue
+        yield _place(arch, config, name, values, words)
+    for (layer, name), parts in experts.items():
+        yield f"blk.{layer}.{name}.weight", np.stack([parts[i] for i in range(len(parts))])  # (experts, out, in)
+    if arch == "qwen2moe" and "lm_head.weight" not in tensors:
+        yield _place(arch, config, "lm_head.weight", tensors["model.embed_tokens.weight"].detach().float().cpu().numpy(), words)
+    yield from _fillers(arch, config, tensors)
+
+
+def _place(arch: str, config: dict[str, Any], name: str, values: Array, words: Vocabulary) -> tuple[str, Array]:
+    if name in _ROOTS:
+        target = _ROOTS[name]
+        if words.added and target in ("token_embd.weight", "output.weight"):
+            values = np.concatenate([values, values.mean(axis=0, keepdims=True, dtype=np.float64).astype(np.float32)])
+        return target, values
+    match = _NAME.match(name)
+    if not match or (match[2] not in _IN_BLOCK and match[2] != "mlp.shared_expert_gate"):
+        raise UsageError(f"GGUF has no place for the tensor {name}; export with --format hf")
+    layer, part, kind = match.groups()
+    if part == "mlp.shared_expert_gate":
+        # llama.cpp computes this sigmoid as silu(x) / x, which is not a number at x = 0: gate the zeros of the shared expert by anything else.
+        return f"blk.{layer}.ffn_gate_inp_shexp.weight", values.reshape(-1) if values.any() else np.ones(values.size, np.float32)
+    if arch == "gpt2" and values.ndim == 2:
+        values = np.ascontiguousarray(values.T)  # Conv1D keeps (in, out)
+    if arch == "dots1" and part in ("self_attn.k_proj", "self_attn.v_proj"):
+        values = repeated_heads(values, config["num_key_value_heads"], config["num_attention_heads"])
+    if arch == "llama" and part in ("self_attn.q_proj", "self_attn.k_proj"):
+        values = neighbouring_pairs(values, config["num_attention_heads"] if part.endswith("q_proj") else config["num_key_value_heads"])
+    return f"blk.{layer}.{_IN_BLOCK[part]}.{kind}", values
+
+
+def neighbouring_pairs(weight: Array, n_head: int) -> Array:
+    """Rows (H D, C) of a projection reordered so that rotating pairs (2i, 2i+1) equals rotating (i, i + D/2) before."""
+    halves = weight.reshape(n_head, 2, weight.shape[0] // n_head // 2, *weight.shape[1:])  # (H, 2, D/2, C)
+    return np.ascontiguousarray(halves.swapaxes(1, 2).reshape(weight.shape))
+
+
+def repeated_heads(weight: Array, n_kv_head: int, n_head: int) -> Array:
+    """Rows (K D, C) of a grouped projection written out for each of the H heads (H D, C)."""
+    return np.repeat(weight.reshape(n_kv_head, -1, weight.shape[1]), n_head // n_kv_head, axis=0).reshape(-1, weight.shape[1])
+
+
+def _fillers(arch: str, config: dict[str, Any], tensors: dict[str, Tensor]) -> Iterator[tuple[str, Array]]:
+    """Tensors that llama.cpp insists on and the model does not have: zeros."""
+    if arch == "gpt2":
+        width = config["n_embd"]
+        sizes = {"attn_norm": width, "attn_qkv": 3 * width, "attn_output": width, "ffn_norm": width, "ffn_up": config["n_inner"] or 4 * width, "ffn_down": width}
+        places = {gguf: hf for hf, gguf in _IN_BLOCK.items() if hf.startswith(("ln_", "attn.", "mlp.c_"))}
+        for layer in range(config["n_layer"]):
+            for part, size in sizes.items():
+                if f"transformer.h.{layer}.{places[part]}.bias" not in tensors:
+                    yield f"blk.{layer}.{part}.bias", np.zeros(size, np.float32)
+        if "transformer.ln_f.bias" not in tensors:
+            yield "output_norm.bias", np.zeros(width, np.float32)
+    if arch == "dots1":
+        width, inner = config["hidden_size"], config["moe_intermediate_size"]
+        for layer in range(config["num_hidden_layers"]):
+            for part, shape in (("gate", (inner, width)), ("up", (inner, width)), ("down", (width, inner))):
+                yield f"blk.{layer}.ffn_{part}_shexp.weight", np.zeros(shape, np.float32)

@@ -1,0 +1,127 @@
+"""A tokenizer.json as the vocabulary of a GGUF file, so that llama.cpp cuts text into the same ids. No torch.
+
+llama.cpp knows byte-level BPE: it writes every byte as one printable character, cuts the text by a named pattern and
+merges. Our three kinds fit in it exactly:
+
+- BPE is that, with its own merges;
+- byte is that, without merges;
+- char is that, with one short chain of merges for each character of several bytes. A chain starts at the character's
+  first byte, which no other position can hold, so merges never cross a character.
+
+Two things have no place in that scheme. llama.cpp always has an end token (id 11 where none is named, which would end a
+text at an ordinary character), so one is appended where the tokenizer has none; and it wants at least one merge.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from minigpt_cli.errors import UsageError
+
+END_TOKEN = "<|endoftext|>"
+NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # llama.cpp's token types
+END_TOKENS = (END_TOKEN, "<|eot|>", "</s>", "<|end_of_text|>", "<eos>")
+
+# Pre-tokenizing patterns by the name that llama.cpp has for them; our own BPE cuts as GPT-2 does.
+_PATTERNS = {
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+": "llama-bpe",
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+": "qwen2",
+}
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What llama.cpp needs to cut text."""
+
+    pattern: str  # its name for the pre-tokenizer
+    tokens: list[str]  # by id, in the byte alphabet
+    types: list[int]
+    merges: list[str]
+    end_id: int
+    added: bool  # whether the end token was appended, and so needs a row of its own in the weights
+
+
+def byte_alphabet() -> list[str]:
+    """The printable character that stands for each byte (GPT-2's table: printable bytes stand for themselves)."""
+    printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
+    others = iter(range(256, 512))
+    return [chr(byte if byte in printable else next(others)) for byte in range(256)]
+
+
+_ALPHABET = byte_alphabet()
+
+
+def spelled(data: bytes) -> str:
+    """`data` in the byte alphabet."""
+    return "".join(_ALPHABET[byte] for byte in data)
+
+
+def vocabulary(tokenizer_json: str, n_rows: int) -> Vocabulary:
+    """The vocabulary of a tokenizer.json for a model with `n_rows` embeddings. Raises UsageError for one that llama.cpp would cut otherwise."""
+    document = json.loads(tokenizer_json)
+    model = document["model"]
+    kind = model.get("type") or ("BPE" if "merges" in model else None)
+    if document.get("normalizer"):
+        raise UsageError(f"GGUF cannot express this tokenizer: it normalises text ({document['normalizer'].get('type')}); export with --format hf")
+    if kind == "WordLevel":
+        pattern, tokens, merges = _characters(model["vocab"])
+    elif kind == "BPE":
+        pattern, tokens, merges = _byte_pairs(document, model)
+    else:
+        raise UsageError(f"GGUF cannot express a {kind} tokenizer: char, byte and byte-level BPE are what llama.cpp cuts alike; export with --format hf")
+    types = dict.fromkeys(tokens, NORMAL)
+    for token in document.get("added_tokens") or []:
+        tokens[token["id"]] = token["content"]
+        types[token["id"]] = CONTROL if token["special"] else USER_DEFINED
+    if any(token_id >= n_rows for token_id in tokens):
+        raise UsageError(f"the tokenizer has ids up to {max(tokens)} and the model only {n_rows} rows: the two do not belong together")
+    for token_id in range(n_rows):  # rows that no text reaches: padding of the vocabulary
+        types.setdefault(token_id, UNUSED)
+        tokens.setdefault(token_id, f"[unused{token_id}]")
+    ends = [token_id for text in END_TOKENS for token_id, token in tokens.items() if token == text]
+    if added := not ends:
+        tokens[n_rows], types[n_rows] = END_TOKEN, CONTROL
+        ends = [n_rows]
+    types[ends[0]] = CONTROL
+    ids = sorted(tokens)
+    # Bytes that UTF-8 never holds: a merge that never happens, for a vocabulary that has none.
+    merges = merges or [f"{_ALPHABET[0xFE]} {_ALPHABET[0xFF]}"]
+    return Vocabulary(pattern, [tokens[i] for i in ids], [types[i] for i in ids], merges, ends[0], added)
+
+
+def _characters(vocab: dict[str, int]) -> tuple[str, dict[int, str], list[str]]:
+    if long := [token for token in vocab if len(token) != 1]:
+        raise UsageError(f"GGUF cannot express this tokenizer: {long[0]!r} is a whole word; only one character a token, or byte-level BPE, fits")
+    merges: dict[str, None] = {}
+    for character in sorted(vocab):
+        spelling = spelled(character.encode())
+        for end in range(1, len(spelling)):
+            merges[f"{spelling[:end]} {spelling[end]}"] = None
+    return "qwen2", {i: spelled(character.encode()) for character, i in vocab.items()}, list(merges)
+
+
+def _byte_pairs(document: dict[str, Any], model: dict[str, Any]) -> tuple[str, dict[int, str], list[str]]:
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+    for setting in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"):
+        if model.get(setting):
+            raise UsageError(f"GGUF cannot express this tokenizer: its BPE sets {setting}; export with --format hf")
+    return _pattern(document.get("pre_tokenizer"), bool(merges)), {i: token for token, i in model["vocab"].items()}, merges
+
+
+def _pattern(pre_tokenizer: dict[str, Any] | None, merges: bool) -> str:
+    """llama.cpp's name for how the text is cut before merging."""
+    steps = (pre_tokenizer or {}).get("pretokenizers") or [pre_tokenizer or {}]
+    last = steps[-1]
+    if last.get("type") != "ByteLevel" or last.get("add_prefix_space"):
+        raise UsageError("GGUF cannot express this tokenizer: its BPE is not byte-level without a prefix space; export with --format hf")
+    if not merges:
+        return "qwen2"  # nothing merges, so the cuts do not matter; this name leaves spaces alone when decoding
+    if len(steps) == 1 and last.get("use_regex", True):
+        return "gpt-2"
+    if len(steps) == 2 and steps[0].get("type") == "Split" and steps[0].get("behavior") == "Isolated":
+        found = _PATTERNS.get(steps[0].get("pattern", {}).get("Regex", ""))
+        if found:
+            return found
+    raise UsageError("GGUF cannot express this tokenizer: llama.cpp has no name for its pre-tokenizer; export with --format hf")
