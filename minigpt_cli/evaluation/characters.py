@@ -1,0 +1,64 @@
+"""From nats per token to nats per character, whatever the tokenizer. NumPy only.
+
+A token's nats are shared out equally over the characters that it touches; a character spelled by several tokens (an
+accented letter in byte tokens) collects a share of each. The sum over characters is the sum over tokens, and every
+tokenizer ends with one number for each of the same characters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from minigpt_cli.errors import MiniGPTError
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+
+def token_lengths(token_bytes: Sequence[bytes]) -> Ints:
+    """Bytes that each id of a vocabulary stands for, (V,)."""
+    return np.fromiter((len(piece) for piece in token_bytes), dtype=np.int64, count=len(token_bytes))
+
+
+def spelled(ids: npt.NDArray[np.integer], token_bytes: Sequence[bytes]) -> str:
+    """The text that `ids` spell. Raises MiniGPTError where they are cut inside a character."""
+    pieces: list[bytes] = []
+    for start in range(0, len(ids), 1 << 20):
+        pieces.append(b"".join([token_bytes[i] for i in np.asarray(ids[start : start + (1 << 20)]).tolist()]))
+    try:
+        return b"".join(pieces).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise MiniGPTError(f"the tokens are not whole UTF-8 text (byte {error.start}): tokenize the text again") from error
+
+
+def per_character(nats: npt.ArrayLike, lengths: npt.ArrayLike, text: bytes) -> tuple[Floats, Ints]:
+    """Nats of every character of the UTF-8 `text`, and the index of the token that begins each, both (n_chars,).
+
+    `nats` and `lengths` (in bytes) are those of its tokens. Raises MiniGPTError if the tokens do not spell the text.
+    """
+    nats, lengths = np.asarray(nats, dtype=np.float64), np.asarray(lengths, dtype=np.int64)
+    ends = np.cumsum(lengths)
+    spelled_bytes = int(ends[-1]) if len(ends) else 0
+    if spelled_bytes != len(text):
+        raise MiniGPTError(
+            f"the tokens spell {spelled_bytes:,} bytes of a text of {len(text):,}: its tokenizer changes the text, so no score is exact"
+        )
+    raw = np.frombuffer(text, dtype=np.uint8)
+    starts = np.flatnonzero((raw & 0xC0) != 0x80)  # (n_chars,) byte where each character begins
+    n_chars = len(starts)
+    if not n_chars:
+        return np.zeros(0), np.zeros(0, dtype=np.int64)
+    begins = ends - lengths
+    if len(nats) == n_chars == len(text) or (len(nats) == n_chars and np.array_equal(begins, starts)):
+        return nats.copy(), np.arange(n_chars, dtype=np.int64)  # one token a character
+    first = np.clip(np.searchsorted(starts, begins, side="right") - 1, 0, n_chars - 1)  # (n_tokens,) first character touched
+    last = np.clip(np.searchsorted(starts, ends, side="left") - 1, first, n_chars - 1)
+    touched = last - first + 1
+    token = np.repeat(np.arange(len(nats)), touched)
+    character = np.repeat(first, touched) + np.arange(len(token)) - np.repeat(np.cumsum(touched) - touched, touched)
+    shared = np.bincount(character, weights=(nats / touched)[token], minlength=n_chars)
+    begun_by = np.searchsorted(ends, starts, side="right")  # the token whose bytes hold the character's first
+    return shared, np.minimum(begun_by, len(nats) - 1)

@@ -1,0 +1,56 @@
+"""What an evaluation found, as a record. No torch: comparing needs only these."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from minigpt_cli.evaluation.statistics import mean_interval
+
+
+@dataclass(frozen=True)
+class Score:
+    """One model on one text: the numbers, and the nats of every character behind them."""
+
+    nats_per_token: float
+    nats_per_char: float
+    bits_per_byte: float
+    perplexity: float  # exp(nats_per_token); depends on the tokenizer
+    n_tokens: int
+    n_chars: int
+    n_bytes: int
+    ci95: tuple[float, float]  # of nats_per_char, block bootstrap
+    block_chars: int  # length of the resampled blocks
+    text_sha256: str
+    char_nats: npt.NDArray[np.float64]  # (n_chars,)
+    char_position: npt.NDArray[np.int64]  # (n_chars,) tokens of its window before the token that begins the character
+    text: bytes  # UTF-8
+
+
+def make_score(
+    token_nats: npt.NDArray[np.float64], char_nats: npt.NDArray[np.float64], char_position: npt.NDArray[np.int64], text: bytes
+) -> Score:
+    """The score of a text whose tokens and characters cost these nats; sums in float64."""
+    total = math.fsum(np.add.reduceat(token_nats, np.arange(0, len(token_nats), 4096)))
+    interval = mean_interval(char_nats)
+    per_char, per_token = total / len(char_nats), total / len(token_nats)
+    shift = per_char - interval.mean  # rounding alone
+    return Score(
+        nats_per_token=per_token,
+        nats_per_char=per_char,
+        bits_per_byte=total / math.log(2) / len(text),
+        perplexity=math.exp(per_token) if per_token < 700 else math.inf,
+        n_tokens=len(token_nats),
+        n_chars=len(char_nats),
+        n_bytes=len(text),
+        ci95=(interval.low + shift, interval.high + shift),
+        block_chars=interval.block,
+        text_sha256=hashlib.sha256(text).hexdigest(),
+        char_nats=char_nats,
+        char_position=char_position,
+        text=text,
+    )

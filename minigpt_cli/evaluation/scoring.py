@@ -1,0 +1,211 @@
+"""Nats of every token, and of every character, of a text under a model. The one place where a score is made.
+
+Protocol: the text is cut into consecutive windows of `block_size` tokens, as such models are usually evaluated; a token
+is conditioned on what precedes it in its window, and the first of a window on the last token before it. With `stride` N
+windows overlap and only the last N tokens of each are scored, so that every token sees at least block_size - N + 1
+tokens before it. Without any text before, the very first token costs log V: nothing is known about it.
+B batch, T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from minigpt_cli.errors import MiniGPTError, UsageError
+from minigpt_cli.evaluation.characters import per_character, spelled, token_lengths
+from minigpt_cli.evaluation.scores import Score, make_score
+from minigpt_cli.tokenization.contract import Tokenizer
+
+__all__ = ["Score", "score_ids", "score_text", "token_nats"]
+
+_LOGITS = 1 << 22  # elements of logits in one batch: 16 MiB at float32, so that log-softmax stays near the cache
+_TOKENS = 1 << 13
+_PENDING = 64  # batches whose results may wait on the device, so that a GPU is not held up
+
+
+def token_nats(
+    model: nn.Module,
+    ids: npt.ArrayLike,
+    *,
+    context: npt.ArrayLike | None = None,
+    block_size: int,
+    stride: int = 0,
+    device: str | torch.device | None = None,
+    batch_tokens: int | None = None,
+    autocast: torch.dtype | None = None,
+) -> npt.NDArray[np.float64]:
+    """Nats of each of `ids` under the model, (len(ids),), given those before it and `context`, the tokens before them all.
+
+    float32 unless `autocast` names another type. The model is evaluated (no dropout) and left in the mode it came in.
+    Not finite where the model's logits are not. Raises UsageError for an impossible stride.
+    """
+    if not 0 <= stride <= block_size:
+        raise UsageError(f"--stride {stride} is outside 1 to {block_size}, the model's block size (0: consecutive windows)")
+    tokens = np.asarray(ids)
+    before = np.zeros(0, dtype=np.int64) if context is None else np.asarray(context)[-block_size:]
+    place = torch.device(device) if device is not None else next(model.parameters()).device
+    out = np.empty(len(tokens), dtype=np.float64)
+    pending: list[tuple[list[_Window], Tensor]] = []
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode(), _precision(place, autocast):
+            for windows, inputs, targets in _batches(tokens, before, block_size, stride, batch_tokens):
+                x = torch.from_numpy(inputs).to(place, non_blocking=True)  # (B, T)
+                y = torch.from_numpy(targets).to(place, non_blocking=True)  # (B, T)
+                logits = model(x).logits  # (B, T, V)
+                if len(out) and not len(before) and windows[0].first_scored == 1:
+                    out[0] = np.log(logits.shape[-1])
+                pending.append((windows, F.cross_entropy(logits.flatten(0, 1).float(), y.flatten(), reduction="none").view_as(y)))
+                if len(pending) >= _PENDING:
+                    _collect(pending, out)
+            _collect(pending, out)
+    finally:
+        model.train(was_training)
+    if len(tokens) == 1 and not len(before):
+        out[0] = np.log(_vocab_size(model))
+    return out
+
+
+@contextlib.contextmanager
+def _precision(place: torch.device, autocast: torch.dtype | None) -> Iterator[None]:
+    """Exact float32 products (no TF32, no bfloat16 passes, whatever training chose), or autocast to the type asked for."""
+    chosen = torch.get_float32_matmul_precision()
+    cast = torch.autocast(place.type, dtype=autocast) if autocast else torch.autocast(place.type, enabled=False)
+    try:
+        if autocast is None:
+            torch.set_float32_matmul_precision("highest")
+        with cast:
+            yield
+    finally:
+        torch.set_float32_matmul_precision(chosen)
+
+
+class _Window:
+    """One window: the tokens `first_scored` to `end` of the text, the last ones of it, are scored."""
+
+    __slots__ = ("end", "first_scored", "start")
+
+    def __init__(self, start: int, first_scored: int, end: int) -> None:
+        self.start, self.first_scored, self.end = start, first_scored, end  # start: in the text with its context before
+
+
+def _windows(n_tokens: int, n_before: int, block_size: int, stride: int) -> Iterator[_Window]:
+    """Cut: positions count from the first of `ids`, so context is negative. Without context, scoring begins at token 1."""
+    position = 0 if n_before else 1
+    step = stride or block_size
+    while position < n_tokens:
+        start = max(-n_before, min(position + step, n_tokens) - 1 - block_size) if stride else position - 1
+        end = min(start + block_size + 1, n_tokens)
+        yield _Window(start, position, end)
+        position = end
+
+
+def _batches(
+    tokens: npt.NDArray[Any], before: npt.NDArray[Any], block_size: int, stride: int, batch_tokens: int | None
+) -> Iterator[tuple[list[_Window], npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
+    """Windows of equal length together, at most `batch_tokens` tokens at once; a shorter one goes alone."""
+    budget = batch_tokens or max(block_size, _TOKENS)
+    rows = max(1, budget // block_size)
+    group: list[_Window] = []
+    for window in _windows(len(tokens), len(before), block_size, stride):
+        if group and (len(group) == rows or window.end - window.start != group[0].end - group[0].start):
+            yield group, *_cut(tokens, before, group)
+            group = []
+        group.append(window)
+    if group:
+        yield group, *_cut(tokens, before, group)
+
+
+def _cut(tokens: npt.NDArray[Any], before: npt.NDArray[Any], group: list[_Window]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Inputs and targets of the windows, (B, T) each; targets are the inputs one token later."""
+    rows = np.stack([_slice(tokens, before, window.start, window.end) for window in group])  # (B, T + 1)
+    return np.ascontiguousarray(rows[:, :-1]), np.ascontiguousarray(rows[:, 1:])
+
+
+def _slice(tokens: npt.NDArray[Any], before: npt.NDArray[Any], start: int, end: int) -> npt.NDArray[np.int64]:
+    if start >= 0:
+        return tokens[start:end].astype(np.int64)
+    return np.concatenate([before[start:] if end >= 0 else before[start:end], tokens[: max(end, 0)]]).astype(np.int64)
+
+
+def _collect(pending: list[tuple[list[_Window], Tensor]], out: npt.NDArray[np.float64]) -> None:
+    """Bring results to the host, in float64, and put each scored token's where it belongs."""
+    for windows, nats in pending:
+        host = nats.cpu().numpy()  # (B, T)
+        for window, row in zip(windows, host, strict=True):
+            out[window.first_scored : window.end] = row[window.first_scored - window.start - 1 :]
+    pending.clear()
+
+
+def _vocab_size(model: nn.Module) -> int:
+    size = getattr(model, "vocab_size", None)
+    if not isinstance(size, int):
+        raise MiniGPTError("the model does not say its vocab_size: a text of one token cannot be scored")
+    return size
+
+
+def score_ids(
+    model: nn.Module,
+    tokenizer: Tokenizer,
+    ids: npt.ArrayLike,
+    *,
+    context: npt.ArrayLike | None = None,
+    block_size: int,
+    stride: int = 0,
+    device: str | torch.device | None = None,
+    batch_tokens: int | None = None,
+    autocast: torch.dtype | None = None,
+) -> Score:
+    """The score of a text given as its token ids. Raises MiniGPTError if the ids are not whole text or the score is not finite."""
+    tokens = np.asarray(ids)
+    if not len(tokens):
+        raise UsageError("there is no text to score: the file or split is empty")
+    pieces = tokenizer.token_bytes()
+    text = spelled(tokens, pieces).encode()
+    if int(tokens.max()) >= (known := getattr(model, "vocab_size", len(pieces))):
+        raise MiniGPTError(f"token {int(tokens.max())} is beyond the model's vocabulary of {known}: this tokenizer is not the model's")
+    nats = token_nats(
+        model, tokens, context=context, block_size=block_size, stride=stride, device=device, batch_tokens=batch_tokens, autocast=autocast
+    )
+    if not np.isfinite(nats).all():
+        raise MiniGPTError("the model's loss on this text is not finite: its weights are damaged, or it diverged")
+    lengths = token_lengths(pieces)[tokens]
+    char_nats, begun_by = per_character(nats, lengths, text)
+    in_window = _positions(len(tokens), 0 if context is None else len(np.asarray(context)), block_size, stride)
+    return make_score(nats, char_nats, in_window[begun_by], text)
+
+
+def _positions(n_tokens: int, n_before: int, block_size: int, stride: int) -> npt.NDArray[np.int64]:
+    """How many tokens of its window each token is conditioned on, (n_tokens,)."""
+    out = np.zeros(n_tokens, dtype=np.int64)
+    for window in _windows(n_tokens, min(n_before, block_size), block_size, stride):
+        out[window.first_scored : window.end] = np.arange(window.first_scored - window.start, window.end - window.start)
+    return out
+
+
+def score_text(
+    model: nn.Module,
+    tokenizer: Tokenizer,
+    text: str,
+    *,
+    before: str = "",
+    block_size: int,
+    stride: int = 0,
+    device: str | torch.device | None = None,
+    batch_tokens: int | None = None,
+    autocast: torch.dtype | None = None,
+) -> Score:
+    """The score of `text`, conditioned on the text `before` it (of which only the end is used)."""
+    context = tokenizer.encode(before[-16 * block_size :]) if before else None
+    ids = tokenizer.encode(text)
+    how = {"block_size": block_size, "stride": stride, "device": device, "batch_tokens": batch_tokens, "autocast": autocast}
+    return score_ids(model, tokenizer, ids, context=context, **how)  # type: ignore[arg-type]
