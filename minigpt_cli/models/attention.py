@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minigpt_cli.errors import MiniGPTError
-from minigpt_cli.models import kernels
 from minigpt_cli.models.layers import Dropout
 
 AttentionPath = Literal["plain", "sdpa"]
@@ -36,7 +35,7 @@ class CausalAttention(nn.Module):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         B, H, T, D = q.shape
-        y = self._sdpa(q, k, v) if self.path == "sdpa" else self._plain(q, k, v)
+        y: Tensor = self._sdpa(q, k, v) if self.path == "sdpa" else self._plain(q, k, v)
         return y.transpose(1, 2).reshape(B, T, H * D)
 
     def _plain(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -83,7 +82,8 @@ class RotaryTable(nn.Module):
         if start + length > self.positions:
             self.positions = 2 * (start + length)
             self.init_buffers()
-        return self.table[:, start : start + length].to(dtype)
+        table: Tensor = self.table[:, start : start + length].to(dtype)
+        return table
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ class Bigram(nn.Module):
     def __init__(self, config: BigramConfig, vocab_size: int) -> None:
         super().__init__()
         if vocab_size > MAX_VOCAB:
-            raise UsageError(f"a bigram table of {vocab_size} x {vocab_size} logits is too large: use at most {MAX_VOCAB} tokens, or --arch modern")
+            raise UsageError(f"a bigram table for {vocab_size} tokens is too large: use at most {MAX_VOCAB} tokens, or --arch modern")
         self.config = config
         self.vocab_size = vocab_size
         self.table = nn.Parameter(torch.empty(vocab_size, vocab_size))

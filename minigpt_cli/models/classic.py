@@ -36,7 +36,8 @@ class Attention(nn.Module):
         q, k, v = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)  # 3 x (B, H, T, D)
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)
-        return self.out(self.core(q, k, v))  # (B, T, C)
+        y: Tensor = self.out(self.core(q, k, v))  # (B, T, C)
+        return y
 
 
 class Block(nn.Module):

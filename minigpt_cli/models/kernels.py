@@ -13,6 +13,13 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return (x.float() * scale).to(x.dtype) * weight.to(x.dtype)
 
 
+def activation(x: Tensor, name: str) -> Tensor:
+    """ReLU, or GELU: `x` times the probability that a standard normal is below x; gelu_tanh is GPT-2's approximation of it."""
+    if name == "relu":
+        return F.relu(x)
+    return F.gelu(x, approximate="tanh" if name == "gelu_tanh" else "none")
+
+
 def swiglu(gate_up: Tensor) -> Tensor:
     """`silu(gate) * up` of (..., 2F), gate first: (..., F)."""
     gate, up = gate_up.chunk(2, dim=-1)

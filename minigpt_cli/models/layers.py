@@ -21,6 +21,8 @@ from minigpt_cli.models import kernels
 class Linear(nn.Linear):
     """`x @ weight.T + bias`, in the dtype of x."""
 
+    weight: nn.Parameter  # torch itself declares a mere Tensor
+
     def forward(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(x.dtype)
         return F.linear(x, self.weight.to(x.dtype), bias)
@@ -82,12 +84,8 @@ class FeedForward(nn.Module):
         self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.up(x)  # (B, T, F)
-        if self.activation == "relu":
-            h = F.relu(h)
-        else:  # GPT-2 itself uses the tanh approximation; the exact form is the one most code calls GELU
-            h = F.gelu(h, approximate="tanh" if self.activation == "gelu_tanh" else "none")
-        return self.down(h)  # (B, T, C)
+        h: Tensor = self.down(kernels.activation(self.up(x), self.activation))  # (B, T, C) -> (B, T, F) -> (B, T, C)
+        return h
 
 
 class SwiGLU(nn.Module):
@@ -99,7 +97,8 @@ class SwiGLU(nn.Module):
         self.down = Linear(hidden, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(kernels.swiglu(self.gate_up(x)))  # (B, T, 2F) -> (B, T, F) -> (B, T, C)
+        y: Tensor = self.down(kernels.swiglu(self.gate_up(x)))  # (B, T, 2F) -> (B, T, F) -> (B, T, C)
+        return y
 
 
 def hidden_width(width: int, multiple: float) -> int:

@@ -44,7 +44,8 @@ class Attention(nn.Module):
         k = rotate(self.k_norm(k), rope)  # (B, K, T, D)
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)
-        return self.out(self.core(q, k, v))  # (B, T, C)
+        y: Tensor = self.out(self.core(q, k, v))  # (B, T, C)
+        return y
 
 
 class Block(nn.Module):

@@ -40,7 +40,8 @@ class Experts(nn.Module):
         self.gate_up = nn.Parameter(torch.empty(E * 2 * F, C))
         self.down = nn.Parameter(torch.empty(E * C, F))
         self.register_buffer("balance_bias", torch.zeros(E), persistent=config.moe_balance == "bias")
-        self._probs = self._counts = None  # of the last training pass: (N, E), (E,)
+        self._probs: Tensor | None = None  # (N, E) of the last training pass
+        self._counts: Tensor | None = None  # (E,) of the same
 
     def init_buffers(self) -> None:
         self.balance_bias.zero_()
@@ -64,7 +65,7 @@ class Experts(nn.Module):
         order = chosen.flatten().argsort(stable=True)  # (N k,) pairs of token and expert, sorted by expert
         gate_up = self.gate_up.to(x.dtype).view(E, -1, x.size(-1))  # (E, 2F, C)
         down = self.down.to(x.dtype).view(E, x.size(-1), -1)  # (E, C, F)
-        parts = x[order // k].split(counts)
+        parts = torch.split(x[order // k], counts)
         y = torch.cat([kernels.swiglu(part @ w.T) @ v.T for part, w, v in zip(parts, gate_up, down, strict=True)])  # (N k, C)
         back = torch.empty_like(order)
         back[order] = torch.arange(len(order), device=order.device)
@@ -75,7 +76,8 @@ class Experts(nn.Module):
         if self.config.moe_balance != "aux":
             return probs.new_zeros(())
         share = counts / counts.sum()
-        return self.config.moe_aux_loss_coef * self.config.n_experts * (share * probs.mean(0)).sum()
+        loss: Tensor = self.config.moe_aux_loss_coef * self.config.n_experts * (share * probs.mean(0)).sum()
+        return loss
 
     # ---- what the router does, of the last training pass; tensors, so that nothing waits for the device until they are read
 
@@ -135,5 +137,5 @@ class MixtureOfExperts(Transformer):
 
     def n_active_params(self) -> int:
         idle = 1 - self.config.moe_top_k / self.config.n_experts
-        experts = sum(p.numel() for m in self.modules() if isinstance(m, Experts) for p in (m.gate_up, m.down))
+        experts: int = sum(p.numel() for m in self.modules() if isinstance(m, Experts) for p in (m.gate_up, m.down))
         return sum(p.numel() for p in self.parameters()) - round(idle * experts)

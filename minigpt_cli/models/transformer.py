@@ -25,7 +25,13 @@ class Transformer(nn.Module):
     """Token ids to next-token logits through a stack of blocks."""
 
     def __init__(
-        self, config: Any, vocab_size: int, blocks: Iterable[nn.Module], final_norm: nn.Module, n_kv_head: int, rope: RotaryTable | None = None
+        self,
+        config: Any,
+        vocab_size: int,
+        blocks: Iterable[nn.Module],
+        final_norm: nn.Module,
+        n_kv_head: int,
+        rope: RotaryTable | None = None,
     ) -> None:
         super().__init__()
         self.config = config
@@ -60,13 +66,14 @@ class Transformer(nn.Module):
 
     def embed(self, ids: Tensor, start: int) -> Tensor:
         """(B, T, C) for ids (B, T) whose first stands at position `start`."""
-        return self.token_embedding(ids)
+        x: Tensor = self.token_embedding(ids)
+        return x
 
     def init_buffers(self) -> None:
         """Compute whatever is not a parameter; needed after construction on the meta device."""
         for module in self.modules():
-            if module is not self and hasattr(module, "init_buffers"):
-                module.init_buffers()  # type: ignore[operator]
+            if module is not self and callable(init := getattr(module, "init_buffers", None)):
+                init()
 
     def new_cache(self, batch_size: int, max_tokens: int) -> KVCache:
         c, weight = self.config, self.token_embedding.weight

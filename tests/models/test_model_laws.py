@@ -1,0 +1,235 @@
+"""What every architecture promises (models/contract.py), over the registry: a new one is covered by being registered."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from pydantic import TypeAdapter
+from torch import Tensor, nn
+
+from minigpt_cli.config import ModelConfig
+from minigpt_cli.errors import MiniGPTError, UsageError
+from minigpt_cli.models.contract import build_model
+from minigpt_cli.registry import ARCHITECTURES
+
+V, T, B = 11, 8, 3
+SMALL = {"block_size": T, "n_layer": 2, "n_head": 4, "n_embd": 32}
+VARIANTS: dict[str, list[dict[str, object]]] = {  # beside the defaults of each architecture
+    "bigram": [],
+    "classic": [{"bias": True, "activation": "relu"}, {"tie_weights": True}, {"dropout": 0.3}],
+    "modern": [{"n_kv_head": 2, "zero_init": False}, {"qk_norm": False, "tie_weights": True}, {"dropout": 0.3}],
+    "moe": [{"moe_top_k": 1, "n_kv_head": 1}, {"moe_norm_topk": True, "moe_balance": "bias"}, {"dropout": 0.3, "moe_balance": "none"}],
+}
+CASES = [(arch, variant) for arch in ARCHITECTURES for variant in [{}, *VARIANTS.get(arch, [])]]
+every_model = pytest.mark.parametrize(("arch", "variant"), CASES, ids=[f"{a}-{'-'.join(map(str, v)) or 'default'}" for a, v in CASES])
+
+
+def configure(arch: str, **fields: object) -> ModelConfig:
+    """The configuration of `arch`, with those of `fields` that it has."""
+    sizes = {"block_size": T} if arch == "bigram" else SMALL
+    return TypeAdapter(ModelConfig).validate_python({"arch": arch, **sizes, **fields})
+
+
+def build(arch: str, variant: dict[str, object], seed: int = 0) -> nn.Module:
+    """A model whose every weight is away from zero, since a zero head would satisfy most laws."""
+    model = build_model(configure(arch, **variant), V, seed)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(seed)), alpha=0.2)
+    return model.eval()
+
+
+def tokens(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randint(V, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def loss_of(model: nn.Module, ids: Tensor) -> Tensor:
+    out = model(ids[:, :-1])
+    return F.cross_entropy(out.logits.float().flatten(0, 1), ids[:, 1:].flatten()) + out.aux_loss
+
+
+def gradients(model: nn.Module, ids: Tensor) -> dict[str, Tensor]:
+    model.zero_grad()
+    loss_of(model, ids).backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@every_model
+@pytest.mark.parametrize("path", ["plain", "sdpa"])
+@torch.no_grad()
+def test_future_tokens_do_not_change_past_logits(arch: str, variant: dict[str, object], path: str) -> None:
+    model = build(arch, variant)
+    model.set_attention(path)
+    ids = tokens(B, T)
+    before = model(ids).logits
+    for t in range(1, T):
+        changed = ids.clone()
+        changed[:, t:] = (changed[:, t:] + 1) % V
+        after = model(changed).logits
+        torch.testing.assert_close(after[:, :t], before[:, :t])
+        assert not torch.allclose(after[:, t], before[:, t])
+
+
+@every_model
+@pytest.mark.parametrize("path", ["plain", "sdpa"])
+@torch.no_grad()
+def test_cached_decoding_equals_the_full_forward(arch: str, variant: dict[str, object], path: str) -> None:
+    model = build(arch, variant)
+    model.set_attention(path)
+    for batch_size in (1, 2, 5):
+        ids = tokens(batch_size, T)
+        full = model(ids).logits
+        for cuts in ([3, 4, 5, 6, 7], [1, 5], [7]):  # a prefill, then steps of one token or of several
+            cache = model.new_cache(batch_size, T)
+            parts = [model(ids[:, a:b], cache).logits for a, b in zip([0, *cuts], [*cuts, T], strict=True)]
+            torch.testing.assert_close(torch.cat(parts, dim=1), full, atol=1e-5, rtol=1e-4)
+
+
+@every_model
+@torch.no_grad()
+def test_a_cache_can_be_used_again_and_does_not_overflow_silently(arch: str, variant: dict[str, object]) -> None:
+    model = build(arch, variant)
+    cache = model.new_cache(1, 4)
+    if cache is None:
+        return
+    first = model(tokens(1, 4), cache).logits
+    assert cache.length == 4
+    with pytest.raises(MiniGPTError, match="cache holds 4"):
+        model(tokens(1, 1), cache)
+    cache.reset()
+    torch.testing.assert_close(model(tokens(1, 4), cache).logits, first)
+
+
+@every_model
+def test_weights_depend_on_the_seed_alone(arch: str, variant: dict[str, object]) -> None:
+    config = configure(arch, **variant)
+    torch.manual_seed(1)
+    first = build_model(config, V, seed=3).state_dict()
+    torch.manual_seed(2)
+    again = build_model(config, V, seed=3).state_dict()
+    other = build_model(config, V, seed=4).state_dict()
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+    assert all(t.isfinite().all() for t in first.values())
+
+
+@every_model
+def test_matrices_are_the_two_dimensional_weights_of_blocks_but_the_router(arch: str, variant: dict[str, object]) -> None:
+    model = build(arch, variant)
+    names = {id(p): name for name, p in model.named_parameters()}
+    found = [names[id(m.weight)] for m in model.matrices()]
+    expected = {n for n, p in model.named_parameters() if n.startswith("blocks.") and p.dim() == 2 and "router" not in n}
+    assert len(found) == len(set(found))
+    assert set(found) == expected
+    for weight, parts in model.matrices():
+        assert weight.dim() == 2
+        assert weight.size(0) % parts == 0
+
+
+@every_model
+def test_tied_weights_are_one_tensor(arch: str, variant: dict[str, object]) -> None:
+    model = build(arch, variant)
+    if not getattr(model.config, "tie_weights", False):
+        return
+    assert model.output_weight is model.token_embedding.weight
+    assert not any("head" in name for name in model.state_dict())
+    model.load_state_dict(model.state_dict())
+    assert model.output_weight is model.token_embedding.weight
+
+
+@every_model
+@torch.no_grad()
+def test_bfloat16_is_close_to_float32(arch: str, variant: dict[str, object]) -> None:
+    model = build(arch, variant)
+    ids = tokens(B, T)
+    exact = model(ids).logits
+    model.set_compute_dtype(torch.bfloat16)
+    rounded = model(ids).logits
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+    assert (rounded.float() - exact).norm() < 0.03 * exact.norm()
+
+
+@every_model
+def test_bfloat16_gradients_are_float32_and_close(arch: str, variant: dict[str, object]) -> None:
+    model = build(arch, variant)  # in eval mode: without dropout
+    exact = gradients(model, tokens(B, T))
+    model.set_compute_dtype(torch.bfloat16)
+    rounded = gradients(model, tokens(B, T))
+    assert all(g.dtype == torch.float32 for g in rounded.values())
+    for name in exact:
+        if "router" not in name:  # near a tie, rounding sends a token to another expert
+            assert (rounded[name] - exact[name]).norm() < 0.1 * exact[name].norm() + 1e-4, name
+
+
+@every_model
+def test_every_parameter_gets_a_gradient(arch: str, variant: dict[str, object]) -> None:
+    model = build(arch, variant).train()
+    found = gradients(model, tokens(16, T))
+    assert found.keys() == dict(model.named_parameters()).keys()
+    assert all(g.abs().sum() > 0 for g in found.values())
+
+
+@every_model
+def test_checkpointing_changes_no_gradient(arch: str, variant: dict[str, object]) -> None:
+    model = build(arch, variant).train()
+    found = []
+    for on in (False, True):
+        generator = torch.Generator().manual_seed(5)
+        model.set_dropout_generator(generator)
+        model.set_grad_checkpoint(on)
+        found.append(gradients(model, tokens(B, T)))
+        drawn_after = torch.rand(3, generator=generator)
+        found[-1]["generator"] = drawn_after  # the stream goes on where it would have
+    assert found[0].keys() == found[1].keys()
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
+@every_model
+def test_dropout_acts_in_training_alone_and_follows_its_generator(arch: str, variant: dict[str, object]) -> None:
+    model = build(arch, variant)
+    ids = tokens(B, T)
+    assert torch.equal(model(ids).logits, model(ids).logits)
+    model.train()
+
+    def run(seed: int) -> Tensor:
+        model.set_dropout_generator(torch.Generator().manual_seed(seed))
+        return model(ids).logits
+
+    assert torch.equal(run(1), run(1))
+    assert torch.equal(run(1), run(2)) == (variant.get("dropout", 0) == 0)
+
+
+@every_model
+def test_a_tiny_batch_is_learned_by_heart(arch: str, variant: dict[str, object]) -> None:
+    model = build_model(configure(arch, **{**variant, "dropout": 0.0} if "dropout" in variant else variant), V, seed=0).train()
+    ids = (torch.arange(T + 1) * torch.tensor([[1], [3]]) + torch.tensor([[0], [5]])) % V if arch != "bigram" else torch.arange(T + 1)[None]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.3 if arch == "bigram" else 1e-2)
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss_of(model, ids).backward()
+        optimizer.step()
+    out = model(ids[:, :-1]).logits
+    assert F.cross_entropy(out.flatten(0, 1), ids[:, 1:].flatten()) < 0.05
+
+
+@every_model
+def test_a_model_built_for_loading_computes_the_same_once_loaded(arch: str, variant: dict[str, object]) -> None:
+    model = build(arch, variant)
+    empty = build_model(model.config, V).eval()
+    empty.load_state_dict(model.state_dict())
+    assert torch.equal(empty(tokens(B, T)).logits, model(tokens(B, T)).logits)
+
+
+def test_learned_positions_end_at_the_block_and_rotary_ones_do_not() -> None:
+    with pytest.raises(UsageError, match="8 positions"):
+        build("classic", {})(tokens(1, T + 1))
+    model = build("modern", {})
+    assert model(tokens(1, 3 * T)).logits.shape == (1, 3 * T, V)
+
+
+def test_active_parameters_leave_out_idle_experts_only() -> None:
+    moe, dense = build("moe", {"moe_top_k": 1, "ffn_mult": 1.0}), build("modern", {"ffn_mult": 1.0})
+    routers = sum(p.numel() for name, p in moe.named_parameters() if "router" in name)
+    assert moe.n_active_params() == dense.n_active_params() + routers
+    assert dense.n_active_params() == sum(p.numel() for p in dense.parameters())
