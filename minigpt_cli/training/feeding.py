@@ -1,0 +1,44 @@
+"""Batches on the device that trains, the next one already on its way while the present one is computed."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from minigpt_cli.config import RunConfig
+from minigpt_cli.data.batches import Batches
+from minigpt_cli.data.dataset import Dataset
+from minigpt_cli.training.distributed import World
+
+
+class DeviceBatches:
+    """(step, micro) → x, y of shape (B, T) on the device; what is drawn depends on the seed and these two numbers alone."""
+
+    def __init__(self, config: RunConfig, dataset: Dataset, device: torch.device, world: World) -> None:
+        optim = config.optim
+        self._batches = Batches(
+            dataset.train.tokens,
+            config.model.block_size,
+            optim.batch_size,
+            seed=config.seed,
+            sampling=config.data.sampling,
+            grad_accum=optim.grad_accum,
+            rank=world.rank,
+            world_size=world.size,
+        )
+        self._accumulated, self._device = optim.grad_accum, device
+        self._ahead: tuple[tuple[int, int], tuple[Tensor, Tensor]] | None = None
+
+    def __call__(self, step: int, micro: int) -> tuple[Tensor, Tensor]:
+        if self._device.type != "cuda":
+            x, y = self._batches(step, micro)
+            return x.to(self._device), y.to(self._device)
+        wanted = (step, micro)
+        batch = self._ahead[1] if self._ahead is not None and self._ahead[0] == wanted else self._copy(*wanted)
+        following = (step, micro + 1) if micro + 1 < self._accumulated else (step + 1, 0)
+        self._ahead = (following, self._copy(*following))  # runs while the GPU is busy with `batch`
+        return batch
+
+    def _copy(self, step: int, micro: int) -> tuple[Tensor, Tensor]:
+        x, y = self._batches(step, micro)
+        return x.pin_memory().to(self._device, non_blocking=True), y.pin_memory().to(self._device, non_blocking=True)

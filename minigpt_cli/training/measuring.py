@@ -1,0 +1,99 @@
+"""Losses of the model as it stands, on text it trains on and text it does not. Touches no training stream.
+
+With `eval_iters` 0 the validation loss is over the whole split, each token once, and the training loss over an evenly
+spread sample of the same kind of windows; otherwise both are over `eval_iters` batches of windows drawn once, by the seed,
+so that the difference of two evaluations is not the luck of their windows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from minigpt_cli.config import RunConfig
+from minigpt_cli.data.dataset import Dataset
+from minigpt_cli.evaluation.scoring import token_nats
+from minigpt_cli.training.state import TrainingState
+
+_TRAIN_SAMPLE_TOKENS = 32_768  # of the training split, where the validation split is measured whole
+_EVALUATION_STREAM = 0xE7A1
+
+
+class Measured(NamedTuple):
+    """One evaluation; None stands for a number that was not finite."""
+
+    train_loss: float | None  # nats per token
+    val_loss: float | None  # nats per token
+    nats_per_char: float | None  # of the validation text
+    val_nats: npt.NDArray[np.float64]  # nats of every measured validation token, in order
+
+
+class Measuring:
+    """Evaluates `state` on windows that are chosen once."""
+
+    def __init__(self, config: RunConfig, dataset: Dataset, state: TrainingState) -> None:
+        self._state, self._dataset = state, dataset
+        self._block, self._iters = config.model.block_size, config.eval.eval_iters
+        self._windows = config.optim.batch_size * max(1, self._iters)
+        chars = dataset.val.n_chars
+        self._chars_per_token = chars / len(dataset.val.tokens)
+        generator = np.random.Generator(np.random.Philox(key=[config.seed, _EVALUATION_STREAM]))
+        self._train_starts = self._starts(len(dataset.train.tokens), generator)
+        self._val_starts = self._starts(len(dataset.val.tokens), generator)
+
+    def __call__(self) -> Measured:
+        with self._averaged():
+            train = self._mean(self._sampled(self._dataset.train.tokens, self._train_starts))
+            val_nats = self._whole() if self._iters == 0 else self._sampled(self._dataset.val.tokens, self._val_starts)
+        val = self._mean(val_nats)
+        return Measured(train, val, None if val is None else val / self._chars_per_token, val_nats)
+
+    def _starts(self, n_tokens: int, generator: np.random.Generator) -> npt.NDArray[np.int64]:
+        last = n_tokens - self._block - 1
+        if self._iters:
+            return generator.integers(0, last + 1, self._windows)
+        count = max(1, min(_TRAIN_SAMPLE_TOKENS // self._block, last // self._block))
+        return np.linspace(0, last, count).astype(np.int64)
+
+    def _sampled(self, tokens: npt.NDArray[np.generic], starts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        """Nats of every token of the windows at `starts`: each window is scored as if it were a text of its own."""
+        windows = tokens[starts[:, None] + np.arange(self._block + 1)].astype(np.int64)  # (N, T + 1)
+        state, losses = self._state, []
+        rows = max(1, 16_384 // self._block)
+        with torch.inference_mode():
+            for part in np.array_split(windows, math.ceil(len(windows) / rows)):
+                ids = torch.from_numpy(part).to(state.device)
+                logits = state.model(ids[:, :-1]).logits  # (n, T, V)
+                losses.append(torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none"))
+        return torch.cat(losses).cpu().double().numpy()
+
+    def _whole(self) -> npt.NDArray[np.float64]:
+        train, val = self._dataset.train.tokens, self._dataset.val.tokens
+        return token_nats(self._state.model, val, context=train[-self._block :], block_size=self._block, device=self._state.device)
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """Evaluation mode, on the averaged weights where the run keeps an average."""
+        state, raw = self._state, {}
+        state.model.eval()
+        parameters = dict(state.model.named_parameters())
+        for name, average in state.average.items():
+            raw[name] = parameters[name].data
+            parameters[name].data = average
+        try:
+            yield
+        finally:
+            for name, data in raw.items():
+                parameters[name].data = data
+            state.model.train()
+
+    @staticmethod
+    def _mean(nats: npt.NDArray[np.float64]) -> float | None:
+        mean = float(nats.mean())
+        return mean if math.isfinite(mean) else None

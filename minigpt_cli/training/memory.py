@@ -1,0 +1,116 @@
+"""How much memory a training step takes, and what to say when there is not enough."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from minigpt_cli.config import RunConfig
+from minigpt_cli.errors import MiniGPTError
+
+_SAFE_SHARE = 0.85  # of what is free; the rest is for temporaries and for the neighbours
+_TEMPORARIES = 1.3  # the backward pass holds gradients of activations besides the activations
+
+
+class Need(NamedTuple):
+    """Bytes of a training step: a part that does not depend on the batch, and a part per window."""
+
+    fixed: int
+    per_window: int
+
+    def of(self, batch_size: int) -> int:
+        return self.fixed + self.per_window * batch_size
+
+    def largest_batch(self, available: int) -> int:
+        """The largest batch that fits; 0 if not even one window does."""
+        return max(0, int((available * _SAFE_SHARE - self.fixed) // max(1, self.per_window)))
+
+
+class OutOfMemory(MiniGPTError):
+    """The device's memory does not hold a training step of this size."""
+
+
+def measure(config: RunConfig, vocab_size: int) -> Need:
+    """What a step of this configuration needs, from the activations that a forward pass of one and two windows really keeps."""
+    from minigpt_cli.training.state import TrainingState
+
+    quiet = config.model_copy(update={"compute": config.compute.model_copy(update={"compile": "off", "device": "cpu", "fsdp": False})})
+    state = TrainingState(quiet, vocab_size, torch.device("cpu"))
+    one, two = (_kept_bytes(state, n, config.model.block_size) for n in (1, 2))
+    n_params = sum(p.numel() for p in state.model.parameters())
+    copies = 2 + (2 if config.optim.optimizer == "adamw" else 1) + (1 if config.optim.ema else 0)  # weights, gradients, optimizer, average
+    return Need(fixed=4 * n_params * copies, per_window=int((two - one) * _TEMPORARIES))
+
+
+def _kept_bytes(state: object, batch_size: int, block_size: int) -> int:
+    """Bytes that autograd keeps for the backward pass of one batch, each storage counted once."""
+    seen: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        seen[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    ids = torch.zeros(batch_size, block_size, dtype=torch.int64)
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        output = state.model(ids)  # type: ignore[attr-defined]
+        loss = torch.nn.functional.cross_entropy(output.logits.flatten(0, 1).float(), ids.flatten())
+    total = sum(seen.values())
+    del loss
+    return total
+
+
+def available(device: torch.device) -> int | None:
+    """Free bytes on `device`; None where nothing tells."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    if device.type == "mps":
+        return int(torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
+    try:
+        with open("/proc/meminfo", encoding="utf-8") as lines:
+            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        pass
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    except (ValueError, OSError, AttributeError):
+        return None
+
+
+def peak(device: torch.device) -> int:
+    """The most memory that this process has held: on a GPU in tensors, on a CPU altogether."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    if device.type == "mps":
+        return int(torch.mps.driver_allocated_memory())
+    import resource
+    import sys
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def too_large(config: RunConfig, fits: int) -> OutOfMemory:
+    """The error that names a batch that would fit."""
+    where = f"{config.compute.device} memory"
+    batch = config.optim.batch_size
+    if fits < 1:
+        return OutOfMemory(f"this model does not fit in {where} even with --batch-size 1: use a smaller --n-embd, --n-layer or --block-size")
+    return OutOfMemory(f"--batch-size {batch} does not fit in {where}: about --batch-size {min(fits, batch - 1)} would; or add --auto-batch")
+
+
+@contextmanager
+def explained_out_of_memory(config: RunConfig) -> Iterator[None]:
+    """Turn the many ways in which memory runs out into one line with a batch size that would fit."""
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise too_large(config, config.optim.batch_size // 2) from error
+    except RuntimeError as error:
+        if not any(sign in str(error).lower() for sign in ("can't allocate memory", "out of memory", "cannot allocate memory")):
+            raise
+        raise too_large(config, config.optim.batch_size // 2) from error

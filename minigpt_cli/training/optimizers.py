@@ -1,0 +1,180 @@
+"""AdamW, and Muon for the matrices with AdamW for the rest.
+
+An optimizer here is two methods and its state as named tensors, so that a run directory can hold it as safetensors:
+`step(factor, found_inf)` applies the gradients at `factor` times the peak learning rates, unless `found_inf` (a tensor on
+the device, so that nothing waits for it) says that they are not finite.
+
+Muon: Jordan et al. 2024, "Muon: an optimizer for hidden layers". The momentum of each matrix is replaced by the nearest
+orthogonal matrix, so that every direction is learned at the same rate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from minigpt_cli import registry
+from minigpt_cli.config import OptimConfig
+from minigpt_cli.models.contract import MatrixParts
+
+# Coefficients of the quintic iteration, tuned by Jordan et al. for the steepest slope at zero; singular values end in about 0.7 to 1.2.
+_QUINTIC = (3.4445, -4.7750, 2.0315)
+_ITERATIONS = 5
+
+
+class Optimizer(Protocol):
+    """What the trainer asks of an optimizer."""
+
+    def step(self, factor: float, found_inf: Tensor | None = None) -> None: ...
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """Everything that the next step depends on, by name; the tensors are the optimizer's own, not copies."""
+
+    def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over a state that `state_tensors` gave. Raises KeyError if one is missing."""
+
+
+def build_optimizer(model: nn.Module, config: OptimConfig, *, fast_bf16: bool) -> Optimizer:
+    """The optimizer that `config.optimizer` names; `fast_bf16` lets Muon iterate in bfloat16."""
+    made: Optimizer = registry.load("optimizer", config.optimizer)(model, config, fast_bf16)
+    return made
+
+
+def adamw(model: nn.Module, config: OptimConfig, fast_bf16: bool) -> Optimizer:
+    """AdamW throughout; weight decay on matrices only (embeddings among them), as nanoGPT and GPT-3 do."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    return AdamW([p for p in parameters if p.ndim >= 2], [p for p in parameters if p.ndim < 2], config)
+
+
+def muon(model: nn.Module, config: OptimConfig, fast_bf16: bool) -> Optimizer:
+    """Muon on the matrices inside the blocks; AdamW, without decay, on embeddings, head, gains and router."""
+    matrices = [m for m in model.matrices() if m.weight.requires_grad]  # type: ignore[operator]
+    taken = {id(m.weight) for m in matrices}
+    rest = AdamW([], [p for p in model.parameters() if p.requires_grad and id(p) not in taken], config)
+    return MuonAndAdamW(Muon(matrices, config, torch.bfloat16 if fast_bf16 else torch.float32), rest) if matrices else rest
+
+
+class AdamW:
+    """torch's fused AdamW (Loshchilov & Hutter 2019) behind this module's interface."""
+
+    def __init__(self, decayed: list[nn.Parameter], undecayed: list[nn.Parameter], config: OptimConfig) -> None:
+        groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": undecayed, "weight_decay": 0.0}]
+        self._peak = config.lr
+        self._parameters = decayed + undecayed
+        self._inner = torch.optim.AdamW(
+            [g for g in groups if g["params"]], lr=config.lr, betas=(config.beta1, config.beta2), fused=_has_fused_adamw(self._parameters)
+        )
+
+    def step(self, factor: float, found_inf: Tensor | None = None) -> None:
+        for group in self._inner.param_groups:
+            group["lr"] = self._peak * factor
+        # The attributes through which torch's own gradient scaler tells a fused optimizer to leave out a step.
+        self._inner.grad_scale = None  # type: ignore[attr-defined]
+        self._inner.found_inf = found_inf  # type: ignore[attr-defined]
+        self._inner.step()
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        return {
+            f"adamw.{i}.{name}": value
+            for i, parameter in enumerate(self._parameters)
+            for name, value in self._inner.state.get(parameter, {}).items()
+        }
+
+    def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        for i, parameter in enumerate(self._parameters):
+            prefix = f"adamw.{i}."
+            state = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+            if not state:
+                continue  # a run that was saved before its first step
+            self._inner.state[parameter] = {
+                name: value.clone() if name == "step" and not parameter.is_cuda else value.to(parameter.device, copy=True)
+                for name, value in state.items()
+            }
+
+
+class Muon:
+    """Momentum, orthogonalised. Matrices of one shape are stacked, so that a step is one batched iteration per shape."""
+
+    def __init__(self, matrices: Iterable[MatrixParts], config: OptimConfig, iterate_in: torch.dtype) -> None:
+        groups: dict[tuple[int, int], list[MatrixParts]] = {}
+        for matrix in matrices:
+            rows = matrix.weight.numel() // matrix.weight.shape[-1] // matrix.parts
+            groups.setdefault((rows, matrix.weight.shape[-1]), []).append(matrix)
+        self._groups = [([m.weight for m in members], shape) for shape, members in groups.items()]
+        self._counts = [[m.weight.numel() // (shape[0] * shape[1]) for m in members] for shape, members in groups.items()]
+        self._momenta = [
+            torch.zeros(sum(counts), *shape, device=weights[0].device) for (weights, shape), counts in zip(self._groups, self._counts, strict=True)
+        ]
+        self._config = config
+        self._iterate_in = iterate_in
+
+    @torch.no_grad()
+    def step(self, factor: float, found_inf: Tensor | None = None) -> None:
+        lr, mu = self._config.muon_lr * factor, self._config.muon_momentum
+        for (weights, (rows, columns)), counts, momentum in zip(self._groups, self._counts, self._momenta, strict=True):
+            gradient = torch.cat([_gradient(w).reshape(-1, rows, columns) for w in weights]).float()  # (N, rows, columns)
+            if found_inf is not None:  # a refused step leaves the momentum and the weights as they were
+                gradient = torch.where(found_inf.bool(), momentum, gradient)
+            momentum.lerp_(gradient, 1 - mu)
+            update = orthogonalise(gradient.lerp(momentum, mu), self._iterate_in)  # Nesterov
+            scale = lr * max(1.0, rows / columns) ** 0.5
+            decay = 1 - lr * self._config.weight_decay
+            if found_inf is not None:
+                kept = 1 - found_inf
+                update, decay_by = update * kept, 1 - (1 - decay) * kept
+                torch._foreach_mul_(weights, decay_by)
+            else:
+                torch._foreach_mul_(weights, decay)
+            pieces = [u.reshape(w.shape) for u, w in zip(update.to(weights[0].dtype).split(counts), weights, strict=True)]
+            torch._foreach_add_(weights, pieces, alpha=-scale)
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        return {f"muon.{i}": momentum for i, momentum in enumerate(self._momenta)}
+
+    def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        for i, momentum in enumerate(self._momenta):
+            momentum.copy_(tensors[f"muon.{i}"])
+
+
+class MuonAndAdamW:
+    """Muon and AdamW, each on its own parameters."""
+
+    def __init__(self, matrices: Muon, rest: AdamW) -> None:
+        self._both: tuple[Optimizer, Optimizer] = (matrices, rest)
+
+    def step(self, factor: float, found_inf: Tensor | None = None) -> None:
+        for optimizer in self._both:
+            optimizer.step(factor, found_inf)
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        return {name: value for optimizer in self._both for name, value in optimizer.state_tensors().items()}
+
+    def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        for optimizer in self._both:
+            optimizer.load_state_tensors(tensors)
+
+
+def orthogonalise(matrices: Tensor, iterate_in: torch.dtype = torch.float32) -> Tensor:
+    """About U Vᵀ of each matrix U S Vᵀ in a batch (N, rows, columns), by a Newton–Schulz iteration of matrix products alone."""
+    a, b, c = _QUINTIC
+    x = matrices.to(iterate_in)
+    tall = x.shape[1] > x.shape[2]
+    if tall:  # the Gram matrix below is then the smaller of the two
+        x = x.mT
+    x = x / (torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True) + 1e-7)
+    for _ in range(_ITERATIONS):
+        gram = x @ x.mT  # (N, r, r)
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, polynomial, x, beta=a)
+    return (x.mT if tall else x).float()
+
+
+def _gradient(weight: nn.Parameter) -> Tensor:
+    return weight.grad if weight.grad is not None else torch.zeros_like(weight)
+
+
+def _has_fused_adamw(parameters: list[nn.Parameter]) -> bool:
+    return all(p.device.type in ("cpu", "cuda", "mps") and p.is_floating_point() for p in parameters)

@@ -1,0 +1,249 @@
+"""What is decided before step 0: device, precision, attention path, batch, number of steps.
+
+Every `auto`, every 0 that means "you choose" and every time budget becomes a plain value in the configuration that is
+saved, so that a run can be repeated and resumed from it to the bit.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from typing import Any, NamedTuple
+
+import torch
+
+from minigpt_cli import registry
+from minigpt_cli.config import RunConfig
+from minigpt_cli.data.dataset import Dataset
+from minigpt_cli.errors import UsageError
+from minigpt_cli.training import memory, precision
+from minigpt_cli.training.distributed import World
+from minigpt_cli.training.feeding import DeviceBatches
+from minigpt_cli.training.measuring import Measuring
+from minigpt_cli.training.state import TrainingState
+
+_EVALUATIONS = 20  # over a run, unless --eval-every says otherwise
+_FEWEST_EVALUATIONS = 4
+_EVALUATION_SHARE = 0.05  # of a time budget
+_SPARE = 0.03  # of a time budget, for what was not foreseen
+_SMALL_SPLIT_TOKENS = 2_000_000  # a validation split up to this size is measured whole
+_SAMPLED_ITERS = 100
+_LONG_RUN_S = 600  # from here on the minute that torch.compile takes may pay
+_TRIAL_S = 1.2  # of steps, to measure the speed
+
+
+class Speed(NamedTuple):
+    """Measured on real steps of the real configuration."""
+
+    step_s: float
+    evaluation_s: float
+    peak_bytes: int
+
+
+class Plan(NamedTuple):
+    """What `--dry-run` reports."""
+
+    config: RunConfig
+    notices: list[str]
+    n_params: int
+    n_active_params: int
+    step_ms: float
+    tokens_per_s: float
+    peak_bytes: int
+    largest_batch: int | None  # None where nothing tells how much memory is free
+    epochs: float
+    estimated_s: float
+
+
+def resolve(config: RunConfig, dataset: Dataset, world: World | None = None) -> tuple[RunConfig, list[str]]:
+    """The configuration with every choice made, and a line for each choice and warning.
+
+    Raises UsageError if the device is not there or the text is too short, and OutOfMemory if a step would not fit.
+    """
+    world = world or World()
+    notices: list[str] = []
+    config = _choose_compute(config, notices)
+    torch.set_num_threads(config.compute.threads)
+    config = _fit_memory(config, dataset, notices)
+    config = _choose_attention(config, dataset, notices)
+    config = _choose_steps(config, dataset, world, notices)
+    notices += poor_plan(config, dataset)
+    return config, notices
+
+
+def dry_run(config: RunConfig, dataset: Dataset) -> Plan:
+    """Resolve `config`, take a few real steps and say what the run would cost."""
+    config, notices = resolve(config, dataset)
+    device = torch.device(config.compute.device)
+    speed = measure_speed(config, dataset, World())
+    state = TrainingState(config, dataset.tokenizer.vocab_size, device)
+    free, need = memory.available(device), memory.measure(config, dataset.tokenizer.vocab_size)
+    optim = config.optim
+    tokens_per_step = optim.batch_size * optim.grad_accum * config.model.block_size
+    evaluations = max(1, optim.max_steps // config.eval.eval_every)
+    return Plan(
+        config=config,
+        notices=notices,
+        n_params=sum(p.numel() for p in state.model.parameters()),
+        n_active_params=state.model.n_active_params(),  # type: ignore[operator]
+        step_ms=speed.step_s * 1e3,
+        tokens_per_s=tokens_per_step / speed.step_s,
+        peak_bytes=speed.peak_bytes,
+        largest_batch=None if free is None else need.largest_batch(free),
+        epochs=optim.max_steps * tokens_per_step / len(dataset.train.tokens),
+        estimated_s=optim.max_steps * speed.step_s + evaluations * speed.evaluation_s,
+    )
+
+
+def poor_plan(config: RunConfig, dataset: Dataset) -> list[str]:
+    """Warnings about a run that will teach little."""
+    with torch.device("meta"):
+        model = registry.load("architecture", config.model.arch)(config.model, dataset.tokenizer.vocab_size)
+    n_params = sum(p.numel() for p in model.parameters())
+    chars, windows = dataset.train.n_chars, len(dataset.val.tokens) / config.model.block_size
+    warnings = []
+    if config.model.arch != "bigram" and n_params > 4 * chars:
+        warnings.append(f"warning: {n_params:,} parameters for {chars:,} characters: expect overfitting; use more text, --dropout 0.2 or a smaller model")
+    if windows < 8:
+        warnings.append(f"warning: the validation split holds only {windows:.1f} windows of {config.model.block_size} tokens: its loss will be very noisy")
+    return warnings
+
+
+# ---- device, precision
+
+
+def _choose_compute(config: RunConfig, notices: list[str]) -> RunConfig:
+    device, why = choose_device(config.compute.device)
+    chosen, reason = precision.choose(config.compute.precision, device)
+    if chosen == "fp16" and device == "cpu":
+        raise UsageError("--precision fp16 needs a GPU: use bf16 or fp32 on the CPU")
+    if config.compute.precision == "auto":
+        notices.append(f"precision {chosen}: {reason}")
+    if config.compute.device == "auto":
+        notices.append(f"device {device}: {why}")
+    threads = config.compute.threads or torch.get_num_threads()
+    return _with(config, compute={"device": device, "precision": chosen, "threads": threads})
+
+
+def choose_device(requested: str) -> tuple[str, str]:
+    """The device to train on and why. Raises UsageError if the one asked for is not there."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if requested != "auto":
+        if not there[requested]:
+            available = ", ".join(name for name, yes in there.items() if yes)
+            raise UsageError(f"--device {requested}: {_why_missing(requested)}; use --device auto or one of: {available}")
+        return requested, "as asked"
+    chosen = next(name for name, yes in there.items() if yes)
+    return chosen, {"cuda": "an NVIDIA or AMD GPU is here", "mps": "an Apple GPU is here", "cpu": "no GPU is here"}[chosen]
+
+
+def _why_missing(device: str) -> str:
+    if device == "mps":
+        return "this torch has no MPS support" if not torch.backends.mps.is_built() else "no Apple GPU is here"
+    return "this torch is built without CUDA" if torch.version.cuda is None and torch.version.hip is None else "no GPU is here"
+
+
+# ---- memory
+
+
+def _fit_memory(config: RunConfig, dataset: Dataset, notices: list[str]) -> RunConfig:
+    """Refuse a batch that cannot fit, or with --auto-batch halve it and accumulate twice as often until it does."""
+    device = torch.device(config.compute.device)
+    free = memory.available(device)
+    if free is None or config.model.arch == "bigram":
+        return config
+    fits = memory.measure(config, dataset.tokenizer.vocab_size).largest_batch(free)
+    batch, accum = config.optim.batch_size, config.optim.grad_accum
+    if batch <= fits:
+        return config
+    if not config.optim.auto_batch:
+        raise memory.too_large(config, fits)
+    while batch > fits and batch % 2 == 0:
+        batch, accum = batch // 2, accum * 2
+    if batch > fits:
+        raise memory.too_large(config, fits)
+    notices.append(f"batch {config.optim.batch_size} does not fit in memory: {batch} windows, accumulated {accum} times, at the same total")
+    return _with(config, optim={"batch_size": batch, "grad_accum": accum})
+
+
+# ---- speed
+
+
+def _choose_attention(config: RunConfig, dataset: Dataset, notices: list[str]) -> RunConfig:
+    """The faster attention path, measured on real steps; then whether to compile."""
+    compute = config.compute
+    if config.model.arch == "bigram":
+        return _with(config, compute={"attention": "plain", "compile": "off"})
+    if compute.attention == "auto":
+        times = {
+            path: measure_speed(_with(config, compute={"attention": path, "compile": "off"}), dataset, World(), trial_s=0.2).step_s
+            for path in ("plain", "sdpa")
+        }
+        faster = min(times, key=lambda path: times[path])
+        notices.append(f"attention {faster}: " + ", ".join(f"{path} {s * 1e3:.0f} ms a step" for path, s in times.items()))
+        config = _with(config, compute={"attention": faster})
+    if compute.compile == "auto":
+        config = _with(config, compute={"compile": _compile_pays(config)})
+    return config
+
+
+def _compile_pays(config: RunConfig) -> str:
+    """Compilation takes about a minute: on a GPU that pays in a long run; on CPUs and Apple GPUs eager was faster when measured."""
+    long_run = config.optim.max_steps > 2000 or (config.optim.max_steps == 0 and config.optim.time_budget >= _LONG_RUN_S)
+    return "on" if config.compute.device == "cuda" and long_run else "off"
+
+
+def measure_speed(config: RunConfig, dataset: Dataset, world: World, trial_s: float = _TRIAL_S) -> Speed:
+    """Time real steps and a real evaluation on a scratch copy of the model."""
+    device = torch.device(config.compute.device, world.local_rank if config.compute.device == "cuda" else None)
+    scratch = _with(config, optim={"max_steps": config.optim.max_steps or 1_000_000}, eval={"eval_iters": config.eval.eval_iters or 2})
+    with memory.explained_out_of_memory(config):
+        state = TrainingState(scratch, dataset.tokenizer.vocab_size, device, world)
+        batches = DeviceBatches(scratch, dataset, device, world)
+        times: list[float] = []
+        begun = time.perf_counter()
+        while len(times) < 3 or (time.perf_counter() - begun < trial_s and len(times) < 200):
+            start = time.perf_counter()
+            state.step(len(times), batches).loss.item()
+            times.append(time.perf_counter() - start)
+        return Speed(statistics.median(times[1:]), _evaluation_s(config, dataset, state), memory.peak(device))
+
+
+def _evaluation_s(config: RunConfig, dataset: Dataset, state: TrainingState) -> float:
+    """Seconds of one evaluation, scaled up from a few batches of it."""
+    iters = 2
+    sample = Measuring(_with(config, eval={"eval_iters": iters}), dataset, state)
+    start = time.perf_counter()
+    sample()
+    per_token = (time.perf_counter() - start) / (2 * iters * config.optim.batch_size * config.model.block_size)
+    if config.eval.eval_iters:
+        return per_token * 2 * config.eval.eval_iters * config.optim.batch_size * config.model.block_size
+    return per_token * (len(dataset.val.tokens) + 32_768)
+
+
+def _choose_steps(config: RunConfig, dataset: Dataset, world: World, notices: list[str]) -> RunConfig:
+    """The number of steps that fills the time budget, and how often to evaluate on the way."""
+    if config.eval.eval_iters == 0 and len(dataset.val.tokens) > _SMALL_SPLIT_TOKENS:
+        config = _with(config, eval={"eval_iters": _SAMPLED_ITERS})
+        notices.append(f"the validation split is large: each evaluation draws {_SAMPLED_ITERS} batches of it; the best is scored on all of it at the end")
+    if config.optim.max_steps == 0:
+        speed = world.share(measure_speed(config, dataset, world))
+        budget = config.optim.time_budget * (1 - _SPARE)
+        evaluations = int(min(_EVALUATIONS, max(_FEWEST_EVALUATIONS, budget * _EVALUATION_SHARE / max(1e-6, speed.evaluation_s))))
+        if config.eval.eval_every:
+            steps = budget / (speed.step_s + speed.evaluation_s / config.eval.eval_every)
+        else:
+            steps = max(0.0, budget - evaluations * speed.evaluation_s) / speed.step_s
+        steps = max(1, int(steps))
+        notices.append(f"{steps:,} steps fit {config.optim.time_budget:g} s: {speed.step_s * 1e3:.1f} ms a step, {speed.evaluation_s:.2f} s an evaluation")
+        config = _with(config, optim={"max_steps": steps})
+    else:
+        evaluations = _EVALUATIONS
+    if config.eval.eval_every == 0:
+        config = _with(config, eval={"eval_every": max(1, -(-config.optim.max_steps // evaluations))})
+    return config
+
+
+def _with(config: RunConfig, **sections: dict[str, Any]) -> RunConfig:
+    """`config` with some fields of some sections changed."""
+    return config.model_copy(update={name: getattr(config, name).model_copy(update=changes) for name, changes in sections.items()})

@@ -1,0 +1,29 @@
+"""The figure that the leaderboard shows: the best checkpoint, read back from disk, scored once on the whole validation split."""
+
+from __future__ import annotations
+
+import torch
+
+from minigpt_cli import checkpoints
+from minigpt_cli.data.dataset import Dataset
+from minigpt_cli.evaluation.scoring import score_ids
+from minigpt_cli.records import Best, RunRecord
+from minigpt_cli.runstore import Run
+
+
+def rescored(run: Run, record: RunRecord, dataset: Dataset, device: torch.device) -> RunRecord:
+    """The record, written, with `best` replaced by the exact score of the best weights in float32 and its interval."""
+    if record.best is None:
+        return record
+    loaded = checkpoints.load(run, "best", device)
+    block_size = loaded.config.model.block_size
+    context = dataset.train.tokens[-block_size:]
+    score = score_ids(loaded.model, loaded.tokenizer, dataset.val.tokens, context=context, block_size=block_size, device=device)
+    best = Best(
+        step=record.best.step,
+        nats_per_token=score.nats_per_token,
+        nats_per_char=score.nats_per_char,
+        ci95=score.ci95,
+        whole_split=True,
+    )
+    return run.write_record(record.model_copy(update={"best": best}))

@@ -1,0 +1,110 @@
+"""What a resumed run may change, and when it is the very run that was never interrupted."""
+
+from __future__ import annotations
+
+import platform
+from typing import Any
+
+import torch
+
+from minigpt_cli.config import RunConfig
+from minigpt_cli.errors import UsageError
+from minigpt_cli.records import Corpus, RunRecord, SplitRecord
+from minigpt_cli.data.dataset import Dataset
+from minigpt_cli.training.distributed import World
+
+_MAY_CHANGE = {"optim.max_steps", "optim.time_budget"}
+_MAY_CHANGE_SECTIONS = ("eval.",)
+_CHANGES_BITS = {"compute.device", "compute.threads", "compute.attention", "compute.compile", "compute.fsdp", "optim.auto_batch"}
+
+
+def leaves(config: RunConfig) -> dict[str, Any]:
+    """Every setting by its dotted name."""
+    flat: dict[str, Any] = {}
+    for section, value in config.model_dump(mode="json").items():
+        if isinstance(value, dict):
+            flat |= {f"{section}.{name}": leaf for name, leaf in value.items()}
+        else:
+            flat[section] = value
+    return flat
+
+
+def check_changes(saved: RunConfig, wanted: RunConfig, steps_done: int) -> list[str]:
+    """Reasons why the continued run will not be bit for bit the one that was saved.
+
+    Raises UsageError that names the flag for a change that would make it another run.
+    """
+    before, after = leaves(saved), leaves(wanted)
+    changed = [name for name in after if after[name] != before.get(name)]
+    for name in changed:
+        if name in _MAY_CHANGE or name in _CHANGES_BITS or name.startswith(_MAY_CHANGE_SECTIONS):
+            continue
+        flag = "--" + name.rpartition(".")[2].replace("_", "-")
+        raise UsageError(f"{flag} cannot change when resuming (it was {before.get(name)!r}): leave it out, or start a new run with --init-from")
+    if wanted.optim.max_steps < steps_done:
+        raise UsageError(f"--max-steps {wanted.optim.max_steps} is below the {steps_done} steps that are done")
+    return [f"{name.rpartition('.')[2]} was {before[name]!r} and is now {after[name]!r}" for name in changed if name in _CHANGES_BITS]
+
+
+def check_text(record: RunRecord, dataset: Dataset) -> None:
+    """Raise UsageError unless the text is the one that the run was trained on."""
+    if record.corpus is not None and record.corpus.sha256 != dataset.sha256:
+        raise UsageError(
+            f"the text of {record.corpus.label!r} has changed since this run began (sha256 {record.corpus.sha256[:12]}, now {dataset.sha256[:12]}): "
+            "restore it, or start a new run with --init-from"
+        )
+
+
+def inexact_reasons(record: RunRecord, device: torch.device, world: World) -> list[str]:
+    """Why results may differ in the last bits from those of the uninterrupted run; empty where they may not."""
+    pairs = {
+        "torch": (record.versions.get("torch"), torch.__version__),
+        "the device": (record.device_name, device_name(device)),
+        "the number of threads": (record.threads, torch.get_num_threads()),
+        "the number of processes": (record.world_size, world.size),
+    }
+    return [f"{what} was {old} and is now {new}" for what, (old, new) in pairs.items() if old != new]
+
+
+def device_name(device: torch.device) -> str:
+    """What the device calls itself."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type == "mps":
+        return f"Apple {platform.machine()} GPU"
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def described(record: RunRecord, config: RunConfig, dataset: Dataset, model: torch.nn.Module, device: torch.device, world: World) -> RunRecord:
+    """The record with everything that is known before step 0."""
+    splits = {"train": dataset.train, "val": dataset.val} | ({"test": dataset.test} if dataset.test is not None else {})
+    corpus = Corpus(
+        label=dataset.label,
+        sha256=dataset.sha256,
+        dataset_dir=str(dataset.dir),
+        splits={
+            name: SplitRecord(sha256=split.sha256, n_tokens=len(split.tokens), n_chars=split.n_chars, n_bytes=split.n_bytes)
+            for name, split in splits.items()
+        },
+    )
+    return record.model_copy(
+        update={
+            "status": "running",
+            "stop_reason": None,
+            "versions": {**record.versions, "torch": torch.__version__},
+            "device": config.compute.device,
+            "device_name": device_name(device),
+            "threads": torch.get_num_threads(),
+            "world_size": world.size,
+            "arch": config.model.arch,
+            "tokenizer": dataset.tokenizer.name,
+            "corpus": corpus,
+            "vocab_size": dataset.tokenizer.vocab_size,
+            "n_params": sum(p.numel() for p in model.parameters()),
+            "n_active_params": model.n_active_params(),  # type: ignore[operator]
+        }
+    )

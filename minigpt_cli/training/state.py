@@ -1,0 +1,143 @@
+"""Everything that one training step reads and changes, and the step itself.
+
+B windows in a batch, T tokens in a window, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minigpt_cli.config import RunConfig
+from minigpt_cli.models.contract import build_model
+from minigpt_cli.training import distributed, precision
+from minigpt_cli.training.distributed import World
+from minigpt_cli.training.optimizers import build_optimizer
+from minigpt_cli.training.schedules import lr_factor
+
+BatchSource = Callable[[int, int], tuple[Tensor, Tensor]]
+"""(step, micro) → x, y of shape (B, T)."""
+
+_DROPOUT_STREAM = 0x5EED  # keeps the dropout stream apart from the one that drew the weights
+
+
+class StepResult(NamedTuple):
+    """What a step measured; tensors on the device, so that nobody waits for them."""
+
+    loss: Tensor  # mean nats per token of the batch, without auxiliary losses
+    grad_norm: Tensor
+    refused: Tensor  # 1.0 where a number was not finite and nothing was changed
+
+
+class TrainingState:
+    """Weights, optimizer, averages and generators of a run. `step` is the only thing that changes them."""
+
+    def __init__(
+        self, config: RunConfig, vocab_size: int, device: torch.device, world: World | None = None, weights: Mapping[str, Tensor] | None = None
+    ) -> None:
+        self.config, self.device, self.world = config, device, world or World()
+        model = build_model(config.model, vocab_size, config.seed)
+        if weights is not None:
+            model.load_state_dict(weights)
+        self.model = self._prepare(model)
+        self.optimizer = build_optimizer(self.model, config.optim, fast_bf16=precision.bf16_speedup(device.type) > 1.5)
+        self.scaler = precision.LossScaler(config.compute.precision, device)
+        self.average = {n: p.detach().clone() for n, p in self.model.named_parameters()} if config.optim.ema else {}
+        self.refused_in_a_row = torch.zeros((), device=device)
+        self._forward: nn.Module = self.model if config.compute.fsdp else distributed.replicate(self.model, self.world, device)
+        self._loss = torch.compile(_loss, dynamic=False) if config.compute.compile == "on" else _loss
+
+    def _prepare(self, model: nn.Module) -> nn.Module:
+        model = model.to(self.device).train()
+        self.dropout_generator = torch.Generator(self.device).manual_seed(self.config.seed ^ _DROPOUT_STREAM + self.world.rank)
+        compute = self.config.compute
+        model.set_attention(compute.attention)  # type: ignore[operator]
+        model.set_compute_dtype(precision.DTYPES[compute.precision])  # type: ignore[operator]
+        model.set_grad_checkpoint(compute.grad_checkpoint)  # type: ignore[operator]
+        model.set_dropout_generator(self.dropout_generator)  # type: ignore[operator]
+        return distributed.shard(model) if compute.fsdp and self.world.size > 1 else model
+
+    def step(self, number: int, batch: BatchSource) -> StepResult:
+        """One optimizer step on global batch `number`; refused, changing nothing, if a loss or gradient is not finite."""
+        optim = self.config.optim
+        total = torch.zeros((), device=self.device)
+        for micro in range(optim.grad_accum):
+            x, y = batch(number, micro)
+            with distributed.without_averaging(self._forward, last=micro == optim.grad_accum - 1):
+                loss, cross_entropy = self._loss(self._forward, x, y)
+                (loss * (self.scaler.scale / optim.grad_accum)).backward()
+            total += cross_entropy / optim.grad_accum
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        norm = self._unscale_and_clip(gradients)
+        refused = (~torch.isfinite(norm + total)).float()
+        self._apply(number, refused)
+        for parameter in self.model.parameters():
+            parameter.grad = None
+        return StepResult(total, norm, refused)
+
+    def _unscale_and_clip(self, gradients: list[Tensor]) -> Tensor:
+        if self.scaler.active:
+            torch._foreach_mul_(gradients, 1 / self.scaler.scale)
+        norm = distributed.whole(torch.nn.utils.get_total_norm(gradients))
+        if clip := self.config.optim.grad_clip:
+            torch._foreach_mul_(gradients, (clip / (norm + 1e-6)).clamp(max=1.0))
+        return norm
+
+    def _apply(self, number: int, refused: Tensor) -> None:
+        factor = lr_factor(number, self.config.optim) * self.lr_scale
+        if self.device.type == "cpu":  # waiting for a number costs nothing here
+            if not refused.item():
+                self.optimizer.step(factor)
+        else:
+            self.optimizer.step(factor, refused)
+        self.scaler.update(refused)
+        self.refused_in_a_row = torch.where(refused > 0, self.refused_in_a_row + 1, torch.zeros_like(self.refused_in_a_row))
+        if self.average:
+            decay = min(self.config.optim.ema, (1 + number) / (10 + number))  # a young average forgets its start
+            torch._foreach_lerp_(list(self.average.values()), [p.detach() for p in self.model.parameters()], 1 - decay)
+
+    lr_scale: float = 1.0  # lowered by the tail of cosine-plateau
+
+    def lr(self, number: int) -> float:
+        """AdamW's learning rate at step `number`."""
+        return self.config.optim.lr * lr_factor(number, self.config.optim) * self.lr_scale
+
+    def weights(self) -> dict[str, Tensor]:
+        """The weights that training changes, whole, on the CPU."""
+        return {n: distributed.whole(t.detach()).cpu().clone() for n, t in self.model.state_dict().items()}
+
+    def measured_weights(self) -> dict[str, Tensor]:
+        """The weights that are evaluated and kept as best: their average where there is one."""
+        weights = self.weights()
+        return weights | {n: distributed.whole(t).cpu().clone() for n, t in self.average.items()}
+
+    def resume_tensors(self) -> dict[str, Tensor]:
+        """What the next step depends on besides the weights."""
+        tensors = {f"optimizer.{n}": distributed.whole(t) for n, t in self.optimizer.state_tensors().items()}
+        tensors |= {f"average.{n}": distributed.whole(t) for n, t in self.average.items()}
+        tensors |= self.scaler.state_tensors()
+        tensors["refused_in_a_row"] = self.refused_in_a_row
+        tensors["generator.dropout"] = self.dropout_generator.get_state()
+        return {n: t.detach().cpu().clone() for n, t in tensors.items()}
+
+    def load_resume_tensors(self, weights: Mapping[str, Tensor], tensors: Mapping[str, Tensor], *, exact: bool) -> None:
+        """Continue from a save. Generator states of another device or number of processes cannot be used: `exact` says so."""
+        self.model.load_state_dict(dict(weights))
+        self.optimizer.load_state_tensors({n.removeprefix("optimizer."): t for n, t in tensors.items() if n.startswith("optimizer.")})
+        for name, average in self.average.items():
+            average.copy_(tensors[f"average.{name}"])
+        self.scaler.load_state_tensors(dict(tensors))
+        self.refused_in_a_row = tensors["refused_in_a_row"].to(self.device, copy=True)
+        if exact:
+            self.dropout_generator.set_state(tensors["generator.dropout"])
+
+
+def _loss(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """The loss to differentiate and, detached, its cross-entropy in nats per token."""
+    output = model(x)
+    cross_entropy = F.cross_entropy(output.logits.flatten(0, 1).float(), y.flatten())
+    return cross_entropy + output.aux_loss, cross_entropy.detach()

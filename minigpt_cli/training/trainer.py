@@ -1,0 +1,306 @@
+"""From a resolved configuration to a trained run: a generator of events. Prints nothing.
+
+The loop draws batch n, steps, and now and then evaluates, saves and asks whether to stop. Everything it decides was decided
+before step 0; everything that the next step depends on is saved, so that a resumed run is the run that was never interrupted.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minigpt_cli import checkpoints
+from minigpt_cli.checkpoints import ResumePoint
+from minigpt_cli.config import RunConfig
+from minigpt_cli.data.dataset import Dataset
+from minigpt_cli.errors import Diverged
+from minigpt_cli.evaluation.statistics import mean_interval
+from minigpt_cli.events import Evaluated, Event, Resumed, Saved, Skipped, Started, Stopped, StopReason
+from minigpt_cli.events import Progress as Beat
+from minigpt_cli.records import Best, Sitting
+from minigpt_cli.runstore import Run
+from minigpt_cli.training import resuming, rescoring
+from minigpt_cli.training.distributed import World
+from minigpt_cli.training.feeding import DeviceBatches
+from minigpt_cli.training.measuring import Measured, Measuring
+from minigpt_cli.training.memory import explained_out_of_memory
+from minigpt_cli.training.state import StepResult, TrainingState
+from minigpt_cli.training.stopping import Progress
+
+_BEAT_S = 0.5  # between two heartbeats; on an accelerator each makes the host wait for the device once
+_REFUSED_LIMIT = 10  # steps in a row with non-finite numbers after which a run counts as diverged
+_TAIL_LIMIT = 2  # cosine-plateau trains at most this many times max_steps
+_SIGNALS: dict[int, StopReason] = {2: "interrupted_keyboard", 15: "terminated"}
+_STATUS = {"interrupted_keyboard": "interrupted", "terminated": "interrupted", "diverged": "failed"}
+
+ShouldStop = Callable[[], int | None]
+"""The number of a signal that asked to stop, or None."""
+
+
+def fit(
+    run: Run,
+    config: RunConfig,
+    dataset: Dataset,
+    *,
+    resume: ResumePoint | None = None,
+    weights: Mapping[str, Tensor] | None = None,
+    should_stop: ShouldStop = lambda: None,
+    world: World | None = None,
+    notices: list[str] | None = None,
+) -> Iterator[Event]:
+    """Train `run` and yield what happens, a `Stopped` last.
+
+    `config` is resolved (planning.resolve); `weights` start a run from another's. Raises Diverged after the last good
+    state is saved, and a one-line MiniGPTError when memory or disk run out.
+    """
+    world = world or World()
+    device = torch.device(config.compute.device, world.local_rank if config.compute.device == "cuda" else None)
+    with explained_out_of_memory(config):
+        trainer = _Trainer(run, config, dataset, device, world, weights)
+        yield trainer.started(notices or [])
+        if resume is not None:
+            yield trainer.continue_from(resume)
+        yield from trainer.train(should_stop)
+
+
+class _Trainer:
+    """The state of the loop around `TrainingState`: counters, the clock, the record, the best weights since the last save."""
+
+    def __init__(
+        self, run: Run, config: RunConfig, dataset: Dataset, device: torch.device, world: World, weights: Mapping[str, Tensor] | None
+    ) -> None:
+        self.run, self.config, self.dataset, self.device, self.world = run, config, dataset, device, world
+        self.state = TrainingState(config, dataset.tokenizer.vocab_size, device, world, weights)
+        self.batches = DeviceBatches(config, dataset, device, world)
+        self.measuring = Measuring(config, dataset, self.state)
+        self.progress = Progress()
+        self.steps_done = 0
+        self.elapsed_before_s = 0.0  # in earlier sittings
+        self.started_at = self.beat_at = time.perf_counter()
+        self.beat_step = self.evaluated_step = self.saved_step = -1
+        self.speed = 0.0  # tokens per second since the last beat
+        self.new_best: Mapping[str, Tensor] | None = None  # weights that the next save keeps as best
+        self.tokens_per_step = config.optim.batch_size * config.optim.grad_accum * world.size * config.model.block_size
+        self.record = resuming.described(run.record, config, dataset, self.state.model, device, world)
+
+    # ---- the loop
+
+    def train(self, should_stop: ShouldStop) -> Iterator[Event]:
+        self.started_at = self.beat_at = time.perf_counter()
+        self.beat_step = self.steps_done
+        reason: StopReason | None = None if self._more_to_do() else "max_steps"
+        result: StepResult | None = None
+        while reason is None:
+            result = self.state.step(self.steps_done, self.batches)
+            self.steps_done += 1
+            beat = self._beat(result) if self._beat_due() else None
+            yield from self._skipped(result)
+            if self._evaluation_due():
+                yield from self._evaluate(result)
+                reason = self._reason_after_evaluation()
+                yield from self._save()
+            elif beat is not None:
+                yield beat
+            if self.saved_step != self.steps_done and self._save_due():
+                yield from self._save()
+            reason = self._reason_at_any_step(should_stop) or reason
+        yield from self._finish(reason, result)
+
+    def _evaluation_due(self) -> bool:
+        return self.steps_done % self.config.eval.eval_every == 0
+
+    def _save_due(self) -> bool:
+        return bool(self.config.eval.save_every) and self.steps_done % self.config.eval.save_every == 0
+
+    def _beat_due(self) -> bool:
+        return self._evaluation_due() or time.perf_counter() - self.beat_at >= _BEAT_S
+
+    def _more_to_do(self) -> bool:
+        limit = self.config.optim.max_steps
+        return self.steps_done < limit or (self.config.optim.schedule == "cosine-plateau" and self.steps_done < limit * _TAIL_LIMIT)
+
+    def _reason_at_any_step(self, should_stop: ShouldStop) -> StopReason | None:
+        """A signal, an error or the clock, agreed on by all processes."""
+        limit = self.config.eval.time_limit
+        wish = should_stop() or (99 if limit and self.elapsed_s() >= limit else 0)
+        agreed = self.world.agree(wish, self.device)
+        if agreed:
+            return _SIGNALS.get(agreed, "time_limit")
+        if self._may_look() and self.state.refused_in_a_row >= _REFUSED_LIMIT:
+            return "diverged"
+        return None if self._more_to_do() else "max_steps"
+
+    def _reason_after_evaluation(self) -> StopReason | None:
+        if self.state.refused_in_a_row >= _REFUSED_LIMIT:
+            return "diverged"
+        if self.config.optim.schedule == "cosine-plateau" and self.steps_done >= self.config.optim.max_steps:
+            exhausted = self.progress.tail()
+            self.state.lr_scale = self.progress.tail_factor
+            if exhausted:
+                return "plateau"
+        return self.progress.reason(self.config.eval)
+
+    def elapsed_s(self) -> float:
+        return self.elapsed_before_s + time.perf_counter() - self.started_at
+
+    # ---- events
+
+    def started(self, notices: list[str]) -> Started:
+        compute = self.config.compute
+        return Started(
+            run=self.run.name,
+            step=0,
+            arch=self.config.model.arch,
+            n_params=self.record.n_params,
+            n_active_params=self.record.n_active_params,
+            vocab_size=self.record.vocab_size,
+            train_tokens=len(self.dataset.train.tokens),
+            val_tokens=len(self.dataset.val.tokens),
+            max_steps=self.config.optim.max_steps,
+            device=compute.device,
+            precision=compute.precision,
+            attention=compute.attention,
+            compiled=compute.compile == "on",
+            notices=notices,
+        )
+
+    def continue_from(self, resume: ResumePoint) -> Resumed:
+        state = resume.resume_state
+        reasons = resuming.inexact_reasons(resume.record, self.device, self.world)
+        exact = not reasons
+        self.state.load_resume_tensors(resume.last, resume.resume, exact=exact)
+        self.steps_done = self.evaluated_step = self.saved_step = int(state["step"])
+        self.elapsed_before_s = float(state["elapsed_s"])
+        self.progress = Progress.from_state(state["progress"])
+        self.state.lr_scale = self.progress.tail_factor
+        self.run.truncate_metrics(resume.record.metrics_bytes)
+        history = [*resume.record.resume_exact_history, Sitting(step=self.steps_done, exact=exact, reasons=reasons)]
+        self.record = self.record.model_copy(update={"resume_exact_history": history})
+        notices = [*resume.notices, *(f"not exact to the bit: {reason}" for reason in reasons)]
+        return Resumed(run=self.run.name, step=self.steps_done, exact=exact, notices=notices)
+
+    def _may_look(self) -> bool:
+        """Whether reading a number off the device costs nothing: always on the CPU, elsewhere only at a heartbeat."""
+        return self.device.type == "cpu" or self.beat_step == self.steps_done
+
+    def _skipped(self, result: StepResult) -> Iterator[Skipped]:
+        """The event of a refused step; between the heartbeats of an accelerator only the last of them is seen."""
+        if self._may_look() and result.refused.item():
+            reason = f"loss {result.loss.item():g}, gradient norm {result.grad_norm.item():g}"
+            event = Skipped(run=self.run.name, step=self.steps_done, reason=reason)
+            if self.world.is_writer:
+                self.run.append(event)
+            yield event
+
+    def _beat(self, result: StepResult) -> Beat:
+        now = time.perf_counter()
+        self.speed = (self.steps_done - self.beat_step) * self.tokens_per_step / max(1e-9, now - self.beat_at)
+        self.beat_at, self.beat_step = now, self.steps_done
+        loss = float(result.loss.item())
+        return Beat(
+            run=self.run.name,
+            step=self.steps_done,
+            train_loss=loss if np.isfinite(loss) else None,
+            lr=self.state.lr(self.steps_done - 1),
+            tokens_seen=self.steps_done * self.tokens_per_step,
+            tokens_per_s=self.speed,
+            elapsed_s=self.elapsed_s(),
+        )
+
+    def _evaluate(self, result: StepResult) -> Iterator[Evaluated]:
+        measured = self.measuring()
+        val_loss = float("nan") if measured.val_loss is None else measured.val_loss
+        is_best = self.progress.observe(self.steps_done, val_loss, self._min_delta(measured))
+        if is_best:
+            self.new_best = self.state.measured_weights()
+            best = Best(
+                step=self.steps_done, nats_per_token=val_loss, nats_per_char=measured.nats_per_char, whole_split=self.config.eval.eval_iters == 0
+            )
+            self.record = self.record.model_copy(update={"best": best})
+        self.evaluated_step = self.steps_done
+        norm = float(result.grad_norm.item())
+        load, entropy = self._routing()
+        event = Evaluated(
+            run=self.run.name,
+            step=self.steps_done,
+            train_loss=measured.train_loss,
+            val_loss=measured.val_loss,
+            nats_per_char=measured.nats_per_char,
+            lr=self.state.lr(self.steps_done - 1),
+            tokens_seen=self.steps_done * self.tokens_per_step,
+            tokens_per_s=self.speed,
+            elapsed_s=self.elapsed_s(),
+            is_best=is_best,
+            patience_left=self.progress.patience_left(self.config.eval),
+            grad_norm=norm if np.isfinite(norm) else None,
+            expert_load=load,
+            router_entropy=entropy,
+        )
+        self.record = self.record.model_copy(update={"final_train_loss": measured.train_loss, "final_val_loss": measured.val_loss})
+        if self.world.is_writer:
+            self.run.append(event)
+        yield event
+        self.beat_at, self.beat_step = time.perf_counter(), self.steps_done  # evaluations are not part of the speed
+
+    def _min_delta(self, measured: Measured) -> float:
+        """What counts as improvement: as given, or half the width of the evaluation's own 95 % interval."""
+        wanted = self.config.eval.min_delta
+        if wanted != "auto":
+            return float(wanted)
+        if measured.val_loss is None:
+            return 0.0
+        interval = mean_interval(measured.val_nats)
+        return (interval.high - interval.low) / 2
+
+    def _routing(self) -> tuple[list[list[float]] | None, float | None]:
+        """Load of every expert and the router's entropy in nats, of the last training step; None without experts."""
+        routed = [block.moe for block in getattr(self.state.model, "blocks", []) if hasattr(block, "moe")]
+        if not routed:
+            return None, None
+        entropy = torch.stack([moe.router_entropy() for moe in routed]).mean()
+        return [[round(share, 4) for share in moe.expert_load().tolist()] for moe in routed], float(entropy)
+
+    # ---- saving and ending
+
+    def _save(self) -> Iterator[Saved]:
+        """Put everything that the next step depends on safely on disk."""
+        last, resume = self.state.weights(), self.state.resume_tensors()  # every process takes part in collecting them
+        self.saved_step = self.steps_done
+        self.record = self.record.model_copy(
+            update={"stop_step": self.steps_done, "tokens_seen": self.steps_done * self.tokens_per_step, "elapsed_s": self.elapsed_s()}
+        )
+        if self.world.is_writer:
+            state: dict[str, Any] = {"step": self.steps_done, "elapsed_s": self.elapsed_s(), "progress": self.progress.state()}
+            self.record = checkpoints.save(self.run, self.record, last=last, resume=resume, resume_state=state, best=self.new_best)
+        self.new_best = None
+        yield Saved(run=self.run.name, step=self.steps_done)
+
+    def _finish(self, reason: StopReason, result: StepResult | None) -> Iterator[Event]:
+        asked_to_stop = reason in _STATUS  # by a signal or by broken numbers: save what there is and go
+        if not asked_to_stop and self.evaluated_step != self.steps_done and result is not None:
+            yield from self._evaluate(result)
+        self.record = self.record.model_copy(update={"status": _STATUS.get(reason, "finished"), "stop_reason": reason})
+        yield from self._save()
+        if not asked_to_stop and self.world.is_writer:
+            self.record = rescoring.rescored(self.run, self.record, self.dataset, self.device)
+        best = self.record.best
+        yield Stopped(
+            run=self.run.name,
+            step=self.steps_done,
+            stop_reason=reason,
+            best_step=best.step if best else None,
+            best_val_loss=best.nats_per_token if best else None,
+            best_nats_per_char=best.nats_per_char if best else None,
+            elapsed_s=self.record.elapsed_s,
+            tokens_seen=self.record.tokens_seen,
+        )
+        if reason == "diverged":
+            raise Diverged(
+                f"training diverged: {_REFUSED_LIMIT} steps in a row had non-finite numbers; run {self.run.name!r} keeps its best and last good "
+                "weights; try a lower --lr or --muon-lr, or --grad-clip 1"
+            )
