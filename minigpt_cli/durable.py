@@ -8,6 +8,7 @@ nothing but regular files (a FIFO would hang). JSON is refused when it holds NaN
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import secrets
@@ -15,17 +16,17 @@ import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from minigpt_cli.errors import MiniGPTError, RunDamaged
 
 JSON_LIMIT = 4 << 20  # bytes; a run.json is a few kilobytes
 TEMPORARY = ".tmp"
 
-_NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
-_NONBLOCK = getattr(os, "O_NONBLOCK", 0)
-_CLOEXEC = getattr(os, "O_CLOEXEC", 0)
-_BINARY = getattr(os, "O_BINARY", 0)
+NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
+NONBLOCK = getattr(os, "O_NONBLOCK", 0)
+CLOEXEC = getattr(os, "O_CLOEXEC", 0)
+BINARY = getattr(os, "O_BINARY", 0)
 
 _ADVICE = {
     errno.ENOSPC: "the disk is full: free some space and resume",
@@ -40,6 +41,13 @@ _ADVICE = {
     errno.ENOTDIR: "a part of the path is a file, not a folder",
     errno.EFBIG: "the file is larger than this file system allows",
 }
+
+
+class Written(NamedTuple):
+    """What was written."""
+
+    sha256: str
+    n_bytes: int
 
 
 def explain(error: OSError, doing: str) -> MiniGPTError:
@@ -69,7 +77,7 @@ def sync_folder(folder: Path) -> None:
     """Flush a folder's entries to disk, so that a rename in it survives a power cut; where folders cannot be opened (Windows), nothing."""
     if os.name != "posix":  # pragma: no cover
         return
-    fd = os.open(folder, os.O_RDONLY | _CLOEXEC)
+    fd = os.open(folder, os.O_RDONLY | CLOEXEC)
     try:
         os.fsync(fd)
     finally:
@@ -83,9 +91,9 @@ def temporary_beside(path: Path) -> Path:
 
 @contextmanager
 def staged(path: Path, mode: int = 0o666) -> Iterator[tuple[int, Path]]:
-    """A new temporary file beside `path`, open for writing; flushed to disk at the end, removed if anything fails. The caller renames it."""
+    """A new temporary file beside `path`, open for writing; flushed to disk at the end, removed on failure. The caller renames it."""
     temporary = temporary_beside(path)
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NOFOLLOW | _CLOEXEC | _BINARY, mode)
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | NOFOLLOW | CLOEXEC | BINARY, mode)
     try:
         try:
             yield fd, temporary
@@ -127,13 +135,15 @@ def sweep(folder: Path) -> None:
                     os.unlink(entry.path)
 
 
-def open_regular(path: Path) -> int:
-    """A read-only descriptor of a regular file. Raises RunDamaged for a symbolic link, folder, device or pipe; OSError where it is missing."""
+def open_regular(path: Path, flags: int = os.O_RDONLY) -> int:
+    """A descriptor of a regular file. Raises RunDamaged for a symbolic link, folder, device or pipe; OSError where it cannot be opened."""
     try:
-        fd = os.open(path, os.O_RDONLY | _NOFOLLOW | _NONBLOCK | _CLOEXEC | _BINARY)
+        fd = os.open(path, flags | NOFOLLOW | NONBLOCK | CLOEXEC | BINARY, 0o666)
     except OSError as error:
-        if error.errno in (errno.ELOOP, errno.EMLINK) or path.is_symlink():
+        if path.is_symlink():
             raise RunDamaged(f"{path} is a symbolic link: a run directory holds its own files only") from error
+        if error.errno in (errno.EISDIR, errno.ENXIO):
+            raise RunDamaged(f"{path} is not a regular file") from error
         raise
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
@@ -221,6 +231,36 @@ def check_space(folder: Path, n_bytes: int) -> None:
         return  # a disk that does not tell its space is tried
     if free < n_bytes:
         raise MiniGPTError(f"{folder} has {size(free)} free and {size(n_bytes)} are needed: free some space or choose another --runs-dir")
+
+
+def available_memory() -> int:
+    """Bytes of memory that can be had without swapping, within a container's limit; 0 where the machine does not say."""
+    with suppress(OSError, ValueError, IndexError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return min(int(line.split()[1]) << 10, _container_memory())
+    with suppress(AttributeError, ValueError, OSError):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return 0
+
+
+def _container_memory() -> int:
+    group = Path("/sys/fs/cgroup")
+    with suppress(OSError, ValueError):
+        return max(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()), 1)
+    return 1 << 62
+
+
+def check_memory(n_bytes: int, what: str) -> None:
+    """Raise MiniGPTError where `what` would need more memory than there is."""
+    memory = available_memory()
+    if memory and n_bytes > memory:
+        raise MiniGPTError(f"{what} needs {size(n_bytes)} of memory and {size(memory)} are free: use a larger machine or a smaller model")
+
+
+def sha256(data: bytes) -> str:
+    """The SHA-256 of `data`, in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
 
 
 def size(n_bytes: int) -> str:

@@ -71,7 +71,7 @@ def _rank_group(group: list[Run], tied: Callable[[Run, Run], bool]) -> list[Row]
 def _row(position: int, run: Run, tied_with_best: bool) -> Row:
     record = run.record
     best = record.best
-    assert best is not None  # noqa: S101 - rank() keeps scored runs only
+    assert best is not None
     return Row(
         rank=position,
         run=run.name,

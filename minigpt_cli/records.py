@@ -140,7 +140,7 @@ class RunRecord(_Record):
             raise RunDamaged(f"{where} is not a record of a run")
         version = content.get("schema_version")
         if isinstance(version, int) and version > RECORD_SCHEMA_VERSION:
-            raise RunDamaged(f"{where} has schema_version {version}: it was written by a newer minigpt; update with pip install -U minigpt-cli")
+            raise RunDamaged(f"{where} has schema_version {version}: it needs a newer minigpt (pip install -U minigpt-cli)")
         checksum = content.pop("checksum", None)
         try:
             if checksum != _checksum(content):

@@ -70,7 +70,8 @@ def check_name(name: str) -> str:
         raise UsageError(f"a run cannot be named {name!r}: that word already means the {'newest' if name == 'latest' else 'best'} run")
     if not _NAME.fullmatch(name) or len(name.encode("utf-8")) > 200 or name.endswith((durable.TEMPORARY, ".")):
         raise UsageError(
-            f"{durable.one_line(repr(name), 80)} cannot name a run: use up to 100 letters, digits and . _ + = , @ ~ -, beginning with a letter or digit"
+            f"{durable.one_line(repr(name), 80)} cannot name a run: "
+            "use up to 100 letters, digits and . _ + = , @ ~ -, beginning with a letter or digit"
         )
     return name
 
@@ -133,8 +134,8 @@ class Run:
         write_atomic(self.file(ANNOTATIONS), annotations.model_dump_json(indent=2) + "\n")
 
     def write_config(self, config: RunConfig) -> None:
-        """Write config.json."""
-        write_atomic(self.file(CONFIG), config.model_dump_json(indent=2) + "\n")
+        """Write config.json of a run that has not saved yet (later: checkpoints.continue_from, or the newest save would not match)."""
+        write_atomic(self.file(CONFIG), config_text(config))
         self.refresh()
 
     def write_tokenizer(self, tokenizer_json: str) -> None:
@@ -142,8 +143,12 @@ class Run:
         write_atomic(self.file(TOKENIZER), tokenizer_json)
 
     def write_record(self, record: RunRecord) -> RunRecord:
-        """Write run.json, dated now; the record as written."""
-        record = record.model_copy(update={"name": self.name, "updated_at": now()})
+        """Write run.json, dated now; the record as written. The generation that it names stays: only a save changes that."""
+        update: dict[str, Any] = {"name": self.name, "updated_at": now()}
+        with suppress(RunDamaged):
+            on_disk = read_record(self.file(RECORD))
+            update |= {"files": on_disk.files, "metrics_bytes": on_disk.metrics_bytes}
+        record = record.model_copy(update=update)
         write_atomic(self.file(RECORD), record.to_json())
         self.refresh()
         return record
@@ -153,7 +158,7 @@ class Run:
         line = (event.model_dump_json() + "\n").encode("utf-8")
         path = self.file(METRICS)
         with durable.explained("write"):
-            fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | durable._NOFOLLOW | durable._CLOEXEC, 0o666)
+            fd = durable.open_regular(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
             try:
                 before = os.fstat(fd).st_size
                 try:
@@ -170,7 +175,7 @@ class Run:
         if not os.path.lexists(path):
             return
         with durable.explained("write"):
-            fd = os.open(path, os.O_WRONLY | durable._NOFOLLOW | durable._CLOEXEC)
+            fd = durable.open_regular(path, os.O_WRONLY)
             try:
                 if os.fstat(fd).st_size > n_bytes:
                     os.ftruncate(fd, n_bytes)
@@ -224,6 +229,11 @@ def read_record(path: Path) -> RunRecord:
         raise RunDamaged(f"cannot read {path}: {error.strerror or error}") from error
 
 
+def config_text(config: RunConfig) -> str:
+    """The text of config.json."""
+    return config.model_dump_json(indent=2) + "\n"
+
+
 def parse_config(content: Any, where: Path) -> RunConfig:
     """The configuration in the content of a config.json. Raises RunDamaged."""
     try:
@@ -270,7 +280,7 @@ class RunStore:
         return run
 
     def find(self, wanted: str = "latest") -> Run:
-        """The run of this name, with this unambiguous prefix, `latest` (last saved) or `top` (first on the leaderboard). Raises RunNotFound, RunDamaged."""
+        """The run of this name or prefix, `latest` (last saved) or `top` (first on the leaderboard). Raises RunNotFound, RunDamaged."""
         if wanted == "latest":
             if not (runs := self.runs()):
                 raise RunNotFound(f"no runs in {self.dir} yet: start with minigpt train")
@@ -283,14 +293,21 @@ class RunStore:
         if wanted not in names:
             matches = [name for name in names if wanted and name.startswith(wanted)]
             if len(matches) > 1:
-                raise RunNotFound(f"{durable.one_line(repr(wanted), 80)} begins the names of {len(matches)} runs: {durable.one_line(', '.join(matches[:5]))}")
+                some = durable.one_line(", ".join(matches[:5]))
+                raise RunNotFound(f"{durable.one_line(repr(wanted), 80)} begins the names of {len(matches)} runs: {some}")
             if not matches:
-                raise RunNotFound(str(unknown_name("run", durable.one_line(wanted, 80), names)) if names else f"no runs in {self.dir} yet: start with minigpt train")
+                raise self._no_such_run(wanted, names)
             wanted = matches[0]
         found = self._open(wanted)
         if isinstance(found, DamagedRun) and not self._has_previous(found):
             raise RunDamaged(f"run {durable.one_line(wanted, 100)} is damaged: {found.reason}")
         return Run(self.dir / wanted)
+
+    def _no_such_run(self, wanted: str, names: list[str]) -> RunNotFound:
+        if not names:
+            return RunNotFound(f"no runs in {self.dir} yet: start with minigpt train")
+        unknown = unknown_name("run", durable.one_line(wanted, 80), (durable.one_line(n, 100) for n in names[-20:]))
+        return RunNotFound(f"{unknown} (in {self.dir})")
 
     def _has_previous(self, damaged: DamagedRun) -> bool:
         """Whether the generation before the damaged one has a readable record."""
@@ -316,7 +333,8 @@ class RunStore:
                 try:
                     os.mkdir(self.dir / name)
                 except FileExistsError as error:
-                    raise UsageError(f"run {name!r} exists already in {self.dir}: choose another --name, or continue it with --resume {name}") from error
+                    advice = f"choose another --name, or continue it with --resume {name}"
+                    raise UsageError(f"run {name!r} exists already in {self.dir}: {advice}") from error
                 return Run(self.dir / name)
             taken = [int(m[1]) for n in self.names() if (m := re.fullmatch(re.escape(arch) + r"-(\d{1,9})", n))]
             number = max(taken, default=0)
@@ -380,12 +398,7 @@ def _acquire(path: Path) -> Callable[[], None] | None:
     except ImportError:  # pragma: no cover
         return _acquire_without_flock(path)
     with durable.explained("lock"):
-        try:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | durable._NOFOLLOW | durable._CLOEXEC, 0o666)
-        except OSError:
-            if path.is_symlink():
-                raise RunDamaged(f"{path} is a symbolic link: a run directory holds its own files only") from None
-            raise
+        fd = durable.open_regular(path, os.O_RDWR | os.O_CREAT)
         deadline = time.monotonic() + LOCK_PATIENCE_S
         while True:
             try:

@@ -1,0 +1,337 @@
+"""Weights, tokenizer and record of a run to a model, and back.
+
+`save` makes a generation that a kill at any instant cannot lose (how: snapshots.py); `load` and `load_resume` believe only
+what checks out, fall back to the generation before aloud, and never mix the two. Opening executes nothing: safetensors
+and JSON, each bounded before memory is spent on it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from minigpt_cli import durable, registry, snapshots, tensorfiles
+from minigpt_cli.config import RunConfig
+from minigpt_cli.durable import check_space
+from minigpt_cli.errors import MiniGPTError, RunDamaged, UsageError
+from minigpt_cli.models.contract import build_model
+from minigpt_cli.records import FileRecord, RunRecord, now
+from minigpt_cli.runstore import (
+    ANNOTATIONS,
+    CONFIG,
+    METRICS,
+    PREVIOUS,
+    RECORD,
+    TOKENIZER,
+    TOKENIZER_LIMIT,
+    Run,
+    config_text,
+    parse_config,
+    read_record,
+)
+from minigpt_cli.tensorfiles import TensorInfo
+from minigpt_cli.tokenization.contract import Tokenizer
+from minigpt_cli.tokenization.pretrained import load_tokenizer
+
+__all__ = [
+    "Finding",
+    "Loaded",
+    "ResumePoint",
+    "check_model_fits",
+    "check_space",
+    "continue_from",
+    "load",
+    "load_resume",
+    "load_tensors",
+    "save",
+    "verify",
+]
+
+BEST, LAST, RESUME = "best.safetensors", "last.safetensors", "resume.safetensors"
+_STATE = "resume_state"  # key of the JSON in resume.safetensors' header
+_SLACK = 1 << 20  # bytes that stay free beyond what a save needs
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A run, ready to score or to write."""
+
+    model: nn.Module  # in eval mode
+    tokenizer: Tokenizer
+    config: RunConfig
+    record: RunRecord
+    step: int
+    notices: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class ResumePoint:
+    """Everything that the next training step depends on."""
+
+    last: dict[str, Tensor]
+    resume: dict[str, Tensor]
+    resume_state: dict[str, Any]
+    record: RunRecord
+    config: RunConfig
+    tokenizer: Tokenizer
+    notices: list[str] = field(default_factory=list)
+
+
+class Finding(NamedTuple):
+    """One result of `verify`."""
+
+    level: Literal["ok", "note", "problem"]
+    file: str
+    message: str
+
+
+def save(
+    run: Run,
+    record: RunRecord,
+    *,
+    last: Mapping[str, Tensor],
+    resume: Mapping[str, Tensor],
+    resume_state: Mapping[str, Any],
+    best: Mapping[str, Tensor] | None = None,
+) -> RunRecord:
+    """Make a new generation and return its record; `best=None` keeps the best so far. The caller holds the run's lock and begins from the
+    record that `load_resume` or the last `save` gave. Raises MiniGPTError, with the generation before whole and no temporary file left."""
+    tensors = {LAST: last, RESUME: resume} | ({BEST: best} if best is not None else {})
+    metadata = {LAST: {"format": "pt"}, BEST: {"format": "pt"}, RESUME: {_STATE: json.dumps(resume_state, allow_nan=False)}}
+    with durable.explained(f"save run {run.name!r}"), snapshots.Staging(run) as staging:
+        check_space(run.dir, _SLACK + sum(t.numel() * t.element_size() for group in tensors.values() for t in group.values()))
+        files = {n: staging.add(n, partial(tensorfiles.write, tensors=group, metadata=metadata[n])) for n, group in tensors.items()}
+        if best is None and (so_far := _best_so_far(run, record)):
+            files[BEST] = staging.keep(BEST, so_far)
+        files |= {name: snapshots.checksum(run.file(name)) for name in (CONFIG, TOKENIZER)}
+        files[METRICS] = _flushed_metrics(run)
+        record = record.model_copy(update={"files": files, "metrics_bytes": files[METRICS].bytes})
+        return _commit(run, record, staging)
+
+
+def continue_from(run: Run, point: ResumePoint, record: RunRecord, config: RunConfig) -> RunRecord:
+    """Make the generation of `point` the newest (again), with what `record` says and this configuration, and drop metrics beyond it.
+    The caller holds the run's lock. Returns the record as written. Raises MiniGPTError with nothing lost."""
+    files = dict(point.record.files)
+    with durable.explained(f"continue run {run.name!r}"), snapshots.Staging(run) as staging:
+        for name in (n for n in files if n not in (METRICS, CONFIG)):
+            staging.keep(name, files[name])
+        files[CONFIG] = staging.add_bytes(CONFIG, config_text(config).encode("utf-8"))
+        record = record.model_copy(update={"files": files, "metrics_bytes": point.record.metrics_bytes})
+        record = _commit(run, record, staging)
+    run.truncate_metrics(record.metrics_bytes)
+    return record
+
+
+def _commit(run: Run, record: RunRecord, staging: snapshots.Staging) -> RunRecord:
+    record = record.model_copy(update={"name": run.name, "updated_at": now()})
+    staging.add_bytes(RECORD, record.to_json().encode("utf-8"))
+    staging.commit()
+    run.refresh()
+    return record
+
+
+def _best_so_far(run: Run, record: RunRecord) -> FileRecord | None:
+    return (record.files or run.record.files).get(BEST)
+
+
+def _flushed_metrics(run: Run) -> FileRecord:
+    path = run.file(METRICS)
+    fd = durable.open_regular(path, os.O_RDWR | os.O_CREAT)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    return snapshots.checksum(path)
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of any safetensors file, on the CPU. Raises UsageError if it is missing, RunDamaged if it is not sound."""
+    try:
+        return tensorfiles.read(Path(path)).tensors
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def load(run: Run, which: str = "best", device: str | torch.device = "cpu") -> Loaded:
+    """The model of the best or the last step, in eval mode, and what belongs to it. Raises RunDamaged if neither generation is whole."""
+    if which not in ("best", "last"):
+        raise UsageError(f"there is no checkpoint {which!r}: choose best or last")
+    read = partial(_read_model, which=which)
+    loaded, notices = snapshots.read_newest(run, read)
+    if which == "best" and loaded.record.files.get(BEST) is None:
+        notices.append(f"run {run.name!r} has no best checkpoint yet: using its last, of step {loaded.step}")
+    return Loaded(loaded.model.to(device), loaded.tokenizer, loaded.config, loaded.record, loaded.step, notices)
+
+
+def load_resume(run: Run) -> ResumePoint:
+    """The newest whole generation to continue from; every file of it is checked. Raises RunDamaged if there is none."""
+    point, notices = snapshots.read_newest(run, _read_resume)
+    return ResumePoint(point.last, point.resume, point.resume_state, point.record, point.config, point.tokenizer, notices)
+
+
+def _read_model(folder: Path, record: RunRecord, which: str) -> Loaded:
+    config, tokenizer = _read_config(folder, record), _read_tokenizer(folder, record)
+    name = BEST if which == "best" and BEST in record.files else LAST
+    tensors = _read_tensors(folder, record, name, config, tokenizer.vocab_size).tensors
+    model = build_model(config.model, tokenizer.vocab_size)
+    model.load_state_dict(tensors)
+    step = record.best.step if name == BEST and record.best else record.stop_step
+    return Loaded(model.eval(), tokenizer, config, record, step)
+
+
+def _read_resume(folder: Path, record: RunRecord) -> ResumePoint:
+    config, tokenizer = _read_config(folder, record), _read_tokenizer(folder, record)
+    if BEST in record.files and not snapshots.matches(folder / BEST, record.files[BEST]):
+        raise RunDamaged(f"{folder / BEST} does not match its checksum")
+    last = _read_tensors(folder, record, LAST, config, tokenizer.vocab_size)
+    resume = tensorfiles.read(folder / RESUME, _recorded(folder, record, RESUME))
+    state = durable.parse_json(resume.metadata.get(_STATE, "null").encode("utf-8", "surrogatepass"), f"the state in {folder / RESUME}")
+    if not isinstance(state, dict):
+        raise RunDamaged(f"{folder / RESUME} holds no training state")
+    return ResumePoint(last.tensors, resume.tensors, state, record, config, tokenizer)
+
+
+def _recorded(folder: Path, record: RunRecord, name: str) -> FileRecord:
+    if not record.files:
+        raise RunDamaged(f"run {record.name!r} has not saved a checkpoint yet")
+    if name not in record.files:
+        raise RunDamaged(f"{folder / RECORD} names no {name}")
+    return record.files[name]
+
+
+def _read_bytes(folder: Path, record: RunRecord, name: str, limit: int) -> bytes:
+    data = durable.read_bounded(folder / name, limit)
+    if durable.sha256(data) != _recorded(folder, record, name).sha256:
+        raise RunDamaged(f"{folder / name} does not match its checksum")
+    return data
+
+
+def _read_config(folder: Path, record: RunRecord) -> RunConfig:
+    data = _read_bytes(folder, record, CONFIG, durable.JSON_LIMIT)
+    return parse_config(durable.parse_json(data, str(folder / CONFIG)), folder / CONFIG)
+
+
+def _read_tokenizer(folder: Path, record: RunRecord) -> Tokenizer:
+    data = _read_bytes(folder, record, TOKENIZER, TOKENIZER_LIMIT)
+    try:
+        return load_tokenizer(data.decode("utf-8"))
+    except (UnicodeDecodeError, UsageError) as error:
+        raise RunDamaged(f"{folder / TOKENIZER} is not a tokenizer: {durable.one_line(str(error))}") from error
+
+
+def _read_tensors(folder: Path, record: RunRecord, name: str, config: RunConfig, vocab_size: int) -> tensorfiles.TensorFile:
+    path = folder / name
+    check = partial(_check_against_model, path, config.model, vocab_size)
+    return tensorfiles.read(path, _recorded(folder, record, name), check)
+
+
+def _check_against_model(path: Path, config: Any, vocab_size: int, found: Mapping[str, TensorInfo]) -> None:
+    """Raise RunDamaged unless the file holds exactly the tensors of this configuration's model; before either is allocated."""
+    if getattr(config, "n_layer", 0) > len(found):
+        raise RunDamaged(f"{path} holds {len(found)} tensors, too few for the {config.n_layer} layers of its configuration")
+    expected = {name: tuple(tensor.shape) for name, tensor in _outline(config, vocab_size).state_dict().items()}
+    for name, shape in expected.items():
+        if name not in found:
+            raise RunDamaged(f"{path} lacks the tensor {name} that its configuration asks for")
+        if found[name].shape != shape:
+            raise RunDamaged(f"{path}: tensor {name} is {found[name].shape} and its configuration asks for {shape}")
+    if surplus := found.keys() - expected.keys():
+        raise RunDamaged(f"{path} holds {len(surplus)} tensors that its configuration does not know: {durable.one_line(min(surplus), 80)}")
+    check_model_fits(config, vocab_size)
+
+
+def _outline(config: Any, vocab_size: int) -> nn.Module:
+    """The model without memory for its numbers."""
+    with torch.device("meta"):
+        model: nn.Module = registry.load("architecture", config.arch)(config, vocab_size)
+    return model
+
+
+def check_model_fits(config: Any, vocab_size: int, copies: int = 1) -> int:
+    """Parameters of the model that `config` describes. Raises MiniGPTError where `copies` of them (weights, gradients, averages) and the
+    tables that depend on the block size are more than the memory of this machine; nothing is allocated."""
+    outline = _outline(config, vocab_size)
+    n_params = sum(p.numel() for p in outline.parameters())
+    tables = sum(b.numel() * b.element_size() for b in outline.buffers())
+    durable.check_memory(4 * n_params * copies + 4 * tables, f"a model of {n_params:,} parameters with block size {config.block_size:,}")
+    return n_params
+
+
+def verify(run: Run) -> Iterator[Finding]:
+    """Check a run from the outside: records, checksums, weights against configuration, tokenizer, metrics, and the generation before."""
+    yield from _verify_generation(run, run.dir, "")
+    previous = run.file(PREVIOUS)
+    if not os.path.lexists(previous):
+        yield Finding("note", PREVIOUS, "no generation before the newest yet")
+    elif not durable.is_inside_real_folder(previous):
+        yield Finding("problem", PREVIOUS, "is not a folder")
+    else:
+        yield from _verify_generation(run, previous, f"{PREVIOUS}/")
+    yield from _verify_surroundings(run)
+
+
+def _verify_generation(run: Run, folder: Path, prefix: str) -> Iterator[Finding]:
+    try:
+        record = read_record(folder / RECORD)
+    except RunDamaged as error:
+        yield Finding("problem", prefix + RECORD, str(error))
+        return
+    yield Finding("ok", prefix + RECORD, f"record of step {record.stop_step}, checksum and schema agree")
+    if not record.files:
+        yield Finding("problem", prefix + RECORD, "names no files: no checkpoint was saved")
+        return
+    for name, expected in record.files.items():
+        yield _verify_file(run, folder, name, expected, prefix)
+    for name in (n for n in (BEST, LAST) if n in record.files):
+        yield _try(prefix + name, "weights fit the configuration", partial(_read_model, folder, record, "best" if name == BEST else "last"))
+    yield _try(prefix + RESUME, "training can be continued from here", partial(_read_resume, folder, record))
+    yield _try(prefix + TOKENIZER, "text survives the tokenizer", partial(_round_trip, folder, record))
+
+
+def _verify_file(run: Run, folder: Path, name: str, expected: FileRecord, prefix: str) -> Finding:
+    if Path(name).name != name:
+        return Finding("problem", prefix + RECORD, f"names a file outside of the run: {durable.one_line(repr(name), 80)}")
+    path, n_bytes = (run.file(name), expected.bytes) if name == METRICS else (folder / name, None)  # metrics only grow
+    try:
+        found = snapshots.checksum(path, n_bytes)
+    except (OSError, RunDamaged) as error:
+        return Finding("problem", prefix + name, durable.one_line(str(error)))
+    if found.bytes != expected.bytes:
+        return Finding("problem", prefix + name, f"has {found.bytes:,} bytes and the record says {expected.bytes:,}")
+    if found.sha256 != expected.sha256:
+        return Finding("problem", prefix + name, "does not match its checksum")
+    return Finding("ok", prefix + name, f"{expected.bytes:,} bytes, checksum agrees")
+
+
+def _try(name: str, success: str, read: Callable[[], object]) -> Finding:
+    try:
+        read()
+    except (MiniGPTError, OSError) as error:
+        return Finding("problem", name, durable.one_line(str(error)))
+    return Finding("ok", name, success)
+
+
+def _round_trip(folder: Path, record: RunRecord) -> None:
+    tokenizer = _read_tokenizer(folder, record)
+    if record.vocab_size and tokenizer.vocab_size != record.vocab_size:
+        raise RunDamaged(f"the tokenizer has {tokenizer.vocab_size} tokens and the record says {record.vocab_size}")
+    ids = list(range(min(tokenizer.vocab_size, 1000)))
+    text = "".join(tokenizer.decode([i]) for i in ids).replace("\N{REPLACEMENT CHARACTER}", "")
+    if tokenizer.decode(tokenizer.encode(text)) != text:
+        raise RunDamaged("the tokenizer does not give back the text that it was given")
+
+
+def _verify_surroundings(run: Run) -> Iterator[Finding]:
+    yield _try(METRICS, "every line is an evaluation", lambda: sum(1 for _ in run.metrics()))
+    yield _try(ANNOTATIONS, "tags and note are readable", lambda: run.annotations)
+    if run.is_live():
+        yield Finding("note", "", "a process is training here: what it is just writing can look incomplete")
