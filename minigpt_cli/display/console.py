@@ -39,7 +39,7 @@ def _harmless(character: str) -> bool:
 
 def one_line(text: str) -> str:
     """`text` on one line, safe to show."""
-    return printable(" ".join(text.split()), keep="")
+    return printable(" ".join(text.splitlines()).strip(), keep="")
 
 
 def stdout() -> Console:

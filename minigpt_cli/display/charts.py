@@ -1,0 +1,46 @@
+"""Curves: in the terminal with uniplot, as PNG or SVG with matplotlib (the extra `plot`), imported only when one is drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One line of a chart."""
+
+    label: str
+    xs: Sequence[float]
+    ys: Sequence[float]
+
+
+def terminal_chart(curves: Sequence[Curve], *, width: int, height: int, colour: bool, x_unit: str = "", title: str | None = None) -> str:
+    """Curves drawn with block characters in at most `width` columns; several get a legend. An empty text where there is nothing to draw."""
+    from uniplot import plot_to_string
+
+    drawn = [curve for curve in curves if len(curve.xs)]
+    if not drawn or width < 30:
+        return ""
+    ys = [y for curve in drawn for y in curve.ys]
+    margin = 0.05 * (max(ys) - min(ys)) or 0.5
+    extra = {"title": title} if title else {}
+    return str(
+        plot_to_string(
+            ys=[list(curve.ys) for curve in drawn],
+            xs=[list(curve.xs) for curve in drawn],
+            lines=True,
+            width=width - 12,  # room for the labels of the y axis
+            height=height,
+            line_length_hard_cap=width,
+            color=["cyan", "magenta", "yellow", "green", "blue", "red"][: len(drawn)] if colour and len(drawn) <= 6 else colour,
+            legend_labels=[curve.label for curve in drawn] if len(drawn) > 1 else None,
+            x_unit=x_unit,
+            y_min=min(ys) - margin,
+            y_max=max(ys) + margin,
+            y_gridlines=[],
+            x_gridlines=[],
+            rounded_corners=True,
+            **extra,
+        )
+    )

@@ -1,0 +1,69 @@
+"""Numbers as people read them; no markup, no colour."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+
+def count(n: int | float) -> str:
+    """795,321 as 795 k, 10,700,000 as 10.7 M: three digits and a unit."""
+    value = float(n)
+    for unit in ("", "k", "M", "G", "T"):
+        if abs(value) < 999.5 or unit == "T":
+            text = f"{value:.0f}" if unit == "" or value >= 99.95 else f"{value:.3g}"
+            return f"{text} {unit}" if unit else text
+        value /= 1000
+    raise AssertionError("unreachable")
+
+
+def duration(seconds: float) -> str:
+    """1:04:09, 3:07 or 0:12; below ten seconds 4.2 s."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def loss(value: float | None) -> str:
+    """A loss with four decimals, or a dash where it was not finite."""
+    return "-" if value is None else f"{value:.4f}"
+
+
+def rate(value: float) -> str:
+    """A learning rate: 3e-04, 1.5e-04, 0.003 as 3e-03."""
+    mantissa, _, exponent = f"{value:.2e}".partition("e")
+    return f"{mantissa.rstrip('0').rstrip('.')}e{exponent}"
+
+
+def interval(ci95: tuple[float, float] | None) -> str:
+    """A 95 % interval: 1.452–1.478."""
+    return "" if ci95 is None else f"{ci95[0]:.3f}–{ci95[1]:.3f}"
+
+
+def plus_minus(value: float, ci95: tuple[float, float] | None) -> str:
+    """Half the width of an interval around `value`: ±0.013."""
+    return "" if ci95 is None else f"±{max(ci95[1] - value, value - ci95[0]):.3f}"
+
+
+def size(n_bytes: int | float) -> str:
+    """1.5 MB."""
+    value = float(n_bytes)
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if value < 999.5 or unit == "GB":
+            return f"{value:.0f} {unit}" if unit == "bytes" or value >= 99.95 else f"{value:.1f} {unit}"
+        value /= 1000
+    raise AssertionError("unreachable")
+
+
+def ago(created_at: str) -> str:
+    """An ISO time as a distance from now: 3 min ago; the text itself where it is no time."""
+    try:
+        then = datetime.fromisoformat(created_at.replace("Z", "+00:00"))
+        seconds = (datetime.now(UTC) - then).total_seconds()
+    except (ValueError, TypeError):
+        return created_at
+    for limit, divisor, unit in ((90, 1, "s"), (5400, 60, "min"), (129_600, 3600, "h"), (float("inf"), 86_400, "days")):
+        if seconds < limit:
+            return f"{max(0, seconds) / divisor:.0f} {unit} ago"
+    raise AssertionError("unreachable")
