@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
+
+from minigpt_cli.config import DataConfig
+from minigpt_cli.errors import MiniGPTError
 
 Ids = npt.NDArray[np.uint32]
 
@@ -22,6 +27,9 @@ class Tokenizer(Protocol):
     def encode(self, text: str) -> Ids:
         """Ids of `text`. Raises UsageError that lists the characters it does not know."""
 
+    def encode_stream(self, pieces: Iterable[str]) -> Iterator[Ids]:
+        """Ids of the concatenated `pieces`, in bounded memory; their concatenation equals `encode` of the whole."""
+
     def decode(self, ids: npt.ArrayLike) -> str:
         """The text of `ids`; bytes that are not (yet) UTF-8 become U+FFFD."""
 
@@ -33,3 +41,48 @@ class Tokenizer(Protocol):
 
     def save(self, path: Path) -> None:
         """Write `to_json()` to `path`, atomically."""
+
+
+class Corpus(Protocol):
+    """What a tokenizer may learn from."""
+
+    alphabet: npt.NDArray[np.uint32]  # every distinct code point of the whole text, ascending
+    train_bytes: int  # about how much train_text() gives
+
+    def train_text(self) -> Iterator[str]:
+        """The training split, in pieces; may be asked for again."""
+
+
+class Builder(Protocol):
+    """What a class named in the registry's TOKENIZERS promises: that it can be made for a corpus."""
+
+    settings: tuple[str, ...]  # the fields of DataConfig, besides `tokenizer`, that change what is built
+
+    def build(self, config: DataConfig, corpus: Corpus) -> Tokenizer:
+        """The tokenizer for this corpus; a class method."""
+
+
+@dataclass(frozen=True)
+class Alphabet:
+    """A corpus known by its characters alone."""
+
+    alphabet: npt.NDArray[np.uint32]
+    train_bytes: int = 0
+
+    @classmethod
+    def of(cls, text: str) -> Self:
+        """The alphabet of `text`."""
+        return cls(np.unique(np.frombuffer(text.encode("utf-32-le"), np.uint32)))
+
+    def train_text(self) -> Iterator[str]:
+        """Nothing."""
+        return iter(())
+
+
+def checked_ids(ids: npt.ArrayLike, vocab_size: int) -> npt.NDArray[np.int64]:
+    """`ids` as an index. Raises MiniGPTError if one is not in the vocabulary."""
+    index = np.asarray(ids, np.int64).reshape(-1)
+    if index.size and not 0 <= int(index.min()) <= int(index.max()) < vocab_size:
+        span = f"{index.min()} to {index.max()}"
+        raise MiniGPTError(f"token ids from {span} do not fit a vocabulary of {vocab_size}: another tokenizer made them")
+    return index

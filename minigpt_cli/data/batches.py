@@ -1,0 +1,82 @@
+"""Batch number -> (x, y): a pure function of the seed, so that a resumed run needs no saved position. B batch, T tokens.
+
+An epoch cuts the tokens into windows of T + 1 at an offset of its own and shows each once, in an order of its own. Windows
+are numbered through all epochs; step s takes the next `batch_size * grad_accum * world_size` of them, whoever computes them.
+Orders come from Philox (Salmon et al. 2011), a counter-based generator whose stream NumPy keeps stable between versions.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from numpy.lib.stride_tricks import sliding_window_view
+from torch import Tensor
+
+from minigpt_cli.errors import TextTooShort
+
+Starts = npt.NDArray[np.int64]
+
+_EPOCH, _RANDOM = 1, 2  # second half of Philox's key: which stream
+
+
+class Batches:
+    """The training windows of every step."""
+
+    def __init__(
+        self,
+        tokens: npt.NDArray[np.uint16] | npt.NDArray[np.uint32],
+        block_size: int,
+        batch_size: int,
+        *,
+        seed: int,
+        sampling: Literal["epoch", "random"] = "epoch",
+        grad_accum: int = 1,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        """Raises TextTooShort if the tokens cannot fill one window of block_size and its target."""
+        if len(tokens) <= block_size:
+            raise TextTooShort(f"{len(tokens)} tokens cannot fill block_size {block_size} + 1: use more text or a smaller --block-size")
+        self._windows = sliding_window_view(np.asarray(tokens), block_size + 1)  # (N - T, T + 1), a view
+        self._block_size, self._batch_size, self._seed, self._sampling = block_size, batch_size, seed, sampling
+        self._grad_accum, self._rank, self._world_size = grad_accum, rank, world_size
+        # One window fewer than might fit, where there is more than one, leaves the offset room to move.
+        self.windows_per_epoch = max(1, (len(tokens) - block_size) // block_size)
+        self._slack = min(block_size - 1, len(tokens) - 1 - self.windows_per_epoch * block_size)
+        self._epoch = lru_cache(maxsize=2)(self._draw_epoch)
+
+    @property
+    def global_batch(self) -> int:
+        """Windows in one step, over all processes and forward passes."""
+        return self._batch_size * self._grad_accum * self._world_size
+
+    def __call__(self, step: int, micro: int = 0) -> tuple[Tensor, Tensor]:
+        """x and y of shape (B, T), int64; y is x shifted one token left."""
+        windows = torch.from_numpy(self._windows[self.starts(step, micro)].astype(np.int64))  # (B, T + 1)
+        return windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
+
+    def starts(self, step: int, micro: int = 0) -> Starts:
+        """Where the windows of one forward pass begin, (B,)."""
+        first = (micro * self._world_size + self._rank) * self._batch_size  # within the step
+        if self._sampling == "random":
+            drawn = self._philox(_RANDOM, step).random_raw(self.global_batch)[first : first + self._batch_size]
+            return (drawn % np.uint64(len(self._windows))).astype(np.int64)
+        numbers = np.arange(self._batch_size) + (step * self.global_batch + first)
+        epochs, places = np.divmod(numbers, self.windows_per_epoch)
+        if epochs[0] == epochs[-1]:
+            return self._epoch(int(epochs[0]))[places]
+        return np.array([self._epoch(epoch)[place] for epoch, place in zip(epochs.tolist(), places.tolist(), strict=True)])
+
+    def _draw_epoch(self, epoch: int) -> Starts:
+        """Where the windows of an epoch begin, in the order in which they are shown."""
+        raw = self._philox(_EPOCH, epoch).random_raw(self.windows_per_epoch + 1)
+        offset = int(raw[-1] % np.uint64(self._slack + 1))
+        return np.argsort(raw[:-1], kind="stable") * self._block_size + offset
+
+    def _philox(self, stream: int, number: int) -> np.random.Philox:
+        """A generator for one epoch or step: 2^64 values that overlap no other's."""
+        return np.random.Philox(key=np.array([self._seed, stream], np.uint64), counter=np.array([0, number, 0, 0], np.uint64))

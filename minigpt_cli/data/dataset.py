@@ -1,0 +1,162 @@
+"""A text as token ids on disk: `train.bin`, `val.bin` (and `test.bin`), `tokenizer.json` and `dataset.json`, which is written last.
+
+`dataset.json` carries the size and hash of every other file; what does not match is refused, so a damaged or half-copied
+folder is built again rather than trained on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from minigpt_cli.durable import first_line_of, open_regular, read_bounded, read_json
+from minigpt_cli.errors import RunDamaged, TextTooShort, UsageError
+from minigpt_cli.tokenization.contract import Tokenizer
+from minigpt_cli.tokenization.pretrained import JSON_LIMIT, load_tokenizer
+
+SPLITS = ("train", "val", "test")
+RECORD = "dataset.json"
+TOKENIZER = "tokenizer.json"
+
+Dtype = Literal["uint16", "uint32"]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class SplitRecord(_Record):
+    """What dataset.json says of one split."""
+
+    n_tokens: int = Field(ge=1)
+    n_chars: int = Field(ge=1)
+    n_bytes: int = Field(ge=1)
+    text_sha256: str
+    file_sha256: str
+
+
+class DatasetRecord(_Record):
+    """The content of dataset.json."""
+
+    schema_version: Literal[1] = 1
+    label: str
+    sha256: str  # of the whole text's UTF-8
+    n_chars: int = Field(ge=1)
+    n_bytes: int = Field(ge=1)
+    tokenizer: str
+    tokenizer_sha256: str  # of tokenizer.json
+    vocab_size: int = Field(ge=1)
+    dtype: Dtype
+    train_frac: float
+    test_frac: float
+    key: str  # of the text and the settings that made these files
+    splits: dict[Literal["train", "val", "test"], SplitRecord]
+
+
+@dataclass(frozen=True)
+class Split:
+    """A contiguous part of the text."""
+
+    tokens: np.memmap[tuple[int], np.dtype[np.uint16] | np.dtype[np.uint32]]  # (N,); uint32 for a vocabulary above 65,536
+    n_chars: int
+    n_bytes: int
+    sha256: str  # of its UTF-8
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A text cut in two or three and encoded."""
+
+    dir: Path
+    label: str
+    sha256: str  # of the whole text's UTF-8
+    n_chars: int
+    n_bytes: int
+    tokenizer: Tokenizer
+    train: Split
+    val: Split
+    test: Split | None
+
+    def split(self, name: str) -> Split:
+        """The split of this name. Raises UsageError if there is none."""
+        found: Split | None = getattr(self, name) if name in SPLITS else None
+        if found is None:
+            hint = "make one with --test-frac" if name == "test" else "use train, val or test"
+            raise UsageError(f"the data in {self.dir} have no {name!r} split: {hint}")
+        return found
+
+    def text(self, name: str) -> str:
+        """The text of a split."""
+        return self.tokenizer.decode(self.split(name).tokens)
+
+
+def dtype_for(vocab_size: int) -> Dtype:
+    """The number type of token files: two bytes a token wherever the ids fit."""
+    return "uint16" if vocab_size <= 1 << 16 else "uint32"
+
+
+def read_record(folder: Path) -> DatasetRecord:
+    """What dataset.json says. Raises RunDamaged."""
+    try:
+        record = DatasetRecord.model_validate(read_json(folder / RECORD))
+    except ValidationError as error:
+        raise RunDamaged(f"{folder / RECORD} is not a dataset record: {first_line_of(error.errors())}") from error  # type: ignore[arg-type]
+    if not {"train", "val"} <= record.splits.keys():
+        raise RunDamaged(f"{folder / RECORD} names no train or no val split")
+    return record
+
+
+def open_dataset(folder: Path) -> Dataset:
+    """The dataset in `folder`, every file checked against its hash. Raises RunDamaged."""
+    record = read_record(folder)
+    try:
+        json_bytes = read_bounded(folder / TOKENIZER, JSON_LIMIT)
+    except OSError as error:
+        raise RunDamaged(f"cannot read {folder / TOKENIZER}: {error.strerror}") from error
+    _check(folder / TOKENIZER, hashlib.sha256(json_bytes).hexdigest(), record.tokenizer_sha256)
+    tokenizer = load_tokenizer(json_bytes.decode("utf-8"), record.tokenizer)
+    if tokenizer.vocab_size != record.vocab_size or record.dtype != dtype_for(record.vocab_size):
+        raise RunDamaged(f"{folder}: {TOKENIZER} and {RECORD} disagree about the vocabulary")
+    splits = {name: _open_split(folder / f"{name}.bin", split, record.dtype) for name, split in record.splits.items()}
+    return Dataset(
+        dir=folder,
+        label=record.label,
+        sha256=record.sha256,
+        n_chars=record.n_chars,
+        n_bytes=record.n_bytes,
+        tokenizer=tokenizer,
+        train=splits["train"],
+        val=splits["val"],
+        test=splits.get("test"),
+    )
+
+
+def _open_split(path: Path, record: SplitRecord, dtype: Dtype) -> Split:
+    try:
+        with open(open_regular(path), "rb") as file:
+            _check(path, hashlib.file_digest(file, "sha256").hexdigest(), record.file_sha256)
+            tokens = np.memmap(file, dtype=np.dtype(dtype), mode="r")
+    except OSError as error:
+        raise RunDamaged(f"cannot read {path}: {error.strerror}") from error
+    if len(tokens) != record.n_tokens:
+        raise RunDamaged(f"{path} has {len(tokens):,} tokens, not {record.n_tokens:,}: delete its folder to build it again")
+    return Split(tokens, record.n_chars, record.n_bytes, record.text_sha256)
+
+
+def _check(path: Path, found: str, promised: str) -> None:
+    if found != promised:
+        raise RunDamaged(f"{path} is damaged (its hash is not the recorded one): delete its folder to build it again")
+
+
+def check_long_enough(dataset: Dataset, block_size: int) -> None:
+    """Raise TextTooShort unless both splits fill one block and its target."""
+    for name, split, fix in (("training", dataset.train, ""), ("validation", dataset.val, " or --train-frac")):
+        if len(split.tokens) <= block_size:
+            raise TextTooShort(
+                f"{len(split.tokens)} {name} tokens cannot fill block_size {block_size} + 1: use more text or a smaller --block-size{fix}"
+            )

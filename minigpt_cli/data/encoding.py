@@ -1,0 +1,328 @@
+"""From text to memory-mapped token ids: read, count, cut, encode, in bounded memory, cached by content.
+
+The first pass over the text counts it, hashes it and collects its alphabet. If token files for this hash and these settings
+exist they are used; a changed text is therefore never trained on stale tokens. Otherwise a second pass encodes split after
+split into a folder beside the final one, which is renamed when it is complete.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from math import floor
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from minigpt_cli import registry
+from minigpt_cli.config import DataConfig
+from minigpt_cli.data.corpora import File, TextSource, data_folder, open_source
+from minigpt_cli.data.dataset import (
+    RECORD,
+    SPLITS,
+    TOKENIZER,
+    Dataset,
+    DatasetRecord,
+    Split,
+    SplitRecord,
+    check_long_enough,
+    dtype_for,
+    open_dataset,
+    read_record,
+)
+from minigpt_cli.data.workshop import put_in_place, watched, workshop
+from minigpt_cli.durable import explained, write_atomic
+from minigpt_cli.errors import MiniGPTError, RunDamaged, TextTooShort, UsageError, unknown_name
+from minigpt_cli.tokenization.char import code_points
+from minigpt_cli.tokenization.contract import Builder, Tokenizer
+from minigpt_cli.tokenization.pretrained import load_tokenizer
+
+__all__ = ["Dataset", "Preparing", "Split", "check_long_enough", "data_folder", "open_dataset", "prepare", "prepared"]
+
+
+@dataclass(frozen=True)
+class Preparing:
+    """How far the preparation is."""
+
+    done_bytes: int
+    total_bytes: int | None
+    phase: str
+
+
+def prepared(config: DataConfig, data_dir: Path | None = None, on_progress: Callable[[Preparing], None] = lambda _: None) -> Dataset:
+    """What `prepare` returns, its progress given to `on_progress`."""
+    steps = prepare(config, data_dir)
+    while True:
+        try:
+            on_progress(next(steps))
+        except StopIteration as end:
+            dataset: Dataset = end.value
+            return dataset
+
+
+def prepare(config: DataConfig, data_dir: Path | None = None, out: Path | None = None) -> Generator[Preparing, None, Dataset]:
+    """The token files of a text, built unless they are there; yields progress.
+
+    They go to `out`, or to a folder of `data_dir` named by content. Raises UsageError for a text that cannot be used and
+    TextTooShort where a split would be empty; nothing is then left behind.
+    """
+    data_dir = data_dir or data_folder()
+    source = open_source(config.source, data_dir)
+    recipe = _recipe(config)
+    _check_out(out)
+    with ExitStack() as stack:
+        for done, total in watched(source.fetch):
+            if done:
+                yield Preparing(done, total, "downloading")
+        text = _Text(source, config.ascii_only)
+        if source.once:
+            text.spool = stack.enter_context(workshop(out.parent if out else data_dir)) / "text"
+        yield from text.scan()
+        lengths = _lengths(config, text)
+        key = _key(config, text.sha256, recipe)
+        target = out or data_dir / f"{_slug(source.label)}-{_slug(recipe.name)}-{key[:12]}"
+        if (found := _cached(target, key)) is None:
+            folder = stack.enter_context(workshop(target.parent))
+            yield from _build(folder, config, text, lengths, recipe, key)
+            put_in_place(folder, target)
+            found = open_dataset(target)
+        return replace(found, label=source.label)
+
+
+class _Text:
+    """A source's text as it is used: filtered, spooled if it can be read only once, counted by `scan`."""
+
+    def __init__(self, source: TextSource, ascii_only: bool) -> None:
+        self.label = source.label
+        self.spool: Path | None = None
+        self.sha256 = ""
+        self.n_chars = self.n_bytes = 0
+        self.alphabet: npt.NDArray[np.uint32] = np.empty(0, np.uint32)  # every distinct code point, ascending
+        self._source = source
+        self._ascii_only = ascii_only
+
+    def chunks(self) -> Iterator[str]:
+        """The text in pieces."""
+        if self.spool is not None and self.sha256:
+            return File(self.label, self.spool).chunks()
+        if self._ascii_only:
+            return (chunk if chunk.isascii() else chunk.encode("ascii", "ignore").decode("ascii") for chunk in self._source.chunks())
+        return self._source.chunks()
+
+    def scan(self) -> Iterator[Preparing]:
+        """Read the text once: its length, hash and alphabet. Raises UsageError if it is empty."""
+        sha256, seen, total = hashlib.sha256(), np.zeros(0x110000, np.bool_), self._source.n_bytes
+        with ExitStack() as stack, explained("keep the text"):
+            spool: BinaryIO | None = stack.enter_context(self.spool.open("wb")) if self.spool else None
+            for chunk in self.chunks():
+                data = chunk.encode("utf-8")
+                sha256.update(data)
+                seen[code_points(chunk)] = True
+                self.n_chars += len(chunk)
+                self.n_bytes += len(data)
+                if spool:
+                    spool.write(data)
+                yield Preparing(self.n_bytes, total, "reading")
+        if not self.n_chars:
+            kind = "has no ASCII character" if self._ascii_only else "is empty"
+            raise TextTooShort(f"{_named(self.label)} {kind}: give a text with at least a few thousand characters")
+        self.sha256 = sha256.hexdigest()
+        self.alphabet = np.flatnonzero(seen).astype(np.uint32)
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    """How the tokenizer is made, and all that its making depends on."""
+
+    name: str
+    identity: dict[str, Any]
+    build: Callable[[DataConfig, Any], Tokenizer]
+
+
+def _recipe(config: DataConfig) -> _Recipe:
+    """The recipe for `--tokenizer`: a registered name, else a file or folder. Raises UsageError."""
+    name = config.tokenizer
+    if name in registry.TOKENIZERS:
+        builder: Builder = registry.load("tokenizer", name)
+        return _Recipe(name, {"name": name} | {field: getattr(config, field) for field in builder.settings}, builder.build)
+    path = Path(name)
+    if not path.exists():
+        if path.parent == Path() and not path.suffix:
+            raise unknown_name("tokenizer", name, registry.TOKENIZERS)
+        raise UsageError(f"no tokenizer file {name}: give a tokenizer.json, or one of {', '.join(registry.TOKENIZERS)}")
+    tokenizer = load_tokenizer(path)
+    identity = {"json": hashlib.sha256(tokenizer.to_json().encode("utf-8")).hexdigest()}
+    return _Recipe(tokenizer.name, identity, lambda config, corpus: tokenizer)
+
+
+@dataclass(frozen=True)
+class _Corpus:
+    """What a tokenizer may learn from; see tokenization/contract.py."""
+
+    alphabet: npt.NDArray[np.uint32]
+    train_bytes: int
+    train_text: Callable[[], Iterator[str]]
+
+
+class _Cutter:
+    """Hands out a text's pieces split by split, hashing the whole on the way."""
+
+    def __init__(self, chunks: Iterable[str]) -> None:
+        self._chunks = iter(chunks)
+        self._rest = ""
+        self.sha256 = hashlib.sha256()
+
+    def take(self, n_chars: int) -> Iterator[str]:
+        """The next `n_chars` characters in pieces; fewer only if the text ends."""
+        while n_chars and (piece := self._rest or next(self._chunks, "")):
+            head, self._rest = piece[:n_chars], piece[n_chars:]
+            n_chars -= len(head)
+            self.sha256.update(head.encode("utf-8"))
+            yield head
+
+
+def _lengths(config: DataConfig, text: _Text) -> dict[str, int]:
+    """Characters of each split. Raises TextTooShort if one would have none."""
+    train, test = floor(text.n_chars * config.train_frac), floor(text.n_chars * config.test_frac)
+    lengths = {"train": train, "val": text.n_chars - train - test} | ({"test": test} if config.test_frac else {})
+    for name, length in lengths.items():
+        if not length:
+            raise TextTooShort(
+                f"{_named(text.label)} has {text.n_chars} character{'s' * (text.n_chars > 1)}, "
+                f"which leaves none for the {name} split: use more text"
+            )
+    return lengths
+
+
+def _build(
+    folder: Path, config: DataConfig, text: _Text, lengths: dict[str, int], recipe: _Recipe, key: str
+) -> Generator[Preparing, None, None]:
+    """Write the files of a dataset into `folder`, its record last."""
+    tokenizer = yield from _made(config, text, lengths["train"], recipe)
+    dtype = dtype_for(tokenizer.vocab_size)
+    json_text = tokenizer.to_json()
+    write_atomic(folder / TOKENIZER, json_text)
+    cutter = _Cutter(text.chunks())
+    splits, done = {}, 0
+    for name in SPLITS[: len(lengths)]:
+        counted = _Counted(cutter.take(lengths[name]))
+        with explained("write"), (folder / f"{name}.bin").open("wb") as file:
+            for ids in tokenizer.encode_stream(counted):
+                data = ids.astype(dtype).tobytes()
+                file.write(data)
+                counted.written(data, len(ids))
+                yield Preparing(done + counted.n_bytes, text.n_bytes, "encoding")
+        done += counted.n_bytes
+        splits[name] = counted.record()
+    if cutter.sha256.hexdigest() != text.sha256 or next(cutter.take(1), ""):
+        raise MiniGPTError(f"{_named(text.label)} changed while it was read: run the command again")
+    record = DatasetRecord(
+        key=key,
+        label=text.label,
+        sha256=text.sha256,
+        n_chars=text.n_chars,
+        n_bytes=text.n_bytes,
+        tokenizer=tokenizer.name,
+        tokenizer_sha256=hashlib.sha256(json_text.encode("utf-8")).hexdigest(),
+        vocab_size=tokenizer.vocab_size,
+        dtype=dtype,
+        train_frac=config.train_frac,
+        test_frac=config.test_frac,
+        splits=splits,
+    )
+    write_atomic(folder / RECORD, record.model_dump_json(indent=1))
+
+
+class _Counted:
+    """Pieces of a split, counted and hashed as they pass, and the tokens written for them."""
+
+    def __init__(self, pieces: Iterable[str]) -> None:
+        self._pieces = pieces
+        self._text, self._file = hashlib.sha256(), hashlib.sha256()
+        self.n_chars = self.n_bytes = self.n_tokens = 0
+
+    def __iter__(self) -> Iterator[str]:
+        for piece in self._pieces:
+            data = piece.encode("utf-8")
+            self._text.update(data)
+            self.n_chars += len(piece)
+            self.n_bytes += len(data)
+            yield piece
+
+    def written(self, data: bytes, n_tokens: int) -> None:
+        """Note what went into the token file."""
+        self._file.update(data)
+        self.n_tokens += n_tokens
+
+    def record(self) -> SplitRecord:
+        """What dataset.json says of it."""
+        return SplitRecord(
+            n_tokens=self.n_tokens,
+            n_chars=self.n_chars,
+            n_bytes=self.n_bytes,
+            text_sha256=self._text.hexdigest(),
+            file_sha256=self._file.hexdigest(),
+        )
+
+
+def _made(config: DataConfig, text: _Text, train_chars: int, recipe: _Recipe) -> Generator[Preparing, None, Tokenizer]:
+    """The tokenizer, learned from the training split if it learns at all."""
+    train_bytes = text.n_bytes * train_chars // text.n_chars
+
+    def work(report: Callable[[int, int | None], None]) -> Tokenizer:
+        def train_text() -> Iterator[str]:
+            done = 0
+            for piece in _Cutter(text.chunks()).take(train_chars):
+                yield piece
+                report(done := done + len(piece), train_bytes)
+
+        return recipe.build(config, _Corpus(text.alphabet, train_bytes, train_text))
+
+    building = watched(work)
+    while True:
+        try:
+            done, total = next(building)
+        except StopIteration as end:
+            tokenizer: Tokenizer = end.value
+            return tokenizer
+        if total is not None:
+            yield Preparing(min(done, total), total, f"learning {recipe.name}")
+
+
+def _key(config: DataConfig, sha256: str, recipe: _Recipe) -> str:
+    """The hash of all that the token files depend on."""
+    parts = {"format": 1, "text": sha256, "tokenizer": recipe.identity, "train_frac": config.train_frac, "test_frac": config.test_frac}
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode("utf-8")).hexdigest()
+
+
+def _cached(folder: Path, key: str) -> Dataset | None:
+    """The dataset in `folder` if it is whole and made from the same text and settings."""
+    try:
+        return open_dataset(folder) if read_record(folder).key == key else None
+    except RunDamaged:
+        return None
+
+
+def _check_out(out: Path | None) -> None:
+    """Raise UsageError if `--out` names something that must not be replaced."""
+    if out is None or not out.exists():
+        return
+    if not out.is_dir():
+        raise UsageError(f"--out {out} is a file: name a folder")
+    if any(out.iterdir()) and not (out / RECORD).is_file():
+        raise UsageError(f"--out {out} holds other files: name a new or empty folder")
+
+
+def _slug(label: str) -> str:
+    """A short, plain file name for a label."""
+    return re.sub(r"[^A-Za-z0-9_.]+", "-", Path(label).stem if label != "-" else "stdin").strip("-.")[:40] or "text"
+
+
+def _named(label: str) -> str:
+    return "standard input" if label == "-" else label

@@ -1,0 +1,118 @@
+"""Byte-level tokenizers: the 256 bytes alone, and byte pair encoding learned on top of them (Sennrich et al. 2016; GPT-2).
+
+Both know every text, since every text is bytes. `bpe` first cuts the text into words, numbers, punctuation and spaces with
+GPT-2's pattern and then merges the most frequent pairs; it learns from the training split alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from minigpt_cli.config import DataConfig
+from minigpt_cli.durable import write_atomic
+from minigpt_cli.tokenization.bytelevel import CHARACTER_OF_BYTE, bytes_of
+from minigpt_cli.tokenization.contract import Corpus, Ids, checked_ids
+from minigpt_cli.tokenization.library import LibraryTokenizer, library_errors
+from minigpt_cli.tokenization.segments import segments
+
+LEARN_LIMIT = 64 << 20  # bytes of text that merges are learned from; of a longer text, pieces spread evenly over it
+
+
+def byte_level_json(vocab: dict[str, int], merges: list[list[str]], *, use_regex: bool) -> str:
+    """A Hugging Face JSON of byte-level BPE; `use_regex` cuts the text with GPT-2's pattern first."""
+    level: dict[str, Any] = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": use_regex}
+    model: dict[str, Any] = {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None, "end_of_word_suffix": None}
+    model |= {"fuse_unk": False, "byte_fallback": False, "ignore_merges": False, "vocab": vocab, "merges": merges}
+    return json.dumps(
+        {
+            "version": "1.0",
+            "truncation": None,
+            "padding": None,
+            "added_tokens": [],
+            "normalizer": None,
+            "pre_tokenizer": level,
+            "post_processor": None,
+            "decoder": level,
+            "model": model,
+        },
+        ensure_ascii=False,
+        indent=1,
+    )
+
+
+class ByteTokenizer:
+    """Bytes as tokens: id n is byte n."""
+
+    settings: tuple[str, ...] = ()
+    name = "byte"
+    vocab_size = 256
+
+    @classmethod
+    def build(cls, config: DataConfig, corpus: Corpus) -> Self:
+        """The same for every corpus."""
+        return cls()
+
+    def encode(self, text: str) -> Ids:
+        """The bytes of the text's UTF-8."""
+        return np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.uint32)
+
+    def encode_stream(self, pieces: Iterable[str]) -> Iterator[Ids]:
+        """Ids piece by piece."""
+        return map(self.encode, pieces)
+
+    def decode(self, ids: npt.ArrayLike) -> str:
+        """The text of `ids`; bytes that are not (yet) UTF-8 become U+FFFD."""
+        return checked_ids(ids, self.vocab_size).astype(np.uint8).tobytes().decode("utf-8", "replace")
+
+    def token_bytes(self) -> list[bytes]:
+        """Each byte."""
+        return [bytes([byte]) for byte in range(256)]
+
+    def to_json(self) -> str:
+        """A Hugging Face JSON: byte-level BPE without merges."""
+        return byte_level_json({CHARACTER_OF_BYTE[byte]: byte for byte in range(256)}, [], use_regex=False)
+
+    def save(self, path: Path) -> None:
+        """Write `to_json()` to `path`, atomically."""
+        write_atomic(path, self.to_json())
+
+
+class BPETokenizer(LibraryTokenizer):
+    """Byte pair encoding learned from the corpus."""
+
+    settings = ("vocab_size", "min_pair_freq")
+
+    @classmethod
+    def build(cls, config: DataConfig, corpus: Corpus) -> Self:
+        """Learn merges until the vocabulary has `vocab_size` tokens or no pair occurs `min_pair_freq` times."""
+        from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+        backend = Tokenizer(models.BPE())
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        backend.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=config.vocab_size,
+            min_frequency=config.min_pair_freq,
+            initial_alphabet=sorted(CHARACTER_OF_BYTE.values()),  # all 256, so that no text is ever unknown
+            show_progress=False,
+        )
+        with library_errors("the bpe tokenizer could not be learned"):
+            backend.train_from_iterator(_sample(corpus), trainer)
+        model = json.loads(backend.to_str())["model"]
+        token_of_id = {i: token for token, i in model["vocab"].items()}
+        token_bytes = [bytes_of(token_of_id[i]) or b"" for i in range(len(token_of_id))]
+        return cls(byte_level_json(model["vocab"], model["merges"], use_regex=True), token_bytes, "bpe")
+
+
+def _sample(corpus: Corpus) -> Iterator[str]:
+    """The training text in segments; of one that is longer than LEARN_LIMIT, every n-th."""
+    stride = max(1, -(-corpus.train_bytes // LEARN_LIMIT))
+    for number, segment in enumerate(segments(corpus.train_text())):
+        if number % stride == 0:
+            yield segment

@@ -1,0 +1,101 @@
+"""One token a character: the vocabulary is every distinct code point of the text, in code point order.
+
+The bulk of a text goes through a NumPy table from code point to id; the Hugging Face JSON (a `WordLevel` vocabulary over
+single characters) says the same for other programs, a hundred times slower.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+
+from minigpt_cli.config import DataConfig
+from minigpt_cli.durable import write_atomic
+from minigpt_cli.errors import UsageError
+from minigpt_cli.tokenization.contract import Corpus, Ids, checked_ids
+
+_UNKNOWN = np.uint32(0xFFFF_FFFF)
+
+
+def code_points(text: str) -> Ids:
+    """The code points of `text`."""
+    if text.isascii():  # half the time of the general way
+        return np.frombuffer(text.encode("latin-1"), np.uint8).astype(np.uint32)
+    return np.frombuffer(text.encode("utf-32-le"), np.uint32)
+
+
+def unknown_characters(characters: Iterable[str], tokenizer: str) -> UsageError:
+    """The error for characters that a tokenizer does not know, listing the first of them."""
+    found = sorted(set(characters))
+    shown = " ".join(f"{c!r} (U+{ord(c):04X})" for c in found[:8]) + (f" and {len(found) - 8} more" if len(found) > 8 else "")
+    return UsageError(f"the {tokenizer} tokenizer does not know {shown}: leave them out, or train with a text or tokenizer that has them")
+
+
+class CharTokenizer:
+    """Characters as tokens."""
+
+    settings: tuple[str, ...] = ()
+    name = "char"
+
+    def __init__(self, alphabet: npt.ArrayLike) -> None:
+        """`alphabet`: the code point of each id, all distinct."""
+        self._points = np.asarray(alphabet, np.uint32)  # (V,)
+        self._table = np.full(0x110000, _UNKNOWN)  # code point -> id; complete, so that no look-up needs a bound
+        self._table[self._points] = np.arange(len(self._points), dtype=np.uint32)
+
+    @classmethod
+    def build(cls, config: DataConfig, corpus: Corpus) -> Self:
+        """The tokenizer of every character in the corpus, validation included: a vocabulary is not a statistic."""
+        return cls(corpus.alphabet)
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self._points)
+
+    def encode(self, text: str) -> Ids:
+        """Ids of `text`. Raises UsageError that lists the characters it does not know."""
+        points = np.frombuffer(text.encode("latin-1"), np.uint8) if text.isascii() else np.frombuffer(text.encode("utf-32-le"), np.uint32)
+        ids = self._table.take(points, mode="clip")  # "clip" spares NumPy a buffer; nothing is ever clipped
+        if ids.size and ids.max() == _UNKNOWN:
+            raise unknown_characters((chr(p) for p in np.unique(points[ids == _UNKNOWN])), self.name)
+        return ids
+
+    def encode_stream(self, pieces: Iterable[str]) -> Iterator[Ids]:
+        """Ids piece by piece."""
+        return map(self.encode, pieces)
+
+    def decode(self, ids: npt.ArrayLike) -> str:
+        """The text of `ids`."""
+        return self._points[checked_ids(ids, self.vocab_size)].astype("<u4").tobytes().decode("utf-32-le")
+
+    def token_bytes(self) -> list[bytes]:
+        """The UTF-8 of each character."""
+        return [chr(point).encode("utf-8") for point in self._points.tolist()]
+
+    def to_json(self) -> str:
+        """A Hugging Face `tokenizers` JSON that encodes and decodes the same."""
+        return json.dumps(
+            {
+                "version": "1.0",
+                "truncation": None,
+                "padding": None,
+                "added_tokens": [],
+                "normalizer": None,
+                "pre_tokenizer": {"type": "Split", "pattern": {"Regex": "[\\s\\S]"}, "behavior": "Isolated", "invert": False},
+                "post_processor": None,
+                "decoder": {"type": "Fuse"},
+                # the unknown token is named because the format demands it, but is not in the vocabulary: an unknown character is an error
+                "model": {"type": "WordLevel", "vocab": {chr(p): i for i, p in enumerate(self._points.tolist())}, "unk_token": "<unk>"},
+            },
+            ensure_ascii=False,
+            indent=1,
+        )
+
+    def save(self, path: Path) -> None:
+        """Write `to_json()` to `path`, atomically."""
+        write_atomic(path, self.to_json())

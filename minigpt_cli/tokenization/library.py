@@ -1,0 +1,115 @@
+"""A tokenizer that the `tokenizers` library runs, held to our contract: lossless, deterministic, bounded.
+
+The library is given segments (see segments.py), and what comes back is checked: the bytes of the ids must be the bytes of
+the text, else the characters that got lost are named. Decoding needs no library: it joins the bytes of the ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from minigpt_cli.durable import one_line, write_atomic
+from minigpt_cli.errors import UsageError
+from minigpt_cli.tokenization.char import unknown_characters
+from minigpt_cli.tokenization.contract import Ids, checked_ids
+from minigpt_cli.tokenization.segments import segments
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as Backend
+
+_BATCH = 8  # segments given to the library at once, which it spreads over its threads
+
+
+@contextmanager
+def library_errors(doing: str) -> Iterator[None]:
+    """Turn what the library raises into a UsageError; a Rust panic surfaces as a BaseException of its own."""
+    try:
+        yield
+    except Exception as error:
+        raise UsageError(f"{doing}: {one_line(str(error))}") from error
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise UsageError(f"{doing}: the tokenizers library gave up: {one_line(str(error))}") from error
+
+
+class LibraryTokenizer:
+    """A tokenizer from a Hugging Face JSON."""
+
+    settings: tuple[str, ...] = ()
+
+    def __init__(self, json_text: str, token_bytes: list[bytes], name: str) -> None:
+        """`json_text` must have been checked (see json_format.py); `token_bytes` says what each id stands for."""
+        self.name = name
+        self._json = json_text
+        self._token_bytes = token_bytes
+        self._backend: Backend | None = None  # made when first used: most readers of a run only decode
+
+    @property
+    def backend(self) -> Backend:
+        """The library's own object."""
+        if self._backend is None:
+            from tokenizers import Tokenizer as Backend
+
+            with library_errors(f"tokenizer {self.name} cannot be opened"):
+                self._backend = Backend.from_str(self._json)
+        return self._backend
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self._token_bytes)
+
+    def encode(self, text: str) -> Ids:
+        """Ids of `text`. Raises UsageError that lists the characters it does not know."""
+        return np.concatenate([np.empty(0, np.uint32), *self.encode_stream([text])])
+
+    def encode_stream(self, pieces: Iterable[str]) -> Iterator[Ids]:
+        """Ids of the concatenated `pieces`, segment by segment."""
+        parts = segments(pieces)
+        while batch := list(islice(parts, _BATCH)):
+            for text, ids in zip(batch, self._encode_batch(batch), strict=True):
+                if self._joined(ids) != text.encode("utf-8"):
+                    raise self._lossy(text)
+                yield np.array(ids, np.uint32)
+
+    def _encode_batch(self, texts: list[str]) -> list[list[int]]:
+        with library_errors(f"tokenizer {self.name} failed on the text"):
+            return [encoding.ids for encoding in self.backend.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def _joined(self, ids: list[int]) -> bytes:
+        size = self.vocab_size
+        return b"".join([self._token_bytes[i] if i < size else b"" for i in ids])
+
+    def _lossy(self, text: str) -> UsageError:
+        """The error for a text that does not come back: its characters that do not, or where it first differs."""
+        alone = sorted(set(text))
+        lost = [c for c, ids in zip(alone, self._encode_batch(alone), strict=True) if self._joined(ids) != c.encode("utf-8")]
+        if lost:
+            return unknown_characters(lost, self.name)
+        got, want = self._joined(self._encode_batch([text])[0]), text.encode("utf-8")
+        at = next((i for i, (a, b) in enumerate(zip(got, want, strict=False)) if a != b), min(len(got), len(want)))
+        near = want[max(0, at - 10) : at + 10].decode("utf-8", "replace")
+        return UsageError(f"the {self.name} tokenizer does not give back the text near {near!r}: choose one that keeps every character")
+
+    def decode(self, ids: npt.ArrayLike) -> str:
+        """The text of `ids`; bytes that are not (yet) UTF-8 become U+FFFD."""
+        return self._joined(checked_ids(ids, self.vocab_size).tolist()).decode("utf-8", "replace")
+
+    def token_bytes(self) -> list[bytes]:
+        """The bytes that each id stands for."""
+        return list(self._token_bytes)
+
+    def to_json(self) -> str:
+        """The Hugging Face JSON."""
+        return self._json
+
+    def save(self, path: Path) -> None:
+        """Write `to_json()` to `path`, atomically."""
+        write_atomic(path, self._json)
