@@ -212,6 +212,14 @@ def resolve(
     return _merge([layer for layer in layers if layer], preset)
 
 
+def override(saved: RunConfig, flags: Mapping[str, Any]) -> RunConfig:
+    """A saved configuration with some settings changed by flags. Raises UsageError for a flag of another architecture."""
+    tree = saved.model_dump(mode="json")
+    return _merge(
+        [_Layer("the saved configuration", flatten(tree, "config.json"), chosen=True), _Layer("flags", dict(flags), chosen=True)], None
+    ).config
+
+
 def _merge(layers: list[_Layer], preset: str | None) -> Resolved:
     arch = next((str(layer.values["arch"]) for layer in reversed(layers) if "arch" in layer.values), _DEFAULT_ARCH)
     if arch not in MODELS:

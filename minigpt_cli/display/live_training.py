@@ -26,13 +26,13 @@ class TrainingView(AbstractContextManager["TrainingView"], Protocol):
     def show(self, event: Event) -> None: ...
 
 
-def training_view(*, json: bool = False, quiet: bool = False) -> TrainingView:
+def training_view(*, json: bool = False, quiet: bool = False, time_limit_s: float = 0.0) -> TrainingView:
     """The view that fits where stdout and stderr go."""
     if quiet:
         return Silent()
     if json:
         return JsonLines()
-    return LiveTable(console.stderr()) if console.is_terminal(sys.stderr) else PlainLines()
+    return LiveTable(console.stderr(), time_limit_s) if console.is_terminal(sys.stderr) else PlainLines()
 
 
 class Silent:
@@ -54,7 +54,7 @@ class JsonLines(Silent):
     def show(self, event: Event) -> None:
         """Print `event` unless it is a heartbeat."""
         if not isinstance(event, Progress):
-            console.write_json(event.model_dump(mode="json"), indent=None)
+            console.write_json({"event": event.event, **event.model_dump(mode="json")}, indent=None)
 
 
 class PlainLines(Silent):
@@ -236,10 +236,9 @@ class TrainingScreen:
         line.add_row(bar, Text(text))
         yield line
         if state.stopped is None and state.beat is not None:
-            yield Text(
-                f"now: train {words.loss(state.beat.train_loss)} · lr {words.rate(state.beat.lr)} · {words.count(state.beat.tokens_per_s)} tokens/s",
-                style="dim",
-            )
+            beat = state.beat
+            now_text = f"now: train {words.loss(beat.train_loss)} · lr {words.rate(beat.lr)} · {words.count(beat.tokens_per_s)} tokens/s"
+            yield Text(now_text, style="dim")
 
 
 def heading(event: Started) -> Any:

@@ -1,0 +1,208 @@
+"""From a resolved configuration to a finished run directory, whoever asked for it: prepare, plan, lock, fit, show.
+
+Under torchrun every process comes through here; one of them writes and speaks, and an error of that one ends all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from minigpt_cli.commands.provenance import new_record
+from minigpt_cli.commands.signals import StopSignals
+from minigpt_cli.config import RunConfig
+from minigpt_cli.display.live_training import TrainingView, training_view
+from minigpt_cli.display.progress import progress
+from minigpt_cli.errors import Interrupted, MiniGPTError, UsageError
+from minigpt_cli.events import Stopped
+from minigpt_cli.runstore import Run, RunStore, check_name
+
+if TYPE_CHECKING:
+    from minigpt_cli.checkpoints import ResumePoint
+    from minigpt_cli.data.dataset import Dataset
+    from minigpt_cli.training.distributed import World
+
+_SIGPIPE_STOP = 15  # a reader that went away is a request to stop and save
+
+
+@dataclass(frozen=True)
+class Request:
+    """One training, wanted."""
+
+    config: RunConfig
+    store: RunStore
+    name: str | None = None
+    preset: str | None = None
+    group: str | None = None
+    json: bool = False
+    notices: list[str] = field(default_factory=list)
+    initial_weights: Callable[[RunConfig, Dataset], dict[str, Any]] | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a training ended."""
+
+    run: Run
+    stopped: Stopped
+    signal_number: int | None
+    is_writer: bool = True
+
+
+def train_new(request: Request) -> Outcome:
+    """Train a new run. Raises UsageError with nothing left behind; once training began, what was saved stays."""
+    if request.name is not None:
+        check_name(request.name)
+        if (request.store.dir / request.name).exists():
+            raise UsageError(
+                f"run {request.name!r} exists already in {request.store.dir}: choose another --name, or --resume {request.name}"
+            )
+    from minigpt_cli.training.distributed import joined
+    from minigpt_cli.training.planning import choose_device
+
+    device, _ = choose_device(request.config.compute.device)
+    with ExitStack() as stack:
+        signals = stack.enter_context(StopSignals())
+        world = stack.enter_context(joined(device))
+        dataset, config, notices = _prepare(request.config, world, quiet=request.json)
+        run = _in_step(world, lambda: _new_run(stack, request, config, dataset))
+        return _fit(run, config, dataset, world, signals, [*request.notices, *notices], json=request.json)
+
+
+def train_on(run: Run, store: RunStore, change: Callable[[RunConfig], RunConfig], *, json: bool = False) -> Outcome:
+    """Continue `run` from its last save, with its configuration as `change` returns it. Raises UsageError for what may not change."""
+    from minigpt_cli import checkpoints
+    from minigpt_cli.training import resuming
+    from minigpt_cli.training.distributed import joined
+    from minigpt_cli.training.planning import choose_device
+
+    wanted = change(run.config)
+    device, _ = choose_device(wanted.compute.device)
+    with ExitStack() as stack:
+        signals = stack.enter_context(StopSignals())
+        world = stack.enter_context(joined(device))
+        _in_step(world, lambda: stack.enter_context(store.lock(run)))
+        point = checkpoints.load_resume(run)
+        wanted = change(point.config)
+        dataset, wanted, notices = _prepare(wanted, world, quiet=json, fallback=point)
+        resuming.check_text(point.record, dataset)
+        reasons = resuming.check_changes(point.config, wanted, int(point.resume_state["step"]))
+        record = point.record.model_copy(update={"status": "running", "stop_reason": None})
+        _in_step(world, lambda: checkpoints.continue_from(run, point, record, wanted) and run)
+        return _fit(run.refresh(), wanted, dataset, world, signals, [*reasons, *notices], json=json, resume=point)
+
+
+def _prepare(config: RunConfig, world: World, *, quiet: bool, fallback: ResumePoint | None = None) -> tuple[Dataset, RunConfig, list[str]]:
+    """The data, and the configuration with every choice made: by the writing process first, so that the others find its files."""
+    from minigpt_cli.data.dataset import open_dataset
+    from minigpt_cli.training.planning import resolve
+
+    def data() -> Path:
+        if fallback is not None and fallback.record.corpus is not None and not _readable(config.data.source):
+            return Path(fallback.record.corpus.dataset_dir)
+        return read_data(config, quiet=quiet).dir
+
+    folder = _in_step(world, data)
+    dataset = open_dataset(folder)
+    resolved: tuple[RunConfig, list[str]] = resolve(config, dataset, world)
+    return dataset, world.share(resolved[0]), resolved[1]
+
+
+def _readable(source: str) -> bool:
+    """Whether the text can be read again: not so for a pipe, or a file that is gone."""
+    from minigpt_cli import registry
+
+    return source in registry.CORPORA or source == "" or (source != "-" and Path(source).exists())
+
+
+def read_data(config: RunConfig, *, quiet: bool = False) -> Dataset:
+    """The prepared data of `config`, with a progress bar while it is made."""
+    from minigpt_cli.data.encoding import prepared
+
+    with progress(in_bytes=True, quiet=quiet) as advance:
+        return prepared(config.data, None, lambda step: advance(f"{step.phase} the text", step.done_bytes, step.total_bytes))
+
+
+def _new_run(stack: ExitStack, request: Request, config: RunConfig, dataset: Dataset) -> Run:
+    run = stack.enter_context(request.store.new_run(request.name, config.model.arch))
+    run.write_config(config)
+    run.write_tokenizer(dataset.tokenizer.to_json())
+    run.write_record(new_record(run.name, preset=request.preset, group=request.group))
+    return run
+
+
+def _fit(
+    run: Run,
+    config: RunConfig,
+    dataset: Dataset,
+    world: World,
+    signals: StopSignals,
+    notices: list[str],
+    *,
+    json: bool,
+    resume: ResumePoint | None = None,
+) -> Outcome:
+    from minigpt_cli.training.trainer import fit
+
+    stopped: Stopped | None = None
+    with training_view(json=json, quiet=not world.is_writer, time_limit_s=config.eval.time_limit) as view:
+        signals.wait_for_save()
+        try:
+            for event in fit(run, config, dataset, resume=resume, should_stop=signals.poll, world=world, notices=notices):
+                view = _show(view, event, signals)
+                if isinstance(event, Stopped):
+                    stopped = event
+        except BaseException as error:
+            if world.is_writer:
+                _record_failure(run, error)
+            raise
+    if stopped is None:
+        raise MiniGPTError(f"training of run {run.name!r} ended without a word")
+    return Outcome(run.refresh(), stopped, signals.number, world.is_writer)
+
+
+def _show(view: TrainingView, event: Any, signals: StopSignals) -> TrainingView:
+    """Show `event`; when nobody reads any more, ask training to stop and show nothing further."""
+    try:
+        view.show(event)
+    except BrokenPipeError:
+        signals.request(_SIGPIPE_STOP)
+        return training_view(quiet=True)
+    return view
+
+
+def _record_failure(run: Run, error: BaseException) -> None:
+    """Write how it ended into the record of a run that has been saved; a run that never was is removed with everything in it."""
+    with suppress(MiniGPTError):
+        record = run.refresh().record
+        if record.status != "running":
+            return
+        if not record.files:
+            run.file("run.json").unlink(missing_ok=True)  # new_run removes a directory without a record
+            return
+        interrupted = isinstance(error, Interrupted | KeyboardInterrupt)
+        reason = "interrupted_keyboard" if interrupted else "failed"
+        run.write_record(record.model_copy(update={"status": "interrupted" if interrupted else "failed", "stop_reason": reason}))
+
+
+def _in_step(world: World, action: Callable[[], Any]) -> Any:
+    """What `action` returns in the writing process, in every process; its error ends all of them, and one speaks."""
+    if world.size == 1:
+        return action()
+    value, failure = None, None
+    if world.is_writer:
+        try:
+            value = action()
+        except MiniGPTError as error:
+            failure = error
+    shared, code = world.share((value, failure.exit_code if failure else None))
+    if failure:
+        raise failure
+    if code is not None:
+        raise typer.Exit(code)
+    return shared

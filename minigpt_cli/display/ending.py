@@ -1,0 +1,47 @@
+"""The end of a training: what came out, what it writes like, and what to type next."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from minigpt_cli.display import console, words
+from minigpt_cli.events import Stopped
+
+if TYPE_CHECKING:
+    from minigpt_cli.runstore import Run
+
+_REASONS = {
+    "max_steps": "all steps done",
+    "early_stopping": "stopped early: the validation loss no longer improves",
+    "interrupted_keyboard": "interrupted from the keyboard, saved",
+    "terminated": "terminated, saved",
+    "time_limit": "time limit reached, saved",
+    "target_loss": "target loss reached",
+    "plateau": "stopped: the validation loss no longer improves",
+}
+
+
+def print_ending(run: Run, stopped: Stopped, sample: str = "") -> None:
+    """Print the score with its interval, a sample, and the commands that come next, to stdout."""
+    name = console.one_line(run.name)
+    lines = [
+        f"run     {name}: {_REASONS.get(stopped.stop_reason, stopped.stop_reason)} at step {stopped.step:,}, {words.duration(stopped.elapsed_s)}"
+    ]
+    best = run.record.best
+    if best is not None:
+        score = f"{best.nats_per_char:.4f} nats per character"
+        if best.ci95:
+            score += f" (95 %: {words.interval(best.ci95)})"
+        where = "the whole validation text" if best.whole_split else "samples of the validation text"
+        lines.append(f"best    {score} on {where}, step {best.step:,}; {best.nats_per_token:.4f} nats per token")
+    if sample:
+        lines += ["sample", *("  " + line for line in console.printable(sample).splitlines())]
+    lines += ["next    " + "\n        ".join(next_commands(name, stopped, has_best=best is not None))]
+    console.write("\n".join(lines))
+
+
+def next_commands(name: str, stopped: Stopped, *, has_best: bool) -> list[str]:
+    """What a person is likely to want now."""
+    going_on = [f"minigpt train --resume {name}"] if stopped.stop_reason in ("interrupted_keyboard", "terminated", "time_limit") else []
+    using = [f'minigpt generate {name} --prompt "The "', f"minigpt eval {name}", "minigpt runs leaderboard"] if has_best else []
+    return going_on + using or ["minigpt runs list"]
