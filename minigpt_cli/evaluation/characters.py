@@ -34,12 +34,13 @@ def spelled(ids: npt.NDArray[np.integer], token_bytes: Sequence[bytes]) -> str:
         raise MiniGPTError(f"the tokens are not whole UTF-8 text (byte {error.start}): tokenize the text again") from error
 
 
-def per_character(nats: npt.ArrayLike, lengths: npt.ArrayLike, text: bytes) -> tuple[Floats, Ints]:
+def per_character(token_nats: npt.ArrayLike, token_bytes: npt.ArrayLike, text: bytes) -> tuple[Floats, Ints]:
     """Nats of every character of the UTF-8 `text`, and the index of the token that begins each, both (n_chars,).
 
-    `nats` and `lengths` (in bytes) are those of its tokens. Raises MiniGPTError if the tokens do not spell the text.
+    `token_nats` and `token_bytes` (their lengths in bytes) are those of its tokens. Raises MiniGPTError if the tokens do not spell the text.
     """
-    nats, lengths = np.asarray(nats, dtype=np.float64), np.asarray(lengths, dtype=np.int64)
+    nats = np.asarray(token_nats, dtype=np.float64)
+    lengths: Ints = np.asarray(token_bytes, dtype=np.int64)
     ends = np.cumsum(lengths)
     spelled_bytes = int(ends[-1]) if len(ends) else 0
     if spelled_bytes != len(text):
@@ -61,4 +62,4 @@ def per_character(nats: npt.ArrayLike, lengths: npt.ArrayLike, text: bytes) -> t
     character = np.repeat(first, touched) + np.arange(len(token)) - np.repeat(np.cumsum(touched) - touched, touched)
     shared = np.bincount(character, weights=(nats / touched)[token], minlength=n_chars)
     begun_by = np.searchsorted(ends, starts, side="right")  # the token whose bytes hold the character's first
-    return shared, np.minimum(begun_by, len(nats) - 1)
+    return shared.astype(np.float64), np.minimum(begun_by, len(nats) - 1).astype(np.int64)

@@ -50,7 +50,7 @@ class _Letters:
 
 
 def _naive(model: nn.Module, past: list[int], target: int) -> float:
-    logits = model(torch.tensor([past])).logits[0, -1].double()
+    logits = model(torch.tensor([past])).logits[0, -1].detach().double()
     return float(logits.logsumexp(0) - logits[target])
 
 
