@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from minigpt_cli import registry
-from minigpt_cli.data.workshop import Report
+from minigpt_cli import downloads, registry
+from minigpt_cli.downloads import RemoteFile, Report
 from minigpt_cli.errors import UsageError, unknown_name
 
 BLOCK = 1 << 20  # bytes read at once
@@ -212,6 +212,32 @@ class Embedded:
             yield text[start : start + BLOCK]
 
 
+@dataclass(frozen=True)
+class Download:
+    """A corpus made of downloaded files, one after the other."""
+
+    label: str
+    files: tuple[downloads.RemoteFile, ...]
+    once: bool = False
+
+    @property
+    def n_bytes(self) -> int | None:
+        return sum(path.stat().st_size for path in self.paths(lambda done, total: None))
+
+    def paths(self, report: Report) -> list[Path]:
+        """The files on this machine."""
+        return downloads.download(self.files, self.label, report, f"check the connection, or use the embedded text: {EMBEDDED}")
+
+    def fetch(self, report: Report) -> None:
+        """Download what is not in the cache."""
+        self.paths(report)
+
+    def chunks(self) -> Iterator[str]:
+        """The files' texts."""
+        for path in self.paths(lambda done, total: None):
+            yield from File(self.label, path).chunks()
+
+
 def python_docs() -> TextSource:
     """The language reference inside CPython. It differs between Python versions, so its hash is what identifies it."""
 
@@ -225,8 +251,6 @@ def python_docs() -> TextSource:
 
 def tinyshakespeare() -> TextSource:
     """The char-rnn corpus: 1,115,394 characters of Shakespeare's plays."""
-    from minigpt_cli.data.downloads import Download, RemoteFile
-
     return Download(
         "tinyshakespeare",
         (
@@ -241,8 +265,6 @@ def tinyshakespeare() -> TextSource:
 
 def wikitext_2() -> TextSource:
     """WikiText-2 (Merity et al. 2016): 13 MB of Wikipedia articles; its training, validation and test texts in this order."""
-    from minigpt_cli.data.downloads import Download, RemoteFile
-
     # Pinned to one commit, where git names each file by its content: those names are the hashes checked.
     at = "https://raw.githubusercontent.com/pytorch/examples/77f55b912142e11fcfdf5b530231fb9c52f181e8/word_language_model/data/wikitext-2"
     return Download(

@@ -17,7 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from minigpt_cli.durable import first_line_of, open_regular, read_bounded, read_json
 from minigpt_cli.errors import RunDamaged, TextTooShort, UsageError
 from minigpt_cli.tokenization.contract import Tokenizer
-from minigpt_cli.tokenization.pretrained import JSON_LIMIT, load_tokenizer
+from minigpt_cli.tokenization.json_format import SIZE_LIMIT
+from minigpt_cli.tokenization.pretrained import load_tokenizer
 
 SPLITS = ("train", "val", "test")
 RECORD = "dataset.json"
@@ -115,11 +116,14 @@ def open_dataset(folder: Path) -> Dataset:
     """The dataset in `folder`, every file checked against its hash. Raises RunDamaged."""
     record = read_record(folder)
     try:
-        json_bytes = read_bounded(folder / TOKENIZER, JSON_LIMIT)
+        json_bytes = read_bounded(folder / TOKENIZER, SIZE_LIMIT)
     except OSError as error:
         raise RunDamaged(f"cannot read {folder / TOKENIZER}: {error.strerror}") from error
     _check(folder / TOKENIZER, hashlib.sha256(json_bytes).hexdigest(), record.tokenizer_sha256)
-    tokenizer = load_tokenizer(json_bytes.decode("utf-8"), record.tokenizer)
+    try:
+        tokenizer = load_tokenizer(json_bytes.decode("utf-8", "replace"), record.tokenizer)
+    except UsageError as error:
+        raise RunDamaged(f"{folder / TOKENIZER}: {error}") from error
     if tokenizer.vocab_size != record.vocab_size or record.dtype != dtype_for(record.vocab_size):
         raise RunDamaged(f"{folder}: {TOKENIZER} and {RECORD} disagree about the vocabulary")
     splits = {name: _open_split(folder / f"{name}.bin", split, record.dtype) for name, split in record.splits.items()}

@@ -13,10 +13,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
+from minigpt_cli.downloads import Report
 from minigpt_cli.durable import explained, sync_folder
 
 T = TypeVar("T")
-Report = Callable[[int, int | None], None]  # bytes done, bytes in all where known
 
 UNFINISHED = ".building-"  # how the name of a folder in the making begins
 _ABANDONED_S = 24 * 3600.0  # an unfinished folder that old was left by a killed process

@@ -26,9 +26,11 @@ LEARN_LIMIT = 64 << 20  # bytes of text that merges are learned from; of a longe
 
 def byte_level_json(vocab: dict[str, int], merges: list[list[str]], *, use_regex: bool) -> str:
     """A Hugging Face JSON of byte-level BPE; `use_regex` cuts the text with GPT-2's pattern first."""
-    level: dict[str, Any] = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": use_regex}
-    model: dict[str, Any] = {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None, "end_of_word_suffix": None}
-    model |= {"fuse_unk": False, "byte_fallback": False, "ignore_merges": False, "vocab": vocab, "merges": merges}
+    level: dict[str, Any] = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    model: dict[str, Any] = {"type": "BPE", "dropout": None, "unk_token": None}
+    model |= {"continuing_subword_prefix": None, "end_of_word_suffix": None}
+    model |= {"fuse_unk": False, "byte_fallback": False, "ignore_merges": False}
+    model |= {"vocab": vocab, "merges": merges}
     return json.dumps(
         {
             "version": "1.0",
@@ -36,9 +38,9 @@ def byte_level_json(vocab: dict[str, int], merges: list[list[str]], *, use_regex
             "padding": None,
             "added_tokens": [],
             "normalizer": None,
-            "pre_tokenizer": level,
+            "pre_tokenizer": level | {"use_regex": use_regex},
             "post_processor": None,
-            "decoder": level,
+            "decoder": level | {"use_regex": True},
             "model": model,
         },
         ensure_ascii=False,

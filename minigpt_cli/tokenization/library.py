@@ -6,7 +6,7 @@ the text, else the characters that got lost are named. Decoding needs no library
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -45,10 +45,11 @@ class LibraryTokenizer:
 
     settings: tuple[str, ...] = ()
 
-    def __init__(self, json_text: str, token_bytes: list[bytes], name: str) -> None:
-        """`json_text` must have been checked (see json_format.py); `token_bytes` says what each id stands for."""
+    def __init__(self, json_text: str, token_bytes: list[bytes], name: str, added: Mapping[str, int] | None = None) -> None:
+        """`json_text` must have been checked (see json_format.py); `token_bytes` says what each id stands for, `added` which were added."""
         self.name = name
         self._json = json_text
+        self._added = dict(added or {})
         self._token_bytes = token_bytes
         self._backend: Backend | None = None  # made when first used: most readers of a run only decode
 
@@ -59,7 +60,11 @@ class LibraryTokenizer:
             from tokenizers import Tokenizer as Backend
 
             with library_errors(f"tokenizer {self.name} cannot be opened"):
-                self._backend = Backend.from_str(self._json)
+                backend = Backend.from_str(self._json)
+            for content, i in self._added.items():
+                if backend.token_to_id(content) != i:  # the library numbers added tokens itself where they leave a gap
+                    raise UsageError(f"tokenizer {self.name}: its added token {content!r} has another id than it says")
+            self._backend = backend
         return self._backend
 
     @property

@@ -1,35 +1,116 @@
-"""Tokenizers that others made: GPT-2's, and any Hugging Face tokenizer.json (or a folder with vocab.json and merges.txt).
+"""Tokenizers that exist already: GPT-2's, any Hugging Face tokenizer.json, and those that runs made here.
 
-`load_tokenizer` also reopens the ones made here; char and byte are recognised and get their NumPy tables back.
+char and byte are recognised and get their NumPy tables back. Files are untrusted: see json_format.py.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
-from minigpt_cli.tokenization.bpe import ByteTokenizer
-from minigpt_cli.tokenization.bytelevel import bytes_of
+from minigpt_cli.config import DataConfig
+from minigpt_cli.downloads import RemoteFile, download
+from minigpt_cli.durable import one_line, parse_json
+from minigpt_cli.errors import RunDamaged, UsageError
+from minigpt_cli.tokenization.bpe import ByteTokenizer, byte_level_json
 from minigpt_cli.tokenization.char import CharTokenizer
-from minigpt_cli.tokenization.contract import Tokenizer
+from minigpt_cli.tokenization.contract import Corpus, Tokenizer
+from minigpt_cli.tokenization.json_format import SIZE_LIMIT, Checked, check
 from minigpt_cli.tokenization.library import LibraryTokenizer
 
-JSON_LIMIT = 48 << 20  # bytes; the largest in common use (256,000 tokens) has 33 MB
+GPT2_DIR = "MINIGPT_GPT2_DIR"  # a folder with GPT-2's vocab.json and merges.txt, for machines without a network
+
+_GPT2_FILES = (
+    RemoteFile(
+        "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/encoder.json",
+        "gpt2-vocab.json",
+        "sha256:196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
+    ),
+    RemoteFile(
+        "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/vocab.bpe",
+        "gpt2-merges.txt",
+        "sha256:1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+    ),
+)
+_END_OF_TEXT = "<|endoftext|>"
 
 
 def load_tokenizer(source: Path | str, name: str = "") -> Tokenizer:
-    """The tokenizer of a tokenizer.json: a path, or the JSON text itself (which begins with a brace)."""
+    """The tokenizer of a tokenizer.json: its path, its folder, or the JSON text itself (which begins with a brace).
+
+    A folder or a vocab.json may also hold the older pair vocab.json and merges.txt. Raises UsageError.
+    """
     if isinstance(source, str) and source.lstrip().startswith("{"):
-        text, name = source, name or "tokenizer.json"
-    else:
-        path = Path(source)
-        text, name = path.read_text("utf-8"), name or path.name
-    spec = json.loads(text)
-    vocab = spec["model"]["vocab"]
-    if spec["model"]["type"] == "WordLevel" and all(len(t) == 1 for t in vocab):
-        return CharTokenizer([ord(t) for t, _ in sorted(vocab.items(), key=lambda item: item[1])])
+        return _from_json(source, name or "tokenizer.json")
+    path = Path(source)
+    if path.is_dir():
+        inside = path / "tokenizer.json"
+        path, name = (inside if inside.exists() else path / "vocab.json"), name or path.resolve().name
+    data = _read(path)
+    merges = path.with_name("merges.txt")
+    if path.name == "vocab.json" and merges.exists():
+        return _from_pair(data, _read(merges), name or path.resolve().parent.name)
+    return _from_json(data, name or path.name)
+
+
+def _read(path: Path) -> bytes:
+    """The content of a tokenizer file. Raises UsageError if there is none, or it is larger than any tokenizer."""
+    try:
+        if not path.is_file():
+            raise UsageError(f"no tokenizer file {path}: give a tokenizer.json, or a folder with one or with vocab.json and merges.txt")
+        with path.open("rb") as file:
+            data = file.read(SIZE_LIMIT + 1)
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from error
+    if len(data) > SIZE_LIMIT:
+        raise UsageError(f"{path} has more than the {SIZE_LIMIT:,} bytes that a tokenizer may have")
+    return data
+
+
+def _from_json(text: str | bytes, name: str) -> Tokenizer:
+    checked = check(text, name)
+    spec = json.loads(checked.json_text)
     if spec == json.loads(ByteTokenizer().to_json()):
         return ByteTokenizer()
-    token_of_id = {i: token for token, i in vocab.items()}
-    token_bytes = [bytes_of(token_of_id.get(i, "")) or b"" for i in range(max(token_of_id) + 1)]
-    return LibraryTokenizer(text, token_bytes, name)
+    vocab = spec["model"]["vocab"]
+    if spec["model"]["type"] == "WordLevel" and all(len(token) == 1 for token in vocab):
+        made = CharTokenizer([ord(token) for token in sorted(vocab, key=vocab.__getitem__)])
+        if spec == json.loads(made.to_json()):
+            return made
+    return LibraryTokenizer(checked.json_text, checked.token_bytes, name, checked.added)
+
+
+def _from_pair(vocab_json: bytes, merges_txt: bytes, name: str) -> LibraryTokenizer:
+    """The byte-level BPE of a vocab.json and a merges.txt, as GPT-2 was published. Raises UsageError."""
+    try:
+        vocab = parse_json(vocab_json, "vocab.json")
+        lines = merges_txt.decode("utf-8").split("\n")
+    except (RunDamaged, UnicodeDecodeError) as error:
+        raise UsageError(f"tokenizer {name}: {one_line(str(error))}") from error
+    if not isinstance(vocab, dict):
+        raise UsageError(f"tokenizer {name}: vocab.json is not an object")
+    merges = [line.split(" ") for line in lines if line and not line.startswith("#version")]
+    spec = json.loads(byte_level_json(vocab, merges, use_regex=True))
+    if _END_OF_TEXT in vocab:
+        spec["added_tokens"] = [{"id": vocab[_END_OF_TEXT], "content": _END_OF_TEXT, "special": True}]
+    checked: Checked = check(json.dumps(spec, ensure_ascii=False), name)
+    return LibraryTokenizer(checked.json_text, checked.token_bytes, name, checked.added)
+
+
+class GPT2Tokenizer(LibraryTokenizer):
+    """GPT-2's byte-level BPE of 50,257 tokens, downloaded once."""
+
+    @classmethod
+    def build(cls, config: DataConfig, corpus: Corpus) -> LibraryTokenizer:
+        """The same for every corpus. Raises MiniGPTError where it can be neither found nor downloaded."""
+        if folder := os.environ.get(GPT2_DIR):
+            paths = [Path(folder, "vocab.json"), Path(folder, "merges.txt")]
+        else:
+            otherwise = f"check the connection, set {GPT2_DIR} to a folder with vocab.json and merges.txt, or use --tokenizer bpe"
+            paths = download(_GPT2_FILES, "the gpt2 tokenizer", lambda done, total: None, otherwise)
+        data = [_read(path) for path in paths]
+        for path, content, file in zip(paths, data, _GPT2_FILES, strict=True):
+            if not file.is_content(content):
+                raise UsageError(f"{path} is not GPT-2's (its hash differs): give other tokenizers as --tokenizer {path.parent}")
+        return _from_pair(data[0], data[1], "gpt2")

@@ -1,17 +1,17 @@
-"""Corpora from the network: fetched once into the user's cache, and never used unless their hash is the expected one."""
+"""Files from the network: fetched once into the user's cache, and never used unless their hash is the expected one."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import platformdirs
 
-from minigpt_cli.data.corpora import EMBEDDED, File
-from minigpt_cli.data.workshop import Report
 from minigpt_cli.errors import MiniGPTError
+
+Report = Callable[[int, int | None], None]  # bytes done, bytes in all where known
 
 
 @dataclass(frozen=True)
@@ -22,14 +22,12 @@ class RemoteFile:
     name: str
     digest: str
 
-    def matches(self, path: Path) -> bool:
-        """Whether the file at `path` has this hash."""
+    def is_content(self, data: bytes) -> bool:
+        """Whether `data` has this hash."""
         kind, _, expected = self.digest.partition(":")
-        found = hashlib.sha256() if kind == "sha256" else hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                found.update(block)
-        return found.hexdigest() == expected
+        if kind == "git":
+            return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest() == expected
+        return hashlib.sha256(data).hexdigest() == expected
 
 
 def cache_folder() -> Path:
@@ -65,41 +63,15 @@ def download(files: tuple[RemoteFile, ...], what: str, report: Report, otherwise
     paths = []
     for file in files:
         path = cache_folder() / file.name
-        if not (path.is_file() and file.matches(path)):
+        if not (path.is_file() and file.is_content(path.read_bytes())):
             downloader = pooch.HTTPDownloader(progressbar=_Progress(report), timeout=30)
             try:
                 path.unlink(missing_ok=True)
                 pooch.retrieve(file.url, known_hash=None, fname=file.name, path=path.parent, downloader=downloader)
             except (OSError, ValueError, requests.RequestException) as error:
                 raise MiniGPTError(f"cannot download {what} from {file.url.split('/')[2]} ({type(error).__name__}): {otherwise}") from error
-            if not file.matches(path):
+            if not file.is_content(path.read_bytes()):
                 path.unlink()
                 raise MiniGPTError(f"{file.url} is not the expected file (its hash differs), so it was thrown away: {otherwise}")
         paths.append(path)
     return paths
-
-
-@dataclass(frozen=True)
-class Download:
-    """A corpus made of downloaded files, one after the other."""
-
-    label: str
-    files: tuple[RemoteFile, ...]
-    once: bool = False
-
-    @property
-    def n_bytes(self) -> int | None:
-        return sum(path.stat().st_size for path in self.paths(lambda done, total: None))
-
-    def paths(self, report: Report) -> list[Path]:
-        """The files on this machine."""
-        return download(self.files, self.label, report, f"check the connection, or use the embedded text: {EMBEDDED}")
-
-    def fetch(self, report: Report) -> None:
-        """Download what is not in the cache."""
-        self.paths(report)
-
-    def chunks(self) -> Iterator[str]:
-        """The files' texts."""
-        for path in self.paths(lambda done, total: None):
-            yield from File(self.label, path).chunks()
