@@ -12,7 +12,7 @@ from minigpt_cli.runstore import Run
 
 
 def rescored(run: Run, record: RunRecord, dataset: Dataset, device: torch.device) -> RunRecord:
-    """The record, written, with `best` replaced by the exact score of the best weights in float32 and its interval."""
+    """The record with `best` replaced by the exact score of the best weights in float32 and its interval."""
     if record.best is None:
         return record
     loaded = checkpoints.load(run, "best", device)
@@ -26,4 +26,4 @@ def rescored(run: Run, record: RunRecord, dataset: Dataset, device: torch.device
         ci95=score.ci95,
         whole_split=True,
     )
-    return run.write_record(record.model_copy(update={"best": best}))
+    return record.model_copy(update={"best": best})

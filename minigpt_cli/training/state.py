@@ -44,17 +44,21 @@ class TrainingState:
         if weights is not None:
             model.load_state_dict(weights)
         self.model = self._prepare(model)
-        self.optimizer = build_optimizer(self.model, config.optim, fast_bf16=precision.bf16_speedup(device.type) > 1.5)
+        self.optimizer = build_optimizer(self.model, config.optim, fast_bf16=config.compute.precision == "bf16")
         self.scaler = precision.LossScaler(config.compute.precision, device)
         self.average = {n: p.detach().clone() for n, p in self.model.named_parameters()} if config.optim.ema else {}
         self.refused_in_a_row = torch.zeros((), device=device)
+        self._routers = [block.moe for block in getattr(self.model, "blocks", []) if hasattr(block, "moe")]
         self._forward: nn.Module = self.model if config.compute.fsdp else distributed.replicate(self.model, self.world, device)
         self._loss = torch.compile(_loss, dynamic=False) if config.compute.compile == "on" else _loss
 
     def _prepare(self, model: nn.Module) -> nn.Module:
         model = model.to(self.device).train()
-        self.dropout_generator = torch.Generator(self.device).manual_seed(self.config.seed ^ _DROPOUT_STREAM + self.world.rank)
-        compute = self.config.compute
+        seed, compute = self.config.seed ^ _DROPOUT_STREAM + self.world.rank, self.config.compute
+        self.dropout_generator = torch.Generator(self.device).manual_seed(seed)
+        self._generators = {"dropout": self.dropout_generator}
+        if compute.attention == "sdpa":  # torch's fused attention takes no generator but the default one
+            self._generators["default"] = _default_generator(self.device).manual_seed(seed)
         model.set_attention(compute.attention)  # type: ignore[operator]
         model.set_compute_dtype(precision.DTYPES[compute.precision])  # type: ignore[operator]
         model.set_grad_checkpoint(compute.grad_checkpoint)  # type: ignore[operator]
@@ -94,6 +98,8 @@ class TrainingState:
                 self.optimizer.step(factor)
         else:
             self.optimizer.step(factor, refused)
+        for router in self._routers:
+            router.update_bias()
         self.scaler.update(refused)
         self.refused_in_a_row = torch.where(refused > 0, self.refused_in_a_row + 1, torch.zeros_like(self.refused_in_a_row))
         if self.average:
@@ -121,19 +127,30 @@ class TrainingState:
         tensors |= {f"average.{n}": distributed.whole(t) for n, t in self.average.items()}
         tensors |= self.scaler.state_tensors()
         tensors["refused_in_a_row"] = self.refused_in_a_row
-        tensors["generator.dropout"] = self.dropout_generator.get_state()
+        mine = {name: generator.get_state() for name, generator in self._generators.items()}
+        for rank, states in enumerate(self.world.gather(mine)):
+            tensors |= {f"generator.{name}.{rank}": state for name, state in states.items()}
         return {n: t.detach().cpu().clone() for n, t in tensors.items()}
 
-    def load_resume_tensors(self, weights: Mapping[str, Tensor], tensors: Mapping[str, Tensor], *, exact: bool) -> None:
-        """Continue from a save. Generator states of another device or number of processes cannot be used: `exact` says so."""
+    def load_resume_tensors(self, weights: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+        """Continue from a save. A generator whose state is not there, or is another kind of device's, starts from the seed again."""
         self.model.load_state_dict(dict(weights))
         self.optimizer.load_state_tensors({n.removeprefix("optimizer."): t for n, t in tensors.items() if n.startswith("optimizer.")})
         for name, average in self.average.items():
             average.copy_(tensors[f"average.{name}"])
         self.scaler.load_state_tensors(dict(tensors))
         self.refused_in_a_row = tensors["refused_in_a_row"].to(self.device, copy=True)
-        if exact:
-            self.dropout_generator.set_state(tensors["generator.dropout"])
+        for name, generator in self._generators.items():
+            state = tensors.get(f"generator.{name}.{self.world.rank}")
+            if state is not None and state.shape == generator.get_state().shape:
+                generator.set_state(state.clone())
+
+
+def _default_generator(device: torch.device) -> torch.Generator:
+    """The generator that torch's own random functions draw from on `device`."""
+    if device.type == "cuda":
+        return torch.cuda.default_generators[device.index or 0]
+    return torch.mps._get_default_mps_generator() if device.type == "mps" else torch.default_generator
 
 
 def _loss(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

@@ -48,6 +48,10 @@ class Progress:
             return "early_stopping"
         return None
 
+    def is_exhausted(self) -> bool:
+        """Whether lowering the plateau's rate has stopped helping."""
+        return self.tail_reductions >= _TAIL_REDUCTIONS
+
     def tail(self) -> bool:
         """One evaluation past the end of `cosine-plateau`: lower the rate when it no longer helps; True when nothing does."""
         if self.without_improvement == 0:
@@ -55,7 +59,7 @@ class Progress:
         elif self.without_improvement % _TAIL_EVALUATIONS == 0:
             self.tail_factor *= 0.5
             self.tail_reductions += 1
-        return self.tail_reductions >= _TAIL_REDUCTIONS
+        return self.is_exhausted()
 
     def state(self) -> dict[str, Any]:
         """As JSON: infinities are None."""

@@ -18,11 +18,12 @@ from minigpt_cli import checkpoints
 from minigpt_cli.checkpoints import ResumePoint
 from minigpt_cli.config import RunConfig
 from minigpt_cli.data.dataset import Dataset
-from minigpt_cli.errors import Diverged
+from minigpt_cli.durable import one_line
+from minigpt_cli.errors import Diverged, RunDamaged
 from minigpt_cli.evaluation.statistics import mean_interval
 from minigpt_cli.events import Evaluated, Event, Resumed, Saved, Skipped, Started, Stopped, StopReason
 from minigpt_cli.events import Progress as Beat
-from minigpt_cli.records import Best, Sitting
+from minigpt_cli.records import Best, RunRecord, Sitting
 from minigpt_cli.runstore import Run
 from minigpt_cli.training import resuming, rescoring
 from minigpt_cli.training.distributed import World
@@ -61,8 +62,10 @@ def fit(
     world = world or World()
     device = torch.device(config.compute.device, world.local_rank if config.compute.device == "cuda" else None)
     with explained_out_of_memory(config):
-        trainer = _Trainer(run, config, dataset, device, world, weights)
+        trainer = _Trainer(run, resume.record if resume else run.record, config, dataset, device, world, weights)
         yield trainer.started(notices or [])
+        if world.is_writer:
+            trainer.check_space()
         if resume is not None:
             yield trainer.continue_from(resume)
         yield from trainer.train(should_stop)
@@ -72,7 +75,14 @@ class _Trainer:
     """The state of the loop around `TrainingState`: counters, the clock, the record, the best weights since the last save."""
 
     def __init__(
-        self, run: Run, config: RunConfig, dataset: Dataset, device: torch.device, world: World, weights: Mapping[str, Tensor] | None
+        self,
+        run: Run,
+        record: RunRecord,
+        config: RunConfig,
+        dataset: Dataset,
+        device: torch.device,
+        world: World,
+        weights: Mapping[str, Tensor] | None,
     ) -> None:
         self.run, self.config, self.dataset, self.device, self.world = run, config, dataset, device, world
         self.state = TrainingState(config, dataset.tokenizer.vocab_size, device, world, weights)
@@ -84,24 +94,27 @@ class _Trainer:
         self.started_at = self.beat_at = time.perf_counter()
         self.beat_step = self.evaluated_step = self.saved_step = -1
         self.speed = 0.0  # tokens per second since the last beat
+        self.figures: dict[str, Any] | None = None  # of the last step: what an evaluation right after it reports
+        self.figures_step = -1
+        self.result: StepResult | None = None
         self.new_best: Mapping[str, Tensor] | None = None  # weights that the next save keeps as best
         self.tokens_per_step = config.optim.batch_size * config.optim.grad_accum * world.size * config.model.block_size
-        self.record = resuming.described(run.record, config, dataset, self.state.model, device, world)
+        self.record = resuming.described(record, config, dataset, self.state.model, device, world)
 
     # ---- the loop
 
     def train(self, should_stop: ShouldStop) -> Iterator[Event]:
         self.started_at = self.beat_at = time.perf_counter()
         self.beat_step = self.steps_done
-        reason: StopReason | None = None if self._more_to_do() else "max_steps"
-        result: StepResult | None = None
+        reason = self._reason_before_any_step()
         while reason is None:
             result = self.state.step(self.steps_done, self.batches)
             self.steps_done += 1
+            self.result = result
             beat = self._beat(result) if self._beat_due() else None
             yield from self._skipped(result)
             if self._evaluation_due():
-                yield from self._evaluate(result)
+                yield from self._evaluate()
                 reason = self._reason_after_evaluation()
                 yield from self._save()
             elif beat is not None:
@@ -109,7 +122,19 @@ class _Trainer:
             if self.saved_step != self.steps_done and self._save_due():
                 yield from self._save()
             reason = self._reason_at_any_step(should_stop) or reason
-        yield from self._finish(reason, result)
+        yield from self._finish(reason)
+
+    def _reason_before_any_step(self) -> StopReason | None:
+        """Why a resumed run has nothing left to do: it was killed between the save that followed its last evaluation and its end."""
+        if self.steps_done and self.evaluated_step == self.steps_done:
+            if self.state.refused_in_a_row >= _REFUSED_LIMIT:
+                return "diverged"
+            past_the_end = self.config.optim.schedule == "cosine-plateau" and self.steps_done >= self.config.optim.max_steps
+            if past_the_end and self.progress.is_exhausted():
+                return "plateau"
+            if reason := self.progress.reason(self.config.eval):
+                return reason
+        return None if self._more_to_do() else "max_steps"
 
     def _evaluation_due(self) -> bool:
         return self.steps_done % self.config.eval.eval_every == 0
@@ -170,19 +195,30 @@ class _Trainer:
         )
 
     def continue_from(self, resume: ResumePoint) -> Resumed:
-        state = resume.resume_state
+        """Take over a save. Raises RunDamaged if it does not fit this configuration."""
         reasons = resuming.inexact_reasons(resume.record, self.device, self.world)
-        exact = not reasons
-        self.state.load_resume_tensors(resume.last, resume.resume, exact=exact)
-        self.steps_done = self.evaluated_step = self.saved_step = int(state["step"])
+        try:
+            self._take_over(resume)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise RunDamaged(f"the training state of run {self.run.name!r} does not fit its configuration: {one_line(str(error))}") from error
+        history = [*resume.record.resume_exact_history, Sitting(step=self.steps_done, exact=not reasons, reasons=reasons)]
+        self.record = self.record.model_copy(update={"resume_exact_history": history})
+        if self.world.is_writer:
+            self.record = checkpoints.continue_from(self.run, resume, self.record, self.config)
+        notices = [*resume.notices, *(f"not exact to the bit: {reason}" for reason in reasons)]
+        return Resumed(run=self.run.name, step=self.steps_done, exact=not reasons, notices=notices)
+
+    def _take_over(self, resume: ResumePoint) -> None:
+        state = resume.resume_state
+        self.state.load_resume_tensors(resume.last, resume.resume)
+        if resume.record.stop_reason == "diverged":  # whoever resumes such a run wants it to try again
+            self.state.refused_in_a_row.zero_()
+        self.steps_done = self.saved_step = self.figures_step = int(state["step"])
+        self.evaluated_step = int(state["evaluated_step"])
         self.elapsed_before_s = float(state["elapsed_s"])
         self.progress = Progress.from_state(state["progress"])
+        self.figures = state["figures"]
         self.state.lr_scale = self.progress.tail_factor
-        self.run.truncate_metrics(resume.record.metrics_bytes)
-        history = [*resume.record.resume_exact_history, Sitting(step=self.steps_done, exact=exact, reasons=reasons)]
-        self.record = self.record.model_copy(update={"resume_exact_history": history})
-        notices = [*resume.notices, *(f"not exact to the bit: {reason}" for reason in reasons)]
-        return Resumed(run=self.run.name, step=self.steps_done, exact=exact, notices=notices)
 
     def _may_look(self) -> bool:
         """Whether reading a number off the device costs nothing: always on the CPU, elsewhere only at a heartbeat."""
@@ -212,7 +248,7 @@ class _Trainer:
             elapsed_s=self.elapsed_s(),
         )
 
-    def _evaluate(self, result: StepResult) -> Iterator[Evaluated]:
+    def _evaluate(self) -> Iterator[Evaluated]:
         measured = self.measuring()
         val_loss = float("nan") if measured.val_loss is None else measured.val_loss
         is_best = self.progress.observe(self.steps_done, val_loss, self._min_delta(measured))
@@ -223,8 +259,6 @@ class _Trainer:
             )
             self.record = self.record.model_copy(update={"best": best})
         self.evaluated_step = self.steps_done
-        norm = float(result.grad_norm.item())
-        load, entropy = self._routing()
         event = Evaluated(
             run=self.run.name,
             step=self.steps_done,
@@ -237,9 +271,7 @@ class _Trainer:
             elapsed_s=self.elapsed_s(),
             is_best=is_best,
             patience_left=self.progress.patience_left(self.config.eval),
-            grad_norm=norm if np.isfinite(norm) else None,
-            expert_load=load,
-            router_entropy=entropy,
+            **self._figures(),
         )
         self.record = self.record.model_copy(update={"final_train_loss": measured.train_loss, "final_val_loss": measured.val_loss})
         if self.world.is_writer:
@@ -257,6 +289,15 @@ class _Trainer:
         interval = mean_interval(measured.val_nats)
         return (interval.high - interval.low) / 2
 
+    def _figures(self) -> dict[str, Any]:
+        """Gradient norm and routing of the last step; they are saved too, for a run that is resumed where only its end is missing."""
+        if self.figures_step != self.steps_done and self.result is not None:
+            norm = float(self.result.grad_norm.item())
+            load, entropy = self._routing()
+            self.figures = {"grad_norm": norm if np.isfinite(norm) else None, "expert_load": load, "router_entropy": entropy}
+            self.figures_step = self.steps_done
+        return self.figures or {}
+
     def _routing(self) -> tuple[list[list[float]] | None, float | None]:
         """Load of every expert and the router's entropy in nats, of the last training step; None without experts."""
         routed = [block.moe for block in getattr(self.state.model, "blocks", []) if hasattr(block, "moe")]
@@ -267,6 +308,13 @@ class _Trainer:
 
     # ---- saving and ending
 
+    def check_space(self) -> None:
+        """Raise MiniGPTError before step 0 if the disk has no room for two generations of files and a third on its way."""
+        weights = sum(p.numel() for p in self.state.model.parameters()) * 4
+        moments = 2 if self.config.optim.optimizer == "adamw" else 1.5
+        generation = weights * (2 + moments + bool(self.config.optim.ema))  # last and best, optimizer, average
+        checkpoints.check_space(self.run.dir, int(3 * generation))
+
     def _save(self) -> Iterator[Saved]:
         """Put everything that the next step depends on safely on disk."""
         last, resume = self.state.weights(), self.state.resume_tensors()  # every process takes part in collecting them
@@ -275,19 +323,29 @@ class _Trainer:
             update={"stop_step": self.steps_done, "tokens_seen": self.steps_done * self.tokens_per_step, "elapsed_s": self.elapsed_s()}
         )
         if self.world.is_writer:
-            state: dict[str, Any] = {"step": self.steps_done, "elapsed_s": self.elapsed_s(), "progress": self.progress.state()}
+            state = {
+                "step": self.steps_done,
+                "evaluated_step": self.evaluated_step,
+                "elapsed_s": self.elapsed_s(),
+                "progress": self.progress.state(),
+                "figures": self._figures(),
+            }
             self.record = checkpoints.save(self.run, self.record, last=last, resume=resume, resume_state=state, best=self.new_best)
         self.new_best = None
         yield Saved(run=self.run.name, step=self.steps_done)
 
-    def _finish(self, reason: StopReason, result: StepResult | None) -> Iterator[Event]:
-        asked_to_stop = reason in _STATUS  # by a signal or by broken numbers: save what there is and go
-        if not asked_to_stop and self.evaluated_step != self.steps_done and result is not None:
-            yield from self._evaluate(result)
-        self.record = self.record.model_copy(update={"status": _STATUS.get(reason, "finished"), "stop_reason": reason})
-        yield from self._save()
-        if not asked_to_stop and self.world.is_writer:
-            self.record = rescoring.rescored(self.run, self.record, self.dataset, self.device)
+    def _finish(self, reason: StopReason) -> Iterator[Event]:
+        ending = {"status": _STATUS.get(reason, "finished"), "stop_reason": reason}
+        if reason in _STATUS:  # a signal or broken numbers: save what there is and go
+            self.record = self.record.model_copy(update=ending)
+            yield from self._save()
+        else:
+            if self.evaluated_step != self.steps_done:
+                yield from self._evaluate()
+            yield from self._save()  # still "running": killed before its final score, the run counts as crashed and can be resumed for it
+            if self.world.is_writer:
+                self.record = rescoring.rescored(self.run, self.record, self.dataset, self.device).model_copy(update=ending)
+                self.record = self.run.write_record(self.record)
         best = self.record.best
         yield Stopped(
             run=self.run.name,
