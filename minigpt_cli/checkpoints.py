@@ -24,7 +24,7 @@ from minigpt_cli.durable import check_space
 from minigpt_cli.errors import MiniGPTError, RunDamaged, UsageError
 from minigpt_cli.models.contract import build_model
 from minigpt_cli.records import FileRecord, RunRecord, now
-from minigpt_cli.runstore import (
+from minigpt_cli.rundir import (
     ANNOTATIONS,
     CONFIG,
     METRICS,

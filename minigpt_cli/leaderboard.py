@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel, ConfigDict
 
 if TYPE_CHECKING:
-    from minigpt_cli.runstore import Run
+    from minigpt_cli.rundir import Run
 
 
 class Row(BaseModel):

@@ -21,7 +21,7 @@ from minigpt_cli import durable
 from minigpt_cli.durable import Written
 from minigpt_cli.errors import RunDamaged
 from minigpt_cli.records import FileRecord, RunRecord
-from minigpt_cli.runstore import METRICS, PREVIOUS, RECORD, Run, read_record
+from minigpt_cli.rundir import METRICS, PREVIOUS, RECORD, Run, read_record
 
 LIVE_RETRIES = 20
 LIVE_PAUSE_S = 0.02  # a save's renames take milliseconds; a reader that meets them looks again

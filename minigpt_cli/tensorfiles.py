@@ -14,6 +14,7 @@ import os
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +72,8 @@ def write(fd: int, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -
     if len(text) > HEADER_LIMIT:
         raise MiniGPTError(f"a header of {durable.size(len(text))} is more than a checkpoint may have ({durable.size(HEADER_LIMIT)})")
     digest = hashlib.sha256()
-    for piece in (struct.pack("<Q", len(text)) + text, *(tensor for _, tensor in ordered)):
-        data = _bytes(piece) if isinstance(piece, Tensor) else memoryview(piece)
+    head = memoryview(struct.pack("<Q", len(text)) + text)
+    for data in chain([head], (_bytes(tensor) for _, tensor in ordered)):
         digest.update(data)
         durable.write_all(fd, data)
     return durable.Written(digest.hexdigest(), 8 + len(text) + position)
@@ -82,7 +83,7 @@ def _bytes(tensor: Tensor) -> memoryview:
     flat = tensor.detach().to("cpu").contiguous().reshape(-1)
     if flat.numel() == 0:
         return memoryview(b"")
-    return memoryview(flat.view(torch.uint8).numpy()).cast("B")
+    return flat.view(torch.uint8).numpy().data
 
 
 def read_header(fd: int, where: Path) -> tuple[dict[str, TensorInfo], dict[str, str], int]:
