@@ -10,7 +10,7 @@ import codecs
 import os
 import stat
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -59,6 +59,14 @@ def open_source(source: str, data_dir: Path | None = None) -> TextSource:
     return open_path(Path(source), source)
 
 
+def open_sources(sources: Sequence[str]) -> TextSource:
+    """The texts that `sources` name, one after the other. Raises UsageError."""
+    if sources.count("-") > 1:
+        raise UsageError("standard input can be read only once: give '-' only once")
+    opened = [open_source(source) for source in sources or [""]]
+    return opened[0] if len(opened) == 1 else Several(tuple(opened))
+
+
 def named_corpus(name: str) -> TextSource:
     """The corpus registered as `name`."""
     made: TextSource = registry.load("corpus", name)()
@@ -72,7 +80,7 @@ def open_path(path: Path, label: str = "") -> TextSource:
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
         if path.parent == Path() and not path.suffix:  # looks like a name
-            raise unknown_name("source", label, registry.CORPORA) from None
+            raise unknown_name("file, folder or corpus", label, registry.CORPORA) from None
         raise UsageError(f"no file or folder {label}: give a text file, a folder, '-', or one of {', '.join(registry.CORPORA)}") from None
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot read {label!r}: {getattr(error, 'strerror', None) or error}") from error
@@ -165,15 +173,49 @@ class Folder:
         """Nothing to do."""
 
     def chunks(self) -> Iterator[str]:
-        """The files' texts, one after the other."""
-        last = "\n"
-        for path in self.files():
+        """The files' texts."""
+        return _joined(File(str(path), path) for path in self.files())
+
+
+@dataclass(frozen=True)
+class Several:
+    """Sources one after the other, joined as the files of a folder are."""
+
+    sources: tuple[TextSource, ...]
+
+    @property
+    def label(self) -> str:
+        return " ".join(source.label for source in self.sources)
+
+    @property
+    def n_bytes(self) -> int | None:
+        sizes = [source.n_bytes for source in self.sources]
+        return None if None in sizes else sum(size or 0 for size in sizes)
+
+    @property
+    def once(self) -> bool:
+        return any(source.once for source in self.sources)
+
+    def fetch(self, report: Report) -> None:
+        """Download those that need it."""
+        for source in self.sources:
+            source.fetch(report)
+
+    def chunks(self) -> Iterator[str]:
+        """The sources' texts."""
+        return _joined(self.sources)
+
+
+def _joined(sources: Iterable[TextSource]) -> Iterator[str]:
+    """Texts one after the other, with a line break between two where the first ends without one."""
+    last = "\n"
+    for source in sources:
+        for chunk in source.chunks():
             if last != "\n":
                 yield "\n"
-            last = "\n"
-            for chunk in File(str(path), path).chunks():
-                yield chunk
-                last = chunk[-1]
+            yield chunk
+            last = "\n"  # inside a source nothing is added
+        last = chunk[-1]
 
 
 @dataclass(frozen=True)

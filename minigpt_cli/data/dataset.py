@@ -91,6 +91,10 @@ class Dataset:
             raise UsageError(f"the data in {self.dir} have no {name!r} split: {hint}")
         return found
 
+    def splits(self) -> dict[str, Split]:
+        """The splits by name, in the order of the text."""
+        return {name: split for name in SPLITS if (split := getattr(self, name)) is not None}
+
     def text(self, name: str) -> str:
         """The text of a split."""
         return self.tokenizer.decode(self.split(name).tokens)

@@ -52,12 +52,19 @@ class Preparing:
 
     done_bytes: int
     total_bytes: int | None
-    phase: str
+    phase: str  # "downloading", "reading", "learning tokens from" or "encoding", of a text
 
 
-def prepared(config: DataConfig, data_dir: Path | None = None, on_progress: Callable[[Preparing], None] = lambda _: None) -> Dataset:
+def prepared(
+    config: DataConfig,
+    data_dir: Path | None = None,
+    on_progress: Callable[[Preparing], None] = lambda _: None,
+    *,
+    out: Path | None = None,
+    source: TextSource | None = None,
+) -> Dataset:
     """What `prepare` returns, its progress given to `on_progress`."""
-    steps = prepare(config, data_dir)
+    steps = prepare(config, data_dir, out, source)
     while True:
         try:
             on_progress(next(steps))
@@ -66,14 +73,16 @@ def prepared(config: DataConfig, data_dir: Path | None = None, on_progress: Call
             return dataset
 
 
-def prepare(config: DataConfig, data_dir: Path | None = None, out: Path | None = None) -> Generator[Preparing, None, Dataset]:
+def prepare(
+    config: DataConfig, data_dir: Path | None = None, out: Path | None = None, source: TextSource | None = None
+) -> Generator[Preparing, None, Dataset]:
     """The token files of a text, built unless they are there; yields progress.
 
-    They go to `out`, or to a folder of `data_dir` named by content. Raises UsageError for a text that cannot be used and
-    TextTooShort where a split would be empty; nothing is then left behind.
+    They go to `out`, or to a folder of `data_dir` named by content; `source` stands for what config.source names. Raises
+    UsageError for a text that cannot be used and TextTooShort where a split would be empty; nothing is then left behind.
     """
     data_dir = data_dir or data_folder()
-    source = open_source(config.source, data_dir)
+    source = source or open_source(config.source, data_dir)
     recipe = _recipe(config)
     _check_out(out)
     with ExitStack() as stack:
@@ -292,7 +301,7 @@ def _made(config: DataConfig, text: _Text, train_chars: int, recipe: _Recipe) ->
             tokenizer: Tokenizer = end.value
             return tokenizer
         if total is not None:
-            yield Preparing(min(done, total), total, f"learning {recipe.name}")
+            yield Preparing(min(done, total), total, "learning tokens from")
 
 
 def _key(config: DataConfig, sha256: str, recipe: _Recipe) -> str:

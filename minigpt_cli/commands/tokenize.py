@@ -1,0 +1,96 @@
+"""minigpt tokenize: a text into token files, and how a tokenizer cuts a text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from minigpt_cli.commands.config_flags import resolve, with_settings
+from minigpt_cli.commands.options import JsonFlag, complete_source
+from minigpt_cli.display import console
+from minigpt_cli.display.progress import progress
+
+if TYPE_CHECKING:
+    from minigpt_cli.config import DataConfig
+    from minigpt_cli.data.dataset import Dataset
+    from minigpt_cli.tokenization.contract import Tokenizer
+
+
+@with_settings(only=("data",), leave_out=("source", "sampling"))
+def tokenize(
+    sources: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="SOURCE",
+            help="Text files, folders of them, '-' for stdin, or named corpora; default: data/input.txt if it is there, else python-docs.",
+            autocompletion=complete_source,
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where to write; default: a folder of ./data named by text and settings.")
+    ] = None,
+    show: Annotated[str | None, typer.Option(metavar="TEXT", help="Also print the pieces of TEXT with their ids.")] = None,
+    json: JsonFlag = False,
+    *,
+    settings: dict[str, Any],
+) -> None:
+    """\b
+    Examples:
+      minigpt tokenize                                       the default text, a token a character
+      minigpt tokenize notes.txt --tokenizer bpe             learn 512 tokens from your text
+      minigpt tokenize books/ --tokenizer gpt2 --out tokens  GPT-2's tokens, written to tokens/
+      minigpt tokenize --tokenizer bpe --show "Once upon"    how a text is cut
+
+    Cuts a text into tokens and writes train.bin, val.bin (and test.bin), tokenizer.json and dataset.json.
+    The same text with the same settings is not cut twice.
+    """
+    from minigpt_cli.data.corpora import open_sources
+
+    config = resolve(settings).config.data
+    source = open_sources(sources or ([config.source] if config.source else []))
+    dataset = _prepared(config, out, source, quiet=json)
+    if config.tokenizer == "bpe" and dataset.tokenizer.vocab_size < config.vocab_size:
+        found = dataset.tokenizer.vocab_size
+        console.notice(f"the text has pairs for {found} tokens only, fewer than --vocab-size {config.vocab_size}; see --min-pair-freq")
+    pieces = None if show is None else _pieces(dataset.tokenizer, show)
+    if json:
+        shown = {} if pieces is None else {"pieces": [{"id": i, "text": token.decode("utf-8", "replace")} for i, token in pieces]}
+        console.write_json(_summary(dataset) | shown)
+        return
+    from minigpt_cli.display.tokens import print_pieces, print_summary
+
+    print_summary(dataset.label, _summary(dataset))
+    if pieces is not None:
+        print_pieces(pieces)
+
+
+def _prepared(config: DataConfig, out: Path | None, source: Any, *, quiet: bool) -> Dataset:
+    from minigpt_cli.data.encoding import prepared
+
+    with progress(in_bytes=True, quiet=quiet) as advance:
+        return prepared(
+            config, None, lambda step: advance(f"{step.phase} the text", step.done_bytes, step.total_bytes), out=out, source=source
+        )
+
+
+def _summary(dataset: Dataset) -> dict[str, Any]:
+    tokens = {"train": 0, "val": 0, "test": 0} | {name: len(split.tokens) for name, split in dataset.splits().items()}
+    return {
+        "out": str(dataset.dir),
+        "tokenizer": dataset.tokenizer.name,
+        "vocab_size": dataset.tokenizer.vocab_size,
+        "chars": dataset.n_chars,
+        "bytes": dataset.n_bytes,
+        "tokens": tokens,
+        "chars_per_token": dataset.n_chars / sum(tokens.values()),
+        "sha256": dataset.sha256,
+    }
+
+
+def _pieces(tokenizer: Tokenizer, text: str) -> list[tuple[int, bytes]]:
+    """The id of every token of `text`, and the bytes that it stands for."""
+    of_id = tokenizer.token_bytes()
+    return [(i, of_id[i]) for i in tokenizer.encode(text).tolist()]

@@ -1,0 +1,35 @@
+"""What a text became: counts of tokens, and the pieces that a tokenizer cuts a text into."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from minigpt_cli.display import console
+
+
+def print_summary(label: str, summary: Mapping[str, Any]) -> None:
+    """Print what `tokenize --json` holds as a few lines."""
+    tokens = ", ".join(f"{name} {n:,}" for name, n in summary["tokens"].items() if n)
+    for name, value in (
+        ("text", f"{label}: {summary['chars']:,} characters, {summary['bytes']:,} bytes"),
+        ("tokenizer", f"{summary['tokenizer']}, {summary['vocab_size']:,} tokens in the vocabulary"),
+        ("tokens", f"{tokens}; {summary['chars_per_token']:.2f} characters a token"),
+        ("written to", summary["out"]),
+        ("sha256", summary["sha256"]),
+    ):
+        console.write(console.one_line(f"{name:<11} {value}"))
+
+
+def print_pieces(pieces: Sequence[tuple[int, bytes]]) -> None:
+    """Print id and piece, one a line, as Python writes strings; a piece that is not whole characters as bytes."""
+    width = max((len(str(i)) for i, _ in pieces), default=1)
+    for i, token in pieces:
+        console.write(f"{i:>{width}}  {_quoted(token)}")
+
+
+def _quoted(token: bytes) -> str:
+    try:
+        return repr(token.decode("utf-8"))
+    except UnicodeDecodeError:
+        return repr(token)
