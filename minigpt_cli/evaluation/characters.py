@@ -37,7 +37,7 @@ def spelled(ids: npt.NDArray[np.integer], token_bytes: Sequence[bytes]) -> str:
 def per_character(token_nats: npt.ArrayLike, token_bytes: npt.ArrayLike, text: bytes) -> tuple[Floats, Ints]:
     """Nats of every character of the UTF-8 `text`, and the index of the token that begins each, both (n_chars,).
 
-    `token_nats` and `token_bytes` (their lengths in bytes) are those of its tokens. Raises MiniGPTError if the tokens do not spell the text.
+    `token_nats` and `token_bytes` (their lengths in bytes) are those of its tokens. Raises MiniGPTError if they do not spell it.
     """
     nats = np.asarray(token_nats, dtype=np.float64)
     lengths: Ints = np.asarray(token_bytes, dtype=np.int64)

@@ -1,0 +1,108 @@
+"""What a text costs without a neural network: the figures that a model has to beat, in nats per character. No torch.
+
+uniform  every character of the training text equally likely
+unigram  character frequencies of the training text, one added to each count and to one for all unseen characters together
+bigram   counts of character pairs in the training text, Witten & Bell (1991) smoothing towards the unigram
+xz       bits that `xz -9` adds for the text after the training text: it has read the training text too, like a model
+xz_alone bits that `xz -9` spends on the text when it is given nothing else
+"""
+
+from __future__ import annotations
+
+import json
+import lzma
+import math
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from minigpt_cli.durable import write_atomic
+from minigpt_cli.errors import MiniGPTError
+
+TRAINING_CHARS = 1 << 25  # of a longer training text only the end is counted (xz -9 looks back 64 MiB)
+_VERSION = 1
+
+Codes = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Baselines:
+    """Nats per character of the text under each."""
+
+    uniform: float
+    unigram: float
+    bigram: float
+    xz: float
+    xz_alone: float
+
+
+def baselines(training: str, text: str) -> Baselines:
+    """What `text` costs after `training`; its first character's predecessor is the last of `training`."""
+    training = training[-TRAINING_CHARS:]
+    with ThreadPoolExecutor(3) as pool:  # lzma works outside the interpreter's lock
+        sizes = [pool.submit(_xz_bytes, part.encode()) for part in (training, training + text, text)]
+        counted = count_baselines(training, text)
+        before, both, alone = (size.result() for size in sizes)
+    per_char = 8 * math.log(2) / len(text)
+    return Baselines(*counted, xz=max(0, both - before) * per_char, xz_alone=alone * per_char)
+
+
+def _xz_bytes(data: bytes) -> int:
+    return len(lzma.compress(data, format=lzma.FORMAT_XZ, preset=9))
+
+
+def count_baselines(training: str, text: str) -> tuple[float, float, float]:
+    """Uniform, unigram and bigram nats per character of `text`, fitted on `training`."""
+    known, seen = np.unique(_points(training), return_inverse=True)  # (K,), (n_training,)
+    size = len(known) + 1  # the last stands for every unseen character
+    coded = np.searchsorted(known, points := _points(text))
+    unseen = known[np.minimum(coded, len(known) - 1)] != points if len(known) else np.ones(len(points), dtype=bool)
+    coded = np.where(unseen, size - 1, coded)
+    unigram = (np.bincount(seen, minlength=size) + 1) / (len(seen) + size)  # (K + 1,)
+    previous = np.concatenate([seen[-1:] if len(seen) else [size - 1], coded[:-1]])
+    bigram = _witten_bell(seen, previous, coded, unigram)
+    return math.log(size), float(-np.log(unigram[coded]).mean()), float(-np.log(bigram).mean())
+
+
+def _witten_bell(seen: Codes, previous: Codes, following: Codes, unigram: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """P(following | previous) = (pairs + kinds * unigram) / (all + kinds), where `kinds` different characters were seen to follow."""
+    size = len(unigram)
+    pairs, counts = np.unique(seen[:-1] * size + seen[1:], return_counts=True)
+    all_after = np.bincount(pairs // size, weights=counts, minlength=size)[previous]
+    kinds_after = np.bincount(pairs // size, minlength=size)[previous]
+    wanted = previous * size + following
+    at = np.searchsorted(pairs, wanted)
+    at = np.minimum(at, max(0, len(pairs) - 1))
+    count = np.where(pairs[at] == wanted, counts[at], 0) if len(pairs) else np.zeros(len(wanted))
+    smoothed = (count + kinds_after * unigram[following]) / np.maximum(1, all_after + kinds_after)
+    return np.where(all_after > 0, smoothed, unigram[following])
+
+
+def _points(text: str) -> Codes:
+    return np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32).astype(np.int64)
+
+
+def kept_path(folder: Path, training_sha256: str, text_sha256: str) -> Path:
+    """Where the baselines of these two texts are kept."""
+    return folder / f"baselines-{training_sha256[:16]}-{text_sha256[:16]}-{_VERSION}.json"
+
+
+def find_kept(path: Path) -> Baselines | None:
+    """Baselines computed before, or None."""
+    try:
+        found = Baselines(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+    return found if all(isinstance(x, float) and math.isfinite(x) for x in asdict(found).values()) else None
+
+
+def keep(path: Path, found: Baselines) -> None:
+    """Store baselines. Raises MiniGPTError if they cannot be written."""
+    try:
+        path.parent.mkdir(exist_ok=True)
+    except OSError as error:
+        raise MiniGPTError(f"cannot keep scores in {path.parent}: {error.strerror}") from error
+    write_atomic(path, json.dumps(asdict(found)) + "\n")

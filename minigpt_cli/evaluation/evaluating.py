@@ -1,0 +1,193 @@
+"""From a run to its score: which text, which weights, kept or computed. torch is imported only where a model is run."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from minigpt_cli.config import DataConfig
+from minigpt_cli.data.corpora import open_source
+from minigpt_cli.data.dataset import Dataset, open_dataset
+from minigpt_cli.errors import MiniGPTError, RunDamaged, UsageError
+from minigpt_cli.evaluation import baselines, cache
+from minigpt_cli.evaluation.baselines import Baselines
+from minigpt_cli.evaluation.cache import ScoreKey
+from minigpt_cli.evaluation.characters import spelled
+from minigpt_cli.evaluation.scores import Score
+from minigpt_cli.records import SplitRecord
+from minigpt_cli.runstore import Run
+
+if TYPE_CHECKING:
+    import torch
+
+SplitName = Literal["train", "val", "test"]
+BEFORE: dict[str, str] = {"val": "train", "test": "val"}  # splits are contiguous: what each follows
+DATA_LIMIT = 1 << 30  # bytes of a text file to score
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is to be scored: a split of each run's own data, or one text for all."""
+
+    split: SplitName = "val"
+    text: str | None = None  # given: this, with nothing before it
+    label: str = ""  # of the text, as typed
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A run's score and how it came about."""
+
+    run: Run
+    ckpt: str
+    step: int
+    score: Score
+    kept: bool  # read from the cache: no model was run
+    notices: list[str] = field(default_factory=list)
+
+
+def read_text(source: str) -> Target:
+    """A file, folder, stream or named corpus as one text to score. Raises UsageError if it is empty or unreadable."""
+    found = open_source(source)
+    pieces: list[str] = []
+    size = 0
+    for chunk in found.chunks():
+        size += len(chunk)
+        if size > DATA_LIMIT:
+            raise UsageError(f"{source} is longer than {DATA_LIMIT:,} characters: score a part of it")
+        pieces.append(chunk)
+    if not size:
+        raise UsageError(f"{source} is empty: there is no character to score")
+    return Target(text="".join(pieces), label=source)
+
+
+def split_record(run: Run, split: str) -> SplitRecord:
+    """What the run's record says of a split. Raises UsageError if there is none."""
+    corpus = run.record.corpus
+    if corpus is None:
+        raise UsageError(f"run {run.name!r} does not say what it was trained on: give a text with --data FILE")
+    if split not in corpus.splits:
+        hint = ": train with --test-frac to keep one" if split == "test" else ""
+        raise UsageError(f"run {run.name!r} has no {split} split{hint}")
+    return corpus.splits[split]
+
+
+def weights_file(run: Run, ckpt: str) -> str:
+    """The file that `ckpt` means: the best where there is one, else the last."""
+    return "best.safetensors" if ckpt == "best" and "best.safetensors" in run.record.files else "last.safetensors"
+
+
+def score_key(run: Run, target: Target, ckpt: str = "best", stride: int = 0) -> ScoreKey:
+    """The key under which the run's score of this text is kept. Raises RunDamaged if it never saved weights."""
+    weights = run.record.files.get(weights_file(run, ckpt))
+    if weights is None:
+        raise RunDamaged(f"run {run.name!r} has saved no weights yet")
+    if target.text is not None:
+        return ScoreKey(weights.sha256, hashlib.sha256(target.text.encode()).hexdigest(), stride=stride)
+    before = BEFORE.get(target.split)
+    return ScoreKey(weights.sha256, split_record(run, target.split).sha256, split_record(run, before).sha256 if before else "", stride)
+
+
+def dataset_of(run: Run) -> Dataset:
+    """The data that a run was trained on: where its record says, else prepared again. Raises UsageError if the text is gone or changed."""
+    corpus = run.record.corpus
+    if corpus is None:
+        raise UsageError(f"run {run.name!r} does not say what it was trained on: give a text with --data FILE")
+    with suppress(MiniGPTError):  # moved or deleted: the text itself may still be there
+        found = open_dataset(Path(corpus.dataset_dir))
+        if found.sha256 == corpus.sha256:
+            return found
+    return _prepared_again(run, run.config.data, corpus.sha256)
+
+
+def _prepared_again(run: Run, config: DataConfig, sha256: str) -> Dataset:
+    from minigpt_cli.data.encoding import prepared
+
+    gone = f"the text of run {run.name!r} ({config.source or 'the default text'}) is"
+    if config.source == "-":
+        raise UsageError(f"{gone} no longer there, it came from stdin: give a text with --data FILE")
+    try:
+        found = prepared(config)
+    except UsageError as error:
+        raise UsageError(f"{gone} no longer there ({error}): give a text with --data FILE") from error
+    if found.sha256 != sha256:
+        raise UsageError(f"{gone} not what it was trained on, it has changed: give a text with --data FILE")
+    return found
+
+
+def evaluate_run(
+    run: Run,
+    target: Target | None = None,
+    *,
+    ckpt: str = "best",
+    stride: int = 0,
+    device: str | torch.device | None = None,
+    fresh: bool = False,
+    on_model: Callable[[str], None] = lambda _: None,
+) -> Evaluation:
+    """The run's score of `target` (default: its validation split), kept beside it.
+
+    `fresh` computes it even if it is kept; `on_model` hears the run's name when its model has to be run.
+    """
+    target = target or Target()
+    key = score_key(run, target, ckpt, stride)
+    step = run.record.best.step if run.record.best and weights_file(run, ckpt).startswith("best") else run.record.stop_step
+    if not fresh and (score := cache.find(run.dir, key)):
+        return Evaluation(run, ckpt, step, score, kept=True)
+    on_model(run.name)
+    return _computed(run, target, ckpt, stride, device)
+
+
+def _computed(run: Run, target: Target, ckpt: str, stride: int, device: str | torch.device | None) -> Evaluation:
+    from minigpt_cli import checkpoints
+    from minigpt_cli.evaluation.scoring import score_ids, score_text
+
+    loaded = checkpoints.load(run, ckpt, device or "cpu")
+    block_size = loaded.config.model.block_size
+    if target.text is not None:
+        score = score_text(loaded.model, loaded.tokenizer, target.text, block_size=block_size, stride=stride)
+    else:
+        dataset = dataset_of(run)
+        before = BEFORE.get(target.split)
+        context = dataset.split(before).tokens[-block_size:] if before else None
+        tokens = dataset.split(target.split).tokens
+        score = score_ids(loaded.model, loaded.tokenizer, tokens, context=context, block_size=block_size, stride=stride)
+    notices = list(loaded.notices)
+    if loaded.record.files == run.record.files:  # else an older generation was read, which the key does not name
+        try:
+            cache.keep(run.dir, score_key(run, target, ckpt, stride), score)
+        except MiniGPTError as error:
+            notices.append(f"the score is not kept: {error}")
+    return Evaluation(run, ckpt, loaded.step, score, kept=False, notices=notices)
+
+
+def baselines_of(run: Run, score: Score) -> Baselines | None:
+    """Baselines of the scored text fitted on the run's training split, kept beside the run; None where its data are gone."""
+    corpus = run.record.corpus
+    if corpus is None or "train" not in corpus.splits:
+        return None
+    path = baselines.kept_path(run.dir / cache.FOLDER, corpus.splits["train"].sha256, score.text_sha256)
+    if found := baselines.find_kept(path):
+        return found
+    try:
+        training = training_text(dataset_of(run), baselines.TRAINING_CHARS)
+    except UsageError:
+        return None
+    found = baselines.baselines(training, score.text.decode())
+    with suppress(MiniGPTError):  # a read-only folder: computed anew next time
+        baselines.keep(path, found)
+    return found
+
+
+def training_text(dataset: Dataset, max_chars: int) -> str:
+    """The end of the training split, at most `max_chars` characters of it."""
+    tokens, pieces = dataset.train.tokens, dataset.tokenizer.token_bytes()
+    if len(tokens) <= max_chars:
+        return spelled(tokens, pieces)[-max_chars:]
+    raw = b"".join([pieces[i] for i in tokens[-max_chars:].tolist()])
+    start = next(i for i, byte in enumerate(raw) if byte & 0xC0 != 0x80)  # the cut may lie inside a character
+    return raw[start:].decode()[-max_chars:]
