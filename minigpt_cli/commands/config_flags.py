@@ -311,3 +311,14 @@ def layer_lines(resolved: Resolved) -> list[tuple[str, str, str, str]]:
         value = getattr(getattr(config, setting.section) if setting.section else config, name)
         rows.append((PANELS[setting.section], name, show_value(value), resolved.sources[name]))
     return rows
+
+
+def differing_from_defaults(config: RunConfig) -> list[tuple[str, str]]:
+    """Settings that are not the defaults of the configuration's architecture, and their values."""
+    plain = resolve({"arch": config.model.arch}, environment={}).config
+    found = []
+    for name, setting in settings().items():
+        place, default = (getattr(c, setting.section) if setting.section else c for c in (config, plain))
+        if hasattr(place, name) and getattr(place, name) != getattr(default, name):
+            found.append((name, show_value(getattr(place, name))))
+    return found

@@ -67,8 +67,14 @@ RunArgument = Annotated[str, typer.Argument(metavar="RUN", help=_RUN_HELP, autoc
 OptionalRun = Annotated[str | None, typer.Argument(metavar="RUN", help=_RUN_HELP + " Default: latest.", autocompletion=complete_run)]
 """A run, by default the latest; the command says on stderr which one it took."""
 
-RunArguments = Annotated[list[str], typer.Argument(metavar="RUN...", help=_RUN_HELP, autocompletion=complete_run)]
+RunArguments = Annotated[list[str], typer.Argument(metavar="RUN", help=_RUN_HELP, autocompletion=complete_run)]
 """One run or more."""
+
+OptionalRunArguments = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="RUN", help=_RUN_HELP + " Default: latest.", autocompletion=complete_run, show_default=False),
+]
+"""Any number of runs; none means the latest."""
 
 SourceArgument = Annotated[
     str | None,

@@ -25,6 +25,11 @@ def is_terminal(stream: TextIO) -> bool:
     return stream.isatty() and os.environ.get("TERM") != "dumb"
 
 
+def use_colour(stream: TextIO) -> bool:
+    """Whether colour may be written to `stream`."""
+    return is_terminal(stream) and not os.environ.get("NO_COLOR")
+
+
 def printable(text: str, keep: str = "\n\t") -> str:
     """`text` with control characters (escape sequences, bells, bidirectional overrides) written out as \\x1b and the like."""
     if text.isprintable():
@@ -98,9 +103,11 @@ def error(message: str) -> None:
 
 def _say(message: str, label: str, colour: str) -> None:
     line = one_line(message)
-    if is_terminal(sys.stderr) and not os.environ.get("NO_COLOR"):
-        line = f"\x1b[{colour}m{label}\x1b[0m{line}" if label else f"\x1b[{colour}m{line}\x1b[0m"
-    else:
+    if not use_colour(sys.stderr):
         line = label + line
+    elif label:
+        line = f"\x1b[{colour}m{label}\x1b[0m{line}"
+    else:
+        line = f"\x1b[{colour}m{line}\x1b[0m"
     sys.stderr.write(line + "\n")
     sys.stderr.flush()

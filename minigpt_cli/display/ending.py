@@ -24,9 +24,8 @@ _REASONS = {
 def print_ending(run: Run, stopped: Stopped, sample: str = "") -> None:
     """Print the score with its interval, a sample, and the commands that come next, to stdout."""
     name = console.one_line(run.name)
-    lines = [
-        f"run     {name}: {_REASONS.get(stopped.stop_reason, stopped.stop_reason)} at step {stopped.step:,}, {words.duration(stopped.elapsed_s)}"
-    ]
+    reason = _REASONS.get(stopped.stop_reason, stopped.stop_reason)
+    lines = [f"run     {name}: {reason} at step {stopped.step:,}, {words.duration(stopped.elapsed_s)}"]
     best = run.record.best
     if best is not None:
         score = f"{best.nats_per_char:.4f} nats per character"

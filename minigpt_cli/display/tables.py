@@ -1,10 +1,111 @@
-"""Tables of records: settings, runs, the leaderboard."""
+"""Tables that fit: on a narrow terminal the least important columns go first; in a pipe all stay, and nothing is cut."""
 
 from __future__ import annotations
 
+import csv
+import io
+import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 from minigpt_cli.display import console
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+_GAP = 2  # between columns
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column and how long it is kept when the terminal is narrow: those of `rank` 0 always, high ranks go first."""
+
+    name: str
+    rank: int = 0
+    right: bool = False
+    style: str | None = None
+    most: int = 60  # characters, on a terminal
+
+
+Style = Literal["best", "dim", "bad", ""]
+_STYLES = {"best": "bold green", "dim": "dim", "bad": "red", "": None}
+
+
+def print_table(columns: Sequence[Column], rows: Sequence[Sequence[str]], *, styles: Sequence[Style] = (), title: str = "") -> None:
+    """Print rows of plain text under `columns` to stdout, as many columns as fit."""
+    from rich import box
+    from rich.table import Table
+
+    out = console.stdout()
+    on_terminal = console.is_terminal(sys.stdout)
+    cells = [[console.one_line(cell) for cell in row] for row in rows]
+    if on_terminal:
+        cells = [[_cut(cell, column.most) for cell, column in zip(row, columns, strict=True)] for row in cells]
+    kept = _that_fit(columns, cells, out.width)
+    table = Table(
+        box=box.SIMPLE_HEAD if on_terminal else None,
+        pad_edge=False,
+        padding=(0, _GAP, 0, 0),
+        collapse_padding=True,
+        header_style="bold",
+        title=title or None,
+        title_justify="left",
+        title_style="bold",
+    )
+    for i in kept:
+        table.add_column(
+            columns[i].name, justify="right" if columns[i].right else "left", style=columns[i].style, no_wrap=True, overflow="ellipsis"
+        )
+    for position, row in enumerate(cells):
+        style = styles[position] if position < len(styles) else ""
+        table.add_row(*(row[i] for i in kept), style=_STYLES[style])
+    print_renderable(table)
+
+
+def print_renderable(renderable: RenderableType) -> None:
+    """Print to stdout, without the spaces at line ends that only a terminal needs."""
+    out = console.stdout()
+    if console.is_terminal(sys.stdout):
+        out.print(renderable)
+        return
+    with out.capture() as captured:
+        out.print(renderable)
+    console.write("\n".join(line.rstrip() for line in captured.get().splitlines()))
+
+
+def _cut(cell: str, most: int) -> str:
+    return cell if len(cell) <= most else cell[: most - 1] + "…"
+
+
+def _that_fit(columns: Sequence[Column], cells: Sequence[Sequence[str]], width: int) -> list[int]:
+    """The positions of the columns to show: least important ones are dropped until the rest fits in `width`."""
+    from rich.cells import cell_len
+
+    widths = [max([cell_len(column.name), *(cell_len(row[i]) for row in cells)]) for i, column in enumerate(columns)]
+    kept = [i for i in range(len(columns)) if any(row[i] for row in cells) or columns[i].rank == 0]
+    while sum(widths[i] + _GAP for i in kept) - _GAP > width and any(columns[i].rank for i in kept):
+        kept.remove(max(kept, key=lambda i: (columns[i].rank, i)))
+    return kept
+
+
+def as_csv(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Rows as CSV with a header; missing values are empty."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(names)
+    writer.writerows([["" if value is None else value for value in row] for row in rows])
+    return text.getvalue().rstrip("\n")
+
+
+def as_markdown(names: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[bool] = ()) -> str:
+    """Rows as a Markdown table, aligned in the source too."""
+    cells = [[str(name) for name in names], *([console.one_line(str(cell)).replace("|", "\\|") for cell in row] for row in rows)]
+    widths = [max(3, *(len(row[i]) for row in cells)) for i in range(len(names))]
+    to_right = [i < len(right) and right[i] for i in range(len(names))]
+    rule = ["-" * (width - 1) + ":" if end else "-" * width for width, end in zip(widths, to_right, strict=True)]
+    lines = [[cell.rjust(w) if end else cell.ljust(w) for cell, w, end in zip(row, widths, to_right, strict=True)] for row in cells]
+    return "\n".join(f"| {' | '.join(line)} |" for line in [lines[0], rule, *lines[1:]])
 
 
 def print_settings(rows: Sequence[tuple[str, str, str, str]]) -> None:
@@ -22,4 +123,4 @@ def print_settings(rows: Sequence[tuple[str, str, str, str]]) -> None:
             table.add_row(group, style="bold")
             section = group
         table.add_row(f"  {name}", console.one_line(value), console.one_line(source), style=None if source != "default" else "dim")
-    console.stdout().print(table)
+    print_renderable(table)

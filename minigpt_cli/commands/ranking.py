@@ -1,0 +1,189 @@
+"""The leaderboard's rows: all runs, or at an equal budget, or with the seeds of one recipe folded into a row."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+from minigpt_cli.display import console
+from minigpt_cli.errors import MiniGPTError, UsageError
+from minigpt_cli.leaderboard import Row, intervals_overlap, rank, text_sha256
+from minigpt_cli.records import Best
+from minigpt_cli.runstore import Run
+
+_AMOUNTS = {"tokens": "tokens_seen", "seconds": "elapsed_s"}
+
+
+def ranked(runs: Sequence[Run], budget: str | None) -> list[Row]:
+    """Rows best first, each text apart; within `budget` if there is one. Raises UsageError for a budget that is none."""
+    if budget is None:
+        return rank(runs, intervals_overlap)
+    kind, _, amount = budget.partition("=")
+    try:
+        limit = float(amount) if amount else None
+    except ValueError:
+        limit = math.nan
+    if kind not in (*_AMOUNTS, "params") or (limit is not None and not limit > 0):
+        raise UsageError(f"--budget {budget}: write tokens, seconds or params, and a number if it is not to be found, as in seconds=60")
+    if kind == "params":
+        return rank(_best_of_size(runs) if limit is None else [run for run in runs if run.record.n_params <= limit], intervals_overlap)
+    scored = [run for run in runs if run.record.best is not None]
+    if limit is None:
+        limit = min((getattr(run.record, _AMOUNTS[kind]) for run in scored), default=0)
+    console.notice(f"at {limit:,.0f} {kind}, from evaluations during training: sampled where those were, and without intervals")
+    within = [cut for run in scored if (cut := _within(run, _AMOUNTS[kind], limit)) is not None]
+    return rank(within, lambda first, other: False)
+
+
+def _best_of_size(runs: Sequence[Run]) -> list[Run]:
+    """Runs that no model of the same size or smaller beats on the same text."""
+    kept: list[Run] = []
+    lowest: dict[str, float] = {}
+    for run in sorted((r for r in runs if r.record.best), key=lambda r: (r.record.n_params, r.record.best.nats_per_char)):  # type: ignore[union-attr]
+        score = run.record.best.nats_per_char  # type: ignore[union-attr]
+        if score < lowest.get(text_sha256(run), math.inf):
+            lowest[text_sha256(run)] = score
+            kept.append(run)
+    return kept
+
+
+def _within(run: Run, amount: str, limit: float) -> Run | None:
+    """The run as it stood when it had used up `limit`; None if it had not been evaluated by then."""
+    try:
+        events = [
+            event
+            for event in run.metrics()
+            if getattr(event, amount) <= limit and event.nats_per_char is not None and event.val_loss is not None
+        ]
+    except MiniGPTError as error:
+        console.warn(f"{run.name} is left out: {error}")
+        return None
+    if not events:
+        return None
+    best = min(events, key=lambda event: event.nats_per_char or math.inf)
+    cut = Run(run.dir)
+    changes = {
+        "best": Best(step=best.step, nats_per_token=best.val_loss or 0.0, nats_per_char=best.nats_per_char or 0.0),
+        "stop_step": events[-1].step,
+        "tokens_seen": events[-1].tokens_seen,
+        "elapsed_s": events[-1].elapsed_s,
+    }
+    cut.__dict__["record"] = run.record.model_copy(update=changes)
+    return cut
+
+
+def show(runs: Sequence[Run], rows: Sequence[Row], *, json: bool, csv: bool, md: bool) -> None:
+    """Print rows in the form asked for."""
+    from minigpt_cli.display.run_tables import leaderboard_markdown, print_leaderboard
+    from minigpt_cli.display.tables import as_csv, as_markdown
+
+    names = list(Row.model_fields)
+    if json:
+        console.write_json([row.model_dump(mode="json") for row in rows])
+    elif csv:
+        cells = [[_flat(getattr(row, name)) for name in names] for row in rows]
+        console.write(as_csv(names, cells))
+    elif md:
+        console.write("\n\n".join(as_markdown(*leaderboard_markdown(group)) for _, group in _by_text(runs, rows)))
+    elif not rows:
+        console.notice("no scored runs" + (" that meet this" if runs else " yet: start with minigpt train"))
+    else:
+        print_leaderboard(_by_text(runs, rows))
+
+
+def _flat(value: Any) -> Any:
+    return " ".join(str(item) for item in value) if isinstance(value, list | tuple) else value
+
+
+def _by_text(runs: Sequence[Run], rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
+    """Rows grouped by validation text, each group with a title if there is more than one."""
+    groups: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[row.text_sha256].append(row)
+    labels = {text_sha256(run): run.record.corpus.label for run in runs if run.record.corpus}
+    if len(groups) == 1:
+        return [("", group) for group in groups.values()]
+    return [(f"{labels.get(sha, 'unknown text')} (validation text {sha[:8] or 'unknown'})", group) for sha, group in groups.items()]
+
+
+def show_folded(runs: Sequence[Run], *, top: int, json: bool, csv: bool, md: bool) -> None:
+    """Print one row for each recipe: mean and standard error over its seeds."""
+    from minigpt_cli.display.tables import Column, as_csv, as_markdown, print_table
+
+    rows = folded(runs)[: top or None]
+    names = ["rank", "runs", "n", "nats_per_char", "standard_error", "arch", "n_params", "text_sha256"]
+    if json:
+        console.write_json(rows)
+        return
+    cells = [[_flat(row[name]) for name in names] for row in rows]
+    if csv:
+        console.write(as_csv(names, cells))
+        return
+    shown = [
+        [
+            str(r["rank"]),
+            _flat(r["runs"]),
+            str(r["n"]),
+            f"{r['nats_per_char']:.4f}",
+            "" if r["standard_error"] is None else f"±{r['standard_error']:.4f}",
+            r["arch"],
+        ]
+        for r in rows
+    ]
+    columns = [
+        Column("#", right=True),
+        Column("runs", most=44),
+        Column("n", right=True),
+        Column("nats/char", right=True),
+        Column("s.e.", right=True),
+        Column("arch", 1),
+    ]
+    if md:
+        console.write(as_markdown([c.name for c in columns], shown, [c.right for c in columns]))
+    else:
+        print_table(columns, shown)
+
+
+def folded(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Recipes best first by their mean over seeds, texts apart: the names, n, mean and standard error (None for one seed)."""
+    groups: dict[tuple[str, str], list[Run]] = defaultdict(list)
+    for run in runs:
+        if run.record.best is not None:
+            groups[text_sha256(run), _recipe(run)].append(run)
+    rows = []
+    for (text, _), group in groups.items():
+        scores = [run.record.best.nats_per_char for run in group if run.record.best]
+        mean = math.fsum(scores) / len(scores)
+        spread = math.sqrt(math.fsum((s - mean) ** 2 for s in scores) / (len(scores) - 1) / len(scores)) if len(scores) > 1 else None
+        rows.append(
+            {
+                "runs": [run.name for run in group],
+                "n": len(group),
+                "nats_per_char": mean,
+                "standard_error": spread,
+                "arch": group[0].record.arch,
+                "n_params": group[0].record.n_params,
+                "text_sha256": text,
+            }
+        )
+    newest = list(dict.fromkeys(row.text_sha256 for row in rank(runs)))
+    rows.sort(key=lambda row: (newest.index(row["text_sha256"]), row["nats_per_char"]))
+    counts: dict[str, int] = defaultdict(int)
+    for row in rows:
+        counts[row["text_sha256"]] += 1
+        row["rank"] = counts[row["text_sha256"]]
+    return [{"rank": row["rank"], **row} for row in rows]
+
+
+def _recipe(run: Run) -> str:
+    """The configuration without its seed, and in a group without the steps that fitted its time budget."""
+    try:
+        config = run.config
+    except MiniGPTError:
+        return f"unreadable {run.name}"
+    timed = run.record.group is not None
+    optim = config.optim.model_copy(update={"max_steps": 0}) if timed else config.optim
+    evaluation = config.eval.model_copy(update={"eval_every": 0}) if timed else config.eval
+    return config.model_copy(update={"seed": 0, "optim": optim, "eval": evaluation}).model_dump_json() + (run.record.group or "")

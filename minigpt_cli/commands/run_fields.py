@@ -1,0 +1,114 @@
+"""A run as a flat set of named fields: what --where, --sort and the tables read. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from minigpt_cli.errors import MiniGPTError, UsageError, unknown_name
+from minigpt_cli.leaderboard import text_sha256
+from minigpt_cli.runstore import DamagedRun, Run
+
+_OF_RECORD = (
+    "arch", "tokenizer", "created_at", "updated_at", "preset", "group", "git_commit", "git_dirty", "device", "device_name", "threads",
+    "world_size", "vocab_size", "n_params", "n_active_params", "final_train_loss", "final_val_loss", "stop_step", "stop_reason",
+    "tokens_seen", "elapsed_s",
+)  # fmt: skip
+_LISTED = (
+    "run", "status", "arch", "tokenizer", "corpus", "nats_per_char", "ci95", "val_loss", "best_step", "stop_step", "stop_reason",
+    "n_params", "n_active_params", "tokens_seen", "elapsed_s", "created_at", "preset", "group", "text_sha256",
+)  # fmt: skip
+_OF_BEST = {"nats_per_char": "nats_per_char", "val_loss": "nats_per_token", "best_step": "step", "ci95": "ci95"}
+
+
+def field_names() -> list[str]:
+    """Every field that a run may have."""
+    from minigpt_cli.commands.config_flags import settings
+
+    own = ["run", "status", "corpus", "text_sha256", "tag", "note", *_OF_RECORD, *_OF_BEST]
+    return list(dict.fromkeys([*own, *settings()]))
+
+
+class RunFields(Mapping[str, Any]):
+    """The fields of one run, read when they are asked for."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+
+    def __getitem__(self, name: str) -> Any:
+        record = self.run.record
+        if name in _OF_RECORD:
+            return getattr(record, name)
+        if name in _OF_BEST:
+            return getattr(record.best, _OF_BEST[name]) if record.best else None
+        if name in ("tag", "note"):
+            return _annotations(self.run)[name]
+        own = {"run": self.run.name, "corpus": record.corpus.label if record.corpus else None, "text_sha256": text_sha256(self.run)}
+        if name == "status":
+            return self.run.status
+        return own[name] if name in own else self._setting(name)
+
+    def _setting(self, name: str) -> Any:
+        config = self.run.config
+        for section in (config.model, config.data, config.optim, config.eval, config.compute, config):
+            if name in type(section).model_fields:
+                return getattr(section, name)
+        raise KeyError(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The field, or `default` where this run has none or cannot be read."""
+        try:
+            return self[name]
+        except (KeyError, MiniGPTError):
+            return default
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(field_names())
+
+    def __len__(self) -> int:
+        return len(field_names())
+
+
+def _annotations(run: Run) -> dict[str, Any]:
+    try:
+        annotations = run.annotations
+    except MiniGPTError:
+        return {"tag": [], "note": ""}
+    return {"tag": annotations.tags, "note": annotations.note}
+
+
+def select(runs: Iterable[Run], *, where: str | None, tags: list[str]) -> list[Run]:
+    """The runs that meet the condition and carry every tag. Raises UsageError for a condition that is not understood."""
+    from minigpt_cli.commands.where import parse_where
+
+    meets = parse_where(where, field_names()) if where else None
+    return [run for run in runs if (not tags or set(tags) <= set(_annotations(run)["tag"])) and (meets is None or meets(RunFields(run)))]
+
+
+def ordered(runs: list[Run], sort: str | None) -> list[Run]:
+    """Runs by a field, `-field` for the largest first; those without it last. Raises UsageError for an unknown field."""
+    if sort is None:
+        return runs
+    name = sort.removeprefix("-")
+    if name not in (known := field_names()):
+        raise unknown_name("field", name, known)
+    have = [(value, run) for run in runs if (value := RunFields(run).get(name)) is not None]
+    try:
+        have.sort(key=lambda pair: pair[0], reverse=sort.startswith("-"))
+    except TypeError:
+        have.sort(key=lambda pair: str(pair[0]), reverse=sort.startswith("-"))
+    return [run for _, run in have] + [run for run in runs if RunFields(run).get(name) is None]
+
+
+def listing(run: Run | DamagedRun) -> dict[str, Any]:
+    """One line of `runs list --json`."""
+    if isinstance(run, DamagedRun):
+        return {"run": run.name, "status": "damaged", "reason": run.reason}
+    fields = RunFields(run)
+    return {name: fields.get(name) for name in _LISTED} | {"tags": fields["tag"], "note": fields["note"]}
+
+
+def one_format(*, json: bool, csv: bool, md: bool) -> None:
+    """Raises UsageError if more than one way of printing was asked for."""
+    if json + csv + md > 1:
+        raise UsageError("--json, --csv and --md exclude each other: choose one")

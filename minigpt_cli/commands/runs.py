@@ -1,0 +1,340 @@
+"""minigpt runs: what is in the runs directory, in every way people ask for it. Only verify, export and import load torch."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from minigpt_cli.commands.mounting import Mount, lazy_group
+from minigpt_cli.commands.options import CsvFlag, JsonFlag, MarkdownFlag, OptionalRun, RunArgument, RunArguments, RunsDir, YesFlag
+from minigpt_cli.commands.run_fields import RunFields, listing, one_format, ordered, select
+from minigpt_cli.display import console
+from minigpt_cli.errors import RunNotFound, UsageError, unknown_name
+from minigpt_cli.leaderboard import Row
+from minigpt_cli.runstore import Annotations, DamagedRun, Run, RunStore
+
+app = typer.Typer(
+    name="runs",
+    cls=lazy_group(
+        {
+            "watch": Mount("minigpt_cli.commands.watch:watch", "Look on while runs train."),
+            "plot": Mount("minigpt_cli.commands.plot:plot", "Draw the curves of runs."),
+            "export": Mount("minigpt_cli.commands.interchange:export", "Write a run for Hugging Face or llama.cpp."),
+            "import": Mount("minigpt_cli.commands.interchange:import_run", "Make a run from somebody else's checkpoint."),
+        }
+    ),
+    no_args_is_help=False,
+    invoke_without_command=True,
+)
+
+Sort = Annotated[str | None, typer.Option(metavar="FIELD", help="Order by a field; -FIELD: largest first.", show_default=False)]
+Top = Annotated[int, typer.Option(metavar="N", min=0, help="Show the first N alone; 0: all.", show_default=False)]
+Tag = Annotated[list[str], typer.Option(metavar="TAG", help="Only runs with this tag; may be repeated.", show_default=False)]
+Where = Annotated[
+    str | None, typer.Option(metavar="CONDITION", help="Only runs that meet it, e.g. 'arch=moe and lr<2e-4'.", show_default=False)
+]
+
+
+@app.callback()
+def runs(ctx: typer.Context) -> None:
+    """\b
+    Examples:
+      minigpt runs list                               everything, with its state
+      minigpt runs leaderboard --top 10               the ten best
+      minigpt runs show latest                        one run in full
+      minigpt runs list --where 'arch=moe and lr<2e-4' --json
+      minigpt runs rm old-1 old-2
+
+    Lists, ranks, shows, watches, plots, tags, verifies, exports and removes runs.
+    """
+    if ctx.invoked_subcommand is None:
+        typer.echo(ctx.get_help())
+
+
+@app.command("list")
+def list_runs(
+    sort: Sort = None,
+    top: Top = 0,
+    tag: Tag = [],  # noqa: B006 - Typer's way
+    where: Where = None,
+    csv: CsvFlag = False,
+    md: MarkdownFlag = False,
+    json: JsonFlag = False,
+    runs_dir: RunsDir = None,
+) -> None:
+    """\b
+    Examples:
+      minigpt runs list
+      minigpt runs list --sort -created_at --top 5
+      minigpt runs list --where 'status=crashed or tag=keep' --csv
+
+    Lists every run, oldest first; folders that are damaged or no runs are listed as such.
+    """
+    one_format(json=json, csv=csv, md=md)
+    store = RunStore(runs_dir)
+    everything = store.list()
+    good = ordered(select((r for r in everything if isinstance(r, Run)), where=where, tags=tag), sort)
+    damaged = [run for run in everything if isinstance(run, DamagedRun)] if not (tag or where) else []
+    rows = [listing(run) for run in [*good, *damaged]][: top or None]
+    if json:
+        console.write_json(rows)
+    elif csv or md:
+        _write_rows(list(listing(good[0])) if good else ["run", "status"], rows, csv=csv)
+    elif not rows:
+        console.notice(f"no runs in {store.dir}" + (" that meet this" if everything else " yet: start with minigpt train"))
+    else:
+        from minigpt_cli.display.run_tables import print_list
+
+        print_list(rows)
+
+
+def _write_rows(names: list[str], rows: list[dict[str, Any]], *, csv: bool) -> None:
+    from minigpt_cli.display.tables import as_csv, as_markdown
+
+    cells = [[_flat(row.get(name)) for name in names] for row in rows]
+    console.write(as_csv(names, cells) if csv else as_markdown(names, [["" if c is None else str(c) for c in row] for row in cells]))
+
+
+def _flat(value: Any) -> Any:
+    return " ".join(str(item) for item in value) if isinstance(value, list | tuple) else value
+
+
+@app.command()
+def leaderboard(
+    sort: Sort = None,
+    top: Top = 0,
+    tag: Tag = [],  # noqa: B006 - Typer's way
+    where: Where = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            metavar="tokens|seconds|params[=N]",
+            help="Rank by what was reached within N tokens or seconds (default: the most that all had), or among at most N parameters.",
+            show_default=False,
+        ),
+    ] = None,
+    fold_seeds: Annotated[bool, typer.Option("--fold-seeds", metavar="", help="One row for runs that differ in their seed alone.")] = False,
+    csv: CsvFlag = False,
+    md: MarkdownFlag = False,
+    json: JsonFlag = False,
+    runs_dir: RunsDir = None,
+) -> None:
+    """\b
+    Examples:
+      minigpt runs leaderboard
+      minigpt runs leaderboard --top 10 --where 'n_params<1e6'
+      minigpt runs leaderboard --budget seconds=60
+      minigpt runs leaderboard --md
+
+    Ranks runs by nats per character of their best weights on the whole validation text. Runs on other texts are ranked apart;
+    runs that cannot be told from the first are marked ≈.
+    """
+    one_format(json=json, csv=csv, md=md)
+    from minigpt_cli.commands import ranking
+
+    chosen = select(RunStore(runs_dir).runs(), where=where, tags=tag)
+    if fold_seeds:
+        ranking.show_folded(chosen, top=top, json=json, csv=csv, md=md)
+        return
+    rows = ranking.ranked(chosen, budget)
+    if sort is not None:
+        name = sort.removeprefix("-")
+        if name not in Row.model_fields:
+            raise unknown_name("field", name, Row.model_fields)
+        order = {run.name: position for position, run in enumerate(ordered(chosen, sort))}
+        if name == "rank":
+            rows.sort(key=lambda row: row.rank, reverse=sort.startswith("-"))
+        else:
+            rows.sort(key=lambda row: order[row.run])
+    ranking.show(chosen, rows[: top or None], json=json, csv=csv, md=md)
+
+
+@app.command()
+def show(run: OptionalRun = None, json: JsonFlag = False, runs_dir: RunsDir = None) -> None:
+    """\b
+    Examples:
+      minigpt runs show
+      minigpt runs show modern-1 --json
+
+    Shows one run in full: how it went, on what, with which settings.
+    """
+    store = RunStore(runs_dir)
+    found = store.find(run or "latest")
+    if run is None and not json:
+        console.notice(f"showing {found.name}")
+    evaluations = list(found.metrics())
+    if json:
+        annotations = found.annotations
+        record = found.record.model_dump(mode="json") | {"status": found.status}
+        document = {"run": found.name, "record": record, "config": found.config.model_dump(mode="json"), "tags": annotations.tags}
+        console.write_json(document | {"note": annotations.note, "evaluations": len(evaluations)})
+        return
+    from minigpt_cli.commands.config_flags import differing_from_defaults
+    from minigpt_cli.display.charts import terminal_chart
+    from minigpt_cli.display.live_training import loss_curves
+    from minigpt_cli.display.run_tables import print_run
+
+    out = console.stdout()
+    wide = min(out.width, 100)
+    chart = (
+        terminal_chart(loss_curves(evaluations), width=wide, height=9, colour=out.is_terminal and not out.no_color)
+        if len(evaluations) > 2
+        else ""
+    )
+    print_run(found.record, found.status, found.annotations, differing_from_defaults(found.config), chart)
+
+
+@app.command("rm")
+def remove(
+    run: Annotated[list[str], typer.Argument(metavar="RUN...", help="Names of runs, in full.", autocompletion=None)],
+    yes: YesFlag = False,
+    runs_dir: RunsDir = None,
+) -> None:
+    """\b
+    Examples:
+      minigpt runs rm modern-1
+      minigpt runs rm modern-1 modern-2 --yes
+
+    Removes runs with everything in them. A run that is being trained is refused.
+    """
+    store = RunStore(runs_dir)
+    found = {entry.name: entry for entry in store.list()}
+    for name in run:
+        if name not in found:
+            raise RunNotFound(str(unknown_name("run", name, found)) if found else f"no runs in {store.dir}")
+    if not yes:
+        if not (console.is_terminal(sys.stdin) and console.is_terminal(sys.stderr)):
+            raise UsageError("removing runs needs --yes where no question can be asked")
+        typer.confirm(f"Remove {', '.join(console.one_line(name) for name in run)} for good?", abort=True, err=True)
+    for name in dict.fromkeys(run):
+        store.remove(found[name])
+        console.notice(f"removed {name}")
+
+
+@app.command()
+def rename(
+    run: RunArgument,
+    new_name: Annotated[str, typer.Argument(metavar="NEW-NAME", help="What it will be called.")],
+    runs_dir: RunsDir = None,
+) -> None:
+    """\b
+    Examples:
+      minigpt runs rename modern-1 shakespeare-first
+
+    Gives a run another name.
+    """
+    store = RunStore(runs_dir)
+    found = store.find(run)
+    store.rename(found, new_name)
+    console.notice(f"{found.name} is now {new_name}")
+
+
+@app.command()
+def tag(
+    run: RunArgument,
+    tags: Annotated[list[str], typer.Argument(metavar="TAG...", help="Words to mark it with.")],
+    delete: Annotated[bool, typer.Option("--remove", metavar="", help="Take these tags away instead.")] = False,
+    runs_dir: RunsDir = None,
+) -> None:
+    """\b
+    Examples:
+      minigpt runs tag modern-1 keep baseline
+      minigpt runs tag modern-1 baseline --remove
+
+    Marks a run with words that --tag and --where find.
+    """
+    found = RunStore(runs_dir).find(run)
+    for word in tags:
+        if not word.isprintable() or not word or " " in word or len(word) > 60:
+            raise UsageError(f"{word!r} cannot be a tag: use one word of at most 60 printable characters")
+    before = found.annotations
+    after = [t for t in before.tags if t not in tags] if delete else list(dict.fromkeys([*before.tags, *tags]))
+    found.annotate(Annotations(tags=after, note=before.note))
+    console.notice(f"{found.name}: {' '.join(after) or 'no tags'}")
+
+
+@app.command()
+def note(
+    run: RunArgument,
+    text: Annotated[str | None, typer.Argument(metavar="TEXT", help="The note; '' removes it; without TEXT it is printed.")] = None,
+    runs_dir: RunsDir = None,
+) -> None:
+    """\b
+    Examples:
+      minigpt runs note modern-1 "first with the cleaned text"
+      minigpt runs note modern-1
+
+    Writes down, or prints, what there is to say about a run.
+    """
+    found = RunStore(runs_dir).find(run)
+    before = found.annotations
+    if text is None:
+        console.write(console.printable(before.note))
+    else:
+        found.annotate(Annotations(tags=before.tags, note=text))
+
+
+@app.command()
+def verify(run: OptionalRun = None, json: JsonFlag = False, runs_dir: RunsDir = None) -> None:
+    """\b
+    Examples:
+      minigpt runs verify
+      minigpt runs verify modern-1 --json
+
+    Checks a run from the outside: checksums, schema, weights against configuration, tokenizer. Exit code 1 if something is wrong.
+    """
+    from minigpt_cli import checkpoints
+    from minigpt_cli.display.findings import print_findings
+
+    store = RunStore(runs_dir)
+    found = _even_if_damaged(store, run)
+    findings = list(checkpoints.verify(found))
+    wrong = sum(finding.level == "problem" for finding in findings)
+    if json:
+        console.write_json({"run": found.name, "ok": not wrong, "findings": [finding._asdict() for finding in findings]})
+    else:
+        print_findings(found.name, [(f.level, f.file, f.message) for f in findings])
+    if wrong:
+        raise typer.Exit(1)
+
+
+def _even_if_damaged(store: RunStore, name: str | None) -> Run:
+    """The run of this name, as it is: verify is for what is broken."""
+    for entry in store.list():
+        if entry.name == name:
+            return Run(entry.dir)
+    return store.find(name or "latest")
+
+
+@app.command()
+def diff(run: RunArguments, json: JsonFlag = False, md: MarkdownFlag = False, runs_dir: RunsDir = None) -> None:
+    """\b
+    Examples:
+      minigpt runs diff modern-1 modern-2
+      minigpt runs diff modern-1 moe-1 --md
+
+    Shows what differs between runs: settings, text, results.
+    """
+    store = RunStore(runs_dir)
+    found = [store.find(name) for name in run]
+    if len(found) < 2:
+        raise UsageError("runs diff needs two runs or more")
+    from minigpt_cli.commands.config_flags import settings, show_value
+    from minigpt_cli.display.run_tables import print_differences
+    from minigpt_cli.display.tables import as_markdown
+
+    names = [*settings(), "tokenizer", "text_sha256", "n_params", "n_active_params", "vocab_size", "device", "stop_reason"]
+    names += ["stop_step", "best_step", "nats_per_char", "val_loss", "elapsed_s"]
+    fields = [RunFields(r) for r in found]
+    values = {name: [f.get(name) for f in fields] for name in dict.fromkeys(names)}
+    differing = {name: row for name, row in values.items() if any(value != row[0] for value in row)}
+    if json:
+        console.write_json({"runs": [r.name for r in found], "differences": differing})
+        return
+    shown = [(name, ["-" if v is None else show_value(v) for v in row]) for name, row in differing.items()]
+    if md:
+        console.write(as_markdown(["", *(r.name for r in found)], [[name, *row] for name, row in shown]))
+    else:
+        print_differences([r.name for r in found], shown)

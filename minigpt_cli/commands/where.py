@@ -1,0 +1,137 @@
+"""`--where 'arch=moe and (lr<2e-4 or tag=good)'`: a small language over a run's record and settings. Nothing in it is executed.
+
+    either     = both { "or" both }
+    both       = single { "and" single }
+    single     = "not" single | "(" either ")" | FIELD ("=" | "==" | "!=" | "<" | "<=" | ">" | ">=" | "~") VALUE | FIELD
+
+`~` asks whether a text contains another; a FIELD alone asks whether it is set. Numbers compare as numbers, texts as texts.
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from minigpt_cli.errors import UsageError, unknown_name
+
+Fields = Mapping[str, Any]
+Predicate = Callable[[Fields], bool]
+
+_TOKEN = re.compile(r"""\s*(?:(?P<operator><=|>=|!=|==|=|<|>|~|\(|\))|(?P<quoted>"[^"]*"|'[^']*')|(?P<word>[^\s()<>=!~"']+))""")
+_COMPARE: dict[str, Callable[[Any, Any], bool]] = {
+    "=": operator.eq,
+    "==": operator.eq,
+    "!=": operator.ne,
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+    "~": lambda have, want: str(want) in str(have),
+}
+_WORDS = {"on": True, "true": True, "yes": True, "off": False, "false": False, "no": False}
+_DEEPEST = 50  # parentheses within parentheses
+
+
+def parse_where(text: str, known: Iterable[str]) -> Predicate:
+    """The condition that `text` states over the fields `known`. Raises UsageError that shows what was not understood."""
+    return _Parser(text, set(known)).whole()
+
+
+class _Parser:
+    def __init__(self, text: str, known: set[str]) -> None:
+        self.text, self.known = text, known
+        self.tokens = list(_tokens(text))
+        self.depth = 0
+
+    def whole(self) -> Predicate:
+        predicate = self.either()
+        if self.tokens:
+            self.refuse(f"unexpected {self.tokens[0]!r}")
+        return predicate
+
+    def either(self) -> Predicate:
+        options = [self.both()]
+        while self.take("or"):
+            options.append(self.both())
+        return options[0] if len(options) == 1 else lambda fields: any(option(fields) for option in options)
+
+    def both(self) -> Predicate:
+        parts = [self.single()]
+        while self.take("and"):
+            parts.append(self.single())
+        return parts[0] if len(parts) == 1 else lambda fields: all(part(fields) for part in parts)
+
+    def single(self) -> Predicate:
+        self.depth += 1
+        if self.depth > _DEEPEST:
+            self.refuse("too deeply nested")
+        try:
+            if self.take("not"):
+                inner = self.single()
+                return lambda fields: not inner(fields)
+            if self.take("("):
+                inside = self.either()
+                if not self.take(")"):
+                    self.refuse("a parenthesis is not closed")
+                return inside
+            return self.comparison()
+        finally:
+            self.depth -= 1
+
+    def comparison(self) -> Predicate:
+        field = self.next("a field")
+        if field not in self.known:
+            raise UsageError(f"--where: {unknown_name('field', field, self.known)}")
+        if not self.tokens or self.tokens[0] not in _COMPARE:
+            return lambda fields: bool(fields.get(field))
+        compare = _COMPARE[self.tokens.pop(0)]
+        wanted = self.next("a value").strip("\"'")
+        return lambda fields: _holds(fields.get(field), compare, wanted)
+
+    def take(self, token: str) -> bool:
+        if self.tokens and self.tokens[0].lower() == token:
+            self.tokens.pop(0)
+            return True
+        return False
+
+    def next(self, what: str) -> str:
+        if not self.tokens:
+            self.refuse(f"{what} is missing at the end")
+        return self.tokens.pop(0)
+
+    def refuse(self, why: str) -> None:
+        raise UsageError(f"--where {self.text!r}: {why}; write for example 'arch=moe and lr<2e-4'")
+
+
+def _tokens(text: str) -> Iterable[str]:
+    position = 0
+    while position < len(text.rstrip()):
+        match = _TOKEN.match(text, position)
+        if match is None:
+            raise UsageError(f"--where {text!r}: not understood from {text[position : position + 20]!r} on")
+        yield match[0].strip()
+        position = match.end()
+
+
+def _holds(have: Any, compare: Callable[[Any, Any], bool], wanted: str) -> bool:
+    """Whether a run's value compares so with what was written; a value that is not there compares with nothing but inequality."""
+    if isinstance(have, list | tuple):  # tags: any of them
+        return (
+            all(_holds(item, compare, wanted) for item in have)
+            if compare is operator.ne
+            else any(_holds(item, compare, wanted) for item in have)
+        )
+    if have is None:
+        return compare is operator.ne
+    if compare is _COMPARE["~"]:
+        return compare(have, wanted)
+    if isinstance(have, bool):
+        return wanted.lower() in _WORDS and compare(have, _WORDS[wanted.lower()])
+    if isinstance(have, int | float):
+        try:
+            return compare(have, float(wanted))
+        except ValueError:
+            return compare is operator.ne
+    return compare(str(have), wanted)

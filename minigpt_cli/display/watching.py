@@ -1,0 +1,72 @@
+"""The live view of runs that another process trains."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from minigpt_cli.display import console, words
+from minigpt_cli.display.charts import Curve, terminal_chart
+from minigpt_cli.display.live_training import TrainingScreen, TrainingState
+from minigpt_cli.events import Evaluated, Started, Stopped
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderableType
+
+Observed = tuple[Started, list[Evaluated], Stopped | None, float]
+
+
+def show_live(observations: Iterable[Sequence[Observed]], *, several: bool) -> None:
+    """Redraw with each observation until every run has ended, or there are no more."""
+    from rich.live import Live
+
+    with Live(console=console.stdout(), refresh_per_second=4, vertical_overflow="crop", auto_refresh=False) as live:
+        for observed in observations:
+            live.update(Several(observed) if several else TrainingScreen(_state(observed[0])), refresh=True)
+            if all(stopped is not None for _, _, stopped, _ in observed):
+                return
+
+
+def _state(observed: Observed) -> TrainingState:
+    started, evaluations, stopped, time_limit_s = observed
+    return TrainingState(started=started, evaluations=evaluations, stopped=stopped, time_limit_s=time_limit_s)
+
+
+class Several:
+    """Several runs: a row each, and their validation curves in one chart."""
+
+    def __init__(self, observed: Sequence[Observed]) -> None:
+        self.observed = observed
+
+    def __rich_console__(self, screen: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        from rich import box
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+        table.add_column("run", overflow="ellipsis", no_wrap=True)
+        for name in ("step", "val", "best", "tokens/s", "time", "left", "state"):
+            table.add_column(name, justify="left" if name == "state" else "right", no_wrap=True)
+        curves = []
+        for entry in self.observed:
+            started, evaluations, stopped, _ = entry
+            state = _state(entry)
+            last, best = (evaluations[-1] if evaluations else None), state.best
+            left = state.remaining_s if stopped is None else None
+            table.add_row(
+                console.one_line(started.run),
+                f"{last.step if last else 0:,}/{started.max_steps:,}",
+                words.loss(last.val_loss if last else None),
+                words.loss(best.nats_per_char if best else None),
+                words.count(last.tokens_per_s) if last else "",
+                words.duration(last.elapsed_s) if last else "",
+                "" if left is None else words.duration(left),
+                stopped.stop_reason if stopped else "running",
+            )
+            points = [(event.step, event.nats_per_char) for event in evaluations if event.nats_per_char is not None]
+            curves.append(Curve(console.one_line(started.run)[:20], [x for x, _ in points], [y for _, y in points]))
+        yield table
+        height = min(14, screen.size.height - len(self.observed) - 10)
+        if height >= 5 and (chart := terminal_chart(curves, width=min(options.max_width, 110), height=height, colour=not screen.no_color)):
+            yield Text("validation, nats per character against steps", style="dim")
+            yield Text.from_ansi(chart)
