@@ -1,0 +1,183 @@
+"""Generated text on a screen or in a pipe: streamed, coloured by probability, or several settings side by side."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from minigpt_cli.display.console import is_terminal, printable, stdout
+
+_DIM, _RESET = "\x1b[2m", "\x1b[0m"
+
+# Certain to surprising, for dark and light terminals alike, told apart by colour-blind people: blue, green, yellow, orange, magenta.
+PROBABILITY_BANDS = ((0.8, 33), (0.5, 35), (0.2, 178), (0.05, 208), (0.0, 199))
+
+
+@dataclass(frozen=True)
+class ShownToken:
+    """One token of a continuation as the teacher's view shows it."""
+
+    text: str
+    probability: float
+    alternatives: Sequence[tuple[str, float]]
+
+
+class TextStreamer:
+    """Writes prompt and continuations to stdout as they come. On a terminal the prompt is dim and control characters are written out."""
+
+    def __init__(self) -> None:
+        self._terminal = is_terminal(sys.stdout)
+        self._colour = self._terminal and not os.environ.get("NO_COLOR")
+        self._ends_line = True
+
+    def prompt(self, text: str) -> None:
+        """Show the prompt."""
+        if text:
+            self._write(text, dim=True)
+
+    def text(self, text: str) -> None:
+        """Show the next piece of a continuation."""
+        if text:
+            self._write(text)
+
+    def end(self) -> None:
+        """End the line, if it has not ended."""
+        if not self._ends_line:
+            sys.stdout.write("\n")
+            sys.stdout.flush()
+            self._ends_line = True
+
+    def separator(self) -> None:
+        """Between two samples."""
+        self.end()
+        sys.stdout.write("---------------\n")
+
+    def _write(self, text: str, *, dim: bool = False) -> None:
+        shown = printable(text) if self._terminal else text
+        sys.stdout.write(f"{_DIM}{shown}{_RESET}" if dim and self._colour else shown)
+        sys.stdout.flush()
+        self._ends_line = text.endswith("\n")
+
+
+def band(probability: float) -> int:
+    """The colour (of 256) for a token of this probability."""
+    return next(colour for least, colour in PROBABILITY_BANDS if probability >= least)
+
+
+def visible(token: str) -> str:
+    """A token on one line: spaces and line breaks as marks."""
+    return printable(token.replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥"), keep="")
+
+
+def print_probabilities(prompt: str, tokens: Iterable[ShownToken]) -> None:
+    """The text with each token coloured by its probability, then each token with what the model would rather or also have said."""
+    from rich.table import Table
+    from rich.text import Text
+
+    console, shown = stdout(), list(tokens)
+    text = Text(printable(prompt), style="dim")
+    for token in shown:
+        text.append(printable(token.text), style=f"color({band(token.probability)})")
+    console.print(text)
+    legend = Text("probability: ", style="dim")
+    for (_, colour), word in zip(PROBABILITY_BANDS, ("80 % up", "50 %", "20 %", "5 %", "below"), strict=True):
+        legend.append(f"{word} ", style=f"color({colour})")
+    console.print(legend)
+    width = max((len(token.alternatives) for token in shown), default=0)
+    table = Table("token", "p", *(f"{n}." for n in range(1, width + 1)), box=None, header_style="dim")
+    for token in shown:
+        cells = [f"{visible(name)} {p:.2f}" for name, p in token.alternatives]
+        table.add_row(Text(visible(token.text), style=f"color({band(token.probability)})"), f"{token.probability:.2f}", *cells)
+    console.print(table)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What one setting of a sweep wrote."""
+
+    label: str
+    text: str
+    distinct: Sequence[float]  # distinct-1, -2, -3 over characters' words
+    nats_per_char: float | None
+    n_tokens: int
+
+
+def print_sweep(prompt: str, settings: Sequence[Setting]) -> None:
+    """The same prompt under each setting, side by side, with how varied and how probable each text is."""
+    from rich.table import Column, Table
+    from rich.text import Text
+
+    table = Table(*(Column(Text(s.label)) for s in settings), expand=is_terminal(sys.stdout), show_lines=True)
+    table.add_row(*(Text.assemble((printable(prompt), "dim"), printable(s.text)) for s in settings))
+    table.add_row(*(Text(_figures(s), style="dim") for s in settings))
+    stdout().print(table)
+
+
+def _figures(setting: Setting) -> str:
+    nats = "–" if setting.nats_per_char is None else f"{setting.nats_per_char:.3f}"
+    distinct = "  ".join(f"distinct-{n} {value:.2f}" for n, value in enumerate(setting.distinct, 1))
+    return f"{nats} nats per character\n{distinct}"
+
+
+def page(template: str, **parts: str) -> str:
+    """A page asset with its marked parts filled in. Text is placed as it is: escape it first."""
+    from importlib.resources import files
+
+    html = (files("minigpt_cli") / "display" / "pages" / template).read_text(encoding="utf-8")
+    for name, value in parts.items():
+        html = html.replace(f"<!--{name}-->", value)
+    return html
+
+
+def probabilities_page(run: str, prompt: str, tokens: Sequence[ShownToken], facts: str) -> str:
+    """The teacher's view as one self-contained HTML page: hover over or focus a token to see its alternatives."""
+    import json
+
+    data: dict[str, Any] = {
+        "run": run,
+        "prompt": prompt,
+        "facts": facts,
+        "tokens": [[t.text, round(t.probability, 4), [[name, round(p, 4)] for name, p in t.alternatives]] for t in tokens],
+    }
+    # "</script>" inside a string would end the script: JSON lets the slash be escaped.
+    return page("probabilities.html", DATA=json.dumps(data, ensure_ascii=False).replace("</", "<\\/").replace("<!--", "<\\!--"))
+
+
+ReadLine = Callable[[], str]
+
+
+def line_reader(complete: Sequence[str]) -> ReadLine:
+    """Reads a line from the keyboard with history and editing; plain input() without the extra `interactive`. Raises EOFError at the end."""
+    if not is_terminal(sys.stdin) or not is_terminal(sys.stdout):
+        return _plain_line
+    try:
+        from prompt_toolkit import PromptSession
+        from prompt_toolkit.completion import WordCompleter
+        from prompt_toolkit.history import FileHistory, InMemoryHistory
+    except ImportError:
+        return lambda: input("> ")
+    folder = _history_folder()
+    history = FileHistory(os.path.join(folder, "prompts")) if folder else InMemoryHistory()
+    session: Any = PromptSession(history=history, completer=WordCompleter(list(complete), sentence=True))
+    return lambda: str(session.prompt("> "))
+
+
+def _plain_line() -> str:
+    line = sys.stdin.readline()
+    if not line:
+        raise EOFError
+    return line.rstrip("\n")
+
+
+def _history_folder() -> str | None:
+    from platformdirs import user_state_dir
+
+    folder = user_state_dir("minigpt", appauthor=False)
+    try:
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+    except OSError:
+        return None
+    return folder

@@ -1,0 +1,40 @@
+"""Which decoder runs a model: NumPy, or torch for what that does not know."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from minigpt_cli.errors import unknown_name
+from minigpt_cli.generation.decoder import Decoder
+from minigpt_cli.generation.numpy_decoder import BigramDecoder, NumpyDecoder
+from minigpt_cli.generation.weights import KNOWN, Plan, build_plan
+
+MAX_SLOTS = 64
+SLOT_MEMORY = 1 << 30  # bytes of keys and values that all slots together may take
+ENGINES = ("auto", "numpy")
+
+
+def slots_for(plan: Plan, wanted: int) -> int:
+    """At most `wanted` slots, and as many as fit the memory set aside for keys and values."""
+    per_slot = max(1, len(plan.layers) * 2 * plan.n_kv_head * (plan.head_size if plan.layers else 0) * plan.block_size * 4)
+    return max(1, min(wanted, MAX_SLOTS, SLOT_MEMORY // per_slot))
+
+
+def decoder_for(plan: Plan, slots: int = 1, engine: str = "auto") -> Decoder:
+    """A decoder for `plan` with at most `slots` slots. Raises UsageError for an unknown engine."""
+    if engine not in ENGINES:
+        raise unknown_name("engine", engine, ENGINES)
+    slots = slots_for(plan, slots)
+    return BigramDecoder(plan, slots) if plan.arch == "bigram" else NumpyDecoder(plan, slots)
+
+
+def decoder_of(model: Any, slots: int = 1) -> Decoder:
+    """A decoder for a torch model (its weights are copied), or `model` itself if it already is a decoder."""
+    if hasattr(model, "extend"):
+        return model  # type: ignore[no-any-return]
+    device = next(model.parameters()).device.type
+    if model.config.arch in KNOWN and device == "cpu":
+        return decoder_for(build_plan(model.config, {name: t.detach().float().numpy() for name, t in model.state_dict().items()}), slots)
+    from minigpt_cli.generation.torch_decoder import TorchDecoder
+
+    return TorchDecoder(model, slots)

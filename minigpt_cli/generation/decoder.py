@@ -1,0 +1,64 @@
+"""What a decoder promises: next-token logits of several sequences, each kept in its own slot.
+
+A slot holds the keys and values of one sequence. Positions count from 0 in each slot. A decoder with rotary positions goes
+on for ever, each token seeing the `window` before it; one with learned positions (`endless` False) ends at `window`, and
+whoever drives it starts the slot anew with the newest tokens.
+Shapes: R rows, T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Logits = npt.NDArray[np.float32]
+
+
+class Decoder(Protocol):
+    """Logits, a token at a time, from cached keys and values. Results are valid until the next call."""
+
+    name: str  # for people: "numpy", "native int16", "torch"
+    vocab_size: int
+    window: int  # tokens that the next one can see
+    endless: bool
+    slots: int
+
+    def extend(self, slot: int, ids: Sequence[int], start: int) -> Logits:
+        """Logits (V,) after `ids`, which follow the `start` tokens that the slot holds; at most `window` in all."""
+
+    def step(self, ids: Sequence[int], slots: Sequence[int], positions: Sequence[int]) -> Logits:
+        """Logits (R, V) after one more token in each of R slots, at the given positions."""
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Make `target` hold the same first `length` tokens as `source`."""
+
+
+class ForwardDecoder:
+    """The reference: no cache at all. Every step runs the model over all of its context anew, as its `forward` does in training."""
+
+    name = "recompute"
+
+    def __init__(self, model: Any, slots: int = 1) -> None:
+        self.model = model
+        self.vocab_size: int = model.vocab_size
+        self.window: int = model.config.block_size
+        self.endless = False
+        self.slots = slots
+        self._ids: list[list[int]] = [[] for _ in range(slots)]
+
+    def extend(self, slot: int, ids: Sequence[int], start: int) -> Logits:
+        import torch
+
+        self._ids[slot][start:] = ids
+        with torch.no_grad():
+            logits: Logits = self.model(torch.tensor([self._ids[slot]])).logits[0, -1].float().numpy()
+        return logits
+
+    def step(self, ids: Sequence[int], slots: Sequence[int], positions: Sequence[int]) -> Logits:
+        return np.stack([self.extend(slot, [token], at) for token, slot, at in zip(ids, slots, positions, strict=True)])
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        self._ids[target] = self._ids[source][:length]

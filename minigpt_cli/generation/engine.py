@@ -1,0 +1,230 @@
+"""Decoding: sequences in flight, each a step further with every step of the decoder.
+
+A request is one prompt and how to continue it, `num_samples` times. The prompt runs through the model once; its keys and
+values are copied for every further sample. Sample i draws from its own generator, seeded with (seed, i), one number a
+token: what it writes depends on neither the number of samples nor on what else is being decoded.
+Sequences join and leave between steps (continuous batching: Yu et al. 2022, "Orca"), so that a server keeps one engine.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from minigpt_cli.errors import UsageError
+from minigpt_cli.generation.decoder import Decoder
+from minigpt_cli.generation.sampling import Sampling, choose, nats, probabilities
+from minigpt_cli.generation.streaming import TextStream
+
+StopReason = Literal["length", "stop", "cancelled"]
+
+KEPT_OF_WINDOW = 0.5  # what a model of learned positions keeps when its window is full
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt and how to continue it."""
+
+    ids: Sequence[int]
+    sampling: Sampling = Sampling()
+    max_new_tokens: int = 256
+    num_samples: int = 1
+    seed: int = 0
+    stop: Sequence[str] = ()
+    alternatives: int = 0  # most probable tokens to report with every step
+    score: bool = False  # report nats of every token
+
+
+@dataclass(frozen=True)
+class Step:
+    """One token of one sample; the last one of a sample has a stop_reason."""
+
+    sample: int
+    token: int
+    text: str  # that became certain with this token
+    nats: float | None = None  # under the model itself, before temperature and the like
+    alternatives: tuple[tuple[int, float], ...] = ()  # (token, probability) under the model itself, most probable first
+    stop_reason: StopReason | None = None
+    request: int = 0
+
+
+@dataclass
+class _Sequence:
+    request: Request
+    number: int
+    sample: int
+    generator: Random
+    text: TextStream | None
+    tokens: list[int]  # all of them, the prompt's included
+    slot: int = -1
+    position: int = 0  # tokens in the slot
+    made: int = 0
+    seen: npt.NDArray[np.bool_] | None = field(default=None, repr=False)
+
+
+class Engine:
+    """Drives a decoder for any number of requests. Not thread-safe: one thread submits and steps."""
+
+    def __init__(self, decoder: Decoder, token_bytes: Sequence[bytes] | None = None) -> None:
+        self.decoder = decoder
+        self.token_bytes = token_bytes
+        self._free = list(range(decoder.slots))[::-1]
+        self._running: list[_Sequence] = []
+        self._waiting: deque[list[_Sequence]] = deque()  # by request: the rest of its samples
+        self._count = 0
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything is left to do."""
+        return bool(self._running or self._waiting)
+
+    @property
+    def running(self) -> int:
+        """Sequences that the next step moves on."""
+        return len(self._running)
+
+    def submit(self, request: Request) -> int:
+        """Take `request` in; its number, which its steps carry. Raises UsageError for what cannot be decoded."""
+        if not len(request.ids):
+            raise UsageError("the prompt has no tokens: give at least one character")
+        if request.max_new_tokens < 1 or request.num_samples < 1:
+            raise UsageError("--max-new-tokens and --num-samples must be at least 1")
+        self._count += 1
+        self._waiting.append([self._sequence(request, sample) for sample in range(request.num_samples)][::-1])
+        return self._count
+
+    def cancel(self, number: int) -> None:
+        """Drop every sample of a request and free its slots."""
+        for sequence in [s for s in self._running if s.number == number]:
+            self._release(sequence)
+        self._waiting = deque(group for group in self._waiting if group[0].number != number)
+
+    def step(self) -> list[Step]:
+        """Admit what fits, then one token more for every running sequence."""
+        steps = self._admit()
+        if not self._running:
+            return steps
+        moving = [s for s in self._running if self._has_room(s)]
+        full = [s for s in self._running if not self._has_room(s)]
+        if moving:
+            logits = self.decoder.step([s.tokens[-1] for s in moving], [s.slot for s in moving], [s.position for s in moving])
+            for sequence in moving:
+                sequence.position += 1
+            steps += self._advance(moving, logits)
+        for sequence in full:  # learned positions are used up: begin again with the newest tokens
+            kept = sequence.tokens[-max(1, int(self.decoder.window * KEPT_OF_WINDOW)) :]
+            steps += self._advance([sequence], self.decoder.extend(sequence.slot, kept, 0)[None])
+            sequence.position = len(kept)
+        return steps
+
+    def _has_room(self, sequence: _Sequence) -> bool:
+        return self.decoder.endless or sequence.position < self.decoder.window
+
+    def _sequence(self, request: Request, sample: int) -> _Sequence:
+        text = TextStream(self.token_bytes, request.stop) if self.token_bytes is not None else None
+        seen = None
+        if request.sampling.repetition_penalty != 1:
+            seen = np.zeros(self.decoder.vocab_size, dtype=bool)
+            seen[np.asarray(request.ids)] = True
+        return _Sequence(request, self._count, sample, Random(f"{request.seed}/{sample}"), text, list(request.ids), seen=seen)
+
+    def _admit(self) -> list[Step]:
+        """Give free slots to waiting samples: a prompt is read once, then copied."""
+        steps: list[Step] = []
+        while self._free and self._waiting:
+            group = self._waiting[0]
+            admitted = [group.pop() for _ in range(min(len(group), len(self._free)))]
+            if not group:
+                self._waiting.popleft()
+            for sequence in admitted:
+                sequence.slot = self._free.pop()
+            context = list(admitted[0].request.ids)[-self.decoder.window :]
+            logits = self.decoder.extend(admitted[0].slot, context, 0)
+            for sequence in admitted:
+                self.decoder.copy(admitted[0].slot, sequence.slot, len(context))
+                sequence.position = len(context)
+            self._running += admitted
+            steps += self._advance(admitted, np.repeat(logits[None], len(admitted), 0))
+        return steps
+
+    def _advance(self, sequences: list[_Sequence], logits: npt.NDArray[Any]) -> list[Step]:
+        """Choose the next token of each of `sequences` from its row of logits (R, V)."""
+        ids = self._choose(sequences, logits)
+        return [self._take(sequence, int(token), row) for sequence, token, row in zip(sequences, ids, logits, strict=True)]
+
+    def _choose(self, sequences: list[_Sequence], logits: npt.NDArray[Any]) -> npt.NDArray[np.intp]:
+        uniforms = np.array([s.generator.random() for s in sequences])
+        first = sequences[0].request.sampling
+        if all(s.request.sampling is first for s in sequences):
+            return choose(logits, first, uniforms, _stack_seen(sequences))
+        ids = np.empty(len(sequences), np.intp)
+        for sampling in {s.request.sampling for s in sequences}:
+            rows = [i for i, s in enumerate(sequences) if s.request.sampling == sampling]
+            ids[rows] = choose(logits[rows], sampling, uniforms[rows], _stack_seen([sequences[i] for i in rows]))
+        return ids
+
+    def _take(self, sequence: _Sequence, token: int, logits: npt.NDArray[Any]) -> Step:
+        request = sequence.request
+        sequence.tokens.append(token)
+        sequence.made += 1
+        if sequence.seen is not None:
+            sequence.seen[token] = True
+        cost = float(nats(logits[None], np.array([token]))[0]) if request.score or request.alternatives else None
+        alternatives = most_probable(logits, request.alternatives) if request.alternatives else ()
+        text = sequence.text.push(token) if sequence.text is not None else ""
+        reason: StopReason | None = None
+        if sequence.text is not None and sequence.text.stopped:
+            reason = "stop"
+        elif sequence.made >= request.max_new_tokens:
+            reason = "length"
+            if sequence.text is not None:
+                text += sequence.text.finish()
+                reason = "stop" if sequence.text.stopped else "length"
+        if reason is not None:
+            self._release(sequence)
+        return Step(sequence.sample, token, text, cost, alternatives, reason, sequence.number)
+
+    def _release(self, sequence: _Sequence) -> None:
+        self._running.remove(sequence)
+        self._free.append(sequence.slot)
+
+
+def _stack_seen(sequences: list[_Sequence]) -> npt.NDArray[np.bool_] | None:
+    if sequences[0].seen is None:
+        return None
+    return np.stack([s.seen for s in sequences if s.seen is not None])
+
+
+def most_probable(logits: npt.NDArray[Any], count: int) -> tuple[tuple[int, float], ...]:
+    """The `count` most probable tokens of logits (V,) and their probabilities under the model itself."""
+    p = probabilities(logits.astype(np.float64))
+    return tuple((int(i), float(p[i])) for i in np.argsort(-p, kind="stable")[:count])
+
+
+def generate(
+    model: Any,
+    ids: Sequence[int],
+    *,
+    sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
+    max_new_tokens: int = 256,
+    num_samples: int = 1,
+    seed: int = 0,
+    stop: Sequence[str] = (),
+    token_bytes: Sequence[bytes] | None = None,
+    alternatives: int = 0,
+    score: bool = False,
+) -> Iterator[Step]:
+    """Continue `ids` with a model or a decoder, streaming one Step per token; with `token_bytes` also its text."""
+    from minigpt_cli.generation.choosing import decoder_of
+
+    request = Request(ids, sampling, max_new_tokens, num_samples, seed, stop, alternatives, score)
+    engine = Engine(decoder_of(model, num_samples), token_bytes)
+    engine.submit(request)
+    while engine.busy:
+        yield from engine.step()

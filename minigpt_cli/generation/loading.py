@@ -1,0 +1,155 @@
+"""A run made ready to write, without torch: weights from safetensors into NumPy, checked as checkpoints.py checks them.
+
+Whatever this cannot read (an architecture of someone's own, weights that are not float32) is left to checkpoints.py and the
+plain path.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minigpt_cli import durable, snapshots
+from minigpt_cli.errors import RunDamaged, UsageError
+from minigpt_cli.generation.choosing import decoder_for, decoder_of
+from minigpt_cli.generation.decoder import Decoder
+from minigpt_cli.generation.weights import KNOWN, Array, Plan, build_plan, expected_shapes
+from minigpt_cli.records import FileRecord, RunRecord
+from minigpt_cli.rundir import CONFIG, TOKENIZER, TOKENIZER_LIMIT, Run, parse_config
+from minigpt_cli.tokenization.contract import Tokenizer
+from minigpt_cli.tokenization.pretrained import load_tokenizer
+
+HEADER_LIMIT = 8 << 20  # bytes
+
+
+@dataclass(frozen=True)
+class Writer:
+    """Everything that generation needs of a run."""
+
+    run: str
+    step: int
+    config: Any  # RunConfig
+    tokenizer: Tokenizer
+    token_bytes: list[bytes]
+    plan: Plan | None  # None: decoded by the plain path
+    model: Any = None  # the torch model, where there is no plan
+    notices: list[str] = field(default_factory=list)
+
+    def decoder(self, slots: int = 1, engine: str = "auto") -> Decoder:
+        """A decoder of this run's weights, for `slots` sequences at once."""
+        return decoder_for(self.plan, slots, engine) if self.plan is not None else decoder_of(self.model, slots)
+
+
+def open_writer(run: Run, which: str = "best") -> Writer:
+    """The best or last weights of `run`. Raises RunDamaged if neither generation is whole."""
+    if which not in ("best", "last"):
+        raise UsageError(f"there is no checkpoint {which!r}: choose best or last")
+    writer, notices = snapshots.read_newest(run, partial(_read, run=run, which=which))
+    if writer is None:
+        return _open_plain(run, which)
+    return Writer(**{**vars(writer), "notices": [*writer.notices, *notices]})
+
+
+def _read(folder: Path, record: RunRecord, run: Run, which: str) -> Writer | None:
+    config = parse_config(durable.parse_json(_checked(folder, record, CONFIG, durable.JSON_LIMIT), str(folder / CONFIG)), folder / CONFIG)
+    if config.model.arch not in KNOWN:
+        return None
+    data = _checked(folder, record, TOKENIZER, TOKENIZER_LIMIT)
+    try:
+        tokenizer = load_tokenizer(data.decode("utf-8"))
+    except (UnicodeDecodeError, UsageError) as error:
+        raise RunDamaged(f"{folder / TOKENIZER} is not a tokenizer: {durable.one_line(str(error))}") from error
+    name = f"{which}.safetensors"
+    notices = []
+    if which == "best" and name not in record.files:
+        name = "last.safetensors"
+        notices.append(f"run {run.name!r} has no best checkpoint yet: using its last, of step {record.stop_step}")
+    tensors = read_tensors(folder / name, _recorded(folder, record, name), expected_shapes(config.model, tokenizer.vocab_size))
+    if tensors is None:
+        return None
+    step = record.best.step if name.startswith("best") and record.best else record.stop_step
+    plan = build_plan(config.model, tensors)
+    return Writer(run.name, step, config, tokenizer, tokenizer.token_bytes(), plan, None, notices)
+
+
+def _open_plain(run: Run, which: str) -> Writer:
+    from minigpt_cli.checkpoints import load
+
+    loaded = load(run, which)
+    t = loaded.tokenizer
+    return Writer(run.name, loaded.step, loaded.config, t, t.token_bytes(), None, loaded.model, list(loaded.notices))
+
+
+def _recorded(folder: Path, record: RunRecord, name: str) -> FileRecord:
+    if not record.files:
+        raise RunDamaged(f"run {record.name!r} has not saved a checkpoint yet")
+    if name not in record.files:
+        raise RunDamaged(f"{folder} has a record that names no {name}")
+    return record.files[name]
+
+
+def _checked(folder: Path, record: RunRecord, name: str, limit: int) -> bytes:
+    data = durable.read_bounded(folder / name, limit)
+    if hashlib.sha256(data).hexdigest() != _recorded(folder, record, name).sha256:
+        raise RunDamaged(f"{folder / name} does not match its checksum")
+    return data
+
+
+def read_tensors(path: Path, expected: FileRecord, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Array] | None:
+    """Exactly the float32 tensors named in `shapes`; None if the file holds other types. Raises RunDamaged if it is not sound."""
+    size = 4 * sum(math.prod(shape) for shape in shapes.values())
+    fd = durable.open_regular(path)
+    try:
+        total = os.fstat(fd).st_size
+        if total != expected.bytes or total > 2 * size + HEADER_LIMIT:
+            raise RunDamaged(f"{path} has {total:,} bytes, and its record says {expected.bytes:,}")
+        durable.check_memory(2 * total, f"the weights in {path}")
+        with os.fdopen(os.dup(fd), "rb") as file:
+            data = file.read()
+    finally:
+        os.close(fd)
+    if hashlib.sha256(data).hexdigest() != expected.sha256:
+        raise RunDamaged(f"{path} does not match its checksum")
+    header, begin = _header(data, path)
+    if any(entry.get("dtype") != "F32" for entry in header.values()):
+        return None
+    for name, shape in shapes.items():
+        found = header.get(name, {}).get("shape")
+        if found != list(shape):
+            raise RunDamaged(f"{path}: tensor {name} is {'missing' if found is None else found} and its configuration asks for {list(shape)}")
+    if surplus := header.keys() - shapes.keys():
+        raise RunDamaged(f"{path} holds {len(surplus)} tensors that its configuration does not know: {durable.one_line(min(surplus), 80)}")
+    return {name: _array(data, begin, header[name], path, name) for name in shapes}
+
+
+def _header(data: bytes, path: Path) -> tuple[dict[str, Any], int]:
+    length = struct.unpack_from("<Q", data)[0] if len(data) >= 8 else 0
+    if not 2 <= length <= min(HEADER_LIMIT, len(data) - 8):
+        raise RunDamaged(f"{path} is not a safetensors file")
+    try:
+        header = json.loads(data[8 : 8 + length])
+    except (ValueError, RecursionError) as error:
+        raise RunDamaged(f"{path} is damaged: its header is not JSON") from error
+    if not isinstance(header, dict) or not all(isinstance(entry, dict) for entry in header.values()):
+        raise RunDamaged(f"{path} is damaged: its header is not understood")
+    header.pop("__metadata__", None)
+    return header, 8 + length
+
+
+def _array(data: bytes, begin: int, entry: Mapping[str, Any], path: Path, name: str) -> Array:
+    shape, offsets = entry["shape"], entry.get("data_offsets")
+    count = math.prod(shape)
+    sound = isinstance(offsets, list) and len(offsets) == 2 and all(type(n) is int and n >= 0 for n in offsets)
+    if not sound or offsets[1] - offsets[0] != 4 * count or begin + offsets[1] > len(data):
+        raise RunDamaged(f"{path} is damaged: shape and size of tensor {durable.one_line(name, 80)} do not agree")
+    return np.frombuffer(data, "<f4", count, begin + offsets[0]).reshape(shape)

@@ -1,0 +1,52 @@
+"""The plain path: the model's own forward with its own cache, for any architecture and any device.
+
+Each slot has a cache of its own, so slots are stepped one after the other. When a cache is full the slot begins anew with
+its newest tokens, whatever the kind of positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from minigpt_cli.generation.decoder import Logits
+
+
+class TorchDecoder:
+    """Any model that keeps the contract of models/contract.py."""
+
+    name = "torch"
+    endless = False
+
+    def __init__(self, model: Any, slots: int = 1) -> None:
+        self.model = model
+        self.vocab_size: int = model.vocab_size
+        self.window: int = model.config.block_size
+        self.slots = slots
+        self._device = next(model.parameters()).device
+        self._caches: list[Any] = [None] * slots
+        self._last: list[list[int]] = [[] for _ in range(slots)]
+
+    @torch.inference_mode()
+    def extend(self, slot: int, ids: Sequence[int], start: int) -> Logits:
+        if start == 0 or self._caches[slot] is None:
+            self._caches[slot] = self._caches[slot] or self.model.new_cache(1, self.window)
+            if self._caches[slot] is not None:
+                self._caches[slot].reset()
+        batch = torch.tensor([list(ids)], device=self._device)
+        logits: Logits = self.model(batch, self._caches[slot]).logits[0, -1].float().cpu().numpy()
+        return logits
+
+    def step(self, ids: Sequence[int], slots: Sequence[int], positions: Sequence[int]) -> Logits:
+        return np.stack([self.extend(slot, [token], at) for token, slot, at in zip(ids, slots, positions, strict=True)])
+
+    @torch.inference_mode()
+    def copy(self, source: int, target: int, length: int) -> None:
+        if source != target and self._caches[source] is not None:
+            self._caches[target] = self._caches[target] or self.model.new_cache(1, self.window)
+            self._caches[target].keys.copy_(self._caches[source].keys)
+            self._caches[target].values.copy_(self._caches[source].values)
+            self._caches[target].length = length
