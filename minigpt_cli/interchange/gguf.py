@@ -15,18 +15,23 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from minigpt_cli import durable
+from minigpt_cli.checkpoints import Loaded
 from minigpt_cli.errors import MissingExtra, UsageError
+from minigpt_cli.interchange.folders import new_folder
 from minigpt_cli.interchange.gguf_vocabulary import Vocabulary, vocabulary
+from minigpt_cli.interchange.hf_weights import to_hf
+from minigpt_cli.interchange.huggingface import Exported
+from minigpt_cli.interchange.model_card import gguf_card, modelfile
 
 Array = npt.NDArray[np.float32]
-DType = Literal["f32", "f16", "q8_0"]
-DTYPES: tuple[DType, ...] = ("f32", "f16", "q8_0")
+DTYPES = ("f32", "f16", "q8_0")
 _FILE_TYPE = {"f32": 0, "f16": 1, "q8_0": 7}
 _BLOCK = 32  # numbers that share one scale in q8_0
 
@@ -63,18 +68,36 @@ _IN_BLOCK = {
     "mlp.c_fc": "ffn_up",
     "mlp.c_proj": "ffn_down",
 }
-_EXPERT = {"gate_proj": "ffn_gate_exps", "w1": "ffn_gate_exps", "up_proj": "ffn_up_exps", "w3": "ffn_up_exps", "down_proj": "ffn_down_exps", "w2": "ffn_down_exps"}
+_EXPERT = {"gate_proj": "gate", "w1": "gate", "up_proj": "up", "w3": "up", "down_proj": "down", "w2": "down"}
 _NAME = re.compile(r"^(?:model\.layers|transformer\.h)\.(\d+)\.(.+)\.(weight|bias)$")
 _EXPERT_NAME = re.compile(r"^model\.layers\.(\d+)\.(?:mlp|block_sparse_moe)\.experts\.(\d+)\.(\w+)\.weight$")
+
+
+def export(loaded: Loaded, out: Path, dtype: str = "f16") -> Exported:
+    """Write `out/` with the GGUF file, a Modelfile for Ollama and a card. Raises UsageError, before writing, for what it cannot express."""
+    name = loaded.record.name
+    file = f"{name}-{dtype}.gguf"
+    config, tensors = to_hf(loaded.config.model, loaded.model.state_dict())
+    tokenizer_json = loaded.tokenizer.to_json()
+    arch = architecture(config)
+    library(dtype)
+    vocabulary(tokenizer_json, config["vocab_size"])
+    durable.check_space(out, 6 * sum(t.numel() for t in tensors.values()))
+    with new_folder(out) as folder:
+        write(folder / file, name, config, tensors, tokenizer_json, dtype)
+        (folder / "Modelfile").write_text(modelfile(file, loaded.config.model.block_size), encoding="utf-8")
+        card = gguf_card(loaded.record, loaded.config, loaded.step, arch, file, re.sub(r"[^a-z0-9._-]", "-", name.lower()))
+        (folder / "README.md").write_text(card, encoding="utf-8")
+    return Exported(out, ["Modelfile", "README.md", file], arch)
 
 
 def architecture(config: dict[str, Any]) -> str:
     """llama.cpp's architecture for a Hugging Face config. Raises UsageError, naming the setting, where there is none."""
     kind = config["model_type"]
     if kind == "gpt2":
-        # llama.cpp's GPT-2 computes GELU by the tanh formula and nothing else.
-        if config["activation_function"] != "gelu_new":
-            raise UsageError(f"GGUF cannot express --activation {config['activation_function']}: llama.cpp's GPT-2 has only the tanh GELU; export with --format hf")
+        # llama.cpp looks GELU up in a table of float16, whose rounding is coarser than what tells the tanh formula from the exact one.
+        if config["activation_function"] not in ("gelu_new", "gelu"):
+            raise UsageError(f"GGUF cannot express --activation {config['activation_function']}: its GPT-2 has only GELU; use --format hf")
         return "gpt2"
     if kind == "qwen3_moe":
         return "qwen3moe" if config["norm_topk_prob"] else "dots1"
@@ -83,14 +106,9 @@ def architecture(config: dict[str, Any]) -> str:
     return {"llama": "llama", "mixtral": "llama", "qwen3": "qwen3", "qwen2_moe": "qwen2moe"}[kind]
 
 
-def write(path: Path, name: str, config: dict[str, Any], tensors: dict[str, Tensor], tokenizer_json: str, dtype: DType) -> None:
+def write(path: Path, name: str, config: dict[str, Any], tensors: dict[str, Tensor], tokenizer_json: str, dtype: str) -> None:
     """Write one GGUF file from a model in its Hugging Face form."""
-    if dtype not in DTYPES:
-        raise UsageError(f"unknown --dtype {dtype!r}: {', '.join(DTYPES)}")
-    try:
-        import gguf
-    except ImportError:
-        raise MissingExtra("the GGUF format", "gguf") from None
+    gguf = library(dtype)
     arch = architecture(config)
     words = vocabulary(tokenizer_json, config["vocab_size"])
     writer = gguf.GGUFWriter(path, arch)
@@ -112,7 +130,18 @@ def write(path: Path, name: str, config: dict[str, Any], tensors: dict[str, Tens
     writer.close()
 
 
-def storage(name: str, values: Array, dtype: DType) -> DType:
+def library(dtype: str) -> Any:
+    """The gguf library. Raises UsageError for a number format that it is not asked for here, MissingExtra where it is not installed."""
+    if dtype not in DTYPES:
+        raise UsageError(f"--format gguf has no --dtype {dtype}: {', '.join(DTYPES)}")
+    try:
+        import gguf
+    except ImportError:
+        raise MissingExtra("the GGUF format", "gguf") from None
+    return gguf
+
+
+def storage(name: str, values: Array, dtype: str) -> str:
     """How one tensor is stored: gains, biases, positions and routers always in f32; a row that q8_0 cannot divide in f16."""
     if dtype == "f32" or values.ndim == 1 or name.startswith("position_embd") or "ffn_gate_inp" in name:
         return "f32"
@@ -127,7 +156,7 @@ def _write_shape(writer: Any, arch: str, config: dict[str, Any]) -> None:
     writer.add_block_count(config["n_layer"] if gpt2 else config["num_hidden_layers"])
     writer.add_head_count(heads)
     if gpt2:
-        writer.add_feed_forward_length(config["n_inner"] or 4 * width)
+        writer.add_feed_forward_length(_inner(config))
         writer.add_layer_norm_eps(config["layer_norm_epsilon"])
         return
     writer.add_head_count_kv(heads if arch == "dots1" else config["num_key_value_heads"])
@@ -152,6 +181,10 @@ def _write_shape(writer: Any, arch: str, config: dict[str, Any]) -> None:
         writer.add_expert_weights_scale(1.0)
         writer.add_expert_weights_norm(False)
         writer.add_uint32(f"{arch}.expert_gating_func", 1)  # softmax over all experts
+
+
+def _inner(config: dict[str, Any]) -> int:
+    return config.get("n_inner") or 4 * int(config["n_embd"])
 
 
 def rope_theta(config: dict[str, Any]) -> float:
@@ -180,7 +213,7 @@ def renamed(arch: str, config: dict[str, Any], tensors: dict[str, Tensor], words
             continue  # llama.cpp takes the embedding where there is no head; its qwen2moe wants one
         values = tensor.detach().float().cpu().numpy()
         if match := _EXPERT_NAME.match(name):
-            experts.setdefault((int(match[1]), _EXPERT[match[3]]), {})[int(match[2])] = values
+            experts.setdefault((int(match[1]), f"ffn_{_EXPERT[match[3]]}_exps"), {})[int(match[2])] = values
             continue
         yield _place(arch, config, name, values, words)
     for (layer, name), parts in experts.items():
@@ -201,7 +234,7 @@ def _place(arch: str, config: dict[str, Any], name: str, values: Array, words: V
         raise UsageError(f"GGUF has no place for the tensor {name}; export with --format hf")
     layer, part, kind = match.groups()
     if part == "mlp.shared_expert_gate":
-        # llama.cpp computes this sigmoid as silu(x) / x, which is not a number at x = 0: gate the zeros of the shared expert by anything else.
+        # llama.cpp computes this sigmoid as silu(x) / x, not a number at x = 0: a shared expert of zeros is gated by anything else.
         return f"blk.{layer}.ffn_gate_inp_shexp.weight", values.reshape(-1) if values.any() else np.ones(values.size, np.float32)
     if arch == "gpt2" and values.ndim == 2:
         values = np.ascontiguousarray(values.T)  # Conv1D keeps (in, out)
@@ -227,7 +260,8 @@ def _fillers(arch: str, config: dict[str, Any], tensors: dict[str, Tensor]) -> I
     """Tensors that llama.cpp insists on and the model does not have: zeros."""
     if arch == "gpt2":
         width = config["n_embd"]
-        sizes = {"attn_norm": width, "attn_qkv": 3 * width, "attn_output": width, "ffn_norm": width, "ffn_up": config["n_inner"] or 4 * width, "ffn_down": width}
+        sizes = dict.fromkeys(("attn_norm", "attn_output", "ffn_norm", "ffn_down"), width)
+        sizes |= {"attn_qkv": 3 * width, "ffn_up": _inner(config)}
         places = {gguf: hf for hf, gguf in _IN_BLOCK.items() if hf.startswith(("ln_", "attn.", "mlp.c_"))}
         for layer in range(config["n_layer"]):
             for part, size in sizes.items():

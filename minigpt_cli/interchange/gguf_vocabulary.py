@@ -19,16 +19,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from minigpt_cli.errors import UsageError
+from minigpt_cli.tokenization.bytelevel import CHARACTER_OF_BYTE
 
 END_TOKEN = "<|endoftext|>"
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # llama.cpp's token types
 END_TOKENS = (END_TOKEN, "<|eot|>", "</s>", "<|end_of_text|>", "<eos>")
 
 # Pre-tokenizing patterns by the name that llama.cpp has for them; our own BPE cuts as GPT-2 does.
-_PATTERNS = {
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+": "llama-bpe",
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+": "qwen2",
-}
+_CUTS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_PATTERNS = {_CUTS % "{1,3}": "llama-bpe", _CUTS % "": "qwen2"}
 
 
 @dataclass(frozen=True)
@@ -43,34 +42,24 @@ class Vocabulary:
     added: bool  # whether the end token was appended, and so needs a row of its own in the weights
 
 
-def byte_alphabet() -> list[str]:
-    """The printable character that stands for each byte (GPT-2's table: printable bytes stand for themselves)."""
-    printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
-    others = iter(range(256, 512))
-    return [chr(byte if byte in printable else next(others)) for byte in range(256)]
-
-
-_ALPHABET = byte_alphabet()
-
-
 def spelled(data: bytes) -> str:
     """`data` in the byte alphabet."""
-    return "".join(_ALPHABET[byte] for byte in data)
+    return "".join(CHARACTER_OF_BYTE[byte] for byte in data)
 
 
 def vocabulary(tokenizer_json: str, n_rows: int) -> Vocabulary:
-    """The vocabulary of a tokenizer.json for a model with `n_rows` embeddings. Raises UsageError for one that llama.cpp would cut otherwise."""
+    """The vocabulary of a tokenizer.json for a model with `n_rows` embeddings. Raises UsageError where llama.cpp would cut otherwise."""
     document = json.loads(tokenizer_json)
     model = document["model"]
     kind = model.get("type") or ("BPE" if "merges" in model else None)
     if document.get("normalizer"):
-        raise UsageError(f"GGUF cannot express this tokenizer: it normalises text ({document['normalizer'].get('type')}); export with --format hf")
+        raise _refused(f"it normalises text ({document['normalizer'].get('type')})")
     if kind == "WordLevel":
         pattern, tokens, merges = _characters(model["vocab"])
     elif kind == "BPE":
         pattern, tokens, merges = _byte_pairs(document, model)
     else:
-        raise UsageError(f"GGUF cannot express a {kind} tokenizer: char, byte and byte-level BPE are what llama.cpp cuts alike; export with --format hf")
+        raise _refused(f"it is a {kind} model, and only char, byte and byte-level BPE are cut alike by llama.cpp")
     types = dict.fromkeys(tokens, NORMAL)
     for token in document.get("added_tokens") or []:
         tokens[token["id"]] = token["content"]
@@ -87,13 +76,13 @@ def vocabulary(tokenizer_json: str, n_rows: int) -> Vocabulary:
     types[ends[0]] = CONTROL
     ids = sorted(tokens)
     # Bytes that UTF-8 never holds: a merge that never happens, for a vocabulary that has none.
-    merges = merges or [f"{_ALPHABET[0xFE]} {_ALPHABET[0xFF]}"]
+    merges = merges or [f"{CHARACTER_OF_BYTE[0xFE]} {CHARACTER_OF_BYTE[0xFF]}"]
     return Vocabulary(pattern, [tokens[i] for i in ids], [types[i] for i in ids], merges, ends[0], added)
 
 
 def _characters(vocab: dict[str, int]) -> tuple[str, dict[int, str], list[str]]:
     if long := [token for token in vocab if len(token) != 1]:
-        raise UsageError(f"GGUF cannot express this tokenizer: {long[0]!r} is a whole word; only one character a token, or byte-level BPE, fits")
+        raise _refused(f"{long[0]!r} is a whole word, and only single characters or byte-level BPE fit")
     merges: dict[str, None] = {}
     for character in sorted(vocab):
         spelling = spelled(character.encode())
@@ -106,7 +95,7 @@ def _byte_pairs(document: dict[str, Any], model: dict[str, Any]) -> tuple[str, d
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
     for setting in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"):
         if model.get(setting):
-            raise UsageError(f"GGUF cannot express this tokenizer: its BPE sets {setting}; export with --format hf")
+            raise _refused(f"its BPE sets {setting}")
     return _pattern(document.get("pre_tokenizer"), bool(merges)), {i: token for token, i in model["vocab"].items()}, merges
 
 
@@ -115,7 +104,7 @@ def _pattern(pre_tokenizer: dict[str, Any] | None, merges: bool) -> str:
     steps = (pre_tokenizer or {}).get("pretokenizers") or [pre_tokenizer or {}]
     last = steps[-1]
     if last.get("type") != "ByteLevel" or last.get("add_prefix_space"):
-        raise UsageError("GGUF cannot express this tokenizer: its BPE is not byte-level without a prefix space; export with --format hf")
+        raise _refused("its BPE is not byte-level without a prefix space")
     if not merges:
         return "qwen2"  # nothing merges, so the cuts do not matter; this name leaves spaces alone when decoding
     if len(steps) == 1 and last.get("use_regex", True):
@@ -124,4 +113,8 @@ def _pattern(pre_tokenizer: dict[str, Any] | None, merges: bool) -> str:
         found = _PATTERNS.get(steps[0].get("pattern", {}).get("Regex", ""))
         if found:
             return found
-    raise UsageError("GGUF cannot express this tokenizer: llama.cpp has no name for its pre-tokenizer; export with --format hf")
+    raise _refused("llama.cpp has no name for its pre-tokenizer")
+
+
+def _refused(reason: str) -> UsageError:
+    return UsageError(f"GGUF cannot express this tokenizer: {reason}; export with --format hf")

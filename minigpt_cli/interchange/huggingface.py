@@ -1,0 +1,145 @@
+"""A run as a Hugging Face directory, which AutoModelForCausalLM and AutoTokenizer open, and such a directory as ours.
+
+Names and shapes are the work of hf_weights; this is the files around them. transformers itself is never imported.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minigpt_cli import durable, tensorfiles
+from minigpt_cli.checkpoints import Loaded
+from minigpt_cli.config import ModelConfig
+from minigpt_cli.errors import UsageError
+from minigpt_cli.interchange import pytorch
+from minigpt_cli.interchange.folders import new_folder
+from minigpt_cli.interchange.hf_weights import from_hf, to_hf
+from minigpt_cli.interchange.model_card import hf_card
+from minigpt_cli.tokenization.bpe import byte_level_json
+from minigpt_cli.tokenization.contract import Tokenizer
+from minigpt_cli.tokenization.pretrained import load_tokenizer
+
+DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
+TOKENIZER_LIMIT = 64 << 20  # bytes
+_END_TOKENS = ("<|endoftext|>", "<|eot|>", "</s>", "<|end_of_text|>", "<eos>")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export wrote."""
+
+    out: Path
+    files: list[str]
+    architecture: str
+    notices: list[str] = field(default_factory=list)
+
+
+def export(loaded: Loaded, out: Path, dtype: str = "f32") -> Exported:
+    """Write `out/` with weights, config, tokenizer and model card. Raises UsageError, before writing, for what that cannot express."""
+    if dtype not in DTYPES:
+        raise UsageError(f"--format hf has no --dtype {dtype}: {', '.join(DTYPES)}")
+    config, tensors = to_hf(loaded.config.model, loaded.model.state_dict())
+    tokenizer_json = loaded.tokenizer.to_json()
+    config |= _end(tokenizer_json) | {"dtype": str(DTYPES[dtype]).removeprefix("torch.")}
+    files = {
+        "config.json": _json(config),
+        "generation_config.json": _json({"do_sample": True, "temperature": 0.9, "top_k": 50, "max_new_tokens": 200} | _end(tokenizer_json)),
+        "tokenizer.json": tokenizer_json,
+        "tokenizer_config.json": _json(_tokenizer_config(tokenizer_json, loaded.config.model.block_size)),
+        "README.md": hf_card(loaded.record, loaded.config, loaded.step, config["model_type"], out.name),
+    }
+    weights = {name: tensor.detach().to("cpu", DTYPES[dtype]) for name, tensor in tensors.items()}
+    durable.check_space(out, 2 * sum(t.numel() * t.element_size() for t in weights.values()))
+    with new_folder(out) as folder:
+        for name, text in files.items():
+            (folder / name).write_text(text, encoding="utf-8")
+        with durable.staged(folder / "model.safetensors") as (fd, temporary):
+            tensorfiles.write(fd, weights, {"format": "pt"})
+        durable.replace(temporary, folder / "model.safetensors")
+    return Exported(out, sorted([*files, "model.safetensors"]), config["model_type"])
+
+
+def _json(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+
+def end_tokens(tokenizer_json: str) -> dict[str, int]:
+    """The special tokens of a tokenizer.json that end a text, and their ids; the one to stop at first."""
+    added = {t["content"]: t["id"] for t in json.loads(tokenizer_json).get("added_tokens") or [] if t.get("special")}
+    return {token: added[token] for token in ("<|end|>", *_END_TOKENS) if token in added}
+
+
+def _end(tokenizer_json: str) -> dict[str, Any]:
+    ends = end_tokens(tokenizer_json)
+    return {"eos_token_id": next(iter(ends.values())), "pad_token_id": next(iter(ends.values()))} if ends else {}
+
+
+def _tokenizer_config(tokenizer_json: str, block_size: int) -> dict[str, Any]:
+    """What AutoTokenizer needs to take tokenizer.json as it is, and not to tidy up what it decodes."""
+    config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    config |= {"model_max_length": block_size}
+    if ends := end_tokens(tokenizer_json):
+        config |= {"eos_token": next(iter(ends)), "pad_token": next(iter(ends))}
+    return config
+
+
+# ---- reading
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """A model from elsewhere in our names."""
+
+    config: ModelConfig
+    tensors: dict[str, Tensor]
+    tokenizer: Tokenizer | None
+    notes: list[str] = field(default_factory=list)
+
+
+def read(folder: Path) -> Foreign:
+    """The model in a Hugging Face directory. Raises UsageError or RunDamaged."""
+    theirs = durable.read_json(folder / "config.json")
+    if not isinstance(theirs, dict):
+        raise UsageError(f"{folder / 'config.json'} is not a table")
+    tensors, notes = read_weights(folder)
+    try:
+        config, ours = from_hf(theirs, {name: tensor.float() for name, tensor in tensors.items()})
+    except (KeyError, TypeError, ValueError) as error:  # a setting is missing or of the wrong kind; pydantic's error is a ValueError
+        reason = durable.one_line(repr(error), 150)
+        raise UsageError(f"{folder / 'config.json'} is not a configuration that can be read: {reason}") from error
+    return Foreign(config, ours, read_tokenizer(folder), notes)
+
+
+def read_weights(folder: Path) -> tuple[dict[str, Tensor], list[str]]:
+    """All tensors of a directory: one safetensors file, several with an index, or a pickle as the last resort."""
+    if (index := folder / "model.safetensors.index.json").is_file():
+        content = durable.read_json(index, 64 << 20)
+        names = sorted(set(content.get("weight_map", {}).values())) if isinstance(content, dict) else []
+        if not names or any(not isinstance(n, str) or Path(n).name != n for n in names):
+            raise UsageError(f"{index} does not name files in its own folder")
+        sources = [pytorch.read(folder / name) for name in names]
+        return {name: t for source in sources for name, t in source.tensors.items()}, [f"read {len(names)} files of weights"]
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        if (folder / name).is_file():
+            source = pytorch.read(folder / name)
+            return source.tensors, source.notes
+    raise UsageError(f"{folder} holds no model.safetensors: is the download complete?")
+
+
+def read_tokenizer(folder: Path) -> Tokenizer | None:
+    """The tokenizer of a directory: tokenizer.json, or GPT-2's older pair of vocab.json and merges.txt; None where there is neither."""
+    if (path := folder / "tokenizer.json").is_file():
+        return load_tokenizer(durable.read_bounded(path, TOKENIZER_LIMIT).decode("utf-8", "replace"), "tokenizer.json")
+    if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+        vocab = durable.read_json(folder / "vocab.json", TOKENIZER_LIMIT)
+        lines = durable.read_bounded(folder / "merges.txt", TOKENIZER_LIMIT).decode("utf-8", "replace").splitlines()
+        merges = [line.split(" ") for line in lines if line and not line.startswith("#version")]
+        return load_tokenizer(byte_level_json(vocab, merges, use_regex=True), "gpt2")
+    return None

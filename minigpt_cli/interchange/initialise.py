@@ -1,0 +1,246 @@
+"""Weights to begin from, made elsewhere: a run, a Hugging Face directory, nanoGPT's ckpt.pt, any .pt or .safetensors.
+
+Whatever it is becomes a `Source`, tensors under our names; `initial_weights` lays them over a fresh model and reports
+what fitted. Two differences are bridged by themselves, because they have one right answer: rows of the vocabulary are
+matched by the text of their tokens, and learned positions beyond a smaller block are cut off.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minigpt_cli import checkpoints, durable
+from minigpt_cli.config import BigramConfig, ModelConfig
+from minigpt_cli.errors import RunNotFound, UsageError
+from minigpt_cli.interchange import huggingface, nanogpt, pytorch
+from minigpt_cli.interchange.hf_weights import family, weight_mapping
+from minigpt_cli.models.contract import build_model
+from minigpt_cli.runstore import Run, RunStore
+from minigpt_cli.tokenization.contract import Tokenizer
+
+VOCABULARY = ("token_embedding.weight", "head.weight", "table")
+POSITIONS = "position_embedding.weight"
+_BODIES = ("h.", "wte.", "layers.", "embed_tokens.")  # how names begin in files of a model without its head
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model from elsewhere, as far as it says what it is."""
+
+    label: str  # what the person typed, or the run's name
+    kind: str  # run, huggingface, nanogpt, tensors
+    sha256: str  # of the weights' file, or of the files of a directory
+    tensors: dict[str, Tensor]
+    config: ModelConfig | None = None
+    tokenizer: Tokenizer | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What became of every tensor; names with shapes as text."""
+
+    label: str
+    kind: str
+    sha256: str
+    loaded: list[tuple[str, str]]
+    missing: list[tuple[str, str]]  # ours that the source lacks: they keep their fresh values
+    unexpected: list[tuple[str, str]]  # the source's that we have no place for
+    misshaped: list[tuple[str, str, str]]  # name, theirs, ours
+    notes: list[str]
+
+    @property
+    def matches(self) -> bool:
+        """Whether everything found its place."""
+        return not (self.missing or self.unexpected or self.misshaped)
+
+    def counts(self) -> str:
+        """One line."""
+        counted = {"loaded": self.loaded, "missing": self.missing, "unexpected": self.unexpected, "wrongly shaped": self.misshaped}
+        return ", ".join(f"{len(names)} {what}" for what, names in counted.items())
+
+
+def initial_weights(
+    source: Source | str | Path,
+    config: ModelConfig,
+    tokenizer: Tokenizer,
+    *,
+    partial: bool = False,
+    seed: int = 1337,
+    store: RunStore | None = None,
+) -> tuple[dict[str, Tensor], Report]:
+    """A complete state dict for `config`: the source's tensors laid over a fresh model drawn from `seed`; and what fitted.
+    Raises UsageError unless everything matches or `partial` is given, and whenever nothing does."""
+    found = source if isinstance(source, Source) else open_source(source, store)
+    fresh = {name: tensor.clone() for name, tensor in build_model(config, tokenizer.vocab_size, seed).state_dict().items()}
+    tensors, notes = _under_our_names(found, config)
+    tensors, more = adapted(tensors, fresh, found.tokenizer, tokenizer)
+    report = _compared(found, tensors, fresh, [*found.notes, *notes, *more])
+    if not report.loaded:
+        raise UsageError(f"nothing in {found.label} fits --arch {config.arch} of this size: {report.counts()}")
+    if not report.matches and not partial:
+        first = next(iter([*report.misshaped, *report.missing, *report.unexpected]))
+        detail = f"{first[0]} has shape {first[1]} there and {first[2]} here" if len(first) == 3 else f"such as {first[0]} {first[1]}"
+        raise UsageError(f"{found.label} does not fit: {report.counts()} ({detail}); use its own settings, or --partial to take what fits")
+    return fresh | {name: tensors[name].to(fresh[name].dtype) for name, _ in report.loaded}, report
+
+
+def open_source(what: str | Path, store: RunStore | None = None) -> Source:
+    """The model that a path or the name of a run stands for. Raises UsageError, RunNotFound or RunDamaged."""
+    path = Path(what).expanduser()
+    if (path / "run.json").is_file():
+        return run_source(Run(path))
+    if path.is_dir():
+        return directory_source(path)
+    if path.is_file():
+        return file_source(path)
+    try:
+        return run_source((store or RunStore()).find(str(what)))
+    except RunNotFound as error:
+        raise RunNotFound(f"{durable.one_line(str(what), 100)} is neither a file, a Hugging Face directory, nor a run: {error}") from error
+
+
+def run_source(run: Run) -> Source:
+    """The best weights of a run."""
+    loaded = checkpoints.load(run)
+    files = loaded.record.files
+    weights = files.get(checkpoints.BEST) or files[checkpoints.LAST]
+    state = dict(loaded.model.state_dict())
+    return Source(loaded.record.name, "run", weights.sha256, state, loaded.config.model, loaded.tokenizer, loaded.notices)
+
+
+def directory_source(folder: Path) -> Source:
+    """A Hugging Face directory, or a folder with nanoGPT's ckpt.pt."""
+    if (folder / "config.json").is_file():
+        foreign = huggingface.read(folder)
+        return Source(str(folder), "huggingface", _folder_sha256(folder), foreign.tensors, foreign.config, foreign.tokenizer, foreign.notes)
+    if (folder / "ckpt.pt").is_file():
+        return file_source(folder / "ckpt.pt")
+    raise UsageError(f"{folder} is neither a run, a Hugging Face directory (config.json) nor nanoGPT's output (ckpt.pt)")
+
+
+def file_source(path: Path) -> Source:
+    """A .pt or .safetensors file; what it does not say (sizes, tokenizer) must be given elsewhere."""
+    found = pytorch.read(path)
+    sha256 = _file_sha256(path)
+    if nanogpt.is_checkpoint(found):
+        config, tensors, tokenizer, notes = nanogpt.read(path, found)
+        return Source(str(path), "nanogpt", sha256, tensors, config, tokenizer, notes)
+    beside = huggingface.read_tokenizer(path.parent)
+    notes = [*found.notes, f"took the tokenizer beside it: {path.parent / 'tokenizer.json'}"] if beside else found.notes
+    return Source(str(path), "tensors", sha256, found.tensors, None, beside, notes)
+
+
+def _file_sha256(path: Path) -> str:
+    with durable.explained("read"), open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _folder_sha256(folder: Path) -> str:
+    """One checksum for the weights of a directory, however many files they are in."""
+    files = sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".bin") and p.is_file())
+    sums = [_file_sha256(path) for path in files]
+    return sums[0] if len(sums) == 1 else hashlib.sha256("".join(sums).encode()).hexdigest()
+
+
+# ---- fitting
+
+
+def _under_our_names(source: Source, config: ModelConfig) -> tuple[dict[str, Tensor], list[str]]:
+    """Tensors of a bare file may carry Hugging Face's or nanoGPT's names: those of them that `config` maps get ours."""
+    tensors = dict(source.tensors)
+    if source.config is not None or isinstance(config, BigramConfig) or "token_embedding.weight" in tensors:
+        return tensors, []
+    prefix = {"gpt2": "transformer."}.get(family(config), "model.")
+    if not any(name.startswith(prefix) for name in tensors) and any(name.startswith(_BODIES) for name in tensors):
+        tensors = {name if name.startswith("lm_head.") else prefix + name: tensor for name, tensor in tensors.items()}
+    tensors = {name: t for name, t in tensors.items() if not name.endswith((".attn.bias", ".attn.masked_bias", ".inv_freq"))}
+    linear = nanogpt.stores_output_first(tensors)
+    mapping = weight_mapping(config)
+    renamed = 0
+    for rule in mapping.rules:
+        if all(name in tensors for name in rule.theirs):
+            pieces = [tensors.pop(name) for name in rule.theirs]
+            pieces = [piece.T if rule.transpose and not linear else piece for piece in pieces]
+            if len({piece.shape[1:] for piece in pieces}) == 1:
+                tensors[rule.ours] = torch.cat(pieces).contiguous()
+                renamed += 1
+    if getattr(config, "tie_weights", False):
+        tensors.pop("lm_head.weight", None)
+    tensors = {name: t for name, t in tensors.items() if name not in mapping.zeros or t.any()}
+    return tensors, [f"renamed {renamed} tensors from {'nanoGPT' if linear else 'Hugging Face'}'s names"] if renamed else []
+
+
+def adapted(
+    tensors: dict[str, Tensor], ours: dict[str, Tensor], theirs_tokenizer: Tokenizer | None, our_tokenizer: Tokenizer
+) -> tuple[dict[str, Tensor], list[str]]:
+    """`tensors` with rows of the vocabulary matched by token text, and learned positions cut to a smaller block; and what was done."""
+    result, notes = dict(tensors), []
+    if theirs_tokenizer is not None and (mapped := _vocabulary_rows(theirs_tokenizer, our_tokenizer)) is not None:
+        rows = torch.tensor(mapped)  # (V,) their id of each of our tokens, -1 where they have none
+        known = int((rows >= 0).sum())
+        if not known:
+            raise UsageError("the two vocabularies have no token in common: choose the --tokenizer that the weights were trained with")
+        for name in (n for n in VOCABULARY if n in result and n in ours):
+            if result[name].size(0) < theirs_tokenizer.vocab_size:
+                continue  # not what its tokenizer says; shown as wrongly shaped
+            result[name] = _rows_by_token(result[name], rows)
+            if name == "table":  # of a bigram: the columns are tokens too
+                result[name] = _rows_by_token(result[name].T, rows).T.contiguous()
+        notes.append(f"vocabulary matched by text: {known} of our {len(rows)} tokens are among their {theirs_tokenizer.vocab_size}")
+    if POSITIONS in result and POSITIONS in ours and result[POSITIONS].size(0) > ours[POSITIONS].size(0):
+        kept, had = ours[POSITIONS].size(0), result[POSITIONS].size(0)
+        result[POSITIONS] = result[POSITIONS][:kept].clone()
+        notes.append(f"learned positions cut from {had} to --block-size {kept}")
+    return result, notes
+
+
+def _vocabulary_rows(theirs: Tokenizer, ours: Tokenizer) -> list[int] | None:
+    """Their id of each of our tokens, -1 where they have none; None if the vocabularies are the same."""
+    their_tokens, our_tokens = token_texts(theirs), token_texts(ours)
+    if their_tokens == our_tokens:
+        return None
+    ids = {token: i for i, token in reversed(list(enumerate(their_tokens)))}
+    return [ids.get(token, -1) for token in our_tokens]
+
+
+def token_texts(tokenizer: Tokenizer) -> list[bytes]:
+    """What each id stands for, distinct for special tokens, which stand for no bytes of a text."""
+    tokens = tokenizer.token_bytes()
+    return [token if token else b"\xff" + str(i).encode() for i, token in enumerate(tokens)]
+
+
+def _rows_by_token(weight: Tensor, rows: Tensor) -> Tensor:
+    """Row `rows[i]` of `weight` at i; a token that it does not know begins as the mean of those it does."""
+    picked = weight[rows.clamp(min=0)].clone()  # (V, ...)
+    picked[rows < 0] = weight.float().mean(0).to(weight.dtype)
+    return picked
+
+
+def _compared(source: Source, tensors: dict[str, Tensor], ours: dict[str, Tensor], notes: list[str]) -> Report:
+    both = [name for name in ours if name in tensors]
+    return Report(
+        label=source.label,
+        kind=source.kind,
+        sha256=source.sha256,
+        loaded=[(name, _shape(ours[name])) for name in both if tensors[name].shape == ours[name].shape],
+        missing=[(name, _shape(tensor)) for name, tensor in ours.items() if name not in tensors],
+        unexpected=[(name, _shape(tensor)) for name, tensor in tensors.items() if name not in ours],
+        misshaped=[(name, _shape(tensors[name]), _shape(ours[name])) for name in both if tensors[name].shape != ours[name].shape],
+        notes=notes,
+    )
+
+
+def _shape(tensor: Tensor) -> str:
+    return "x".join(str(n) for n in tensor.shape) or "scalar"
+
+
+def model_settings(source: Source) -> dict[str, Any]:
+    """The model's settings that a source fixes, for the layer of configuration under what the person sets; empty if it does not say."""
+    return source.config.model_dump() if source.config is not None else {}

@@ -1,0 +1,81 @@
+"""README.md of an exported model, written from the run's record: what it was trained on, how well it does, how to open it. No torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from minigpt_cli.config import RunConfig
+from minigpt_cli.records import RunRecord
+
+_HF_USE = """```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("{folder}")
+tokenizer = AutoTokenizer.from_pretrained("{folder}")
+ids = tokenizer("{prompt}", return_tensors="pt").input_ids
+print(tokenizer.decode(model.generate(ids, max_new_tokens=200, do_sample=True, temperature=0.9, top_k=50)[0]))
+```
+"""
+_GGUF_USE = """```
+llama-cli -m {file} -no-cnv -p "{prompt}" -n 200 --temp 0.9 --top-k 50
+ollama create {name} -f Modelfile && ollama run {name} "{prompt}"
+```
+"""
+
+
+def hf_card(record: RunRecord, config: RunConfig, step: int, family: str, folder: str) -> str:
+    """The card of a Hugging Face directory."""
+    front = f"---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags:\n- minigpt\n- {family}\n---\n\n"
+    return front + _card(record, config, step, f"a `{family}` model", _HF_USE.format(folder=folder, prompt="The "))
+
+
+def gguf_card(record: RunRecord, config: RunConfig, step: int, family: str, file: str, name: str) -> str:
+    """The card of a folder with a GGUF file."""
+    front = "---\npipeline_tag: text-generation\ntags:\n- minigpt\n- gguf\n---\n\n"
+    use = _GGUF_USE.format(file=file, name=name, prompt="The ")
+    return front + _card(record, config, step, f"a GGUF file of architecture `{family}`", use)
+
+
+def modelfile(file: str, context: int) -> str:
+    """What `ollama create` needs: the bare prompt, since the model knows no chat format, and the context it was trained with."""
+    settings = f"PARAMETER num_ctx {context}\nPARAMETER temperature 0.9\nPARAMETER top_k 50\nPARAMETER repeat_penalty 1.0\n"
+    return f'FROM ./{file}\nTEMPLATE "{{{{ .Prompt }}}}"\n{settings}'
+
+
+def _card(record: RunRecord, config: RunConfig, step: int, what: str, use: str) -> str:
+    intro = f"Trained with minigpt: `{config.model.arch}`, {record.n_params:,} parameters, as {what}.\n"
+    parts = [f"# {record.name}\n", intro, "## Use\n", use, "## Score\n", _score(record, step)]
+    if record.corpus:
+        parts += ["## Text\n", _text(record)]
+    parts += ["## Configuration\n", _configuration(config)]
+    return "\n".join(parts)
+
+
+def _score(record: RunRecord, step: int) -> str:
+    if record.best is None:
+        return f"Not scored on a validation text. Weights of step {step:,}.\n"
+    best = record.best
+    interval = f" (95 % interval {best.ci95[0]:.4f} to {best.ci95[1]:.4f})" if best.ci95 else ""
+    scope = "the whole validation split" if best.whole_split else "samples of the validation split"
+    return (
+        f"Validation: **{best.nats_per_char:.4f} nats per character**{interval}, {best.nats_per_token:.4f} nats per token, on {scope}.\n"
+        f"Weights of step {step:,} of {record.stop_step:,}; {record.tokens_seen:,} tokens in {record.elapsed_s:.0f} s on {record.device}.\n"
+    )
+
+
+def _text(record: RunRecord) -> str:
+    corpus = record.corpus
+    assert corpus is not None
+    rows = [f"`{corpus.label}`, sha256 `{corpus.sha256}`, tokenizer `{record.tokenizer}` with {record.vocab_size:,} tokens.\n"]
+    rows += ["| split | characters | tokens | sha256 |", "|---|---|---|---|"]
+    rows += [f"| {name} | {split.n_chars:,} | {split.n_tokens:,} | `{split.sha256[:16]}` |" for name, split in corpus.splits.items()]
+    return "\n".join(rows) + "\n"
+
+
+def _configuration(config: RunConfig) -> str:
+    """Every setting that is not empty, by section."""
+    rows = ["| setting | value |", "|---|---|"]
+    for section in ("model", "data", "optim"):
+        values: dict[str, Any] = getattr(config, section).model_dump()
+        rows += [f"| {name} | {value} |" for name, value in values.items() if value not in ("", None)]
+    return "\n".join([*rows, f"| seed | {config.seed} |"]) + "\n"

@@ -1,0 +1,84 @@
+"""nanoGPT's meta.pkl as plain data, without unpickling: a reader of the few opcodes that such a file needs. No torch.
+
+A pickle is a program for a small stack machine, and the usual reader runs whatever it names. This one knows only how to
+build dictionaries of integers and strings; any other instruction ends it.
+"""
+
+from __future__ import annotations
+
+import pickletools
+from pathlib import Path
+from typing import Any
+
+from minigpt_cli import durable
+from minigpt_cli.errors import UsageError
+
+META_LIMIT = 64 << 20  # bytes
+_MARK = object()
+_CONSTANTS = {"BININT", "BININT1", "BININT2", "INT", "LONG", "LONG1", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "UNICODE"}
+_IGNORED = {"PROTO", "FRAME"}
+_REMEMBER = {"BINPUT", "LONG_BINPUT", "PUT"}
+_RECALL = {"BINGET", "LONG_BINGET", "GET"}
+
+
+def read_meta(path: Path) -> list[str]:
+    """The characters of a nanoGPT meta.pkl, by id. Raises UsageError for a file that holds, or does, anything else."""
+    try:
+        meta = read_plain(durable.read_bounded(path, META_LIMIT), str(path))
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror or error}") from error
+    itos = meta.get("itos") if isinstance(meta, dict) else None
+    if not isinstance(itos, dict) or not itos:
+        raise UsageError(f"{path} is not the meta.pkl of a character model: it has no table 'itos'")
+    if sorted(i for i in itos if isinstance(i, int)) != list(range(len(itos))):
+        raise UsageError(f"{path} is not the meta.pkl of a character model: its ids are not 0 to {len(itos) - 1}")
+    characters = [itos[i] for i in range(len(itos))]
+    if not all(isinstance(c, str) and len(c) == 1 for c in characters) or len(set(characters)) < len(characters):
+        raise UsageError(f"{path} is not the meta.pkl of a character model: its tokens are not single, distinct characters")
+    return characters
+
+
+def read_plain(data: bytes, where: str) -> Any:
+    """The dictionary of integers, strings and dictionaries in a pickle. Raises UsageError naming `where` at any other instruction."""
+    stack: list[Any] = []
+    memo: dict[int, Any] = {}
+    try:
+        for opcode, argument, _ in pickletools.genops(data):
+            name = opcode.name
+            if name in _IGNORED:
+                continue
+            if name == "STOP":
+                return stack.pop()
+            if name in _CONSTANTS:
+                stack.append(argument)
+            elif name == "EMPTY_DICT":
+                stack.append({})
+            elif name == "MARK":
+                stack.append(_MARK)
+            elif name == "DICT":
+                stack.append(_pairs(stack))
+            elif name == "MEMOIZE":
+                memo[len(memo)] = stack[-1]
+            elif name in _REMEMBER:
+                memo[int(argument or 0)] = stack[-1]
+            elif name in _RECALL:
+                stack.append(memo[int(argument or 0)])
+            elif name == "SETITEM":
+                value, key = stack.pop(), stack.pop()
+                stack[-1][key] = value
+            elif name == "SETITEMS":
+                pairs = _pairs(stack)
+                stack[-1].update(pairs)
+            else:
+                raise UsageError(f"{where} is refused: it is a pickle that asks for {name}, where only a table of characters belongs")
+    except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError, MemoryError, RecursionError) as error:
+        raise UsageError(f"{where} is not a sound pickle: {durable.one_line(str(error), 100)}") from error
+    raise UsageError(f"{where} is not a sound pickle: it has no end")
+
+
+def _pairs(stack: list[Any]) -> dict[Any, Any]:
+    """Everything above the last mark, taken off as keys and values."""
+    start = max(i for i, item in enumerate(stack) if item is _MARK)
+    items = stack[start + 1 :]
+    del stack[start:]
+    return dict(zip(items[::2], items[1::2], strict=True))
