@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ class ScoreKey:
 
     def path(self, run_dir: Path) -> Path:
         """Where the score of this key is kept."""
-        digest = hashlib.sha256(json.dumps({**asdict(self), "version": _VERSION}, sort_keys=True).encode()).hexdigest()
+        digest = hashlib.sha256(json.dumps({**vars(self), "version": _VERSION}, sort_keys=True).encode()).hexdigest()
         return run_dir / FOLDER / f"{digest[:32]}.safetensors"
 
 
@@ -56,7 +56,7 @@ def keep(run_dir: Path, key: ScoreKey, score: Score) -> None:
         "text": np.frombuffer(score.text, dtype=np.uint8),
     }
     numbers = json.dumps({name: value if math.isfinite(value) else None for name, value in figures(score).items()})
-    header = {"key": json.dumps(asdict(key), sort_keys=True), "score": numbers, "cell": str(cell)}
+    header = {"key": json.dumps(vars(key), sort_keys=True), "score": numbers, "cell": str(cell)}
     header["head_sha256"] = _sha256(header["key"], numbers, header["cell"], tensors["cells"])
     header["body_sha256"] = _sha256(tensors["char_nats"], tensors["char_position"])
     try:
@@ -100,7 +100,7 @@ def find_cells(run_dir: Path, key: ScoreKey) -> tuple[int, npt.NDArray[np.float6
 def _numbers(file: Any, key: ScoreKey) -> dict[str, Any]:
     """The figures of an open file, believed if they are this key's and match their checksum. Raises KeyError or ValueError."""
     header = file.metadata() or {}
-    if json.loads(header["key"]) != asdict(key):
+    if header["key"] != json.dumps(vars(key), sort_keys=True):
         raise ValueError("another key")
     if header["head_sha256"] != _sha256(header["key"], header["score"], header["cell"], np.asarray(file.get_tensor("cells"))):
         raise ValueError("damaged")

@@ -1,0 +1,189 @@
+"""Two or more models on the same characters: verdicts, and where they differ. No torch.
+
+A comparison of single runs speaks of those weights on that kind of text. Only groups of seeds speak of recipes.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from minigpt_cli.errors import UsageError
+from minigpt_cli.evaluation.scores import Score
+from minigpt_cli.evaluation.seeds import Group, Outlook, group_of, grouped_test, outlook
+from minigpt_cli.evaluation.statistics import Difference, Floats, holm, paired_test
+
+LEVEL = 0.05
+RARE = 2000  # a character that makes up less than one in this many is rare
+
+Verdict = Literal["a_better", "b_better", "indistinguishable"]
+Question = Literal["weights", "recipes"]
+KINDS = ("word-initial", "inside a word", "space", "newline", "punctuation", "digit", "rare")
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side of comparisons: a run, or the seeds of one recipe, each with its score."""
+
+    name: str
+    scores: tuple[Score, ...]
+
+    @property
+    def char_nats(self) -> Floats:
+        """Mean over seeds of the nats of every character, (n_chars,)."""
+        return np.asarray(np.mean(np.stack([score.char_nats for score in self.scores]), axis=0))
+
+    @property
+    def group(self) -> Group:
+        """Mean and spread of the scores."""
+        return group_of([score.nats_per_char for score in self.scores])
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The verdict on two sides; differences are a - b in nats per character, so negative means that a is better."""
+
+    a: str
+    b: str
+    test: Difference
+    p_holm: float  # adjusted for the number of pairs
+    verdict: Verdict
+    question: Question  # what was answered: are these weights different, or these recipes
+    outlook: Outlook | None = None  # for groups of seeds
+
+
+def check_same_text(sides: Sequence[Side]) -> None:
+    """Raise UsageError unless every score is of the same characters."""
+    if len({score.text_sha256 for side in sides for score in side.scores}) > 1:
+        raise UsageError("the runs were scored on different texts: give one text for all with --data FILE")
+
+
+def compare_pairs(sides: Sequence[Side]) -> list[Pair]:
+    """A verdict for every pair of sides, adjusted together."""
+    check_same_text(sides)
+    pairs = list(combinations(sides, 2))
+    tests = [_test(a, b) for a, b in pairs]
+    adjusted = holm([test.p_value for test in tests])
+    return [_pair(a, b, test, p) for (a, b), test, p in zip(pairs, tests, adjusted, strict=True)]
+
+
+def _test(a: Side, b: Side) -> Difference:
+    if _question(a, b) == "recipes":
+        return grouped_test([score.char_nats for score in a.scores], [score.char_nats for score in b.scores])
+    return paired_test(a.char_nats, b.char_nats)
+
+
+def _question(a: Side, b: Side) -> Question:
+    return "recipes" if min(len(a.scores), len(b.scores)) > 1 else "weights"
+
+
+def _pair(a: Side, b: Side, test: Difference, p_holm: float) -> Pair:
+    told_apart = p_holm < LEVEL and (test.low > 0 or test.high < 0)
+    verdict: Verdict = "indistinguishable" if not told_apart else "a_better" if test.delta < 0 else "b_better"
+    question = _question(a, b)
+    return Pair(a.name, b.name, test, p_holm, verdict, question, outlook(test, a.group, b.group) if question == "recipes" else None)
+
+
+# ---- where they differ
+
+
+@dataclass(frozen=True)
+class Part:
+    """A class of characters and what each side spends on it."""
+
+    name: str
+    share: float  # of all characters
+    nats_per_char: tuple[float, ...]  # by side
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A stretch of text on which two sides differ much."""
+
+    start: int  # character
+    text: str
+    differences: Floats  # (len(text),) a - b
+    delta: float  # mean of them
+
+
+def character_kinds(text: str) -> npt.NDArray[np.int8]:
+    """The kind of every character, as an index into KINDS, (n_chars,)."""
+    points = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
+    known, coded, counts = np.unique(points, return_inverse=True, return_counts=True)
+    kind_of = np.array([_kind(chr(point)) for point in known], dtype=np.int8)
+    rare = counts * RARE < len(points)
+    kinds = kind_of[coded]
+    in_word = kinds == 1
+    kinds[in_word & ~np.concatenate([[False], in_word[:-1]])] = 0
+    kinds[rare[coded]] = KINDS.index("rare")
+    return np.asarray(kinds, dtype=np.int8)
+
+
+def _kind(character: str) -> int:
+    category = unicodedata.category(character)
+    if character in "\n\r\u2028\u2029":
+        return KINDS.index("newline")
+    if category[0] in "LM":
+        return KINDS.index("inside a word")
+    if category[0] == "N":
+        return KINDS.index("digit")
+    return KINDS.index("space" if category[0] == "Z" or character in "\t\v\f" else "punctuation")
+
+
+def by_kind(sides: Sequence[Side], text: str) -> list[Part]:
+    """Each side's nats per character by kind of character; kinds that do not occur are left out."""
+    kinds = character_kinds(text)
+    return _parts(sides, [(name, kinds == i) for i, name in enumerate(KINDS)])
+
+
+def by_position(sides: Sequence[Side]) -> list[Part]:
+    """Each side's nats per character by how many tokens of its window each character was conditioned on, in doubling ranges.
+
+    A side's own positions, since a character of text is at another place in another model's windows.
+    """
+    longest = max(int(side.scores[0].char_position.max(initial=0)) for side in sides)
+    edges = [1] + [2**k for k in range(1, longest.bit_length() + 1) if 2**k <= longest] + [longest + 1]
+    parts = []
+    for low, high in zip(edges, edges[1:], strict=False):
+        masks = [(side.scores[0].char_position >= low) & (side.scores[0].char_position < high) for side in sides]
+        means = tuple(float(side.char_nats[mask].mean()) if mask.any() else float("nan") for side, mask in zip(sides, masks, strict=True))
+        parts.append(Part(f"{low}" if high == low + 1 else f"{low}–{high - 1}", float(masks[0].mean()), means))
+    return parts
+
+
+def _parts(sides: Sequence[Side], masks: Sequence[tuple[str, npt.NDArray[np.bool_]]]) -> list[Part]:
+    means = [side.char_nats for side in sides]
+    return [Part(name, float(mask.mean()), tuple(float(nats[mask].mean()) for nats in means)) for name, mask in masks if mask.any()]
+
+
+def most_different(a: Side, b: Side, text: str, *, count: int = 4, length: int = 160) -> list[Passage]:
+    """The passages of about `length` characters on which the sides differ most: half of them better for each, none overlapping."""
+    differences = a.char_nats - b.char_nats
+    length = min(length, len(text))
+    sums = np.cumsum(np.concatenate([[0.0], differences]))
+    windows = (sums[length:] - sums[:-length]) / length  # (n_chars - length + 1,)
+    taken: list[int] = []
+    for sign in (1, -1):
+        order = np.argsort(-sign * windows, kind="stable")
+        half = 0
+        for start in order.tolist():
+            if half == (count + 1) // 2 or sign * windows[start] <= 0:
+                break
+            if all(abs(start - other) >= length for other in taken):
+                taken.append(start)
+                half += 1
+    return [_passage(text, differences, start, length) for start in taken]
+
+
+def _passage(text: str, differences: Floats, start: int, length: int) -> Passage:
+    """The window, drawn in to begin at a word if one begins soon."""
+    gap = text.find(" ", start, start + 20)
+    begin = gap + 1 if gap >= 0 and start > 0 and length > 40 else start
+    part = differences[begin : start + length]
+    return Passage(begin, text[begin : start + length], part, float(part.mean()))
