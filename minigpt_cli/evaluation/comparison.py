@@ -8,7 +8,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import Literal
 
 import numpy as np
@@ -69,25 +69,29 @@ def compare_pairs(sides: Sequence[Side]) -> list[Pair]:
     check_same_text(sides)
     pairs = list(combinations(sides, 2))
     tests = [_test(a, b) for a, b in pairs]
-    adjusted = holm([test.p_value for test in tests])
-    return [_pair(a, b, test, p) for (a, b), test, p in zip(pairs, tests, adjusted, strict=True)]
+    adjusted = holm([test.p_value for test, _ in tests])
+    return [
+        Pair(a.name, b.name, test, p, verdict_of(test, p), _question(a, b), further)
+        for (a, b), (test, further), p in zip(pairs, tests, adjusted, strict=True)
+    ]
 
 
-def _test(a: Side, b: Side) -> Difference:
-    if _question(a, b) == "recipes":
-        return grouped_test([score.char_nats for score in a.scores], [score.char_nats for score in b.scores])
-    return paired_test(a.char_nats, b.char_nats)
+def _test(a: Side, b: Side) -> tuple[Difference, Outlook | None]:
+    if _question(a, b) == "weights":
+        return paired_test(a.char_nats, b.char_nats), None
+    found = grouped_test([score.char_nats for score in a.scores], [score.char_nats for score in b.scores])
+    return found.difference, outlook(found, a.group, b.group)
 
 
 def _question(a: Side, b: Side) -> Question:
     return "recipes" if min(len(a.scores), len(b.scores)) > 1 else "weights"
 
 
-def _pair(a: Side, b: Side, test: Difference, p_holm: float) -> Pair:
-    told_apart = p_holm < LEVEL and (test.low > 0 or test.high < 0)
-    verdict: Verdict = "indistinguishable" if not told_apart else "a_better" if test.delta < 0 else "b_better"
-    question = _question(a, b)
-    return Pair(a.name, b.name, test, p_holm, verdict, question, outlook(test, a.group, b.group) if question == "recipes" else None)
+def verdict_of(test: Difference, p_adjusted: float) -> Verdict:
+    """What may be said: a side is better if the adjusted p-value and the interval both exclude that chance explains it."""
+    if p_adjusted >= LEVEL or test.low <= 0 <= test.high:
+        return "indistinguishable"
+    return "a_better" if test.delta < 0 else "b_better"
 
 
 # ---- where they differ
@@ -150,7 +154,7 @@ def by_position(sides: Sequence[Side]) -> list[Part]:
     longest = max(int(side.scores[0].char_position.max(initial=0)) for side in sides)
     edges = [1] + [2**k for k in range(1, longest.bit_length() + 1) if 2**k <= longest] + [longest + 1]
     parts = []
-    for low, high in zip(edges, edges[1:], strict=False):
+    for low, high in pairwise(edges):
         masks = [(side.scores[0].char_position >= low) & (side.scores[0].char_position < high) for side in sides]
         means = tuple(float(side.char_nats[mask].mean()) if mask.any() else float("nan") for side, mask in zip(sides, masks, strict=True))
         parts.append(Part(f"{low}" if high == low + 1 else f"{low}–{high - 1}", float(masks[0].mean()), means))

@@ -2,40 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from minigpt_cli.config import DataConfig
 from minigpt_cli.data.corpora import open_source
 from minigpt_cli.data.dataset import Dataset, open_dataset
-from minigpt_cli.errors import MiniGPTError, RunDamaged, UsageError
+from minigpt_cli.errors import MiniGPTError, UsageError
 from minigpt_cli.evaluation import baselines, cache
 from minigpt_cli.evaluation.baselines import Baselines
-from minigpt_cli.evaluation.cache import ScoreKey
 from minigpt_cli.evaluation.characters import spelled
 from minigpt_cli.evaluation.scores import Score
-from minigpt_cli.records import SplitRecord
+from minigpt_cli.evaluation.targets import BEFORE, Target, score_key, weights_file
 from minigpt_cli.runstore import Run
 
 if TYPE_CHECKING:
     import torch
 
-SplitName = Literal["train", "val", "test"]
-BEFORE: dict[str, str] = {"val": "train", "test": "val"}  # splits are contiguous: what each follows
-DATA_LIMIT = 1 << 30  # bytes of a text file to score
-
-
-@dataclass(frozen=True)
-class Target:
-    """What is to be scored: a split of each run's own data, or one text for all."""
-
-    split: SplitName = "val"
-    text: str | None = None  # given: this, with nothing before it
-    label: str = ""  # of the text, as typed
+DATA_LIMIT = 1 << 30  # characters of a text to score
 
 
 @dataclass(frozen=True)
@@ -63,33 +50,6 @@ def read_text(source: str) -> Target:
     if not size:
         raise UsageError(f"{source} is empty: there is no character to score")
     return Target(text="".join(pieces), label=source)
-
-
-def split_record(run: Run, split: str) -> SplitRecord:
-    """What the run's record says of a split. Raises UsageError if there is none."""
-    corpus = run.record.corpus
-    if corpus is None:
-        raise UsageError(f"run {run.name!r} does not say what it was trained on: give a text with --data FILE")
-    if split not in corpus.splits:
-        hint = ": train with --test-frac to keep one" if split == "test" else ""
-        raise UsageError(f"run {run.name!r} has no {split} split{hint}")
-    return corpus.splits[split]
-
-
-def weights_file(run: Run, ckpt: str) -> str:
-    """The file that `ckpt` means: the best where there is one, else the last."""
-    return "best.safetensors" if ckpt == "best" and "best.safetensors" in run.record.files else "last.safetensors"
-
-
-def score_key(run: Run, target: Target, ckpt: str = "best", stride: int = 0) -> ScoreKey:
-    """The key under which the run's score of this text is kept. Raises RunDamaged if it never saved weights."""
-    weights = run.record.files.get(weights_file(run, ckpt))
-    if weights is None:
-        raise RunDamaged(f"run {run.name!r} has saved no weights yet")
-    if target.text is not None:
-        return ScoreKey(weights.sha256, hashlib.sha256(target.text.encode()).hexdigest(), stride=stride)
-    before = BEFORE.get(target.split)
-    return ScoreKey(weights.sha256, split_record(run, target.split).sha256, split_record(run, before).sha256 if before else "", stride)
 
 
 def dataset_of(run: Run) -> Dataset:

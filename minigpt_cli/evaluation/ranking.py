@@ -14,8 +14,8 @@ import numpy as np
 
 from minigpt_cli.errors import MiniGPTError
 from minigpt_cli.evaluation.cache import find_cells
-from minigpt_cli.evaluation.evaluating import Target, score_key
 from minigpt_cli.evaluation.statistics import Floats, holm, quick_p_values
+from minigpt_cli.evaluation.targets import Target, score_key
 from minigpt_cli.leaderboard import intervals_overlap, text_sha256
 from minigpt_cli.runstore import Run
 

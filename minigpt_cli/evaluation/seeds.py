@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -36,7 +36,7 @@ class Outlook:
     """What it would take to settle a difference of the size that was seen, four times out of five."""
 
     further_seeds: int | None  # for each group; 0: settled already; None: no number of seeds would, on this text
-    text_factor: float | None  # where seeds cannot settle it: how many times as much text would, with the seeds there are or many
+    text_factor: float | None  # where seeds alone cannot settle it: the least times as much text that it takes
 
 
 def group_of(scores: Sequence[float]) -> Group:
@@ -48,16 +48,30 @@ def group_of(scores: Sequence[float]) -> Group:
     return Group(mean, std, std / math.sqrt(n), n)
 
 
-def grouped_test(a: Sequence[Floats], b: Sequence[Floats], *, resamples: int = statistics.RESAMPLES, seed: int = 0) -> Difference:
-    """The difference a - b of two recipes from the character nats of their seeds, each (n_chars,). Raises ValueError for fewer than two seeds."""
+@dataclass(frozen=True)
+class GroupedTest:
+    """A difference between recipes and where its uncertainty comes from."""
+
+    difference: Difference
+    by_seeds: float  # standard error from the choice of seeds
+    by_text: float  # standard error from the choice of text
+
+
+def grouped_test(a: Sequence[Floats], b: Sequence[Floats], *, resamples: int = statistics.RESAMPLES, seed: int = 0) -> GroupedTest:
+    """The difference a - b of two recipes from the character nats of their seeds, each (n_chars,).
+
+    Raises ValueError for fewer than two seeds.
+    """
     if min(len(a), len(b)) < 2:
         raise ValueError("a recipe needs at least two seeds")
-    difference = np.mean(np.stack(a), axis=0) - np.mean(np.stack(b), axis=0)
-    block = statistics.block_length(difference)
-    by_text = statistics.deviations(difference, block, resamples, seed)
-    error, freedom = _welch([float(x.mean()) for x in a], [float(x.mean()) for x in b])
-    by_seed = error * np.random.default_rng(seed + 1).standard_t(freedom, resamples) if error > 0 else np.zeros(resamples)
-    return statistics.from_deviations(float(difference.mean()), by_text + by_seed, block)
+    differences = np.mean(np.stack(a), axis=0) - np.mean(np.stack(b), axis=0)
+    block = statistics.block_length(differences)
+    moved_by_text = statistics.deviations(differences, block, resamples, seed)
+    by_seeds, freedom = _welch([float(x.mean()) for x in a], [float(x.mean()) for x in b])
+    moved_by_seeds = by_seeds * np.random.default_rng(seed + 1).standard_t(freedom, resamples)
+    found = statistics.from_deviations(float(differences.mean()), moved_by_text + moved_by_seeds, block)
+    by_text = float(moved_by_text.std())
+    return GroupedTest(replace(found, std_error=math.hypot(by_seeds, by_text)), by_seeds, by_text)
 
 
 def _welch(a: Sequence[float], b: Sequence[float]) -> tuple[float, float]:
@@ -70,18 +84,17 @@ def _welch(a: Sequence[float], b: Sequence[float]) -> tuple[float, float]:
     return math.sqrt(total), total**2 / sum(part**2 / (len(x) - 1) for part, x in zip(parts, (a, b), strict=True))
 
 
-def outlook(found: Difference, a: Group, b: Group) -> Outlook:
+def outlook(found: GroupedTest, a: Group, b: Group) -> Outlook:
     """How many more seeds of each would settle a difference as large as the one found, given the spread over seeds and over text."""
-    if a.std is None or b.std is None or found.delta == 0:
-        return Outlook(None, None)
-    by_seeds = math.sqrt(a.std**2 / a.n + b.std**2 / b.n)
-    by_text = math.sqrt(max(0.0, found.std_error**2 - by_seeds**2))
-    if found.low > 0 or found.high < 0:
+    if found.difference.low > 0 or found.difference.high < 0:
         return Outlook(0, None)
+    if a.std is None or b.std is None or found.difference.delta == 0:
+        return Outlook(None, None)
+    size = abs(found.difference.delta)
     for more in range(1, MOST_SEEDS + 1):
         n_a, n_b = a.n + more, b.n + more
-        error = math.sqrt(a.std**2 / n_a + b.std**2 / n_b + by_text**2)
-        if abs(found.delta) >= (student_975(n_a + n_b - 2) + _POWER_80) * error:
+        error = math.sqrt(a.std**2 / n_a + b.std**2 / n_b + found.by_text**2)
+        if size >= (student_975(n_a + n_b - 2) + _POWER_80) * error:
             return Outlook(more, None)
-    needed = abs(found.delta) / (student_975(math.inf) + _POWER_80)
-    return Outlook(None, (by_text / needed) ** 2 if by_text > needed else None)
+    needed = size / (student_975(math.inf) + _POWER_80)
+    return Outlook(None, (found.by_text / needed) ** 2 if found.by_text > needed else None)

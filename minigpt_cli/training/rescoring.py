@@ -10,8 +10,8 @@ from minigpt_cli import checkpoints
 from minigpt_cli.data.dataset import Dataset
 from minigpt_cli.errors import MiniGPTError
 from minigpt_cli.evaluation import cache
-from minigpt_cli.evaluation.evaluating import Target, score_key
 from minigpt_cli.evaluation.scoring import score_ids
+from minigpt_cli.evaluation.targets import Target, score_key
 from minigpt_cli.records import Best, RunRecord
 from minigpt_cli.runstore import Run
 
