@@ -124,7 +124,11 @@ def continue_from(run: Run, point: ResumePoint, record: RunRecord, config: RunCo
     with durable.explained(f"continue run {run.name!r}"), snapshots.Staging(run) as staging:
         for name in (n for n in files if n not in (METRICS, CONFIG)):
             staging.keep(name, files[name])
-        files[CONFIG] = staging.add_bytes(CONFIG, config_text(config).encode("utf-8"))
+        text = config_text(config).encode("utf-8")
+        if durable.sha256(text) == files[CONFIG].sha256:
+            staging.keep(CONFIG, files[CONFIG])
+        else:
+            files[CONFIG] = staging.add_bytes(CONFIG, text)
         record = record.model_copy(update={"files": files, "metrics_bytes": point.record.metrics_bytes})
         record = _commit(run, record, staging)
     run.truncate_metrics(record.metrics_bytes)

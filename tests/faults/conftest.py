@@ -176,6 +176,11 @@ class Saboteur:
         return call
 
 
+@pytest.fixture(scope="session")
+def killed() -> type[BaseException]:
+    return Killed
+
+
 @pytest.fixture()
 def saboteur(monkeypatch: pytest.MonkeyPatch) -> Saboteur:
     return Saboteur(monkeypatch)
