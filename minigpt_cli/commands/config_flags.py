@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import annotated_types
 import typer
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, BeforeValidator, ValidationError
 from pydantic.fields import FieldInfo
 
 from minigpt_cli import registry
@@ -110,7 +110,7 @@ def with_settings(*, only: tuple[str, ...] | None = None, leave_out: tuple[str, 
 
 
 def _parameter(setting: Setting) -> inspect.Parameter:
-    kind = _flag_type(setting.annotation)
+    kind = _flag_type(setting)
     lower, upper = _bounds(setting)
     flag = setting.flag if kind is not bool else f"{setting.flag}/--no-{setting.flag[2:]}"
     option = typer.Option(
@@ -120,22 +120,25 @@ def _parameter(setting: Setting) -> inspect.Parameter:
         rich_help_panel=PANELS[setting.section],
         min=lower if kind in (int, float) else None,
         max=upper if kind in (int, float) else None,
-        metavar="" if kind is bool else _METAVARS.get(setting.name) or _metavar(setting.annotation, kind),
+        metavar="" if kind is bool else _METAVARS.get(setting.name) or _metavar(setting, kind),
         autocompletion=_COMPLETION.get(setting.name),
     )
     return inspect.Parameter(setting.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option])
 
 
-def _flag_type(annotation: Any) -> Any:
+def _flag_type(setting: Setting) -> Any:
     """The type that Typer parses: numbers, switches and choices as such; what only pydantic understands as text."""
-    while get_origin(annotation) is Annotated:
-        annotation = get_args(annotation)[0]
-    return annotation if annotation in (bool, int, float, str) or get_origin(annotation) is Literal else str
+    if any(isinstance(entry, BeforeValidator) for entry in setting.info.metadata):
+        return str
+    plain = setting.annotation in (bool, int, float, str) or get_origin(setting.annotation) is Literal
+    return setting.annotation if plain else str
 
 
-def _metavar(annotation: Any, kind: Any) -> str | None:
-    if get_origin(annotation) in (Union, UnionType):
-        return "|".join(str(choice) for part in get_args(annotation) for choice in (get_args(part) or ("NUMBER",)))
+def _metavar(setting: Setting, kind: Any) -> str | None:
+    if get_origin(setting.annotation) in (Union, UnionType):
+        return "|".join(str(choice) for part in get_args(setting.annotation) for choice in (get_args(part) or ("NUMBER",)))
+    if kind is str and setting.annotation is float:
+        return "DURATION"
     return "N" if kind is int else "X" if kind is float else None
 
 
@@ -199,11 +202,20 @@ class _Layer:
 
 
 def resolve(
-    flags: Mapping[str, Any], *, preset: str | None = None, file: Path | None = None, environment: Mapping[str, str] | None = None
+    flags: Mapping[str, Any],
+    *,
+    preset: str | None = None,
+    file: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    beneath: tuple[str, Mapping[str, Any]] | None = None,
 ) -> Resolved:
-    """Lay the layers over each other and check the result. Raises UsageError, one line that names the flag, variable or file."""
+    """Lay the layers over each other and check the result. Raises UsageError, one line that names the flag, variable or file.
+
+    `beneath` is a label and settings just over the defaults: those of weights that a run begins from.
+    """
     environment = os.environ if environment is None else environment
     layers = [
+        _Layer(beneath[0], dict(beneath[1]), chosen=False) if beneath else None,
         _Layer(f"preset {preset}", flatten(read_preset(preset), f"preset {preset}"), chosen=False) if preset else None,
         _Layer(str(file), flatten(read_settings_file(file), str(file)), chosen=False) if file else None,
         _Layer("environment", {s.name: environment[s.variable] for s in settings().values() if environment.get(s.variable)}, chosen=True),

@@ -1,0 +1,123 @@
+"""minigpt runs export and import: to and from other programs' formats."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from minigpt_cli import registry
+from minigpt_cli.commands.config_flags import resolve, with_settings
+from minigpt_cli.commands.options import CheckpointOption, JsonFlag, RunArgument, RunsDir, complete_tokenizer
+from minigpt_cli.display import console
+from minigpt_cli.runstore import RunStore, check_name
+
+if TYPE_CHECKING:
+    from minigpt_cli.tokenization.contract import Tokenizer
+
+_DEFAULT_DTYPE = {"hf": "f32", "gguf": "f16"}
+
+
+def export(
+    run: RunArgument,
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="A new or empty folder to write.")],
+    format: Annotated[str, typer.Option(metavar="hf|gguf", help="For Hugging Face, or for llama.cpp and Ollama.")] = "hf",
+    dtype: Annotated[
+        str | None,
+        typer.Option(metavar="TYPE", show_default=False, help="f32 (default), f16 or bf16 for hf; f32, f16 (default) or q8_0 for gguf."),
+    ] = None,
+    ckpt: CheckpointOption = "best",
+    runs_dir: RunsDir = None,
+    json: JsonFlag = False,
+) -> None:
+    """\b
+    Examples:
+      minigpt runs export top --out hf-model           for transformers
+      minigpt runs export top --format gguf --out gg   for llama.cpp and Ollama
+      minigpt runs export top --format gguf --dtype q8_0 --out small
+
+    Writes a run as a folder that other programs open, with a model card. A setting that the format cannot express is refused by
+    name before anything is written.
+    """
+    write = registry.load("export format", format)
+    from minigpt_cli import checkpoints
+
+    found = RunStore(runs_dir).find(run)
+    loaded = checkpoints.load(found, ckpt)
+    exported = write(loaded, out, dtype or _DEFAULT_DTYPE.get(format, "f32"))
+    for notice in [*loaded.notices, *exported.notices]:
+        console.notice(notice)
+    if json:
+        facts = {"run": found.name, "ckpt": ckpt, "step": loaded.step, "format": format, "architecture": exported.architecture}
+        console.write_json(facts | {"out": str(exported.out), "files": exported.files})
+        return
+    console.write(f"{found.name} (step {loaded.step}) is in {exported.out} as {exported.architecture}: {', '.join(exported.files)}")
+
+
+@with_settings(only=("model",))
+def import_run(
+    source: Annotated[str, typer.Argument(metavar="X", help="A Hugging Face folder, nanoGPT's ckpt.pt, a .pt or .safetensors, a run.")],
+    name: Annotated[str | None, typer.Option(metavar="NAME", help="The run's name; default: its architecture and a number.")] = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(
+            metavar="byte|gpt2|FILE", help="Its tokenizer, where it does not say.", show_default=False, autocompletion=complete_tokenizer
+        ),
+    ] = None,
+    partial: Annotated[bool, typer.Option("--partial", metavar="", help="Take what fits; the rest begins as in a new model.")] = False,
+    runs_dir: RunsDir = None,
+    json: JsonFlag = False,
+    *,
+    settings: dict[str, Any],
+) -> None:
+    """\b
+    Examples:
+      minigpt runs import ~/models/gpt2 --name gpt2   a Hugging Face folder
+      minigpt runs import out-shakespeare-char        nanoGPT's, with meta.pkl
+      minigpt runs import w.safetensors --arch classic --tokenizer gpt2
+
+    Makes a run from somebody else's weights: GPT-2, Llama, Qwen3, Mixtral, Qwen2-MoE, Qwen3-MoE, nanoGPT. Nothing in a file is
+    executed. Sizes come from the source where it says them; a smaller --block-size cuts learned positions off.
+    """
+    if name is not None:
+        check_name(name)
+    from minigpt_cli.commands.provenance import new_record
+    from minigpt_cli.interchange.importing import import_source
+    from minigpt_cli.interchange.initialise import model_settings, open_source
+
+    store = RunStore(runs_dir)
+    found = open_source(source, store)
+    config = resolve(settings, environment={}, beneath=(found.label, model_settings(found))).config
+    words = _named_tokenizer(tokenizer)
+    data = config.data.model_copy(update={"tokenizer": tokenizer or (found.tokenizer.name if found.tokenizer else "char")})
+    config = config.model_copy(update={"data": data})
+    run, report = import_source(store, found, config, words, new_record(name or "", preset=None), name=name, partial=partial)
+    record = run.record
+    if json:
+        outcome = {"run": run.name, "kind": report.kind, "sha256": report.sha256, "arch": record.arch, "n_params": record.n_params}
+        outcome |= {"vocab_size": record.vocab_size, "loaded": len(report.loaded), "missing": [n for n, _ in report.missing]}
+        outcome |= {"unexpected": [n for n, _ in report.unexpected], "wrongly_shaped": [n for n, *_ in report.misshaped]}
+        console.write_json(outcome | {"notes": report.notes})
+        return
+    from minigpt_cli.display.tensor_report import print_tensor_report
+
+    print_tensor_report(len(report.loaded), report.missing, report.unexpected, report.misshaped, report.notes)
+    console.write(f"{run.name}: {record.arch}, {record.n_params:,} parameters, {record.vocab_size:,} tokens; minigpt generate {run.name}")
+
+
+def _named_tokenizer(name: str | None) -> Tokenizer | None:
+    """The tokenizer that --tokenizer names, if it needs no text to learn from."""
+    if name is None:
+        return None
+    from minigpt_cli.config import DataConfig
+    from minigpt_cli.errors import UsageError
+    from minigpt_cli.tokenization.contract import Alphabet
+    from minigpt_cli.tokenization.pretrained import load_tokenizer
+
+    if name in ("byte", "gpt2"):
+        made: Tokenizer = registry.load("tokenizer", name).build(DataConfig(tokenizer=name), Alphabet.of(""))
+        return made
+    if name in registry.TOKENIZERS:
+        raise UsageError(f"--tokenizer {name} is made from a text, and an import has none: give the tokenizer.json of the weights")
+    return load_tokenizer(Path(name))

@@ -1,0 +1,47 @@
+"""A run made from somebody else's weights: everything a run directory has, except a history."""
+
+from __future__ import annotations
+
+from minigpt_cli import checkpoints
+from minigpt_cli.config import RunConfig
+from minigpt_cli.errors import UsageError
+from minigpt_cli.interchange.initialise import Report, Source, initial_weights
+from minigpt_cli.models.contract import build_model
+from minigpt_cli.records import Base, RunRecord
+from minigpt_cli.runstore import RECORD, Run, RunStore
+from minigpt_cli.tokenization.contract import Tokenizer
+
+IMPORTED = "imported"  # the stop_reason of such a run
+
+
+def import_source(
+    store: RunStore, source: Source, config: RunConfig, tokenizer: Tokenizer | None, record: RunRecord, *, name: str | None, partial: bool
+) -> tuple[Run, Report]:
+    """A new run with the source's weights as its last ones. Raises UsageError, with nothing left behind, unless they fit or `partial`."""
+    words = tokenizer or source.tokenizer
+    if words is None:
+        raise UsageError(f"{source.label} does not say which tokens it knows: name its tokenizer with --tokenizer char|byte|gpt2|FILE")
+    weights, report = initial_weights(source, config.model, words, partial=partial, seed=config.seed)
+    outline = build_model(config.model, words.vocab_size)
+    record = record.model_copy(
+        update={
+            "status": "finished",
+            "stop_reason": IMPORTED,
+            "arch": config.model.arch,
+            "tokenizer": words.name,
+            "vocab_size": words.vocab_size,
+            "n_params": sum(p.numel() for p in outline.parameters()),
+            "n_active_params": outline.n_active_params(),  # type: ignore[operator]
+            "base": Base(run=source.label, sha256=source.sha256),
+        }
+    )
+    with store.new_run(name, config.model.arch) as run:
+        run.write_config(config)
+        run.write_tokenizer(words.to_json())
+        record = run.write_record(record)
+        try:
+            checkpoints.save(run, record, last=weights, resume={}, resume_state={})
+        except BaseException:
+            run.file(RECORD).unlink(missing_ok=True)  # new_run removes a directory without a record
+            raise
+    return run.refresh(), report
