@@ -1,0 +1,113 @@
+"""`eval --memorisation`: does the model know its training text better than text like it, and does it recite?"""
+
+from __future__ import annotations
+
+import codecs
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from minigpt_cli.data.dataset import Dataset
+from minigpt_cli.evaluation.characters import spelled
+from minigpt_cli.evaluation.evaluating import dataset_of, evaluate_run
+from minigpt_cli.evaluation.memorisation import Copies, copies
+from minigpt_cli.runstore import Run
+
+if TYPE_CHECKING:
+    import torch
+
+SAMPLES, SAMPLE_CHARS = 10, 1000
+_PIECE = 1 << 20  # tokens of the training text read at once
+
+
+@dataclass(frozen=True)
+class Memorisation:
+    """What a run keeps of its training text. Losses in nats per character."""
+
+    val_nats_per_char: float
+    train_nats_per_char: float  # of the end of the training split, as many tokens as the validation split has
+    gap: float  # validation minus training
+    gap_ci95: tuple[float, float]
+    sampled: Copies  # in what the model writes
+    unseen: Copies  # in as much text of the validation split: what copies are usual without memorising
+    n_samples: int
+    sample_chars: int  # in all
+
+
+def memorisation(run: Run, *, ckpt: str = "best", seed: int = 0, device: str | torch.device | None = None) -> Memorisation:
+    """Score the run on its own training text, let it write, and look up what it wrote. Raises UsageError if its data are gone."""
+    dataset = dataset_of(run)
+    validation = evaluate_run(run, ckpt=ckpt, device=device).score
+    low, mean, high = _on_training(run, dataset, ckpt, device)
+    gap = validation.nats_per_char - mean
+    margin = math.hypot((validation.ci95[1] - validation.ci95[0]) / 2, (high - low) / 2)
+    written = sampled_texts(run, ckpt, seed)
+    unseen = spelled(dataset.val.tokens, dataset.tokenizer.token_bytes())
+    return Memorisation(
+        val_nats_per_char=validation.nats_per_char,
+        train_nats_per_char=mean,
+        gap=gap,
+        gap_ci95=(gap - margin, gap + margin),
+        sampled=copies(written, training_pieces(dataset)),
+        unseen=copies(_spread(unseen, len(written), sum(map(len, written))), training_pieces(dataset)),
+        n_samples=len(written),
+        sample_chars=sum(map(len, written)),
+    )
+
+
+def _on_training(run: Run, dataset: Dataset, ckpt: str, device: str | torch.device | None) -> tuple[float, float, float]:
+    from minigpt_cli import checkpoints
+    from minigpt_cli.evaluation.scoring import score_ids
+
+    loaded = checkpoints.load(run, ckpt, device or "cpu")
+    block_size, tokens = loaded.config.model.block_size, dataset.train.tokens
+    start = _at_character(dataset, max(0, len(tokens) - len(dataset.val.tokens)))
+    context = tokens[max(0, start - block_size) : start] if start else None
+    score = score_ids(loaded.model, loaded.tokenizer, tokens[start:], context=context, block_size=block_size)
+    return score.ci95[0], score.nats_per_char, score.ci95[1]
+
+
+def _at_character(dataset: Dataset, start: int) -> int:
+    """The first token from `start` on that begins with a whole character."""
+    pieces = dataset.tokenizer.token_bytes()
+    while start < len(dataset.train.tokens) - 1 and (first := pieces[int(dataset.train.tokens[start])][:1]) and first[0] & 0xC0 == 0x80:
+        start += 1
+    return start
+
+
+def sampled_texts(run: Run, ckpt: str, seed: int) -> list[str]:
+    """What the model writes at temperature 1, unfiltered, from a line break: its own distribution."""
+    from minigpt_cli.generation import samples
+    from minigpt_cli.generation.engine import Engine, Request
+    from minigpt_cli.generation.loading import open_writer
+    from minigpt_cli.generation.sampling import Sampling
+
+    writer = open_writer(run, ckpt)
+    chars_per_token = run.record.corpus.splits["val"].n_chars / run.record.corpus.splits["val"].n_tokens if run.record.corpus else 1.0
+    request = Request(
+        samples.prompt_ids(writer.tokenizer, ""),
+        Sampling(temperature=1.0, top_k=0),
+        max_new_tokens=max(1, round(SAMPLE_CHARS / chars_per_token)),
+        num_samples=SAMPLES,
+        seed=seed,
+    )
+    engine = Engine(writer.decoder(SAMPLES), writer.token_bytes)
+    return [sample.text for sample in samples.collect(samples.run(engine, request), SAMPLES)]
+
+
+def _spread(text: str, count: int, total: int) -> list[str]:
+    """`count` stretches from all over `text`, `total` characters together or as many as it has."""
+    length = min(total, len(text)) // max(1, count)
+    starts = np.linspace(0, max(0, len(text) - length), count).astype(int)
+    return [text[start : start + length] for start in starts]
+
+
+def training_pieces(dataset: Dataset) -> Iterator[str]:
+    """The training text in pieces."""
+    pieces, tokens = dataset.tokenizer.token_bytes(), dataset.train.tokens
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    for start in range(0, len(tokens), _PIECE):
+        yield decoder.decode(b"".join([pieces[i] for i in tokens[start : start + _PIECE].tolist()]))
