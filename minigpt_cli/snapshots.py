@@ -119,8 +119,6 @@ class Staging:
         if self._temporary.keys() - {RECORD}:
             _keep_previous(self._run)
         for name in sorted(self._temporary, key=lambda n: n == RECORD):
-            if name == RECORD:
-                durable.sync_folder(self._run.dir)  # the files have their names on disk before the record that names them
             os.replace(self._temporary[name], self._run.file(name))
             del self._temporary[name]
         durable.sync_folder(self._run.dir)
