@@ -29,7 +29,15 @@ from minigpt_cli.errors import UsageError, unknown_name
 from minigpt_cli.recipes import read_preset
 
 MODELS: dict[str, type[BaseModel]] = {"bigram": BigramConfig, "classic": ClassicConfig, "modern": ModernConfig, "moe": MoEConfig}
-PANELS = {"model": "Model", "data": "Data", "optim": "Optimisation", "eval": "Evaluation and stopping", "compute": "Computation", "": "Run"}
+PANELS = {
+    "model": "Model",
+    "data": "Data",
+    "optim": "Optimisation",
+    "eval": "Evaluation and stopping",
+    "compute": "Computation",
+    "lora": "Fine-tuning",
+    "": "Run",
+}
 _DEFAULT_ARCH = ModernConfig.model_fields["arch"].default
 _COMPLETION = {"tokenizer": complete_tokenizer}
 _Command = Callable[..., Any]

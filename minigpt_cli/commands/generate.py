@@ -85,13 +85,13 @@ def generate(
     """\b
     Examples:
       minigpt generate                                 let the newest run write
-      minigpt generate top -p "Once upon a"            the best run, your beginning
+      minigpt generate top -p "Once upon a"            the best run, your words
       minigpt generate --temperature 0.5 --top-k 10    safer
       minigpt generate --num-samples 4 --seed 1 --json   four texts for a script
       minigpt generate -p "To be" --stop . --probs     and how sure the model was
       minigpt generate --sweep temperature=0.3,0.7,1.5   settings side by side
       minigpt generate -i                              a prompt loop
-      minigpt generate --serve                         for OpenAI clients, and a page
+      minigpt generate --serve                         a server with a page
 
     Streams the prompt and its continuation. The same seed gives the same text, however many samples are drawn.
     """

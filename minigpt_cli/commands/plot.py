@@ -38,7 +38,7 @@ def plot(
 ) -> None:
     """\b
     Examples:
-      minigpt runs plot                              the newest run, in the terminal
+      minigpt runs plot                      the newest run, in the terminal
       minigpt runs plot modern-1 moe-1 --x seconds
       minigpt runs plot modern-1 moe-1 --out curves.svg
       minigpt runs plot modern-1 --html report.html

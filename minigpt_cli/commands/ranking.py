@@ -9,7 +9,8 @@ from typing import Any
 
 from minigpt_cli.display import console
 from minigpt_cli.errors import MiniGPTError, UsageError
-from minigpt_cli.leaderboard import Row, intervals_overlap, rank, text_sha256
+from minigpt_cli.evaluation.ranking import ties
+from minigpt_cli.leaderboard import Row, rank, text_sha256
 from minigpt_cli.records import Best
 from minigpt_cli.runstore import Run
 
@@ -19,7 +20,7 @@ _AMOUNTS = {"tokens": "tokens_seen", "seconds": "elapsed_s"}
 def ranked(runs: Sequence[Run], budget: str | None) -> list[Row]:
     """Rows best first, each text apart; within `budget` if there is one. Raises UsageError for a budget that is none."""
     if budget is None:
-        return rank(runs, intervals_overlap)
+        return rank(runs, ties(runs))
     kind, _, amount = budget.partition("=")
     try:
         limit = float(amount) if amount else None
@@ -28,7 +29,8 @@ def ranked(runs: Sequence[Run], budget: str | None) -> list[Row]:
     if kind not in (*_AMOUNTS, "params") or (limit is not None and not limit > 0):
         raise UsageError(f"--budget {budget}: write tokens, seconds or params, and a number if it is not to be found, as in seconds=60")
     if kind == "params":
-        return rank(_best_of_size(runs) if limit is None else [run for run in runs if run.record.n_params <= limit], intervals_overlap)
+        chosen = _best_of_size(runs) if limit is None else [run for run in runs if run.record.n_params <= limit]
+        return rank(chosen, ties(chosen))
     scored = [run for run in runs if run.record.best is not None]
     if limit is None:
         limit = min((getattr(run.record, _AMOUNTS[kind]) for run in scored), default=0)
@@ -152,7 +154,7 @@ def folded(runs: Sequence[Run]) -> list[dict[str, Any]]:
     for run in runs:
         if run.record.best is not None:
             groups[text_sha256(run), _recipe(run)].append(run)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for (text, _), group in groups.items():
         scores = [run.record.best.nats_per_char for run in group if run.record.best]
         mean = math.fsum(scores) / len(scores)

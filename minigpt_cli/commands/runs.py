@@ -77,7 +77,7 @@ def list_runs(
     everything = store.list()
     good = ordered(select((r for r in everything if isinstance(r, Run)), where=where, tags=tag), sort)
     damaged = [run for run in everything if isinstance(run, DamagedRun)] if not (tag or where) else []
-    rows = [listing(run) for run in [*good, *damaged]][: top or None]
+    rows = [*map(listing, good), *map(listing, damaged)][: top or None]
     if json:
         console.write_json(rows)
     elif csv or md:

@@ -39,9 +39,9 @@ def tokenize(
 ) -> None:
     """\b
     Examples:
-      minigpt tokenize                                       the default text, a token a character
-      minigpt tokenize notes.txt --tokenizer bpe             learn 512 tokens from your text
-      minigpt tokenize books/ --tokenizer gpt2 --out tokens  GPT-2's tokens, written to tokens/
+      minigpt tokenize                                  a token a character
+      minigpt tokenize notes.txt --tokenizer bpe        512 tokens, learned
+      minigpt tokenize books/ --tokenizer gpt2 --out t  GPT-2's, written to t/
       minigpt tokenize --tokenizer bpe --show "Once upon"    how a text is cut
 
     Cuts a text into tokens and writes train.bin, val.bin (and test.bin), tokenizer.json and dataset.json.

@@ -45,12 +45,12 @@ def train(
 ) -> None:
     """\b
     Examples:
-      minigpt train                                 a good small model on the default text, three minutes
-      minigpt train notes.txt --time-budget 10m     your own text, ten minutes
-      minigpt train tinyshakespeare --arch moe      a mixture of experts on Shakespeare
-      minigpt train --preset nanogpt-cpu --seed 1   a named recipe
-      minigpt train --resume latest                 go on where the newest run stopped
-      minigpt train --lr 1e-3 --print-config        see what would be used, and why
+      minigpt train                                a small model, three minutes
+      minigpt train notes.txt --time-budget 10m    your own text, ten minutes
+      minigpt train tinyshakespeare --arch moe     a mixture of experts
+      minigpt train --preset nanogpt-cpu --seed 1  a named recipe
+      minigpt train --resume latest                go on where it stopped
+      minigpt train --lr 1e-3 --print-config       what would be used, and why
 
     Trains a model on a text and keeps it in a run directory: the best weights, the last ones, and everything to go on from.
     Settings come from the defaults, then --preset, then --config, then MINIGPT_<NAME>, then flags; 0 switches a setting off.

@@ -85,7 +85,7 @@ def _stopped(run: Run) -> Stopped | None:
     return Stopped(
         run=run.name,
         step=record.stop_step,
-        stop_reason=_ENDS.get(status) or record.stop_reason or "failed",  # type: ignore[arg-type]
+        stop_reason=_ENDS.get(status) or record.stop_reason or "failed",
         best_step=best.step if best else None,
         best_val_loss=best.nats_per_token if best else None,
         best_nats_per_char=best.nats_per_char if best else None,

@@ -43,7 +43,7 @@ def _drawn(curves: Sequence[Curve], *, x_label: str, y_label: str, dark: bool, m
         raise MissingExtra("drawing PNG and SVG", "plot") from None
     colours = _DARK if dark else _LIGHT
     ink = colours["text.color"]
-    settings = colours | {
+    settings: Any = colours | {
         "axes.facecolor": colours["figure.facecolor"], "savefig.facecolor": colours["figure.facecolor"], "axes.labelcolor": ink,
         "xtick.color": ink, "ytick.color": ink, "font.size": 11, "svg.fonttype": "none", "svg.hashsalt": "minigpt",
     }  # fmt: skip

@@ -84,7 +84,7 @@ def print_leaderboard(groups: Sequence[tuple[str, Sequence[Row]]]) -> None:
         styles: list[Style] = ["best" if row.rank == 1 else "dim" if row.status in ("failed", "crashed") else "" for row in rows]
         print_table(_LEADERBOARD, [_leaderboard_cells(row) for row in rows], styles=styles, title=title)
     if any(row.tied_with_best and row.rank > 1 for _, rows in groups for row in rows):
-        console.notice("≈ cannot be told from the first: the 95 % intervals overlap; minigpt compare tests the pair")
+        console.notice("≈ cannot be told from the first; minigpt compare tests a pair")
 
 
 def _leaderboard_cells(row: Row) -> list[str]:
