@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from minigpt_cli.config import DataConfig
 from minigpt_cli.data.corpora import open_source
@@ -21,6 +21,8 @@ from minigpt_cli.runstore import Run
 
 if TYPE_CHECKING:
     import torch
+
+Device: TypeAlias = "str | torch.device | Callable[[], str] | None"  # or how to choose one, asked when a model has to be run
 
 DATA_LIMIT = 1 << 30  # characters of a text to score
 
@@ -85,7 +87,7 @@ def evaluate_run(
     *,
     ckpt: str = "best",
     stride: int = 0,
-    device: str | torch.device | None = None,
+    device: Device = None,
     fresh: bool = False,
     on_model: Callable[[str], None] = lambda _: None,
 ) -> Evaluation:
@@ -94,6 +96,8 @@ def evaluate_run(
     `fresh` computes it even if it is kept; `on_model` hears the run's name when its model has to be run.
     """
     target = target or Target()
+    if stride > (block_size := run.config.model.block_size):
+        raise UsageError(f"--stride {stride} is more than {block_size}, the block size of run {run.name!r} (0: consecutive windows)")
     key = score_key(run, target, ckpt, stride)
     step = run.record.best.step if run.record.best and weights_file(run, ckpt).startswith("best") else run.record.stop_step
     if not fresh and (score := cache.find(run.dir, key)):
@@ -102,11 +106,11 @@ def evaluate_run(
     return _computed(run, target, ckpt, stride, device)
 
 
-def _computed(run: Run, target: Target, ckpt: str, stride: int, device: str | torch.device | None) -> Evaluation:
+def _computed(run: Run, target: Target, ckpt: str, stride: int, device: Device) -> Evaluation:
     from minigpt_cli import checkpoints
     from minigpt_cli.evaluation.scoring import score_ids, score_text
 
-    loaded = checkpoints.load(run, ckpt, device or "cpu")
+    loaded = checkpoints.load(run, ckpt, place(device))
     block_size = loaded.config.model.block_size
     if target.text is not None:
         score = score_text(loaded.model, loaded.tokenizer, target.text, block_size=block_size, stride=stride)
@@ -123,6 +127,11 @@ def _computed(run: Run, target: Target, ckpt: str, stride: int, device: str | to
         except MiniGPTError as error:
             notices.append(f"the score is not kept: {error}")
     return Evaluation(run, ckpt, loaded.step, score, kept=False, notices=notices)
+
+
+def place(device: Device) -> str | torch.device:
+    """The device meant; the CPU where nothing is said."""
+    return device() if callable(device) else device or "cpu"
 
 
 def baselines_of(run: Run, score: Score) -> Baselines | None:

@@ -6,18 +6,14 @@ import codecs
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from minigpt_cli.data.dataset import Dataset
 from minigpt_cli.evaluation.characters import spelled
-from minigpt_cli.evaluation.evaluating import dataset_of, evaluate_run
+from minigpt_cli.evaluation.evaluating import Device, dataset_of, evaluate_run, place
 from minigpt_cli.evaluation.memorisation import Copies, copies
 from minigpt_cli.runstore import Run
-
-if TYPE_CHECKING:
-    import torch
 
 SAMPLES, SAMPLE_CHARS = 10, 1000
 _PIECE = 1 << 20  # tokens of the training text read at once
@@ -37,7 +33,7 @@ class Memorisation:
     sample_chars: int  # in all
 
 
-def memorisation(run: Run, *, ckpt: str = "best", seed: int = 0, device: str | torch.device | None = None) -> Memorisation:
+def memorisation(run: Run, *, ckpt: str = "best", seed: int = 0, device: Device = None) -> Memorisation:
     """Score the run on its own training text, let it write, and look up what it wrote. Raises UsageError if its data are gone."""
     dataset = dataset_of(run)
     validation = evaluate_run(run, ckpt=ckpt, device=device).score
@@ -58,11 +54,11 @@ def memorisation(run: Run, *, ckpt: str = "best", seed: int = 0, device: str | t
     )
 
 
-def _on_training(run: Run, dataset: Dataset, ckpt: str, device: str | torch.device | None) -> tuple[float, float, float]:
+def _on_training(run: Run, dataset: Dataset, ckpt: str, device: Device) -> tuple[float, float, float]:
     from minigpt_cli import checkpoints
     from minigpt_cli.evaluation.scoring import score_ids
 
-    loaded = checkpoints.load(run, ckpt, device or "cpu")
+    loaded = checkpoints.load(run, ckpt, place(device))
     block_size, tokens = loaded.config.model.block_size, dataset.train.tokens
     start = _at_character(dataset, max(0, len(tokens) - len(dataset.val.tokens)))
     context = tokens[max(0, start - block_size) : start] if start else None

@@ -1,0 +1,160 @@
+"""minigpt eval: score a run on every character of a text, once, without sampling."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from minigpt_cli.commands.options import CheckpointOption, JsonFlag, OptionalRun, RunsDir, complete_source
+from minigpt_cli.display import console
+from minigpt_cli.errors import UsageError
+from minigpt_cli.runstore import RunStore
+
+if TYPE_CHECKING:
+    from minigpt_cli.evaluation.evaluating import Evaluation
+    from minigpt_cli.evaluation.overfitting import Memorisation
+    from minigpt_cli.evaluation.targets import Target
+    from minigpt_cli.runstore import Run
+
+_ONE = "Print this one number alone"
+
+
+def evaluate(
+    run: OptionalRun = None,
+    split: Annotated[Literal["val", "test", "train"], typer.Option(help="Which split of the run's own text.")] = "val",
+    data: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Score this text instead.", autocompletion=complete_source, show_default=False)
+    ] = None,
+    ckpt: CheckpointOption = "best",
+    stride: Annotated[
+        int,
+        typer.Option(min=0, metavar="N", help="Slide windows by N tokens, for a longer context; 0: consecutive windows."),
+    ] = 0,
+    nats_per_char: Annotated[bool, typer.Option("--nats-per-char", metavar="", rich_help_panel=_ONE)] = False,
+    nats_per_token: Annotated[bool, typer.Option("--nats-per-token", metavar="", rich_help_panel=_ONE)] = False,
+    bits_per_byte: Annotated[bool, typer.Option("--bits-per-byte", metavar="", rich_help_panel=_ONE)] = False,
+    perplexity: Annotated[bool, typer.Option("--perplexity", metavar="", help="exp(nats per token).", rich_help_panel=_ONE)] = False,
+    memorisation: Annotated[
+        bool, typer.Option("--memorisation", metavar="", help="Also: the gap to the training text, and what is copied from it.")
+    ] = False,
+    device: Annotated[Literal["auto", "cpu", "mps", "cuda"], typer.Option(help="Where to compute; auto: a GPU if there is one.")] = "auto",
+    fresh: Annotated[bool, typer.Option("--fresh", metavar="", help="Compute again what is kept beside the run.")] = False,
+    json: JsonFlag = False,
+    runs_dir: RunsDir = None,
+) -> None:
+    """\b
+    Examples:
+      minigpt eval                         score the newest run on its validation split
+      minigpt eval modern-1 --split test   the split that nothing was chosen by
+      minigpt eval top --data book.txt     the best run on a text of yours
+      minigpt eval --nats-per-char         one number for a script
+      minigpt eval --stride 16             every token with a long context
+      minigpt eval --memorisation          does it recite its training text?
+
+    Scores every character once. A token's nats are shared by the characters it covers, so that runs with different tokenizers
+    compare. Scores are kept beside the run; a second time no model is loaded.
+    """
+    numbers = {"nats_per_char": nats_per_char, "nats_per_token": nats_per_token, "bits_per_byte": bits_per_byte, "perplexity": perplexity}
+    wanted = [name for name, on in numbers.items() if on]
+    if len(wanted) + json > 1:
+        raise UsageError(f"--{wanted[0].replace('_', '-')} prints one number alone: leave out the other kinds of output")
+    if memorisation and wanted:
+        raise UsageError(f"--memorisation does not go with --{wanted[0].replace('_', '-')}: choose one")
+    store = RunStore(runs_dir)
+    chosen = store.find(run or "latest")
+    if chosen.name != run:
+        console.notice(f"scoring {chosen.name}" + (f" ({run})" if run else ", the newest run"))
+    target = _target(split, data)
+    found = _scored(chosen, target, ckpt, stride, device, fresh)
+    if wanted:
+        console.write(f"{getattr(found.score, wanted[0]):.6f}")
+        return
+    copied = _memorisation(chosen, ckpt, device) if memorisation else None
+    (_write_json if json else _print)(found, target, copied, stride)
+
+
+def _target(split: Literal["val", "test", "train"], data: str | None) -> Target:
+    from minigpt_cli.evaluation.targets import Target
+
+    if data is None:
+        return Target(split)
+    if split != "val":
+        raise UsageError(f"--data scores a text of its own and --split {split} one of the run's: choose one")
+    from minigpt_cli.evaluation.evaluating import read_text
+
+    return read_text(data)
+
+
+def _scored(run: Run, target: Target, ckpt: str, stride: int, device: str, fresh: bool) -> Evaluation:
+    from minigpt_cli.evaluation.evaluating import evaluate_run
+
+    found = evaluate_run(run, target, ckpt=ckpt, stride=stride, device=_chooser(device), fresh=fresh)
+    for notice in found.notices:
+        console.warn(notice)
+    return found
+
+
+def _chooser(device: str) -> Any:
+    """Which device, asked only when a model is run: choosing imports torch."""
+
+    def choose() -> str:
+        from minigpt_cli.training.planning import choose_device
+
+        return choose_device(device)[0]
+
+    return choose
+
+
+def _memorisation(run: Run, ckpt: str, device: str) -> Memorisation:
+    from minigpt_cli.evaluation.overfitting import memorisation
+
+    return memorisation(run, ckpt=ckpt, device=_chooser(device))
+
+
+def _print(found: Evaluation, target: Target, copied: Memorisation | None, stride: int) -> None:
+    from minigpt_cli.display.evaluation import print_evaluation, print_memorisation, print_test_gap
+    from minigpt_cli.evaluation.evaluating import baselines_of
+
+    corpus = found.run.record.corpus
+    names = {"val": "validation", "test": "test", "train": "training"}
+    what = target.label or f"{names[target.split]} split of {corpus.label if corpus else 'its text'}"
+    seen = target.text is None and target.split == "train"
+    print_evaluation(found, what, None if seen else baselines_of(found.run, found.score), stride=stride)
+    best = found.run.record.best
+    if target.text is None and target.split == "test" and best is not None:
+        print_test_gap(best.nats_per_char, found.score.nats_per_char)
+    if copied is not None:
+        print_memorisation(copied)
+
+
+def _write_json(found: Evaluation, target: Target, copied: Memorisation | None, stride: int) -> None:
+    from dataclasses import asdict
+
+    from minigpt_cli.evaluation.evaluating import baselines_of
+
+    score, best = found.score, found.run.record.best
+    baselines = None if target.text is None and target.split == "train" else baselines_of(found.run, score)
+    document: dict[str, Any] = {
+        "run": found.run.name,
+        "ckpt": found.ckpt,
+        "step": found.step,
+        "split": target.split if target.text is None else None,
+        "text_sha256": score.text_sha256,
+        "stride": stride,
+        "nats_per_token": score.nats_per_token,
+        "nats_per_char": score.nats_per_char,
+        "bits_per_byte": score.bits_per_byte,
+        "perplexity": score.perplexity,
+        "n_tokens": score.n_tokens,
+        "n_chars": score.n_chars,
+        "n_bytes": score.n_bytes,
+        "ci95": {"nats_per_char": list(score.ci95)},
+        "baselines": None if baselines is None else asdict(baselines),
+    }
+    if document["split"] == "test" and best is not None:
+        document["selected_val_nats_per_char"] = best.nats_per_char
+        document["gap_to_selected"] = score.nats_per_char - best.nats_per_char
+    if copied is not None:
+        document["memorisation"] = asdict(copied)
+    console.write_json(document)

@@ -1,0 +1,65 @@
+"""The result of `eval` for people: the score with its interval, beside what needs no neural network, and what was memorised."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from minigpt_cli.display import console, words
+
+if TYPE_CHECKING:
+    from minigpt_cli.evaluation.baselines import Baselines
+    from minigpt_cli.evaluation.evaluating import Evaluation
+    from minigpt_cli.evaluation.memorisation import Copies
+    from minigpt_cli.evaluation.overfitting import Memorisation
+
+_BAR = 32  # characters
+
+
+def print_evaluation(found: Evaluation, what: str, baselines: Baselines | None, *, stride: int) -> None:
+    """Print the score of `what` (a split or a file) to stdout."""
+    score = found.score
+    windows = f"windows slide by {stride} tokens" if stride else "consecutive windows"
+    ppl = f"{score.perplexity:.2f}" if math.isfinite(score.perplexity) else "beyond measure"
+    lines = [
+        f"run     {console.one_line(found.run.name)}, {found.ckpt} checkpoint, step {found.step:,}",
+        f"text    {console.one_line(what)}: {score.n_chars:,} characters, {score.n_tokens:,} tokens; {windows}",
+        f"score   {score.nats_per_char:.4f} nats per character (95 %: {words.interval(score.ci95)})",
+        f"        {score.nats_per_token:.4f} nats per token; {score.bits_per_byte:.4f} bits per byte; perplexity {ppl} per token",
+    ]
+    console.write("\n".join(lines))
+    if baselines is not None:
+        _print_baselines(score.nats_per_char, baselines)
+
+
+def _print_baselines(model: float, baselines: Baselines) -> None:
+    rows = [("this model", model), ("xz -9", baselines.xz), ("character pairs", baselines.bigram), ("characters", baselines.unigram)]
+    rows += [("all alike", baselines.uniform)]
+    most = max(value for _, value in rows)
+    console.write("\nnats per character, beside what needs no network (it saw the training split too)")
+    for name, value in sorted(rows, key=lambda row: row[1]):
+        console.write(f"  {name:<16} {value:7.4f}  {'█' * max(1, round(_BAR * value / most))}")
+
+
+def print_test_gap(selected: float, test: float) -> None:
+    """Print how far the untouched test split is from the validation score that the checkpoint was selected by."""
+    console.write(f"gap     test is {test - selected:+.4f} nats per character from {selected:.4f}, the validation score that chose the checkpoint")
+
+
+def print_memorisation(found: Memorisation) -> None:
+    """Print the gap between training and validation text, and how long the copies are in what the model writes."""
+    low, high = found.gap_ci95
+    lines = [
+        "\nmemorisation",
+        f"  gap     {found.gap:+.4f} nats per character (95 %: {low:+.4f} to {high:+.4f}): validation {found.val_nats_per_char:.4f},"
+        f" end of the training text {found.train_nats_per_char:.4f}",
+        f"  copies  of the training text in {found.n_samples} samples, {found.sample_chars:,} characters, temperature 1",
+        f"    written by the model   longest {found.sampled.longest:>4}, mean {found.sampled.mean:.1f}  {_quoted(found.sampled)}",
+        f"    in unseen real text    longest {found.unseen.longest:>4}, mean {found.unseen.mean:.1f}  {_quoted(found.unseen)}",
+    ]
+    console.write("\n".join(lines))
+
+
+def _quoted(found: Copies) -> str:
+    text = found.longest_text if len(found.longest_text) <= 60 else found.longest_text[:57] + "…"
+    return "“" + console.printable(text.replace("\n", "⏎"), keep="") + "”"
