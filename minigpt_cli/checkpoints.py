@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ from minigpt_cli import durable, registry, snapshots, tensorfiles
 from minigpt_cli.config import RunConfig
 from minigpt_cli.durable import check_space
 from minigpt_cli.errors import MiniGPTError, RunDamaged, UsageError
+from minigpt_cli.models import lora
 from minigpt_cli.models.contract import build_model
 from minigpt_cli.records import FileRecord, RunRecord, now
 from minigpt_cli.rundir import (
@@ -48,6 +50,7 @@ __all__ = [
     "check_model_fits",
     "check_space",
     "continue_from",
+    "frozen_weights",
     "load",
     "load_resume",
     "load_tensors",
@@ -57,6 +60,7 @@ __all__ = [
 
 BEST, LAST, RESUME = "best.safetensors", "last.safetensors", "resume.safetensors"
 _STATE = "resume_state"  # key of the JSON in resume.safetensors' header
+_BASES = 8  # adapters may stand on adapters, so many deep
 _SLACK = 1 << 20  # bytes that stay free beyond what a save needs
 
 
@@ -182,14 +186,46 @@ def load_resume(run: Run) -> ResumePoint:
     return ResumePoint(point.last, point.resume, point.resume_state, point.record, point.config, point.tokenizer, notices)
 
 
-def _read_model(folder: Path, record: RunRecord, which: str) -> Loaded:
+def _read_model(folder: Path, record: RunRecord, which: str, depth: int = 0) -> Loaded:
     config, tokenizer = _read_config(folder, record), _read_tokenizer(folder, record)
     name = BEST if which == "best" and BEST in record.files else LAST
     tensors = _read_tensors(folder, record, name, config, tokenizer.vocab_size).tensors
+    if config.lora.lora_rank:
+        tensors = lora.merged(_base_weights(folder, record, depth), tensors, config.lora)
     model = build_model(config.model, tokenizer.vocab_size)
-    model.load_state_dict(tensors)
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:  # only with adapters: the rest is checked against the configuration before it is read
+        raise RunDamaged(f"{folder / name} holds adapters for another model: {durable.one_line(str(error))}") from error
     step = record.best.step if name == BEST and record.best else record.stop_step
     return Loaded(model.eval(), tokenizer, config, record, step)
+
+
+def frozen_weights(run: Run, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What the adapters of `run` are added to: its base's tensors or, instead, those that `stored` holds whole. Raises RunDamaged."""
+    return _base_weights(run.dir, run.record) | {name: tensor for name, tensor in stored.items() if not lora.is_adapter(name)}
+
+
+def _base_weights(folder: Path, record: RunRecord, depth: int = 0) -> dict[str, Tensor]:
+    """The tensors of the run whose weights have the hash that a run with adapters names, under whatever name it goes now."""
+    runs_dir = folder.parent.parent if folder.name == PREVIOUS else folder.parent
+    wanted = record.base
+    if wanted is None:
+        raise RunDamaged(f"run {record.name!r} holds adapters and does not say for which weights")
+    if depth == _BASES:
+        raise RunDamaged(f"run {record.name!r} stands on more than {_BASES} runs of adapters: merge one with minigpt runs import")
+    others = sorted(entry.name for entry in runs_dir.iterdir() if entry.name not in (wanted.run, record.name))
+    for name in [wanted.run, *others] if Path(wanted.run).name == wanted.run else others:
+        for candidate in (runs_dir / name, runs_dir / name / PREVIOUS):
+            with suppress(RunDamaged):
+                found = read_record(candidate / RECORD)
+                which = next((n for n in (BEST, LAST) if n in found.files and found.files[n].sha256 == wanted.sha256), None)
+                if which is not None:
+                    return dict(_read_model(candidate, found, which.partition(".")[0], depth + 1).model.state_dict())
+    raise RunDamaged(
+        f"run {record.name!r} holds adapters for run {durable.one_line(wanted.run, 80)!r} (weights {wanted.sha256[:12]}), "
+        f"and no run in {runs_dir} has those weights (any more)"
+    )
 
 
 def _read_resume(folder: Path, record: RunRecord) -> ResumePoint:
@@ -226,6 +262,8 @@ def _read_config(folder: Path, record: RunRecord) -> RunConfig:
 
 def _read_tokenizer(folder: Path, record: RunRecord) -> Tokenizer:
     data = _read_bytes(folder, record, TOKENIZER, TOKENIZER_LIMIT)
+    if not data.lstrip().startswith(b"{"):  # load_tokenizer would take it for a path
+        raise RunDamaged(f"{folder / TOKENIZER} is not a tokenizer")
     try:
         return load_tokenizer(data.decode("utf-8"))
     except (UnicodeDecodeError, UsageError) as error:
@@ -234,16 +272,24 @@ def _read_tokenizer(folder: Path, record: RunRecord) -> Tokenizer:
 
 def _read_tensors(folder: Path, record: RunRecord, name: str, config: RunConfig, vocab_size: int) -> tensorfiles.TensorFile:
     path = folder / name
-    check = partial(_check_against_model, path, config.model, vocab_size)
+    check = partial(_check_against_model, path, config, vocab_size)
     return tensorfiles.read(path, _recorded(folder, record, name), check)
 
 
-def _check_against_model(path: Path, config: Any, vocab_size: int, found: Mapping[str, TensorInfo]) -> None:
+def _check_against_model(path: Path, settings: RunConfig, vocab_size: int, found: Mapping[str, TensorInfo]) -> None:
     """Raise RunDamaged unless the file holds exactly the tensors of this configuration's model; before either is allocated."""
+    config: Any = settings.model
     if getattr(config, "n_layer", 0) > len(found):
         raise RunDamaged(f"{path} holds {len(found)} tensors, too few for the {config.n_layer} layers of its configuration")
-    expected = {name: tuple(tensor.shape) for name, tensor in _outline(config, vocab_size).state_dict().items()}
+    outline = _outline(config, vocab_size)
+    required = None
+    if settings.lora.lora_rank:
+        lora.attach(outline, settings.lora, 0)
+        required = lora.trained(outline, outline.state_dict())
+    expected = {name: tuple(tensor.shape) for name, tensor in outline.state_dict().items()}
     for name, shape in expected.items():
+        if name not in found and required is not None and name not in required:
+            continue  # the base has it
         if name not in found:
             raise RunDamaged(f"{path} lacks the tensor {name} that its configuration asks for")
         if found[name].shape != shape:

@@ -248,6 +248,25 @@ class ComputeConfig(_Frozen):
     """CPU threads; 0: torch's choice."""
 
 
+class LoraConfig(_Frozen):
+    """How a run from other weights (--init-from) learns: small adapters instead of the weights themselves."""
+
+    lora_rank: int = Field(0, ge=0, le=1024)
+    """Train adapters of this rank and leave the weights of --init-from as they are; 0: train all weights."""
+    lora_alpha: float = Field(16.0, gt=0, le=1e6)
+    """The adapters' difference is scaled by this over the rank."""
+    lora_targets: str = Field("all", max_length=200)
+    """Linear maps to adapt, by name (qkv,out,up,down,gate_up,router), or all: every one but the router."""
+    quantize_base: Literal["off", "8", "4"] = "off"
+    """Hold the frozen weights in so many bits while adapters train (needs the extra 'quantize')."""
+
+    @model_validator(mode="after")
+    def _quantizes_only_what_is_frozen(self) -> LoraConfig:
+        if self.quantize_base != "off" and not self.lora_rank:
+            raise ValueError("--quantize-base holds frozen weights in fewer bits: give --lora-rank too")
+        return self
+
+
 class RunConfig(_Frozen):
     """Everything that a run depends on; `config.json` is this, resolved."""
 
@@ -257,5 +276,6 @@ class RunConfig(_Frozen):
     optim: OptimConfig = OptimConfig()
     eval: EvalConfig = EvalConfig()
     compute: ComputeConfig = ComputeConfig()
+    lora: LoraConfig = LoraConfig()
     seed: int = Field(1337, ge=0, lt=1 << 63)
     """Seed of initial weights, batches and dropout."""

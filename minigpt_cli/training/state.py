@@ -5,7 +5,7 @@ B windows in a batch, T tokens in a window, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
 
 import torch
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minigpt_cli.config import RunConfig
+from minigpt_cli.models import lora
 from minigpt_cli.models.contract import build_model
 from minigpt_cli.training import distributed, precision
 from minigpt_cli.training.distributed import World
@@ -37,16 +38,26 @@ class TrainingState:
     """Weights, optimizer, averages and generators of a run. `step` is the only thing that changes them."""
 
     def __init__(
-        self, config: RunConfig, vocab_size: int, device: torch.device, world: World | None = None, weights: Mapping[str, Tensor] | None = None
+        self,
+        config: RunConfig,
+        vocab_size: int,
+        device: torch.device,
+        world: World | None = None,
+        weights: Mapping[str, Tensor] | None = None,
+        whole: Collection[str] = (),
     ) -> None:
+        """`weights` to begin from; with adapters they stay as they are, except for the tensors named in `whole`."""
         self.config, self.device, self.world = config, device, world or World()
         model = build_model(config.model, vocab_size, config.seed)
         if weights is not None:
             model.load_state_dict(weights)
+        if config.lora.lora_rank:
+            lora.attach(model, config.lora, config.seed, whole)
         self.model = self._prepare(model)
         self.optimizer = build_optimizer(self.model, config.optim, fast_bf16=config.compute.precision == "bf16")
         self.scaler = precision.LossScaler(config.compute.precision, device)
-        self.average = {n: p.detach().clone() for n, p in self.model.named_parameters()} if config.optim.ema else {}
+        self._averaged = [(n, p) for n, p in self.model.named_parameters() if p.requires_grad] if config.optim.ema else []
+        self.average = {n: p.detach().clone() for n, p in self._averaged}
         self.refused_in_a_row = torch.zeros((), device=device)
         self._routers = [block.moe for block in getattr(self.model, "blocks", []) if hasattr(block, "moe")]
         self._forward: nn.Module = self.model if config.compute.fsdp else distributed.replicate(self.model, self.world, device)
@@ -104,7 +115,7 @@ class TrainingState:
         self.refused_in_a_row = torch.where(refused > 0, self.refused_in_a_row + 1, torch.zeros_like(self.refused_in_a_row))
         if self.average:
             decay = min(self.config.optim.ema, (1 + number) / (10 + number))  # a young average forgets its start
-            torch._foreach_lerp_(list(self.average.values()), [p.detach() for p in self.model.parameters()], 1 - decay)
+            torch._foreach_lerp_(list(self.average.values()), [p.detach() for _, p in self._averaged], 1 - decay)
 
     lr_scale: float = 1.0  # lowered by the tail of cosine-plateau
 
@@ -114,7 +125,12 @@ class TrainingState:
 
     def weights(self) -> dict[str, Tensor]:
         """The weights that training changes, whole, on the CPU."""
-        return {n: distributed.whole(t.detach()).cpu().clone() for n, t in self.model.state_dict().items()}
+        return {n: distributed.whole(t.detach()).cpu().clone() for n, t in self._trained().items()}
+
+    def _trained(self) -> dict[str, Tensor]:
+        """The model's own tensors, without those that stay as they are under adapters."""
+        state: dict[str, Tensor] = self.model.state_dict()
+        return lora.trained(self.model, state) if self.config.lora.lora_rank else state
 
     def measured_weights(self) -> dict[str, Tensor]:
         """The weights that are evaluated and kept as best: their average where there is one."""
@@ -134,7 +150,9 @@ class TrainingState:
 
     def load_resume_tensors(self, weights: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
         """Continue from a save. A generator whose state is not there, or is another kind of device's, starts from the seed again."""
-        self.model.load_state_dict(dict(weights))
+        with torch.no_grad():
+            for name, tensor in self._trained().items():
+                tensor.copy_(weights[name])
         self.optimizer.load_state_tensors({n.removeprefix("optimizer."): t for n, t in tensors.items() if n.startswith("optimizer.")})
         for name, average in self.average.items():
             average.copy_(tensors[f"average.{name}"])

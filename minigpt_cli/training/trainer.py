@@ -7,7 +7,7 @@ before step 0; everything that the next step depends on is saved, so that a resu
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -50,19 +50,21 @@ def fit(
     *,
     resume: ResumePoint | None = None,
     weights: Mapping[str, Tensor] | None = None,
+    whole: Collection[str] = (),
     should_stop: ShouldStop = lambda: None,
     world: World | None = None,
     notices: list[str] | None = None,
 ) -> Iterator[Event]:
     """Train `run` and yield what happens, a `Stopped` last.
 
-    `config` is resolved (planning.resolve); `weights` start a run from another's. Raises Diverged after the last good
+    `config` is resolved (planning.resolve); `weights` start a run from another's; with adapters
+    (config.lora) they stay as they are, except for the tensors named in `whole`. Raises Diverged after the last good
     state is saved, and a one-line MiniGPTError when memory or disk run out.
     """
     world = world or World()
     device = torch.device(config.compute.device, world.local_rank if config.compute.device == "cuda" else None)
     with explained_out_of_memory(config):
-        trainer = _Trainer(run, resume.record if resume else run.record, config, dataset, device, world, weights)
+        trainer = _Trainer(run, resume.record if resume else run.record, config, dataset, device, world, weights, whole)
         yield trainer.started(notices or [])
         if world.is_writer:
             trainer.check_space()
@@ -83,9 +85,10 @@ class _Trainer:
         device: torch.device,
         world: World,
         weights: Mapping[str, Tensor] | None,
+        whole: Collection[str],
     ) -> None:
         self.run, self.config, self.dataset, self.device, self.world = run, config, dataset, device, world
-        self.state = TrainingState(config, dataset.tokenizer.vocab_size, device, world, weights)
+        self.state = TrainingState(config, dataset.tokenizer.vocab_size, device, world, weights, whole)
         self.batches = DeviceBatches(config, dataset, device, world)
         self.measuring = Measuring(config, dataset, self.state)
         self.progress = Progress()
