@@ -16,27 +16,36 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minigpt_cli.errors import MiniGPTError
+from minigpt_cli.models import kernels
 from minigpt_cli.models.layers import Dropout
+from minigpt_cli.models.training_attention import causal_attention
 
 AttentionPath = Literal["plain", "sdpa"]
 
 
 class CausalAttention(nn.Module):
-    """The core without weights: q (B, H, T, D), k and v (B, K, N, D) to (B, T, H * D). Queries are the last T of N tokens.
+    """The core without weights: q, k and v, the heads of (B, T, H + 2K, D) in that order, to (B, T, H * D).
 
     `path` chooses how: "plain" is two batched matrix products around a softmax, the fastest on CPUs at small head sizes;
     "sdpa" is torch's fused kernel, the fastest on GPUs and the leanest in memory everywhere.
     """
 
-    def __init__(self, dropout: float = 0.0) -> None:
+    def __init__(self, n_head: int, n_kv_head: int, layer: int, dropout: float = 0.0) -> None:
         super().__init__()
+        self.n_head, self.n_kv_head, self.layer = n_head, n_kv_head, layer
         self.path: AttentionPath = "plain"
         self.dropout = Dropout(dropout)  # of attention weights
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        B, H, T, D = q.shape
-        y: Tensor = self._sdpa(q, k, v) if self.path == "sdpa" else self._plain(q, k, v)
-        return y.transpose(1, 2).reshape(B, T, H * D)
+    def forward(self, heads: Tensor, cache: KVCache | None = None) -> Tensor:
+        if self.path == "plain" and cache is None and heads.device.type == "cpu" and kernels.by_hand(heads):
+            p = self.dropout.p if self.dropout.active else 0.0
+            return causal_attention(heads, self.n_head, p, self.dropout.generator)
+        H, K = self.n_head, self.n_kv_head
+        q, k, v = heads.transpose(1, 2).split((H, K, K), dim=1)  # (B, H, T, D), (B, K, T, D) twice
+        if cache is not None:
+            k, v = cache.extend(self.layer, k, v)  # (B, K, N, D)
+        y = self._sdpa(q, k, v) if self.path == "sdpa" else self._plain(q, k, v)  # (B, H, T, D)
+        return y.transpose(1, 2).flatten(2)
 
     def _plain(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         (B, H, T, D), (K, N) = q.shape, k.shape[1:3]
@@ -63,34 +72,28 @@ def future_mask(T: int, N: int, dtype: torch.dtype, device: torch.device) -> Ten
 class RotaryTable(nn.Module):
     """cos and sin of every position times every frequency, computed once for all layers; theta is the base of the frequencies."""
 
-    table: Tensor  # (2, positions, D) float32: cos and sin; the D / 2 frequencies, then the same again
+    table: Tensor  # (2, positions, 1, D) float32, one row for all heads: cos, twice the D / 2 frequencies; -sin, then sin
 
     def __init__(self, positions: int, head_size: int, theta: float) -> None:
         super().__init__()
         self.positions, self.head_size, self.theta = positions, head_size, theta
-        self.register_buffer("table", torch.empty(2, positions, head_size), persistent=False)
+        self.register_buffer("table", torch.empty(2, positions, 1, head_size), persistent=False)
         self.init_buffers()
 
     def init_buffers(self) -> None:
         device, D = self.table.device, self.head_size
         frequencies = self.theta ** (-torch.arange(0, D, 2, dtype=torch.float32, device=device) / D)  # (D / 2,)
-        angles = torch.outer(torch.arange(self.positions, dtype=torch.float32, device=device), frequencies).repeat(1, 2)
-        self.table = torch.stack((angles.cos(), angles.sin()))
+        angles = torch.outer(torch.arange(self.positions, dtype=torch.float32, device=device), frequencies)
+        sin = angles.sin()
+        self.table = torch.stack((angles.cos().repeat(1, 2), torch.cat((-sin, sin), dim=1))).unsqueeze(2)
 
     def forward(self, start: int, length: int, dtype: torch.dtype) -> Tensor:
-        """(2, length, D) for the positions from `start`; grows beyond the block, where nothing is learned but rotation goes on."""
+        """(2, length, 1, D) for the positions from `start`; grows beyond the block, where nothing is learned but rotation goes on."""
         if start + length > self.positions:
             self.positions = 2 * (start + length)
             self.init_buffers()
         table: Tensor = self.table[:, start : start + length].to(dtype)
         return table
-
-
-def rotate(x: Tensor, table: Tensor) -> Tensor:
-    """x (B, H, T, D) with each pair (x[d], x[d + D / 2]) turned by its position's angle; table is (2, T, D)."""
-    cos, sin = table
-    left, right = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-right, left), dim=-1) * sin
 
 
 class KVCache:

@@ -25,18 +25,15 @@ class Attention(nn.Module):
 
     def __init__(self, config: ClassicConfig, layer: int) -> None:
         super().__init__()
-        self.layer = layer
         self.n_head = config.n_head
         self.qkv = Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
-        self.core = CausalAttention(config.dropout)
+        self.core = CausalAttention(config.n_head, config.n_head, layer, config.dropout)
         self.out = Linear(config.n_embd, config.n_embd, bias=config.bias)
 
     def forward(self, x: Tensor, cache: KVCache | None) -> Tensor:
         B, T, C = x.shape
-        q, k, v = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)  # 3 x (B, H, T, D)
-        if cache is not None:
-            k, v = cache.extend(self.layer, k, v)
-        y: Tensor = self.out(self.core(q, k, v))  # (B, T, C)
+        heads = self.qkv(x).view(B, T, 3 * self.n_head, C // self.n_head)
+        y: Tensor = self.out(self.core(heads, cache))  # (B, T, C)
         return y
 
 
@@ -52,8 +49,8 @@ class Block(nn.Module):
         self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Tensor, cache: KVCache | None, rope: None) -> tuple[Tensor, float]:
-        x = x + self.dropout(self.attention(self.norm1(x), cache))
-        x = x + self.dropout(self.mlp(self.norm2(x)))
+        x = self.dropout.add(x, self.attention(self.norm1(x), cache))
+        x = self.dropout.add(x, self.mlp(self.norm2(x)))
         return x, 0.0
 
     def matrices(self) -> Iterator[MatrixParts]:

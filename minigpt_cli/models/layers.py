@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minigpt_cli.models import kernels
+from minigpt_cli.models import dropout, kernels
 
 
 class Linear(nn.Linear):
@@ -71,7 +71,11 @@ class Dropout(nn.Module):
         return self.training and self.p > 0
 
     def forward(self, x: Tensor) -> Tensor:
-        return kernels.dropout(x, self.p, self.generator) if self.active else x
+        return dropout.dropout(x, self.p, self.generator) if self.active else x
+
+    def add(self, residual: Tensor, x: Tensor) -> Tensor:
+        """`residual + dropout(x)`."""
+        return dropout.add_dropped(residual, x, self.p, self.generator) if self.active else residual + x
 
 
 class FeedForward(nn.Module):

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from minigpt_cli.config import ModernConfig
-from minigpt_cli.models.attention import CausalAttention, KVCache, RotaryTable, rotate
+from minigpt_cli.models import kernels
+from minigpt_cli.models.attention import CausalAttention, KVCache, RotaryTable
 from minigpt_cli.models.contract import MatrixParts
 from minigpt_cli.models.layers import Dropout, Linear, RMSNorm, SwiGLU, hidden_width
 from minigpt_cli.models.transformer import Transformer
@@ -25,27 +26,30 @@ class Attention(nn.Module):
 
     def __init__(self, config: ModernConfig, layer: int) -> None:
         super().__init__()
-        self.layer = layer
         self.n_head = config.n_head
         self.n_kv_head = config.n_kv_head or config.n_head
         self.head_size = config.n_embd // config.n_head
         self.qkv = Linear(config.n_embd, (self.n_head + 2 * self.n_kv_head) * self.head_size, bias=False)
-        self.q_norm = RMSNorm(self.head_size, config.rms_norm_eps) if config.qk_norm else nn.Identity()
-        self.k_norm = RMSNorm(self.head_size, config.rms_norm_eps) if config.qk_norm else nn.Identity()
-        self.core = CausalAttention()
+        # One gain for all queries and one for all keys; without QK-norm there is nothing to hold.
+        self.q_norm = RMSNorm(self.head_size, config.rms_norm_eps) if config.qk_norm else None
+        self.k_norm = RMSNorm(self.head_size, config.rms_norm_eps) if config.qk_norm else None
+        self.core = CausalAttention(self.n_head, self.n_kv_head, layer)
         self.out = Linear(config.n_embd, config.n_embd, bias=False)
 
     def forward(self, x: Tensor, cache: KVCache | None, rope: Tensor) -> Tensor:
         B, T, _ = x.shape
-        H, K = self.n_head, self.n_kv_head
-        heads = self.qkv(x).view(B, T, H + 2 * K, self.head_size).transpose(1, 2)  # (B, H + 2K, T, D)
-        q, k, v = heads.split((H, K, K), dim=1)
-        q = rotate(self.q_norm(q), rope)  # (B, H, T, D)
-        k = rotate(self.k_norm(k), rope)  # (B, K, T, D)
-        if cache is not None:
-            k, v = cache.extend(self.layer, k, v)
-        y: Tensor = self.out(self.core(q, k, v))  # (B, T, C)
+        heads = self.qkv(x).view(B, T, self.n_head + 2 * self.n_kv_head, self.head_size)
+        heads = kernels.norm_and_rotate(heads, self.n_head + self.n_kv_head, self._gains(), rope)  # q and k of its heads
+        y: Tensor = self.out(self.core(heads, cache))  # (B, T, C)
         return y
+
+    def _gains(self) -> kernels.Gains | None:
+        """(H + K, D) gains of each query's and key's norm, and their epsilon."""
+        if self.q_norm is None or self.k_norm is None:
+            return None
+        q = self.q_norm.weight.expand(self.n_head, -1)
+        k = self.k_norm.weight.expand(self.n_kv_head, -1)
+        return kernels.Gains(torch.cat((q, k)), self.q_norm.eps)
 
 
 class Block(nn.Module):
@@ -60,8 +64,8 @@ class Block(nn.Module):
         self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Tensor, cache: KVCache | None, rope: Tensor) -> tuple[Tensor, float]:
-        x = x + self.dropout(self.attention(self.norm1(x), cache, rope))
-        x = x + self.dropout(self.mlp(self.norm2(x)))
+        x = self.dropout.add(x, self.attention(self.norm1(x), cache, rope))
+        x = self.dropout.add(x, self.mlp(self.norm2(x)))
         return x, 0.0
 
     def matrices(self) -> Iterator[MatrixParts]:

@@ -113,9 +113,9 @@ class Block(nn.Module):
         self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Tensor, cache: KVCache | None, rope: Tensor) -> tuple[Tensor, Tensor]:
-        x = x + self.dropout(self.attention(self.norm1(x), cache, rope))
+        x = self.dropout.add(x, self.attention(self.norm1(x), cache, rope))
         y, aux_loss = self.moe(self.norm2(x))
-        return x + self.dropout(y), aux_loss
+        return self.dropout.add(x, y), aux_loss
 
     def matrices(self) -> Iterator[MatrixParts]:
         yield from attention_matrices(self.attention)

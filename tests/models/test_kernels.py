@@ -1,0 +1,167 @@
+"""Each hand-written gradient agrees with autograd's of the plain formula, and dropout drops what it says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from minigpt_cli.models import kernels, training_attention
+from minigpt_cli.models.attention import CausalAttention, RotaryTable
+from minigpt_cli.models.dropout import add_dropped, draw_mask, dropout, zeroed
+
+CPU = torch.device("cpu")
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).requires_grad_()
+
+
+def naive_rms_norm(x: Tensor, w: Tensor) -> Tensor:
+    return x / (x.square().mean(-1, keepdim=True) + 1e-3).sqrt() * w
+
+
+def naive_swiglu(x: Tensor) -> Tensor:
+    half = x.size(-1) // 2
+    return x[..., :half] * torch.sigmoid(x[..., :half]) * x[..., half:]
+
+
+def naive_rotation(x: Tensor, theta: float = 100.0) -> Tensor:
+    """Pairs (x[d], x[d + D / 2]) as complex numbers times exp(i position frequency)."""
+    T, D = x.size(1), x.size(-1)
+    angle = torch.arange(T)[:, None] / theta ** (torch.arange(0, D, 2) / D)  # (T, D / 2)
+    turned = torch.complex(x[..., : D // 2], x[..., D // 2 :]) * torch.polar(torch.ones_like(angle), angle)[:, None]
+    return torch.cat((turned.real, turned.imag), dim=-1)
+
+
+def naive_heads(x: Tensor, w: Tensor | None) -> Tensor:
+    first = x[:, :, :3] if w is None else naive_rms_norm(x[:, :, :3], w)
+    return torch.cat((naive_rotation(first), x[:, :, 3:]), dim=2)
+
+
+def naive_attention(heads: Tensor, n_head: int) -> Tensor:
+    """One query at a time."""
+    B, T, n, D = heads.shape
+    share = n_head // ((n - n_head) // 2)
+    rows = []
+    for t in range(T):
+        for h in range(n_head):
+            k = heads[:, : t + 1, n_head + h // share]
+            v = heads[:, : t + 1, n_head + (n - n_head) // 2 + h // share]
+            weights = (k @ heads[:, t, h, :, None]).div(D**0.5).softmax(1)  # (B, t + 1, 1)
+            rows.append((weights * v).sum(1))
+    return torch.stack(rows, 1).view(B, T, n_head * D)
+
+
+TABLE = RotaryTable(6, 8, 100.0)(0, 6, torch.float32)
+PAIRS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], list[Tensor]]] = {
+    "rms_norm": (lambda x, w: kernels.rms_norm(x, w, 1e-3), naive_rms_norm, [random(2, 5, 8), random(8, seed=1)]),
+    "swiglu": (kernels.swiglu, naive_swiglu, [random(3, 4, 10)]),
+    "rotate": (lambda x: kernels.norm_and_rotate(x, 3, None, TABLE), lambda x: naive_heads(x, None), [random(2, 6, 4, 8)]),
+    "norm_and_rotate": (
+        lambda x, w: kernels.norm_and_rotate(x, 3, kernels.Gains(w, 1e-3), TABLE),
+        naive_heads,
+        [random(2, 6, 4, 8), random(3, 8, seed=1)],
+    ),
+    "attention": (lambda x: training_attention.causal_attention(x, 4, 0.0, None), lambda x: naive_attention(x, 4), [random(5, 7, 12, 6)]),
+    "grouped attention": (
+        lambda x: training_attention.causal_attention(x, 4, 0.0, None),
+        lambda x: naive_attention(x, 4),
+        [random(5, 7, 8, 6)],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("tiny_chunks", [False, True])
+def test_values_and_gradients_equal_the_plain_formula(name: str, tiny_chunks: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if tiny_chunks:  # several chunks of the batch, the last one smaller, and several blocks of queries
+        monkeypatch.setattr(training_attention, "CHUNK_BYTES", 2 * 4 * 7 * 7 * 4)
+        monkeypatch.setattr(training_attention, "LEAST_BLOCK", 2)
+    ours, plain, inputs = PAIRS[name]
+    expected = plain(*inputs)
+    weight = torch.randn(expected.shape, generator=torch.Generator().manual_seed(9))
+    expected_grads = torch.autograd.grad((expected * weight).sum(), inputs)
+    assert kernels.by_hand(*inputs)
+    found = ours(*inputs)
+    found_grads = torch.autograd.grad((found * weight).sum(), inputs)
+    torch.testing.assert_close(found, expected, atol=2e-6, rtol=1e-5)
+    for a, b in zip(found_grads, expected_grads, strict=True):
+        torch.testing.assert_close(a, b, atol=5e-6, rtol=1e-5)
+    with torch.no_grad():  # the path of decoding and evaluation
+        torch.testing.assert_close(ours(*inputs), expected, atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_dropped_attention_equals_the_formula_with_the_same_mask(dtype: torch.dtype) -> None:
+    """The mask is laid out by pieces; here one piece covers all: (B * K, R * T, T)."""
+    B, T, H, K, D, p = 3, 6, 4, 2, 8, 0.4
+    heads = random(B, T, H + 2 * K, D).to(dtype).detach().requires_grad_()
+    y = training_attention.causal_attention(heads, H, p, torch.Generator().manual_seed(3))
+    mask = draw_mask((B * H * T * T,), p, torch.Generator().manual_seed(3), CPU)
+    q, k, v = heads.transpose(1, 2).split((H, K, K), dim=1)
+    scores = (q @ k.repeat_interleave(H // K, 1).mT) / D**0.5 + torch.full((T, T), -torch.inf).triu(1).to(dtype)
+    dropped = scores.softmax(-1) * mask.keep.view(B, H, T, T).to(dtype) * mask.scale
+    expected = (dropped @ v.repeat_interleave(H // K, 1)).transpose(1, 2).flatten(2)
+    weight = torch.randn(y.shape, generator=torch.Generator().manual_seed(4)).to(dtype)
+    close = {"atol": 1e-5, "rtol": 1e-5} if dtype == torch.float32 else {"atol": 0.05, "rtol": 0.05}
+    torch.testing.assert_close(y, expected, **close)
+    torch.testing.assert_close(torch.autograd.grad(y, heads, weight)[0], torch.autograd.grad(expected, heads, weight)[0], **close)
+
+
+def test_attention_module_takes_the_trained_path_and_the_plain_one_alike() -> None:
+    core = CausalAttention(4, 2, layer=0)
+    heads = random(2, 9, 8, 4)
+    trained = core(heads)
+    assert "CausalAttention" in type(trained.grad_fn).__name__
+    with torch.no_grad():
+        torch.testing.assert_close(core(heads), trained)
+
+
+@pytest.mark.parametrize("p", [0.001, 0.1, 0.2, 0.5, 0.9])
+def test_masks_drop_at_the_rate_they_are_asked_for(p: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    masks = [draw_mask((100, 100), p, generator, CPU) for _ in range(200)]
+    kept = torch.stack([m.keep.float().mean() for m in masks])
+    # 2 million elements, and a threshold that is rounded at random for each mask
+    assert abs(kept.mean().item() - (1 - p)) < 4 * ((p * (1 - p) / 2e6) ** 0.5 + 1 / 256 / 2 / 200**0.5)
+    for mask, share in zip(masks, kept, strict=True):  # each is scaled by what it keeps, so that the mean stays
+        assert abs(share * mask.scale - 1) < 6 * (p / (1 - p) / 1e4) ** 0.5
+    assert len({m.keep.numpy().tobytes() for m in masks if m.scale > 1}) == sum(m.scale > 1 for m in masks)  # no two alike
+
+
+def test_neighbouring_bytes_and_rows_of_a_mask_are_independent() -> None:
+    keep = draw_mask((1000, 1000), 0.5, torch.Generator().manual_seed(1), CPU).keep.float() - 0.5
+    for a, b in [(keep[:, 1:], keep[:, :-1]), (keep[1:], keep[:-1]), (keep[:, 8:], keep[:, :-8])]:
+        assert abs((a * b).mean().item() * 4) < 5 / 1e6**0.5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_dropout_zeroes_and_scales_values_and_gradients_alike(dtype: torch.dtype) -> None:
+    x = torch.full((5, 13), 3.0, dtype=dtype, requires_grad=True)
+    residual = torch.ones(5, 13, dtype=dtype, requires_grad=True)
+    mask = draw_mask((5, 13), 0.4, torch.Generator().manual_seed(7), CPU)
+    expected = mask.keep.to(dtype) * 3 * mask.scale
+    y = dropout(x, 0.4, torch.Generator().manual_seed(7))
+    torch.testing.assert_close(y, expected)
+    (grad,) = torch.autograd.grad(y.sum(), x)
+    torch.testing.assert_close(grad * 3, expected, rtol=0.01, atol=0)
+    y = add_dropped(residual, x, 0.4, torch.Generator().manual_seed(7))
+    torch.testing.assert_close(y, expected + 1, rtol=0.01, atol=0)
+    grads = torch.autograd.grad(y.sum(), (residual, x))
+    torch.testing.assert_close(grads[0], torch.ones_like(residual))
+    torch.testing.assert_close(grads[1] * 3, expected, rtol=0.01, atol=0)
+
+
+def test_zeroing_bits_removes_what_multiplication_would_not() -> None:
+    x = torch.tensor([1.5, float("nan"), float("inf"), -2.0])
+    assert zeroed(x, torch.tensor([1, 0, 0, 1], dtype=torch.uint8)).tolist() == [1.5, 0.0, 0.0, -2.0]
+
+
+def test_softmax_probabilities_are_kept_for_less_than_the_full_square() -> None:
+    """Of a masked square in four blocks, 10 of 16 are computed."""
+    heads = random(1, 256, 3, 4)
+    pieces = list(training_attention._pieces(heads, 1))
+    assert pieces[-1].kept.stop == 256 * 256 * 10 // 16
