@@ -62,7 +62,7 @@ def open_writer(run: Run, which: str = "best") -> Writer:
 
 def _read(folder: Path, record: RunRecord, run: Run, which: str) -> Writer | None:
     config = parse_config(durable.parse_json(_checked(folder, record, CONFIG, durable.JSON_LIMIT), str(folder / CONFIG)), folder / CONFIG)
-    if config.model.arch not in KNOWN:
+    if config.model.arch not in KNOWN or config.lora.lora_rank:  # adapters are added to their base by checkpoints.py
         return None
     data = _checked(folder, record, TOKENIZER, TOKENIZER_LIMIT)
     try:
@@ -86,8 +86,9 @@ def _open_plain(run: Run, which: str) -> Writer:
     from minigpt_cli.checkpoints import load
 
     loaded = load(run, which)
-    t = loaded.tokenizer
-    return Writer(run.name, loaded.step, loaded.config, t, t.token_bytes(), None, loaded.model, list(loaded.notices))
+    t, model = loaded.tokenizer, loaded.config.model
+    plan = build_plan(model, {name: w.numpy() for name, w in loaded.model.state_dict().items()}) if model.arch in KNOWN else None
+    return Writer(run.name, loaded.step, loaded.config, t, t.token_bytes(), plan, loaded.model, list(loaded.notices))
 
 
 def _recorded(folder: Path, record: RunRecord, name: str) -> FileRecord:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from minigpt_cli import checkpoints
-from minigpt_cli.config import RunConfig
+from minigpt_cli.config import LoraConfig, RunConfig
 from minigpt_cli.errors import UsageError
 from minigpt_cli.interchange.initialise import Report, Source, initial_weights
 from minigpt_cli.models.contract import build_model
 from minigpt_cli.records import Base, RunRecord
-from minigpt_cli.runstore import RECORD, Run, RunStore
+from minigpt_cli.runstore import RECORD, Run, RunStore, check_name
 from minigpt_cli.tokenization.contract import Tokenizer
 
 IMPORTED = "imported"  # the stop_reason of such a run
@@ -18,6 +18,7 @@ def import_source(
     store: RunStore, source: Source, config: RunConfig, tokenizer: Tokenizer | None, record: RunRecord, *, name: str | None, partial: bool
 ) -> tuple[Run, Report]:
     """A new run with the source's weights as its last ones. Raises UsageError, with nothing left behind, unless they fit or `partial`."""
+    check_free(store, name)
     words = tokenizer or source.tokenizer
     if words is None:
         raise UsageError(f"{source.label} does not say which tokens it knows: name its tokenizer with --tokenizer char|byte|gpt2|FILE")
@@ -45,3 +46,26 @@ def import_source(
             run.file(RECORD).unlink(missing_ok=True)  # new_run removes a directory without a record
             raise
     return run.refresh(), report
+
+
+def merge_run(store: RunStore, run: Run) -> Run:
+    """A run of its own with the merged weights of `run` (adapters on a base), its scores, and its name with `-merged` added."""
+    name = f"{run.name}-merged"
+    check_free(store, name)
+    loaded = checkpoints.load(run)
+    config = loaded.config.model_copy(update={"lora": LoraConfig()})
+    weights = dict(loaded.model.state_dict())
+    adapters = loaded.record.files.get(checkpoints.BEST) or loaded.record.files[checkpoints.LAST]
+    changes = {"name": name, "base": Base(run=run.name, sha256=adapters.sha256), "files": {}, "metrics_bytes": 0}
+    with store.new_run(name, config.model.arch) as merged:
+        merged.write_config(config)
+        merged.write_tokenizer(loaded.tokenizer.to_json())
+        record = loaded.record.model_copy(update=changes)
+        checkpoints.save(merged, record, last=weights, resume={}, resume_state={}, best=weights)
+    return merged.refresh()
+
+
+def check_free(store: RunStore, name: str | None) -> None:
+    """Raise UsageError if a run of this name exists, before any work is done for another."""
+    if name is not None and (store.dir / check_name(name)).exists():
+        raise UsageError(f"run {name!r} exists already in {store.dir}: choose another --name")

@@ -39,6 +39,7 @@ class Source:
     tensors: dict[str, Tensor]
     config: ModelConfig | None = None
     tokenizer: Tokenizer | None = None
+    tokenizer_file: Path | None = None  # where --tokenizer finds it
     notes: list[str] = field(default_factory=list)
 
 
@@ -112,14 +113,16 @@ def run_source(run: Run) -> Source:
     files = loaded.record.files
     weights = files.get(checkpoints.BEST) or files[checkpoints.LAST]
     state = dict(loaded.model.state_dict())
-    return Source(loaded.record.name, "run", weights.sha256, state, loaded.config.model, loaded.tokenizer, loaded.notices)
+    words = run.file("tokenizer.json")
+    return Source(loaded.record.name, "run", weights.sha256, state, loaded.config.model, loaded.tokenizer, words, loaded.notices)
 
 
 def directory_source(folder: Path) -> Source:
     """A Hugging Face directory, or a folder with nanoGPT's ckpt.pt."""
     if (folder / "config.json").is_file():
-        foreign = huggingface.read(folder)
-        return Source(str(folder), "huggingface", _folder_sha256(folder), foreign.tensors, foreign.config, foreign.tokenizer, foreign.notes)
+        found = huggingface.read(folder)
+        words = None if found.tokenizer is None else path if (path := folder / "tokenizer.json").is_file() else folder
+        return Source(str(folder), "huggingface", _folder_sha256(folder), found.tensors, found.config, found.tokenizer, words, found.notes)
     if (folder / "ckpt.pt").is_file():
         return file_source(folder / "ckpt.pt")
     raise UsageError(f"{folder} is neither a run, a Hugging Face directory (config.json) nor nanoGPT's output (ckpt.pt)")
@@ -131,10 +134,10 @@ def file_source(path: Path) -> Source:
     sha256 = _file_sha256(path)
     if nanogpt.is_checkpoint(found):
         config, tensors, tokenizer, notes = nanogpt.read(path, found)
-        return Source(str(path), "nanogpt", sha256, tensors, config, tokenizer, notes)
+        return Source(str(path), "nanogpt", sha256, tensors, config, tokenizer, None, notes)
     beside = huggingface.read_tokenizer(path.parent)
     notes = [*found.notes, f"took the tokenizer beside it: {path.parent / 'tokenizer.json'}"] if beside else found.notes
-    return Source(str(path), "tensors", sha256, found.tensors, None, beside, notes)
+    return Source(str(path), "tensors", sha256, found.tensors, None, beside, path.parent / "tokenizer.json" if beside else None, notes)
 
 
 def _file_sha256(path: Path) -> str:

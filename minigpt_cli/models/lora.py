@@ -68,8 +68,10 @@ def attach(model: nn.Module, config: LoraConfig, seed: int, whole: Iterable[str]
             with torch.no_grad():
                 adapted.lora_a.copy_(torch.empty(adapted.lora_a.shape).uniform_(-bound, bound, generator=generator))
         setattr(model.get_submodule(parent), child, adapted)
-    for name in whole:
-        model.get_parameter(name).requires_grad_(True)
+    wanted = set(whole)
+    for name, parameter in model.named_parameters():
+        if name in wanted:
+            parameter.requires_grad_(True)
 
 
 def trained(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
