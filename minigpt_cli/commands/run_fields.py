@@ -49,11 +49,13 @@ class RunFields(Mapping[str, Any]):
         return own[name] if name in own else self._setting(name)
 
     def _setting(self, name: str) -> Any:
-        config = self.run.config
-        for section in (config.model, config.data, config.optim, config.eval, config.compute, config):
-            if name in type(section).model_fields:
-                return getattr(section, name)
-        raise KeyError(name)
+        from minigpt_cli.commands.config_flags import settings
+
+        config, section = self.run.config, settings()[name].section
+        place = getattr(config, section) if section else config
+        if name not in type(place).model_fields:
+            raise KeyError(name)
+        return getattr(place, name)
 
     def get(self, name: str, default: Any = None) -> Any:
         """The field, or `default` where this run has none or cannot be read."""

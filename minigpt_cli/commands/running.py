@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from minigpt_cli.commands.beginning import Beginning, Weights, check_adapters, weights_to_resume
 from minigpt_cli.commands.provenance import new_record
 from minigpt_cli.commands.signals import StopSignals
 from minigpt_cli.config import RunConfig
@@ -41,7 +42,7 @@ class Request:
     group: str | None = None
     json: bool = False
     notices: list[str] = field(default_factory=list)
-    initial_weights: Callable[[RunConfig, Dataset], dict[str, Any]] | None = None
+    beginning: Beginning | None = None  # the weights to begin from
 
 
 @dataclass(frozen=True)
@@ -56,12 +57,7 @@ class Outcome:
 
 def train_new(request: Request) -> Outcome:
     """Train a new run. Raises UsageError with nothing left behind; once training began, what was saved stays."""
-    if request.name is not None:
-        check_name(request.name)
-        if (request.store.dir / request.name).exists():
-            raise UsageError(
-                f"run {request.name!r} exists already in {request.store.dir}: choose another --name, or --resume {request.name}"
-            )
+    _check_request(request)
     from minigpt_cli.training.distributed import joined
     from minigpt_cli.training.planning import choose_device
 
@@ -70,8 +66,20 @@ def train_new(request: Request) -> Outcome:
         signals = stack.enter_context(StopSignals())
         world = stack.enter_context(joined(device))
         dataset, config, notices = _prepare(request.config, world, quiet=request.json)
+        weights = None if request.beginning is None else request.beginning.weights(config, dataset.tokenizer)
         run = _in_step(world, lambda: _new_run(stack, request, config, dataset))
-        return _fit(run, config, dataset, world, signals, [*request.notices, *notices], json=request.json)
+        said = [*request.notices, *notices, *(weights.notices if weights else [])]
+        return _fit(run, config, dataset, world, signals, said, json=request.json, weights=weights)
+
+
+def _check_request(request: Request) -> None:
+    """What can be refused before anything is read."""
+    if request.name is not None:
+        check_name(request.name)
+        if (request.store.dir / request.name).exists():
+            taken = f"run {request.name!r} exists already in {request.store.dir}"
+            raise UsageError(f"{taken}: choose another --name, or --resume {request.name}")
+    check_adapters(request.config, request.beginning)
 
 
 def train_on(run: Run, store: RunStore, change: Callable[[RunConfig], RunConfig], *, json: bool = False) -> Outcome:
@@ -94,7 +102,8 @@ def train_on(run: Run, store: RunStore, change: Callable[[RunConfig], RunConfig]
         reasons = resuming.check_changes(point.config, wanted, int(point.resume_state["step"]))
         record = point.record.model_copy(update={"status": "running", "stop_reason": None})
         _in_step(world, lambda: checkpoints.continue_from(run, point, record, wanted) and run)
-        return _fit(run.refresh(), wanted, dataset, world, signals, [*reasons, *notices], json=json, resume=point)
+        said = [*reasons, *notices]
+        return _fit(run.refresh(), wanted, dataset, world, signals, said, json=json, resume=point, weights=weights_to_resume(run, point))
 
 
 def _prepare(config: RunConfig, world: World, *, quiet: bool, fallback: ResumePoint | None = None) -> tuple[Dataset, RunConfig, list[str]]:
@@ -132,7 +141,8 @@ def _new_run(stack: ExitStack, request: Request, config: RunConfig, dataset: Dat
     run = stack.enter_context(request.store.new_run(request.name, config.model.arch))
     run.write_config(config)
     run.write_tokenizer(dataset.tokenizer.to_json())
-    run.write_record(new_record(run.name, preset=request.preset, group=request.group))
+    record = new_record(run.name, preset=request.preset, group=request.group)
+    run.write_record(record.model_copy(update={"base": request.beginning.base() if request.beginning else None}))
     return run
 
 
@@ -145,6 +155,7 @@ def _fit(
     notices: list[str],
     *,
     json: bool,
+    weights: Weights | None,
     resume: ResumePoint | None = None,
 ) -> Outcome:
     from minigpt_cli.training.trainer import fit
@@ -153,7 +164,8 @@ def _fit(
     with training_view(json=json, quiet=not world.is_writer, time_limit_s=config.eval.time_limit) as view:
         signals.wait_for_save()
         try:
-            for event in fit(run, config, dataset, resume=resume, should_stop=signals.poll, world=world, notices=notices):
+            begin: dict[str, Any] = {"resume": resume} | ({"weights": weights.tensors, "whole": weights.whole} if weights else {})
+            for event in fit(run, config, dataset, should_stop=signals.poll, world=world, notices=notices, **begin):
                 view = _show(view, event, signals)
                 if isinstance(event, Stopped):
                     stopped = event

@@ -7,14 +7,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from minigpt_cli.commands.beginning import Beginning
 from minigpt_cli.commands.config_flags import Resolved, layer_lines, override, resolve, with_settings
 from minigpt_cli.commands.options import JsonFlag, RunsDir, SourceArgument, complete_preset, complete_run
 from minigpt_cli.display import console
-from minigpt_cli.errors import UsageError
+from minigpt_cli.errors import MiniGPTError, UsageError
 from minigpt_cli.runstore import RunStore
 
 if TYPE_CHECKING:
     from minigpt_cli.commands.running import Outcome
+
+_SAMPLE_TOKENS = 200  # shown at the end
 
 
 @with_settings(leave_out=("source",))
@@ -35,6 +38,19 @@ def train(
             autocompletion=complete_run,
         ),
     ] = None,
+    init_from: Annotated[
+        str | None,
+        typer.Option(
+            "--init-from",
+            metavar="RUN|PATH",
+            help="Begin with the weights of a run, a Hugging Face folder, nanoGPT's ckpt.pt, a .pt or .safetensors; sizes come from there.",
+            autocompletion=complete_run,
+        ),
+    ] = None,
+    partial: Annotated[bool, typer.Option("--partial", metavar="", help="With --init-from: take what fits.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", metavar="", help="Take a few real steps and say what the run would cost; nothing is kept.")
+    ] = False,
     print_config: Annotated[
         bool, typer.Option("--print-config", metavar="", help="Show every setting and where it came from, and exit.")
     ] = False,
@@ -57,17 +73,43 @@ def train(
     """
     store = RunStore(runs_dir)
     if resume is not None:
-        if source is not None or preset is not None or config is not None or name is not None:
-            raise UsageError("--resume continues a run as it was: leave out SOURCE, --preset, --config and --name")
+        alone = {"SOURCE": source, "--preset": preset, "--config": config, "--name": name, "--init-from": init_from}
+        if wrong := [flag for flag, value in alone.items() if value is not None]:
+            raise UsageError(f"--resume continues a run as it was: leave out {', '.join(wrong)}")
         _resume(resume, store, settings, json=json)
         return
-    resolved = resolve(settings if source is None else {**settings, "source": source}, preset=preset, file=config)
+    settings = settings if source is None else {**settings, "source": source}
+    beginning = Beginning(init_from, store, partial) if init_from is not None else None
+    beneath = (f"--init-from {init_from}", beginning.settings()) if beginning else None
+    resolved = resolve(settings, preset=preset, file=config, beneath=beneath)
     if print_config:
         _print_config(resolved, json=json)
         return
+    if dry_run:
+        _dry_run(resolved, json=json)
+        return
     from minigpt_cli.commands.running import Request, train_new
 
-    _finish(train_new(Request(resolved.config, store, name, preset, json=json, notices=resolved.notices)), json=json)
+    request = Request(resolved.config, store, name, preset, json=json, notices=resolved.notices, beginning=beginning)
+    _finish(train_new(request), json=json)
+
+
+def _dry_run(resolved: Resolved, *, json: bool) -> None:
+    """Plan the run on real steps, and show what it would cost."""
+    from minigpt_cli.commands.running import read_data
+    from minigpt_cli.display.plans import plan_as_json, print_plan
+    from minigpt_cli.training import planning
+
+    planning.choose_device(resolved.config.compute.device)
+    plan = planning.dry_run(resolved.config, read_data(resolved.config, quiet=json))
+    for notice in (*resolved.notices, *plan.notices):
+        console.notice(notice)
+    facts = {name: value for name, value in plan._asdict().items() if name not in ("config", "notices")}
+    facts |= {"max_steps": plan.config.optim.max_steps, "batch_size": plan.config.optim.batch_size, "device": plan.config.compute.device}
+    if json:
+        console.write_json(plan_as_json(facts, plan.notices))
+    else:
+        print_plan(facts)
 
 
 def _resume(wanted: str, store: RunStore, settings: dict[str, Any], *, json: bool) -> None:
@@ -96,6 +138,27 @@ def _finish(outcome: Outcome, *, json: bool) -> None:
     from minigpt_cli.display.ending import print_ending
 
     if outcome.is_writer and not json:
-        print_ending(outcome.run, outcome.stopped)
+        print_ending(outcome.run, outcome.stopped, _sample(outcome))
     if outcome.signal_number is not None:
         raise typer.Exit(128 + outcome.signal_number)
+
+
+def _sample(outcome: Outcome) -> str:
+    """A few lines that the best weights write; none after a signal, when there is no time, or where there is nothing to write with."""
+    if outcome.signal_number is not None or outcome.run.record.best is None:
+        return ""
+    from minigpt_cli.generation.engine import generate
+    from minigpt_cli.generation.loading import open_writer
+    from minigpt_cli.generation.samples import prompt_ids
+    from minigpt_cli.generation.sampling import style
+
+    try:
+        writer = open_writer(outcome.run)
+        steps = generate(
+            writer.decoder(), prompt_ids(writer.tokenizer, ""), sampling=style("balanced"), max_new_tokens=_SAMPLE_TOKENS,
+            seed=outcome.run.config.seed, token_bytes=writer.token_bytes,
+        )  # fmt: skip
+        return "".join(step.text for step in steps).strip("\n")
+    except MiniGPTError as error:
+        console.warn(f"no sample: {error}")
+        return ""

@@ -34,7 +34,7 @@ def print_ending(run: Run, stopped: Stopped, sample: str = "") -> None:
         where = "the whole validation text" if best.whole_split else "samples of the validation text"
         lines.append(f"best    {score} on {where}, step {best.step:,}; {best.nats_per_token:.4f} nats per token")
     if sample:
-        lines += ["sample", *("  " + line for line in console.printable(sample).splitlines())]
+        lines += ["sample", *(f"  {line}".rstrip() for line in console.printable(sample).splitlines())]
     lines += ["next    " + "\n        ".join(next_commands(name, stopped, has_best=best is not None))]
     console.write("\n".join(lines))
 

@@ -70,6 +70,18 @@ def cli(home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monk
     return call
 
 
+@pytest.fixture
+def tiny() -> list[str]:
+    """Flags of a model that trains in an instant."""
+    return list(TINY)
+
+
+@pytest.fixture
+def text() -> str:
+    """The text of text.txt."""
+    return TEXT
+
+
 @pytest.fixture(scope="session")
 def trained_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with one real, tiny run called `first`, its text and its tokens."""

@@ -1,0 +1,187 @@
+"""minigpt train, end to end on a tiny model: events, records, resume, signals, beginnings."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from minigpt_cli.runstore import Run, RunStore
+
+
+def test_training_leaves_a_whole_run_and_says_what_comes_next(trained: Path, cli: Any, tiny: list[str]) -> None:
+    run = RunStore("runs").find("first")
+    record = run.record
+    assert (record.status, record.stop_reason, record.stop_step) == ("finished", "max_steps", 4)
+    assert record.argv[0] == "minigpt"
+    assert record.best is not None
+    assert record.best.whole_split
+    assert record.best.ci95 is not None
+    assert {"run.json", "config.json", "tokenizer.json", "metrics.jsonl", "best.safetensors", "last.safetensors", "resume.safetensors"} <= {
+        path.name for path in run.dir.iterdir()
+    }
+    done = cli("train", "text.txt", *tiny)
+    assert done.code == 0
+    assert "nats per character" in done.out
+    assert "minigpt generate modern-1" in done.out
+    assert done.err.count("\nstep ") == 2
+
+
+def test_json_is_one_event_a_line_and_nothing_else(trained: Path, cli: Any, tiny: list[str]) -> None:
+    done = cli("train", "text.txt", "--json", *tiny)
+    events = done.events
+    assert [event["event"] for event in events if event["event"] != "saved"] == ["started", "evaluated", "evaluated", "stopped"]
+    assert all(next(iter(event)) == "event" and event["run"] == "modern-1" and isinstance(event["step"], int) for event in events)
+    evaluated = events[-2] if events[-2]["event"] == "evaluated" else next(e for e in events if e["event"] == "evaluated")
+    assert {"train_loss", "val_loss", "nats_per_char", "lr", "tokens_seen", "tokens_per_s", "elapsed_s"} <= evaluated.keys()
+    assert {"stop_reason", "best_step", "best_val_loss", "best_nats_per_char"} <= events[-1].keys()
+
+
+def test_metrics_hold_the_very_events_of_the_screen(trained: Path, cli: Any, tiny: list[str]) -> None:
+    done = cli("train", "text.txt", "--json", "--name", "second", *tiny)
+    shown = [event for event in done.events if event["event"] == "evaluated"]
+    stored = [json.loads(line) for line in Path("runs/second/metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert shown == stored
+
+
+def test_resume_goes_on_and_refuses_what_would_make_another_run(trained: Path, cli: Any) -> None:
+    done = cli("train", "--resume", "first", "--max-steps", "6", "--json")
+    events = done.events
+    assert done.code == 0
+    assert [event["step"] for event in events if event["event"] in ("resumed", "stopped")] == [4, 6]
+    for flags, named in [(["--lr", "1e-5"], "--lr"), (["--seed", "2"], "--seed"), (["--max-steps", "1"], "--max-steps")]:
+        refused = cli("train", "--resume", "first", *flags)
+        assert (refused.code, refused.out, refused.err.count("Error: ")) == (2, "", 1)
+        assert named in refused.err
+    assert cli("train", "text.txt", "--resume", "first").code == 2
+    assert cli("train", "--resume", "first", "--arch", "moe").code == 2
+    assert RunStore("runs").find("first").status == "finished"
+
+
+def test_resume_refuses_a_changed_text(trained: Path, cli: Any, text: str) -> None:
+    (trained / "text.txt").write_text(text + "More.", encoding="utf-8")
+    done = cli("train", "--resume", "first", "--max-steps", "6")
+    assert done.code == 2
+    assert "has changed" in done.err
+
+
+def test_resume_finds_the_tokens_of_a_text_that_is_gone(trained: Path, cli: Any) -> None:
+    (trained / "text.txt").unlink()
+    assert cli("train", "--resume", "first", "--max-steps", "5", "--json").code == 0
+
+
+def test_same_seed_same_weights(trained: Path, cli: Any, tiny: list[str]) -> None:
+    cli("train", "text.txt", "--name", "again", *tiny)
+    assert Path("runs/again/last.safetensors").read_bytes() == Path("runs/first/last.safetensors").read_bytes()
+
+
+def test_name_that_exists_is_refused_before_anything_is_read(trained: Path, cli: Any, tiny: list[str]) -> None:
+    done = cli("train", "text.txt", "--name", "first", *tiny)
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert "exists already" in done.err
+
+
+def test_beginning_with_the_weights_of_a_run_takes_its_sizes(trained: Path, cli: Any) -> None:
+    done = cli("train", "text.txt", "--init-from", "first", "--max-steps", "1", "--device", "cpu", "--name", "next", "--precision", "fp32")
+    assert done.code == 0, done.err
+    run = RunStore("runs").find("next")
+    assert run.config.model == RunStore("runs").find("first").config.model
+    assert run.record.base is not None
+    assert run.record.base.run == "first"
+    assert cli("train", "text.txt", "--init-from", "first", "--n-embd", "16").code == 2
+    assert cli("train", "text.txt", "--lora-rank", "2").code == 2
+
+
+def test_dry_run_says_the_cost_and_keeps_nothing(trained: Path, cli: Any, tiny: list[str]) -> None:
+    before = sorted(os.listdir("runs"))
+    plan = cli("train", "text.txt", "--dry-run", "--json", *tiny).json
+    assert {"n_params", "n_active_params", "step_ms", "tokens_per_s", "peak_bytes", "largest_batch", "epochs", "estimated_s"} <= plan.keys()
+    assert sorted(os.listdir("runs")) == before
+
+
+def test_print_config_shows_value_and_source(cli: Any) -> None:
+    done = cli("train", "--preset", "p1_base", "--lr", "1e-3", "--print-config")
+    lines = {line.split()[0]: line.split()[1:] for line in done.out.splitlines() if line.startswith("  ")}
+    assert lines["lr"] == ["0.001", "--lr"]
+    assert lines["patience"] == ["8", "preset", "p1_base"]
+    assert lines["beta1"] == ["0.9", "default"]
+    document = cli("train", "--preset", "p1_base", "--print-config", "--json").json
+    assert document["config"]["eval"]["patience"] == 8
+    assert document["sources"]["patience"] == "preset p1_base"
+
+
+@pytest.fixture
+def start(trained: Path, tiny: list[str]) -> Callable[..., subprocess.Popen[str]]:
+    """Begin a training in another process; it has saved once when this returns."""
+
+    def begin(name: str) -> subprocess.Popen[str]:
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "minigpt_cli", "train", "text.txt", "--json", *tiny, "--max-steps", "1000000", "--name", name]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+        assert process.stdout is not None
+        for line in process.stdout:
+            if json.loads(line)["event"] == "saved":
+                return process
+        raise AssertionError(process.communicate()[1])
+
+    return begin
+
+
+@pytest.mark.parametrize(("number", "code", "reason"), [(signal.SIGINT, 130, "interrupted_keyboard"), (signal.SIGTERM, 143, "terminated")])
+def test_signal_finishes_the_step_saves_and_says_so(number: int, code: int, reason: str, trained: Path, start: Any) -> None:
+    process = start("long")
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == code, err
+    last = json.loads(out.splitlines()[-1])
+    assert (last["event"], last["stop_reason"]) == ("stopped", reason)
+    run = RunStore("runs").find("long")
+    assert (run.status, run.record.stop_reason, run.record.stop_step) == ("interrupted", reason, last["step"])
+    assert "Traceback" not in err
+
+
+def test_reader_that_goes_away_stops_the_run_quietly_and_saved(trained: Path, start: Any) -> None:
+    process = start("unread")
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    assert process.wait(timeout=60) == 0
+    assert process.stderr.read() == ""
+    process.stderr.close()
+    assert RunStore("runs").find("unread").status == "interrupted"
+
+
+def test_killed_run_shows_as_crashed_and_resumes(trained: Path, start: Any, cli: Any) -> None:
+    process = start("killed")
+    process.kill()
+    process.communicate()
+    assert cli("runs", "list", "--where", "run=killed", "--json").json[0]["status"] == "crashed"
+    step = Run(Path("runs/killed")).record.stop_step
+    done = cli("train", "--resume", "killed", "--max-steps", str(step + 1), "--json")
+    assert done.code == 0, done.err
+    assert cli("runs", "show", "killed", "--json").json["record"]["status"] == "finished"
+
+
+def test_live_run_is_neither_removed_nor_trained_twice(trained: Path, start: Any, cli: Any) -> None:
+    process = start("busy")
+    try:
+        assert cli("runs", "list", "--where", "run=busy", "--json").json[0]["status"] == "running"
+        for arguments in (["runs", "rm", "busy", "--yes"], ["train", "--resume", "busy"], ["runs", "rename", "busy", "other"]):
+            refused = cli(*arguments)
+            assert refused.code == 1
+            assert "another process" in refused.err
+    finally:
+        process.terminate()
+        process.communicate(timeout=60)
+    deadline = time.monotonic() + 10
+    while cli("runs", "rm", "busy", "--yes").code and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not Path("runs/busy").exists()
