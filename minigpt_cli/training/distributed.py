@@ -110,6 +110,16 @@ def shard(model: nn.Module) -> nn.Module:
     return model
 
 
+def like(tensor: Tensor, parameter: Tensor) -> Tensor:
+    """A copy of `tensor`, on the device of `parameter` and split as FSDP2 split that."""
+    mesh = getattr(parameter, "device_mesh", None)
+    if mesh is None or tensor.shape != parameter.shape:  # scalars, like AdamW's step count, are in every process
+        return tensor.to(parameter.device, copy=True)
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(tensor.to(parameter.device), mesh, parameter.placements)  # type: ignore[attr-defined]
+
+
 def whole(tensor: Tensor) -> Tensor:
     """A tensor that FSDP2 split, put together again; any other as it is. Every process must call it."""
     full = getattr(tensor, "full_tensor", None)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from minigpt_cli import registry
 from minigpt_cli.config import OptimConfig
 from minigpt_cli.models.contract import MatrixParts
+from minigpt_cli.training import distributed
 
 # Coefficients of the quintic iteration, tuned by Jordan et al. for the steepest slope at zero; singular values end in about 0.7 to 1.2.
 _QUINTIC = (3.4445, -4.7750, 2.0315)
@@ -89,10 +90,7 @@ class AdamW:
             state = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
             if not state:
                 continue  # a run that was saved before its first step
-            self._inner.state[parameter] = {
-                name: value.clone() if name == "step" and not parameter.is_cuda else value.to(parameter.device, copy=True)
-                for name, value in state.items()
-            }
+            self._inner.state[parameter] = {name: distributed.like(value, parameter) for name, value in state.items()}
 
 
 class Muon:

@@ -63,6 +63,7 @@ def resolve(config: RunConfig, dataset: Dataset, world: World | None = None) -> 
     """
     world = world or World()
     notices: list[str] = []
+    _check_sharding(config, world)
     config = _choose_compute(config, notices)
     torch.set_num_threads(config.compute.threads)
     config = _fit_memory(config, dataset, notices)
@@ -124,6 +125,18 @@ def _choose_compute(config: RunConfig, notices: list[str]) -> RunConfig:
         notices.append(f"device {device}: {why}")
     threads = config.compute.threads or torch.get_num_threads()
     return _with(config, compute={"device": device, "precision": chosen, "threads": threads})
+
+
+def _check_sharding(config: RunConfig, world: World) -> None:
+    """Raise UsageError for what sharded weights cannot do."""
+    if not config.compute.fsdp:
+        return
+    if world.size == 1:
+        raise UsageError("--fsdp shards a model over several processes: start it with torchrun --nproc-per-node N -m minigpt_cli train …")
+    if config.optim.optimizer != "adamw":
+        raise UsageError("--fsdp splits every matrix, and Muon needs them whole: add --optimizer adamw")
+    if config.optim.ema:
+        raise UsageError("--fsdp keeps no average of the weights: add --ema 0")
 
 
 def choose_device(requested: str) -> tuple[str, str]:

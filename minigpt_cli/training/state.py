@@ -99,7 +99,11 @@ class TrainingState:
             torch._foreach_mul_(gradients, 1 / self.scaler.scale)
         norm = distributed.whole(torch.nn.utils.get_total_norm(gradients))
         if clip := self.config.optim.grad_clip:
-            torch._foreach_mul_(gradients, (clip / (norm + 1e-6)).clamp(max=1.0))
+            factor = (clip / (norm + 1e-6)).clamp(max=1.0)
+            for gradient in gradients if self.config.compute.fsdp else ():
+                gradient.mul_(factor.item())  # a split gradient takes no whole factor
+            if not self.config.compute.fsdp:
+                torch._foreach_mul_(gradients, factor)
         return norm
 
     def _apply(self, number: int, refused: Tensor) -> None:
@@ -152,10 +156,10 @@ class TrainingState:
         """Continue from a save. A generator whose state is not there, or is another kind of device's, starts from the seed again."""
         with torch.no_grad():
             for name, tensor in self._trained().items():
-                tensor.copy_(weights[name])
+                tensor.copy_(distributed.like(weights[name], tensor))
         self.optimizer.load_state_tensors({n.removeprefix("optimizer."): t for n, t in tensors.items() if n.startswith("optimizer.")})
         for name, average in self.average.items():
-            average.copy_(tensors[f"average.{name}"])
+            average.copy_(distributed.like(tensors[f"average.{name}"], average))
         self.scaler.load_state_tensors(dict(tensors))
         self.refused_in_a_row = tensors["refused_in_a_row"].to(self.device, copy=True)
         for name, generator in self._generators.items():
