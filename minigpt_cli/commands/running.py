@@ -19,6 +19,7 @@ from minigpt_cli.commands.signals import StopSignals
 from minigpt_cli.config import RunConfig
 from minigpt_cli.display.live_training import TrainingView, training_view
 from minigpt_cli.display.progress import progress
+from minigpt_cli.display.tracking import check_trackers, tracking
 from minigpt_cli.errors import Interrupted, MiniGPTError, UsageError
 from minigpt_cli.events import Stopped
 from minigpt_cli.runstore import Run, RunStore, check_name
@@ -32,6 +33,14 @@ _SIGPIPE_STOP = 15  # a reader that went away is a request to stop and save
 
 
 @dataclass(frozen=True)
+class Output:
+    """Where the events of a training go besides the run directory."""
+
+    json: bool = False  # to stdout, a line each
+    log: tuple[str, ...] = ()  # trackers
+
+
+@dataclass(frozen=True)
 class Request:
     """One training, wanted."""
 
@@ -40,7 +49,7 @@ class Request:
     name: str | None = None
     preset: str | None = None
     group: str | None = None
-    json: bool = False
+    output: Output = Output()
     notices: list[str] = field(default_factory=list)
     beginning: Beginning | None = None  # the weights to begin from
 
@@ -65,15 +74,16 @@ def train_new(request: Request) -> Outcome:
     with ExitStack() as stack:
         signals = stack.enter_context(StopSignals())
         world = stack.enter_context(joined(device))
-        dataset, config, notices = _prepare(request.config, world, quiet=request.json)
+        dataset, config, notices = _prepare(request.config, world, quiet=request.output.json)
         weights = None if request.beginning is None else request.beginning.weights(config, dataset.tokenizer)
         run = _in_step(world, lambda: _new_run(stack, request, config, dataset))
         said = [*request.notices, *notices, *(weights.notices if weights else [])]
-        return _fit(run, config, dataset, world, signals, said, json=request.json, weights=weights)
+        return _fit(run, config, dataset, world, signals, said, output=request.output, weights=weights)
 
 
 def _check_request(request: Request) -> None:
     """What can be refused before anything is read."""
+    check_trackers(request.output.log)
     if request.name is not None:
         check_name(request.name)
         if (request.store.dir / request.name).exists():
@@ -82,13 +92,14 @@ def _check_request(request: Request) -> None:
     check_adapters(request.config, request.beginning)
 
 
-def train_on(run: Run, store: RunStore, change: Callable[[RunConfig], RunConfig], *, json: bool = False) -> Outcome:
+def train_on(run: Run, store: RunStore, change: Callable[[RunConfig], RunConfig], output: Output = Output()) -> Outcome:
     """Continue `run` from its last save, with its configuration as `change` returns it. Raises UsageError for what may not change."""
     from minigpt_cli import checkpoints
     from minigpt_cli.training import resuming
     from minigpt_cli.training.distributed import joined
     from minigpt_cli.training.planning import choose_device
 
+    check_trackers(output.log)
     wanted = change(run.config)
     device, _ = choose_device(wanted.compute.device)
     with ExitStack() as stack:
@@ -97,13 +108,15 @@ def train_on(run: Run, store: RunStore, change: Callable[[RunConfig], RunConfig]
         _in_step(world, lambda: stack.enter_context(store.lock(run)))
         point = checkpoints.load_resume(run)
         wanted = change(point.config)
-        dataset, wanted, notices = _prepare(wanted, world, quiet=json, fallback=point)
+        dataset, wanted, notices = _prepare(wanted, world, quiet=output.json, fallback=point)
         resuming.check_text(point.record, dataset)
         reasons = resuming.check_changes(point.config, wanted, int(point.resume_state["step"]))
         record = point.record.model_copy(update={"status": "running", "stop_reason": None})
         _in_step(world, lambda: checkpoints.continue_from(run, point, record, wanted) and run)
         said = [*reasons, *notices]
-        return _fit(run.refresh(), wanted, dataset, world, signals, said, json=json, resume=point, weights=weights_to_resume(run, point))
+        return _fit(
+            run.refresh(), wanted, dataset, world, signals, said, output=output, resume=point, weights=weights_to_resume(run, point)
+        )
 
 
 def _prepare(config: RunConfig, world: World, *, quiet: bool, fallback: ResumePoint | None = None) -> tuple[Dataset, RunConfig, list[str]]:
@@ -154,19 +167,23 @@ def _fit(
     signals: StopSignals,
     notices: list[str],
     *,
-    json: bool,
+    output: Output,
     weights: Weights | None,
     resume: ResumePoint | None = None,
 ) -> Outcome:
     from minigpt_cli.training.trainer import fit
 
     stopped: Stopped | None = None
-    with training_view(json=json, quiet=not world.is_writer, time_limit_s=config.eval.time_limit) as view:
+    settings = config.model_dump(mode="json")
+    with ExitStack() as stack:
+        trackers = stack.enter_context(tracking(output.log if world.is_writer else (), run.dir, run.name, settings))
+        view = stack.enter_context(training_view(json=output.json, quiet=not world.is_writer, time_limit_s=config.eval.time_limit))
         signals.wait_for_save()
         try:
             begin: dict[str, Any] = {"resume": resume} | ({"weights": weights.tensors, "whole": weights.whole} if weights else {})
             for event in fit(run, config, dataset, should_stop=signals.poll, world=world, notices=notices, **begin):
                 view = _show(view, event, signals)
+                trackers.show(event)
                 if isinstance(event, Stopped):
                     stopped = event
         except BaseException as error:

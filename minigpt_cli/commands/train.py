@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from minigpt_cli.commands.beginning import Beginning
 from minigpt_cli.commands.config_flags import Resolved, layer_lines, override, resolve, with_settings
 from minigpt_cli.commands.options import JsonFlag, RunsDir, SourceArgument, complete_preset, complete_run
+from minigpt_cli.commands.running import Outcome, Output, Request, read_data, train_new, train_on
 from minigpt_cli.display import console
 from minigpt_cli.errors import MiniGPTError, UsageError
 from minigpt_cli.runstore import RunStore
-
-if TYPE_CHECKING:
-    from minigpt_cli.commands.running import Outcome
 
 _SAMPLE_TOKENS = 200  # shown at the end
 
@@ -51,6 +49,10 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", metavar="", help="Take a few real steps and say what the run would cost; nothing is kept.")
     ] = False,
+    log: Annotated[
+        list[str],
+        typer.Option(metavar="tensorboard|trackio|wandb", help="Write the numbers there too; may be repeated.", show_default=False),
+    ] = [],  # noqa: B006 - Typer's way
     print_config: Annotated[
         bool, typer.Option("--print-config", metavar="", help="Show every setting and where it came from, and exit.")
     ] = False,
@@ -76,7 +78,7 @@ def train(
         alone = {"SOURCE": source, "--preset": preset, "--config": config, "--name": name, "--init-from": init_from}
         if wrong := [flag for flag, value in alone.items() if value is not None]:
             raise UsageError(f"--resume continues a run as it was: leave out {', '.join(wrong)}")
-        _resume(resume, store, settings, json=json)
+        _resume(resume, store, settings, Output(json, tuple(log)))
         return
     settings = settings if source is None else {**settings, "source": source}
     beginning = Beginning(init_from, store, partial) if init_from is not None else None
@@ -88,15 +90,12 @@ def train(
     if dry_run:
         _dry_run(resolved, json=json)
         return
-    from minigpt_cli.commands.running import Request, train_new
-
-    request = Request(resolved.config, store, name, preset, json=json, notices=resolved.notices, beginning=beginning)
+    request = Request(resolved.config, store, name, preset, output=Output(json, tuple(log)), notices=resolved.notices, beginning=beginning)
     _finish(train_new(request), json=json)
 
 
 def _dry_run(resolved: Resolved, *, json: bool) -> None:
     """Plan the run on real steps, and show what it would cost."""
-    from minigpt_cli.commands.running import read_data
     from minigpt_cli.display.plans import plan_as_json, print_plan
     from minigpt_cli.training import planning
 
@@ -112,13 +111,11 @@ def _dry_run(resolved: Resolved, *, json: bool) -> None:
         print_plan(facts)
 
 
-def _resume(wanted: str, store: RunStore, settings: dict[str, Any], *, json: bool) -> None:
-    from minigpt_cli.commands.running import train_on
-
+def _resume(wanted: str, store: RunStore, settings: dict[str, Any], output: Output) -> None:
     run = store.find(wanted)
-    if wanted != run.name and not json:
+    if wanted != run.name and not output.json:
         console.notice(f"resuming {run.name}")
-    _finish(train_on(run, store, lambda saved: override(saved, settings), json=json), json=json)
+    _finish(train_on(run, store, lambda saved: override(saved, settings), output), json=output.json)
 
 
 def _print_config(resolved: Resolved, *, json: bool) -> None:

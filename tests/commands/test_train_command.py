@@ -185,3 +185,13 @@ def test_live_run_is_neither_removed_nor_trained_twice(trained: Path, start: Any
     while cli("runs", "rm", "busy", "--yes").code and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not Path("runs/busy").exists()
+
+
+def test_log_writes_the_same_numbers_for_tensorboard(trained: Path, cli: Any, tiny: list[str]) -> None:
+    pytest.importorskip("tensorboard")
+    done = cli("train", "text.txt", "--log", "tensorboard", "--name", "logged", *tiny)
+    assert done.code == 0, done.err
+    assert list(Path("runs/logged/tensorboard").glob("events.*"))
+    refused = cli("train", "text.txt", "--log", "tensorbord", *tiny)
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
+    assert "did you mean 'tensorboard'" in refused.err
