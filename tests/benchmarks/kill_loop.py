@@ -18,6 +18,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,10 @@ class Harness:
         code = 70
         try:
             code = cli.run([*arguments, "--runs-dir", str(self.folder / "runs")])
+        except BaseException:
+            traceback.print_exc()
         finally:
+            sys.stderr.flush()
             os._exit(code)
 
     def train(self, name: str, resume: bool, kill_after_s: float | None) -> int | None:
@@ -96,16 +100,18 @@ class Harness:
         begin = ["--resume", name] if resume else [str(self.text), "--name", name, *MODEL[self.arch], *PLAN]
         child, started = self.process(["train", *begin]), time.monotonic()
         while kill_after_s is not None and time.monotonic() - started < kill_after_s:
-            if os.waitpid(child, os.WNOHANG)[0]:
+            ended, status = os.waitpid(child, os.WNOHANG)
+            if ended:
+                self._checked(os.waitstatus_to_exitcode(status))
                 break
             time.sleep(0.0005)
         else:
             if kill_after_s is not None:
                 os.kill(child, signal.SIGKILL)
             status = os.waitpid(child, 0)[1]
-            if os.WIFSIGNALED(status):
-                return None
-            return self._checked(os.waitstatus_to_exitcode(status))
+            return None if os.WIFSIGNALED(status) else self._checked(os.waitstatus_to_exitcode(status))
+        if not resume:
+            self.duration_s = min(self.duration_s, time.monotonic() - started)  # so that kills do not come too late
         return 0
 
     def _checked(self, code: int) -> int:
