@@ -59,13 +59,18 @@ def plot(
     elif out is not None:
         from minigpt_cli.display.pictures import save_chart
 
-        save_chart(out, _curves(chosen, x, y), x_label=x, y_label=_label(y), dark=dark, marks=_marks(chosen, x, y))
+        save_chart(out, _curves(chosen, x, y), x_label=x, y_label=_label(chosen, y), dark=dark, marks=_marks(chosen, x, y))
         console.notice(f"wrote {out}")
     else:
         _in_terminal(chosen, x, y)
 
 
-def _label(y: str) -> str:
+def _both_losses(runs: list[Run], y: str) -> bool:
+    """One run shows its training loss beside the validation loss, both in nats per token."""
+    return len(runs) == 1 and y in ("val", "nats-per-char")
+
+
+def _label(runs: list[Run], y: str) -> str:
     name = {
         "val": "validation loss",
         "train": "training loss",
@@ -73,7 +78,8 @@ def _label(y: str) -> str:
         "lr": "learning rate",
         "speed": "speed",
     }[y]
-    return f"{name} ({_UNITS[y]})" if _UNITS[y] else name
+    name, unit = ("loss", _UNITS["val"]) if _both_losses(runs, y) else (name, _UNITS[y])
+    return f"{name} ({unit})" if unit else name
 
 
 def _curves(runs: list[Run], x: str, y: str) -> list[Any]:
@@ -82,7 +88,7 @@ def _curves(runs: list[Run], x: str, y: str) -> list[Any]:
     curves = []
     for run in runs:
         events = list(run.metrics())
-        both = [("", y)] if len(runs) > 1 or y not in ("val", "nats-per-char") else [("train", "train"), ("validation", "val")]
+        both = [("train", "train"), ("validation", "val")] if _both_losses(runs, y) else [("", y)]
         for part, name in both:
             points = [(getattr(e, _X[x]), value) for e in events if (value := getattr(e, _Y[name])) is not None]
             curves.append(Curve(part or run.name, [p for p, _ in points], [v for _, v in points]))
@@ -94,7 +100,7 @@ def _curves(runs: list[Run], x: str, y: str) -> list[Any]:
 def _marks(runs: list[Run], x: str, y: str) -> list[tuple[float, float]]:
     """Where the best validation step of each run lies."""
     marks = []
-    name = y if len(runs) > 1 or y not in ("val", "nats-per-char") else "val"
+    name = "val" if _both_losses(runs, y) else y
     for run in runs:
         best = next((event for event in reversed(list(run.metrics())) if event.is_best), None)
         if best is not None and (value := getattr(best, _Y[name])) is not None:
@@ -108,5 +114,4 @@ def _in_terminal(runs: list[Run], x: str, y: str) -> None:
     curves = _curves(runs, x, y)
     screen = console.stdout()
     chart = terminal_chart(curves, width=min(screen.width, 110), height=16, colour=screen.is_terminal and not screen.no_color)
-    y = "val" if len(runs) == 1 and y == "nats-per-char" else y
-    console.write(f"{_label(y)} against {x}\n{chart}")
+    console.write(f"{_label(runs, y)} against {x}\n{chart}")

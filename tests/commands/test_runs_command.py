@@ -1,0 +1,222 @@
+"""minigpt runs: JSON as promised, groups, ties, damaged folders, filters, annotations."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from minigpt_cli.config import ClassicConfig, RunConfig
+from minigpt_cli.records import Best, Corpus, SplitRecord
+from minigpt_cli.runstore import RunStore
+
+LEADERBOARD = (
+    "rank run arch tokenizer nats_per_char ci95 val_loss best_step stop_step n_params n_active_params tokens_seen elapsed_s status "
+    "text_sha256 tied_with_best"
+)
+
+
+def best(score: float, width: float = 0.05) -> Best:
+    return Best(step=8, nats_per_token=score, nats_per_char=score, ci95=(score - width, score + width), whole_split=True)
+
+
+@pytest.fixture
+def three(make_run: Any) -> None:
+    make_run("middle", best=best(1.53), n_params=2000)
+    make_run("worst", best=best(2.0), config=RunConfig(model=ClassicConfig()), arch="classic")
+    make_run("first", best=best(1.5), n_params=3000)
+    make_run("unscored", best=None)
+
+
+def test_leaderboard_json_is_as_promised(three: None, cli: Any) -> None:
+    rows = cli("runs", "leaderboard", "--json").json
+    assert all(list(row) == LEADERBOARD.split() for row in rows)
+    assert [(row["rank"], row["run"], row["tied_with_best"]) for row in rows] == [
+        (1, "first", True),
+        (2, "middle", True),
+        (3, "worst", False),
+    ]
+
+
+def test_runs_on_other_texts_are_ranked_apart(three: None, make_run: Any, cli: Any) -> None:
+    split = SplitRecord(sha256="c" * 64, n_tokens=9, n_chars=9, n_bytes=9)
+    make_run("elsewhere", best=best(0.5), corpus=Corpus(label="other.txt", sha256="d" * 64, splits={"val": split}))
+    rows = cli("runs", "leaderboard", "--json").json
+    assert {(row["run"], row["rank"]) for row in rows} == {("first", 1), ("middle", 2), ("worst", 3), ("elsewhere", 1)}
+    out = cli("runs", "leaderboard").out
+    assert "other.txt" in out
+    assert "text.txt" in out
+
+
+def test_table_shows_essential_columns_and_marks_ties(three: None, cli: Any) -> None:
+    done = cli("runs", "leaderboard")
+    lines = done.out.splitlines()
+    assert re.split(r"\s{2,}", lines[0].strip())[:4] == ["#", "run", "nats/char", "95 %"]
+    assert lines[1].split()[:3] == ["1", "first", "1.5000"]
+    assert "≈" in lines[2]
+    assert "≈" not in lines[3]
+    assert all(line == line.rstrip() for line in lines)
+
+
+def test_eighty_columns_lose_no_essential_column(make_run: Any, cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_run("a-run-with-a-fairly-long-name-for-it", best=best(1.5), n_params=123_456_789, stop_step=100_000, tokens_seen=10**9)
+    monkeypatch.setenv("COLUMNS", "80")
+    for command, expected in [("leaderboard", ["1.5000", "modern", "1"]), ("list", ["finished", "modern", "1.5000"])]:
+        out = cli("runs", command).out
+        assert max(map(len, out.splitlines())) <= 80
+        assert all(word in out.split() for word in expected)
+        assert "a-run-with-a-fairly-long-name" in out
+
+
+def test_csv_markdown_and_json_hold_the_same_runs(three: None, cli: Any) -> None:
+    for command in ("list", "leaderboard"):
+        names = [row["run"] for row in cli("runs", command, "--json").json]
+        rows = list(csv.DictReader(io.StringIO(cli("runs", command, "--csv").out)))
+        assert [row["run"] for row in rows] == names
+        table = cli("runs", command, "--md").out.splitlines()
+        assert set(table[1]) <= set("|-: ")
+        assert len({line.count("|") for line in table}) == 1
+        assert len(table) == len(names) + 2
+
+
+def test_damaged_and_foreign_folders_are_listed_and_break_nothing(three: None, cli: Any, home: Path) -> None:
+    (home / "runs" / "foreign").mkdir()
+    (home / "runs" / "foreign" / "notes.txt").write_text("mine", encoding="utf-8")
+    (home / "runs" / "broken").mkdir()
+    (home / "runs" / "broken" / "run.json").write_bytes(b'{"name": "\x1b[2J')
+    (home / "runs" / "file").write_text("no run", encoding="utf-8")
+    rows = {row["run"]: row for row in cli("runs", "list", "--json").json}
+    assert rows["foreign"]["status"] == rows["broken"]["status"] == "damaged"
+    assert rows["first"]["status"] == "finished"
+    done = cli("runs", "list")
+    assert "damaged" in done.out
+    assert "\x1b" not in done.out + done.err
+    assert [row["run"] for row in cli("runs", "leaderboard", "--json").json] == ["first", "middle", "worst"]
+    assert cli("runs", "rm", "broken", "foreign", "--yes").code == 0
+    assert not (home / "runs" / "broken").exists()
+
+
+def test_names_and_notes_cannot_reach_the_terminal(three: None, cli: Any) -> None:
+    cli("runs", "note", "first", "bad \x1b]0;title\x07 note")
+    for arguments in (["runs", "list"], ["runs", "show", "first"], ["runs", "note", "first"]):
+        done = cli(*arguments)
+        assert "\x1b" not in done.out + done.err
+        assert "\x07" not in done.out + done.err
+    assert cli("runs", "show", "first", "--json").json["note"] == "bad \x1b]0;title\x07 note"
+
+
+def test_where_sort_top_and_tag_choose(three: None, cli: Any) -> None:
+    cli("runs", "tag", "middle", "keep", "good")
+    cli("runs", "tag", "first", "keep")
+    cli("runs", "tag", "middle", "good", "--remove")
+
+    def names(*arguments: str) -> list[str]:
+        return [row["run"] for row in cli("runs", *arguments, "--json").json]
+
+    assert names("list", "--tag", "keep", "--sort", "run") == ["first", "middle"]
+    assert names("list", "--where", "arch=classic") == ["worst"]
+    assert names("list", "--where", "activation=gelu") == ["worst"]
+    assert names("list", "--where", "nats_per_char<1.6 and n_layer=4") == ["first", "middle"]
+    assert names("list", "--sort", "-n_params", "--top", "2") == ["first", "middle"]
+    assert names("leaderboard", "--where", "not run=first") == ["middle", "worst"]
+    assert names("leaderboard", "--top", "1") == ["first"]
+    assert names("leaderboard", "--budget", "params=2500") == ["middle", "worst"]
+    assert names("leaderboard", "--budget", "params") == ["first", "middle", "worst"]
+
+
+def test_equal_budget_ranks_what_was_reached_by_then(trained: Path, cli: Any) -> None:
+    rows = cli("runs", "leaderboard", "--budget", "tokens=64", "--json").json
+    assert [(row["run"], row["best_step"], row["tokens_seen"]) for row in rows] == [("first", 2, 64)]
+    assert cli("runs", "leaderboard", "--budget", "tokens=1", "--json").json == []
+
+
+def test_seeds_of_one_recipe_fold_into_a_row(make_run: Any, cli: Any) -> None:
+    for seed, score in enumerate([1.5, 1.6, 1.7]):
+        make_run(f"seed-{seed}", config=RunConfig(seed=seed), best=best(score))
+    make_run("other", config=RunConfig(model=ClassicConfig()), best=best(1.55))
+    rows = cli("runs", "leaderboard", "--fold-seeds", "--json").json
+    assert [(row["rank"], row["n"]) for row in rows] == [(1, 1), (2, 3)]
+    assert rows[1]["nats_per_char"] == pytest.approx(1.6)
+    assert rows[1]["standard_error"] == pytest.approx(0.1 / 3**0.5)
+    assert "±0.0577" in cli("runs", "leaderboard", "--fold-seeds").out
+
+
+def test_show_names_everything_once(trained: Path, cli: Any) -> None:
+    out = cli("runs", "show").out
+    for word in ("first", "finished", "nats per character", "text.txt", "modern", "n_layer", "command"):
+        assert word in out
+    document = cli("runs", "show", "first", "--json").json
+    assert document["config"]["model"]["n_layer"] == 1
+    assert document["evaluations"] == 2
+
+
+def test_latest_and_top_and_prefix_name_runs(three: None, cli: Any) -> None:
+    def shown(name: str) -> str:
+        return str(cli("runs", "show", name, "--json").json["run"])
+
+    assert (shown("top"), shown("mid"), shown("latest")) == ("first", "middle", "unscored")
+    done = cli("runs", "show")
+    assert "unscored" in done.err
+
+
+def test_rename_moves_and_refuses_a_name_that_exists(three: None, cli: Any) -> None:
+    assert cli("runs", "rename", "first", "best-one").code == 0
+    assert RunStore("runs").find("best-one").record.name == "best-one"
+    assert cli("runs", "rename", "middle", "worst").code == 2
+    assert cli("runs", "rename", "middle", "../out").code == 2
+
+
+def test_removing_asks_and_off_a_terminal_needs_yes(three: None, cli: Any, home: Path) -> None:
+    done = cli("runs", "rm", "first")
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert (home / "runs" / "first").exists()
+    assert cli("runs", "rm", "firs", "--yes").code == 2  # never by prefix
+    assert cli("runs", "rm", "first", "--yes").code == 0
+    assert not (home / "runs" / "first").exists()
+
+
+def test_verify_tells_a_flipped_bit(trained: Path, cli: Any) -> None:
+    assert cli("runs", "verify", "first", "--json").json["ok"] is True
+    path = Path("runs/first/best.safetensors")
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    done = cli("runs", "verify", "first")
+    assert done.code == 1
+    assert "✗" in done.out
+
+
+def test_diff_shows_only_what_differs(three: None, cli: Any) -> None:
+    differences = cli("runs", "diff", "first", "worst", "--json").json["differences"]
+    assert differences["arch"] == ["modern", "classic"]
+    assert "lr" not in differences
+    assert cli("runs", "diff", "first", "first").out.strip() == "no difference"
+    assert cli("runs", "diff", "first").code == 2
+
+
+def test_watch_tells_a_finished_run_and_ends(trained: Path, cli: Any) -> None:
+    done = cli("runs", "watch", "first")
+    assert (done.code, done.out.count("step ")) == (0, 2)
+    events = cli("runs", "watch", "first", "--json").events
+    assert [event["event"] for event in events] == ["evaluated", "evaluated", "stopped"]
+
+
+def test_plot_draws_in_the_terminal_and_to_files(trained: Path, cli: Any) -> None:
+    out = cli("runs", "plot", "first").out
+    assert "nats per token" in out
+    assert "╭" in out
+    pytest.importorskip("matplotlib")
+    for name in ("chart.png", "chart.svg"):
+        assert cli("runs", "plot", "first", "--out", name).code == 0
+    assert Path("chart.png").read_bytes().startswith(b"\x89PNG")
+    svg = Path("chart.svg").read_text(encoding="utf-8")
+    assert all(word in svg for word in ("steps", "nats per token", "validation", "best"))
+    assert cli("runs", "plot", "first", "--out", "chart.pdf").code == 2
+    assert cli("runs", "plot", "first", "--out", "nowhere/chart.png").code == 2
+    assert [path.name for path in trained.glob(".chart*")] == []
+    assert json.loads(cli("runs", "plot", "first", "--json").out)[0]["run"] == "first"
