@@ -19,7 +19,7 @@ from minigpt_cli import downloads, registry
 from minigpt_cli.downloads import RemoteFile, Report
 from minigpt_cli.errors import UsageError, unknown_name
 
-BLOCK = 1 << 20  # bytes read at once
+BLOCK = 1 << 18  # bytes read at once
 EMBEDDED = "python-docs"  # the corpus that needs no network
 
 

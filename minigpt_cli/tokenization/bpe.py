@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,7 +22,8 @@ from minigpt_cli.tokenization.contract import Corpus, Ids, checked_ids
 from minigpt_cli.tokenization.library import LibraryTokenizer, library_errors
 from minigpt_cli.tokenization.segments import segments
 
-LEARN_LIMIT = 64 << 20  # bytes of text that merges are learned from; of a longer text, pieces spread evenly over it
+LEARN_LIMIT = 32 << 20  # bytes of text that merges are learned from; of a longer text, pieces spread evenly over it
+WORDS_LIMIT = 3 << 20  # characters of different words among them: the library keeps about 80 bytes for each
 
 
 def byte_level_json(vocab: dict[str, int], merges: list[list[str]], *, use_regex: bool) -> str:
@@ -113,8 +115,14 @@ class BPETokenizer(LibraryTokenizer):
 
 
 def _sample(corpus: Corpus) -> Iterator[str]:
-    """The training text in segments; of one that is longer than LEARN_LIMIT, every n-th."""
+    """What merges are learned from: the training text within LEARN_LIMIT and WORDS_LIMIT."""
     stride = max(1, -(-corpus.train_bytes // LEARN_LIMIT))
-    for number, segment in enumerate(segments(corpus.train_text())):
-        if number % stride == 0:
-            yield segment
+    words: set[str] = set()
+    size = 0
+    for segment in islice(segments(corpus.train_text()), 0, None, stride):
+        yield segment
+        new = set(segment.split()) - words
+        words |= new
+        size += sum(map(len, new))
+        if size > WORDS_LIMIT:
+            return

@@ -6,8 +6,11 @@ the text, else the characters that got lost are named. Decoding needs no library
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +28,13 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
 
 _BATCH = 8  # segments given to the library at once, which it spreads over its threads
+
+_KNOWN_WORDS = 1 << 17  # words whose ids are remembered
+
+# GPT-2's pattern takes whitespace only at the start of a match or in a match of its own, and looks behind nowhere. So between
+# a visible character and a space, tab or line break it always cuts, and what is on either side does not depend on the other.
+# Rarer spaces, on which Python and the library may disagree, stay inside a word.
+_WORD = re.compile(r"\s*\S+(?:[^\S \t\n\r]\s*\S+)*|\s+")
 
 
 @contextmanager
@@ -52,6 +62,8 @@ class LibraryTokenizer:
         self._added = dict(added or {})
         self._token_bytes = token_bytes
         self._backend: Backend | None = None  # made when first used: most readers of a run only decode
+        self._known: dict[str, bytes] = {}  # word -> its ids as bytes of uint32
+        self._known_size = 0  # characters in it
 
     @property
     def backend(self) -> Backend:
@@ -67,6 +79,14 @@ class LibraryTokenizer:
             self._backend = backend
         return self._backend
 
+    @cached_property
+    def _cuts_at_spaces(self) -> bool:
+        """Whether it cuts the text with GPT-2's pattern and by nothing else."""
+        spec = json.loads(self._json)
+        level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+        spaced = any(character.isspace() for token in spec["added_tokens"] for character in token["content"])
+        return spec["pre_tokenizer"] == level and spec["normalizer"] is None and not spaced
+
     @property
     def vocab_size(self) -> int:
         return len(self._token_bytes)
@@ -78,11 +98,31 @@ class LibraryTokenizer:
     def encode_stream(self, pieces: Iterable[str]) -> Iterator[Ids]:
         """Ids of the concatenated `pieces`, segment by segment."""
         parts = segments(pieces)
+        if self._cuts_at_spaces:
+            yield from map(self._encode_words, parts)
+            return
         while batch := list(islice(parts, _BATCH)):
-            for text, ids in zip(batch, self._encode_batch(batch), strict=True):
-                if self._joined(ids) != text.encode("utf-8"):
-                    raise self._lossy(text)
-                yield np.array(ids, np.uint32)
+            yield from (np.array(ids, np.uint32) for ids in self._checked(batch))
+
+    def _encode_words(self, text: str) -> Ids:
+        """Ids of `text`, each different word given to the library once: ten times faster on the bulk of a text."""
+        words = _WORD.findall(text)
+        if new := [word for word in dict.fromkeys(words) if word not in self._known]:
+            self._known_size += sum(map(len, new))
+            self._known.update((word, np.array(ids, np.uint32).tobytes()) for word, ids in zip(new, self._checked(new), strict=True))
+        ids = np.frombuffer(b"".join([self._known[word] for word in words]), np.uint32)
+        if len(self._known) > _KNOWN_WORDS or self._known_size > 16 * _KNOWN_WORDS:
+            self._known.clear()
+            self._known_size = 0
+        return ids
+
+    def _checked(self, texts: list[str]) -> list[list[int]]:
+        """The library's ids of each text. Raises UsageError if their bytes are not the text's."""
+        found = self._encode_batch(texts)
+        for text, ids in zip(texts, found, strict=True):
+            if self._joined(ids) != text.encode("utf-8"):
+                raise self._lossy(text)
+        return found
 
     def _encode_batch(self, texts: list[str]) -> list[list[int]]:
         with library_errors(f"tokenizer {self.name} failed on the text"):
