@@ -45,7 +45,7 @@ def evaluate(
 ) -> None:
     """\b
     Examples:
-      minigpt eval                         score the newest run on its validation split
+      minigpt eval                         the newest run, its validation split
       minigpt eval modern-1 --split test   the split that nothing was chosen by
       minigpt eval top --data book.txt     the best run on a text of yours
       minigpt eval --nats-per-char         one number for a script

@@ -25,7 +25,7 @@ app = typer.Typer(
             "import": Mount("minigpt_cli.commands.interchange:import_run", "Make a run from somebody else's checkpoint."),
         }
     ),
-    no_args_is_help=False,
+    add_completion=False,
     invoke_without_command=True,
 )
 
@@ -53,7 +53,7 @@ def runs(ctx: typer.Context) -> None:
         typer.echo(ctx.get_help())
 
 
-@app.command("list")
+@app.command("list", short_help="Every run, with its state.")
 def list_runs(
     sort: Sort = None,
     top: Top = 0,
@@ -101,7 +101,7 @@ def _flat(value: Any) -> Any:
     return " ".join(str(item) for item in value) if isinstance(value, list | tuple) else value
 
 
-@app.command()
+@app.command(short_help="Which run is best, and which cannot be told from it.")
 def leaderboard(
     sort: Sort = None,
     top: Top = 0,
@@ -151,7 +151,7 @@ def leaderboard(
     ranking.show(chosen, rows[: top or None], json=json, csv=csv, md=md)
 
 
-@app.command()
+@app.command(short_help="One run in full.")
 def show(run: OptionalRun = None, json: JsonFlag = False, runs_dir: RunsDir = None) -> None:
     """\b
     Examples:
@@ -186,7 +186,7 @@ def show(run: OptionalRun = None, json: JsonFlag = False, runs_dir: RunsDir = No
     print_run(found.record, found.status, found.annotations, differing_from_defaults(found.config), chart)
 
 
-@app.command("rm")
+@app.command("rm", short_help="Remove runs.")
 def remove(
     run: Annotated[list[str], typer.Argument(metavar="RUN...", help="Names of runs, in full.", autocompletion=None)],
     yes: YesFlag = False,
@@ -213,7 +213,7 @@ def remove(
         console.notice(f"removed {name}")
 
 
-@app.command()
+@app.command(short_help="Give a run another name.")
 def rename(
     run: RunArgument,
     new_name: Annotated[str, typer.Argument(metavar="NEW-NAME", help="What it will be called.")],
@@ -231,7 +231,7 @@ def rename(
     console.notice(f"{found.name} is now {new_name}")
 
 
-@app.command()
+@app.command(short_help="Mark a run with words, or take them away.")
 def tag(
     run: RunArgument,
     tags: Annotated[list[str], typer.Argument(metavar="TAG...", help="Words to mark it with.")],
@@ -255,7 +255,7 @@ def tag(
     console.notice(f"{found.name}: {' '.join(after) or 'no tags'}")
 
 
-@app.command()
+@app.command(short_help="Write a note on a run, or read it.")
 def note(
     run: RunArgument,
     text: Annotated[str | None, typer.Argument(metavar="TEXT", help="The note; '' removes it; without TEXT it is printed.")] = None,
@@ -276,7 +276,7 @@ def note(
         found.annotate(Annotations(tags=before.tags, note=text))
 
 
-@app.command()
+@app.command(short_help="Check a run from the outside.")
 def verify(run: OptionalRun = None, json: JsonFlag = False, runs_dir: RunsDir = None) -> None:
     """\b
     Examples:
@@ -308,7 +308,7 @@ def _even_if_damaged(store: RunStore, name: str | None) -> Run:
     return store.find(name or "latest")
 
 
-@app.command()
+@app.command(short_help="What differs between runs.")
 def diff(run: RunArguments, json: JsonFlag = False, md: MarkdownFlag = False, runs_dir: RunsDir = None) -> None:
     """\b
     Examples:

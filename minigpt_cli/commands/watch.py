@@ -11,7 +11,8 @@ import typer
 
 from minigpt_cli.commands.options import JsonFlag, OptionalRunArguments, RunsDir
 from minigpt_cli.display import console
-from minigpt_cli.events import Evaluated, Started, Stopped
+from minigpt_cli.display.watching import Observed, show_live
+from minigpt_cli.events import Started, Stopped
 from minigpt_cli.runstore import Run, RunStore
 
 _ENDS: dict[str, Any] = {"crashed": "failed", "failed": "failed"}
@@ -39,8 +40,6 @@ def watch(
     if json or not console.is_terminal(sys.stdout):
         _lines(chosen, every, once=once, json=json)
     else:
-        from minigpt_cli.display.watching import show_live
-
         show_live((_observe(chosen) for _ in _looks(every, once=once)), several=len(chosen) > 1)
 
 
@@ -51,9 +50,12 @@ def _looks(every: float, *, once: bool) -> Iterator[None]:
         yield
 
 
-def _observe(runs: list[Run]) -> list[tuple[Started, list[Evaluated], Stopped | None, float]]:
-    """What the files of each run say now: how it began, its evaluations, its end if it has ended, its time limit."""
-    return [(_started(run), list(run.metrics()), _stopped(run), run.config.eval.time_limit) for run in (r.refresh() for r in runs)]
+def _observe(runs: list[Run]) -> list[Observed]:
+    """What the files of each run say now."""
+    return [
+        Observed(_started(run), list(run.metrics()), _stopped(run), run.config.eval.time_limit, run.status)
+        for run in (run.refresh() for run in runs)
+    ]
 
 
 def _started(run: Run) -> Started:
@@ -101,7 +103,7 @@ def _lines(runs: list[Run], every: float, *, once: bool, json: bool) -> None:
     seen = {run.name: 0 for run in runs}
     for _ in _looks(every, once=once):
         observed = _observe(runs)
-        for started, evaluations, _, _ in observed:
+        for started, evaluations, *_ in observed:
             for event in evaluations[seen[started.run] :]:
                 line = evaluation_line(event, started.max_steps)
                 prefix = f"{console.one_line(started.run)}  " if len(runs) > 1 else ""
@@ -109,7 +111,7 @@ def _lines(runs: list[Run], every: float, *, once: bool, json: bool) -> None:
                     prefix + line
                 )
             seen[started.run] = len(evaluations)
-        ended = [stopped for _, _, stopped, _ in observed if stopped is not None]
+        ended = [entry.stopped for entry in observed if entry.stopped is not None]
         if len(ended) == len(runs) or once:
             for stopped in ended:
                 if json:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from minigpt_cli.records import Annotations, RunRecord
 
 _LIST = (
-    Column("run", most=32),
+    Column("run", most=40),
     Column("status"),
     Column("arch"),
     Column("nats/char", right=True),
@@ -61,7 +61,7 @@ def print_list(runs: Sequence[Mapping[str, Any]]) -> None:
 
 _LEADERBOARD = (
     Column("#", right=True),
-    Column("run", most=32),
+    Column("run", most=40),
     Column("nats/char", right=True),
     Column("95 %", 1, right=True),
     Column(""),

@@ -45,9 +45,9 @@ def print_table(columns: Sequence[Column], rows: Sequence[Sequence[str]], *, sty
     kept = _that_fit(columns, cells, out.width)
     table = Table(
         box=box.SIMPLE_HEAD if on_terminal else None,
+        show_edge=False,
         pad_edge=False,
-        padding=(0, _GAP, 0, 0),
-        collapse_padding=True,
+        padding=(0, _GAP - 1 if on_terminal else _GAP, 0, 0),  # a box adds one space itself
         header_style="bold",
         title=title or None,
         title_justify="left",
@@ -60,6 +60,8 @@ def print_table(columns: Sequence[Column], rows: Sequence[Sequence[str]], *, sty
     for position, row in enumerate(cells):
         style = styles[position] if position < len(styles) else ""
         table.add_row(*(row[i] for i in kept), style=_STYLES[style])
+    if on_terminal:
+        console.write("")
     print_renderable(table)
 
 

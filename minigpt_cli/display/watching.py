@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from minigpt_cli.display import console, words
 from minigpt_cli.display.charts import Curve, terminal_chart
@@ -13,7 +13,15 @@ from minigpt_cli.events import Evaluated, Started, Stopped
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType
 
-Observed = tuple[Started, list[Evaluated], Stopped | None, float]
+
+class Observed(NamedTuple):
+    """What the files of a run say at one moment."""
+
+    started: Started
+    evaluations: list[Evaluated]
+    stopped: Stopped | None  # None while it trains
+    time_limit_s: float
+    status: str
 
 
 def show_live(observations: Iterable[Sequence[Observed]], *, several: bool) -> None:
@@ -23,13 +31,15 @@ def show_live(observations: Iterable[Sequence[Observed]], *, several: bool) -> N
     with Live(console=console.stdout(), refresh_per_second=4, vertical_overflow="crop", auto_refresh=False) as live:
         for observed in observations:
             live.update(Several(observed) if several else TrainingScreen(_state(observed[0])), refresh=True)
-            if all(stopped is not None for _, _, stopped, _ in observed):
+            if all(entry.stopped is not None for entry in observed):
                 return
 
 
 def _state(observed: Observed) -> TrainingState:
-    started, evaluations, stopped, time_limit_s = observed
-    return TrainingState(started=started, evaluations=evaluations, stopped=stopped, time_limit_s=time_limit_s)
+    notices = [] if observed.status in ("running", "finished") else [f"this run is {observed.status}"]
+    return TrainingState(
+        observed.started, observed.evaluations, stopped=observed.stopped, notices=notices, time_limit_s=observed.time_limit_s
+    )
 
 
 class Several:
@@ -49,7 +59,7 @@ class Several:
             table.add_column(name, justify="left" if name == "state" else "right", no_wrap=True)
         curves = []
         for entry in self.observed:
-            started, evaluations, stopped, _ = entry
+            started, evaluations, stopped = entry.started, entry.evaluations, entry.stopped
             state = _state(entry)
             last, best = (evaluations[-1] if evaluations else None), state.best
             left = state.remaining_s if stopped is None else None
@@ -61,7 +71,7 @@ class Several:
                 words.count(last.tokens_per_s) if last else "",
                 words.duration(last.elapsed_s) if last else "",
                 "" if left is None else words.duration(left),
-                stopped.stop_reason if stopped else "running",
+                stopped.stop_reason if stopped and entry.status == "finished" else entry.status,
             )
             points = [(event.step, event.nats_per_char) for event in evaluations if event.nats_per_char is not None]
             curves.append(Curve(console.one_line(started.run)[:20], [x for x, _ in points], [y for _, y in points]))

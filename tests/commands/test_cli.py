@@ -71,6 +71,7 @@ def test_help_exits_0_and_shows_examples_before_options(path: list[str], command
     done = cli(*path, "--help")
     assert (done.code, done.err) == (0, "")
     assert done.out.index("Examples:") < done.out.index("--help")
+    assert done.out.count("Examples:") == 1
 
 
 @pytest.mark.parametrize(

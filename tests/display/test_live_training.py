@@ -1,0 +1,133 @@
+"""The live view: what it shows at every width and height, and what it makes of events."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from minigpt_cli.display.live_training import PlainLines, TrainingScreen, TrainingState, evaluation_line, loss_curves
+from minigpt_cli.events import Evaluated, Event, Progress, Resumed, Skipped, Started, Stopped
+
+
+def started(**changes: Any) -> Started:
+    content: dict[str, Any] = {
+        "run": "modern-1",
+        "step": 0,
+        "arch": "moe",
+        "n_params": 795_321,
+        "n_active_params": 500_000,
+        "vocab_size": 65,
+        "train_tokens": 10**6,
+        "val_tokens": 10**5,
+        "max_steps": 1300,
+        "device": "cpu",
+        "precision": "bf16",
+        "attention": "plain",
+        "compiled": False,
+        "notices": [],
+    }
+    return Started(**(content | changes))
+
+
+def evaluated(step: int, **changes: Any) -> Evaluated:
+    loss = 1.45 + 2 * math.exp(-step / 250)
+    content: dict[str, Any] = {
+        "run": "modern-1",
+        "step": step,
+        "train_loss": loss - 0.05,
+        "val_loss": loss,
+        "nats_per_char": loss,
+        "lr": 3e-3,
+        "tokens_seen": 4096 * step,
+        "tokens_per_s": 36_100.0,
+        "elapsed_s": 0.11 * step,
+        "is_best": True,
+        "patience_left": 5,
+        "router_entropy": 1.37,
+        "expert_load": [[0.25, 0.3, 0.2, 0.25]] * 4,
+    }
+    return Evaluated(**(content | changes))
+
+
+def screen(events: list[Event], width: int, height: int) -> str:
+    state = TrainingState()
+    for event in events:
+        state.add(event)
+    out = Console(file=io.StringIO(), width=width, height=height, force_terminal=True, color_system=None, legacy_windows=False)
+    out.print(TrainingScreen(state))
+    text = out.file.getvalue()  # type: ignore[attr-defined]
+    return re.sub(r"\x1b\[[0-9;]*m", "", text)
+
+
+EVENTS: list[Event] = [started(), *(evaluated(65 * i) for i in range(1, 20))]
+BEAT = Progress(run="modern-1", step=1250, train_loss=1.33, lr=2e-4, tokens_seen=4096 * 1250, tokens_per_s=40_000, elapsed_s=140)
+
+
+@pytest.mark.parametrize("width", [80, 120, 200])
+@pytest.mark.parametrize("height", [24, 40, 60])
+def test_everything_fits_and_essentials_are_there(width: int, height: int) -> None:
+    text = screen([*EVENTS, BEAT], width, height)
+    lines = text.splitlines()
+    assert len(lines) <= height
+    assert all(len(line) <= width for line in lines)
+    for word in ("step", "train", "val", "nats/char", "lr", "tokens/s", "time", "★", "1,235", "left", "patience 5", "experts", "1.33"):
+        assert word in text, word
+    assert "…" not in text
+
+
+def test_a_small_terminal_drops_the_curve_and_not_the_table() -> None:
+    assert "╭" in screen(EVENTS, 100, 50)
+    small = screen(EVENTS, 80, 16)
+    assert "╭" not in small
+    assert "nats/char" in small
+
+
+def test_best_is_marked_once_and_stays_visible() -> None:
+    later = [evaluated(65 * i, is_best=i <= 3) for i in range(1, 40)]
+    text = screen([started(), *later], 100, 30)
+    assert text.count("★") == 1
+    assert next(line for line in text.splitlines() if "★" in line).split()[0] == "195"
+
+
+def test_remaining_time_follows_speed_and_limit() -> None:
+    state = TrainingState()
+    for event in (started(), evaluated(1000, tokens_per_s=4096.0, elapsed_s=1000.0)):
+        state.add(event)
+    assert state.remaining_s == pytest.approx(300)
+    state.time_limit_s = 1100
+    assert state.remaining_s == pytest.approx(100)
+
+
+def test_losses_that_are_not_finite_show_as_a_dash_and_leave_the_curve() -> None:
+    events = [evaluated(10), evaluated(20, val_loss=None, nats_per_char=None, train_loss=None, is_best=False), evaluated(30)]
+    assert "train -  val -  nats/char -" in evaluation_line(events[1], 100)
+    assert [list(curve.xs) for curve in loss_curves(events)] == [[10, 30], [10, 30]]
+
+
+def test_off_a_terminal_each_evaluation_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with PlainLines() as view:
+        for event in (started(), BEAT, evaluated(65), Skipped(run="modern-1", step=70, reason="loss nan")):
+            view.show(event)
+        view.show(Resumed(run="modern-1", step=70, exact=False, notices=["torch was 2.12 and is now 2.13"]))
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert [line.split()[0] for line in err.splitlines()] == ["modern-1:", "step", "Warning:", "torch", "modern-1:"]
+
+
+def test_end_is_told_on_the_screen() -> None:
+    end = Stopped(
+        run="modern-1",
+        step=1235,
+        stop_reason="early_stopping",
+        best_step=1235,
+        best_val_loss=1.4,
+        best_nats_per_char=1.4,
+        elapsed_s=1,
+        tokens_seen=1,
+    )
+    assert "early_stopping" in screen([*EVENTS, end], 100, 40)
