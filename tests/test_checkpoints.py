@@ -24,14 +24,23 @@ from minigpt_cli.tokenization.char import CharTokenizer
 LETTERS = "abcdefghijk"
 SETTINGS = RunConfig.model_validate({"model": {"arch": "modern", "block_size": 8, "n_layer": 1, "n_head": 2, "n_embd": 16}})
 ALL_TYPES = {
-    "f64": torch.randn(3, dtype=torch.float64), "f32": torch.randn(2, 3), "f16": torch.randn(5).half(), "bf16": torch.randn(1).bfloat16(),
-    "i64": torch.arange(3), "i32": torch.arange(3, dtype=torch.int32), "i16": torch.arange(3, dtype=torch.int16), "i8": torch.arange(3, dtype=torch.int8),
-    "u8": torch.arange(5, dtype=torch.uint8), "bool": torch.tensor([True, False, True]), "scalar": torch.tensor(1.5), "empty": torch.empty(0, 4),
+    "f64": torch.randn(3, dtype=torch.float64),
+    "f32": torch.randn(2, 3),
+    "f16": torch.randn(5).half(),
+    "bf16": torch.randn(1).bfloat16(),
+    "i64": torch.arange(3),
+    "i32": torch.arange(3, dtype=torch.int32),
+    "i16": torch.arange(3, dtype=torch.int16),
+    "i8": torch.arange(3, dtype=torch.int8),
+    "u8": torch.arange(5, dtype=torch.uint8),
+    "bool": torch.tensor([True, False, True]),
+    "scalar": torch.tensor(1.5),
+    "empty": torch.empty(0, 4),
     "strided": torch.arange(6.0).reshape(2, 3).T,
-}  # fmt: skip
+}
 
 
-@pytest.fixture()
+@pytest.fixture
 def run(tmp_path: Path) -> Run:
     """A run directory before its first save."""
     run = RunStore(tmp_path / "runs").create("run")
@@ -232,7 +241,9 @@ HOSTILE = {
     "not UTF-8": raw(b'{"\xff": 1}'),
     "nested deeply": raw(b"[" * 200_000),
     "a list": raw([]),
-    "a key twice": raw(b'{"a": {"dtype":"F32","shape":[1],"data_offsets":[0,4]}, "a": {"dtype":"F32","shape":[1],"data_offsets":[0,4]}}', b"1234"),
+    "a key twice": raw(
+        b'{"a": {"dtype":"F32","shape":[1],"data_offsets":[0,4]}, "a": {"dtype":"F32","shape":[1],"data_offsets":[0,4]}}', b"1234"
+    ),
     "metadata that is no table": raw({"__metadata__": []}),
     "metadata of numbers": raw({"__metadata__": {"a": 1}}),
     "an entry that is a number": raw({"a": 1}),
@@ -393,7 +404,18 @@ def test_a_training_state_that_is_none_is_refused(metadata: dict[str, str] | Non
         checkpoints.load_resume(run)
 
 
-@pytest.mark.parametrize("data", [b"\xff", b"{\xff", b"{}", b"/etc/passwd", b"[" * 100_000, b'{"a":' * 100_000, b'{"model": {"type": "WordLevel", "vocab": {"a": 99999999999}}}'])
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\xff",
+        b"{\xff",
+        b"{}",
+        b"/etc/passwd",
+        b"[" * 100_000,
+        b'{"a":' * 100_000,
+        b'{"model": {"type": "WordLevel", "vocab": {"a": 99999999999}}}',
+    ],
+)
 def test_a_hostile_tokenizer_is_refused(data: bytes, run: Run) -> None:
     save(run, 1)
     forge(run, "tokenizer.json", data)

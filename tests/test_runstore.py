@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,12 +22,14 @@ from minigpt_cli.records import RECORD_SCHEMA_VERSION
 from minigpt_cli.runstore import Annotations, Best, Corpus, DamagedRun, Run, RunRecord, RunStore, SplitRecord, now, resolve_runs_dir
 
 
-@pytest.fixture()
+@pytest.fixture
 def store(tmp_path: Path) -> RunStore:
     return RunStore(tmp_path / "runs")
 
 
-def make(store: RunStore, name: str, nats: float | None = None, *, text: str = "a" * 64, at: str = "2026-01-01T00:00:00Z", **fields: object) -> Run:
+def make(
+    store: RunStore, name: str, nats: float | None = None, *, text: str = "a" * 64, at: str = "2026-01-01T00:00:00Z", **fields: object
+) -> Run:
     run = store.create(name)
     split = SplitRecord(sha256=text, n_tokens=10, n_chars=10, n_bytes=10)
     record = RunRecord(
@@ -43,7 +46,16 @@ def make(store: RunStore, name: str, nats: float | None = None, *, text: str = "
 
 def evaluated(step: int) -> Evaluated:
     return Evaluated(
-        run="r", step=step, train_loss=1.0, val_loss=1.0, nats_per_char=1.0, lr=1e-3, tokens_seen=1, tokens_per_s=1.0, elapsed_s=1.0, is_best=True
+        run="r",
+        step=step,
+        train_loss=1.0,
+        val_loss=1.0,
+        nats_per_char=1.0,
+        lr=1e-3,
+        tokens_seen=1,
+        tokens_per_s=1.0,
+        elapsed_s=1.0,
+        is_best=True,
     )
 
 
@@ -57,7 +69,28 @@ def test_a_plain_name_is_accepted(store: RunStore, name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["", ".", "..", "../x", "a/b", "a\\b", "/etc", "-rf", ".hidden", "a\n", "a\x1b[31m", "a\x00b", "a b", "x" * 101, "日" * 80, "latest", "top", "a.tmp", "a.", "_a"],
+    [
+        "",
+        ".",
+        "..",
+        "../x",
+        "a/b",
+        "a\\b",
+        "/etc",
+        "-rf",
+        ".hidden",
+        "a\n",
+        "a\x1b[31m",
+        "a\x00b",
+        "a b",
+        "x" * 101,
+        "日" * 80,
+        "latest",
+        "top",
+        "a.tmp",
+        "a.",
+        "_a",
+    ],
 )
 def test_a_name_that_could_do_harm_is_refused_in_one_line(store: RunStore, name: str) -> None:
     with pytest.raises(UsageError) as caught:
@@ -185,7 +218,20 @@ def test_a_record_of_a_newer_minigpt_says_so(store: RunStore) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "{", "null", "3", '{"a": NaN}', '{"a": Infinity}', '{"a": 1, "a": 2}', "[" * 100_000, '{"name": "x"}', "\xff\xfe", "1" * 5000, '{"\\ud800": 1}'],
+    [
+        "",
+        "{",
+        "null",
+        "3",
+        '{"a": NaN}',
+        '{"a": Infinity}',
+        '{"a": 1, "a": 2}',
+        "[" * 100_000,
+        '{"name": "x"}',
+        "\xff\xfe",
+        "1" * 5000,
+        '{"\\ud800": 1}',
+    ],
 )
 def test_json_that_is_not_a_record_is_one_line(store: RunStore, text: str) -> None:
     run = make(store, "a")
@@ -218,7 +264,12 @@ def test_a_loss_that_is_not_finite_is_stored_as_none() -> None:
 def test_a_config_with_a_billion_layers_or_a_nan_rate_is_refused(store: RunStore) -> None:
     run = make(store, "a")
     plain = RunConfig().model_dump(mode="json")
-    for section, field, value in (("model", "n_layer", 10**9), ("optim", "lr", "NaN"), ("model", "block_size", -1), ("model", "surprise", 1)):
+    for section, field, value in (
+        ("model", "n_layer", 10**9),
+        ("optim", "lr", "NaN"),
+        ("model", "block_size", -1),
+        ("model", "surprise", 1),
+    ):
         run.file("config.json").write_text(json.dumps({**plain, section: {**plain[section], field: value}}))
         with pytest.raises(RunDamaged, match=field):
             _ = run.refresh().config
@@ -406,13 +457,17 @@ def test_the_leavings_of_a_killed_writer_are_swept_by_the_next(store: RunStore) 
 
 
 def test_a_new_run_that_fails_before_its_record_leaves_nothing(store: RunStore) -> None:
-    with pytest.raises(ZeroDivisionError), store.new_run("a") as run:
-        run.write_config(RunConfig())
-        raise ZeroDivisionError
+
+    def fail_after(write: Callable[[Run], object]) -> None:
+        with store.new_run("a") as run:
+            write(run)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail_after(lambda run: run.write_config(RunConfig()))
     assert store.names() == []
-    with pytest.raises(ZeroDivisionError), store.new_run("a") as run:
-        run.write_record(RunRecord(name="a"))
-        raise ZeroDivisionError
+    with pytest.raises(ZeroDivisionError):
+        fail_after(lambda run: run.write_record(RunRecord(name="a")))
     assert store.names() == ["a"]
 
 
@@ -482,7 +537,9 @@ def test_a_thousand_runs_are_listed_in_under_a_second(store: RunStore) -> None:
 
 def test_listing_needs_no_torch(store: RunStore) -> None:
     make(store, "a", 1.0)
-    script = f"import sys; from minigpt_cli.runstore import RunStore; RunStore({str(store.dir)!r}).leaderboard(); print('torch' in sys.modules)"
+    script = (
+        f"import sys; from minigpt_cli.runstore import RunStore; RunStore({str(store.dir)!r}).leaderboard(); print('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "False\n"
 
 
@@ -576,7 +633,9 @@ def test_memory_is_asked_for() -> None:
         durable.check_memory(1 << 60, "a model")
 
 
-@pytest.mark.parametrize(("n", "shown"), [(0, "0 bytes"), (1023, "1023 bytes"), (1536, "1.5 KiB"), (5 << 20, "5.0 MiB"), (1 << 40, "1024.0 GiB")])
+@pytest.mark.parametrize(
+    ("n", "shown"), [(0, "0 bytes"), (1023, "1023 bytes"), (1536, "1.5 KiB"), (5 << 20, "5.0 MiB"), (1 << 40, "1024.0 GiB")]
+)
 def test_sizes_for_people(n: int, shown: str) -> None:
     assert durable.size(n) == shown
 

@@ -33,17 +33,66 @@ from minigpt_cli.training import trainer  # noqa: F401
 MODEL = {
     "bigram": ["--arch", "bigram", "--block-size", "8"],
     "classic": ["--arch", "classic", "--n-layer", "1", "--n-head", "2", "--n-embd", "16", "--block-size", "8", "--dropout", "0.2"],
-    "modern": ["--arch", "modern", "--n-layer", "1", "--n-head", "2", "--n-embd", "16", "--block-size", "8", "--dropout", "0.1", "--ema", "0.9"],
+    "modern": [
+        "--arch",
+        "modern",
+        "--n-layer",
+        "1",
+        "--n-head",
+        "2",
+        "--n-embd",
+        "16",
+        "--block-size",
+        "8",
+        "--dropout",
+        "0.1",
+        "--ema",
+        "0.9",
+    ],
     "moe": ["--arch", "moe", "--n-layer", "1", "--n-head", "2", "--n-embd", "16", "--block-size", "8", "--n-experts", "3"],
 }
-PLAN = (
-    "--device cpu --precision fp32 --attention plain --compile off --threads 1 --batch-size 4 --max-steps 24 --warmup-steps 3 "
-    "--eval-every 4 --eval-iters 2 --save-every 1 --patience 50 --seed 11"
-).split()
+PLAN = [
+    "--device",
+    "cpu",
+    "--precision",
+    "fp32",
+    "--attention",
+    "plain",
+    "--compile",
+    "off",
+    "--threads",
+    "1",
+    "--batch-size",
+    "4",
+    "--max-steps",
+    "24",
+    "--warmup-steps",
+    "3",
+    "--eval-every",
+    "4",
+    "--eval-iters",
+    "2",
+    "--save-every",
+    "1",
+    "--patience",
+    "50",
+    "--seed",
+    "11",
+]
 TIMES = {
-    "elapsed_s", "tokens_per_s", "created_at", "updated_at", "resume_exact_history", "name", "run", "files", "metrics_bytes", "argv", "dataset_dir",
+    "elapsed_s",
+    "tokens_per_s",
+    "created_at",
+    "updated_at",
+    "resume_exact_history",
+    "name",
+    "run",
+    "files",
+    "metrics_bytes",
+    "argv",
+    "dataset_dir",
     "label",
-}  # fmt: skip
+}
 
 
 def timeless(value: Any) -> Any:

@@ -88,7 +88,9 @@ class Sittings:
         run.write_record(RunRecord(name=name, created_at=now()))
         return run
 
-    def train(self, run: Run, config: RunConfig, dataset: Dataset, *, stop_at: int | None = None, signal: int = 2, resume: bool = False) -> list[Event]:
+    def train(
+        self, run: Run, config: RunConfig, dataset: Dataset, *, stop_at: int | None = None, signal: int = 2, resume: bool = False
+    ) -> list[Event]:
         """Train until the end, or until a signal arrives during step `stop_at`."""
         asked = 0
 
@@ -102,12 +104,23 @@ class Sittings:
             return list(fit(run, config, dataset, resume=point, should_stop=should_stop))
 
 
-@pytest.fixture()
+@pytest.fixture
 def sittings(tmp_path: Path) -> Sittings:
     return Sittings(tmp_path / "runs")
 
 
-_TIMES = {"elapsed_s", "tokens_per_s", "created_at", "updated_at", "resume_exact_history", "name", "run", "files", "metrics_bytes", "checksum"}
+_TIMES = {
+    "elapsed_s",
+    "tokens_per_s",
+    "created_at",
+    "updated_at",
+    "resume_exact_history",
+    "name",
+    "run",
+    "files",
+    "metrics_bytes",
+    "checksum",
+}
 
 
 def timeless(value: Any) -> Any:
@@ -159,7 +172,7 @@ class Saboteur:
 
     @contextmanager
     def strikes(self, nth: int, mode: str, number: int = errno.ENOSPC) -> Iterator[None]:
-        self.count, self.log, struck = 0, [], False
+        self.count, self.log = 0, []
         with self._monkeypatch.context() as patch:
             for name in self.CALLS:
                 patch.setattr(os, name, self._sabotaged(name, getattr(os, name), nth, mode, number))
@@ -187,6 +200,6 @@ def killed() -> type[BaseException]:
     return Killed
 
 
-@pytest.fixture()
+@pytest.fixture
 def saboteur(monkeypatch: pytest.MonkeyPatch) -> Saboteur:
     return Saboteur(monkeypatch)

@@ -27,7 +27,9 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_an_interrupted_run_ends_bit_for_bit_like_the_uninterrupted(case: str, sittings: Any, dataset: Any, tiny_config: Any, everything: Any) -> None:
+def test_an_interrupted_run_ends_bit_for_bit_like_the_uninterrupted(
+    case: str, sittings: Any, dataset: Any, tiny_config: Any, everything: Any
+) -> None:
     settings, text = tiny_config(**CASES[case]), dataset("bpe" if case == "bpe" else "char")
     whole = sittings.begin("whole", settings, text)
     sittings.train(whole, settings, text)
