@@ -72,9 +72,9 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def _inverse_rms(x: Tensor, eps: float) -> Tensor:
-    """(..., 1) in the dtype of x; the sum of squares itself is accumulated in float32."""
-    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
-    return norm.square().div_(x.size(-1)).add_(eps).rsqrt_().to(x.dtype)
+    """(..., 1) in the dtype of x. torch accumulates the norm in float32; to ask for a float32 result would convert all of x first."""
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True).float()
+    return norm.square_().div_(x.size(-1)).add_(eps).rsqrt_().to(x.dtype)
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -94,12 +94,7 @@ class _RMSNorm(torch.autograd.Function):
         gn = (g * n).view(-1, g.size(-1))
         mean = (gn @ w).div_(g.size(-1)).view_as(r)
         dx = torch.addcmul(g * w, n, mean, value=-1).mul_(r)
-        return dx, _column_sums(gn).to(weight.dtype), None
-
-
-def _column_sums(x: Tensor) -> Tensor:
-    """Sum over rows, accumulated in float32."""
-    return x.sum(0, dtype=torch.float32)
+        return dx, gn.sum(0).to(weight.dtype), None
 
 
 # ---- rotary positions
@@ -181,7 +176,7 @@ class _NormAndRotate(torch.autograd.Function):
         n, r, weight, table = ctx.saved_tensors
         h, D = weight.shape
         g = _rotate_back(grad[:, :, :h], table)  # gradient of n w
-        d_weight = (g * n).sum((0, 1), dtype=torch.float32)  # (h, D)
+        d_weight = (g * n).view(-1, h * D).sum(0).view(h, D)  # (h, D)
         g.mul_(weight.to(g.dtype))
         mean = torch.linalg.vecdot(g, n).div_(D).unsqueeze(-1)  # (B, T, h, 1)
         result, first = _with_rest(grad, h)

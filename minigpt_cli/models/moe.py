@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from minigpt_cli.config import MoEConfig
-from minigpt_cli.models import kernels
+from minigpt_cli.models import grouped, kernels
 from minigpt_cli.models.attention import KVCache, RotaryTable
 from minigpt_cli.models.contract import MatrixParts
 from minigpt_cli.models.layers import Dropout, Linear, RMSNorm, hidden_width
@@ -61,15 +61,15 @@ class Experts(nn.Module):
 
     def _mix(self, x: Tensor, chosen: Tensor, weights: Tensor, counts: list[int]) -> Tensor:
         """Sum over each token's experts: one pair of products per expert, over its tokens laid side by side."""
-        E, k = self.config.n_experts, self.config.moe_top_k
+        E, (N, k), C = self.config.n_experts, chosen.shape, x.size(-1)
         order = chosen.flatten().argsort(stable=True)  # (N k,) pairs of token and expert, sorted by expert
-        gate_up = self.gate_up.to(x.dtype).view(E, -1, x.size(-1))  # (E, 2F, C)
-        down = self.down.to(x.dtype).view(E, x.size(-1), -1)  # (E, C, F)
-        parts = torch.split(x[order // k], counts)
-        y = torch.cat([kernels.swiglu(part @ w.T) @ v.T for part, w, v in zip(parts, gate_up, down, strict=True)])  # (N k, C)
         back = torch.empty_like(order)
-        back[order] = torch.arange(len(order), device=order.device)
-        return (y[back].view(-1, k, x.size(-1)) * weights[..., None]).sum(1)  # (N, C)
+        back[order] = torch.arange(N * k, device=order.device)
+        pairs = x[:, None].expand(N, k, C).reshape(N * k, C)
+        h = grouped.grouped_linear(grouped.permuted(pairs, order, back), self.gate_up.to(x.dtype).view(E, -1, C), counts)  # (N k, 2F)
+        y = grouped.grouped_linear(kernels.swiglu(h), self.down.to(x.dtype).view(E, C, -1), counts)  # (N k, C)
+        y = grouped.permuted(y, back, order).view(N, k, C) * weights[..., None]
+        return y.sum(1) if k > 1 else y.view(N, C)
 
     def _aux_loss(self, probs: Tensor, counts: Tensor) -> Tensor:
         """E times the sum over experts of share of tokens times mean probability: 1 when balanced (Switch, equation 4)."""

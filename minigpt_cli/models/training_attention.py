@@ -72,13 +72,15 @@ class _Chunk:
 
     def q(self, piece: _Piece) -> Tensor:
         """(b * K, R * t, D), scaled."""
-        return _by_key(self.queries[:, piece.start : piece.end]).mul_(self.k.size(-1) ** -0.5)
+        return _by_key(self.queries[:, piece.start : piece.end], self.k.size(-1) ** -0.5)
 
 
-def _by_key(x: Tensor) -> Tensor:
-    """(b, t, K, R, D) to a new (b * K, R * t, D)."""
+def _by_key(x: Tensor, scale: float) -> Tensor:
+    """(b, t, K, R, D) to a new (b * K, R * t, D), scaled on the way."""
     b, t, K, R, D = x.shape
-    return x.permute(0, 2, 3, 1, 4).clone(memory_format=torch.contiguous_format).view(b * K, R * t, D)
+    result = x.new_empty(b, K, R, t, D)
+    torch.mul(x.permute(0, 2, 3, 1, 4), scale, out=result)
+    return result.view(b * K, R * t, D)
 
 
 def _by_token(x: Tensor, like: Tensor) -> Tensor:
@@ -101,7 +103,7 @@ class _CausalAttention(torch.autograd.Function):
                 chunk = _Chunk(heads, n_head, piece)
             t = piece.end - piece.start
             scores = torch.bmm(chunk.q(piece), chunk.k[:, : piece.end].mT)  # (b K, R t, e)
-            scores.view(-1, n_head // K, t, piece.end)[..., piece.start :] += future[:t, :t]
+            scores.view(-1, n_head // K, t, piece.end)[..., piece.start :].add_(future[:t, :t])
             p = probabilities[piece.kept].view(piece.shape)
             torch.softmax(scores, dim=-1, out=p)
             if keep is not None:
@@ -126,7 +128,7 @@ class _CausalAttention(torch.autograd.Function):
                 chunk = _Chunk(heads, n_head, piece)
                 d_kv = torch.empty(2, *chunk.k.shape, dtype=heads.dtype)
             p = probabilities[piece.kept].view(piece.shape)
-            g = _by_key(grad[piece.rows, piece.start : piece.end]).mul_(ctx.scale)  # (b K, R t, D)
+            g = _by_key(grad[piece.rows, piece.start : piece.end], ctx.scale)  # (b K, R t, D)
             d_p = torch.bmm(g, chunk.v[:, : piece.end].mT)  # (b K, R t, e)
             dropped = p
             if keep is not None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from minigpt_cli.models import kernels, training_attention
+from minigpt_cli.models import grouped, kernels, training_attention
 from minigpt_cli.models.attention import CausalAttention, RotaryTable
 from minigpt_cli.models.dropout import add_dropped, draw_mask, dropout, zeroed
 
@@ -56,6 +56,7 @@ def naive_attention(heads: Tensor, n_head: int) -> Tensor:
 
 
 TABLE = RotaryTable(6, 8, 100.0)(0, 6, torch.float32)
+ORDER = torch.tensor([3, 1, 5, 0, 2, 4])
 PAIRS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], list[Tensor]]] = {
     "rms_norm": (lambda x, w: kernels.rms_norm(x, w, 1e-3), naive_rms_norm, [random(2, 5, 8), random(8, seed=1)]),
     "swiglu": (kernels.swiglu, naive_swiglu, [random(3, 4, 10)]),
@@ -64,6 +65,12 @@ PAIRS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], list[Tensor
         lambda x, w: kernels.norm_and_rotate(x, 3, kernels.Gains(w, 1e-3), TABLE),
         naive_heads,
         [random(2, 6, 4, 8), random(3, 8, seed=1)],
+    ),
+    "permuted": (lambda x: grouped.permuted(x, ORDER, ORDER.argsort()), lambda x: x[ORDER], [random(6, 3)]),
+    "grouped_linear": (
+        lambda x, w: grouped.grouped_linear(x, w, [2, 0, 4]),
+        lambda x, w: torch.stack([w[0 if i < 2 else 2] @ x[i] for i in range(6)]),
+        [random(6, 3), random(3, 5, 3, seed=1)],
     ),
     "attention": (lambda x: training_attention.causal_attention(x, 4, 0.0, None), lambda x: naive_attention(x, 4), [random(5, 7, 12, 6)]),
     "grouped attention": (
