@@ -55,7 +55,7 @@ def plot(
     elif page is not None:
         from minigpt_cli.commands.report import write_report
 
-        write_report(page, chosen)
+        write_report(page, chosen, store)
     elif out is not None:
         from minigpt_cli.display.pictures import save_chart
 

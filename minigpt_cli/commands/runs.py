@@ -29,6 +29,11 @@ app = typer.Typer(
     invoke_without_command=True,
 )
 
+_COMPARED = [
+    "text_sha256", "n_params", "n_active_params", "vocab_size", "stop_reason", "stop_step", "best_step", "nats_per_char", "val_loss",
+    "elapsed_s",
+]  # fmt: skip
+
 Sort = Annotated[str | None, typer.Option(metavar="FIELD", help="Order by a field; -FIELD: largest first.", show_default=False)]
 Top = Annotated[int, typer.Option(metavar="N", min=0, help="Show the first N alone; 0: all.", show_default=False)]
 Tag = Annotated[list[str], typer.Option(metavar="TAG", help="Only runs with this tag; may be repeated.", show_default=False)]
@@ -321,20 +326,16 @@ def diff(run: RunArguments, json: JsonFlag = False, md: MarkdownFlag = False, ru
     found = [store.find(name) for name in run]
     if len(found) < 2:
         raise UsageError("runs diff needs two runs or more")
-    from minigpt_cli.commands.config_flags import settings, show_value
+    from minigpt_cli.commands.report import differences
     from minigpt_cli.display.run_tables import print_differences
     from minigpt_cli.display.tables import as_markdown
 
-    names = [*settings(), "tokenizer", "text_sha256", "n_params", "n_active_params", "vocab_size", "device", "stop_reason"]
-    names += ["stop_step", "best_step", "nats_per_char", "val_loss", "elapsed_s"]
-    fields = [RunFields(r) for r in found]
-    values = {name: [f.get(name) for f in fields] for name in dict.fromkeys(names)}
-    differing = {name: row for name, row in values.items() if any(value != row[0] for value in row)}
+    rows = differences(found, _COMPARED)
+    names = [r.name for r in found]
     if json:
-        console.write_json({"runs": [r.name for r in found], "differences": differing})
-        return
-    shown = [(name, ["-" if v is None else show_value(v) for v in row]) for name, row in differing.items()]
-    if md:
-        console.write(as_markdown(["", *(r.name for r in found)], [[name, *row] for name, row in shown]))
+        raw = {name: [RunFields(r).get(name) for r in found] for name, _ in rows}
+        console.write_json({"runs": names, "differences": raw})
+    elif md:
+        console.write(as_markdown(["", *names], [[name, *row] for name, row in rows]))
     else:
-        print_differences([r.name for r in found], shown)
+        print_differences(names, rows)

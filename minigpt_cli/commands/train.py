@@ -11,11 +11,10 @@ from minigpt_cli.commands.beginning import Beginning
 from minigpt_cli.commands.config_flags import Resolved, layer_lines, override, resolve, with_settings
 from minigpt_cli.commands.options import JsonFlag, RunsDir, SourceArgument, complete_preset, complete_run
 from minigpt_cli.commands.running import Outcome, Output, Request, read_data, train_new, train_on
+from minigpt_cli.commands.samples import sample_of
 from minigpt_cli.display import console
-from minigpt_cli.errors import MiniGPTError, UsageError
+from minigpt_cli.errors import UsageError
 from minigpt_cli.runstore import RunStore
-
-_SAMPLE_TOKENS = 200  # shown at the end
 
 
 @with_settings(leave_out=("source",))
@@ -135,27 +134,6 @@ def _finish(outcome: Outcome, *, json: bool) -> None:
     from minigpt_cli.display.ending import print_ending
 
     if outcome.is_writer and not json:
-        print_ending(outcome.run, outcome.stopped, _sample(outcome))
+        print_ending(outcome.run, outcome.stopped, sample_of(outcome.run) if outcome.signal_number is None else "")
     if outcome.signal_number is not None:
         raise typer.Exit(128 + outcome.signal_number)
-
-
-def _sample(outcome: Outcome) -> str:
-    """A few lines that the best weights write; none after a signal, when there is no time, or where there is nothing to write with."""
-    if outcome.signal_number is not None or outcome.run.record.best is None:
-        return ""
-    from minigpt_cli.generation.engine import generate
-    from minigpt_cli.generation.loading import open_writer
-    from minigpt_cli.generation.samples import prompt_ids
-    from minigpt_cli.generation.sampling import style
-
-    try:
-        writer = open_writer(outcome.run)
-        steps = generate(
-            writer.decoder(), prompt_ids(writer.tokenizer, ""), sampling=style("balanced"), max_new_tokens=_SAMPLE_TOKENS,
-            seed=outcome.run.config.seed, token_bytes=writer.token_bytes,
-        )  # fmt: skip
-        return "".join(step.text for step in steps).strip("\n")
-    except MiniGPTError as error:
-        console.warn(f"no sample: {error}")
-        return ""

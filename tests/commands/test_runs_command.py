@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from minigpt_cli.config import ClassicConfig, RunConfig
+from minigpt_cli.events import Evaluated
 from minigpt_cli.records import Best, Corpus, SplitRecord
 from minigpt_cli.runstore import RunStore
 
@@ -23,6 +24,18 @@ LEADERBOARD = (
 
 def best(score: float, width: float = 0.05) -> Best:
     return Best(step=8, nats_per_token=score, nats_per_char=score, ci95=(score - width, score + width), whole_split=True)
+
+
+def evaluation(step: int) -> Evaluated:
+    numbers: dict[str, Any] = {
+        "train_loss": 2.0,
+        "val_loss": 2.1,
+        "nats_per_char": 2.1,
+        "lr": 1e-3,
+        "tokens_seen": step,
+        "tokens_per_s": 9.0,
+    }
+    return Evaluated(run="strange", step=step, elapsed_s=1.0, is_best=True, **numbers)
 
 
 @pytest.fixture
@@ -220,3 +233,32 @@ def test_plot_draws_in_the_terminal_and_to_files(trained: Path, cli: Any) -> Non
     assert cli("runs", "plot", "first", "--out", "nowhere/chart.png").code == 2
     assert [path.name for path in trained.glob(".chart*")] == []
     assert json.loads(cli("runs", "plot", "first", "--json").out)[0]["run"] == "first"
+
+
+def test_report_is_one_page_that_needs_nothing_else(trained: Path, cli: Any) -> None:
+    done = cli("runs", "plot", "first", "--html", "report.html")
+    assert done.code == 0, done.err
+    page = Path("report.html").read_text(encoding="utf-8")
+    assert not re.search(r"<script|src=|href=|@import|url\(", page)
+    for word in (
+        "Loss",
+        "Learning rate",
+        "Speed",
+        "Leaderboard",
+        "Settings of first",
+        "first writes",
+        "★",
+        "prefers-color-scheme: dark",
+        "</html>",
+    ):
+        assert word in page, word
+    assert cli("runs", "plot", "first", "--html", "nowhere/report.html").code == 2
+
+
+def test_report_escapes_what_strangers_wrote(make_run: Any, cli: Any) -> None:
+    run = make_run("strange", corpus=Corpus(label="<script>alert(1)</script>\x1b[2J", sha256="a" * 64))
+    run.append(evaluation(2))
+    assert cli("runs", "plot", "strange", "--html", "report.html").code == 0
+    page = Path("report.html").read_text(encoding="utf-8")
+    assert "<script" not in page
+    assert "\x1b" not in page
