@@ -43,7 +43,7 @@ def _print_baselines(model: float, baselines: Baselines) -> None:
 
 def print_test_gap(selected: float, test: float) -> None:
     """Print how far the untouched test split is from the validation score that the checkpoint was selected by."""
-    console.write(f"gap     test is {test - selected:+.4f} nats per character from {selected:.4f}, the validation score that chose the checkpoint")
+    console.write(f"gap     {test - selected:+.4f} nats per character from {selected:.4f}, the validation score that chose this checkpoint")
 
 
 def print_memorisation(found: Memorisation) -> None:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from minigpt_cli.errors import UsageError
 from minigpt_cli.evaluation.scores import Score
-from minigpt_cli.evaluation.seeds import Group, Outlook, group_of, grouped_test, outlook
+from minigpt_cli.evaluation.seeds import Group, Outlook, group_of, grouped_interval, grouped_test, outlook
 from minigpt_cli.evaluation.statistics import Difference, Floats, holm, paired_test
 
 LEVEL = 0.05
@@ -43,6 +43,11 @@ class Side:
     def group(self) -> Group:
         """Mean and spread of the scores."""
         return group_of([score.nats_per_char for score in self.scores])
+
+    @property
+    def ci95(self) -> tuple[float, float]:
+        """95 % interval of the mean: over text, and with several seeds over seeds too."""
+        return self.scores[0].ci95 if len(self.scores) == 1 else grouped_interval([score.char_nats for score in self.scores])
 
 
 @dataclass(frozen=True)

@@ -74,6 +74,16 @@ def grouped_test(a: Sequence[Floats], b: Sequence[Floats], *, resamples: int = s
     return GroupedTest(replace(found, std_error=math.hypot(by_seeds, by_text)), by_seeds, by_text)
 
 
+def grouped_interval(seeds: Sequence[Floats]) -> tuple[float, float]:
+    """95 % interval of a recipe's mean score, over new seeds and new text, from the character nats of two seeds or more."""
+    mean = np.mean(np.stack(seeds), axis=0)
+    group = group_of([float(x.mean()) for x in seeds])
+    by_text = statistics.deviations(mean, statistics.block_length(mean))
+    by_seed = (group.std_error or 0.0) * np.random.default_rng(1).standard_t(group.n - 1, len(by_text))
+    found = statistics.from_deviations(float(mean.mean()), by_text + by_seed, 1)
+    return found.low, found.high
+
+
 def _welch(a: Sequence[float], b: Sequence[float]) -> tuple[float, float]:
     """Standard error of the difference of means, and its degrees of freedom (Welch & Satterthwaite)."""
     variances = [group_of(x).std or 0.0 for x in (a, b)]

@@ -170,9 +170,10 @@ def _difference(values: Floats, block: int | None, resamples: int, seed: int) ->
 
 def from_deviations(delta: float, moved: Floats, block: int) -> Difference:
     """A difference with the interval and the two-sided p-value (never 0) that these deviations by chance give it."""
-    low, high = np.quantile(moved, [0.025, 0.975])
-    p_value = (1 + int(np.count_nonzero(np.abs(moved) >= abs(delta)))) / (len(moved) + 1)
-    return Difference(delta, delta + float(low), delta + float(high), float(moved.std()), p_value, block)
+    distance = np.abs(moved)
+    half = float(np.quantile(distance, 0.95))  # symmetric, so that the interval leaves out 0 exactly where p is below 0.05
+    p_value = (1 + int(np.count_nonzero(distance >= abs(delta)))) / (len(moved) + 1)
+    return Difference(delta, delta - half, delta + half, float(moved.std()), p_value, block)
 
 
 def quick_p_values(differences: Floats) -> Floats:

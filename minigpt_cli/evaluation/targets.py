@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -49,3 +50,13 @@ def score_key(run: Run, target: Target, ckpt: str = "best", stride: int = 0) -> 
         return ScoreKey(weights.sha256, hashlib.sha256(target.text.encode()).hexdigest(), stride=stride)
     before = BEFORE.get(target.split)
     return ScoreKey(weights.sha256, split_record(run, target.split).sha256, split_record(run, before).sha256 if before else "", stride)
+
+
+def check_common_text(runs: Sequence[Run], target: Target) -> None:
+    """Raise UsageError unless the target is the same characters for all runs, before any model is run."""
+    if target.text is not None:
+        return
+    first = split_record(runs[0], target.split)
+    for run in runs[1:]:
+        if split_record(run, target.split).sha256 != first.sha256:
+            raise UsageError(f"{runs[0].name!r} and {run.name!r} have different {target.split} splits: give one text with --data FILE")

@@ -1,0 +1,193 @@
+"""A comparison for people: scores, verdicts in words, where the sides differ, and their samples side by side."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from minigpt_cli.display import console, words
+from minigpt_cli.display.tables import Column, print_renderable, print_table
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+    from minigpt_cli.evaluation.comparison import Pair, Part, Passage, Side
+    from minigpt_cli.evaluation.seeds import Outlook
+
+BLUE, ORANGE = (0, 114, 178), (213, 94, 0)  # Okabe and Ito: told apart by colour-blind people
+_STRONG = 1.5  # nats: a difference of this size gets the full colour
+
+
+def heading(text: str) -> None:
+    """Print the title of a section."""
+    if console.is_terminal(sys.stdout):
+        from rich.text import Text
+
+        console.stdout().print(Text(f"\n{text}", style="bold"))
+    else:
+        console.write(f"\n{text}")
+
+
+SCORE_COLUMNS = (
+    Column("", most=36),
+    Column("nats/char", right=True),
+    Column("95 %", right=True),
+    Column("seeds", 2, right=True),
+    Column("sd", 3, right=True),
+    Column("nats/token", 6, right=True),
+    Column("bits/byte", 5, right=True),
+    Column("params", 1, right=True),
+    Column("time", 4, right=True),
+)
+
+
+def score_rows(sides: Sequence[Side], extra: Sequence[tuple[int, float]]) -> list[list[str]]:
+    """A row for each side under SCORE_COLUMNS; `extra`: parameters and seconds of training of each."""
+    rows = []
+    for side, (n_params, elapsed_s) in zip(sides, extra, strict=True):
+        group, scores = side.group, side.scores
+        alone = len(scores) == 1
+        rows.append(
+            [
+                side.name,
+                words.loss(group.mean),
+                words.plus_minus(scores[0].nats_per_char, scores[0].ci95) if alone else words.plus_minus(group.mean, side.ci95),
+                "" if alone else str(group.n),
+                "" if group.std is None else f"{group.std:.4f}",
+                words.loss(math.fsum(score.nats_per_token for score in scores) / len(scores)),
+                words.loss(math.fsum(score.bits_per_byte for score in scores) / len(scores)),
+                words.count(n_params),
+                words.duration(elapsed_s),
+            ]
+        )
+    return rows
+
+
+def print_scores(sides: Sequence[Side], extra: Sequence[tuple[int, float]]) -> None:
+    """Print the scores, best first."""
+    order = sorted(range(len(sides)), key=lambda i: sides[i].group.mean)
+    rows = score_rows(sides, extra)
+    print_table(SCORE_COLUMNS, [rows[i] for i in order], styles=["best"])
+
+
+def verdict_sentence(pair: Pair) -> str:
+    """The verdict on one pair in words."""
+    a, b, test = console.one_line(pair.a), console.one_line(pair.b), pair.test
+    p = f"p = {pair.p_holm:.2g}" if pair.p_holm > 0.0004 else "p < 0.0005"
+    if pair.verdict == "indistinguishable":
+        return f"{a} and {b} are indistinguishable: {test.delta:+.4f} (95 %: {test.low:+.4f} to {test.high:+.4f}; {p})"
+    better, worse, sign = (a, b, -1) if pair.verdict == "a_better" else (b, a, 1)
+    low, high = sorted((sign * test.low, sign * test.high))
+    return f"{better} is better than {worse} by {abs(test.delta):.4f} (95 %: {low:.4f} to {high:.4f}; {p})"
+
+
+def outlook_sentence(found: Outlook) -> str:
+    """What it would take to settle an open question; empty where it is settled or cannot be said."""
+    if found.further_seeds:
+        return f"about {found.further_seeds} further seed{'s' * (found.further_seeds > 1)} of each would settle a difference of this size"
+    if found.text_factor is not None:
+        return f"no number of seeds would settle a difference this small: it takes about {found.text_factor:.0f} times as much text"
+    return ""
+
+
+def print_verdicts(pairs: Sequence[Pair]) -> None:
+    """Print every verdict, and which question it answers."""
+    heading("verdict, nats per character" + (f" (p-values adjusted for {len(pairs)} pairs, Holm)" if len(pairs) > 1 else ""))
+    for pair in pairs:
+        console.write("  " + verdict_sentence(pair))
+        if pair.outlook is not None and (sentence := outlook_sentence(pair.outlook)):
+            console.write("    " + sentence)
+    for line in scope_lines(pairs):
+        console.write("  " + line)
+
+
+def scope_lines(pairs: Sequence[Pair]) -> list[str]:
+    """Which question was answered."""
+    questions = {pair.question for pair in pairs}
+    lines = []
+    if "weights" in questions:
+        lines.append("This is about these weights on this kind of text, not about recipes: those take several seeds (train --seeds 3).")
+    if "recipes" in questions:
+        lines.append("This is about the recipes: new seeds and new text of this kind are allowed for.")
+    return lines
+
+
+def print_parts(title: str, names: Sequence[str], parts: Sequence[Part]) -> None:
+    """Print nats per character by part of the text, a column for each side; with two sides also the difference."""
+    two = len(names) == 2
+    columns = [Column(""), Column("share", 1, right=True), *(Column(console.one_line(name), right=True, most=24) for name in names)]
+    columns += [Column("a − b", right=True)] if two else []
+    rows = []
+    for part in parts:
+        values = [words.loss(None if math.isnan(value) else value) for value in part.nats_per_char]
+        difference = part.nats_per_char[0] - part.nats_per_char[1] if two else math.nan
+        shown = "" if math.isnan(difference) else f"{difference:+.4f}"
+        rows.append([part.name, f"{part.share:.1%}", *values, *([shown] if two else [])])
+    heading(title)
+    print_table(columns, rows)
+
+
+def print_passages(a: str, b: str, passages: Sequence[Passage]) -> None:
+    """Print the most different passages: side by side and coloured on a terminal, a line each elsewhere."""
+    a, b = console.one_line(a), console.one_line(b)
+    heading("most different passages")
+    colour = console.is_terminal(sys.stdout) and not console.stdout().no_color
+    for passage in passages:
+        better = a if passage.delta < 0 else b
+        about = f"{better} is better by {abs(passage.delta):.3f} nats per character, from character {passage.start:,}"
+        if colour:
+            _print_side_by_side(a, b, passage, about)
+        else:
+            text = console.printable(passage.text.replace("\n", "⏎"), keep="")
+            console.write(f"  {about}\n    {text}")
+
+
+def _print_side_by_side(a: str, b: str, passage: Passage, about: str) -> None:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE, title=Text(about, style="dim"), title_justify="left", expand=True, padding=(0, 1))
+    table.add_column(Text(f"{a} (cheaper here: blue)"), ratio=1)
+    table.add_column(Text(f"{b} (cheaper here: orange)"), ratio=1)
+    table.add_row(_coloured(passage, -1, BLUE), _coloured(passage, 1, ORANGE))
+    print_renderable(table)
+
+
+def _coloured(passage: Passage, sign: int, colour: tuple[int, int, int]) -> Text:
+    """The passage with the characters marked on which one side is cheaper, the more the stronger."""
+    from rich.style import Style
+    from rich.text import Text
+
+    text = Text()
+    for character, difference in zip(passage.text, passage.differences.tolist(), strict=True):
+        strength = min(1.0, max(0.0, sign * difference) / _STRONG)
+        shown = "⏎\n" if character == "\n" else console.printable(character, keep="")
+        if strength < 0.15:
+            text.append(shown)
+            continue
+        mixed = tuple(round(255 + (part - 255) * strength) for part in colour)
+        ink = "#ffffff" if strength > 0.6 else "#000000"
+        text.append(shown, Style(color=ink, bgcolor="#{:02x}{:02x}{:02x}".format(*mixed)))
+    return text
+
+
+def print_samples(prompt: str, samples: Sequence[tuple[str, str]]) -> None:
+    """Print what each side writes after the prompt: side by side on a terminal, one after another elsewhere."""
+    heading("from one prompt and seed")
+    if not console.is_terminal(sys.stdout):
+        for name, text in samples:
+            lines = [f"  {console.one_line(name)}", *("    " + line for line in console.printable(prompt + text).splitlines())]
+            console.write("\n".join(lines))
+        return
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE, expand=True)
+    for name, _ in samples:
+        table.add_column(Text(console.one_line(name)), ratio=1)
+    table.add_row(*(Text.assemble((console.printable(prompt), "dim"), console.printable(text)) for _, text in samples))
+    print_renderable(table)
