@@ -10,7 +10,16 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 StopReason = Literal[
-    "max_steps", "early_stopping", "interrupted_keyboard", "terminated", "time_limit", "target_loss", "diverged", "plateau", "failed"
+    "max_steps",
+    "early_stopping",
+    "interrupted_keyboard",
+    "terminated",
+    "time_limit",
+    "target_loss",
+    "diverged",
+    "plateau",
+    "pruned",
+    "failed",
 ]
 
 

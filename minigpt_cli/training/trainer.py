@@ -36,7 +36,7 @@ from minigpt_cli.training.stopping import Progress
 _BEAT_S = 0.5  # between two heartbeats; on an accelerator each makes the host wait for the device once
 _REFUSED_LIMIT = 10  # steps in a row with non-finite numbers after which a run counts as diverged
 _TAIL_LIMIT = 2  # cosine-plateau trains at most this many times max_steps
-_SIGNALS: dict[int, StopReason] = {2: "interrupted_keyboard", 15: "terminated"}
+_SIGNALS: dict[int, StopReason] = {2: "interrupted_keyboard", 15: "terminated", 98: "pruned"}  # 98: a search gave up on it
 _STATUS = {"interrupted_keyboard": "interrupted", "terminated": "interrupted", "diverged": "failed"}
 
 ShouldStop = Callable[[], int | None]
