@@ -45,8 +45,7 @@ def byte_level_json(vocab: dict[str, int], merges: list[list[str]], *, use_regex
             "decoder": level | {"use_regex": True},
             "model": model,
         },
-        ensure_ascii=False,
-        indent=1,
+        ensure_ascii=False,  # and no indentation, with which Python writes ten times slower
     )
 
 

@@ -93,7 +93,7 @@ class _Checker:
             "decoder": decoder,
             "model": model,
         }
-        return Checked(json.dumps(clean, ensure_ascii=False, indent=1), token_bytes, {e["content"]: e["id"] for e in added})
+        return Checked(json.dumps(clean, ensure_ascii=False), token_bytes, {e["content"]: e["id"] for e in added})
 
     # -- values
 
