@@ -23,6 +23,7 @@ _SAMPLING, _VIEW, _OTHER = "Sampling (applied in this order)", "What is shown", 
 def generate(
     run: OptionalRun = None,
     prompt: Annotated[str, typer.Option("--prompt", "-p", metavar="TEXT", help="Text to continue; '-' reads it from stdin.")] = "",
+    chat: Annotated[bool, typer.Option("--chat", metavar="", help="The prompt is a question to a run that was trained on chats.")] = False,
     max_new_tokens: Annotated[int, typer.Option(min=1, max=10_000_000, metavar="N", help="Tokens to write.")] = 500,
     num_samples: Annotated[int, typer.Option(min=1, max=100_000, metavar="N", help="Continuations of the same prompt.")] = 1,
     stop: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="End before this text; may be repeated.", show_default=False)] = None,
@@ -77,7 +78,7 @@ def generate(
         str | None, typer.Option(metavar="KEY", help="Serve only to those who send it.", envvar="MINIGPT_API_KEY", show_default=False,
                                  show_envvar=True, rich_help_panel=_OTHER)
     ] = None,
-    engine: Annotated[str, typer.Option(metavar="auto|native|numpy", help="How to decode; auto: the fastest there is.",
+    engine: Annotated[str, typer.Option(metavar="auto|native|native-fp32|numpy", help="How to decode; auto: the fastest there is.",
                                         rich_help_panel=_OTHER)] = "auto",
     runs_dir: RunsDir = None,
     json: JsonFlag = False,
@@ -90,6 +91,7 @@ def generate(
       minigpt generate --num-samples 4 --seed 1 --json   four texts for a script
       minigpt generate -p "To be" --stop . --probs     and how sure the model was
       minigpt generate --sweep temperature=0.3,0.7,1.5   settings side by side
+      minigpt generate --chat -p "How are you?"        ask one trained on chats
       minigpt generate -i                              a prompt loop
       minigpt generate --serve                         a server with a page
 
@@ -99,6 +101,7 @@ def generate(
 
     _one_mode({"--json": json, "--probs or --html": probs or html is not None, "--sweep": sweep is not None})
     _one_mode({"--interactive": interactive, "--serve": serve, "--json": json, "--sweep": sweep is not None})
+    _one_mode({"--chat": chat, "--interactive": interactive, "--serve": serve, "--sweep": sweep is not None})
     given = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "repetition_penalty": repetition_penalty}
     sampling = _sampling(style_name, greedy, given)
     store = RunStore(runs_dir)
@@ -119,7 +122,9 @@ def generate(
     writer = open_writer(found, ckpt)
     seed = _new_seed() if seed is None else seed
     _say_what(writer, wanted, seed, sampling, top_k)
-    request = _request(prompt_ids(writer.tokenizer, prompt), sampling, max_new_tokens, num_samples, seed, stop or [])
+    asked, stop = _question(writer, prompt, stop or []) if chat else (prompt, stop or [])
+    request = _request(prompt_ids(writer.tokenizer, asked), sampling, max_new_tokens, num_samples, seed, stop)
+    prompt = f"{prompt}\n" if chat and not json else prompt
     if sweep is not None:
         return _sweep(writer, prompt, request, sweep, engine)
     if probs or html is not None:
@@ -148,6 +153,17 @@ def _request(ids: list[int], sampling: Sampling, max_new_tokens: int, num_sample
     from minigpt_cli.generation.engine import Request
 
     return Request(ids, sampling, max_new_tokens, num_samples, seed, tuple(stop))
+
+
+def _question(writer: Writer, prompt: str, stop: list[str]) -> tuple[str, list[str]]:
+    """The prompt in the template of conversations, and where the answer ends. Raises UsageError for a run that knows no such template."""
+    from minigpt_cli.data.chat import END, TOKENS, prompt_for, token_ids
+
+    if token_ids(writer.tokenizer) is None:
+        raise UsageError(f"run {writer.run!r} has not learned to chat: train it on a .jsonl of conversations, or leave out --chat")
+    if mark := next((token for token in TOKENS if token in prompt), None):
+        raise UsageError(f"the prompt holds {mark}, which is reserved for the template of conversations")
+    return prompt_for([("user", prompt)]), [*stop, END]
 
 
 def _read_stdin() -> str:

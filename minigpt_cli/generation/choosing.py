@@ -1,4 +1,4 @@
-"""Which decoder runs a model: NumPy, or torch for what that does not know."""
+"""Which decoder runs a model: the native one where it can be built, NumPy, or torch for what those do not know."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from minigpt_cli.generation.weights import KNOWN, Plan, build_plan
 
 MAX_SLOTS = 64
 SLOT_MEMORY = 1 << 30  # bytes of keys and values that all slots together may take
-ENGINES = ("auto", "numpy")
+ENGINES = ("auto", "native", "native-fp32", "numpy")
 
 
 def slots_for(plan: Plan, wanted: int) -> int:
@@ -21,11 +21,18 @@ def slots_for(plan: Plan, wanted: int) -> int:
 
 
 def decoder_for(plan: Plan, slots: int = 1, engine: str = "auto") -> Decoder:
-    """A decoder for `plan` with at most `slots` slots. Raises UsageError for an unknown engine."""
+    """A decoder for `plan` with at most `slots` slots. Raises UsageError for an unknown engine, MiniGPTError for one that cannot be had."""
     if engine not in ENGINES:
         raise unknown_name("engine", engine, ENGINES)
     slots = slots_for(plan, slots)
-    return BigramDecoder(plan, slots) if plan.arch == "bigram" else NumpyDecoder(plan, slots)
+    if plan.arch == "bigram":
+        return BigramDecoder(plan, slots)
+    if engine != "numpy":
+        from minigpt_cli.generation.native import decoder as native
+
+        if native.fits(plan) and (engine != "auto" or native.available()):
+            return native.NativeDecoder(plan, slots, bits=32 if engine == "native-fp32" else 16)
+    return NumpyDecoder(plan, slots)
 
 
 def decoder_of(model: Any, slots: int = 1) -> Decoder:

@@ -1,5 +1,9 @@
 """What a decoder promises: next-token logits of several sequences, each kept in its own slot.
 
+Logits carry rounding errors: of reduced-precision weights, or of sums whose order depends on the batch. A choice narrower than
+those errors is made anew from `exact` logits, which depend on the sequence's tokens alone. So what is written does not depend
+on the batch, and greedy text is that of full recomputation.
+
 A slot holds the keys and values of one sequence. Positions count from 0 in each slot. A decoder with rotary positions goes
 on for ever, each token seeing the `window` before it; one with learned positions (`endless` False) ends at `window`, and
 whoever drives it starts the slot anew with the newest tokens.
@@ -25,6 +29,11 @@ class Decoder(Protocol):
     window: int  # tokens that the next one can see
     endless: bool
     slots: int
+    greedy_slack: float  # greedy choices whose logits differ by less than this, times the largest, are made anew; 0: none
+    draw_slack: float  # drawn choices that are nearer to a neighbour's probability than this are made anew; 0: none
+
+    def exact(self, ids: Sequence[int]) -> Logits:
+        """Logits (V,) after `ids` (at most `window`), in float32 and computed in one way whatever else is decoded."""
 
     def extend(self, slot: int, ids: Sequence[int], start: int) -> Logits:
         """Logits (V,) after `ids`, which follow the `start` tokens that the slot holds; at most `window` in all."""
@@ -40,6 +49,7 @@ class ForwardDecoder:
     """The reference: no cache at all. Every step runs the model over all of its context anew, as its `forward` does in training."""
 
     name = "recompute"
+    greedy_slack = draw_slack = 0.0
 
     def __init__(self, model: Any, slots: int = 1) -> None:
         self.model = model
@@ -56,6 +66,9 @@ class ForwardDecoder:
         with torch.no_grad():
             logits: Logits = self.model(torch.tensor([self._ids[slot]])).logits[0, -1].float().numpy()
         return logits
+
+    def exact(self, ids: Sequence[int]) -> Logits:
+        return self.extend(0, ids, 0)
 
     def step(self, ids: Sequence[int], slots: Sequence[int], positions: Sequence[int]) -> Logits:
         return np.stack([self.extend(slot, [token], at) for token, slot, at in zip(ids, slots, positions, strict=True)])

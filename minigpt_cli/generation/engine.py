@@ -24,6 +24,7 @@ from minigpt_cli.generation.streaming import TextStream
 
 StopReason = Literal["length", "stop", "cancelled"]
 
+BALANCED = Sampling()
 KEPT_OF_WINDOW = 0.5  # what a model of learned positions keeps when its window is full
 
 
@@ -32,7 +33,7 @@ class Request:
     """One prompt and how to continue it."""
 
     ids: Sequence[int]
-    sampling: Sampling = Sampling()
+    sampling: Sampling = BALANCED
     max_new_tokens: int = 256
     num_samples: int = 1
     seed: int = 0
@@ -162,11 +163,28 @@ class Engine:
         uniforms = np.array([s.generator.random() for s in sequences])
         first = sequences[0].request.sampling
         if all(s.request.sampling is first for s in sequences):
-            return choose(logits, first, uniforms, _stack_seen(sequences))
+            return self._settle(sequences, logits, uniforms, first)
         ids = np.empty(len(sequences), np.intp)
         for sampling in {s.request.sampling for s in sequences}:
             rows = [i for i, s in enumerate(sequences) if s.request.sampling == sampling]
-            ids[rows] = choose(logits[rows], sampling, uniforms[rows], _stack_seen([sequences[i] for i in rows]))
+            ids[rows] = self._settle([sequences[i] for i in rows], logits[rows], uniforms[rows], sampling)
+        return ids
+
+    def _settle(
+        self, sequences: list[_Sequence], logits: npt.NDArray[Any], uniforms: npt.NDArray[np.float64], sampling: Sampling
+    ) -> npt.NDArray[np.intp]:
+        """Choose; what was too narrow for the decoder's rounding is chosen anew from exact logits, while all tokens are in the window."""
+        seen = _stack_seen(sequences)
+        ids, margins = choose(logits, sampling, uniforms, seen)
+        greedy = sampling.temperature == 0
+        slack = self.decoder.greedy_slack if greedy else self.decoder.draw_slack
+        if not slack:
+            return ids
+        for row in np.flatnonzero(margins < (slack * np.abs(logits).max(axis=-1) if greedy else slack)):
+            sequence = sequences[row]
+            if len(sequence.tokens) <= self.decoder.window:
+                exact = self.decoder.exact(sequence.tokens)[None]
+                ids[row] = choose(exact, sampling, uniforms[row : row + 1], None if seen is None else seen[row : row + 1])[0][0]
         return ids
 
     def _take(self, sequence: _Sequence, token: int, logits: npt.NDArray[Any]) -> Step:
@@ -211,7 +229,7 @@ def generate(
     model: Any,
     ids: Sequence[int],
     *,
-    sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
+    sampling: Sampling = BALANCED,
     max_new_tokens: int = 256,
     num_samples: int = 1,
     seed: int = 0,

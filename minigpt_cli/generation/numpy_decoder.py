@@ -28,12 +28,16 @@ class BigramDecoder:
 
     name = "table"
     endless = True
+    greedy_slack = draw_slack = 0.0
 
     def __init__(self, plan: Plan, slots: int = 1) -> None:
         self.vocab_size, self.window, self.slots = plan.vocab_size, plan.block_size, slots
         self._table = plan.embedding
 
     def extend(self, slot: int, ids: Sequence[int], start: int) -> Logits:
+        return self._table[ids[-1]]
+
+    def exact(self, ids: Sequence[int]) -> Logits:
         return self._table[ids[-1]]
 
     def step(self, ids: Sequence[int], slots: Sequence[int], positions: Sequence[int]) -> Logits:
@@ -56,14 +60,17 @@ class NumpyDecoder:
     """Transformer of any plan. Keys are kept (slots, K, D, window) and values (slots, K, window, D), as rings of `window` tokens."""
 
     name = "numpy"
+    greedy_slack = 1e-5
+    draw_slack = 2e-5
 
     def __init__(self, plan: Plan, slots: int = 1) -> None:
         self.plan = plan
         self.vocab_size, self.window, self.slots = plan.vocab_size, plan.block_size, slots
         self.endless = plan.rope_theta > 0
         K, D, W = plan.n_kv_head, plan.head_size, plan.block_size
-        self._keys = [np.empty((slots, K, D, W), np.float32) for _ in plan.layers]
-        self._values = [np.empty((slots, K, W, D), np.float32) for _ in plan.layers]
+        # One slot more than asked for: `exact` computes in the last.
+        self._keys = [np.empty((slots + 1, K, D, W), np.float32) for _ in plan.layers]
+        self._values = [np.empty((slots + 1, K, W, D), np.float32) for _ in plan.layers]
         self._weights = [
             _Matrices(_t(layer.qkv), _t(layer.out), [_t(m) for m in layer.up], [_t(m) for m in layer.down]) for layer in plan.layers
         ]
@@ -83,6 +90,9 @@ class NumpyDecoder:
                 self._layer(number, x, lambda i, q, k, v, y, s=slot, w=where, m=mask: self._attend_chunk(i, q, k, v, y, s, w, m))
             logits = self._logits(x[-1:])
         return logits[0]
+
+    def exact(self, ids: Sequence[int]) -> Logits:
+        return self.extend(self.slots, ids, 0)
 
     def step(self, ids: Sequence[int], slots: Sequence[int], positions: Sequence[int]) -> Logits:
         x = self._embed(np.asarray(ids), np.asarray(positions))

@@ -123,23 +123,30 @@ def probabilities(logits: Logits) -> Logits:
     return weights / weights.sum(axis=-1, keepdims=True)  # type: ignore[no-any-return]
 
 
-def draw(logits: Logits, uniforms: npt.NDArray[np.float64]) -> npt.NDArray[np.intp]:
-    """Ids (R,): in each row the first token at which the cumulative probability exceeds its number in [0, 1)."""
+def draw(logits: Logits, uniforms: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float64]]:
+    """Ids (R,): in each row the first token at which the cumulative probability exceeds its number in [0, 1). And how near, in
+    probability, each was to a neighbour's."""
     cumulative = np.exp(logits - logits.max(axis=-1, keepdims=True)).cumsum(axis=-1)  # (R, V), up to the row's total
     total = cumulative[:, -1]
     # A product that rounds up to the total itself would name no token.
     targets = np.minimum(uniforms * total, np.nextafter(total, 0.0))
-    return (cumulative <= targets[:, None]).sum(axis=-1)  # type: ignore[no-any-return]
+    away = cumulative - targets[:, None]
+    return (away <= 0).sum(axis=-1), np.abs(away[:, :-1]).min(axis=-1, initial=np.inf) / total
 
 
 def choose(
     logits: npt.NDArray[Any], sampling: Sampling, uniforms: npt.NDArray[np.float64], seen: npt.NDArray[np.bool_] | None = None
-) -> npt.NDArray[np.intp]:
-    """The next token of each row of logits (R, V), given one uniform number (R,) each, which greedy choice ignores."""
+) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float64]]:
+    """The next token of each row of logits (R, V), given one uniform number (R,) each, which greedy choice ignores; and how narrow
+    each choice was: a difference of probabilities, or of logits where it was greedy."""
     if sampling.temperature == 0:
         if sampling.repetition_penalty != 1 and seen is not None:
             logits = penalise_repetition(logits, seen, sampling.repetition_penalty)
-        return logits.argmax(axis=-1)  # type: ignore[no-any-return]
+        ids = logits.argmax(axis=-1)
+        if logits.shape[-1] == 1:
+            return ids, np.full(len(ids), np.inf)
+        two = np.partition(logits, -2, axis=-1)[:, -2:]
+        return ids, two[:, 1] - two[:, 0]
     return draw(filtered(logits.astype(np.float64), sampling, seen), uniforms)
 
 

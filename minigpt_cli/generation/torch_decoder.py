@@ -20,6 +20,7 @@ class TorchDecoder:
 
     name = "torch"
     endless = False
+    greedy_slack = draw_slack = 0.0  # each row is computed alone
 
     def __init__(self, model: Any, slots: int = 1) -> None:
         self.model = model
@@ -39,6 +40,9 @@ class TorchDecoder:
         batch = torch.tensor([list(ids)], device=self._device)
         logits: Logits = self.model(batch, self._caches[slot]).logits[0, -1].float().cpu().numpy()
         return logits
+
+    def exact(self, ids: Sequence[int]) -> Logits:
+        raise NotImplementedError("asked for only where choices may have to be made anew")
 
     def step(self, ids: Sequence[int], slots: Sequence[int], positions: Sequence[int]) -> Logits:
         return np.stack([self.extend(slot, [token], at) for token, slot, at in zip(ids, slots, positions, strict=True)])

@@ -1,0 +1,653 @@
+/* A step of a small transformer as one call: what NumPy does in a hundred calls, and with half the memory traffic.
+
+   Built on the user's machine, for exactly its processor, with whatever C compiler is there; without one NumPy does the work.
+   Plain C with GCC/Clang vector extensions, so that it serves AVX-512, AVX2 and NEON alike.
+
+   Law: a row's result does not depend, to the bit, on the other rows, on how rows are grouped into calls, or on the number of
+   threads. Every output is summed over its inputs in order, by one lane of one vector; threads share out outputs, never a sum.
+
+   The model is weights.py's Plan: RMSNorm without gain, attention, RMSNorm without gain, feed-forward or experts.
+   Shapes: R rows, C channels, H query heads, K key/value heads, D head size, F hidden width, E experts, V vocabulary, W window.
+   A matrix (N, I) of N outputs is packed in panels of PANEL outputs: (N / PANEL, I, PANEL), padded with zeros. */
+
+#include <math.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+#if defined(__AVX512F__)
+enum { LANES = 16, WIDE = 4, TILE = 6 };
+#elif defined(__AVX__)
+enum { LANES = 8, WIDE = 2, TILE = 6 };
+#else
+enum { LANES = 4, WIDE = 4, TILE = 4 };
+#endif
+enum { PANEL = LANES * WIDE, MAX_THREADS = 16, MAX_TOP_K = 64 };
+
+typedef float vec __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
+typedef int32_t ivec __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
+typedef int16_t hvec __attribute__((vector_size(LANES * 2), aligned(2), may_alias));
+#define INLINE static inline __attribute__((always_inline))
+
+typedef struct {
+    const void *data;    /* packed: float or int16_t, by `bits` */
+    const float *scale;  /* (N padded): one per output; NULL for float */
+    const float *bias;   /* (N padded) or NULL */
+    int32_t outputs, inputs, bits, padded;
+} Matrix;
+
+typedef struct {
+    Matrix qkv, out;
+    const float *qk_gain;                /* (H + K, D) or NULL */
+    Matrix router;                       /* (E, C); data is NULL without experts */
+    const float *router_bias;            /* (E) or NULL */
+    const Matrix *up, *down;             /* (E) each; gate and up panels alternate where the feed-forward is gated */
+} Layer;
+
+typedef struct {
+    int32_t V, C, H, K, D, F, E, L, W, slots, top_k, norm_top_k, activation, qk_norm, learned, max_rows;
+    float eps;
+    double rope_theta;
+    const float *embedding, *positions;
+    const Layer *layers;
+    Matrix head;
+    float *keys;   /* (L, slots, K, W / LANES rounded up, D, LANES) */
+    float *values; /* (L, slots, K, W, D) */
+} Model;
+
+enum { GELU, GELU_TANH, RELU, SWIGLU };
+
+/* ---- vectors */
+
+INLINE vec splat(float x) { return (vec){0} + x; }
+INLINE vec load(const float *p) { return *(const vec *)p; }
+INLINE void store(float *p, vec v) { *(vec *)p = v; }
+INLINE vec choose(ivec mask, vec yes, vec no) { return (vec)((mask & (ivec)yes) | (~mask & (ivec)no)); }
+
+INLINE vec vexp(vec x) { /* e^x, relative error below 2e-7 (Cephes); 0 far below, capped far above */
+    ivec tiny = x < -87.0f;
+    x = choose(x > 88.0f, splat(88.0f), choose(tiny, splat(-87.0f), x));
+    const vec magic = splat(12582912.0f); /* 1.5 * 2^23: adding it rounds to an integer */
+    vec n = x * 1.44269504f + magic;
+    ivec exponent = (ivec)n << 23; /* the integer sits in the low bits */
+    n -= magic;
+    vec r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    vec p = splat(1.9875691500e-4f);
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    return choose(tiny, splat(0.0f), (vec)((ivec)p + exponent));
+}
+
+INLINE vec vgelu(vec x) { /* x Phi(x), with erfc after Abramowitz & Stegun 7.1.26 */
+    vec a = choose(x < 0.0f, -x, x), z = a * 0.70710678f, t = 1.0f / (z * 0.3275911f + 1.0f);
+    vec s = splat(1.061405429f);
+    s = s * t - 1.453152027f;
+    s = s * t + 1.421413741f;
+    s = s * t - 0.284496736f;
+    s = s * t + 0.254829592f;
+    return choose(x < 0.0f, splat(0.0f), x) - a * 0.5f * s * t * vexp(-z * z);
+}
+
+INLINE vec vsigmoid(vec x) { return 1.0f / (1.0f + vexp(-x)); }
+
+INLINE vec activate(int kind, vec x) {
+    if (kind == RELU) return choose(x < 0.0f, splat(0.0f), x);
+    if (kind == GELU_TANH) /* (1 + tanh z) / 2 is the sigmoid of 2 z */
+        return x * vsigmoid((x + x * x * x * 0.044715f) * 1.5957691216f);
+    return vgelu(x);
+}
+
+static float sum_of_squares(const float *x, int n) {
+    vec s = {0};
+    int i = 0;
+    for (; i + LANES <= n; i += LANES) s += load(x + i) * load(x + i);
+    float total = 0;
+    for (int l = 0; l < LANES; l++) total += s[l];
+    for (; i < n; i++) total += x[i] * x[i];
+    return total;
+}
+
+static float inverse_rms(const float *x, int n, float eps) { return 1.0f / sqrtf(sum_of_squares(x, n) / n + eps); }
+
+/* ---- products: one panel of outputs for up to TILE rows, R and bits known to the compiler */
+
+INLINE vec widen(const int16_t *p) { /* compilers make a dozen instructions of the generic form where the processor has two */
+#if defined(__AVX512F__)
+    return (vec)_mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(_mm256_loadu_si256((const void *)p)));
+#elif defined(__AVX2__)
+    return (vec)_mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(_mm_loadu_si128((const void *)p)));
+#elif defined(__aarch64__)
+    return (vec)vcvtq_f32_s32(vmovl_s16(vld1_s16(p)));
+#else
+    return __builtin_convertvector(*(const hvec *)p, vec);
+#endif
+}
+
+INLINE vec weights(const void *panel, int64_t at, int bits) {
+    return bits == 32 ? load((const float *)panel + at) : widen((const int16_t *)panel + at);
+}
+
+INLINE void tile(const void *panel, const char *ahead, int inputs, int R, int G, int bits, const float *const *x, vec (*acc)[WIDE]) {
+    /* G panels side by side (G > 1 only with R == 1, for enough independent sums); acc is [R * G][WIDE] */
+    vec a[TILE][WIDE];
+    for (int i = 0; i < R * G; i++)
+        for (int w = 0; w < WIDE; w++) a[i][w] = (vec){0};
+    for (int k = 0; k < inputs; k++) {
+        if (R > 1) __builtin_prefetch(ahead + (int64_t)k * 64, 0, 2); /* with several rows there is time to fetch what comes next */
+        for (int g = 0; g < G; g++) {
+            vec m[WIDE];
+            for (int w = 0; w < WIDE; w++) m[w] = weights(panel, ((int64_t)g * inputs + k) * PANEL + w * LANES, bits);
+            for (int r = 0; r < R; r++) {
+                vec b = splat(x[r][k]);
+                for (int w = 0; w < WIDE; w++) a[g * R + r][w] += m[w] * b;
+            }
+        }
+    }
+    for (int i = 0; i < R * G; i++)
+        for (int w = 0; w < WIDE; w++) acc[i][w] = a[i][w];
+}
+
+#define ROWS(bits)                                                             \
+    switch (rows) {                                                            \
+    case 1:                                                                    \
+        if (panels == 2) tile(panel, ahead, inputs, 1, 2, bits, x, acc);              \
+        else tile(panel, ahead, inputs, 1, 1, bits, x, acc);                          \
+        break;                                                                 \
+    case 2: tile(panel, ahead, inputs, 2, 1, bits, x, acc); break;                    \
+    case 3: tile(panel, ahead, inputs, 3, 1, bits, x, acc); break;                    \
+    case 4: tile(panel, ahead, inputs, 4, 1, bits, x, acc); break;                    \
+    case 5: if (TILE > 4) tile(panel, ahead, inputs, TILE > 4 ? 5 : 1, 1, bits, x, acc); break; \
+    default: tile(panel, ahead, inputs, TILE, 1, bits, x, acc);                       \
+    }
+
+static void product_tile(const Matrix *m, const void *panel, const char *ahead, int rows, int panels, const float *const *x, vec (*acc)[WIDE]) {
+    int inputs = m->inputs;
+    if (m->bits == 32) { ROWS(32) }
+    else { ROWS(16) }
+}
+
+/* outputs of panels [first, last) for any rows: handed, tile by tile, to `then` */
+typedef void (*Then)(void *context, int row, int panel, const vec *values);
+
+INLINE void product(const Matrix *m, int first, int last, int rows, const float *const *x, void *context, Then then) {
+    int64_t stride = (int64_t)m->inputs * PANEL * (m->bits / 8);
+    vec acc[TILE][WIDE];
+    for (int p = first; p < last;) {
+        const char *panel = (const char *)m->data + p * stride;
+        int together = rows == 1 && p + 2 <= last ? 2 : 1;
+        for (int r = 0; r < rows; r += TILE) {
+            int now = rows - r < TILE ? rows - r : TILE;
+            const char *ahead = panel + stride + (int64_t)(r / TILE) * m->inputs * 64; /* each tile its part of the next panel */
+            product_tile(m, panel, ahead, now, together, x + r, acc);
+            for (int i = 0; i < now * together; i++) {
+                int at = p + (now == 1 ? i : 0), row = r + (now == 1 ? 0 : i);
+                if (m->scale)
+                    for (int w = 0; w < WIDE; w++) acc[i][w] *= load(m->scale + at * PANEL + w * LANES);
+                then(context, row, at, acc[i]);
+            }
+        }
+        p += together;
+    }
+}
+
+/* ---- threads: workers that spin while a step is on, and sleep soon after */
+
+typedef struct Pool Pool;
+typedef struct { Pool *pool; int number; } Worker;
+
+typedef struct {
+    const int32_t *ids, *slots, *positions;
+    int rows, first_logits;
+    float *logits;
+} Task;
+
+struct Pool {
+    Model model;
+    int threads, active;
+    pthread_t handles[MAX_THREADS];
+    Worker workers[MAX_THREADS];
+    pthread_mutex_t mutex;
+    pthread_cond_t wake;
+    _Atomic int turn, arrived, generation, sleepers, quitting;
+    Task task;
+    float *x, *qkv, *mixed, *hidden, *rope, *scores;
+};
+
+static inline void pause_(int spins) {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+    if (spins > 2000 && spins % 64 == 0) sched_yield(); /* somebody else needs this core, perhaps the one waited for */
+}
+
+static void meet(Pool *p) {
+    if (p->active == 1) return;
+    int generation = atomic_load_explicit(&p->generation, memory_order_acquire);
+    if (atomic_fetch_add_explicit(&p->arrived, 1, memory_order_acq_rel) == p->active - 1) {
+        atomic_store_explicit(&p->arrived, 0, memory_order_relaxed);
+        atomic_store_explicit(&p->generation, generation + 1, memory_order_release);
+        return;
+    }
+    for (int i = 0; atomic_load_explicit(&p->generation, memory_order_acquire) == generation; i++) pause_(i);
+}
+
+INLINE void share(int n, int of, int number, int *first, int *last) {
+    *first = (int)((int64_t)n * number / of);
+    *last = (int)((int64_t)n * (number + 1) / of);
+}
+
+/* ---- parts of a step; thread `me` of p->active does its share of each */
+
+typedef struct { float *y; int64_t stride; const float *factor; const float *bias; int outputs, accumulate; } Write;
+
+static void write_out(void *context, int row, int panel, const vec *values) {
+    Write *w = context;
+    float *y = w->y + row * w->stride + (int64_t)panel * PANEL;
+    float factor = w->factor ? w->factor[row] : 1.0f;
+    int left = w->outputs - panel * PANEL;
+    for (int i = 0; i < WIDE; i++) {
+        vec v = values[i] * factor;
+        if (w->bias) v += load(w->bias + panel * PANEL + i * LANES);
+        if (left >= (i + 1) * LANES) {
+            if (w->accumulate) v += load(y + i * LANES);
+            store(y + i * LANES, v);
+        } else {
+            for (int l = 0; i * LANES + l < left; l++) y[i * LANES + l] = w->accumulate ? y[i * LANES + l] + v[l] : v[l];
+        }
+    }
+}
+
+static void project(const Pool *p, int me, const Matrix *m, int rows, const float *const *x, Write w) {
+    int first, last;
+    share(m->padded / PANEL, p->active, me, &first, &last);
+    w.bias = m->bias;
+    w.outputs = m->outputs;
+    product(m, first, last, rows, x, &w, write_out);
+}
+
+/* feed-forward up: the activation of each panel, or of a gate panel times the up panel behind it */
+typedef struct { float *y; int64_t stride; const float *factor; const float *bias; int kind; } Rise;
+
+static void rise_plain(void *context, int row, int panel, const vec *values) {
+    Rise *w = context;
+    float *y = w->y + row * w->stride + (int64_t)panel * PANEL;
+    for (int i = 0; i < WIDE; i++) {
+        vec v = values[i] * w->factor[row];
+        if (w->bias) v += load(w->bias + panel * PANEL + i * LANES);
+        store(y + i * LANES, activate(w->kind, v));
+    }
+}
+
+static void rise_gated(void *context, int row, int panel, const vec *values) {
+    Rise *w = context;
+    float *y = w->y + row * w->stride + (int64_t)(panel / 2) * PANEL;
+    for (int i = 0; i < WIDE; i++) {
+        vec v = values[i] * w->factor[row];
+        store(y + i * LANES, panel % 2 ? load(y + i * LANES) * v : v * vsigmoid(v));
+    }
+}
+
+static void rise(const Pool *p, int me, const Matrix *m, int rows, const float *const *x, float *y, const float *factor) {
+    const Model *d = &p->model;
+    int first, last, gated = d->activation == SWIGLU, unit = gated ? 2 : 1;
+    share(m->padded / PANEL / unit, p->active, me, &first, &last);
+    Rise w = {y, (d->F + PANEL - 1) / PANEL * PANEL, factor, m->bias, d->activation};
+    product(m, first * unit, last * unit, rows, x, &w, gated ? rise_gated : rise_plain);
+}
+
+static void turn_pair(float *x, const float *rope, int D) { /* halves, as Llama has them */
+    for (int i = 0; i < D / 2; i++) {
+        float left = x[i], right = x[i + D / 2], c = rope[i], s = rope[D / 2 + i];
+        x[i] = left * c - right * s;
+        x[i + D / 2] = right * c + left * s;
+    }
+}
+
+static void ready_head(const Model *d, const Layer *layer, float *x, int head, const float *rope) {
+    if (d->qk_norm) {
+        float scale = inverse_rms(x, d->D, d->eps);
+        for (int i = 0; i < d->D; i++) x[i] *= scale * layer->qk_gain[head * d->D + i];
+    }
+    if (!d->learned) turn_pair(x, rope, d->D);
+}
+
+/* y[i] = sum over t of scores[t] values[t][i], N vectors of it; even and odd tokens summed apart, for more sums under way */
+INLINE void mix(const float *values, const float *scores, int n, int D, float inverse, float *y, int N) {
+    vec even[N], odd[N];
+    for (int i = 0; i < N; i++) even[i] = odd[i] = (vec){0};
+    int t = 0;
+    for (; t + 2 <= n; t += 2)
+        for (int i = 0; i < N; i++) {
+            even[i] += load(values + (int64_t)t * D + i * LANES) * scores[t];
+            odd[i] += load(values + (int64_t)(t + 1) * D + i * LANES) * scores[t + 1];
+        }
+    for (; t < n; t++)
+        for (int i = 0; i < N; i++) even[i] += load(values + (int64_t)t * D + i * LANES) * scores[t];
+    for (int i = 0; i < N; i++) store(y + i * LANES, (even[i] + odd[i]) * inverse);
+}
+
+/* keys: (W / LANES, D, LANES), so that a vector holds one channel of neighbouring tokens; values: (W, D) */
+static void attend_head(int D, const float *q, const float *keys, const float *values, int n, float *scores, float *y) {
+    float top = -INFINITY;
+    for (int t = 0; t < n; t += LANES) {
+        const float *block = keys + (int64_t)t * D;
+        vec s0 = {0}, s1 = {0};
+        int i = 0;
+        for (; i + 2 <= D; i += 2) {
+            s0 += load(block + i * LANES) * q[i];
+            s1 += load(block + (i + 1) * LANES) * q[i + 1];
+        }
+        if (i < D) s0 += load(block + i * LANES) * q[i];
+        store(scores + t, s0 + s1);
+    }
+    for (int t = 0; t < n; t++) top = scores[t] > top ? scores[t] : top;
+    for (int t = n; t % LANES; t++) scores[t] = -INFINITY;
+    vec total = {0};
+    for (int t = 0; t < n; t += LANES) {
+        vec e = vexp(load(scores + t) - top);
+        store(scores + t, e);
+        total += e;
+    }
+    float sum = 0;
+    for (int l = 0; l < LANES; l++) sum += total[l];
+    float inverse = 1.0f / sum;
+    int i = 0;
+    for (; i + 4 * LANES <= D; i += 4 * LANES) mix(values + i, scores, n, D, inverse, y + i, 4);
+    for (; i + 2 * LANES <= D; i += 2 * LANES) mix(values + i, scores, n, D, inverse, y + i, 2);
+    for (; i + LANES <= D; i += LANES) mix(values + i, scores, n, D, inverse, y + i, 1);
+    for (; i < D; i++) {
+        float a = 0;
+        for (int t = 0; t < n; t++) a += values[(int64_t)t * D + i] * scores[t];
+        y[i] = a * inverse;
+    }
+}
+
+static void attend(const Pool *p, int me, int number) {
+    const Model *d = &p->model;
+    const Layer *layer = d->layers + number;
+    const Task *task = &p->task;
+    int D = d->D, G = d->H / d->K, stride = (d->W + LANES - 1) / LANES * LANES, width = (d->H + 2 * d->K) * D;
+    float *scores = p->scores + (int64_t)me * stride;
+    int jobs = 0; /* (rows of one slot in a row, key/value head): the rows go in order, each writing its key before it looks */
+    for (int begin = 0, end; begin < task->rows; begin = end) {
+        for (end = begin + 1; end < task->rows && task->slots[end] == task->slots[begin]; end++) {}
+        for (int head = 0; head < d->K; head++, jobs++) {
+            if (jobs % p->active != me) continue;
+            int64_t cell = ((int64_t)number * d->slots + task->slots[begin]) * d->K + head;
+            float *keys = d->keys + cell * D * stride, *values = d->values + cell * d->W * D;
+            for (int row = begin; row < end; row++) {
+                float *qkv = p->qkv + (int64_t)row * width, *k = qkv + (d->H + head) * D, *v = k + d->K * D;
+                const float *rope = p->rope + (int64_t)row * D;
+                int position = task->positions[row], at = position % d->W, n = position < d->W ? position + 1 : d->W;
+                ready_head(d, layer, k, d->H + head, rope);
+                for (int i = 0; i < D; i++) keys[((int64_t)(at / LANES) * D + i) * LANES + at % LANES] = k[i];
+                memcpy(values + (int64_t)at * D, v, D * sizeof(float));
+                for (int h = head * G; h < (head + 1) * G; h++) {
+                    ready_head(d, layer, qkv + h * D, h, rope);
+                    attend_head(D, qkv + h * D, keys, values, n, scores, p->mixed + (int64_t)row * d->H * D + h * D);
+                }
+            }
+        }
+    }
+}
+
+typedef struct { int expert[MAX_TOP_K]; float weight[MAX_TOP_K]; } Choice;
+
+static void route(const Model *d, const Layer *layer, float *probs, Choice *out) {
+    float top = -INFINITY, sum = 0, kept = 0;
+    for (int e = 0; e < d->E; e++) top = probs[e] > top ? probs[e] : top;
+    for (int e = 0; e < d->E; e++) sum += probs[e] = expf(probs[e] - top);
+    for (int e = 0; e < d->E; e++) probs[e] /= sum;
+    for (int k = 0; k < d->top_k; k++) {
+        int best = -1;
+        float best_score = -INFINITY;
+        for (int e = 0; e < d->E; e++) {
+            float score = probs[e] + (layer->router_bias ? layer->router_bias[e] : 0.0f);
+            int taken = 0;
+            for (int j = 0; j < k; j++) taken |= out->expert[j] == e;
+            if (!taken && (best < 0 || score > best_score)) best = e, best_score = score;
+        }
+        out->expert[k] = best;
+        kept += out->weight[k] = probs[best];
+    }
+    if (d->norm_top_k)
+        for (int k = 0; k < d->top_k; k++) out->weight[k] /= kept;
+}
+
+typedef struct { float *const *rows; const float *weights; int outputs; } Pour;
+
+static void pour(void *context, int row, int panel, const vec *values) {
+    Pour *w = context;
+    float *y = w->rows[row] + panel * PANEL;
+    for (int l = 0; l < PANEL && panel * PANEL + l < w->outputs; l++) y[l] += values[l / LANES][l % LANES] * w->weights[row];
+}
+
+static void experts(Pool *p, int me, const Layer *layer, const float *const *rows, const float *factors) {
+    /* every thread finds the same routes; hidden row j belongs to the j-th (expert, row) pair, experts ascending */
+    const Model *d = &p->model;
+    int R = p->task.rows, k = d->top_k, pairs = 0;
+    int64_t hidden = (d->F + PANEL - 1) / PANEL * PANEL;
+    Choice *choices = malloc(R * sizeof(Choice));
+    float *probs = malloc((int64_t)R * d->E * sizeof(float)), *factor = malloc(R * k * sizeof(float)), *weight = malloc(R * k * sizeof(float));
+    const float **x = malloc(R * k * sizeof(float *));
+    float **y = malloc(R * k * sizeof(float *));
+    int *begin = malloc((d->E + 1) * sizeof(int));
+    Write scores = {probs, d->E, factors, 0, d->E, 0};
+    product(&layer->router, 0, layer->router.padded / PANEL, R, rows, &scores, write_out);
+    for (int r = 0; r < R; r++) route(d, layer, probs + (int64_t)r * d->E, choices + r);
+    for (int e = 0; e < d->E; e++) {
+        begin[e] = pairs;
+        for (int r = 0; r < R; r++)
+            for (int j = 0; j < k; j++)
+                if (choices[r].expert[j] == e) {
+                    x[pairs] = y[pairs] = p->x + (int64_t)r * d->C;
+                    factor[pairs] = factors[r];
+                    weight[pairs++] = choices[r].weight[j];
+                }
+    }
+    begin[d->E] = pairs;
+    for (int e = 0; e < d->E; e++)
+        if (begin[e + 1] > begin[e])
+            rise(p, me, layer->up + e, begin[e + 1] - begin[e], x + begin[e], p->hidden + begin[e] * hidden, factor + begin[e]);
+    meet(p);
+    for (int j = 0; j < pairs; j++) x[j] = p->hidden + j * hidden;
+    for (int e = 0; e < d->E; e++)
+        if (begin[e + 1] > begin[e]) {
+            const Matrix *m = layer->down + e;
+            int first, last;
+            share(m->padded / PANEL, p->active, me, &first, &last);
+            Pour w = {y + begin[e], weight + begin[e], m->outputs};
+            product(m, first, last, begin[e + 1] - begin[e], x + begin[e], &w, pour);
+        }
+    free(choices), free(probs), free(factor), free(weight), free(x), free(y), free(begin);
+}
+
+static void rows_of(const float **out, const float *base, int64_t stride, int rows) {
+    for (int r = 0; r < rows; r++) out[r] = base + r * stride;
+}
+
+static void work(Pool *p, int me) {
+    const Model *d = &p->model;
+    const Task *task = &p->task;
+    int R = task->rows, C = d->C;
+    int64_t hidden = (d->F + PANEL - 1) / PANEL * PANEL;
+    float factors[R];
+    const float *x[R], *mixed[R], *up[R];
+    rows_of(x, p->x, C, R);
+    rows_of(mixed, p->mixed, d->H * d->D, R);
+    rows_of(up, p->hidden, hidden, R);
+    for (int i = 0; i < d->L; i++) {
+        const Layer *layer = d->layers + i;
+        for (int r = 0; r < R; r++) factors[r] = inverse_rms(x[r], C, d->eps);
+        project(p, me, &layer->qkv, R, x, (Write){p->qkv, (d->H + 2 * d->K) * d->D, factors, 0, 0, 0});
+        meet(p);
+        attend(p, me, i);
+        meet(p);
+        project(p, me, &layer->out, R, mixed, (Write){p->x, C, 0, 0, 0, 1});
+        meet(p);
+        for (int r = 0; r < R; r++) factors[r] = inverse_rms(x[r], C, d->eps);
+        if (layer->router.data) {
+            experts(p, me, layer, x, factors);
+        } else {
+            rise(p, me, layer->up, R, x, p->hidden, factors);
+            meet(p);
+            project(p, me, layer->down, R, up, (Write){p->x, C, 0, 0, 0, 1});
+        }
+        meet(p);
+    }
+    int skip = task->first_logits, n = R - skip;
+    for (int r = 0; r < n; r++) factors[r] = inverse_rms(x[skip + r], C, d->eps);
+    project(p, me, &d->head, n, x + skip, (Write){task->logits, d->V, factors, 0, 0, 0});
+    meet(p);
+}
+
+static void *serve(void *argument) {
+    Worker *worker = argument;
+    Pool *p = worker->pool;
+    for (int seen = 0;;) {
+        int spins = 0;
+        while (atomic_load_explicit(&p->turn, memory_order_acquire) == seen) {
+            pause_(spins);
+            if (++spins < 20000) continue;
+            pthread_mutex_lock(&p->mutex);
+            atomic_fetch_add(&p->sleepers, 1);
+            while (atomic_load(&p->turn) == seen) pthread_cond_wait(&p->wake, &p->mutex);
+            atomic_fetch_sub(&p->sleepers, 1);
+            pthread_mutex_unlock(&p->mutex);
+        }
+        seen = atomic_load_explicit(&p->turn, memory_order_acquire);
+        if (atomic_load(&p->quitting)) return 0;
+        if (worker->number < seen % 256) work(p, worker->number); /* the turn's low byte says how many take part */
+    }
+}
+
+/* ---- what Python calls */
+
+int mg_panel(void) { return PANEL; }
+int mg_lanes(void) { return LANES; }
+
+enum { HUGE_PAGE = 1 << 21 };
+
+/* Zeroed memory, in large pages where it is worth it: a step reads all of it, and thousands of small pages cost time to look up. */
+void *mg_memory(int64_t bytes) {
+    void *memory = 0;
+    bytes = (bytes + 4 * PANEL + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
+    if (posix_memalign(&memory, HUGE_PAGE, bytes)) return 0;
+#if defined(MADV_HUGEPAGE)
+    madvise(memory, bytes, MADV_HUGEPAGE);
+#endif
+    return memset(memory, 0, bytes);
+}
+
+void mg_release(void *memory) { free(memory); }
+
+static float *floats(int64_t n) {
+    void *memory = 0;
+    if (n * (int64_t)sizeof(float) >= HUGE_PAGE) return mg_memory(n * sizeof(float));
+    if (posix_memalign(&memory, 64, (n + PANEL) * sizeof(float))) return 0;
+    return memset(memory, 0, (n + PANEL) * sizeof(float));
+}
+
+void mg_free(Pool *p) {
+    if (!p) return;
+    pthread_mutex_lock(&p->mutex);
+    atomic_store(&p->quitting, 1);
+    atomic_fetch_add(&p->turn, 1);
+    pthread_cond_broadcast(&p->wake);
+    pthread_mutex_unlock(&p->mutex);
+    for (int i = 1; i < p->threads; i++) pthread_join(p->handles[i], 0);
+    free(p->x), free(p->qkv), free(p->mixed), free(p->hidden), free(p->rope), free(p->scores);
+    free(p->model.keys), free(p->model.values);
+    free(p);
+}
+
+/* A decoder of `model`, whose arrays the caller keeps alive; 0 without memory. */
+Pool *mg_new(const Model *model, int threads) {
+    Pool *p = calloc(1, sizeof(Pool));
+    if (!p) return 0;
+    p->model = *model;
+    Model *d = &p->model;
+    int64_t R = d->max_rows, stride = (d->W + LANES - 1) / LANES * LANES, cells = (int64_t)d->L * d->slots * d->K;
+    pthread_mutex_init(&p->mutex, 0);
+    pthread_cond_init(&p->wake, 0);
+    p->threads = threads < 1 ? 1 : threads > MAX_THREADS ? MAX_THREADS : threads;
+    p->active = p->threads;
+    p->x = floats(R * d->C);
+    p->qkv = floats(R * (d->H + 2 * d->K) * d->D);
+    p->mixed = floats(R * d->H * d->D);
+    p->hidden = floats(R * (d->E > 1 ? d->top_k : 1) * ((d->F + PANEL - 1) / PANEL * PANEL));
+    p->rope = floats(R * d->D);
+    p->scores = floats(stride * MAX_THREADS);
+    d->keys = floats(cells * d->D * stride);
+    d->values = floats(cells * d->W * d->D);
+    int ok = p->x && p->qkv && p->mixed && p->hidden && p->rope && p->scores && d->keys && d->values;
+    int wanted = p->threads;
+    for (p->threads = 1; ok && p->threads < wanted; p->threads++) {
+        p->workers[p->threads] = (Worker){p, p->threads};
+        if (pthread_create(p->handles + p->threads, 0, serve, p->workers + p->threads)) break; /* fewer, then */
+    }
+    p->active = p->threads;
+    if (!ok) return mg_free(p), (Pool *)0;
+    return p;
+}
+
+/* One more token in each of `rows` rows (at most max_rows; rows of one slot stand together, in order). Logits of the rows from
+   `first_logits` on go to `logits` (rows - first_logits, V). */
+void mg_step(Pool *p, const int32_t *ids, const int32_t *slots, const int32_t *positions, int rows, int first_logits, float *logits,
+             int threads) {
+    Model *d = &p->model;
+    p->task = (Task){ids, slots, positions, rows, first_logits, logits};
+    for (int r = 0; r < rows; r++) {
+        float *x = p->x + (int64_t)r * d->C;
+        memcpy(x, d->embedding + (int64_t)ids[r] * d->C, d->C * sizeof(float));
+        if (d->learned)
+            for (int i = 0; i < d->C; i++) x[i] += d->positions[(int64_t)positions[r] * d->C + i];
+        else
+            for (int i = 0; i < d->D / 2; i++) {
+                double angle = positions[r] * pow(d->rope_theta, -2.0 * i / d->D);
+                p->rope[r * d->D + i] = (float)cos(angle);
+                p->rope[r * d->D + d->D / 2 + i] = (float)sin(angle);
+            }
+    }
+    p->active = threads < 1 ? 1 : threads > p->threads ? p->threads : threads;
+    if (p->active > 1) {
+        int turn = atomic_load(&p->turn);
+        atomic_store(&p->turn, (int)(((unsigned)turn / 256 + 1) * 256 % (1u << 30)) + p->active);
+        if (atomic_load(&p->sleepers)) {
+            pthread_mutex_lock(&p->mutex);
+            pthread_cond_broadcast(&p->wake);
+            pthread_mutex_unlock(&p->mutex);
+        }
+    }
+    work(p, 0);
+}
+
+/* The first `length` tokens of slot `source` into slot `target`. */
+void mg_copy(Pool *p, int source, int target, int length) {
+    Model *d = &p->model;
+    int64_t stride = (d->W + LANES - 1) / LANES * LANES;
+    if (length > d->W) length = d->W;
+    for (int l = 0; l < d->L; l++) {
+        int64_t from = ((int64_t)l * d->slots + source) * d->K, to = ((int64_t)l * d->slots + target) * d->K;
+        for (int k = 0; k < d->K; k++)
+            memcpy(d->keys + (to + k) * d->D * stride, d->keys + (from + k) * d->D * stride,
+                   (int64_t)(length + LANES - 1) / LANES * LANES * d->D * sizeof(float));
+        for (int k = 0; k < d->K; k++)
+            memcpy(d->values + (to + k) * d->W * d->D, d->values + (from + k) * d->W * d->D, (int64_t)length * d->D * sizeof(float));
+    }
+}
