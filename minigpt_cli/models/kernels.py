@@ -48,17 +48,27 @@ class _SwiGLU(torch.autograd.Function):
     def forward(ctx: Any, gate_up: Tensor) -> Tensor:
         ctx.save_for_backward(gate_up)
         gate, up = gate_up.chunk(2, dim=-1)
-        return F.silu(gate).mul_(up)
+        return F.silu(_whole_vectors(gate)).mul_(up)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
         (gate_up,) = ctx.saved_tensors
         gate, up = gate_up.chunk(2, dim=-1)
+        gate = _whole_vectors(gate)
         result = torch.empty_like(gate_up)
         d_gate, d_up = result.chunk(2, dim=-1)
         torch.mul(grad, F.silu(gate), out=d_up)
-        aten.silu_backward.grad_input(grad * up, gate, grad_input=d_gate)
+        through = grad * up
+        if gate.is_contiguous():
+            d_gate.copy_(aten.silu_backward.grad_input(through, gate, grad_input=through))
+        else:
+            aten.silu_backward.grad_input(through, gate, grad_input=d_gate)
         return result
+
+
+def _whole_vectors(x: Tensor) -> Tensor:
+    """`x`, copied into one piece if its rows end within a vector: torch is up to three times slower on such rows than on one piece."""
+    return x.contiguous() if x.size(-1) % 64 else x
 
 
 # ---- norm

@@ -61,15 +61,11 @@ class Experts(nn.Module):
 
     def _mix(self, x: Tensor, chosen: Tensor, weights: Tensor, counts: list[int]) -> Tensor:
         """Sum over each token's experts: one pair of products per expert, over its tokens laid side by side."""
-        E, (N, k), C = self.config.n_experts, chosen.shape, x.size(-1)
-        order = chosen.flatten().argsort(stable=True)  # (N k,) pairs of token and expert, sorted by expert
-        back = torch.empty_like(order)
-        back[order] = torch.arange(N * k, device=order.device)
-        pairs = x[:, None].expand(N, k, C).reshape(N * k, C)
-        h = grouped.grouped_linear(grouped.permuted(pairs, order, back), self.gate_up.to(x.dtype).view(E, -1, C), counts)  # (N k, 2F)
+        E, C = self.config.n_experts, x.size(-1)
+        pairs = grouped.pairs_by_expert(chosen)
+        h = grouped.grouped_linear(grouped.spread(x, pairs), self.gate_up.to(x.dtype).view(E, -1, C), counts)  # (N k, 2F)
         y = grouped.grouped_linear(kernels.swiglu(h), self.down.to(x.dtype).view(E, C, -1), counts)  # (N k, C)
-        y = grouped.permuted(y, back, order).view(N, k, C) * weights[..., None]
-        return y.sum(1) if k > 1 else y.view(N, C)
+        return grouped.combined(y, weights, pairs)
 
     def _aux_loss(self, probs: Tensor, counts: Tensor) -> Tensor:
         """E times the sum over experts of share of tokens times mean probability: 1 when balanced (Switch, equation 4)."""

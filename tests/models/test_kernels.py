@@ -56,7 +56,7 @@ def naive_attention(heads: Tensor, n_head: int) -> Tensor:
 
 
 TABLE = RotaryTable(6, 8, 100.0)(0, 6, torch.float32)
-ORDER = torch.tensor([3, 1, 5, 0, 2, 4])
+PAIRS_OF_TWO = grouped.pairs_by_expert(torch.tensor([[2, 1], [0, 1], [2, 0]]))  # experts 0: tokens 1, 2; 1: 0, 1; 2: 0, 2
 PAIRS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], list[Tensor]]] = {
     "rms_norm": (lambda x, w: kernels.rms_norm(x, w, 1e-3), naive_rms_norm, [random(2, 5, 8), random(8, seed=1)]),
     "swiglu": (kernels.swiglu, naive_swiglu, [random(3, 4, 10)]),
@@ -66,7 +66,12 @@ PAIRS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], list[Tensor
         naive_heads,
         [random(2, 6, 4, 8), random(3, 8, seed=1)],
     ),
-    "permuted": (lambda x: grouped.permuted(x, ORDER, ORDER.argsort()), lambda x: x[ORDER], [random(6, 3)]),
+    "spread": (lambda x: grouped.spread(x, PAIRS_OF_TWO), lambda x: torch.stack([x[t] for t in (1, 2, 0, 1, 0, 2)]), [random(3, 4)]),
+    "combined": (
+        lambda y, w: grouped.combined(y, w, PAIRS_OF_TWO),
+        lambda y, w: torch.stack([w[0, 0] * y[4] + w[0, 1] * y[2], w[1, 0] * y[0] + w[1, 1] * y[3], w[2, 0] * y[5] + w[2, 1] * y[1]]),
+        [random(6, 4), random(3, 2, seed=1)],
+    ),
     "grouped_linear": (
         lambda x, w: grouped.grouped_linear(x, w, [2, 0, 4]),
         lambda x, w: torch.stack([w[0 if i < 2 else 2] @ x[i] for i in range(6)]),
