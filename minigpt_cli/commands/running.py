@@ -5,6 +5,7 @@ Under torchrun every process comes through here; one of them writes and speaks, 
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
@@ -17,11 +18,11 @@ from minigpt_cli.commands.beginning import Beginning, Weights, check_adapters, w
 from minigpt_cli.commands.provenance import new_record
 from minigpt_cli.commands.signals import StopSignals
 from minigpt_cli.config import RunConfig
-from minigpt_cli.display.live_training import TrainingView, training_view
+from minigpt_cli.display.live_training import Standings, TrainingView, training_view
 from minigpt_cli.display.progress import progress
 from minigpt_cli.display.tracking import check_trackers, tracking
 from minigpt_cli.errors import Interrupted, MiniGPTError, UsageError
-from minigpt_cli.events import Stopped
+from minigpt_cli.events import Event, Stopped
 from minigpt_cli.runstore import Run, RunStore, check_name
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ class Output:
 
     json: bool = False  # to stdout, a line each
     log: tuple[str, ...] = ()  # trackers
+    standings: Standings | None = None  # of the group that the run belongs to
+    watch: Callable[[Event], int | None] | None = None  # sees every event; a number is a wish to stop, as of a signal
 
 
 @dataclass(frozen=True)
@@ -177,13 +180,17 @@ def _fit(
     settings = config.model_dump(mode="json")
     with ExitStack() as stack:
         trackers = stack.enter_context(tracking(output.log if world.is_writer else (), run.dir, run.name, settings))
-        view = stack.enter_context(training_view(json=output.json, quiet=not world.is_writer, time_limit_s=config.eval.time_limit))
+        view = stack.enter_context(
+            training_view(json=output.json, quiet=not world.is_writer, time_limit_s=config.eval.time_limit, standings=output.standings)
+        )
         signals.wait_for_save()
         try:
             begin: dict[str, Any] = {"resume": resume} | ({"weights": weights.tensors, "whole": weights.whole} if weights else {})
             for event in fit(run, config, dataset, should_stop=signals.poll, world=world, notices=notices, **begin):
                 view = _show(view, event, signals)
                 trackers.show(event)
+                if output.watch and (wish := output.watch(event)):
+                    signals.request(wish)
                 if isinstance(event, Stopped):
                     stopped = event
         except BaseException as error:
@@ -214,9 +221,11 @@ def _record_failure(run: Run, error: BaseException) -> None:
         if not record.files:
             run.file("run.json").unlink(missing_ok=True)  # new_run removes a directory without a record
             return
-        interrupted = isinstance(error, Interrupted | KeyboardInterrupt)
-        reason = "interrupted_keyboard" if interrupted else "failed"
-        run.write_record(record.model_copy(update={"status": "interrupted" if interrupted else "failed", "stop_reason": reason}))
+        status, reason = "failed", "failed"
+        if isinstance(error, Interrupted | KeyboardInterrupt):
+            terminated = isinstance(error, Interrupted) and error.exit_code == 128 + signal.SIGTERM
+            status, reason = "interrupted", "terminated" if terminated else "interrupted_keyboard"
+        run.write_record(record.model_copy(update={"status": status, "stop_reason": reason}))
 
 
 def _in_step(world: World, action: Callable[[], Any]) -> Any:

@@ -12,9 +12,12 @@ from minigpt_cli.commands.config_flags import Resolved, layer_lines, override, r
 from minigpt_cli.commands.options import JsonFlag, RunsDir, SourceArgument, complete_preset, complete_run
 from minigpt_cli.commands.running import Outcome, Output, Request, read_data, train_new, train_on
 from minigpt_cli.commands.samples import sample_of
+from minigpt_cli.commands.sweeping import Recipe, run_search, run_sweep
 from minigpt_cli.display import console
 from minigpt_cli.errors import UsageError
 from minigpt_cli.runstore import RunStore
+
+_MANY = "Many runs"
 
 
 @with_settings(leave_out=("source",))
@@ -48,6 +51,18 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", metavar="", help="Take a few real steps and say what the run would cost; nothing is kept.")
     ] = False,
+    sweep: Annotated[
+        list[str],
+        typer.Option(
+            metavar="KEY=A,B,…", help="Train a run for each value; several make a grid.", show_default=False, rich_help_panel=_MANY
+        ),
+    ] = [],  # noqa: B006 - Typer's way
+    seeds: Annotated[int, typer.Option(metavar="N", min=1, help="Train each with this many seeds.", rich_help_panel=_MANY)] = 1,
+    search: Annotated[
+        list[str],
+        typer.Option(metavar="KEY=LOW..HIGH[:log]", help="Let Optuna look for the best value.", show_default=False, rich_help_panel=_MANY),
+    ] = [],  # noqa: B006 - Typer's way
+    trials: Annotated[int, typer.Option(metavar="N", min=1, help="Runs of a search, in all its processes.", rich_help_panel=_MANY)] = 30,
     log: Annotated[
         list[str],
         typer.Option(metavar="tensorboard|trackio|wandb", help="Write the numbers there too; may be repeated.", show_default=False),
@@ -68,6 +83,7 @@ def train(
       minigpt train --preset nanogpt-cpu --seed 1  a named recipe
       minigpt train --resume latest                go on where it stopped
       minigpt train --lr 1e-3 --print-config       what would be used, and why
+      minigpt train --sweep lr=1e-3,3e-3 --seeds 3  a grid, three seeds each
 
     Trains a model on a text and keeps it in a run directory: the best weights, the last ones, and everything to go on from.
     Settings come from the defaults, then --preset, then --config, then MINIGPT_<NAME>, then flags; 0 switches a setting off.
@@ -89,7 +105,13 @@ def train(
     if dry_run:
         _dry_run(resolved, json=json)
         return
-    request = Request(resolved.config, store, name, preset, output=Output(json, tuple(log)), notices=resolved.notices, beginning=beginning)
+    output = Output(json, tuple(log))
+    if sweep or search or seeds > 1:
+        if search and (sweep or seeds > 1):
+            raise UsageError("--search chooses settings itself: leave out --sweep and --seeds, or give them a command of their own")
+        _many(Recipe(store, settings, preset, config, beginning, output), name, sweep, seeds, search, trials)
+        return
+    request = Request(resolved.config, store, name, preset, output=output, notices=resolved.notices, beginning=beginning)
     _finish(train_new(request), json=json)
 
 
@@ -108,6 +130,23 @@ def _dry_run(resolved: Resolved, *, json: bool) -> None:
         console.write_json(plan_as_json(facts, plan.notices))
     else:
         print_plan(facts)
+
+
+def _many(recipe: Recipe, name: str | None, sweep: list[str], seeds: int, search: list[str], trials: int) -> None:
+    """Train a group of runs, and rank it."""
+    from minigpt_cli.commands import ranking
+
+    group, tally = run_search(recipe, name, search, trials) if search else run_sweep(recipe, name, sweep, seeds)
+    members = [run for run in recipe.store.runs() if run.record.group == group]
+    if not recipe.output.json:
+        ranking.show(members, ranking.ranked(members, None), json=False, csv=False, md=False)
+        if seeds > 1 and len(members) > seeds:
+            ranking.show_folded(members, top=0, json=False, csv=False, md=False)
+        console.notice(f"group {group}: {len(tally.scores)} runs, {len(tally.failures)} failed; the same command goes on where it stopped")
+    if tally.signal_number is not None:
+        raise typer.Exit(128 + tally.signal_number)
+    if tally.failures:
+        raise typer.Exit(1)
 
 
 def _resume(wanted: str, store: RunStore, settings: dict[str, Any], output: Output) -> None:

@@ -17,6 +17,7 @@ _REASONS = {
     "terminated": "terminated, saved",
     "time_limit": "time limit reached, saved",
     "target_loss": "target loss reached",
+    "pruned": "given up by the search",
     "plateau": "stopped: the validation loss no longer improves",
 }
 

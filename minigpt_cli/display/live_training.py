@@ -26,13 +26,25 @@ class TrainingView(AbstractContextManager["TrainingView"], Protocol):
     def show(self, event: Event) -> None: ...
 
 
-def training_view(*, json: bool = False, quiet: bool = False, time_limit_s: float = 0.0) -> TrainingView:
+@dataclass(frozen=True)
+class Standings:
+    """How a group of runs stands while one of them trains."""
+
+    group: str
+    done: int
+    total: int
+    best: tuple[tuple[str, float], ...]  # what sets a run apart and its nats per character, best first
+
+
+def training_view(
+    *, json: bool = False, quiet: bool = False, time_limit_s: float = 0.0, standings: Standings | None = None
+) -> TrainingView:
     """The view that fits where stdout and stderr go."""
     if quiet:
         return Silent()
     if json:
         return JsonLines()
-    return LiveTable(console.stderr(), time_limit_s) if console.is_terminal(sys.stderr) else PlainLines()
+    return LiveTable(console.stderr(), time_limit_s, standings) if console.is_terminal(sys.stderr) else PlainLines()
 
 
 class Silent:
@@ -116,6 +128,7 @@ class TrainingState:
     notices: list[str] = field(default_factory=list)
     resumed_at: tuple[int, float] | None = None  # step and seconds where this sitting began
     time_limit_s: float = 0.0
+    standings: Standings | None = None
 
     def add(self, event: Event) -> None:
         """Take `event` in."""
@@ -158,10 +171,10 @@ class TrainingState:
 class LiveTable(Silent):
     """The live table: evaluations, a small curve, and where the run is."""
 
-    def __init__(self, screen: Console, time_limit_s: float = 0.0) -> None:
+    def __init__(self, screen: Console, time_limit_s: float = 0.0, standings: Standings | None = None) -> None:
         from rich.live import Live
 
-        self.state = TrainingState(time_limit_s=time_limit_s)
+        self.state = TrainingState(time_limit_s=time_limit_s, standings=standings)
         self.live = Live(TrainingScreen(self.state), console=screen, refresh_per_second=4, vertical_overflow="crop")
 
     def __enter__(self) -> Self:
@@ -190,6 +203,9 @@ class TrainingScreen:
 
         state = self.state
         width, height = options.max_width, screen.size.height
+        if state.standings is not None:
+            yield standings_text(state.standings)
+            height -= 1 + len(state.standings.best)
         if state.started is None:
             if not state.evaluations:
                 yield Text("Getting ready …", style="dim")
@@ -239,6 +255,15 @@ class TrainingScreen:
             beat = state.beat
             now_text = f"now: train {words.loss(beat.train_loss)} · lr {words.rate(beat.lr)} · {words.count(beat.tokens_per_s)} tokens/s"
             yield Text(now_text, style="dim")
+
+
+def standings_text(standings: Standings) -> Any:
+    """The group, how far it is, and its best runs, a line each."""
+    from rich.text import Text
+
+    lines = [f"  {score:.4f}  {console.one_line(name)}" for name, score in standings.best]
+    head = f"{console.one_line(standings.group)}: {standings.done} of {standings.total} runs done"
+    return Text("\n".join([head, *lines]), overflow="ellipsis", no_wrap=True)
 
 
 def heading(event: Started) -> Any:

@@ -14,7 +14,7 @@ import torch
 
 from minigpt_cli import registry
 from minigpt_cli.config import RunConfig
-from minigpt_cli.data.dataset import Dataset
+from minigpt_cli.data.dataset import Dataset, check_long_enough
 from minigpt_cli.errors import UsageError
 from minigpt_cli.training import memory, precision
 from minigpt_cli.training.distributed import World
@@ -29,6 +29,7 @@ _SPARE = 0.03  # of a time budget, for what was not foreseen
 _SMALL_SPLIT_TOKENS = 2_000_000  # a validation split up to this size is measured whole
 _SAMPLED_ITERS = 100
 _LONG_RUN_S = 600  # from here on the minute that torch.compile takes may pay
+_LEAST_COPIES = 3  # of the weights in training: themselves, their gradients, and one state of the optimizer
 _TRIAL_S = 1.2  # of steps, to measure the speed
 
 
@@ -64,6 +65,7 @@ def resolve(config: RunConfig, dataset: Dataset, world: World | None = None) -> 
     world = world or World()
     notices: list[str] = []
     _check_sharding(config, world)
+    check_long_enough(dataset, config.model.block_size)
     config = _choose_compute(config, notices)
     torch.set_num_threads(config.compute.threads)
     config = _fit_memory(config, dataset, notices)
@@ -99,9 +101,7 @@ def dry_run(config: RunConfig, dataset: Dataset) -> Plan:
 
 def poor_plan(config: RunConfig, dataset: Dataset) -> list[str]:
     """Warnings about a run that will teach little."""
-    with torch.device("meta"):
-        model = registry.load("architecture", config.model.arch)(config.model, dataset.tokenizer.vocab_size)
-    n_params = sum(p.numel() for p in model.parameters())
+    n_params = _n_params(config, dataset)
     chars, windows = dataset.train.n_chars, len(dataset.val.tokens) / config.model.block_size
     warnings = []
     if config.model.arch != "bigram" and n_params > 4 * chars:
@@ -109,6 +109,13 @@ def poor_plan(config: RunConfig, dataset: Dataset) -> list[str]:
     if windows < 8:
         warnings.append(f"warning: the validation split holds only {windows:.1f} windows of {config.model.block_size} tokens: its loss will be very noisy")
     return warnings
+
+
+def _n_params(config: RunConfig, dataset: Dataset) -> int:
+    """Parameters of the model, which is only outlined for it."""
+    with torch.device("meta"):
+        model = registry.load("architecture", config.model.arch)(config.model, dataset.tokenizer.vocab_size)
+    return sum(p.numel() for p in model.parameters())
 
 
 # ---- device, precision
@@ -166,7 +173,10 @@ def _fit_memory(config: RunConfig, dataset: Dataset, notices: list[str]) -> RunC
     free = memory.available(device)
     if free is None or config.model.arch == "bigram":
         return config
-    fits = memory.measure(config, dataset.tokenizer.vocab_size).largest_batch(free)
+    if _n_params(config, dataset) * 4 * _LEAST_COPIES > free:  # before anything of that size is asked for
+        raise memory.too_large(config, 0)
+    with memory.explained_out_of_memory(config):
+        fits = memory.measure(config, dataset.tokenizer.vocab_size).largest_batch(free)
     batch, accum = config.optim.batch_size, config.optim.grad_accum
     if batch <= fits:
         return config

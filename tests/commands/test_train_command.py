@@ -195,3 +195,21 @@ def test_log_writes_the_same_numbers_for_tensorboard(trained: Path, cli: Any, ti
     refused = cli("train", "text.txt", "--log", "tensorbord", *tiny)
     assert (refused.code, refused.err.count("\n")) == (2, 1)
     assert "did you mean 'tensorboard'" in refused.err
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "hint"),
+    [
+        ("--block-size 100000", 2, "cannot fill block_size 100000"),
+        ("--n-embd 65536 --n-head 1024 --n-layer 1024", 1, "does not fit in cpu memory"),
+        ("--batch-size 1048576 --block-size 64", 1, "--batch-size 1048576 does not fit in cpu memory: about --batch-size"),
+    ],
+)
+def test_what_cannot_be_trained_is_one_line_and_leaves_no_run(
+    flags: str, code: int, hint: str, trained: Path, cli: Any, tiny: list[str]
+) -> None:
+    done = cli("train", "text.txt", *tiny, *flags.split(), "--name", "never")
+    errors = [line for line in done.err.splitlines() if line.startswith("Error: ")]
+    assert (done.code, len(errors)) == (code, 1), done.err
+    assert hint in errors[0]
+    assert not Path("runs/never").exists()

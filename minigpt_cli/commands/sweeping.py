@@ -1,0 +1,183 @@
+"""minigpt train --sweep, --seeds and --search: many ordinary runs in one group, one after the other in this process.
+
+What is done is found again by name, what was interrupted goes on, and one failure does not end the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from minigpt_cli.commands.beginning import Beginning
+from minigpt_cli.commands.config_flags import Resolved, override, resolve, settings
+from minigpt_cli.commands.running import Outcome, Output, Request, train_new, train_on
+from minigpt_cli.display import console
+from minigpt_cli.display.live_training import Standings
+from minigpt_cli.errors import Interrupted, MiniGPTError, RunDamaged, UsageError, unknown_name
+from minigpt_cli.events import Evaluated, Event
+from minigpt_cli.runstore import Run, RunStore, check_name
+from minigpt_cli.training.sweeps import Space, Study, Trial, grid, group_name, parse_axis, parse_space, run_name
+
+_PRUNED = 98  # what training calls the wish of a search to give up a run
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What all runs of a group have in common."""
+
+    store: RunStore
+    flags: dict[str, Any]
+    preset: str | None
+    file: Path | None
+    beginning: Beginning | None
+    output: Output
+
+    def resolved(self, trial: Trial) -> Resolved:
+        """The configuration of one run. Raises UsageError."""
+        beneath = (f"--init-from {self.beginning.what}", self.beginning.settings()) if self.beginning else None
+        return resolve({**self.flags, **trial.settings}, preset=self.preset, file=self.file, beneath=beneath)
+
+
+@dataclass
+class Tally:
+    """How the runs of a group went."""
+
+    total: int
+    scores: dict[str, float] = field(default_factory=dict)  # nats per character by run
+    failures: dict[str, str] = field(default_factory=dict)
+    signal_number: int | None = None
+
+    def standings(self, group: str) -> Standings:
+        """For the screen: the best so far."""
+        done = len(self.scores) + len(self.failures)
+        best = sorted(self.scores.items(), key=lambda pair: pair[1])
+        return Standings(group, done, self.total, tuple((name.removeprefix(f"{group}~"), score) for name, score in best[:5]))
+
+
+def run_sweep(recipe: Recipe, name: str | None, sweeps: Sequence[str], n_seeds: int) -> tuple[str, Tally]:
+    """Train every run of the grid that is not done yet; the group's name and how it went. Raises UsageError before anything is trained."""
+    axes = [parse_axis(text) for text in sweeps]
+    _check_settings([axis.setting for axis in axes])
+    first_seed = recipe.resolved(Trial("", {})).config.seed
+    trials = grid(axes, range(first_seed, first_seed + n_seeds))
+    group = check_name(name) if name else group_name("sweep", recipe.flags, recipe.preset, str(recipe.file), sweeps, n_seeds)
+    wanted = {run_name(group, trial.name): recipe.resolved(trial) for trial in trials}
+    tally = Tally(len(wanted))
+    for run, resolved in wanted.items():
+        if not _one(recipe, group, run, resolved, tally):
+            break
+    return group, tally
+
+
+def run_search(recipe: Recipe, name: str | None, searches: Sequence[str], n_trials: int) -> tuple[str, Tally]:
+    """Train up to `n_trials` runs with settings that Optuna proposes; other processes may share the study. Raises UsageError."""
+    spaces = [parse_space(text) for text in searches]
+    _check_settings([space.setting for space in spaces])
+    for space in spaces:  # both ends must be allowed, so that no trial dies of its settings
+        for value in space.choices or (_as_typed(space, space.low), _as_typed(space, space.high)):
+            recipe.resolved(Trial("", {space.setting: value}))
+    group = check_name(name) if name else group_name("search", recipe.flags, recipe.preset, str(recipe.file), searches)
+    whole = [space.setting for space in spaces if settings()[space.setting].annotation is int]
+    study = Study(recipe.store.dir / f".{group}.journal", spaces, whole, recipe.resolved(Trial("", {})).config.seed)
+    for number, run in study.running():
+        if run and (recipe.store.dir / run).is_dir() and not Run(recipe.store.dir / run).is_live():
+            study.give_up(number)
+    tally = Tally(n_trials)
+    while study.begun() < n_trials:
+        asked, trial = study.ask()
+        run = run_name(group, trial.name)
+        asked.set_user_attr("run", run)
+        try:
+            resolved = recipe.resolved(trial)
+        except UsageError as error:  # values that are allowed each, and not together
+            study.tell(asked, None)
+            tally.failures[run] = str(error)
+            console.warn(f"{run}: {error}")
+            continue
+        going_on = _one(recipe, group, run, resolved, tally, _pruner(asked))
+        pruned = run in tally.scores and Run(recipe.store.dir / run).record.stop_reason == "pruned"
+        study.tell(asked, tally.scores.get(run) if going_on else None, pruned=pruned)
+        if not going_on:
+            break
+    return group, tally
+
+
+def _as_typed(space: Space, value: float) -> str:
+    return str(round(value)) if settings()[space.setting].annotation is int else f"{value:.6g}"
+
+
+def _pruner(asked: Any) -> Callable[[Event], int | None]:
+    """Tells the search of every evaluation; gives the wish to stop once it has seen enough."""
+    count = 0
+
+    def watch(event: Event) -> int | None:
+        nonlocal count
+        if not isinstance(event, Evaluated) or event.nats_per_char is None:
+            return None
+        count += 1
+        asked.report(event.nats_per_char, count)
+        return _PRUNED if asked.should_prune() else None
+
+    return watch
+
+
+def _check_settings(names: Sequence[str]) -> None:
+    for name in names:
+        if name not in settings():
+            raise unknown_name("setting", name, settings())
+
+
+def _one(
+    recipe: Recipe, group: str, name: str, resolved: Resolved, tally: Tally, watch: Callable[[Event], int | None] | None = None
+) -> bool:
+    """Train, continue or find done the run of this name; whether the group should go on."""
+    output = replace(recipe.output, standings=tally.standings(group), watch=watch)
+    try:
+        outcome = _trained(recipe, group, name, resolved, output)
+    except Interrupted:
+        raise
+    except MiniGPTError as error:
+        if isinstance(error, UsageError) and not tally.scores and not tally.failures:
+            raise  # the first run already: what is wrong is wrong with all of them
+        tally.failures[name] = str(error)
+        console.warn(f"{name}: {error}")
+        return True
+    run = Run(recipe.store.dir / name)
+    if run.record.best is not None:
+        tally.scores[name] = run.record.best.nats_per_char
+    if outcome is not None:
+        tally.signal_number = outcome.signal_number
+        if not recipe.output.json and outcome.is_writer and run.record.best is not None:
+            console.notice(f"{name}: {run.record.best.nats_per_char:.4f} nats per character ({len(tally.scores)} of {tally.total})")
+        return outcome.stopped.stop_reason not in ("interrupted_keyboard", "terminated")
+    return True
+
+
+def _trained(recipe: Recipe, group: str, name: str, resolved: Resolved, output: Output) -> Outcome | None:
+    """How the run ended, now; None if it had ended before. Raises UsageError for a run of that name with other settings."""
+    folder = recipe.store.dir / name
+    if not folder.exists():
+        notices = resolved.notices
+        request = Request(resolved.config, recipe.store, name, recipe.preset, group, output, notices, recipe.beginning)
+        return train_new(request)
+    run = Run(folder)
+    try:
+        record = run.record
+    except RunDamaged:
+        recipe.store.remove(run)
+        return _trained(recipe, group, name, resolved, output)
+    for setting, value in resolved.explicit.items():
+        section = settings()[setting].section
+        wanted, have = (getattr(getattr(config, section) if section else config, setting) for config in (resolved.config, run.config))
+        if wanted != have and value not in ("auto", 0, "0"):
+            raise UsageError(f"run {name!r} exists with {setting} {have}, not {wanted}: choose another --name for this sweep")
+    if record.status == "finished":
+        return None
+    if record.stop_reason == "diverged":
+        raise MiniGPTError("diverged before: remove the run to try again")
+    if not record.files:
+        recipe.store.remove(run)
+        return _trained(recipe, group, name, resolved, output)
+    return train_on(run, recipe.store, lambda saved: override(saved, {}), output)

@@ -1,0 +1,69 @@
+"""minigpt train --sweep, --seeds and --search on a tiny model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from minigpt_cli.runstore import RunStore
+
+
+def test_grid_trains_ordinary_runs_of_one_group_and_is_resumed_by_typing_it_again(trained: Path, cli: Any, tiny: list[str]) -> None:
+    command = ["train", "text.txt", *tiny, "--sweep", "lr=1e-3,1e-2", "--seeds", "2"]
+    done = cli(*command)
+    assert done.code == 0, done.err
+    runs = [run for run in RunStore("runs").runs() if run.record.group]
+    assert len(runs) == 4
+    assert len({run.record.group for run in runs}) == 1
+    assert {(run.config.optim.lr, run.config.seed) for run in runs} == {(lr, seed) for lr in (1e-3, 1e-2) for seed in (1337, 1338)}
+    assert done.out.count("~lr=") == 4 + 4  # the leaderboard, and the table with seeds folded
+    before = {run.name: (run.dir / "run.json").read_bytes() for run in runs}
+    RunStore("runs").remove(runs[0])
+    again = cli(*command)
+    assert again.code == 0, again.err
+    after = {run.name: (run.dir / "run.json").read_bytes() for run in RunStore("runs").runs() if run.record.group}
+    assert after.keys() == before.keys()
+    assert {name for name in before if before[name] != after[name]} == {runs[0].name}
+
+
+def test_one_failure_does_not_end_the_rest(trained: Path, cli: Any, tiny: list[str]) -> None:
+    done = cli("train", "text.txt", *tiny, "--name", "g", "--sweep", "block_size=8,100000,4", "--json")
+    assert done.code == 1
+    stopped = [event["run"] for event in map(json.loads, done.out.splitlines()) if event["event"] == "stopped"]
+    assert stopped == ["g~block_size=8", "g~block_size=4"]
+    assert not Path("runs/g~block_size=100000").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "hint"),
+    [
+        (["--sweep", "lrr=1"], "did you mean 'lr'"),
+        (["--sweep", "lr=fast"], "--lr fast"),
+        (["--sweep", "n_head=3"], "does not divide"),
+        (["--sweep", "lr"], "--sweep lr"),
+        (["--seeds", "0"], "--seeds"),
+        (["--search", "lr=1..0"], "must rise"),
+        (["--search", "lr=1e-3..1e9:log"], "--lr 1e+09"),
+        (["--search", "lr=1e-3..1e-2", "--seeds", "2"], "leave out --sweep and --seeds"),
+    ],
+)
+def test_wrong_sweep_is_refused_before_anything_is_trained(flags: list[str], hint: str, trained: Path, cli: Any, tiny: list[str]) -> None:
+    done = cli("train", "text.txt", *tiny, *flags)
+    assert (done.code, done.out) == (2, "")
+    assert done.err.count("\n") == 1
+    assert hint in done.err
+    assert RunStore("runs").names() == ["first"]
+
+
+def test_search_trains_and_goes_on_to_its_number_of_trials(trained: Path, cli: Any, tiny: list[str]) -> None:
+    pytest.importorskip("optuna")
+    command = ["train", "text.txt", *tiny, "--name", "s", "--search", "lr=1e-4..1e-2:log", "--search", "n_layer=1..2"]
+    assert cli(*command, "--trials", "2").code == 0
+    done = cli(*command, "--trials", "3")
+    assert done.code == 0, done.err
+    runs = [run for run in RunStore("runs").runs() if run.record.group == "s"]
+    assert {run.name for run in runs} == {"s~t0", "s~t1", "s~t2"}
+    assert all(1e-4 <= run.config.optim.lr <= 1e-2 and run.config.model.n_layer in (1, 2) for run in runs)  # type: ignore[union-attr]

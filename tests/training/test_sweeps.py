@@ -1,0 +1,84 @@
+"""Which runs a sweep consists of."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minigpt_cli.errors import UsageError
+from minigpt_cli.runstore import check_name
+from minigpt_cli.training.sweeps import Axis, Space, Study, grid, group_name, parse_axis, parse_space, run_name
+
+
+def test_grid_is_every_combination_once_with_every_seed() -> None:
+    trials = grid([parse_axis("lr=1e-4,3e-4"), parse_axis("dropout=0.1,0.2")], range(5, 8))
+    assert len(trials) == len({trial.name for trial in trials}) == 12
+    assert {tuple(trial.settings.values()) for trial in trials} == {
+        (lr, dropout, seed) for lr in ("1e-4", "3e-4") for dropout in ("0.1", "0.2") for seed in ("5", "6", "7")
+    }
+    assert [trial.settings["seed"] for trial in trials[:3]] == ["5", "6", "7"]
+
+
+@pytest.mark.parametrize("text", ["", "lr", "lr=", "=1", "lr=,", " =1"])
+def test_axis_without_setting_or_values_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="--sweep"):
+        parse_axis(text)
+
+
+def test_setting_named_twice_is_refused() -> None:
+    with pytest.raises(UsageError, match="lr twice"):
+        grid([Axis("lr", ("1",)), Axis("lr", ("2",))], [1])
+    with pytest.raises(UsageError, match="both vary the seed"):
+        grid([Axis("seed", ("1", "2"))], [1, 2])
+    with pytest.raises(UsageError, match="more than"):
+        grid([Axis("lr", tuple(map(str, range(200)))), Axis("beta1", tuple(map(str, range(200))))], [1])
+
+
+@pytest.mark.parametrize(
+    ("text", "space"),
+    [
+        ("lr=1e-5..1e-2:log", Space("lr", 1e-5, 1e-2, log=True)),
+        ("n-layer=2..6", Space("n_layer", 2.0, 6.0)),
+        ("optimizer=adamw,muon", Space("optimizer", choices=("adamw", "muon"))),
+    ],
+)
+def test_space_is_read_as_written(text: str, space: Space) -> None:
+    assert parse_space(text) == space
+
+
+@pytest.mark.parametrize("text", ["lr", "lr=", "lr=2..1", "lr=0..1:log", "lr=nan..1", "lr=a..b", "=1..2"])
+def test_space_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="--search"):
+        parse_space(text)
+
+
+@given(st.text(max_size=200))
+def test_any_trial_gives_a_name_that_a_run_may_have(trial: str) -> None:
+    assert check_name(run_name("sweep-abcdef", trial))
+
+
+def test_same_sweep_has_the_same_group() -> None:
+    assert group_name("sweep", {"lr": 1.0}, ["a"]) == group_name("sweep", {"lr": 1.0}, ["a"])
+    assert group_name("sweep", {"lr": 1.0}, ["a"]) != group_name("sweep", {"lr": 2.0}, ["a"])
+    assert re.fullmatch(r"sweep-[0-9a-f]{6}", group_name("sweep"))
+
+
+def test_two_processes_share_a_study_and_a_dead_one_is_given_up(tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    spaces = [parse_space("lr=1e-4..1e-2:log"), parse_space("n_layer=2..6"), parse_space("optimizer=adamw,muon")]
+    first, second = (Study(tmp_path / "study.journal", spaces, ["n_layer"], 1) for _ in range(2))
+    asked, trial = first.ask()
+    asked.set_user_attr("run", "dead")
+    assert 1e-4 <= float(trial.settings["lr"]) <= 1e-2
+    assert 2 <= int(trial.settings["n_layer"]) <= 6
+    assert trial.settings["optimizer"] in ("adamw", "muon")
+    assert list(second.running()) == [(0, "dead")]
+    second.give_up(0)
+    assert second.begun() == 0
+    other, _ = second.ask()
+    second.tell(other, 1.5)
+    assert first.begun() == 1
