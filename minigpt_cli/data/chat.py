@@ -129,6 +129,12 @@ def answers(tokens: npt.NDArray[Any], tokenizer: Tokenizer) -> npt.NDArray[np.bo
     return inside & (~marker | (np.asarray(tokens) == ids[END]))
 
 
+def answer_chars(tokens: npt.NDArray[Any], learned: npt.NDArray[np.bool_], tokenizer: Tokenizer) -> int:
+    """Characters of the answers among `tokens`, the template's marks not counted."""
+    marks = list((token_ids(tokenizer) or {}).values())
+    return len(tokenizer.decode(np.asarray(tokens)[learned & ~np.isin(tokens, marks)]))
+
+
 # ---- files
 
 

@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from minigpt_cli import registry
 from minigpt_cli.config import DataConfig
+from minigpt_cli.data.chat import is_chat, prepare_chat
 from minigpt_cli.data.corpora import File, TextSource, data_folder, open_source
 from minigpt_cli.data.dataset import (
     RECORD,
@@ -82,6 +83,8 @@ def prepare(
     UsageError for a text that cannot be used and TextTooShort where a split would be empty; nothing is then left behind.
     """
     data_dir = data_dir or data_folder()
+    if source is None and is_chat(config.source):
+        return (yield from _prepare_conversations(config, data_dir, out))
     source = source or open_source(config.source, data_dir)
     recipe = _recipe(config)
     _check_out(out)
@@ -102,6 +105,19 @@ def prepare(
             put_in_place(folder, target)
             found = open_dataset(target)
         return replace(found, label=source.label)
+
+
+def _prepare_conversations(config: DataConfig, data_dir: Path, out: Path | None) -> Generator[Preparing, None, Dataset]:
+    """The token files of a .jsonl file of conversations; see chat.py."""
+    recipe = _recipe(config)
+    _check_out(out)
+    steps = prepare_chat(config, recipe, data_dir, out)
+    while True:
+        try:
+            yield Preparing(*next(steps))
+        except StopIteration as end:
+            dataset: Dataset = end.value
+            return dataset
 
 
 class _Text:

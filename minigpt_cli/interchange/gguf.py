@@ -23,6 +23,7 @@ from torch import Tensor
 
 from minigpt_cli import durable
 from minigpt_cli.checkpoints import Loaded
+from minigpt_cli.data.chat import END, TEMPLATE
 from minigpt_cli.errors import MissingExtra, UsageError
 from minigpt_cli.interchange.folders import new_folder
 from minigpt_cli.interchange.gguf_vocabulary import Vocabulary, vocabulary
@@ -203,6 +204,8 @@ def _write_vocabulary(writer: Any, words: Vocabulary) -> None:
     writer.add_eos_token_id(words.end_id)
     writer.add_add_bos_token(False)
     writer.add_add_space_prefix(False)
+    if END in words.tokens:
+        writer.add_chat_template(TEMPLATE)
 
 
 def renamed(arch: str, config: dict[str, Any], tensors: dict[str, Tensor], words: Vocabulary) -> Iterator[tuple[str, Array]]:

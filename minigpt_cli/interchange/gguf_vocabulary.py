@@ -23,7 +23,7 @@ from minigpt_cli.tokenization.bytelevel import CHARACTER_OF_BYTE
 
 END_TOKEN = "<|endoftext|>"
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # llama.cpp's token types
-END_TOKENS = (END_TOKEN, "<|eot|>", "</s>", "<|end_of_text|>", "<eos>")
+END_TOKENS = ("<|end|>", END_TOKEN, "<|eot|>", "</s>", "<|end_of_text|>", "<eos>")
 
 # Pre-tokenizing patterns by the name that llama.cpp has for them; our own BPE cuts as GPT-2 does.
 _CUTS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"

@@ -17,17 +17,16 @@ from torch import Tensor
 from minigpt_cli import durable, tensorfiles
 from minigpt_cli.checkpoints import Loaded
 from minigpt_cli.config import ModelConfig
+from minigpt_cli.data.chat import END, TEMPLATE
 from minigpt_cli.errors import UsageError
 from minigpt_cli.interchange import pytorch
 from minigpt_cli.interchange.folders import new_folder
 from minigpt_cli.interchange.hf_weights import from_hf, to_hf
 from minigpt_cli.interchange.model_card import hf_card
-from minigpt_cli.tokenization.bpe import byte_level_json
 from minigpt_cli.tokenization.contract import Tokenizer
 from minigpt_cli.tokenization.pretrained import load_tokenizer
 
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
-TOKENIZER_LIMIT = 64 << 20  # bytes
 _END_TOKENS = ("<|endoftext|>", "<|eot|>", "</s>", "<|end_of_text|>", "<eos>")
 
 
@@ -73,7 +72,7 @@ def _json(content: Mapping[str, Any]) -> str:
 def end_tokens(tokenizer_json: str) -> dict[str, int]:
     """The special tokens of a tokenizer.json that end a text, and their ids; the one to stop at first."""
     added = {t["content"]: t["id"] for t in json.loads(tokenizer_json).get("added_tokens") or [] if t.get("special")}
-    return {token: added[token] for token in ("<|end|>", *_END_TOKENS) if token in added}
+    return {token: added[token] for token in (END, *_END_TOKENS) if token in added}
 
 
 def _end(tokenizer_json: str) -> dict[str, Any]:
@@ -85,6 +84,8 @@ def _tokenizer_config(tokenizer_json: str, block_size: int) -> dict[str, Any]:
     """What AutoTokenizer needs to take tokenizer.json as it is, and not to tidy up what it decodes."""
     config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     config |= {"model_max_length": block_size}
+    if END in end_tokens(tokenizer_json):
+        config["chat_template"] = TEMPLATE
     if ends := end_tokens(tokenizer_json):
         config |= {"eos_token": next(iter(ends)), "pad_token": next(iter(ends))}
     return config
@@ -135,11 +136,5 @@ def read_weights(folder: Path) -> tuple[dict[str, Tensor], list[str]]:
 
 def read_tokenizer(folder: Path) -> Tokenizer | None:
     """The tokenizer of a directory: tokenizer.json, or GPT-2's older pair of vocab.json and merges.txt; None where there is neither."""
-    if (path := folder / "tokenizer.json").is_file():
-        return load_tokenizer(durable.read_bounded(path, TOKENIZER_LIMIT).decode("utf-8", "replace"), "tokenizer.json")
-    if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-        vocab = durable.read_json(folder / "vocab.json", TOKENIZER_LIMIT)
-        lines = durable.read_bounded(folder / "merges.txt", TOKENIZER_LIMIT).decode("utf-8", "replace").splitlines()
-        merges = [line.split(" ") for line in lines if line and not line.startswith("#version")]
-        return load_tokenizer(byte_level_json(vocab, merges, use_regex=True), "gpt2")
-    return None
+    present = (folder / "tokenizer.json").is_file() or ((folder / "vocab.json").is_file() and (folder / "merges.txt").is_file())
+    return load_tokenizer(folder) if present else None

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
+
+import numpy as np
 import torch
 from torch import Tensor
 
 from minigpt_cli.config import RunConfig
 from minigpt_cli.data.batches import Batches
+from minigpt_cli.data.chat import answers
 from minigpt_cli.data.dataset import Dataset
 from minigpt_cli.training.distributed import World
+
+IGNORED = -100  # a target that the cross-entropy leaves out
 
 
 class DeviceBatches:
@@ -16,22 +22,25 @@ class DeviceBatches:
 
     def __init__(self, config: RunConfig, dataset: Dataset, device: torch.device, world: World) -> None:
         optim = config.optim
-        self._batches = Batches(
-            dataset.train.tokens,
-            config.model.block_size,
-            optim.batch_size,
+        windows = partial(
+            Batches,
+            block_size=config.model.block_size,
+            batch_size=optim.batch_size,
             seed=config.seed,
             sampling=config.data.sampling,
             grad_accum=optim.grad_accum,
             rank=world.rank,
             world_size=world.size,
         )
+        self._batches = windows(dataset.train.tokens)
+        learned = answers(dataset.train.tokens, dataset.tokenizer)
+        self._learned = None if learned is None else windows(learned.astype(np.uint16))  # the same windows, of ones and zeros
         self._accumulated, self._device = optim.grad_accum, device
         self._ahead: tuple[tuple[int, int], tuple[Tensor, Tensor]] | None = None
 
     def __call__(self, step: int, micro: int) -> tuple[Tensor, Tensor]:
         if self._device.type != "cuda":
-            x, y = self._batches(step, micro)
+            x, y = self._draw(step, micro)
             return x.to(self._device), y.to(self._device)
         wanted = (step, micro)
         batch = self._ahead[1] if self._ahead is not None and self._ahead[0] == wanted else self._copy(*wanted)
@@ -39,6 +48,15 @@ class DeviceBatches:
         self._ahead = (following, self._copy(*following))  # runs while the GPU is busy with `batch`
         return batch
 
-    def _copy(self, step: int, micro: int) -> tuple[Tensor, Tensor]:
+    def _draw(self, step: int, micro: int) -> tuple[Tensor, Tensor]:
+        """x, y; of conversations, y is IGNORED wherever the token is no answer (but nowhere in a batch that has no answer at all)."""
         x, y = self._batches(step, micro)
+        if self._learned is not None:
+            _, learned = self._learned(step, micro)
+            if learned.any():
+                y = y.masked_fill(learned == 0, IGNORED)
+        return x, y
+
+    def _copy(self, step: int, micro: int) -> tuple[Tensor, Tensor]:
+        x, y = self._draw(step, micro)
         return x.pin_memory().to(self._device, non_blocking=True), y.pin_memory().to(self._device, non_blocking=True)

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 
 from minigpt_cli.config import RunConfig
+from minigpt_cli.data.chat import answer_chars, answers
 from minigpt_cli.data.dataset import Dataset
 from minigpt_cli.evaluation.scoring import token_nats
 from minigpt_cli.training.state import TrainingState
@@ -41,16 +42,19 @@ class Measuring:
         self._state, self._dataset = state, dataset
         self._block, self._iters = config.model.block_size, config.eval.eval_iters
         self._windows = config.optim.batch_size * max(1, self._iters)
-        chars = dataset.val.n_chars
-        self._chars_per_token = chars / len(dataset.val.tokens)
+        train, val, words = dataset.train.tokens, dataset.val.tokens, dataset.tokenizer
+        self._answers = None if (learned := answers(val, words)) is None else (answers(train, words), learned)  # of conversations
+        chars, count = (dataset.val.n_chars, len(val)) if learned is None else (answer_chars(val, learned, words), int(learned.sum()))
+        self._chars_per_token = max(1, chars) / count
         generator = np.random.Generator(np.random.Philox(key=[config.seed, _EVALUATION_STREAM]))
         self._train_starts = self._starts(len(dataset.train.tokens), generator)
         self._val_starts = self._starts(len(dataset.val.tokens), generator)
 
     def __call__(self) -> Measured:
         with self._averaged():
-            train = self._mean(self._sampled(self._dataset.train.tokens, self._train_starts))
-            val_nats = self._whole() if self._iters == 0 else self._sampled(self._dataset.val.tokens, self._val_starts)
+            learned = self._answers or (None, None)
+            train = self._mean(self._sampled(self._dataset.train.tokens, self._train_starts, learned[0]))
+            val_nats = self._whole() if self._iters == 0 else self._sampled(self._dataset.val.tokens, self._val_starts, learned[1])
         val = self._mean(val_nats)
         return Measured(train, val, None if val is None else val / self._chars_per_token, val_nats)
 
@@ -61,8 +65,11 @@ class Measuring:
         count = max(1, min(_TRAIN_SAMPLE_TOKENS // self._block, last // self._block))
         return np.linspace(0, last, count).astype(np.int64)
 
-    def _sampled(self, tokens: npt.NDArray[np.generic], starts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-        """Nats of every token of the windows at `starts`: each window is scored as if it were a text of its own."""
+    def _sampled(
+        self, tokens: npt.NDArray[np.generic], starts: npt.NDArray[np.int64], learned: npt.NDArray[np.bool_] | None
+    ) -> npt.NDArray[np.float64]:
+        """Nats of every token of the windows at `starts`: each window is scored as if it were a text of its own. Of those that
+        are `learned` alone, where that is given."""
         windows = tokens[starts[:, None] + np.arange(self._block + 1)].astype(np.int64)  # (N, T + 1)
         state, losses = self._state, []
         rows = max(1, 16_384 // self._block)
@@ -71,11 +78,14 @@ class Measuring:
                 ids = torch.from_numpy(part).to(state.device)
                 logits = state.model(ids[:, :-1]).logits  # (n, T, V)
                 losses.append(torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none"))
-        return torch.cat(losses).cpu().double().numpy()
+        nats = torch.cat(losses).cpu().double().numpy()
+        kept = None if learned is None else learned[starts[:, None] + np.arange(1, self._block + 1)].reshape(-1)
+        return nats if kept is None or not kept.any() else nats[kept]
 
     def _whole(self) -> npt.NDArray[np.float64]:
         train, val = self._dataset.train.tokens, self._dataset.val.tokens
-        return token_nats(self._state.model, val, context=train[-self._block :], block_size=self._block, device=self._state.device)
+        nats = token_nats(self._state.model, val, context=train[-self._block :], block_size=self._block, device=self._state.device)
+        return nats if self._answers is None else nats[self._answers[1]]
 
     @contextmanager
     def _averaged(self) -> Iterator[None]:
