@@ -48,6 +48,10 @@ def train(
         ),
     ] = None,
     partial: Annotated[bool, typer.Option("--partial", metavar="", help="With --init-from: take what fits.")] = False,
+    merge: Annotated[
+        bool, typer.Option("--merge", metavar="", help="With --lora-rank: at the end also make NAME-merged, which needs no base.")
+    ] = False,
+    data: Annotated[str | None, typer.Option(metavar="SOURCE", help="Same as SOURCE; a .jsonl holds chats.", show_default=False)] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", metavar="", help="Take a few real steps and say what the run would cost; nothing is kept.")
     ] = False,
@@ -82,6 +86,7 @@ def train(
       minigpt train tinyshakespeare --arch moe     a mixture of experts
       minigpt train --preset nanogpt-cpu --seed 1  a named recipe
       minigpt train --resume latest                go on where it stopped
+      minigpt train new.txt --init-from latest --lora-rank 8   fine-tune
       minigpt train --lr 1e-3 --print-config       what would be used, and why
       minigpt train --sweep lr=1e-3,3e-3 --seeds 3  a grid, three seeds each
 
@@ -89,6 +94,9 @@ def train(
     Settings come from the defaults, then --preset, then --config, then MINIGPT_<NAME>, then flags; 0 switches a setting off.
     """
     store = RunStore(runs_dir)
+    if source is not None and data is not None:
+        raise UsageError("SOURCE and --data mean the same: leave one out")
+    source = source or data
     if resume is not None:
         alone = {"SOURCE": source, "--preset": preset, "--config": config, "--name": name, "--init-from": init_from}
         if wrong := [flag for flag, value in alone.items() if value is not None]:
@@ -99,6 +107,8 @@ def train(
     beginning = Beginning(init_from, store, partial) if init_from is not None else None
     beneath = (f"--init-from {init_from}", beginning.settings()) if beginning else None
     resolved = resolve(settings, preset=preset, file=config, beneath=beneath)
+    if merge and not resolved.config.lora.lora_rank:
+        raise UsageError("--merge adds adapters to the weights that they adapt: give --lora-rank too")
     if print_config:
         _print_config(resolved, json=json)
         return
@@ -112,7 +122,12 @@ def train(
         _many(Recipe(store, settings, preset, config, beginning, output), name, sweep, seeds, search, trials)
         return
     request = Request(resolved.config, store, name, preset, output=output, notices=resolved.notices, beginning=beginning)
-    _finish(train_new(request), json=json)
+    outcome = train_new(request)
+    if merge and outcome.is_writer and outcome.signal_number is None:
+        from minigpt_cli.interchange.importing import merge_run
+
+        console.notice(f"merged into {merge_run(store, outcome.run).name}")
+    _finish(outcome, json=json)
 
 
 def _dry_run(resolved: Resolved, *, json: bool) -> None:

@@ -159,9 +159,20 @@ def test_fine_tuning_without_adapters_begins_where_the_base_ended(store: RunStor
     assert digest(store.find("base")) == before
 
 
+def test_merge_makes_a_run_that_needs_no_base(store: RunStore, tmp_path: Path) -> None:
+    arguments = ["train", "--data", "new.txt", "--name", "both", "--init-from", "base", "--lora-rank", "2", "--merge", "--max-steps", "10"]
+    assert minigpt([*arguments, *QUICK]) == 0
+    (store.dir / "both-merged").rename(tmp_path / "alone")  # away from its base
+    loaded = checkpoints.load(Run(tmp_path / "alone"))
+    expected = checkpoints.load(store.find("both")).model.state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in loaded.model.state_dict().items())
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
+        (["--merge"], "--lora-rank"),
+        (["--data", "old.txt"], "mean the same"),
         (["--lora-rank", "2"], "--init-from"),
         (["--init-from", "nowhere"], "neither a file"),
         (["--init-from", "base", "--n-layer", "3"], "--partial"),
