@@ -7,9 +7,11 @@ the text, else the characters that got lost are named. Decoding needs no library
 from __future__ import annotations
 
 import json
+import os
 import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -35,6 +37,32 @@ _KNOWN_WORDS = 1 << 17  # words whose ids are remembered
 # a visible character and a space, tab or line break it always cuts, and what is on either side does not depend on the other.
 # Rarer spaces, on which Python and the library may disagree, stay inside a word.
 _WORD = re.compile(r"\s*\S+(?:[^\S \t\n\r]\s*\S+)*|\s+")
+
+
+# A pattern from anywhere may backtrack without end: the library panics after ten million steps of one match, and writes about
+# it to stderr by itself. Short segments bound the time that many matches of fewer steps can take together.
+_STRANGE_LIMIT = 1 << 12  # characters in a segment
+_QUICK_PATTERNS = {
+    "",
+    # Llama 3 and Qwen 2, which differ in the digits
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    r"[\s\S]",
+}
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Keep what the library itself writes off stderr."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 @contextmanager
@@ -80,6 +108,14 @@ class LibraryTokenizer:
         return self._backend
 
     @cached_property
+    def _is_strange(self) -> bool:
+        """Whether it cuts the text with a pattern that is not known to be quick."""
+        spec = json.loads(self._json)["pre_tokenizer"] or {}
+        steps = spec.get("pretokenizers", [spec])
+        patterns = {step["pattern"].get("Regex", "") for step in steps if step.get("type") == "Split"}
+        return any(step.get("type") == "Sequence" for step in steps) or not patterns <= _QUICK_PATTERNS
+
+    @cached_property
     def _cuts_at_spaces(self) -> bool:
         """Whether it cuts the text with GPT-2's pattern and by nothing else."""
         spec = json.loads(self._json)
@@ -97,7 +133,7 @@ class LibraryTokenizer:
 
     def encode_stream(self, pieces: Iterable[str]) -> Iterator[Ids]:
         """Ids of the concatenated `pieces`, segment by segment."""
-        parts = segments(pieces)
+        parts = segments(pieces, _STRANGE_LIMIT if self._is_strange else 0)
         if self._cuts_at_spaces:
             yield from map(self._encode_words, parts)
             return
@@ -125,7 +161,7 @@ class LibraryTokenizer:
         return found
 
     def _encode_batch(self, texts: list[str]) -> list[list[int]]:
-        with library_errors(f"tokenizer {self.name} failed on the text"):
+        with library_errors(f"tokenizer {self.name} failed on the text"), _silent() if self._is_strange else nullcontext():
             return [encoding.ids for encoding in self.backend.encode_batch_fast(texts, add_special_tokens=False)]
 
     def _joined(self, ids: list[int]) -> bytes:

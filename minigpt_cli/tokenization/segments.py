@@ -17,14 +17,15 @@ LIMIT = 1 << 16  # characters in a piece
 _BREAKS = frozenset(' \t,.;:!?()[]{}"/-–—…、。，！？：；「」（）،؛؟।')
 
 
-def segments(pieces: Iterable[str]) -> Iterator[str]:
-    """The concatenated `pieces`, cut anew into segments of at most `LIMIT` characters that depend on the text alone."""
+def segments(pieces: Iterable[str], limit: int = 0) -> Iterator[str]:
+    """The concatenated `pieces`, cut anew into segments of at most `limit` (or LIMIT) characters that depend on the text alone."""
+    limit = limit or LIMIT
     buffer = ""
     for piece in pieces:
         buffer += piece
         start = 0
-        while len(buffer) - start > LIMIT:
-            end = _last_break(buffer, start, start + LIMIT)
+        while len(buffer) - start > limit:
+            end = _last_break(buffer, start, start + limit)
             yield buffer[start:end]
             start = end
         buffer = buffer[start:]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator
+from itertools import pairwise
 
 import pytest
 
@@ -37,7 +38,7 @@ def naive_first_merges(text: str, n: int) -> list[bytes]:
     words = [[bytes([b]) for b in word.encode()] for word in re.findall(r" ?[^ ]+", text)]
     made = []
     for _ in range(n):
-        pairs = Counter(pair for word in words for pair in zip(word, word[1:], strict=False))
+        pairs = Counter(pair for word in words for pair in pairwise(word))
         best = max(pairs.values())
         (left, right), *others = [pair for pair, count in pairs.items() if count == best]
         assert not others, "the example must have no ties"
@@ -99,7 +100,7 @@ def test_half_a_character_decodes_to_the_replacement() -> None:
 
 
 def test_what_the_library_raises_becomes_one_line() -> None:
-    with pytest.raises(UsageError, match="^doing: went wrong$"), library_errors("doing"):
+    with pytest.raises(UsageError, match=r"^doing: went wrong$"), library_errors("doing"):
         raise ValueError("went\nwrong")
     with pytest.raises(KeyboardInterrupt), library_errors("doing"):
         raise KeyboardInterrupt

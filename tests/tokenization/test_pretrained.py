@@ -213,5 +213,5 @@ def test_missing_and_unreadable_files(tmp_path: Path, monkeypatch: pytest.Monkey
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "open", denied)
-    with pytest.raises(UsageError, match="cannot read .*t.json: Permission denied"):
+    with pytest.raises(UsageError, match=r"cannot read .*t\.json: Permission denied"):
         load_tokenizer(tmp_path / "t.json")
