@@ -352,6 +352,8 @@ def _verify_file(run: Run, folder: Path, name: str, expected: FileRecord, prefix
         return Finding("problem", prefix + RECORD, f"names a file outside of the run: {durable.one_line(repr(name), 80)}")
     path, n_bytes = (run.file(name), expected.bytes) if name == METRICS else (folder / name, None)  # metrics only grow
     try:
+        if n_bytes is None and (size := os.lstat(path).st_size) != expected.bytes:
+            return Finding("problem", prefix + name, f"has {size:,} bytes and the record says {expected.bytes:,}")
         found = snapshots.checksum(path, n_bytes)
     except (OSError, RunDamaged) as error:
         return Finding("problem", prefix + name, durable.one_line(str(error)))

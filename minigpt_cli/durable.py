@@ -22,6 +22,7 @@ from minigpt_cli.errors import MiniGPTError, RunDamaged
 
 JSON_LIMIT = 4 << 20  # bytes; a run.json is a few kilobytes
 TEMPORARY = ".tmp"
+_UNKNOWN_MEMORY = 1 << 40
 
 NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
 NONBLOCK = getattr(os, "O_NONBLOCK", 0)
@@ -234,27 +235,31 @@ def check_space(folder: Path, n_bytes: int) -> None:
 
 
 def available_memory() -> int:
-    """Bytes of memory that can be had without swapping, within a container's limit; 0 where the machine does not say."""
+    """Bytes of memory that can be had without swapping, within a container's limit; a large number where the machine does not say."""
     with suppress(OSError, ValueError, IndexError):
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
                 return min(int(line.split()[1]) << 10, _container_memory())
+    return physical_memory()
+
+
+def physical_memory() -> int:
+    """Bytes of memory that this machine is built with; a large number where it does not say."""
     with suppress(AttributeError, ValueError, OSError):
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return 0
+    return _UNKNOWN_MEMORY
 
 
 def _container_memory() -> int:
     group = Path("/sys/fs/cgroup")
     with suppress(OSError, ValueError):
         return max(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()), 1)
-    return 1 << 62
+    return _UNKNOWN_MEMORY
 
 
 def check_memory(n_bytes: int, what: str) -> None:
     """Raise MiniGPTError where `what` would need more memory than there is."""
-    memory = available_memory()
-    if memory and n_bytes > memory:
+    if n_bytes > (memory := available_memory()):
         raise MiniGPTError(f"{what} needs {size(n_bytes)} of memory and {size(memory)} are free: use a larger machine or a smaller model")
 
 

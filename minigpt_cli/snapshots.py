@@ -34,9 +34,13 @@ T = TypeVar("T")
 
 
 def checksum(path: Path, n_bytes: int | None = None) -> FileRecord:
-    """Size and SHA-256 of a regular file, or of its first `n_bytes`. Raises RunDamaged for anything else, OSError if it cannot be read."""
+    """Size and SHA-256 of a regular file, or of its first `n_bytes`. Raises RunDamaged for anything else, and for more bytes than this
+    machine has memory (a sparse file can claim any size, and reading takes time); OSError if it cannot be read."""
     fd = durable.open_regular(path)
     try:
+        found = os.fstat(fd).st_size
+        if (found if n_bytes is None else min(found, n_bytes)) > durable.physical_memory():
+            raise RunDamaged(f"{path} has {durable.size(found)}, more than this machine's memory")
         digest, length = hashlib.sha256(), 0
         while piece := os.read(fd, _CHUNK if n_bytes is None else min(_CHUNK, n_bytes - length)):
             digest.update(piece)

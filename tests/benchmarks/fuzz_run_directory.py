@@ -77,8 +77,8 @@ COMMANDS = [
     "generate RUN --max-new-tokens 3 --prompt a",
     "generate RUN --ckpt last --max-new-tokens 3 --prompt a --greedy",
     "eval RUN",
-    "train --resume RUN",
-    "train --resume RUN --max-steps 6",
+    "train --resume RUN --time-limit 1",
+    "train --resume RUN --max-steps 6 --time-limit 1",
     "runs export RUN --out EXPORTED",
     "compare RUN good",
     "runs watch RUN",
@@ -360,7 +360,7 @@ def write(run: Path, changed: dict[str, bytes]) -> None:
         (run / name).write_bytes(data)
 
 
-def _give_up(*_: Any) -> None:
+def give_up(*_: Any) -> None:
     raise Hang
 
 
@@ -380,7 +380,7 @@ def main() -> None:
             restore(folder)
             if problem := judge(folder, command, coverage):
                 sys.exit(f"{command} on a whole run: {problem}")
-        signal.signal(signal.SIGALRM, _give_up)
+        signal.signal(signal.SIGALRM, give_up)
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
         corpus: list[dict[str, bytes]] = [{}]
