@@ -5,19 +5,23 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
+from typing import Any
 
 from minigpt_cli.errors import RunNotFound, UsageError
 from minigpt_cli.runstore import Run, RunStore
 
+_OF_THE_MACHINE = {"device": "auto", "threads": 0, "attention": "auto", "compile": "auto"}
+
 
 def recipe_of(run: Run) -> str:
-    """What runs of one recipe have in common: the configuration without its seed and, where training was planned by time in a
-    sweep, without the number of steps that happened to fit."""
+    """What runs of one recipe have in common: the configuration without its seed, without what the machine decided (device,
+    threads, attention path, compilation) and, in a sweep, without the number of steps that happened to fit a time budget."""
     config = run.config
-    optim, evaluation = config.optim, config.eval
+    parts: dict[str, Any] = {"seed": 0, "compute": config.compute.model_copy(update=_OF_THE_MACHINE)}
     if run.record.group is not None:
-        optim, evaluation = optim.model_copy(update={"max_steps": 0}), evaluation.model_copy(update={"eval_every": 0})
-    return config.model_copy(update={"seed": 0, "optim": optim, "eval": evaluation}).model_dump_json() + (run.record.group or "")
+        parts["optim"] = config.optim.model_copy(update={"max_steps": 0})
+        parts["eval"] = config.eval.model_copy(update={"eval_every": 0})
+    return config.model_copy(update=parts).model_dump_json() + (run.record.group or "")
 
 
 def chosen_sides(store: RunStore, names: Sequence[str], *, by_config: bool = False) -> list[tuple[str, list[Run]]]:

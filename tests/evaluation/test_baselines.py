@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import lzma
 from collections import Counter
+from itertools import pairwise
 from math import log
 
 import pytest
@@ -14,8 +15,8 @@ TRAINING, TEXT = "abracadabra abracadabra\n", "abba dab?"
 
 
 def test_counts_equal_a_loop() -> None:
-    alphabet = sorted(set(TRAINING)) + ["unseen"]
-    ones, pairs = Counter(TRAINING), Counter(zip(TRAINING, TRAINING[1:], strict=False))
+    alphabet = [*sorted(set(TRAINING)), "unseen"]
+    ones, pairs = Counter(TRAINING), Counter(pairwise(TRAINING))
     p1 = {c: (ones[c] + 1) / (len(TRAINING) + len(alphabet)) for c in alphabet}
 
     def p2(before: str, c: str) -> float:
@@ -34,7 +35,7 @@ def test_counts_equal_a_loop() -> None:
 def test_probabilities_after_each_character_sum_to_one() -> None:
     from math import exp
 
-    followers = sorted(set(TRAINING)) + ["\x00"]  # the last is unseen
+    followers = [*sorted(set(TRAINING)), "\x00"]  # the last is unseen
     total = sum(exp(-2 * count_baselines(TRAINING, "a" + c)[2]) for c in followers)
     first = exp(-count_baselines(TRAINING, "a")[2])
     assert total / first == pytest.approx(1)

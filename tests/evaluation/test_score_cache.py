@@ -34,7 +34,9 @@ def test_a_kept_score_comes_back_whole(tmp_path: Path, score: Score, key: ScoreK
         assert np.array_equal(getattr(found, field.name), getattr(score, field.name)), field.name
 
 
-@pytest.mark.parametrize("change", [{"weights_sha256": "x"}, {"text_sha256": "x"}, {"before_sha256": ""}, {"stride": 2}, {"precision": "bf16"}])
+@pytest.mark.parametrize(
+    "change", [{"weights_sha256": "x"}, {"text_sha256": "x"}, {"before_sha256": ""}, {"stride": 2}, {"precision": "bf16"}]
+)
 def test_anything_that_changes_the_score_changes_the_key(tmp_path: Path, score: Score, key: ScoreKey, change: dict[str, object]) -> None:
     cache.keep(tmp_path, key, score)
     assert cache.find(tmp_path, dataclasses.replace(key, **change)) is None  # type: ignore[arg-type]
