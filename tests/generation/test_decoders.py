@@ -1,0 +1,216 @@
+"""Every decoder computes what the model's own forward computes, cached or not, alone or in a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from minigpt_cli import registry
+from minigpt_cli.config import BigramConfig, ClassicConfig, ModernConfig, MoEConfig
+from minigpt_cli.generation.choosing import decoder_for
+from minigpt_cli.generation.decoder import Decoder, ForwardDecoder
+from minigpt_cli.generation.native import building
+from minigpt_cli.generation.native.decoder import NativeDecoder, quantised
+from minigpt_cli.generation.numpy_decoder import NumpyDecoder
+from minigpt_cli.generation.torch_decoder import TorchDecoder
+from minigpt_cli.generation.weights import KNOWN, build_plan, expected_shapes
+from minigpt_cli.models.contract import build_model
+
+V, T = 11, 8
+SMALL: dict[str, Any] = {"block_size": T, "n_layer": 2, "n_head": 2, "n_embd": 16, "init_std": 0.4}
+MODERN = SMALL | {"zero_init": False}
+CONFIGS = {
+    "bigram": BigramConfig(block_size=T),
+    "classic": ClassicConfig(**SMALL),
+    "classic-bias-tied": ClassicConfig(**SMALL, bias=True, tie_weights=True),
+    "classic-relu": ClassicConfig(**SMALL, activation="relu", bias=True),
+    "classic-tanh": ClassicConfig(**SMALL, activation="gelu_tanh"),
+    "classic-odd-head": ClassicConfig(**SMALL | {"n_embd": 10}),
+    "modern": ModernConfig(**MODERN),
+    "modern-gqa": ModernConfig(**MODERN | {"n_head": 4}, n_kv_head=2, qk_norm=False, tie_weights=True),
+    "moe": MoEConfig(**MODERN),
+    "moe-top1-bias": MoEConfig(**MODERN, n_experts=5, moe_top_k=1, moe_balance="bias", qk_norm=False),
+    "moe-renormalised": MoEConfig(**MODERN, n_experts=3, moe_top_k=2, moe_norm_topk=True),
+}
+native = pytest.mark.skipif(building.library() is None, reason="no C compiler to build the native decoder with")
+
+
+def make(name: str, seed: int = 0) -> torch.nn.Module:
+    """A model whose gains and biases are random too, so that nothing hides."""
+    model = build_model(CONFIGS[name], V, seed).eval()
+    generator = torch.Generator().manual_seed(seed + 1)
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.dim() == 1:
+                p.add_(0.3 * torch.randn(p.shape, generator=generator))
+        for key, buffer in model.named_buffers():
+            if key in model.state_dict():  # the balance bias of an expert's choice, where it is kept
+                buffer.add_(0.1 * torch.randn(buffer.shape, generator=generator))
+    return model
+
+
+def plan_of(model: Any) -> Any:
+    return build_plan(model.config, {name: t.detach().numpy() for name, t in model.state_dict().items()})
+
+
+def numpy_of(model: Any, slots: int) -> Decoder:
+    return decoder_for(plan_of(model), slots, "numpy")
+
+
+def native32_of(model: Any, slots: int) -> Decoder:
+    return decoder_for(plan_of(model), slots, "native-fp32")
+
+
+DECODERS = [
+    pytest.param(numpy_of, id="numpy"),
+    pytest.param(native32_of, id="native", marks=native),
+    pytest.param(TorchDecoder, id="torch"),
+]
+MakeDecoder = Callable[[Any, int], Decoder]
+
+
+@pytest.fixture(params=list(CONFIGS))
+def model(request: pytest.FixtureRequest) -> Any:
+    return make(request.param)
+
+
+def reference(model: Any, ids: list[int]) -> np.ndarray:
+    with torch.no_grad():
+        return model(torch.tensor([ids])).logits[0].numpy()
+
+
+def test_every_known_architecture_is_tested() -> None:
+    assert {config.arch for config in CONFIGS.values()} == set(KNOWN) == set(registry.ARCHITECTURES)
+
+
+def test_expected_shapes_are_those_of_the_model(model: Any) -> None:
+    assert expected_shapes(model.config, V) == {name: tuple(t.shape) for name, t in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("make_decoder", DECODERS)
+@pytest.mark.parametrize("prefix", [1, 3, T])
+def test_cached_logits_equal_those_of_forward(model: Any, make_decoder: MakeDecoder, prefix: int) -> None:
+    ids = np.random.default_rng(0).integers(0, V, T).tolist()
+    expected = reference(model, ids)
+    decoder = make_decoder(model, 2)
+    found = [decoder.extend(1, ids[:prefix], 0).copy()]
+    found += [decoder.step([ids[i]], [1], [i])[0].copy() for i in range(prefix, T)]
+    np.testing.assert_allclose(found, expected[prefix - 1 :], atol=2e-5)
+
+
+@pytest.mark.parametrize("make_decoder", DECODERS)
+def test_slots_do_not_see_each_other(model: Any, make_decoder: MakeDecoder) -> None:
+    rng = np.random.default_rng(1)
+    texts = [rng.integers(0, V, T).tolist() for _ in range(3)]
+    begun = [5, 2, 3]
+    decoder = make_decoder(model, 3)
+    for slot, (ids, n) in enumerate(zip(texts, begun, strict=True)):
+        decoder.extend(slot, ids[:n], 0)
+    order = [2, 0, 1]  # rows in any order, positions apart
+    for k in range(3):
+        logits = decoder.step([texts[s][begun[s] + k] for s in order], order, [begun[s] + k for s in order])
+        for row, s in enumerate(order):
+            np.testing.assert_allclose(logits[row], reference(model, texts[s][: begun[s] + k + 1])[-1], atol=2e-5)
+
+
+@pytest.mark.parametrize("make_decoder", DECODERS)
+def test_a_copied_slot_goes_on_by_itself(model: Any, make_decoder: MakeDecoder) -> None:
+    decoder = make_decoder(model, 2)
+    decoder.extend(0, [1, 2, 3], 0)
+    decoder.copy(0, 1, 3)
+    logits = decoder.step([4, 5], [0, 1], [3, 3])
+    np.testing.assert_allclose(logits[0], reference(model, [1, 2, 3, 4])[-1], atol=2e-5)
+    np.testing.assert_allclose(logits[1], reference(model, [1, 2, 3, 5])[-1], atol=2e-5)
+
+
+@pytest.mark.parametrize("make_decoder", DECODERS)
+def test_a_slot_can_be_used_again(model: Any, make_decoder: MakeDecoder) -> None:
+    decoder = make_decoder(model, 1)
+    decoder.extend(0, [7] * T, 0)
+    np.testing.assert_allclose(decoder.extend(0, [3, 4], 0), reference(model, [3, 4])[-1], atol=2e-5)
+
+
+@pytest.mark.parametrize("make_decoder", DECODERS[:2])
+@pytest.mark.parametrize("name", ["modern", "modern-gqa", "moe"])
+def test_beyond_the_block_each_token_sees_the_window_before_it(name: str, make_decoder: MakeDecoder) -> None:
+    """The reference is the model run on everything with attention masked to a band as wide as the block."""
+    model: Any = make(name)
+    ids = np.random.default_rng(2).integers(0, V, 3 * T).tolist()
+    decoder = make_decoder(model, 1)
+    decoder.extend(0, ids[: T - 2], 0)
+    for i in range(T - 2, len(ids)):
+        logits = decoder.step([ids[i]], [0], [i])[0]
+    for module in model.modules():
+        if hasattr(module, "path"):
+            module._plain = lambda q, k, v: _banded(q, k, v)
+    np.testing.assert_allclose(logits, reference(model, ids)[-1], atol=1e-4)
+
+
+def _banded(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    n, groups = q.shape[2], q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+    ahead = torch.arange(n)[:, None] - torch.arange(n)
+    scores = (q @ k.mT * q.shape[-1] ** -0.5).masked_fill((ahead < 0) | (ahead >= T), float("-inf"))
+    return scores.softmax(-1) @ v
+
+
+@native
+@pytest.mark.parametrize("bits", [32, 16])
+@pytest.mark.parametrize("name", [n for n in CONFIGS if n != "bigram"])
+def test_native_results_are_bit_equal_whatever_the_batch_the_cut_and_the_threads(name: str, bits: int) -> None:
+    plan = plan_of(make(name))
+    ids = np.random.default_rng(3).integers(0, V, T).tolist()
+    alone = NativeDecoder(plan, 1, bits=bits, threads=1)
+    expected = [alone.extend(0, ids[:1], 0).copy(), *(alone.step([ids[i]], [0], [i])[0].copy() for i in range(1, T))]
+    for threads in (1, 2):
+        decoder = NativeDecoder(plan, 9, bits=bits, threads=threads)
+        for cut in range(1, T + 1):
+            assert np.array_equal(decoder.extend(0, ids[:cut], 0), expected[cut - 1])
+            for i in range(cut, T):
+                assert np.array_equal(decoder.extend(0, [ids[i]], i), expected[i])
+        for rows in (2, 5, 6, 7, 9):
+            for s in range(rows):
+                decoder.extend(s, ids[: T - 2], 0)
+            for i in (T - 2, T - 1):
+                logits = decoder.step([ids[i]] * rows, list(range(rows)), [i] * rows)
+                assert all(np.array_equal(row, expected[i]) for row in logits)
+
+
+@native
+@pytest.mark.parametrize("name", [n for n in CONFIGS if n != "bigram"])
+def test_16_bit_weights_stay_near_and_exact_logits_are_float32(name: str) -> None:
+    model = make(name)
+    ids = np.random.default_rng(4).integers(0, V, T).tolist()
+    decoder, expected = NativeDecoder(plan_of(model), 1, bits=16), reference(model, ids)[-1]
+    assert np.abs(decoder.extend(0, ids, 0) - expected).max() < 1e-3 * np.abs(expected).max() + 1e-4
+    np.testing.assert_allclose(decoder.exact(ids), expected, atol=2e-5)
+
+
+def test_quantised_rows_come_back_within_half_a_level() -> None:
+    matrix = np.random.default_rng(5).normal(size=(7, 33)).astype(np.float32)
+    matrix[3] = 0
+    numbers, scale = quantised(matrix, 16)
+    assert scale is not None
+    assert numbers.dtype == np.int16
+    assert (np.abs(numbers * scale[:, None] - matrix) <= 0.5001 * scale[:, None]).all()
+
+
+def test_without_the_library_numpy_decodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    building.library.cache_clear()
+    monkeypatch.setenv("MINIGPT_NATIVE", "0")
+    try:
+        assert isinstance(decoder_for(plan_of(make("classic"))), NumpyDecoder)
+    finally:
+        monkeypatch.undo()
+        building.library.cache_clear()
+
+
+def test_forward_decoder_is_the_model_itself() -> None:
+    model = make("classic")
+    decoder = ForwardDecoder(model, 1)
+    decoder.extend(0, [1, 2], 0)
+    np.testing.assert_array_equal(decoder.step([3], [0], [2])[0], reference(model, [1, 2, 3])[-1])
