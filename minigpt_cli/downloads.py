@@ -6,12 +6,16 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 
 from minigpt_cli.errors import MiniGPTError
 
 Report = Callable[[int, int | None], None]  # bytes done, bytes in all where known
+
+_TIMEOUT_S = 30
+_SIZE_LIMIT = 1 << 28  # bytes
 
 
 @dataclass(frozen=True)
@@ -35,24 +39,24 @@ def cache_folder() -> Path:
     return Path(platformdirs.user_cache_dir("minigpt"))
 
 
-class _Progress:
-    """What pooch tells about a download, in the shape of the bar that it expects; passed on to `report`."""
+def _fetcher(report: Report) -> Callable[[str, str, Any], None]:
+    """What pooch calls to download: tells `report` how far it is, and gives up on an answer without end."""
+    import requests
 
-    def __init__(self, report: Report) -> None:
-        self._report = report
-        self._done = 0
-        self.total = 0
+    def fetch(url: str, output_file: str, _: Any) -> None:
+        with requests.get(url, stream=True, timeout=_TIMEOUT_S) as response:
+            response.raise_for_status()
+            total = int(response.headers.get("content-length", 0)) or None
+            done = 0
+            with open(output_file, "wb") as file:
+                for block in response.iter_content(1 << 16):
+                    file.write(block)
+                    done += len(block)
+                    report(done, total)
+                    if done > _SIZE_LIMIT:
+                        raise ValueError("the answer is too long")
 
-    def update(self, n_bytes: int) -> None:
-        """More bytes arrived."""
-        self._done += n_bytes
-        self._report(self._done, self.total or None)
-
-    def reset(self) -> None:
-        """Pooch resets the bar before it closes it."""
-
-    def close(self) -> None:
-        """The file is complete."""
+    return fetch
 
 
 def download(files: tuple[RemoteFile, ...], what: str, report: Report, otherwise: str) -> list[Path]:
@@ -60,14 +64,14 @@ def download(files: tuple[RemoteFile, ...], what: str, report: Report, otherwise
     import pooch
     import requests
 
+    pooch.get_logger().setLevel("WARNING")  # what it does is told by `report`, not by its log
     paths = []
     for file in files:
         path = cache_folder() / file.name
         if not (path.is_file() and file.is_content(path.read_bytes())):
-            downloader = pooch.HTTPDownloader(progressbar=_Progress(report), timeout=30)
             try:
                 path.unlink(missing_ok=True)
-                pooch.retrieve(file.url, known_hash=None, fname=file.name, path=path.parent, downloader=downloader)
+                pooch.retrieve(file.url, known_hash=None, fname=file.name, path=path.parent, downloader=_fetcher(report))
             except (OSError, ValueError, requests.RequestException) as error:
                 raise MiniGPTError(f"cannot download {what} from {file.url.split('/')[2]} ({type(error).__name__}): {otherwise}") from error
             if not file.is_content(path.read_bytes()):

@@ -53,7 +53,7 @@ def open_source(source: str, data_dir: Path | None = None) -> TextSource:
         default = (data_dir or data_folder()) / "input.txt"
         return open_path(default) if default.exists() else named_corpus(EMBEDDED)
     if source == "-":
-        return Stream("-", sys.stdin.buffer)
+        return StandardInput(sys.stdin.buffer)
     if source in registry.CORPORA and not Path(source).is_file():
         return named_corpus(source)
     return open_path(Path(source), source)
@@ -87,7 +87,7 @@ def open_path(path: Path, label: str = "") -> TextSource:
     if stat.S_ISDIR(mode):
         return Folder(label, path)
     if stat.S_ISFIFO(mode):
-        return Stream(label, _open(path, label))
+        return File(label, path, once=True)
     if not stat.S_ISREG(mode):
         raise UsageError(f"{label} is neither a text file nor a folder")
     return File(label, path)
@@ -125,7 +125,7 @@ def _decoded(file: BinaryIO, label: str) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class File:
-    """A text file."""
+    """A text file, or a pipe, which can be read only once."""
 
     label: str
     path: Path
@@ -133,7 +133,7 @@ class File:
 
     @property
     def n_bytes(self) -> int | None:
-        return self.path.stat().st_size
+        return None if self.once else self.path.stat().st_size
 
     def fetch(self, report: Report) -> None:
         """Nothing to do."""
@@ -219,11 +219,11 @@ def _joined(sources: Iterable[TextSource]) -> Iterator[str]:
 
 
 @dataclass(frozen=True)
-class Stream:
-    """Standard input or a pipe: read once."""
+class StandardInput:
+    """Standard input: read once."""
 
-    label: str
     file: BinaryIO
+    label: str = "-"
     once: bool = True
     n_bytes: int | None = None
 
@@ -231,8 +231,8 @@ class Stream:
         """Nothing to do."""
 
     def chunks(self) -> Iterator[str]:
-        """What the pipe gives."""
-        return _decoded(self.file, "standard input" if self.label == "-" else self.label)
+        """What comes in."""
+        return _decoded(self.file, "standard input")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,239 @@
+"""Where text comes from, exactly as it is written."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from minigpt_cli import registry
+from minigpt_cli.data import corpora
+from minigpt_cli.data.corpora import TextSource, open_path, open_source, open_sources
+from minigpt_cli.errors import UsageError
+
+ODD = "\ufeffone\r\ntwo\rthree\x00\x0b\u2028é日😀\n"
+
+
+def read(source: TextSource) -> str:
+    return "".join(source.chunks())
+
+
+@pytest.fixture(autouse=True)
+def _small_blocks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(corpora, "BLOCK", 7)
+    monkeypatch.delenv("MINIGPT_DATA_DIR", raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "text.txt"
+    path.write_bytes(ODD.encode())
+    return path
+
+
+# What can be opened
+
+
+def test_a_file_gives_its_characters_unchanged(text: Path) -> None:
+    source = open_source("text.txt")
+    assert read(source) == ODD
+    assert read(source) == ODD  # as often as one likes
+    assert source.label == "text.txt"
+    assert source.n_bytes == len(ODD.encode())
+    assert not source.once
+    assert source.fetch(lambda done, total: None) is None  # type: ignore[func-returns-value]
+
+
+@given(st.text(alphabet=st.characters(codec="utf-8"), max_size=50))
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_unicode_text_is_read_back(tmp_path: Path, anything: str) -> None:
+    (tmp_path / "any.txt").write_bytes(anything.encode())
+    assert read(open_source("any.txt")) == anything
+
+
+def test_a_folder_joins_its_visible_files_in_order(tmp_path: Path) -> None:
+    folder = tmp_path / "books"
+    for name, content in {
+        "b.txt": "second",
+        "a/z.txt": "first\n",
+        "a/.hidden": "\xff",
+        ".git/x": "no",
+        "c.txt": "",
+        "d.txt": "last",
+    }.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(content)
+    (folder / "gone.txt").symlink_to(folder / "nowhere")
+    source = open_source("books")
+    assert read(source) == "first\nsecond\nlast"
+    assert source.n_bytes == len("first\nsecondlast")
+    source.fetch(lambda done, total: None)
+
+
+def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "none").mkdir()
+    with pytest.raises(UsageError, match="the folder none has no text files"):
+        read(open_source("none"))
+
+
+def test_standard_input_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(ODD.encode())))
+    source = open_source("-")
+    assert (source.label, source.n_bytes, source.once) == ("-", None, True)
+    source.fetch(lambda done, total: None)
+    assert read(source) == ODD
+
+
+def test_a_pipe_is_read_like_standard_input(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    if (child := os.fork()) == 0:  # pragma: no cover
+        with (tmp_path / "pipe").open("wb") as file:
+            file.write(ODD.encode())
+        os._exit(0)
+    source = open_source("pipe")
+    assert source.once
+    assert read(source) == ODD
+    os.waitpid(child, 0)
+
+
+def test_several_sources_are_joined_as_files_of_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.txt").write_text("one")
+    (tmp_path / "b.txt").write_text("two\n")
+    source = open_sources(["a.txt", "b.txt", "a.txt"])
+    assert read(source) == "one\ntwo\none"
+    assert source.label == "a.txt b.txt a.txt"
+    assert source.n_bytes == 10
+    assert not source.once
+    source.fetch(lambda done, total: None)
+    assert read(open_sources(["b.txt"])) == "two\n"
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"three")))
+    mixed = open_sources(["a.txt", "-"])
+    assert (mixed.n_bytes, mixed.once) == (None, True)
+    assert read(mixed) == "one\nthree"
+    with pytest.raises(UsageError, match="only once"):
+        open_sources(["-", "-"])
+
+
+# The default
+
+
+def test_without_a_source_it_is_input_txt_or_the_embedded_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert open_source("").label == "python-docs"
+    assert open_sources([]).label == "python-docs"
+    for folder in (Path("data"), tmp_path / "elsewhere"):
+        folder.mkdir()
+        (folder / "input.txt").write_text("mine")
+    assert open_source("").label == "data/input.txt"
+    monkeypatch.setenv("MINIGPT_DATA_DIR", str(tmp_path / "elsewhere"))
+    assert open_source("").label == str(tmp_path / "elsewhere" / "input.txt")
+    assert read(open_source("", Path("data"))) == "mine"
+
+
+def test_python_docs_is_real_text_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(corpora, "BLOCK", 1 << 16)
+    source = open_source("python-docs")
+    text = read(source)
+    assert len(text) > 200_000
+    assert text == read(source)
+    assert 'The "assert" statement' in text
+    assert source.n_bytes is None
+    source.fetch(lambda done, total: None)
+
+
+def test_every_corpus_of_the_registry_makes_a_source() -> None:
+    for name in registry.CORPORA:
+        assert corpora.named_corpus(name).label == name
+
+
+def test_a_file_called_like_a_corpus_wins(tmp_path: Path) -> None:
+    (tmp_path / "python-docs").write_text("mine")
+    assert read(open_source("python-docs")) == "mine"
+
+
+# What cannot
+
+
+@pytest.mark.parametrize(
+    ("content", "at", "why"),
+    [
+        (b"\xff", 0, "invalid start byte"),
+        (b"abc\xc3(", 3, "invalid continuation byte"),
+        (b"abcdefg" * 3 + b"\x80", 21, "invalid start byte"),  # the first byte of a block
+        (b"abcde\xe6\x97", 5, "unexpected end of data"),
+        (b"abcde\xe6\x97\xa5\xe6\x97z", 8, "invalid continuation byte"),  # begun in the block before
+        (b"a\xed\xa0\x80", 1, "invalid continuation byte"),  # half of a surrogate pair
+        ("text".encode("utf-16"), 0, "looks like UTF-16"),
+    ],
+)
+def test_what_is_not_utf8_is_refused_with_its_byte(content: bytes, at: int, why: str, tmp_path: Path) -> None:
+    (tmp_path / "bad.txt").write_bytes(content)
+    for path in ("bad.txt", "."):
+        with pytest.raises(UsageError, match=rf"bad\.txt is not UTF-8 at byte {at} \(.*{why}"):
+            read(open_source(path))
+
+
+@given(st.binary(max_size=40), st.integers(1, 9))
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_the_byte_named_is_the_one_that_python_names(tmp_path: Path, content: bytes, block: int) -> None:
+    (tmp_path / "any.bin").write_bytes(content)
+    try:
+        expected = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(corpora, "BLOCK", block)
+            with pytest.raises(UsageError, match=f" at byte {error.start} "):
+                read(open_source("any.bin"))
+    else:
+        assert read(open_source("any.bin")) == expected
+
+
+@pytest.mark.parametrize(
+    ("source", "complaint"),
+    [
+        ("tinyshakespear", "did you mean 'tinyshakespeare'"),
+        ("nothing", "unknown file, folder or corpus 'nothing'"),
+        ("missing.txt", "no file or folder missing.txt"),
+        ("no/such/place", "no file or folder no/such/place"),
+        ("text.txt/inside", "no file or folder"),
+        ("nul\x00byte", "cannot read"),
+        ("x" * 300, "cannot read"),
+        ("/dev/null", "neither a text file nor a folder"),
+    ],
+)
+def test_what_cannot_be_opened_is_refused_in_one_line(source: str, complaint: str, text: Path) -> None:
+    with pytest.raises(UsageError, match=complaint) as caught:
+        open_source(source)
+    assert "\n" not in str(caught.value)
+
+
+def test_unreadable_files_are_refused(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(self: Path, *args: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", denied)
+    with pytest.raises(UsageError, match=r"cannot read text\.txt: Permission denied"):
+        read(open_path(text, "text.txt"))
+
+
+def test_a_failing_disk_is_one_line(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Failing(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(corpora, "_open", lambda path, label: Failing())
+    with pytest.raises(UsageError, match=r"cannot read text\.txt: Input/output error"):
+        read(open_source("text.txt"))
+
+
+def test_chunks_are_never_empty(text: Path) -> None:
+    chunks: Iterator[str] = open_source("text.txt").chunks()
+    assert all(chunks)
