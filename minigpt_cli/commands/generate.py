@@ -108,7 +108,7 @@ def generate(
     if serve:
         from minigpt_cli.commands.serving import serve as serve_runs
 
-        return serve_runs(store, host=host, port=port, api_key=api_key, engine=engine, first=run)
+        return serve_runs(store, host=host, port=port, api_key=api_key, engine=engine, first=run, ckpt=ckpt)
     wanted = run or "latest"
     found = store.find(wanted)
     if interactive:

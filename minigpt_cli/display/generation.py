@@ -123,11 +123,13 @@ def _figures(setting: Setting) -> str:
 
 
 def page(template: str, **parts: str) -> str:
-    """A page asset with its marked parts filled in. Text is placed as it is: escape it first."""
+    """A page asset with the shared style and script, and its marked parts, filled in. Parts are placed as they are: escape them first."""
     from importlib.resources import files
 
-    html = (files("minigpt_cli") / "display" / "pages" / template).read_text(encoding="utf-8")
-    for name, value in parts.items():
+    folder = files("minigpt_cli") / "display" / "pages"
+    html = (folder / template).read_text(encoding="utf-8")
+    shared = {"STYLE": "tokens.css", "SCRIPT": "tokens.js"}
+    for name, value in {**{name: (folder / file).read_text(encoding="utf-8") for name, file in shared.items()}, **parts}.items():
         html = html.replace(f"<!--{name}-->", value)
     return html
 

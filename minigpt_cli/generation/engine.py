@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from random import Random
 from typing import Any, Literal
 
@@ -40,6 +41,20 @@ class Request:
     stop: Sequence[str] = ()
     alternatives: int = 0  # most probable tokens to report with every step
     score: bool = False  # report nats of every token
+    score_prompt: bool = False  # and, with a sample's first step, those of the prompt's tokens
+
+    @property
+    def needs_scores(self) -> bool:
+        return self.score or self.score_prompt or self.alternatives > 0
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A token of the prompt, as Step has it; the first one stands after nothing and has no nats."""
+
+    token: int
+    nats: float | None
+    alternatives: tuple[tuple[int, float], ...]
 
 
 @dataclass(frozen=True)
@@ -53,6 +68,7 @@ class Step:
     alternatives: tuple[tuple[int, float], ...] = ()  # (token, probability) under the model itself, most probable first
     stop_reason: StopReason | None = None
     request: int = 0
+    prompt: tuple[Scored, ...] = ()  # the prompt's tokens, where they were asked for
 
 
 @dataclass
@@ -84,6 +100,11 @@ class Engine:
     def busy(self) -> bool:
         """Whether anything is left to do."""
         return bool(self._running or self._waiting)
+
+    @property
+    def waiting(self) -> int:
+        """Sequences that have no slot yet."""
+        return sum(len(group) for group in self._waiting)
 
     @property
     def running(self) -> int:
@@ -146,13 +167,24 @@ class Engine:
             for sequence in admitted:
                 sequence.slot = self._free.pop()
             context = list(admitted[0].request.ids)[-self.decoder.window :]
+            prompt = self._score_prompt(admitted[0], context) if admitted[0].request.score_prompt else ()
             logits = self.decoder.extend(admitted[0].slot, context, 0)
             for sequence in admitted:
                 self.decoder.copy(admitted[0].slot, sequence.slot, len(context))
                 sequence.position = len(context)
             self._running += admitted
-            steps += self._advance(admitted, np.repeat(logits[None], len(admitted), 0))
+            steps += [replace(step, prompt=prompt) for step in self._advance(admitted, np.repeat(logits[None], len(admitted), 0))]
         return steps
+
+    def _score_prompt(self, sequence: _Sequence, context: list[int]) -> tuple[Scored, ...]:
+        """What the model thought of each token of the prompt, reading one by one; of those before the window it is not asked."""
+        count = sequence.request.alternatives
+        unread = [Scored(int(token), None, ()) for token in sequence.request.ids[: len(sequence.request.ids) - len(context) + 1]]
+        for at, (token, following) in enumerate(pairwise(context)):
+            logits = self.decoder.extend(sequence.slot, [token], at)
+            cost = float(nats(logits[None], np.array([following]))[0])
+            unread.append(Scored(int(following), cost, most_probable(logits, count)))
+        return tuple(unread)
 
     def _advance(self, sequences: list[_Sequence], logits: npt.NDArray[Any]) -> list[Step]:
         """Choose the next token of each of `sequences` from its row of logits (R, V)."""
@@ -193,7 +225,7 @@ class Engine:
         sequence.made += 1
         if sequence.seen is not None:
             sequence.seen[token] = True
-        cost = float(nats(logits[None], np.array([token]))[0]) if request.score or request.alternatives else None
+        cost = float(nats(logits[None], np.array([token]))[0]) if request.needs_scores else None
         alternatives = most_probable(logits, request.alternatives) if request.alternatives else ()
         text = sequence.text.push(token) if sequence.text is not None else ""
         reason: StopReason | None = None

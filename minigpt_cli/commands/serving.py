@@ -1,0 +1,96 @@
+"""minigpt generate --serve: the runs of a folder behind OpenAI's interface, and a page to play with."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from minigpt_cli.display import console
+from minigpt_cli.errors import MiniGPTError, MissingExtra, UsageError
+from minigpt_cli.runstore import RunStore
+
+SLOTS = 64  # sequences decoded at once, of each run
+MAX_WAITING = 128  # sequences that may wait for one of them
+
+
+def serve(store: RunStore, *, host: str, port: int, api_key: str | None, engine: str, first: str | None, ckpt: str) -> None:
+    """Serve until interrupted. Raises MissingExtra, UsageError for an open door without a key, MiniGPTError for a port in use."""
+    try:
+        import uvicorn
+        from fastapi import FastAPI
+    except ImportError:
+        raise MissingExtra("--serve", "serve") from None
+    if api_key is not None and not api_key.strip():
+        raise UsageError("--api-key is empty: give a key, or leave it out")
+    local = is_loopback(host)
+    if not local and api_key is None:
+        raise UsageError(f"--host {host} is open to the network: add --api-key KEY, or leave --host out to serve this machine alone")
+    first_name = store.find(first).name if first is not None else None
+    app: FastAPI = build_app(store, api_key=api_key, engine=engine, first=first_name, ckpt=ckpt, local_only=local)
+    listener = _listen(host, port)
+    shown = f"[{host}]" if ":" in host else host
+    console.notice(f"serving {len(store.runs())} runs at http://{shown}:{listener.getsockname()[1]}/ (stop with Ctrl-C)")
+    config = uvicorn.Config(app, log_level="warning", access_log=False, limit_concurrency=1024, timeout_graceful_shutdown=2)
+    uvicorn.Server(config).run(sockets=[listener])
+
+
+def build_app(store: RunStore, *, api_key: str | None, engine: str, first: str | None, ckpt: str, local_only: bool) -> Any:
+    """The application over the runs of `store`."""
+    from minigpt_cli.display.generation import page
+    from minigpt_cli.generation.loading import open_writer
+    from minigpt_cli.generation.serving.app import LOCAL_NAMES, create_app
+    from minigpt_cli.generation.serving.models import Models
+    from minigpt_cli.rundir import RECORD
+
+    models = Models(
+        lambda: listed(store, first),
+        lambda name: open_writer(store.find(name), ckpt),
+        lambda name: store.find(name).file(RECORD).stat().st_mtime_ns,
+        slots=SLOTS, max_waiting=MAX_WAITING, engine=engine,
+    )  # fmt: skip
+    return create_app(models, page("serve.html"), api_key=api_key, hosts=LOCAL_NAMES if local_only else None)
+
+
+def listed(store: RunStore, first: str | None = None) -> list[Any]:
+    """The readable runs that have weights, `first` before the others, then newest first."""
+    from minigpt_cli.generation.serving.models import Listed
+
+    runs = [run for run in reversed(store.runs()) if run.record.files]
+    runs.sort(key=lambda run: run.name != first)
+    return [
+        Listed(
+            run.name,
+            int(datetime.fromisoformat(run.record.created_at).timestamp()) if run.record.created_at else 0,
+            {
+                "arch": run.record.arch,
+                "tokenizer": run.record.tokenizer,
+                "n_params": run.record.n_params,
+                "nats_per_char": run.record.best.nats_per_char if run.record.best else None,
+                "corpus": Path(run.record.corpus.label).name if run.record.corpus else None,
+            },
+        )
+        for run in runs
+    ]
+
+
+def is_loopback(host: str) -> bool:
+    """Whether `host` is this machine alone."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        listener = socket.socket(family)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(512)
+    except OSError as error:
+        raise MiniGPTError(f"cannot serve at {host} port {port}: {error.strerror or error}; try another --port") from error
+    return listener

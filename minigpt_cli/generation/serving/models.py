@@ -1,0 +1,86 @@
+"""Which runs can be asked, and those that are: each opened once, decoded by its own batcher, the longest unused closed first."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from minigpt_cli.generation.engine import Engine
+from minigpt_cli.generation.loading import Writer
+from minigpt_cli.generation.serving.batcher import Batcher, Busy
+
+MAX_OPEN = 4
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A run as /v1/models tells of it."""
+
+    name: str
+    created: int  # seconds since 1970
+    facts: dict[str, Any]
+
+
+@dataclass
+class Opened:
+    """A run in memory."""
+
+    writer: Writer
+    batcher: Batcher
+    version: object
+
+
+class Models:
+    """Runs by name. `version` changes when a run was saved anew; it is then opened anew for those who come later."""
+
+    def __init__(
+        self,
+        list_runs: Callable[[], Sequence[Listed]],
+        open_run: Callable[[str], Writer],
+        version: Callable[[str], object],
+        *,
+        slots: int,
+        max_waiting: int,
+        engine: str = "auto",
+    ) -> None:
+        self.list_runs = list_runs
+        self._open_run, self._version = open_run, version
+        self._slots, self._max_waiting, self._engine = slots, max_waiting, engine
+        self._opened: OrderedDict[str, Opened] = OrderedDict()
+        self._opening = asyncio.Lock()
+
+    async def get(self, name: str) -> Opened:
+        """The run called `name`, opened if need be. Raises RunNotFound, RunDamaged, Busy."""
+        async with self._opening:  # one at a time: opening takes memory and a core
+            version = await asyncio.to_thread(self._version, name)
+            known = self._opened.get(name)
+            if known is None or (known.version != version and not known.batcher.load):
+                self._make_room(name)
+                writer = await asyncio.to_thread(self._open_run, name)
+                decoder = await asyncio.to_thread(writer.decoder, self._slots, self._engine)
+                known = self._opened[name] = Opened(writer, Batcher(Engine(decoder, writer.token_bytes), self._max_waiting), version)
+            self._opened.move_to_end(name)
+            return known
+
+    def _make_room(self, name: str) -> None:
+        if name in self._opened:
+            self._opened.pop(name).batcher.close()
+        while len(self._opened) >= MAX_OPEN:
+            idle = next((n for n, o in self._opened.items() if not o.batcher.load), None)
+            if idle is None:
+                raise Busy(f"{len(self._opened)} runs are being used: try again in a moment")
+            self._opened.pop(idle).batcher.close()
+
+    @property
+    def load(self) -> int:
+        """Sequences decoded or waiting, of all runs."""
+        return sum(opened.batcher.load for opened in self._opened.values())
+
+    def close(self) -> None:
+        """End every batcher."""
+        for opened in self._opened.values():
+            opened.batcher.close()
+        self._opened.clear()

@@ -1,0 +1,146 @@
+"""OpenAI's /v1/completions in pydantic: what may be asked, and how answers are written.
+
+Defaults are OpenAI's (temperature 1, no top-k, 16 tokens), not those of the command line. top_k, min_p and
+repetition_penalty are accepted besides, as other servers do.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from minigpt_cli.errors import UsageError
+from minigpt_cli.generation.engine import Request, Scored, Step
+from minigpt_cli.generation.sampling import Sampling
+
+MAX_TOKENS = 8192  # of one sample
+MAX_SEQUENCES = 64  # samples in one request
+MAX_TOTAL = 1 << 16  # tokens of all samples of one request
+MAX_PROMPT = 1 << 17  # characters or tokens of one prompt
+
+_Text = Annotated[str, Field(max_length=MAX_PROMPT)]
+_Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=MAX_PROMPT)]
+
+
+class StreamOptions(BaseModel):
+    """How a stream ends."""
+
+    include_usage: bool = False
+
+
+class CompletionRequest(BaseModel):
+    """The body of POST /v1/completions; fields of OpenAI's that mean nothing here are ignored."""
+
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
+
+    model: str = Field(min_length=1, max_length=200)
+    prompt: _Text | _Ids | Annotated[list[_Text], Field(max_length=MAX_SEQUENCES)] | Annotated[list[_Ids], Field(max_length=MAX_SEQUENCES)] = ""
+    max_tokens: int = Field(16, ge=1, le=MAX_TOKENS)
+    n: int = Field(1, ge=1, le=MAX_SEQUENCES)
+    temperature: float = Field(1.0, ge=0, le=100)
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=-1)
+    min_p: float = Field(0.0, ge=0, le=1)
+    repetition_penalty: float = Field(1.0, gt=0, le=100)
+    seed: int | None = Field(None, ge=-(1 << 63), lt=1 << 63)
+    stop: Annotated[str, Field(max_length=1000)] | Annotated[list[Annotated[str, Field(max_length=1000)]], Field(max_length=16)] | None = None
+    logprobs: int | None = Field(None, ge=0, le=20)
+    echo: bool = False
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    best_of: int | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: dict[str, float] | None = None
+    suffix: str | None = None
+
+    def check(self) -> None:
+        """Raise UsageError for what this server does not do."""
+        for name in ("presence_penalty", "frequency_penalty", "logit_bias", "suffix"):
+            if getattr(self, name):
+                raise UsageError(f"{name} is not supported here: leave it out (repetition_penalty is)")
+        if self.best_of is not None and self.best_of != self.n:
+            raise UsageError("best_of other than n is not supported here: ask for n and choose yourself")
+        sequences = self.n * len(self.prompts())
+        if sequences > MAX_SEQUENCES or sequences * self.max_tokens > MAX_TOTAL:
+            raise UsageError(f"{sequences} texts of {self.max_tokens} tokens are too much for one request: at most {MAX_SEQUENCES} texts "
+                             f"and {MAX_TOTAL} tokens in all")  # fmt: skip
+
+    def prompts(self) -> list[str | list[int]]:
+        """The prompts, one or more."""
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        if not self.prompt or isinstance(self.prompt[0], int):
+            return [self.prompt] if self.prompt else [""]  # type: ignore[list-item]
+        return list(self.prompt)  # type: ignore[arg-type]
+
+    def stops(self) -> tuple[str, ...]:
+        """The stop strings."""
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+    def to_request(self, ids: Sequence[int], seed: int) -> Request:
+        """The engine's request for one of the prompts."""
+        sampling = Sampling(self.temperature, max(0, self.top_k), self.top_p, self.min_p, self.repetition_penalty)
+        scored = self.logprobs is not None
+        return Request(
+            ids, sampling, self.max_tokens, self.n, seed, self.stops(), alternatives=self.logprobs or 0, score=scored,
+            score_prompt=scored and self.echo,
+        )  # fmt: skip
+
+
+class Choice:
+    """One sample's answer as it grows."""
+
+    def __init__(self, index: int, prompt: str, body: CompletionRequest, pieces: Sequence[str]) -> None:
+        self.index, self.tokens = index, 0
+        self._body, self._pieces, self._echo = body, pieces, prompt if body.echo else ""
+        self._offset = 0  # characters of tokens so far
+
+    def take(self, steps: Sequence[Step]) -> dict[str, Any]:
+        """The next part of the answer."""
+        text, logprobs = self._echo, self._new_logprobs() if self._body.logprobs is not None else None
+        self._echo = ""
+        for step in steps:
+            text += step.text
+            self.tokens += 1
+            if logprobs is not None:
+                for scored in (*step.prompt, step):
+                    self._add(logprobs, scored)
+        return {"index": self.index, "text": text, "logprobs": logprobs, "finish_reason": steps[-1].stop_reason}
+
+    def _new_logprobs(self) -> dict[str, list[Any]]:
+        return {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+
+    def _add(self, logprobs: dict[str, list[Any]], step: Step | Scored) -> None:
+        piece = self._pieces[step.token]
+        logprobs["tokens"].append(piece)
+        logprobs["token_logprobs"].append(None if step.nats is None else -step.nats)
+        top = {self._pieces[token]: math.log(p) if p > 0 else -1e4 for token, p in step.alternatives}
+        if step.nats is not None:
+            top.setdefault(piece, -step.nats)  # as OpenAI does, one more where the token was none of the most probable
+        logprobs["top_logprobs"].append(top if step.nats is not None else None)
+        logprobs["text_offset"].append(self._offset)
+        self._offset += len(piece)
+
+
+def joined(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The parts of one choice as one."""
+    logprobs = parts[0]["logprobs"]
+    if logprobs is not None:
+        logprobs = {key: [item for part in parts for item in part["logprobs"][key]] for key in logprobs}
+    return {**parts[-1], "text": "".join(part["text"] for part in parts), "logprobs": logprobs}
+
+
+def pieces_of(token_bytes: Sequence[bytes]) -> list[str]:
+    """Tokens as text; a token that is no whole character as OpenAI writes it, `bytes:\\xe2\\x82`."""
+    return [_piece(token) for token in token_bytes]
+
+
+def _piece(token: bytes) -> str:
+    try:
+        return token.decode("utf-8")
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in token)
