@@ -57,6 +57,10 @@ class Beginning:
 
     def check(self, config: RunConfig) -> None:
         """Raise UsageError for adapters on weights that may be gone tomorrow."""
+        if config.lora.quantize_base != "off":
+            from minigpt_cli.models.quantized import library
+
+            library()
         if config.lora.lora_rank and self.source.kind != "run":
             raise UsageError(
                 f"--lora-rank keeps adapters for a run, and {self.what} is none: minigpt runs import {self.what} --name base, "

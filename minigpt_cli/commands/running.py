@@ -183,7 +183,7 @@ def _fit(
         view = stack.enter_context(
             training_view(json=output.json, quiet=not world.is_writer, time_limit_s=config.eval.time_limit, standings=output.standings)
         )
-        signals.wait_for_save()
+        signals.wait_for_save(view.announce)
         try:
             begin: dict[str, Any] = {"resume": resume} | ({"weights": weights.tensors, "whole": weights.whole} if weights else {})
             for event in fit(run, config, dataset, should_stop=signals.poll, world=world, notices=notices, **begin):

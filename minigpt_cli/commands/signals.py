@@ -6,9 +6,11 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from types import FrameType
 from typing import Any, Self
 
+from minigpt_cli.display import console
 from minigpt_cli.errors import Interrupted
 
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
@@ -17,17 +19,18 @@ _NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
 class StopSignals:
     """A `with` in which SIGINT, SIGTERM and SIGHUP are requests that `poll` answers. Before `wait_for_save` they end the work at once."""
 
-    def __init__(self, *, quiet: bool = False) -> None:
+    def __init__(self) -> None:
         self.number: int | None = None  # of the signal that came; a lost terminal counts as SIGTERM
         self._requested: int | None = None
         self._patient = False
-        self._quiet = quiet
+        self._announce: Callable[[str], None] = console.write_now
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             for name in _NAMES:
-                if (number := getattr(signal, name, None)) is not None:
+                number = getattr(signal, name, None)
+                if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # nohup, and a shell's background, mean it
                     self._before[number] = signal.signal(number, self._received)
         return self
 
@@ -36,9 +39,9 @@ class StopSignals:
             signal.signal(number, handler)
         self._before.clear()
 
-    def wait_for_save(self) -> None:
-        """From now on a first signal waits for the step and the save."""
-        self._patient = True
+    def wait_for_save(self, announce: Callable[[str], None]) -> None:
+        """From now on a first signal waits for the step and the save, and `announce` tells so."""
+        self._patient, self._announce = True, announce
 
     def poll(self) -> int | None:
         """The number of the signal that asked to stop, if any."""
@@ -53,12 +56,12 @@ class StopSignals:
             _forget_terminal()
             number = signal.SIGTERM
         if not self._patient:
-            raise Interrupted("interrupted before training began; nothing was left behind", number)
+            raise Interrupted("interrupted before training began", number)
         if self.number is not None and not lost_terminal:
             raise Interrupted("stopped at once; the last save is intact", number)
         self.number = number
-        if not self._quiet and not lost_terminal:
-            os.write(2, b"\nFinishing the step and saving; once more to stop at once.\n")  # print may not be called in a handler
+        if not lost_terminal:
+            self._announce("Finishing the step and saving; once more to stop at once.")
 
 
 def _forget_terminal() -> None:

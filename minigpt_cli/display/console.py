@@ -86,6 +86,11 @@ def finite(value: Any) -> Any:
     return value
 
 
+def write_now(message: str) -> None:
+    """Write a line to stderr past every buffer: for signal handlers, which may interrupt a print."""
+    os.write(sys.stderr.fileno(), f"{message}\n".encode())
+
+
 def notice(message: str) -> None:
     """Say something worth knowing on stderr, a line."""
     _say(message, "", "2")

@@ -33,7 +33,7 @@ def print_ending(run: Run, stopped: Stopped, sample: str = "") -> None:
         if best.ci95:
             score += f" (95 %: {words.interval(best.ci95)})"
         where = "the whole validation text" if best.whole_split else "samples of the validation text"
-        lines.append(f"best    {score} on {where}, step {best.step:,}; {best.nats_per_token:.4f} nats per token")
+        lines += [f"best    {score}", f"        {best.nats_per_token:.4f} nats per token, on {where}, at step {best.step:,}"]
     if sample:
         lines += ["sample", *(f"  {line}".rstrip() for line in console.printable(sample).splitlines())]
     lines += ["next    " + "\n        ".join(next_commands(name, stopped, has_best=best is not None))]

@@ -25,6 +25,9 @@ class TrainingView(AbstractContextManager["TrainingView"], Protocol):
 
     def show(self, event: Event) -> None: ...
 
+    def announce(self, message: str) -> None:
+        """Show a line; safe in the middle of anything, as a signal handler needs it."""
+
 
 @dataclass(frozen=True)
 class Standings:
@@ -59,6 +62,9 @@ class Silent:
     def show(self, event: Event) -> None:
         """Nothing."""
 
+    def announce(self, message: str) -> None:
+        """Nothing."""
+
 
 class JsonLines(Silent):
     """One JSON object a line on stdout; heartbeats are left out."""
@@ -67,6 +73,10 @@ class JsonLines(Silent):
         """Print `event` unless it is a heartbeat."""
         if not isinstance(event, Progress):
             console.write_json({"event": event.event, **event.model_dump(mode="json")}, indent=None)
+
+    def announce(self, message: str) -> None:
+        """Print it on stderr."""
+        console.write_now(message)
 
 
 class PlainLines(Silent):
@@ -89,6 +99,10 @@ class PlainLines(Silent):
             console.warn(f"step {event.step} was not applied: {event.reason}")
         elif isinstance(event, Evaluated):
             console.notice(evaluation_line(event, self.max_steps))
+
+    def announce(self, message: str) -> None:
+        """Print it on stderr."""
+        console.write_now(message)
 
 
 def describe_start(event: Started) -> str:
@@ -189,6 +203,10 @@ class LiveTable(Silent):
         self.state.add(event)
         if not isinstance(event, Progress):
             self.live.refresh()
+
+    def announce(self, message: str) -> None:
+        """Put it among the notices; the next redrawing, a moment later, shows it."""
+        self.state.notices.append(message)
 
 
 class TrainingScreen:

@@ -148,6 +148,24 @@ def test_signal_finishes_the_step_saves_and_says_so(number: int, code: int, reas
     assert "Traceback" not in err
 
 
+def test_lost_terminal_saves_unless_nohup_said_to_go_on(start: Any) -> None:
+    process = start("lost")
+    process.send_signal(signal.SIGHUP)
+    process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert RunStore("runs").find("lost").record.stop_reason == "terminated"
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # children inherit it, as from nohup
+    try:
+        process = start("kept")
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    process.send_signal(signal.SIGHUP)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(timeout=1)
+    process.terminate()
+    process.communicate(timeout=60)
+
+
 def test_reader_that_goes_away_stops_the_run_quietly_and_saved(trained: Path, start: Any) -> None:
     process = start("unread")
     assert process.stdout is not None
