@@ -1,0 +1,152 @@
+"""minigpt compare: verdicts on real runs in every form of output, groups of seeds, and what it refuses."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from minigpt_cli import cli as cli_module
+
+
+@pytest.fixture(scope="module")
+def four_once(tmp_path_factory: pytest.TempPathFactory, trained_once: Path) -> Path:
+    """A folder with `first`, its twin in all but the seed, and two seeds of another recipe with other tokens."""
+    folder = tmp_path_factory.mktemp("four")
+    shutil.copytree(trained_once, folder, dirs_exist_ok=True)
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        same = ["train", "--config", "runs/first/config.json"]
+        assert cli_module.run([*same, "--name", "fit", "--seed", "7"]) == 0
+        for seed in "12":
+            assert cli_module.run([*same, "--name", f"bpe-{seed}", "--seed", seed, "--tokenizer", "bpe", "--vocab-size", "270"]) == 0
+    finally:
+        os.chdir(before)
+    return folder
+
+
+@pytest.fixture
+def four(four_once: Path, home: Path) -> Path:
+    """The working folder, holding a copy of the four runs."""
+    shutil.copytree(four_once, home, dirs_exist_ok=True)
+    return home
+
+
+def test_json_is_what_cli_md_promises(cli, four: Path) -> None:
+    document = cli("compare", "first", "bpe-1", "--json").json
+    assert document["n_chars"] == 510
+    assert [run["run"] for run in document["runs"]] == ["first", "bpe-1"]
+    assert document["runs"][0]["n_tokens"] > document["runs"][1]["n_tokens"]
+    (pair,) = document["pairs"]
+    a, b = (run["nats_per_char"] for run in document["runs"])
+    assert pair["delta_nats_per_char"] == pytest.approx(a - b)
+    low, high = pair["ci95"]
+    assert low <= pair["delta_nats_per_char"] <= high
+    told_apart = pair["p_value"] < 0.05 and not low <= 0 <= high
+    assert pair["verdict"] == (("a_better" if a < b else "b_better") if told_apart else "indistinguishable")
+    assert pair["question"] == "weights"
+    assert {"tokenizer", "vocab_size", "seed"} <= document["differences"].keys()
+
+
+def test_scores_are_those_of_eval(cli, four: Path) -> None:
+    document = cli("compare", "first", "fit", "bpe-2", "--json").json
+    for run in document["runs"]:
+        assert run["nats_per_char"] == cli("eval", run["run"], "--json").json["nats_per_char"]
+    assert len(document["pairs"]) == 3
+
+
+def test_groups_of_seeds_speak_of_recipes(cli, four: Path) -> None:
+    by_name = cli("compare", "f*", "bpe-*", "--json").json
+    by_config = cli("compare", "*", "--group-by", "config", "--json").json
+    for document in (by_name, by_config):
+        (pair,) = document["pairs"]
+        assert pair["question"] == "recipes"
+        assert [group["n"] for group in document["groups"]] == [2, 2]
+        assert {frozenset(group["runs"]) for group in document["groups"]} == {frozenset({"first", "fit"}), frozenset({"bpe-1", "bpe-2"})}
+    assert "seed" not in by_name["differences"] or None in by_name["differences"]["seed"]
+    assert "recipes: new seeds" in cli("compare", "f*", "bpe-*").out
+
+
+def test_people_read_words(cli, four: Path) -> None:
+    done = cli("compare", "first", "bpe-1", "--prompt", "to be", "--seed", "3")
+    assert done.code == 0
+    for part in ("settings that differ", "scores", "verdict", "by kind of character", "most different", "not about recipes", "one prompt"):
+        assert part in done.out, part
+    assert "is better than" in done.out or "indistinguishable" in done.out
+
+
+def test_the_same_prompt_and_seed_give_the_same_samples(cli, four: Path) -> None:
+    arguments = ["compare", "first", "fit", "--prompt", "to", "--seed", "3", "--json"]
+    assert cli(*arguments).json["samples"] == cli(*arguments).json["samples"]
+
+
+def test_another_text_for_all(cli, four: Path) -> None:
+    (four / "other.txt").write_text("to suffer the question:\n" * 9, encoding="utf-8")
+    document = cli("compare", "first", "bpe-1", "--data", "other.txt", "--json").json
+    assert document["n_chars"] == 216
+
+
+def test_markdown_is_a_table_to_paste(cli, four: Path) -> None:
+    lines = cli("compare", "first", "fit", "--md").out.splitlines()
+    assert lines[0].startswith("|")
+    assert set(lines[1]) <= set("|-: ")
+    assert len({line.count("|") for line in lines[:4]}) == 1
+    assert any(line.startswith("- ") for line in lines)
+
+
+@pytest.mark.parametrize("ending", ["html", "svg", "png"])
+def test_plots_are_files_of_their_own(cli, four: Path, ending: str) -> None:
+    done = cli("compare", "first", "bpe-1", "--plot", f"out.{ending}", "--prompt", "be <b>")
+    if ending != "html" and "needs the extra" in done.err:
+        pytest.skip("matplotlib is not installed")
+    if "does not know" in done.err:
+        done = cli("compare", "first", "bpe-1", "--plot", f"out.{ending}", "--prompt", "be ")
+    assert done.code == 0
+    content = (four / f"out.{ending}").read_bytes()
+    if ending == "png":
+        assert content.startswith(b"\x89PNG")
+        return
+    text = content.decode()
+    assert "nats per char" in text
+    assert "first" in text
+    if ending == "html":
+        assert "http" not in text.replace("http://www.w3.org", "")
+        assert "<script" not in text
+        assert "prefers-color-scheme: dark" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["first"], "two runs"),
+        (["first", "first"], "two sides"),
+        (["first", "nobody"], "nobody"),
+        (["first", "no*"], "no*"),
+        (["first", "f*"], "two sides"),
+        (["first", "fit", "--group-by", "config"], "one recipe"),
+        (["first", "fit", "--split", "test"], "--test-frac"),
+        (["first", "fit", "--plot", "x.gif"], ".png"),
+        (["first", "fit", "--md", "--json"], "exclude"),
+        (["first", "fit", "--stride", "99"], "block size"),
+        (["first", "shifted"], "--data FILE"),
+    ],
+)
+def test_what_cannot_be_compared_is_one_line(cli, four: Path, arguments: list[str], message: str) -> None:
+    if "shifted" in arguments:
+        assert cli("train", "--config", "runs/first/config.json", "--train-frac", "0.8", "--name", "shifted").code == 0
+    done = cli("compare", *arguments)
+    assert done.code == 2
+    assert done.out == ""
+    assert message in done.err.splitlines()[-1]
+
+
+def test_kept_scores_compare_without_torch(four: Path) -> None:
+    code = "import sys; from minigpt_cli.cli import run; print(run(['compare', 'first', 'fit', '--json'])); sys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=four, capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert done.stdout.rstrip().endswith("0")

@@ -1,0 +1,116 @@
+"""minigpt eval: every number, every split, kept scores, and what it refuses."""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+
+import pytest
+
+from minigpt_cli.runstore import Run
+
+KEYS = {
+    "run", "ckpt", "step", "split", "text_sha256", "nats_per_token", "nats_per_char", "bits_per_byte", "perplexity", "n_tokens", "n_chars",
+    "n_bytes", "ci95", "baselines",
+}  # fmt: skip
+
+
+def test_json_is_what_cli_md_promises(cli, trained: Path) -> None:
+    done = cli("eval", "first", "--json")
+    document = done.json
+    assert done.code == 0
+    assert document.keys() >= KEYS
+    assert document["nats_per_char"] == pytest.approx(Run(trained / "runs" / "first").record.best.nats_per_char, rel=1e-9)
+    assert document["bits_per_byte"] == pytest.approx(document["nats_per_char"] / math.log(2))
+    assert document["perplexity"] == pytest.approx(math.exp(document["nats_per_token"]))
+    low, high = document["ci95"]["nats_per_char"]
+    assert low < document["nats_per_char"] < high
+    assert document["baselines"].keys() >= {"unigram", "bigram", "xz"}
+    assert document["text_sha256"] == Run(trained / "runs" / "first").record.corpus.splits["val"].sha256
+
+
+@pytest.mark.parametrize("flag", ["--nats-per-char", "--nats-per-token", "--bits-per-byte", "--perplexity"])
+def test_one_number_alone(cli, trained: Path, flag: str) -> None:
+    document = cli("eval", "--json").json
+    done = cli("eval", flag)
+    assert float(done.out) == pytest.approx(document[flag[2:].replace("-", "_")], abs=1e-6)
+    assert len(done.out.split()) == 1
+
+
+def test_a_score_computed_again_is_the_kept_one(cli, trained: Path) -> None:
+    kept, fresh = cli("eval", "--json").json, cli("eval", "--json", "--fresh").json
+    assert kept == fresh
+
+
+@pytest.mark.parametrize("arguments", [["--split", "train"], ["--ckpt", "last"], ["--stride", "3"], ["--data", "other.txt"]])
+def test_other_texts_weights_and_windows(cli, trained: Path, arguments: list[str]) -> None:
+    (trained / "other.txt").write_text("to suffer the question:\n" * 9, encoding="utf-8")
+    done = cli("eval", "first", "--json", *arguments)
+    assert done.code == 0
+    assert done.json["n_chars"] == {"--data": 216, "--split": 4590}.get(arguments[0], 510)
+    assert cli("eval", "first", *arguments).code == 0
+
+
+def test_longer_context_helps_or_at_least_changes(cli, trained: Path) -> None:
+    assert cli("eval", "--json", "--stride", "1").json["nats_per_char"] != cli("eval", "--json").json["nats_per_char"]
+
+
+def test_the_test_split_shows_its_gap(cli, home: Path, text: str, tiny: list[str]) -> None:
+    (home / "text.txt").write_text(text, encoding="utf-8")
+    assert cli("train", "text.txt", "--test-frac", "0.2", "--train-frac", "0.6", *tiny).code == 0
+    document = cli("eval", "--split", "test", "--json").json
+    assert document["gap_to_selected"] == pytest.approx(document["nats_per_char"] - document["selected_val_nats_per_char"])
+    assert "gap" in cli("eval", "--split", "test").out
+
+
+def test_memorisation_finds_copies(cli, trained: Path) -> None:
+    document = cli("eval", "--memorisation", "--json").json["memorisation"]
+    assert document["n_samples"] == 10
+    assert document["unseen"]["longest"] == 51  # whole stretches: the text repeats itself
+    assert document["gap"] == pytest.approx(document["val_nats_per_char"] - document["train_nats_per_char"])
+    assert "copies" in cli("eval", "--memorisation").out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nobody"], "nobody"),
+        (["--stride", "9"], "block size"),
+        (["--split", "test"], "--test-frac"),
+        (["--data", "missing.txt"], "missing.txt"),
+        (["--data", "empty.txt"], "empty"),
+        (["--data", "latin.txt"], "UTF-8"),
+        (["--data", "unknown.txt"], "does not know"),
+        (["--data", "unknown.txt", "--split", "train"], "choose one"),
+        (["--nats-per-char", "--json"], "alone"),
+        (["--memorisation", "--perplexity"], "choose one"),
+    ],
+)
+def test_what_cannot_be_scored_is_one_line(cli, trained: Path, arguments: list[str], message: str) -> None:
+    (trained / "empty.txt").write_text("")
+    (trained / "latin.txt").write_bytes(b"caf\xe9")
+    (trained / "unknown.txt").write_text("Ωmega" * 20, encoding="utf-8")
+    done = cli("eval", *arguments)
+    assert done.code == 2
+    assert done.out == ""
+    assert message in done.err.splitlines()[-1]
+
+
+def test_without_its_data_a_run_has_its_kept_score(cli, trained: Path) -> None:
+    import shutil
+
+    cli("eval", "--json")
+    shutil.rmtree(trained / "data", ignore_errors=True)
+    (trained / "text.txt").write_text("something else")
+    assert cli("eval", "--json").code == 0
+    done = cli("eval", "--split", "train")
+    assert done.code == 2
+    assert "--data FILE" in done.err
+
+
+def test_a_kept_score_needs_no_torch(trained: Path) -> None:
+    import subprocess
+
+    code = "import sys; from minigpt_cli.cli import run; run(['eval', '--nats-per-char']); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=trained, capture_output=True, check=False).returncode == 0
