@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minigpt_cli.config import RunConfig
-from minigpt_cli.models import lora
+from minigpt_cli.models import lora, quantized
 from minigpt_cli.models.contract import build_model
 from minigpt_cli.training import distributed, precision
 from minigpt_cli.training.distributed import World
@@ -53,6 +53,8 @@ class TrainingState:
             model.load_state_dict(weights)
         if config.lora.lora_rank:
             lora.attach(model, config.lora, config.seed, whole)
+        if config.lora.quantize_base != "off":
+            quantized.quantize_base(model, config.lora.quantize_base)
         self.model = self._prepare(model)
         self.optimizer = build_optimizer(self.model, config.optim, fast_bf16=config.compute.precision == "bf16")
         self.scaler = precision.LossScaler(config.compute.precision, device)
@@ -161,7 +163,7 @@ class TrainingState:
         for name, average in self.average.items():
             average.copy_(distributed.like(tensors[f"average.{name}"], average))
         self.scaler.load_state_tensors(dict(tensors))
-        self.refused_in_a_row = tensors["refused_in_a_row"].to(self.device, copy=True)
+        self.refused_in_a_row = tensors["refused_in_a_row"].reshape(()).to(self.device, copy=True)
         for name, generator in self._generators.items():
             state = tensors.get(f"generator.{name}.{self.world.rank}")
             if state is not None and state.shape == generator.get_state().shape:

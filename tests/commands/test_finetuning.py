@@ -96,6 +96,13 @@ def test_generate_and_leaderboard_take_a_run_of_adapters(store: RunStore, capsys
     assert "writer" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("bits", ["8", "4"])
+def test_adapters_learn_on_a_base_in_fewer_bits(store: RunStore, bits: str) -> None:
+    pytest.importorskip("torchao", reason="torchao is not installed")
+    assert train(f"small{bits}", "--lora-rank", "4", "--lr", "1e-2", "--quantize-base", bits) == 0
+    assert nats_per_char(store.find(f"small{bits}")) < nats_per_char(store.find("base")) - 0.3
+
+
 def test_export_and_merge_equal_base_plus_adapters(store: RunStore, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
