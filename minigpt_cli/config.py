@@ -61,7 +61,9 @@ class _Transformer(_Frozen):
     @model_validator(mode="after")
     def _heads_divide_width(self) -> _Transformer:
         if self.n_embd % self.n_head:
-            raise ValueError(f"--n-head {self.n_head} does not divide --n-embd {self.n_embd}: choose a width that is a multiple of the heads")
+            raise ValueError(
+                f"--n-head {self.n_head} does not divide --n-embd {self.n_embd}: choose a width that is a multiple of the heads"
+            )
         return self
 
 
@@ -97,7 +99,9 @@ class ModernConfig(_Transformer):
         if self.n_kv_head and self.n_head % self.n_kv_head:
             raise ValueError(f"--n-kv-head {self.n_kv_head} does not divide --n-head {self.n_head}")
         if (self.n_embd // self.n_head) % 2:
-            raise ValueError(f"rotary positions need an even head size: --n-embd {self.n_embd} / --n-head {self.n_head} is {self.n_embd // self.n_head}")
+            raise ValueError(
+                f"rotary positions need an even head size: --n-embd {self.n_embd} / --n-head {self.n_head} is {self.n_embd // self.n_head}"
+            )
         return self
 
 

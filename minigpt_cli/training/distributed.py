@@ -97,7 +97,9 @@ def replicate(model: nn.Module, world: World, device: torch.device) -> nn.Module
         return model
     from torch.nn.parallel import DistributedDataParallel
 
-    return DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None, find_unused_parameters=_is_sparse(model))
+    return DistributedDataParallel(
+        model, device_ids=[device.index] if device.type == "cuda" else None, find_unused_parameters=_is_sparse(model)
+    )
 
 
 def shard(model: nn.Module) -> nn.Module:

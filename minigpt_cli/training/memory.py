@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from minigpt_cli import durable
 from minigpt_cli.config import RunConfig
 from minigpt_cli.errors import MiniGPTError
 
@@ -71,15 +72,7 @@ def available(device: torch.device) -> int | None:
         return int(torch.cuda.mem_get_info(device)[0])
     if device.type == "mps":
         return int(torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
-    try:
-        with open("/proc/meminfo", encoding="utf-8") as lines:
-            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        pass
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-    except (ValueError, OSError, AttributeError):
-        return None
+    return durable.available_memory()
 
 
 def peak(device: torch.device) -> int:
@@ -99,8 +92,30 @@ def too_large(config: RunConfig, fits: int) -> OutOfMemory:
     where = f"{config.compute.device} memory"
     batch = config.optim.batch_size
     if fits < 1:
-        return OutOfMemory(f"this model does not fit in {where} even with --batch-size 1: use a smaller --n-embd, --n-layer or --block-size")
-    return OutOfMemory(f"--batch-size {batch} does not fit in {where}: about --batch-size {min(fits, batch - 1)} would; or add --auto-batch")
+        return OutOfMemory(
+            f"this model does not fit in {where} even with --batch-size 1: use a smaller --n-embd, --n-layer or --block-size"
+        )
+    return OutOfMemory(
+        f"--batch-size {batch} does not fit in {where}: about --batch-size {min(fits, batch - 1)} would; or add --auto-batch"
+    )
+
+
+def halved(config: RunConfig) -> RunConfig | None:
+    """The same run in batches half as large, accumulated twice as often; None where the batch cannot be halved."""
+    optim = config.optim
+    if optim.batch_size % 2:
+        return None
+    smaller = optim.model_copy(update={"batch_size": optim.batch_size // 2, "grad_accum": optim.grad_accum * 2})
+    return config.model_copy(update={"optim": smaller})
+
+
+def release_memory() -> None:
+    """Give back what the last attempt held."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if torch.backends.mps.is_available():
+        torch.mps.empty_cache()
 
 
 @contextmanager

@@ -35,7 +35,7 @@ class Optimizer(Protocol):
         """Everything that the next step depends on, by name; the tensors are the optimizer's own, not copies."""
 
     def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over a state that `state_tensors` gave. Raises KeyError if one is missing."""
+        """Take over a state that `state_tensors` gave. Raises KeyError or ValueError if it is not such a state."""
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig, *, fast_bf16: bool) -> Optimizer:
@@ -90,6 +90,9 @@ class AdamW:
             state = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
             if not state:
                 continue  # a run that was saved before its first step
+            shapes = {"step": torch.Size(), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
+            if {name: value.shape for name, value in state.items()} != shapes or any(v.dtype != torch.float32 for v in state.values()):
+                raise ValueError(f"AdamW's averages of parameter {i} are of another shape or type")  # the fused kernel would read past them
             self._inner.state[parameter] = {name: distributed.like(value, parameter) for name, value in state.items()}
 
 
@@ -104,7 +107,8 @@ class Muon:
         self._groups = [([m.weight for m in members], shape) for shape, members in groups.items()]
         self._counts = [[m.weight.numel() // (shape[0] * shape[1]) for m in members] for shape, members in groups.items()]
         self._momenta = [
-            torch.zeros(sum(counts), *shape, device=weights[0].device) for (weights, shape), counts in zip(self._groups, self._counts, strict=True)
+            torch.zeros(sum(counts), *shape, device=weights[0].device)
+            for (weights, shape), counts in zip(self._groups, self._counts, strict=True)
         ]
         self._config = config
         self._iterate_in = iterate_in
@@ -134,6 +138,8 @@ class Muon:
 
     def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         for i, momentum in enumerate(self._momenta):
+            if tensors[f"muon.{i}"].shape != momentum.shape:  # copy_ would broadcast
+                raise ValueError(f"Muon's momentum {i} has another shape")
             momentum.copy_(tensors[f"muon.{i}"])
 
 

@@ -105,9 +105,13 @@ def poor_plan(config: RunConfig, dataset: Dataset) -> list[str]:
     chars, windows = dataset.train.n_chars, len(dataset.val.tokens) / config.model.block_size
     warnings = []
     if config.model.arch != "bigram" and n_params > 4 * chars:
-        warnings.append(f"warning: {n_params:,} parameters for {chars:,} characters: expect overfitting; use more text, --dropout 0.2 or a smaller model")
+        warnings.append(
+            f"warning: {n_params:,} parameters for {chars:,} characters: expect overfitting; use more text, --dropout 0.2 or a smaller model"
+        )
     if windows < 8:
-        warnings.append(f"warning: the validation split holds only {windows:.1f} windows of {config.model.block_size} tokens: its loss will be very noisy")
+        warnings.append(
+            f"warning: the validation split holds only {windows:.1f} windows of {config.model.block_size} tokens: its loss will be very noisy"
+        )
     return warnings
 
 
@@ -249,7 +253,9 @@ def _choose_steps(config: RunConfig, dataset: Dataset, world: World, notices: li
     """The number of steps that fills the time budget, and how often to evaluate on the way."""
     if config.eval.eval_iters == 0 and len(dataset.val.tokens) > _SMALL_SPLIT_TOKENS:
         config = _with(config, eval={"eval_iters": _SAMPLED_ITERS})
-        notices.append(f"the validation split is large: each evaluation draws {_SAMPLED_ITERS} batches of it; the best is scored on all of it at the end")
+        notices.append(
+            f"the validation split is large: each evaluation draws {_SAMPLED_ITERS} batches of it; the best is scored on all of it at the end"
+        )
     if config.optim.max_steps == 0:
         speed = world.share(measure_speed(config, dataset, world))
         budget = config.optim.time_budget * (1 - _SPARE)
@@ -259,7 +265,9 @@ def _choose_steps(config: RunConfig, dataset: Dataset, world: World, notices: li
         else:
             steps = max(0.0, budget - evaluations * speed.evaluation_s) / speed.step_s
         steps = max(1, int(steps))
-        notices.append(f"{steps:,} steps fit {config.optim.time_budget:g} s: {speed.step_s * 1e3:.1f} ms a step, {speed.evaluation_s:.2f} s an evaluation")
+        notices.append(
+            f"{steps:,} steps fit {config.optim.time_budget:g} s: {speed.step_s * 1e3:.1f} ms a step, {speed.evaluation_s:.2f} s an evaluation"
+        )
         config = _with(config, optim={"max_steps": steps})
     else:
         evaluations = _EVALUATIONS

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from minigpt_cli.config import RunConfig
+from minigpt_cli.data.dataset import Dataset
 from minigpt_cli.errors import UsageError
 from minigpt_cli.records import Corpus, RunRecord, SplitRecord
-from minigpt_cli.data.dataset import Dataset
 from minigpt_cli.training.distributed import World
 
 _MAY_CHANGE = {"optim.max_steps", "optim.time_budget"}
@@ -36,14 +36,24 @@ def check_changes(saved: RunConfig, wanted: RunConfig, steps_done: int) -> list[
     """
     before, after = leaves(saved), leaves(wanted)
     changed = [name for name in after if after[name] != before.get(name)]
+    if _windows_a_step(saved) == _windows_a_step(wanted):  # the same windows in each step, divided otherwise
+        may_change_bits = _CHANGES_BITS | {"optim.batch_size", "optim.grad_accum"}
+    else:
+        may_change_bits = _CHANGES_BITS
     for name in changed:
-        if name in _MAY_CHANGE or name in _CHANGES_BITS or name.startswith(_MAY_CHANGE_SECTIONS):
+        if name in _MAY_CHANGE or name in may_change_bits or name.startswith(_MAY_CHANGE_SECTIONS):
             continue
         flag = "--" + name.rpartition(".")[2].replace("_", "-")
-        raise UsageError(f"{flag} cannot change when resuming (it was {before.get(name)!r}): leave it out, or start a new run with --init-from")
+        raise UsageError(
+            f"{flag} cannot change when resuming (it was {before.get(name)!r}): leave it out, or start a new run with --init-from"
+        )
     if wanted.optim.max_steps < steps_done:
         raise UsageError(f"--max-steps {wanted.optim.max_steps} is below the {steps_done} steps that are done")
-    return [f"{name.rpartition('.')[2]} was {before[name]!r} and is now {after[name]!r}" for name in changed if name in _CHANGES_BITS]
+    return [f"{name.rpartition('.')[2]} was {before[name]!r} and is now {after[name]!r}" for name in changed if name in may_change_bits]
+
+
+def _windows_a_step(config: RunConfig) -> int:
+    return config.optim.batch_size * config.optim.grad_accum
 
 
 def check_text(record: RunRecord, dataset: Dataset) -> None:
@@ -79,7 +89,9 @@ def device_name(device: torch.device) -> str:
         return platform.processor() or platform.machine()
 
 
-def described(record: RunRecord, config: RunConfig, dataset: Dataset, model: torch.nn.Module, device: torch.device, world: World) -> RunRecord:
+def described(
+    record: RunRecord, config: RunConfig, dataset: Dataset, model: torch.nn.Module, device: torch.device, world: World
+) -> RunRecord:
     """The record with everything that is known before step 0."""
     splits = {"train": dataset.train, "val": dataset.val} | ({"test": dataset.test} if dataset.test is not None else {})
     corpus = Corpus(

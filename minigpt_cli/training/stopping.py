@@ -6,6 +6,8 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from minigpt_cli.config import EvalConfig
 from minigpt_cli.events import StopReason
 
@@ -67,5 +69,6 @@ class Progress:
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Progress:
-        """The counters that `state` gave."""
-        return cls(**{name: math.inf if value is None and name in ("best_loss", "reference") else value for name, value in state.items()})
+        """The counters that `state` gave. Raises ValueError for anything else."""
+        known = {name: math.inf if value is None and name in ("best_loss", "reference") else value for name, value in state.items()}
+        return TypeAdapter(cls).validate_python(known)

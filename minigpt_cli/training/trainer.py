@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import BaseModel
 from torch import Tensor
 
 from minigpt_cli import checkpoints
@@ -25,11 +26,11 @@ from minigpt_cli.events import Evaluated, Event, Resumed, Saved, Skipped, Starte
 from minigpt_cli.events import Progress as Beat
 from minigpt_cli.records import Best, RunRecord, Sitting
 from minigpt_cli.runstore import Run
-from minigpt_cli.training import resuming, rescoring
+from minigpt_cli.training import rescoring, resuming
 from minigpt_cli.training.distributed import World
 from minigpt_cli.training.feeding import DeviceBatches
 from minigpt_cli.training.measuring import Measured, Measuring
-from minigpt_cli.training.memory import explained_out_of_memory
+from minigpt_cli.training.memory import OutOfMemory, explained_out_of_memory, halved, release_memory
 from minigpt_cli.training.state import StepResult, TrainingState
 from minigpt_cli.training.stopping import Progress
 
@@ -62,15 +63,59 @@ def fit(
     state is saved, and a one-line MiniGPTError when memory or disk run out.
     """
     world = world or World()
+    while True:
+        try:
+            yield from _sitting(run, config, dataset, resume, weights, whole, should_stop, world, notices or [])
+            return
+        except OutOfMemory:
+            smaller = halved(config)
+            if not config.optim.auto_batch or smaller is None or world.size > 1:
+                raise
+        release_memory()
+        config, resume, notice = _begin_again(run, smaller)
+        notices = [notice]
+
+
+def _begin_again(run: Run, config: RunConfig) -> tuple[RunConfig, ResumePoint | None, str]:
+    """Where training goes on with a smaller batch: at the last save, or at the beginning if there is none."""
+    batch, accum = config.optim.batch_size, config.optim.grad_accum
+    notice = f"memory ran out: going on with batches of {batch}, accumulated {accum} times, at the same total"
+    if run.refresh().record.files:
+        return config, checkpoints.load_resume(run), notice
+    run.truncate_metrics(0)
+    run.write_config(config)
+    return config, None, notice
+
+
+def _sitting(
+    run: Run,
+    config: RunConfig,
+    dataset: Dataset,
+    resume: ResumePoint | None,
+    weights: Mapping[str, Tensor] | None,
+    whole: Collection[str],
+    should_stop: ShouldStop,
+    world: World,
+    notices: list[str],
+) -> Iterator[Event]:
+    """Train until the end or until memory runs out."""
     device = torch.device(config.compute.device, world.local_rank if config.compute.device == "cuda" else None)
     with explained_out_of_memory(config):
         trainer = _Trainer(run, resume.record if resume else run.record, config, dataset, device, world, weights, whole)
-        yield trainer.started(notices or [])
+        yield trainer.started(notices)
         if world.is_writer:
             trainer.check_space()
         if resume is not None:
             yield trainer.continue_from(resume)
         yield from trainer.train(should_stop)
+
+
+class _Figures(BaseModel):
+    """What an evaluation says of the training step before it."""
+
+    grad_norm: float | None = None
+    expert_load: list[list[float]] | None = None  # share of tokens by layer and expert
+    router_entropy: float | None = None  # nats
 
 
 class _Trainer:
@@ -199,11 +244,14 @@ class _Trainer:
 
     def continue_from(self, resume: ResumePoint) -> Resumed:
         """Take over a save. Raises RunDamaged if it does not fit this configuration."""
-        reasons = resuming.inexact_reasons(resume.record, self.device, self.world)
+        changes = resuming.check_changes(resume.config, self.config, resume.resume_state["step"])
+        reasons = [*changes, *resuming.inexact_reasons(resume.record, self.device, self.world)]
         try:
             self._take_over(resume)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise RunDamaged(f"the training state of run {self.run.name!r} does not fit its configuration: {one_line(str(error))}") from error
+            raise RunDamaged(
+                f"the training state of run {self.run.name!r} does not fit its configuration: {one_line(str(error))}"
+            ) from error
         history = [*resume.record.resume_exact_history, Sitting(step=self.steps_done, exact=not reasons, reasons=reasons)]
         self.record = self.record.model_copy(update={"resume_exact_history": history})
         if self.world.is_writer:
@@ -216,11 +264,11 @@ class _Trainer:
         self.state.load_resume_tensors(resume.last, resume.resume)
         if resume.record.stop_reason == "diverged":  # whoever resumes such a run wants it to try again
             self.state.refused_in_a_row.zero_()
-        self.steps_done = self.saved_step = self.figures_step = int(state["step"])
+        self.steps_done = self.saved_step = self.figures_step = state["step"]
         self.evaluated_step = int(state["evaluated_step"])
-        self.elapsed_before_s = float(state["elapsed_s"])
+        self.elapsed_before_s = max(0.0, float(state["elapsed_s"]))
         self.progress = Progress.from_state(state["progress"])
-        self.figures = state["figures"]
+        self.figures = _Figures(**state["figures"]).model_dump()
         self.state.lr_scale = self.progress.tail_factor
 
     def _may_look(self) -> bool:
@@ -258,7 +306,10 @@ class _Trainer:
         if is_best:
             self.new_best = self.state.measured_weights()
             best = Best(
-                step=self.steps_done, nats_per_token=val_loss, nats_per_char=measured.nats_per_char, whole_split=self.config.eval.eval_iters == 0
+                step=self.steps_done,
+                nats_per_token=val_loss,
+                nats_per_char=measured.nats_per_char,
+                whole_split=self.config.eval.eval_iters == 0,
             )
             self.record = self.record.model_copy(update={"best": best})
         self.evaluated_step = self.steps_done

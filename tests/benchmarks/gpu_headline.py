@@ -30,7 +30,9 @@ TARGET = 1.4697
 def nanogpt_seconds(folder: Path, limit_s: float) -> dict[str, Any]:
     """Seconds from the end of its imports until it prints a validation loss at or below the target."""
     command = [sys.executable, "train.py", "config/train_shakespeare_char.py", "--always_save_checkpoint=False"]
-    process = subprocess.Popen(command, cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=os.environ | {"PYTHONUNBUFFERED": "1"})
+    process = subprocess.Popen(
+        command, cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=os.environ | {"PYTHONUNBUFFERED": "1"}
+    )
     assert process.stdout is not None
     started, seen = 0.0, []
     try:

@@ -31,7 +31,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         environment = os.environ | {"MINIGPT_RUNS_DIR": f"{scratch}/runs", "MINIGPT_DATA_DIR": f"{scratch}/data"}
         for seed in range(1, arguments.seeds + 1):
-            command = [sys.executable, "-m", "minigpt_cli", "train", str(arguments.text.resolve()), "--seed", str(seed), "--json", *arguments.flags]
+            command = [
+                sys.executable,
+                "-m",
+                "minigpt_cli",
+                "train",
+                str(arguments.text.resolve()),
+                "--seed",
+                str(seed),
+                "--json",
+                *arguments.flags,
+            ]
             begun = time.perf_counter()
             out = subprocess.run(command, env=environment, cwd=scratch, capture_output=True, text=True, check=True).stdout
             wall_s = time.perf_counter() - begun
@@ -52,7 +62,11 @@ def main() -> None:
             print(json.dumps(runs[-1]), file=sys.stderr)
     scores = [run["nats_per_char"] for run in runs]
     half = STUDENT_975.get(len(scores) - 1, 2.0) * statistics.stdev(scores) / len(scores) ** 0.5 if len(scores) > 1 else None
-    print(json.dumps({"mean_nats_per_char": statistics.mean(scores), "half_width_95": half, "nanogpt_readme_a100": 1.4697, "runs": runs}, indent=2))
+    print(
+        json.dumps(
+            {"mean_nats_per_char": statistics.mean(scores), "half_width_95": half, "nanogpt_readme_a100": 1.4697, "runs": runs}, indent=2
+        )
+    )
 
 
 if __name__ == "__main__":

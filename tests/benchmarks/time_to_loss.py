@@ -25,10 +25,7 @@ from typing import Any
 
 import numpy as np
 
-README_FLAGS = (
-    "--device=cpu --compile=False --eval_iters=20 --log_interval=1000 --block_size=64 --batch_size=12 --n_layer=4 --n_head=4 --n_embd=128 "
-    "--max_iters=2000 --lr_decay_iters=2000 --dropout=0.0 --always_save_checkpoint=True"
-).split()
+README_FLAGS = ["--device=cpu", "--compile=False", "--eval_iters=20", "--log_interval=1000", "--block_size=64", "--batch_size=12", "--n_layer=4", "--n_head=4", "--n_embd=128", "--max_iters=2000", "--lr_decay_iters=2000", "--dropout=0.0", "--always_save_checkpoint=True"]
 
 
 def prepare_nanogpt(nanogpt: Path, text: str, folder: Path) -> None:
@@ -50,7 +47,11 @@ def prepare_nanogpt(nanogpt: Path, text: str, folder: Path) -> None:
 
 def clocked(command: list[str], folder: Path, begins: str) -> tuple[float, list[str]]:
     """Seconds from the first line of output that holds `begins` to the end of the process, and all its lines."""
-    environment = os.environ | {"PYTHONUNBUFFERED": "1", "MINIGPT_RUNS_DIR": str(folder / "runs"), "MINIGPT_DATA_DIR": str(folder / "tokens")}
+    environment = os.environ | {
+        "PYTHONUNBUFFERED": "1",
+        "MINIGPT_RUNS_DIR": str(folder / "runs"),
+        "MINIGPT_DATA_DIR": str(folder / "tokens"),
+    }
     process = subprocess.Popen(command, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None
     started, lines = math.nan, []

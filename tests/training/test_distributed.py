@@ -17,7 +17,7 @@ from minigpt_cli.training.distributed import World
 
 pytestmark = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="this torch has no gloo")
 
-TINY = "--n-layer 1 --n-embd 16 --n-head 2 --block-size 16 --precision fp32 --attention plain --seed 3".split()
+TINY = ["--n-layer", "1", "--n-embd", "16", "--n-head", "2", "--block-size", "16", "--precision", "fp32", "--attention", "plain", "--seed", "3"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", "minigpt_cli"]
 ALONE = [sys.executable, "-m", "minigpt_cli"]
 
@@ -25,7 +25,9 @@ ALONE = [sys.executable, "-m", "minigpt_cli"]
 @pytest.fixture
 def text(tmp_path: Path) -> Path:
     path = tmp_path / "text.txt"
-    path.write_text("".join(f"line {i}: the {'quick slow red'.split()[i % 3]} fox counts to {i * 7 % 97}.\n" for i in range(600)), encoding="utf-8")
+    path.write_text(
+        "".join(f"line {i}: the {['quick', 'slow', 'red'][i % 3]} fox counts to {i * 7 % 97}.\n" for i in range(600)), encoding="utf-8"
+    )
     return path
 
 
@@ -60,7 +62,20 @@ def test_sharded_weights_lose_what_whole_ones_lose(tmp_path: Path, text: Path) -
 
 
 def test_a_signal_to_one_process_stops_and_saves_all(tmp_path: Path, text: Path) -> None:
-    command = [*TORCHRUN, "train", str(text), *TINY, "--batch-size", "4", "--max-steps", "1000000", "--eval-every", "1000000", "--name", "long"]
+    command = [
+        *TORCHRUN,
+        "train",
+        str(text),
+        *TINY,
+        "--batch-size",
+        "4",
+        "--max-steps",
+        "1000000",
+        "--eval-every",
+        "1000000",
+        "--name",
+        "long",
+    ]
     process = start([*command, "--json"], tmp_path)
     assert process.stdout is not None
     assert json.loads(process.stdout.readline())["event"] == "started"

@@ -108,7 +108,11 @@ def test_adamw_agrees_with_the_published_formula() -> None:
     holder.weight = parameter
     config = OptimConfig(optimizer="adamw", lr=0.1, weight_decay=0.2, beta1=0.9, beta2=0.99)
     made = build_optimizer(holder, config, fast_bf16=False)
-    value, m, v = torch.tensor([[2.0, -1.0]], dtype=torch.float64), torch.zeros(1, 2, dtype=torch.float64), torch.zeros(1, 2, dtype=torch.float64)
+    value, m, v = (
+        torch.tensor([[2.0, -1.0]], dtype=torch.float64),
+        torch.zeros(1, 2, dtype=torch.float64),
+        torch.zeros(1, 2, dtype=torch.float64),
+    )
     for t in range(1, 4):
         gradient = torch.tensor([[0.5 * t, -2.0]])
         parameter.grad = gradient.clone()
