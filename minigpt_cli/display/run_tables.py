@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -80,7 +81,9 @@ _LEADERBOARD = (
 
 def print_leaderboard(groups: Sequence[tuple[str, Sequence[Row]]]) -> None:
     """Print one table for each text: its title, and its rows best first."""
-    for title, rows in groups:
+    for number, (title, rows) in enumerate(groups):
+        if number and not console.is_terminal(sys.stdout):
+            console.write("")
         styles: list[Style] = ["best" if row.rank == 1 else "dim" if row.status in ("failed", "crashed") else "" for row in rows]
         print_table(_LEADERBOARD, [_leaderboard_cells(row) for row in rows], styles=styles, title=title)
     if any(row.tied_with_best and row.rank > 1 for _, rows in groups for row in rows):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from importlib.metadata import version
 
 
@@ -9,11 +10,8 @@ def describe_versions(verbose: bool) -> str:
     """The version; with `verbose` also Python's and torch's, and the device that `--device auto` would use (imports torch)."""
     lines = [f"minigpt {version('minigpt-cli')}"]
     if verbose:
-        import platform
+        from minigpt_cli.training.environment import describe
 
-        import torch
-
-        mps = torch.backends.mps.is_available()
-        device = torch.cuda.get_device_name() if torch.cuda.is_available() else "mps" if mps else f"cpu, {torch.get_num_threads()} threads"
-        lines += [f"python  {platform.python_version()}", f"torch   {torch.__version__}", f"device  {device}"]
+        torch_version, device = describe()
+        lines += [f"python  {platform.python_version()}", f"torch   {torch_version}", f"device  {device}"]
     return "\n".join(lines)
