@@ -56,4 +56,4 @@ def test_adapters_learn_on_a_quantized_base(bits: str) -> None:
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    assert losses[-1] < losses[0] - 0.3
+    assert losses[-1] < losses[0] - 0.1
