@@ -14,8 +14,8 @@ from minigpt_cli.generation import samples
 from minigpt_cli.generation.engine import Engine, Request
 from minigpt_cli.generation.loading import Writer, open_writer
 from minigpt_cli.generation.sampling import STYLES, Sampling, style, with_setting
-from minigpt_cli.runstore import RunStore
 from minigpt_cli.rundir import Run
+from minigpt_cli.runstore import RunStore
 
 HELP = """\
 Type the beginning of a text; \\n in it is a line break. Ctrl-C ends what is being written.

@@ -127,7 +127,9 @@ def read_tensors(path: Path, expected: FileRecord, shapes: Mapping[str, tuple[in
     for name, shape in shapes.items():
         found = header.get(name, {}).get("shape")
         if found != list(shape):
-            raise RunDamaged(f"{path}: tensor {name} is {'missing' if found is None else found} and its configuration asks for {list(shape)}")
+            raise RunDamaged(
+                f"{path}: tensor {name} is {'missing' if found is None else found} and its configuration asks for {list(shape)}"
+            )
     if surplus := header.keys() - shapes.keys():
         raise RunDamaged(f"{path} holds {len(surplus)} tensors that its configuration does not know: {durable.one_line(min(surplus), 80)}")
     return {name: _array(data, begin, header[name], path, name) for name in shapes}

@@ -194,7 +194,9 @@ class NumpyDecoder:
         y.fill(0)
         for expert in np.unique(chosen):
             rows, nth = np.nonzero(chosen == expert)
-            part = self._feed_forward(h[rows], w.up[expert], None, w.down[expert], b["up"][: len(rows)], np.empty((len(rows), y.shape[1]), "f"))
+            part = self._feed_forward(
+                h[rows], w.up[expert], None, w.down[expert], b["up"][: len(rows)], np.empty((len(rows), y.shape[1]), "f")
+            )
             y[rows] += part * weights[rows, nth][:, None]
         return y
 

@@ -25,7 +25,21 @@ from typing import Any
 
 import numpy as np
 
-README_FLAGS = ["--device=cpu", "--compile=False", "--eval_iters=20", "--log_interval=1000", "--block_size=64", "--batch_size=12", "--n_layer=4", "--n_head=4", "--n_embd=128", "--max_iters=2000", "--lr_decay_iters=2000", "--dropout=0.0", "--always_save_checkpoint=True"]
+README_FLAGS = [
+    "--device=cpu",
+    "--compile=False",
+    "--eval_iters=20",
+    "--log_interval=1000",
+    "--block_size=64",
+    "--batch_size=12",
+    "--n_layer=4",
+    "--n_head=4",
+    "--n_embd=128",
+    "--max_iters=2000",
+    "--lr_decay_iters=2000",
+    "--dropout=0.0",
+    "--always_save_checkpoint=True",
+]
 
 
 def prepare_nanogpt(nanogpt: Path, text: str, folder: Path) -> None:

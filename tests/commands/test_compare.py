@@ -146,7 +146,9 @@ def test_what_cannot_be_compared_is_one_line(cli, four: Path, arguments: list[st
 
 
 def test_kept_scores_compare_without_torch(four: Path) -> None:
-    code = "import sys; from minigpt_cli.cli import run; print(run(['compare', 'first', 'fit', '--json'])); sys.exit('torch' in sys.modules)"
+    code = (
+        "import sys; from minigpt_cli.cli import run; print(run(['compare', 'first', 'fit', '--json'])); sys.exit('torch' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=four, capture_output=True, text=True, check=False)
     assert done.returncode == 0
     assert done.stdout.rstrip().endswith("0")

@@ -118,7 +118,9 @@ def test_stop_strings_end_a_sample_and_are_left_out() -> None:
     free = collect(generate(decoder, [1], max_new_tokens=40, num_samples=4, seed=3, token_bytes=TOKEN_BYTES), 4)
     stop = free[1].text[3:5]
     for before, sample in zip(
-        free, collect(generate(decoder, [1], max_new_tokens=40, num_samples=4, seed=3, token_bytes=TOKEN_BYTES, stop=[stop]), 4), strict=True
+        free,
+        collect(generate(decoder, [1], max_new_tokens=40, num_samples=4, seed=3, token_bytes=TOKEN_BYTES, stop=[stop]), 4),
+        strict=True,
     ):
         cut = before.text.find(stop)
         assert sample.text == (before.text if cut < 0 else before.text[:cut])
@@ -177,7 +179,9 @@ def test_what_cannot_be_decoded_is_refused(ids: list[int], new: int, count: int)
 
 
 def test_samples_come_in_order_the_first_one_streaming() -> None:
-    steps = [Step(s, 0, text, stop_reason="length" if text == "." else None) for s, text in [(0, "a"), (1, "x"), (0, "b"), (1, "."), (0, ".")]]
+    steps = [
+        Step(s, 0, text, stop_reason="length" if text == "." else None) for s, text in [(0, "a"), (1, "x"), (0, "b"), (1, "."), (0, ".")]
+    ]
     assert [(number, step.text) for number, step in in_order(steps, 2)] == [(0, "a"), (0, "b"), (0, "."), (1, "x"), (1, ".")]
 
 
@@ -190,7 +194,9 @@ def test_distinct_n() -> None:
 def test_generate_takes_a_torch_model_of_any_architecture() -> None:
     model = build_model(ClassicConfig(block_size=T, n_layer=1, n_head=2, n_embd=8), V, 0).eval()
     plan = build_plan(model.config, {k: v.numpy() for k, v in model.state_dict().items()})
-    assert tokens(generate(model, [1], max_new_tokens=12, seed=1), 1) == tokens(generate(decoder_for(plan), [1], max_new_tokens=12, seed=1), 1)
+    assert tokens(generate(model, [1], max_new_tokens=12, seed=1), 1) == tokens(
+        generate(decoder_for(plan), [1], max_new_tokens=12, seed=1), 1
+    )
 
 
 class _Letters:

@@ -40,11 +40,20 @@ def test_temperature_raises_probabilities_to_its_inverse() -> None:
 
 
 def test_top_k_keeps_the_k_largest_and_ties_of_the_last() -> None:
-    assert [kept(keep_top_k(np.log(P), k)) for k in (1, 2, 3, 4, 5, 0)] == [[3], [2, 3], [1, 2, 3], [0, 1, 2, 3], [0, 1, 2, 3], [0, 1, 2, 3]]
+    assert [kept(keep_top_k(np.log(P), k)) for k in (1, 2, 3, 4, 5, 0)] == [
+        [3],
+        [2, 3],
+        [1, 2, 3],
+        [0, 1, 2, 3],
+        [0, 1, 2, 3],
+        [0, 1, 2, 3],
+    ]
     assert kept(keep_top_k(np.array([[1.0, 2.0, 2.0, 3.0]]), 2)) == [1, 2, 3]
 
 
-@pytest.mark.parametrize(("p", "expected"), [(0.05, [3]), (0.4, [3]), (0.41, [2, 3]), (0.7, [2, 3]), (0.75, [1, 2, 3]), (0.95, [0, 1, 2, 3]), (1, [0, 1, 2, 3])])
+@pytest.mark.parametrize(
+    ("p", "expected"), [(0.05, [3]), (0.4, [3]), (0.41, [2, 3]), (0.7, [2, 3]), (0.75, [1, 2, 3]), (0.95, [0, 1, 2, 3]), (1, [0, 1, 2, 3])]
+)
 def test_top_p_keeps_the_fewest_that_reach_p(p: float, expected: list[int]) -> None:
     exact = np.log(np.array([[1, 2, 3, 4]]) / 10)
     assert kept(keep_top_p(exact, p - 1e-12 if p < 1 else p)) == expected
@@ -83,7 +92,8 @@ def test_agrees_with_hugging_face_warpers() -> None:
 
 
 @pytest.mark.parametrize(
-    "sampling", [ALL, Sampling(), Sampling(temperature=1.3, top_k=3), Sampling(temperature=1, top_k=0, top_p=0.8), Sampling(temperature=2, min_p=0.4)]
+    "sampling",
+    [ALL, Sampling(), Sampling(temperature=1.3, top_k=3), Sampling(temperature=1, top_k=0, top_p=0.8), Sampling(temperature=2, min_p=0.4)],
 )
 def test_draws_follow_the_probabilities(sampling: Sampling) -> None:
     """Pearson's chi-square of 100,000 draws stays below its 99.99 % quantile (16.3, 18.4, 21.1 for 1 to 3 degrees of freedom)."""

@@ -30,7 +30,11 @@ def test_an_unfinished_character_ends_as_a_replacement() -> None:
     assert stream.finish() == "\N{REPLACEMENT CHARACTER}"
 
 
-@given(st.text("ab.", max_size=30), st.lists(st.text("ab.", min_size=1, max_size=4), min_size=1, max_size=3), st.lists(st.integers(1, 5), max_size=30))
+@given(
+    st.text("ab.", max_size=30),
+    st.lists(st.text("ab.", min_size=1, max_size=4), min_size=1, max_size=3),
+    st.lists(st.integers(1, 5), max_size=30),
+)
 def test_stop_strings_are_found_wherever_the_pieces_are_cut(text: str, stops: list[str], cuts: list[int]) -> None:
     """The same as searching the text after every character: the first stop string to be complete ends it."""
     expected, hit = text, False

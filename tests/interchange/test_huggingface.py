@@ -125,9 +125,7 @@ def test_half_precision_weights_open_too(make_run: MakeRun, tmp_path: Path) -> N
         ("num_hidden_layers", 10**9, "n_layer"),
     ],
 )
-def test_foreign_settings_that_we_lack_are_refused_by_name(
-    make_run: MakeRun, tmp_path: Path, name: str, value: object, says: str
-) -> None:
+def test_foreign_settings_that_we_lack_are_refused_by_name(make_run: MakeRun, tmp_path: Path, name: str, value: object, says: str) -> None:
     huggingface.export(checkpoints.load(make_run()), tmp_path / "out")
     path = tmp_path / "out" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))

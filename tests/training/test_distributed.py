@@ -17,7 +17,22 @@ from minigpt_cli.training.distributed import World
 
 pytestmark = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="this torch has no gloo")
 
-TINY = ["--n-layer", "1", "--n-embd", "16", "--n-head", "2", "--block-size", "16", "--precision", "fp32", "--attention", "plain", "--seed", "3"]
+TINY = [
+    "--n-layer",
+    "1",
+    "--n-embd",
+    "16",
+    "--n-head",
+    "2",
+    "--block-size",
+    "16",
+    "--precision",
+    "fp32",
+    "--attention",
+    "plain",
+    "--seed",
+    "3",
+]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", "minigpt_cli"]
 ALONE = [sys.executable, "-m", "minigpt_cli"]
 

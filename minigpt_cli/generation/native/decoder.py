@@ -143,7 +143,9 @@ class NativeDecoder:
     def _layer(self, layer: Layer) -> _Layer:
         gated = self.plan.activation == "swiglu"
         biases = [None] * len(layer.up) if layer.up_bias is None else list(layer.up_bias)
-        up = (_Matrix * len(layer.up))(*(self._matrix(_gate_beside_up(m) if gated else m, b) for m, b in zip(layer.up, biases, strict=True)))
+        up = (_Matrix * len(layer.up))(
+            *(self._matrix(_gate_beside_up(m) if gated else m, b) for m, b in zip(layer.up, biases, strict=True))
+        )
         down = (_Matrix * len(layer.down))(*(self._matrix(m, layer.down_bias) for m in layer.down))
         self._kept += [up, down]
         router = _Matrix() if layer.router is None else self._matrix(layer.router, None, bits=32)

@@ -28,7 +28,9 @@ from minigpt_cli.generation.serving.protocol import Choice, CompletionRequest, j
 
 MAX_BODY = 4 << 20  # bytes
 LOCAL_NAMES = {"localhost", "127.0.0.1", "[::1]"}
-_PAGE_POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; img-src data:; base-uri 'none'"
+_PAGE_POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; img-src data:; base-uri 'none'"
+)
 
 
 def create_app(models: Models, page: str, *, api_key: str | None = None, hosts: set[str] | None = None) -> FastAPI:

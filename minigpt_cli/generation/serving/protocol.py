@@ -37,7 +37,9 @@ class CompletionRequest(BaseModel):
     model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
 
     model: str = Field(min_length=1, max_length=200)
-    prompt: _Text | _Ids | Annotated[list[_Text], Field(max_length=MAX_SEQUENCES)] | Annotated[list[_Ids], Field(max_length=MAX_SEQUENCES)] = ""
+    prompt: (
+        _Text | _Ids | Annotated[list[_Text], Field(max_length=MAX_SEQUENCES)] | Annotated[list[_Ids], Field(max_length=MAX_SEQUENCES)]
+    ) = ""
     max_tokens: int = Field(16, ge=1, le=MAX_TOKENS)
     n: int = Field(1, ge=1, le=MAX_SEQUENCES)
     temperature: float = Field(1.0, ge=0, le=100)
@@ -46,7 +48,9 @@ class CompletionRequest(BaseModel):
     min_p: float = Field(0.0, ge=0, le=1)
     repetition_penalty: float = Field(1.0, gt=0, le=100)
     seed: int | None = Field(None, ge=-(1 << 63), lt=1 << 63)
-    stop: Annotated[str, Field(max_length=1000)] | Annotated[list[Annotated[str, Field(max_length=1000)]], Field(max_length=16)] | None = None
+    stop: Annotated[str, Field(max_length=1000)] | Annotated[list[Annotated[str, Field(max_length=1000)]], Field(max_length=16)] | None = (
+        None
+    )
     logprobs: int | None = Field(None, ge=0, le=20)
     echo: bool = False
     stream: bool = False
