@@ -128,9 +128,13 @@ def _prepare(config: RunConfig, world: World, *, quiet: bool, fallback: ResumePo
     from minigpt_cli.training.planning import resolve
 
     def data() -> Path:
-        if fallback is not None and fallback.record.corpus is not None and not _readable(config.data.source):
-            return Path(fallback.record.corpus.dataset_dir)
-        return read_data(config, quiet=quiet).dir
+        corpus = fallback.record.corpus if fallback is not None else None
+        if corpus is None or _readable(config.data.source):
+            return read_data(config, quiet=quiet).dir
+        if not Path(corpus.dataset_dir).is_dir():
+            gone = f"the text {corpus.label!r} is not here, and its tokens are not in {corpus.dataset_dir}"
+            raise UsageError(f"{gone}: resume in the folder where the run began, or bring the text back")
+        return Path(corpus.dataset_dir)
 
     folder = _in_step(world, data)
     dataset = open_dataset(folder)

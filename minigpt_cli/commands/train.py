@@ -99,7 +99,8 @@ def train(
     source = source or data
     if resume is not None:
         alone = {"SOURCE": source, "--preset": preset, "--config": config, "--name": name, "--init-from": init_from}
-        if wrong := [flag for flag, value in alone.items() if value is not None]:
+        alone |= {"--sweep": sweep, "--search": search, "--seeds": seeds > 1, "--dry-run": dry_run, "--print-config": print_config}
+        if wrong := [flag for flag, value in alone.items() if value]:
             raise UsageError(f"--resume continues a run as it was: leave out {', '.join(wrong)}")
         _resume(resume, store, settings, Output(json, tuple(log)))
         return

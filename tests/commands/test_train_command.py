@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -63,6 +64,8 @@ def test_resume_goes_on_and_refuses_what_would_make_another_run(trained: Path, c
         assert named in refused.err
     assert cli("train", "text.txt", "--resume", "first").code == 2
     assert cli("train", "--resume", "first", "--arch", "moe").code == 2
+    for flags in (["--seeds", "2"], ["--sweep", "lr=1"], ["--dry-run"], ["--name", "x"]):
+        assert flags[0] in cli("train", "--resume", "first", *flags).err
     assert RunStore("runs").find("first").status == "finished"
 
 
@@ -76,6 +79,10 @@ def test_resume_refuses_a_changed_text(trained: Path, cli: Any, text: str) -> No
 def test_resume_finds_the_tokens_of_a_text_that_is_gone(trained: Path, cli: Any) -> None:
     (trained / "text.txt").unlink()
     assert cli("train", "--resume", "first", "--max-steps", "5", "--json").code == 0
+    shutil.rmtree("data")
+    done = cli("train", "--resume", "first", "--max-steps", "6")
+    assert (done.code, done.err.count("Error: ")) == (2, 1)
+    assert "is not here" in done.err
 
 
 def test_same_seed_same_weights(trained: Path, cli: Any, tiny: list[str]) -> None:
