@@ -1,0 +1,83 @@
+"""Every command with its flags as one Markdown page, made from the help texts: python -m minigpt_cli.commands.reference
+
+The page is kept in minigpt_cli/reference.md; a test compares the two. It depends on nothing but the commands: not on the
+terminal, nor on the environment.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from typer.main import get_command
+
+PAGE = Path(__file__).resolve().parents[1] / "reference.md"
+_INTRODUCTION = """# minigpt: commands
+
+Made from the help texts by `python -m minigpt_cli.commands.reference`; change those, not this page.
+"""
+_MARKUP = re.compile(r"(?<!\\)\[/?[a-z ]*\]")
+
+
+def page() -> str:
+    """The text of reference.md."""
+    from minigpt_cli.cli import app
+
+    return "\n".join([_INTRODUCTION, *_sections(get_command(app), "minigpt")]).rstrip() + "\n"
+
+
+def _sections(command: Any, path: str) -> Iterator[str]:
+    """The section of a command, and those of the commands within it."""
+    yield f"## {path}\n"
+    yield _described(command.help or "")
+    yield from _parameters(command)
+    if not hasattr(command, "list_commands"):
+        return
+    context = command.make_context(path, [], resilient_parsing=True)
+    for name in command.list_commands(context):
+        _, inner, _ = command.resolve_command(context, [name])
+        yield from _sections(inner, f"{path} {name}")
+
+
+def _described(text: str) -> str:
+    """A help text: its block of examples as code, the rest as it is."""
+    blocks = []
+    for block in text.replace("\b\n", "").replace("\\b\n", "").strip().split("\n\n"):
+        lines = block.strip().splitlines()
+        if lines and lines[0].strip() == "Examples:":
+            blocks.append("```\n" + "\n".join(line.strip() for line in lines[1:]) + "\n```")
+        else:
+            blocks.append("\n".join(line.strip() for line in lines))
+    return _MARKUP.sub("", "\n\n".join(blocks)) + "\n"
+
+
+def _parameters(command: Any) -> Iterator[str]:
+    """Arguments and flags, a line each."""
+    lines = [_line(parameter) for parameter in command.params if not getattr(parameter, "hidden", False)]
+    shown = [line for line in lines if not line.startswith(("- `--help", "- `--install-completion", "- `--show-completion"))]
+    if shown:
+        yield "\n".join(shown) + "\n"
+
+
+def _line(parameter: Any) -> str:
+    if parameter.param_type_name == "argument":
+        names = parameter.metavar or parameter.name.upper()
+        kind = ""
+    else:
+        names = ", ".join([*parameter.opts, *parameter.secondary_opts])
+        kind = "" if parameter.is_flag else f" {parameter.metavar or _choices(parameter)}"
+    text = " ".join((getattr(parameter, "help", None) or "").split())
+    text = _MARKUP.sub("", text).replace("\\[", "[")
+    return f"- `{names}{kind.rstrip()}` {text}".rstrip()
+
+
+def _choices(parameter: Any) -> str:
+    """What to write where a flag takes a value and names no placeholder: its choices, where it has some."""
+    described = getattr(parameter, "type_descriptor", None) or getattr(parameter, "type", None)
+    return "|".join(str(choice) for choice in getattr(described, "choices", None) or ()) or "TEXT"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
