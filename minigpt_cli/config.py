@@ -166,7 +166,7 @@ class OptimConfig(_Frozen):
 
     optimizer: Literal["adamw", "muon"] = "muon"
     """muon: orthogonalised momentum on matrices and AdamW on the rest; adamw: AdamW throughout."""
-    lr: float = Field(3e-3, gt=0, le=10)
+    lr: float = Field(6e-3, gt=0, le=10)
     """Peak learning rate of AdamW."""
     muon_lr: float = Field(0.03, gt=0, le=10)
     """Peak learning rate of Muon."""
@@ -188,7 +188,7 @@ class OptimConfig(_Frozen):
     """Learning rate at the end of the schedule (of AdamW; Muon keeps the same ratio)."""
     cooldown_frac: float = Field(0.6, ge=0, le=1)
     """Share of the run over which the learning rate falls; used with --schedule wsd."""
-    batch_size: int = Field(32, ge=1, le=1 << 20)
+    batch_size: int = Field(16, ge=1, le=1 << 20)
     """Windows in one forward pass of one process."""
     grad_accum: int = Field(1, ge=1, le=1 << 16)
     """Forward passes added up before each step."""
@@ -198,7 +198,7 @@ class OptimConfig(_Frozen):
     """Steps to train; 0: as many as fit --time-budget at the speed measured before step 0."""
     time_budget: Duration = Field(180.0, gt=0)
     """Training time to plan for when --max-steps is 0, as 90s, 3m or 1.5h."""
-    ema: float = Field(0.0, ge=0, lt=1)
+    ema: float = Field(0.99, ge=0, lt=1)
     """Decay of an average of the weights, which is then what is evaluated and saved as best; 0: none."""
 
     @model_validator(mode="after")
