@@ -97,6 +97,7 @@ def generate(
 
     Streams the prompt and its continuation. The same seed gives the same text, however many samples are drawn.
     """
+    from minigpt_cli.generation.choosing import check_engine
     from minigpt_cli.runstore import RunStore
 
     _one_mode({"--json": json, "--probs or --html": probs or html is not None, "--sweep": sweep is not None})
@@ -104,6 +105,8 @@ def generate(
     _one_mode({"--chat": chat, "--interactive": interactive, "--serve": serve, "--sweep": sweep is not None})
     given = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "repetition_penalty": repetition_penalty}
     sampling = _sampling(style_name, greedy, given)
+    settings = None if sweep is None else _settings(sampling, sweep)
+    check_engine(engine)
     store = RunStore(runs_dir)
     if serve:
         from minigpt_cli.commands.serving import serve as serve_runs
@@ -121,12 +124,12 @@ def generate(
     prompt = _read_stdin() if prompt == "-" else prompt
     writer = open_writer(found, ckpt)
     seed = _new_seed() if seed is None else seed
-    _say_what(writer, wanted, seed, sampling, top_k)
     asked, stop = _question(writer, prompt, stop or []) if chat else (prompt, stop or [])
     request = _request(prompt_ids(writer.tokenizer, asked), sampling, max_new_tokens, num_samples, seed, stop)
+    _say_what(writer, wanted, seed, sampling, top_k)
     prompt = f"{prompt}\n" if chat and not json else prompt
-    if sweep is not None:
-        return _sweep(writer, prompt, request, sweep, engine)
+    if settings is not None:
+        return _sweep(writer, prompt, request, settings, engine)
     if probs or html is not None:
         return _probabilities(writer, prompt, request, engine, show=probs or html is None, html=html)
     if json:
@@ -244,17 +247,22 @@ def _probabilities(writer: Writer, prompt: str, request: Request, engine: str, *
         console.notice(f"wrote {html}")
 
 
-def _sweep(writer: Writer, prompt: str, request: Request, sweep: str, engine: str) -> None:
-    from minigpt_cli.display.generation import Setting, print_sweep
-    from minigpt_cli.generation import samples
-
+def _settings(sampling: Sampling, sweep: str) -> dict[str, Sampling]:
+    """The settings that NAME=A,B,... names, by label. Raises UsageError."""
     name, _, values = sweep.partition("=")
     if not values:
         raise UsageError(f"--sweep {sweep!r} is not NAME=A,B,...: for example --sweep temperature=0.3,0.7,1.5")
-    settings = []
-    for value in values.split(","):
-        one = replace(request, sampling=with_setting(request.sampling, name, value), score=True, num_samples=1)
+    return {f"{name} {value}": with_setting(sampling, name, value) for value in values.split(",")}
+
+
+def _sweep(writer: Writer, prompt: str, request: Request, settings: dict[str, Sampling], engine: str) -> None:
+    from minigpt_cli.display.generation import Setting, print_sweep
+    from minigpt_cli.generation import samples
+
+    written = []
+    for label, sampling in settings.items():
+        one = replace(request, sampling=sampling, score=True, num_samples=1)
         sample = samples.collect(samples.run(_engine(writer, one, engine), one), 1)[0]
         distinct = [samples.distinct(sample.text, n) for n in (1, 2, 3)]
-        settings.append(Setting(f"{name} {value}", sample.text, distinct, sample.nats_per_char, len(sample.tokens)))
-    print_sweep(prompt, settings)
+        written.append(Setting(label, sample.text, distinct, sample.nats_per_char))
+    print_sweep(prompt, written)

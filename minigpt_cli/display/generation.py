@@ -100,9 +100,8 @@ class Setting:
 
     label: str
     text: str
-    distinct: Sequence[float]  # distinct-1, -2, -3 over characters' words
+    distinct: Sequence[float]  # distinct-1, -2, -3 of its words
     nats_per_char: float | None
-    n_tokens: int
 
 
 def print_sweep(prompt: str, settings: Sequence[Setting]) -> None:

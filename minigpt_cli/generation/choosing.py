@@ -20,10 +20,16 @@ def slots_for(plan: Plan, wanted: int) -> int:
     return max(1, min(wanted, MAX_SLOTS, SLOT_MEMORY // per_slot))
 
 
-def decoder_for(plan: Plan, slots: int = 1, engine: str = "auto") -> Decoder:
-    """A decoder for `plan` with at most `slots` slots. Raises UsageError for an unknown engine, MiniGPTError for one that cannot be had."""
+def check_engine(engine: str) -> str:
+    """`engine`, if there is one of that name. Raises UsageError."""
     if engine not in ENGINES:
         raise unknown_name("engine", engine, ENGINES)
+    return engine
+
+
+def decoder_for(plan: Plan, slots: int = 1, engine: str = "auto") -> Decoder:
+    """A decoder for `plan` with at most `slots` slots. Raises UsageError for an unknown engine, MiniGPTError for one that cannot be had."""
+    check_engine(engine)
     slots = slots_for(plan, slots)
     if plan.arch == "bigram":
         return BigramDecoder(plan, slots)

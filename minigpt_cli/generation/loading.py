@@ -152,7 +152,10 @@ def _header(data: bytes, path: Path) -> tuple[dict[str, Any], int]:
 def _array(data: bytes, begin: int, entry: Mapping[str, Any], path: Path, name: str) -> Array:
     shape, offsets = entry["shape"], entry.get("data_offsets")
     count = math.prod(shape)
-    sound = isinstance(offsets, list) and len(offsets) == 2 and all(type(n) is int and n >= 0 for n in offsets)
-    if not sound or offsets[1] - offsets[0] != 4 * count or begin + offsets[1] > len(data):
+    if (
+        not (isinstance(offsets, list) and len(offsets) == 2 and all(type(n) is int and n >= 0 for n in offsets))
+        or offsets[1] - offsets[0] != 4 * count
+        or begin + offsets[1] > len(data)
+    ):
         raise RunDamaged(f"{path} is damaged: shape and size of tensor {durable.one_line(name, 80)} do not agree")
     return np.frombuffer(data, "<f4", count, begin + offsets[0]).reshape(shape)

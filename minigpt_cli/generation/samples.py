@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,7 @@ from minigpt_cli.generation.engine import Engine, Request, Step
 
 
 def prompt_ids(tokenizer: Any, prompt: str) -> list[int]:
-    """Ids of `prompt`; of an empty one, a line break, or the first token where there is no line break. Raises UsageError for unknown characters."""
+    """Ids of `prompt`; of an empty one, a line break, or the first token where there is none. Raises UsageError for unknown characters."""
     if "\N{REPLACEMENT CHARACTER}" not in prompt and any(0xD800 <= ord(c) < 0xE000 for c in prompt):
         raise UsageError("the prompt is not valid UTF-8: give it in UTF-8")
     if prompt:
@@ -66,7 +66,7 @@ class Stopwatch:
         return self.tokens / self.elapsed_s if self.elapsed_s > 0 else None
 
 
-def run(engine: Engine, request: Request, watch: Stopwatch | None = None) -> Iterator[Step]:
+def run(engine: Engine, request: Request, watch: Stopwatch | None = None) -> Generator[Step]:
     """Every step of one request; if the reader stops early, its slots are free again. `watch` counts what decoding alone took."""
     number = engine.submit(request)
     try:

@@ -67,11 +67,11 @@ class Plan:
     @property
     def hidden(self) -> int:
         """F, the width of a feed-forward (of one expert)."""
-        return self.layers[0].down.shape[2]
+        return int(self.layers[0].down.shape[2])
 
     @property
     def n_experts(self) -> int:
-        return self.layers[0].down.shape[0]
+        return int(self.layers[0].down.shape[0])
 
     @property
     def matrix_bytes(self) -> int:

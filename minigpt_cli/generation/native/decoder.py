@@ -196,7 +196,7 @@ class _Arena:
             self._end = self._address + size
         buffer = (ctypes.c_char * n_bytes).from_address(self._address)
         self._address += n_bytes
-        return np.frombuffer(buffer, dtype, int(np.prod(shape))).reshape(shape)
+        return np.frombuffer(memoryview(buffer), dtype, int(np.prod(shape))).reshape(shape)
 
     def __del__(self) -> None:
         for piece in getattr(self, "_pieces", ()):

@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
 
 from minigpt_cli.errors import MiniGPTError
 from minigpt_cli.generation.engine import Engine, Request, Step
@@ -124,7 +125,7 @@ class Batcher:
             self._hand_out(self._engine.step())
         gone = MiniGPTError("the server is shutting down")
         for ticket in self._tickets.values():
-            self._tell(lambda ticket=ticket: ticket.put(gone))  # type: ignore[misc]
+            self._tell(partial(ticket.put, gone))
 
     def _hand_out(self, steps: list[Step]) -> None:
         by_ticket: dict[int, list[Step]] = {}
@@ -140,8 +141,13 @@ class Batcher:
                 self._sequences -= ended
             if not ticket.left and ticket.number is not None:
                 del self._tickets[ticket.number]
-        self._tell(lambda: [ticket.put(group) for ticket, group in deliveries])
+        self._tell(partial(_deliver, deliveries))
 
     def _tell(self, call: Callable[[], object]) -> None:
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(call)
+
+
+def _deliver(deliveries: Sequence[tuple[Ticket, list[Step]]]) -> None:
+    for ticket, steps in deliveries:
+        ticket.put(steps)

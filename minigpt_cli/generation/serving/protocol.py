@@ -111,7 +111,8 @@ class Choice:
             text += step.text
             self.tokens += 1
             if logprobs is not None:
-                for scored in (*step.prompt, step):
+                parts: tuple[Step | Scored, ...] = (*step.prompt, step)
+                for scored in parts:
                     self._add(logprobs, scored)
         return {"index": self.index, "text": text, "logprobs": logprobs, "finish_reason": steps[-1].stop_reason}
 
