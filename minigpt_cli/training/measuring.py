@@ -22,7 +22,7 @@ from minigpt_cli.data.dataset import Dataset
 from minigpt_cli.evaluation.scoring import token_nats
 from minigpt_cli.training.state import TrainingState
 
-_TRAIN_SAMPLE_TOKENS = 32_768  # of the training split, where the validation split is measured whole
+TRAIN_SAMPLE_TOKENS = 32_768  # of the training split, where the validation split is measured whole
 _EVALUATION_STREAM = 0xE7A1
 
 
@@ -62,7 +62,7 @@ class Measuring:
         last = n_tokens - self._block - 1
         if self._iters:
             return generator.integers(0, last + 1, self._windows)
-        count = max(1, min(_TRAIN_SAMPLE_TOKENS // self._block, last // self._block))
+        count = max(1, min(TRAIN_SAMPLE_TOKENS // self._block, last // self._block))
         return np.linspace(0, last, count).astype(np.int64)
 
     def _sampled(

@@ -19,7 +19,7 @@ from minigpt_cli.errors import UsageError
 from minigpt_cli.training import memory, precision
 from minigpt_cli.training.distributed import World
 from minigpt_cli.training.feeding import DeviceBatches
-from minigpt_cli.training.measuring import Measuring
+from minigpt_cli.training.measuring import TRAIN_SAMPLE_TOKENS, Measuring
 from minigpt_cli.training.state import TrainingState
 
 _EVALUATIONS = 20  # over a run, unless --eval-every says otherwise
@@ -31,6 +31,8 @@ _SAMPLED_ITERS = 100
 _LONG_RUN_S = 600  # from here on the minute that torch.compile takes may pay
 _LEAST_COPIES = 3  # of the weights in training: themselves, their gradients, and one state of the optimizer
 _TRIAL_S = 1.2  # of steps, to measure the speed
+_EVALUATION_TRIAL_TOKENS = 16_384
+_MOST_EPOCHS = 30  # in a time budget: a small text is known by heart long before three minutes are over
 
 
 class Speed(NamedTuple):
@@ -105,12 +107,10 @@ def poor_plan(config: RunConfig, dataset: Dataset) -> list[str]:
     chars, windows = dataset.train.n_chars, len(dataset.val.tokens) / config.model.block_size
     warnings = []
     if config.model.arch != "bigram" and n_params > 4 * chars:
-        warnings.append(
-            f"warning: {n_params:,} parameters for {chars:,} characters: expect overfitting; use more text, --dropout 0.2 or a smaller model"
-        )
+        warnings.append(f"warning: {n_params:,} parameters for {chars:,} characters: expect overfitting; try more text or a smaller model")
     if windows < 8:
         warnings.append(
-            f"warning: the validation split holds only {windows:.1f} windows of {config.model.block_size} tokens: its loss will be very noisy"
+            f"warning: the validation split holds only {windows:.1f} windows of {config.model.block_size} tokens: its loss will be noisy"
         )
     return warnings
 
@@ -223,7 +223,7 @@ def _compile_pays(config: RunConfig) -> str:
 
 def measure_speed(config: RunConfig, dataset: Dataset, world: World, trial_s: float = _TRIAL_S) -> Speed:
     """Time real steps and a real evaluation on a scratch copy of the model."""
-    device = torch.device(config.compute.device, world.local_rank if config.compute.device == "cuda" else None)
+    device = world.device(config.compute.device)
     scratch = _with(config, optim={"max_steps": config.optim.max_steps or 1_000_000}, eval={"eval_iters": config.eval.eval_iters or 2})
     with memory.explained_out_of_memory(config):
         state = TrainingState(scratch, dataset.tokenizer.vocab_size, device, world)
@@ -238,15 +238,19 @@ def measure_speed(config: RunConfig, dataset: Dataset, world: World, trial_s: fl
 
 
 def _evaluation_s(config: RunConfig, dataset: Dataset, state: TrainingState) -> float:
-    """Seconds of one evaluation, scaled up from a few batches of it."""
-    iters = 2
+    """Seconds of one evaluation, scaled up from a part of it."""
+    window_tokens = config.optim.batch_size * config.model.block_size
+    iters = -(-_EVALUATION_TRIAL_TOKENS // window_tokens)
     sample = Measuring(_with(config, eval={"eval_iters": iters}), dataset, state)
-    start = time.perf_counter()
-    sample()
-    per_token = (time.perf_counter() - start) / (2 * iters * config.optim.batch_size * config.model.block_size)
+    times = []
+    for _ in range(2):  # the first time also warms up
+        start = time.perf_counter()
+        sample()
+        times.append(time.perf_counter() - start)
+    per_token = min(times) / (2 * iters * window_tokens)
     if config.eval.eval_iters:
-        return per_token * 2 * config.eval.eval_iters * config.optim.batch_size * config.model.block_size
-    return per_token * (len(dataset.val.tokens) + 32_768)
+        return per_token * 2 * config.eval.eval_iters * window_tokens
+    return per_token * (len(dataset.val.tokens) + TRAIN_SAMPLE_TOKENS)
 
 
 def _choose_steps(config: RunConfig, dataset: Dataset, world: World, notices: list[str]) -> RunConfig:
@@ -254,7 +258,7 @@ def _choose_steps(config: RunConfig, dataset: Dataset, world: World, notices: li
     if config.eval.eval_iters == 0 and len(dataset.val.tokens) > _SMALL_SPLIT_TOKENS:
         config = _with(config, eval={"eval_iters": _SAMPLED_ITERS})
         notices.append(
-            f"the validation split is large: each evaluation draws {_SAMPLED_ITERS} batches of it; the best is scored on all of it at the end"
+            f"the validation split is large: evaluations draw {_SAMPLED_ITERS} batches; the best is scored on all of it at the end"
         )
     if config.optim.max_steps == 0:
         speed = world.share(measure_speed(config, dataset, world))
@@ -265,8 +269,9 @@ def _choose_steps(config: RunConfig, dataset: Dataset, world: World, notices: li
         else:
             steps = max(0.0, budget - evaluations * speed.evaluation_s) / speed.step_s
         steps = max(1, int(steps))
+        steps = _before_memorised(steps, config, dataset, world, notices)
         notices.append(
-            f"{steps:,} steps fit {config.optim.time_budget:g} s: {speed.step_s * 1e3:.1f} ms a step, {speed.evaluation_s:.2f} s an evaluation"
+            f"{steps:,} steps for {config.optim.time_budget:g} s: {speed.step_s * 1e3:.1f} ms each, {speed.evaluation_s:.2f} s an evaluation"
         )
         config = _with(config, optim={"max_steps": steps})
     else:
@@ -279,3 +284,13 @@ def _choose_steps(config: RunConfig, dataset: Dataset, world: World, notices: li
 def _with(config: RunConfig, **sections: dict[str, Any]) -> RunConfig:
     """`config` with some fields of some sections changed."""
     return config.model_copy(update={name: getattr(config, name).model_copy(update=changes) for name, changes in sections.items()})
+
+
+def _before_memorised(steps: int, config: RunConfig, dataset: Dataset, world: World, notices: list[str]) -> int:
+    """The steps of a time budget, cut where a small text has been read so often that more would only make it known by heart."""
+    tokens_per_step = config.optim.batch_size * config.optim.grad_accum * world.size * config.model.block_size
+    most = max(1, _MOST_EPOCHS * len(dataset.train.tokens) // tokens_per_step)
+    if steps <= most:
+        return steps
+    notices.append(f"{most:,} steps read this text {_MOST_EPOCHS} times: the run ends before its time budget (--max-steps overrides)")
+    return most
