@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import cast
 
 import numpy as np
 
@@ -42,7 +43,7 @@ def gelu(x: Array) -> Array:
     series *= np.abs(x)
     series *= -0.5
     series += np.maximum(x, 0)
-    return series
+    return cast(Array, series)
 
 
 def gelu_tanh(x: Array) -> Array:

@@ -35,13 +35,16 @@ class BigramDecoder:
         self._table = plan.embedding
 
     def extend(self, slot: int, ids: Sequence[int], start: int) -> Logits:
-        return self._table[ids[-1]]
+        row: Logits = self._table[ids[-1]]
+        return row
 
     def exact(self, ids: Sequence[int]) -> Logits:
-        return self._table[ids[-1]]
+        row: Logits = self._table[ids[-1]]
+        return row
 
     def step(self, ids: Sequence[int], slots: Sequence[int], positions: Sequence[int]) -> Logits:
-        return self._table[np.asarray(ids)]
+        rows: Logits = self._table[np.asarray(ids)]
+        return rows
 
     def copy(self, source: int, target: int, length: int) -> None: ...
 
@@ -80,7 +83,7 @@ class NumpyDecoder:
         self._frequencies = plan.rope_theta ** (-np.arange(0, D, 2) / D) if self.endless else None
 
     def extend(self, slot: int, ids: Sequence[int], start: int) -> Logits:
-        logits = np.empty((0, self.vocab_size), np.float32)
+        logits: Logits = np.empty((0, self.vocab_size), np.float32)
         for at in range(0, len(ids), CHUNK):
             part = np.asarray(ids[at : at + CHUNK])
             where = slice(start + at, start + at + len(part))
@@ -89,7 +92,8 @@ class NumpyDecoder:
             for number in range(len(self.plan.layers)):
                 self._layer(number, x, lambda i, q, k, v, y, s=slot, w=where, m=mask: self._attend_chunk(i, q, k, v, y, s, w, m))
             logits = self._logits(x[-1:])
-        return logits[0]
+        last: Logits = logits[0]
+        return last
 
     def exact(self, ids: Sequence[int]) -> Logits:
         return self.extend(self.slots, ids, 0)
@@ -245,11 +249,13 @@ def _t(matrix: Array) -> Array:
 def _normed(x: Array, eps: float, out: Array) -> Array:
     """x divided by its root mean square, row by row."""
     if len(x) == 1:
-        return np.multiply(x, 1 / math.sqrt(np.dot(x[0], x[0]) / x.shape[1] + eps), out=out)
+        np.multiply(x, 1 / math.sqrt(np.dot(x[0], x[0]) / x.shape[1] + eps), out=out)
+        return out
     scale = np.einsum("rc,rc->r", x, x)
     scale *= 1 / x.shape[1]
     scale += eps
-    return np.multiply(x, (1 / np.sqrt(scale))[:, None], out=out)
+    np.multiply(x, (1 / np.sqrt(scale))[:, None], out=out)
+    return out
 
 
 def _softmax(scores: Array) -> Array:

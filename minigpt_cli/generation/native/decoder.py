@@ -103,7 +103,8 @@ class NativeDecoder:
             self._slots[:rows] = slot
             self._positions[:rows] = np.arange(start + at, start + at + rows)
             self._call(rows, rows - 1, self._threads.best)
-        return self._logits[0]
+        last: Logits = self._logits[0]
+        return last
 
     def exact(self, ids: Sequence[int]) -> Logits:
         if self._float32 is None:

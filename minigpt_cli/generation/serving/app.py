@@ -105,7 +105,7 @@ class _Guard:
         if self._hosts is not None and name not in self._hosts:
             return problem(403, f"this server does not answer to the name {name[:80]!r}", "forbidden")
         if self._key is not None and request.url.path.startswith("/v1/"):
-            given = request.headers.get("authorization", "").removeprefix("Bearer ").encode("utf-8", "surrogateescape")
+            given = request.headers.get("authorization", "").removeprefix("Bearer ").encode("latin-1", "replace")  # as it came
             if not hmac.compare_digest(given, self._key.encode("utf-8")):
                 return problem(401, "the API key is missing or wrong: send it as 'Authorization: Bearer KEY'", "invalid_api_key")
         return None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -78,8 +78,8 @@ class CompletionRequest(BaseModel):
         if isinstance(self.prompt, str):
             return [self.prompt]
         if not self.prompt or isinstance(self.prompt[0], int):
-            return [self.prompt] if self.prompt else [""]  # type: ignore[list-item]
-        return list(self.prompt)  # type: ignore[arg-type]
+            return [cast(list[int], self.prompt)] if self.prompt else [""]
+        return cast(list[str | list[int]], list(self.prompt))
 
     def stops(self) -> tuple[str, ...]:
         """The stop strings."""
