@@ -28,7 +28,7 @@ class Batches:
 
     def __init__(
         self,
-        tokens: npt.NDArray[np.uint16] | npt.NDArray[np.uint32],
+        tokens: npt.NDArray[np.uint16 | np.uint32],
         block_size: int,
         batch_size: int,
         *,

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from minigpt_cli.data.dataset import RECORD, SPLITS, TOKENIZER, Dataset, DatasetRecord, SplitRecord, dtype_for, open_dataset, read_record
+from minigpt_cli.data.dataset import RECORD, SPLITS, TOKENIZER, Dataset, DatasetRecord, SplitRecord, cached, dtype_for, open_dataset
 from minigpt_cli.data.workshop import put_in_place, workshop
 from minigpt_cli.durable import explained, parse_json, write_atomic
 from minigpt_cli.errors import RunDamaged, TextTooShort, UsageError
@@ -126,7 +126,8 @@ def answers(tokens: npt.NDArray[Any], tokenizer: Tokenizer) -> npt.NDArray[np.bo
     last = np.maximum.accumulate(np.where(marker, np.arange(len(tokens)), -1))  # the nearest marker at or before each token
     before = np.concatenate([[-1], last[:-1]])
     inside = (before >= 0) & (np.asarray(tokens)[before] == ids["<|assistant|>"])
-    return inside & (~marker | (np.asarray(tokens) == ids[END]))
+    learned: npt.NDArray[np.bool_] = inside & (~marker | (np.asarray(tokens) == ids[END]))
+    return learned
 
 
 def answer_chars(tokens: npt.NDArray[Any], learned: npt.NDArray[np.bool_], tokenizer: Tokenizer) -> int:
@@ -174,7 +175,7 @@ def prepare_chat(config: Any, recipe: Any, data_dir: Path, out: Path | None) -> 
     settings = {"format": 1, "chat": 1, "text": digest.hexdigest(), "tokenizer": recipe.identity, "splits": counts}
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode("utf-8")).hexdigest()
     target = out or data_dir / f"{path.stem[:40]}-chat-{recipe.name[:20]}-{key[:12]}"
-    if (found := _cached(target, key)) is None:
+    if (found := cached(target, key)) is None:
         tokenizer = with_chat_tokens(
             recipe.build(config, _Corpus(path, counts["train"], np.flatnonzero(seen).astype(np.uint32), n_bytes * counts["train"] // count))
         )
@@ -197,7 +198,7 @@ def prepare_chat(config: Any, recipe: Any, data_dir: Path, out: Path | None) -> 
                 splits=splits,
             )
             write_atomic(folder / RECORD, record.model_dump_json(indent=1))
-            put_in_place(folder, target)
+            put_in_place(folder, target, lambda there: cached(there, key) is not None)
         found = open_dataset(target)
     return found
 
@@ -235,10 +236,3 @@ def _write(
             n_tokens=n_tokens, n_chars=n_chars, n_bytes=n_bytes, text_sha256=text_sum.hexdigest(), file_sha256=file_sum.hexdigest()
         )
     return splits
-
-
-def _cached(folder: Path, key: str) -> Dataset | None:
-    try:
-        return open_dataset(folder) if read_record(folder).key == key else None
-    except RunDamaged:
-        return None

@@ -144,6 +144,14 @@ def open_dataset(folder: Path) -> Dataset:
     )
 
 
+def cached(folder: Path, key: str) -> Dataset | None:
+    """The dataset in `folder` if it is whole and was made from the text and settings of `key`."""
+    try:
+        return open_dataset(folder) if read_record(folder).key == key else None
+    except RunDamaged:
+        return None
+
+
 def _open_split(path: Path, record: SplitRecord, dtype: Dtype) -> Split:
     try:
         with open(open_regular(path), "rb") as file:

@@ -32,28 +32,19 @@ from minigpt_cli.data.dataset import (
     DatasetRecord,
     Split,
     SplitRecord,
+    cached,
     check_long_enough,
     dtype_for,
     open_dataset,
-    read_record,
 )
-from minigpt_cli.data.workshop import put_in_place, watched, workshop
+from minigpt_cli.data.workshop import Preparing, put_in_place, watched, workshop
 from minigpt_cli.durable import explained, write_atomic
-from minigpt_cli.errors import MiniGPTError, RunDamaged, TextTooShort, UsageError, unknown_name
+from minigpt_cli.errors import MiniGPTError, TextTooShort, UsageError, unknown_name
 from minigpt_cli.tokenization.char import code_points
 from minigpt_cli.tokenization.contract import Builder, Tokenizer
 from minigpt_cli.tokenization.pretrained import load_tokenizer
 
 __all__ = ["Dataset", "Preparing", "Split", "check_long_enough", "data_folder", "open_dataset", "prepare", "prepared"]
-
-
-@dataclass(frozen=True)
-class Preparing:
-    """How far the preparation is."""
-
-    done_bytes: int
-    total_bytes: int | None
-    phase: str  # "downloading", "reading", "learning tokens from" or "encoding", of a text
 
 
 def prepared(
@@ -89,9 +80,7 @@ def prepare(
     recipe = _recipe(config)
     _check_out(out)
     with ExitStack() as stack:
-        for done, total in watched(source.fetch):
-            if done:
-                yield Preparing(done, total, "downloading")
+        yield from watched(source.fetch, "downloading")
         text = _Text(source, config.ascii_only)
         if source.once:
             text.spool = stack.enter_context(workshop(out.parent if out else data_dir)) / "text"
@@ -99,10 +88,10 @@ def prepare(
         lengths = _lengths(config, text)
         key = _key(config, text.sha256, recipe)
         target = out or data_dir / f"{_slug(source.label)}-{_slug(recipe.name)}-{key[:12]}"
-        if (found := _cached(target, key)) is None:
+        if (found := cached(target, key)) is None:
             folder = stack.enter_context(workshop(target.parent))
             yield from _build(folder, config, text, lengths, recipe, key)
-            put_in_place(folder, target)
+            put_in_place(folder, target, lambda there: cached(there, key) is not None)
             found = open_dataset(target)
         return replace(found, label=source.label)
 
@@ -243,10 +232,12 @@ def _build(
                 file.write(data)
                 counted.written(data, len(ids))
                 yield Preparing(done + counted.n_bytes, text.n_bytes, "encoding")
+        if counted.n_chars != lengths[name]:
+            raise _changed(text)
         done += counted.n_bytes
         splits[name] = counted.record()
     if cutter.sha256.hexdigest() != text.sha256 or next(cutter.take(1), ""):
-        raise MiniGPTError(f"{_named(text.label)} changed while it was read: run the command again")
+        raise _changed(text)
     record = DatasetRecord(
         key=key,
         label=text.label,
@@ -262,6 +253,10 @@ def _build(
         splits=splits,
     )
     write_atomic(folder / RECORD, record.model_dump_json(indent=1))
+
+
+def _changed(text: _Text) -> MiniGPTError:
+    return MiniGPTError(f"{_named(text.label)} changed while it was read: run the command again")
 
 
 class _Counted:
@@ -305,33 +300,17 @@ def _made(config: DataConfig, text: _Text, train_chars: int, recipe: _Recipe) ->
             done = 0
             for piece in _Cutter(text.chunks()).take(train_chars):
                 yield piece
-                report(done := done + len(piece), train_bytes)
+                report(done := done + len(piece.encode("utf-8")), train_bytes)
 
         return recipe.build(config, _Corpus(text.alphabet, train_bytes, train_text))
 
-    building = watched(work)
-    while True:
-        try:
-            done, total = next(building)
-        except StopIteration as end:
-            tokenizer: Tokenizer = end.value
-            return tokenizer
-        if total is not None:
-            yield Preparing(min(done, total), total, "learning tokens from")
+    return (yield from watched(work, "learning tokens from"))
 
 
 def _key(config: DataConfig, sha256: str, recipe: _Recipe) -> str:
     """The hash of all that the token files depend on."""
     parts = {"format": 1, "text": sha256, "tokenizer": recipe.identity, "train_frac": config.train_frac, "test_frac": config.test_frac}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode("utf-8")).hexdigest()
-
-
-def _cached(folder: Path, key: str) -> Dataset | None:
-    """The dataset in `folder` if it is whole and made from the same text and settings."""
-    try:
-        return open_dataset(folder) if read_record(folder).key == key else None
-    except RunDamaged:
-        return None
 
 
 def _check_out(out: Path | None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 import tempfile
@@ -10,17 +9,32 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from minigpt_cli.downloads import Report
 from minigpt_cli.durable import explained, sync_folder
 
+try:
+    import fcntl
+except ImportError:  # pragma: no cover: Windows
+    fcntl = None  # type: ignore[assignment]
+
 T = TypeVar("T")
 
 UNFINISHED = ".building-"  # how the name of a folder in the making begins
 _ABANDONED_S = 24 * 3600.0  # an unfinished folder that old was left by a killed process
 _POLL_S = 0.1
+
+
+@dataclass(frozen=True)
+class Preparing:
+    """How far a preparation is."""
+
+    done_bytes: int
+    total_bytes: int | None
+    phase: str  # "downloading", "reading", "learning tokens from" or "encoding", of a text
 
 
 @contextmanager
@@ -55,42 +69,58 @@ def _sweep(parent: Path) -> None:
                 shutil.rmtree(entry.path, ignore_errors=True)
 
 
-def put_in_place(folder: Path, target: Path) -> None:
-    """Rename the finished `folder` to `target`; what stood there before is moved aside and removed with the workshop."""
-    with explained("write"):
-        while True:
-            try:
-                os.rename(folder, target)  # takes the place of nothing or, on POSIX, of an empty folder
-                break
-            except OSError as error:
-                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.EACCES) or not target.is_dir():
-                    raise
+def put_in_place(folder: Path, target: Path, is_good: Callable[[Path], bool]) -> None:
+    """Rename the finished `folder` to `target`, in place of whatever is there unless that `is_good`.
+
+    Processes that do so in one parent folder wait for each other, so that none takes away what another has just finished.
+    """
+    with explained("write"), _alone_in(target.parent):
+        if target.exists():
+            if is_good(target):
+                return
             aside = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=target.parent))
-            try:
-                with suppress(FileNotFoundError):  # another process was quicker
-                    os.rename(target, aside / "old")
-            finally:
-                shutil.rmtree(aside, ignore_errors=True)
+            os.rename(target, aside / "old")
+            shutil.rmtree(aside, ignore_errors=True)
+        os.rename(folder, target)
         sync_folder(target.parent)
 
 
-def watched(work: Callable[[Report], T]) -> Generator[tuple[int, int | None], None, T]:
+@contextmanager
+def _alone_in(parent: Path) -> Iterator[None]:
+    """Hold the kernel's lock of a folder; it frees itself when the process dies, and leaves no file."""
+    if fcntl is None:  # pragma: no cover: Windows
+        yield
+        return
+    fd = os.open(parent, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some network file systems have no locks
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def watched(work: Callable[[Report], T], phase: str) -> Generator[Preparing, None, T]:
     """Do `work` in a thread and yield, now and then, what it last reported; returns its result or raises its error."""
-    last: list[tuple[int, int | None]] = [(0, None)]
+    reports: list[Preparing] = []
     results: list[T] = []
     errors: list[BaseException] = []
 
     def run() -> None:
         try:
-            results.append(work(lambda done, total: last.__setitem__(0, (done, total))))
+            results.append(work(lambda done, total: reports.append(Preparing(done, total, phase))))
         except BaseException as error:  # handed over whole to the thread that waits
             errors.append(error)
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    while thread.is_alive():
-        yield last[0]
+    busy = True
+    while busy:
         thread.join(_POLL_S)
+        busy = thread.is_alive()
+        if reports:
+            yield reports[-1]
+            reports.clear()
     if errors:
         raise errors[0]
     return results[0]

@@ -1,0 +1,444 @@
+"""From text to token files: cut at characters, cached by content, complete or not there."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import json
+import multiprocessing
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from minigpt_cli import registry
+from minigpt_cli.config import DataConfig
+from minigpt_cli.data import corpora, encoding, workshop
+from minigpt_cli.data.corpora import open_sources
+from minigpt_cli.data.dataset import RECORD, Dataset
+from minigpt_cli.data.encoding import Preparing, open_dataset, prepare, prepared
+from minigpt_cli.errors import MiniGPTError, TextTooShort, UsageError
+from minigpt_cli.tokenization.char import CharTokenizer
+from minigpt_cli.tokenization.pretrained import GPT2_DIR
+
+TEXT = "Lorem ipsum dolor sit amet — naïve 日本語.\r\n" * 30
+LEARNED = [name for name in registry.TOKENIZERS if name != "gpt2"]
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MINIGPT_DATA_DIR", raising=False)
+    monkeypatch.setattr(corpora, "BLOCK", 64)
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "text.txt"
+    path.write_bytes(TEXT.encode())
+    return path
+
+
+def sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def tree(folder: Path = Path()) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def config(source: str = "text.txt", **settings: Any) -> DataConfig:
+    return DataConfig(source=source, **{"vocab_size": 270, **settings})
+
+
+# What comes out
+
+
+@pytest.mark.parametrize("tokenizer", LEARNED)
+@pytest.mark.parametrize("fracs", [(0.9, 0.0), (0.5, 0.25), (0.333, 0.1)])
+def test_splits_are_contiguous_and_cut_at_a_character(tokenizer: str, fracs: tuple[float, float], text: Path) -> None:
+    dataset = prepared(config(tokenizer=tokenizer, train_frac=fracs[0], test_frac=fracs[1]))
+    a, b = int(len(TEXT) * fracs[0]), len(TEXT) - int(len(TEXT) * fracs[1])
+    expected = {"train": TEXT[:a], "val": TEXT[a:b]} | ({"test": TEXT[b:]} if fracs[1] else {})
+    assert list(dataset.splits()) == list(expected)
+    for name, part in expected.items():
+        split = dataset.split(name)
+        assert dataset.text(name) == part
+        assert (split.n_chars, split.n_bytes, split.sha256) == (len(part), len(part.encode()), sha256(part))
+        assert split.tokens.dtype == np.uint16
+        assert split.tokens.tolist() == dataset.tokenizer.encode(part).tolist()
+    assert (dataset.n_chars, dataset.n_bytes, dataset.sha256) == (len(TEXT), len(TEXT.encode()), sha256(TEXT))
+    assert dataset.label == "text.txt"
+
+
+def test_tinyshakespeare_splits_as_nanogpt_does(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(corpora, "BLOCK", 1 << 18)
+    source = str(shared_data / "tinyshakespeare.txt")
+    chars = prepared(config(source))
+    assert (len(chars.train.tokens), len(chars.val.tokens), chars.tokenizer.vocab_size) == (1_003_854, 111_540, 65)
+    monkeypatch.setenv(GPT2_DIR, str(shared_data / "gpt2"))
+    words = prepared(config(source, tokenizer="gpt2"))
+    assert (len(words.train.tokens), len(words.val.tokens), words.tokenizer.vocab_size) == (301_966, 36_059, 50_257)
+
+
+def test_a_large_vocabulary_gets_four_bytes_a_token() -> None:
+    everything = "".join(map(chr, range(0x20, 0x11000))).encode("utf-8", "ignore").decode()
+    Path("all.txt").write_text(everything, encoding="utf-8", newline="")
+    dataset = prepared(config("all.txt"))
+    assert dataset.tokenizer.vocab_size == len(set(everything)) > 1 << 16
+    assert dataset.train.tokens.dtype == np.uint32
+    assert dataset.text("train") + dataset.text("val") == everything
+
+
+def test_char_knows_the_characters_of_every_split() -> None:
+    Path("t.txt").write_text("a" * 90 + "b" * 5 + "c" * 5)
+    assert prepared(config("t.txt", test_frac=0.05)).tokenizer.vocab_size == 3
+
+
+def test_bpe_learns_from_the_training_split_alone() -> None:
+    Path("one.txt").write_text("ab " * 600 + "xy " * 300)
+    Path("two.txt").write_text("ab " * 600 + "zw " * 300)
+    made = [prepared(config(f"{name}.txt", tokenizer="bpe", train_frac=0.5)).tokenizer.to_json() for name in ("one", "two")]
+    assert made[0] == made[1]
+    assert b"xy" not in prepared(config("one.txt", tokenizer="bpe", train_frac=0.5)).tokenizer.token_bytes()
+
+
+def test_ascii_only_drops_the_rest(text: Path) -> None:
+    kept = TEXT.encode("ascii", "ignore").decode()
+    dataset = prepared(config(ascii_only=True))
+    assert dataset.text("train") + dataset.text("val") == kept
+    assert (dataset.n_chars, dataset.sha256) == (len(kept), sha256(kept))
+
+
+def test_a_tokenizer_file_is_used_as_it_is(text: Path) -> None:
+    first = prepared(config(tokenizer="bpe"))
+    for given_as in (str(first.dir / "tokenizer.json"), str(first.dir)):
+        again = prepared(config(tokenizer=given_as))
+        assert again.train.tokens.tolist() == first.train.tokens.tolist()
+        assert again.dir != first.dir
+
+
+def test_a_record_says_what_was_made(text: Path) -> None:
+    dataset = prepared(config(tokenizer="byte"))
+    record = json.loads((dataset.dir / RECORD).read_text())
+    assert tree(dataset.dir) == ["dataset.json", "tokenizer.json", "train.bin", "val.bin"]
+    assert record["tokenizer"] == "byte"
+    assert record["splits"]["train"]["file_sha256"] == hashlib.sha256((dataset.dir / "train.bin").read_bytes()).hexdigest()
+
+
+@given(st.text(alphabet=st.characters(codec="utf-8"), min_size=2, max_size=120), st.sampled_from(LEARNED), st.integers(1, 9))
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_text_comes_back_whatever_the_read_size(tmp_path: Path, anything: str, tokenizer: str, block: int) -> None:
+    (tmp_path / "any.txt").write_bytes(anything.encode())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(corpora, "BLOCK", block)
+        dataset = prepared(config("any.txt", tokenizer=tokenizer, train_frac=0.5))
+    assert dataset.text("train") + dataset.text("val") == anything
+    assert dataset.n_chars == len(anything)
+
+
+@pytest.mark.parametrize("tokenizer", LEARNED)
+def test_tokens_do_not_depend_on_how_the_text_was_read(tokenizer: str, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for block in (1, 13, 1 << 20):
+        monkeypatch.setattr(corpora, "BLOCK", block)
+        found.append(prepared(config(tokenizer=tokenizer), Path(f"data{block}")))
+    assert len({dataset.dir.name for dataset in found}) == 1
+    assert len({(dataset.dir / "train.bin").read_bytes() for dataset in found}) == 1
+
+
+def test_progress_is_told(text: Path) -> None:
+    seen: list[Preparing] = []
+    prepared(config(tokenizer="bpe"), on_progress=seen.append)
+    phases = list(dict.fromkeys(step.phase for step in seen))
+    assert phases[0] == "reading"
+    assert phases[-1] == "encoding"
+    assert seen[-1] == Preparing(len(TEXT.encode()), len(TEXT.encode()), "encoding")
+    assert all(0 <= step.done_bytes <= (step.total_bytes or 1 << 40) for step in seen)
+
+
+class Slow:
+    """A text that has to be fetched."""
+
+    label, n_bytes, once = "slow", None, False
+
+    def fetch(self, report: Any) -> None:
+        report(3, 6)
+
+    def chunks(self) -> Iterator[str]:
+        yield TEXT
+
+
+def test_downloads_and_learning_are_told_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    learned = []
+
+    class Reading(CharTokenizer):
+        @classmethod
+        def build(cls, config: DataConfig, corpus: Any) -> Any:
+            learned.append("".join(corpus.train_text()))
+            return super().build(config, corpus)
+
+    monkeypatch.setattr(registry, "load", lambda kind, name: Reading)
+    seen: list[Preparing] = []
+    prepared(config(""), on_progress=seen.append, source=Slow())
+    train = TEXT[: int(len(TEXT) * 0.9)]
+    assert learned == [train]
+    assert seen[0] == Preparing(3, 6, "downloading")
+    total = len(TEXT.encode()) * len(train) // len(TEXT)
+    assert Preparing(len(train.encode()), total, "learning tokens from") in seen
+
+
+# Where it goes
+
+
+def test_the_same_text_is_not_cut_twice(text: Path) -> None:
+    first = prepared(config())
+    before = {path: path.stat().st_mtime_ns for path in first.dir.iterdir()}
+    seen: list[Preparing] = []
+    second = prepared(config(), on_progress=seen.append)
+    assert second.dir == first.dir
+    assert {path: path.stat().st_mtime_ns for path in first.dir.iterdir()} == before
+    assert {step.phase for step in seen} == {"reading"}
+
+
+def test_a_changed_text_or_setting_is_never_given_old_tokens(text: Path) -> None:
+    folders = {prepared(config()).dir}
+    stat = text.stat()
+    text.write_bytes(TEXT.replace("Lorem", "Loren", 1).encode())
+    os.utime(text, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # same size, same time
+    changed = prepared(config())
+    assert changed.text("train").startswith("Loren")
+    folders.add(changed.dir)
+    for other in ({"train_frac": 0.8}, {"test_frac": 0.05}, {"tokenizer": "byte"}, {"tokenizer": "bpe"}, {"ascii_only": True}):
+        folders.add(prepared(config(**other)).dir)
+    for other in ({"vocab_size": 280}, {"min_pair_freq": 3}):
+        folders.add(prepared(config(tokenizer="bpe", **other)).dir)
+    assert len(folders) == 9
+
+
+def test_settings_that_change_nothing_share_the_files(text: Path) -> None:
+    assert prepared(config(vocab_size=999, min_pair_freq=7, sampling="random")).dir == prepared(config()).dir
+
+
+def test_a_damaged_folder_is_built_again(text: Path) -> None:
+    dataset = prepared(config())
+    good = (dataset.dir / "train.bin").read_bytes()
+    for damage in (good[:-2], b"\x01" + good[1:], b""):
+        (dataset.dir / "train.bin").write_bytes(damage)
+        assert prepared(config()).dir == dataset.dir
+        assert (dataset.dir / "train.bin").read_bytes() == good
+    (dataset.dir / RECORD).unlink()
+    prepared(config())
+    assert (dataset.dir / RECORD).is_file()
+    assert os.listdir("data") == [dataset.dir.name]
+
+
+def test_a_folder_of_ones_own(text: Path) -> None:
+    out = Path("deep/tokens")
+    first = prepared(config(), out=out)
+    assert first.dir == out
+    assert prepared(config(), out=out).dir == out
+    assert prepared(config(tokenizer="byte"), out=out).tokenizer.name == "byte"  # ours: replaced
+    assert sorted(os.listdir("deep")) == ["tokens"]
+    assert not Path("data").exists()
+
+
+def test_foreign_folders_are_not_replaced(text: Path) -> None:
+    Path("mine").mkdir()
+    Path("mine/photo.jpg").write_text("!")
+    for out, complaint in (("mine", "holds other files"), ("text.txt", "is a file"), ("mine/photo.jpg", "is a file")):
+        with pytest.raises(UsageError, match=complaint):
+            prepared(config(), out=Path(out))
+    assert tree() == ["mine", "mine/photo.jpg", "text.txt"]
+    Path("empty").mkdir()
+    assert prepared(config(), out=Path("empty")).dir == Path("empty")
+
+
+def test_names_of_folders_are_plain(text: Path) -> None:
+    odd = Path("…/we ird\x1b[31m (1)")
+    odd.parent.mkdir()
+    odd.write_bytes(TEXT.encode())
+    assert prepared(config(str(odd))).dir.name.startswith("we-ird-31m-1-char-")
+
+
+def test_standard_input_is_kept_while_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    for _ in range(2):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(TEXT.encode())))
+        dataset = prepared(config("-", tokenizer="bpe"))
+        assert dataset.text("train") + dataset.text("val") == TEXT
+        assert dataset.label == "-"
+        assert dataset.dir.name.startswith("stdin-bpe-")
+    assert sorted(os.listdir("data")) == [dataset.dir.name]
+
+
+def test_several_sources_become_one_text(text: Path) -> None:
+    dataset = prepared(config(), source=open_sources(["text.txt", "text.txt"]))
+    assert dataset.n_chars == 2 * len(TEXT)
+
+
+# What is refused leaves nothing behind
+
+
+@pytest.mark.parametrize(
+    ("content", "changes", "complaint"),
+    [
+        (b"", {}, "text.txt is empty"),
+        (b"a", {}, "has 1 character, which leaves none for the train split"),
+        ("日".encode(), {"ascii_only": True}, "has no ASCII character"),
+        (b"ab", {"train_frac": 0.6, "test_frac": 0.3}, "has 2 characters, which leaves none for the test split"),
+    ],
+)
+def test_texts_too_short_to_cut(content: bytes, changes: dict[str, Any], complaint: str, text: Path) -> None:
+    text.write_bytes(content)
+    with pytest.raises(TextTooShort, match=complaint):
+        prepared(config(**changes))
+    assert tree() == ["text.txt"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"tokenizer": "chr"}, "unknown tokenizer 'chr': did you mean 'char'"),
+        ({"tokenizer": "none.json"}, "no tokenizer file none.json"),
+        ({"tokenizer": "text.txt"}, "tokenizer text.txt: .*not valid JSON"),
+        ({"source": "none.txt"}, "no file or folder none.txt"),
+    ],
+)
+def test_wrong_settings(changes: dict[str, Any], complaint: str, text: Path) -> None:
+    with pytest.raises(UsageError, match=complaint):
+        prepared(config(**changes))
+    assert tree() == ["text.txt"]
+
+
+def test_invalid_utf8_is_found_wherever_it_is(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text.write_bytes(TEXT.encode() + b"\xff")
+    for source in ("text.txt", "-"):
+        for changes in ({}, {"ascii_only": True}):
+            monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.read_bytes())))
+            with pytest.raises(UsageError, match=f"at byte {len(TEXT.encode())} "):
+                prepared(config(source, **changes))
+    assert tree() == ["text.txt"]
+
+
+def test_an_unknown_character_of_a_tokenizer_file_leaves_nothing(text: Path) -> None:
+    CharTokenizer([ord("L")]).save(Path("tokenizer.json"))
+    with pytest.raises(UsageError, match="does not know"):
+        prepared(config(tokenizer="tokenizer.json"))
+    assert tree() == ["text.txt", "tokenizer.json"]
+
+
+@dataclass
+class Changing:
+    """A text that is another one each time it is read."""
+
+    readings: list[str]
+    label: str = "changing"
+    n_bytes: int | None = None
+    once: bool = False
+
+    def fetch(self, report: Any) -> None:
+        """Here already."""
+
+    def chunks(self) -> Iterator[str]:
+        yield self.readings.pop(0)
+
+
+@pytest.mark.parametrize("second", [TEXT + "!", TEXT[:-1], TEXT.replace("o", "u"), ""])
+def test_a_text_that_changes_between_two_readings_is_refused(second: str) -> None:
+    with pytest.raises(MiniGPTError, match="changed while it was read"):
+        prepared(config(tokenizer="byte"), source=Changing([TEXT, second]))
+    assert tree() == []
+
+
+@pytest.mark.parametrize("number", range(1, 5))
+def test_a_full_disk_leaves_nothing(number: int, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The n-th opening for writing meets the end of the disk, which shows when bytes are written."""
+    opened = Path.open
+    count = [0]
+
+    class Full(io.BytesIO):
+        def write(self, data: Any) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    def open_(self: Path, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
+        if "w" in mode:
+            count[0] += 1
+            if count[0] == number:
+                return Full()
+        return opened(self, mode, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", open_)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(TEXT.encode())))
+    try:
+        prepared(config("-", test_frac=0.05))
+    except MiniGPTError as error:
+        message = str(error)
+    else:
+        message = "the disk is full" if count[0] < number else "finished on a full disk"
+    assert "the disk is full" in message
+    monkeypatch.undo()
+    assert [path for path in tree() if workshop.UNFINISHED in path or path.endswith(".tmp")] == []
+
+
+def test_an_abandoned_preparation_leaves_nothing(text: Path) -> None:
+    for stop in range(1, 200, 7):
+        steps = prepare(config(tokenizer="byte"))
+        try:
+            for _ in range(stop):
+                next(steps)
+        except StopIteration:
+            break
+        steps.close()
+        assert tree() == ["text.txt"]
+    else:
+        pytest.fail("the preparation never ended")
+
+
+def test_an_interrupt_while_learning_leaves_nothing(text: Path) -> None:
+    def interrupt(step: Preparing) -> None:
+        if step.phase == "learning tokens from":
+            raise KeyboardInterrupt
+
+    original = encoding._made
+
+    def slow(*args: Any) -> Any:
+        yield Preparing(0, 1, "learning tokens from")
+        return (yield from original(*args))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encoding, "_made", slow)
+        with pytest.raises(KeyboardInterrupt):
+            prepared(config(tokenizer="bpe"), on_progress=interrupt)
+    assert tree() == ["text.txt"]
+
+
+def _prepare_in_a_process(folder: str, barrier: Any) -> None:
+    os.chdir(folder)
+    barrier.wait()
+    for block in range(5):
+        corpora.BLOCK = 16 + block
+        dataset: Dataset = prepared(config(tokenizer="byte"))
+        assert dataset.text("train") + dataset.text("val") == TEXT
+
+
+def test_processes_that_prepare_the_same_text_do_not_disturb_each_other(text: Path) -> None:
+    (prepared(config(tokenizer="byte")).dir / "val.bin").write_bytes(b"damage")
+    context = multiprocessing.get_context("fork")
+    barrier = context.Barrier(3)
+    processes = [context.Process(target=_prepare_in_a_process, args=(str(text.parent), barrier)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    dataset = prepared(config(tokenizer="byte"))
+    assert open_dataset(dataset.dir).text("train") == dataset.text("train")
+    assert [name for name in os.listdir("data") if name.startswith(".")] == []
