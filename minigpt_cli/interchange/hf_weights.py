@@ -63,7 +63,7 @@ def to_hf(config: ModelConfig, state: Mapping[str, Tensor]) -> tuple[dict[str, A
     mapping = weight_mapping(config)
     result: State = {}
     for rule in mapping.rules:
-        pieces = torch.split(state[rule.ours], rule.rows or state[rule.ours].size(0))
+        pieces = torch.split(state[rule.ours], list(rule.rows) or state[rule.ours].size(0))
         for name, piece in zip(rule.theirs, pieces, strict=True):
             result[name] = (piece.T if rule.transpose else piece).contiguous()
     some = next(iter(result.values()))

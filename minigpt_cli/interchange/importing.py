@@ -8,7 +8,8 @@ from minigpt_cli.errors import UsageError
 from minigpt_cli.interchange.initialise import Report, Source, initial_weights
 from minigpt_cli.models.contract import build_model
 from minigpt_cli.records import Base, RunRecord
-from minigpt_cli.runstore import RECORD, Run, RunStore, check_name
+from minigpt_cli.rundir import RECORD, Run
+from minigpt_cli.runstore import RunStore, check_name
 from minigpt_cli.tokenization.contract import Tokenizer
 
 IMPORTED = "imported"  # the stop_reason of such a run

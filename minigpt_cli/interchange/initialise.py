@@ -8,6 +8,7 @@ matched by the text of their tokens, and learned positions beyond a smaller bloc
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,12 @@ class Report:
 
     def counts(self) -> str:
         """One line."""
-        counted = {"loaded": self.loaded, "missing": self.missing, "unexpected": self.unexpected, "wrongly shaped": self.misshaped}
+        counted: dict[str, Sized] = {
+            "loaded": self.loaded,
+            "missing": self.missing,
+            "unexpected": self.unexpected,
+            "wrongly shaped": self.misshaped,
+        }
         return ", ".join(f"{len(names)} {what}" for what, names in counted.items())
 
 

@@ -54,7 +54,7 @@ class _Spread(torch.autograd.Function):
         return x.index_select(0, order // k if k > 1 else order)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         (back,) = ctx.saved_tensors
         first, *others = grad.index_select(0, back).view(-1, ctx.k, grad.size(-1)).unbind(1)
         for other in others:
@@ -73,7 +73,7 @@ class _Combined(torch.autograd.Function):
         return result
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         by_token, weights, order = ctx.saved_tensors
         d_weights = torch.stack([torch.linalg.vecdot(grad, expert) for expert in by_token.unbind(1)], dim=1)
         d_y = torch.empty_like(by_token)
@@ -102,7 +102,7 @@ class _GroupedLinear(torch.autograd.Function):
         return result
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         x, weight = ctx.saved_tensors
         d_x, d_weight = torch.empty_like(x), torch.empty_like(weight)
         groups = [torch.split(t, ctx.counts) for t in (grad, x, d_x)]

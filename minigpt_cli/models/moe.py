@@ -81,13 +81,14 @@ class Experts(nn.Module):
         """(E,) share of the token-expert pairs that each expert got; equal shares before the first pass."""
         if self._counts is None:
             return torch.full_like(self.balance_bias, 1 / self.config.n_experts)
-        return self._counts / self._counts.sum()
+        return torch.div(self._counts, self._counts.sum())
 
     def router_entropy(self) -> Tensor:
         """Mean over tokens of the entropy of the router's choice, nats: log E is undecided, 0 is certain."""
         if self._probs is None:
             return torch.full((), self.config.n_experts, device=self.balance_bias.device).log()
-        return torch.special.entr(self._probs).sum(-1).mean()
+        entropy: Tensor = torch.special.entr(self._probs).sum(-1).mean()
+        return entropy
 
     @torch.no_grad()
     def update_bias(self) -> None:
@@ -132,6 +133,7 @@ class MixtureOfExperts(Transformer):
         init_modern(self, generator)
 
     def n_active_params(self) -> int:
-        idle = 1 - self.config.moe_top_k / self.config.n_experts
+        idle: float = 1 - self.config.moe_top_k / self.config.n_experts
         experts: int = sum(p.numel() for m in self.modules() if isinstance(m, Experts) for p in (m.gate_up, m.down))
-        return sum(p.numel() for p in self.parameters()) - round(idle * experts)
+        everything: int = sum(p.numel() for p in self.parameters())
+        return everything - round(idle * experts)

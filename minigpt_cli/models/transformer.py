@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -82,7 +82,7 @@ class Transformer(nn.Module):
 
     def matrices(self) -> Iterator[MatrixParts]:
         for block in self.blocks:
-            yield from block.matrices()
+            yield from cast(Any, block).matrices()
 
     def n_active_params(self) -> int:
         return sum(p.numel() for p in self.parameters())

@@ -32,6 +32,10 @@ class World:
         """One process alone writes the run directory and the screen."""
         return self.rank == 0
 
+    def device(self, kind: str) -> torch.device:
+        """This process's device of a kind."""
+        return torch.device(kind, self.local_rank) if kind == "cuda" else torch.device(kind)
+
     def agree(self, value: int, device: torch.device) -> int:
         """The largest `value` of any process, known to all: a signal or an error in one reaches every one."""
         if self.size == 1:

@@ -104,7 +104,9 @@ class Muon:
         for matrix in matrices:
             rows = matrix.weight.numel() // matrix.weight.shape[-1] // matrix.parts
             groups.setdefault((rows, matrix.weight.shape[-1]), []).append(matrix)
-        self._groups = [([m.weight for m in members], shape) for shape, members in groups.items()]
+        self._groups: list[tuple[list[Tensor], tuple[int, int]]] = [
+            ([m.weight for m in members], shape) for shape, members in groups.items()
+        ]
         self._counts = [[m.weight.numel() // (shape[0] * shape[1]) for m in members] for shape, members in groups.items()]
         self._momenta = [
             torch.zeros(sum(counts), *shape, device=weights[0].device)
@@ -130,7 +132,8 @@ class Muon:
                 torch._foreach_mul_(weights, decay_by)
             else:
                 torch._foreach_mul_(weights, decay)
-            pieces = [u.reshape(w.shape) for u, w in zip(update.to(weights[0].dtype).split(counts), weights, strict=True)]
+            pieces = torch.split(update.to(weights[0].dtype), counts)
+            pieces = tuple(u.reshape(w.shape) for u, w in zip(pieces, weights, strict=True))
             torch._foreach_add_(weights, pieces, alpha=-scale)
 
     def state_tensors(self) -> dict[str, Tensor]:
@@ -176,7 +179,7 @@ def orthogonalise(matrices: Tensor, iterate_in: torch.dtype = torch.float32) -> 
     return (x.mT if tall else x).float()
 
 
-def _gradient(weight: nn.Parameter) -> Tensor:
+def _gradient(weight: Tensor) -> Tensor:
     return weight.grad if weight.grad is not None else torch.zeros_like(weight)
 
 

@@ -86,7 +86,7 @@ class TrainingState:
             x, y = batch(number, micro)
             with distributed.without_averaging(self._forward, last=micro == optim.grad_accum - 1):
                 loss, cross_entropy = self._loss(self._forward, x, y)
-                (loss * (self.scaler.scale / optim.grad_accum)).backward()
+                torch.autograd.backward(loss * (self.scaler.scale / optim.grad_accum))
             total += cross_entropy / optim.grad_accum
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         norm = self._unscale_and_clip(gradients)

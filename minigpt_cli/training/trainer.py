@@ -99,7 +99,7 @@ def _sitting(
     notices: list[str],
 ) -> Iterator[Event]:
     """Train until the end or until memory runs out."""
-    device = torch.device(config.compute.device, world.local_rank if config.compute.device == "cuda" else None)
+    device = world.device(config.compute.device)
     with explained_out_of_memory(config):
         trainer = _Trainer(run, resume.record if resume else run.record, config, dataset, device, world, weights, whole)
         yield trainer.started(notices)
@@ -413,6 +413,7 @@ class _Trainer:
         )
         if reason == "diverged":
             raise Diverged(
-                f"training diverged: {_REFUSED_LIMIT} steps in a row had non-finite numbers; run {self.run.name!r} keeps its best and last good "
-                "weights; try a lower --lr or --muon-lr, or --grad-clip 1"
+                f"training diverged: {_REFUSED_LIMIT} steps in a row had non-finite numbers; "
+                f"run {self.run.name!r} keeps its best and last good weights; "
+                "try a lower --lr or --muon-lr, or --grad-clip 1"
             )
