@@ -128,8 +128,8 @@ def _say_scoring(name: str) -> None:
 
 def _differences(groups: Sequence[tuple[str, Sequence[Run]]]) -> dict[str, list[Any]]:
     """Settings in which the sides differ. A side of several runs has the value that they share, or None where they differ."""
-    from minigpt_cli.commands.config_flags import settings
     from minigpt_cli.commands.run_fields import RunFields
+    from minigpt_cli.commands.settings import settings
 
     out = {}
     for name in settings():

@@ -49,7 +49,7 @@ def _what(found: Compared) -> str:
 
 
 def _shown_differences(found: Compared) -> list[tuple[str, list[str]]]:
-    from minigpt_cli.commands.config_flags import show_value
+    from minigpt_cli.commands.settings import show_value
 
     return [(name, ["-" if v is None else show_value(v) for v in row]) for name, row in found.differences.items()]
 

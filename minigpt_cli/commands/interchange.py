@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from minigpt_cli import registry
-from minigpt_cli.commands.config_flags import resolve, with_settings
+from minigpt_cli.commands.config_flags import with_settings
+from minigpt_cli.commands.layers import resolve
 from minigpt_cli.commands.options import CheckpointOption, JsonFlag, RunArgument, RunsDir, complete_tokenizer
 from minigpt_cli.display import console
 from minigpt_cli.runstore import RunStore, check_name
