@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from minigpt_cli.commands.config_flags import differing_from_defaults, settings, show_value
+from minigpt_cli.commands.layers import differing_from_defaults
 from minigpt_cli.commands.ranking import ranked
 from minigpt_cli.commands.run_fields import RunFields
 from minigpt_cli.commands.samples import sample_of
+from minigpt_cli.commands.settings import settings, show_value
 from minigpt_cli.display import console
 from minigpt_cli.durable import write_atomic
 from minigpt_cli.errors import UsageError

@@ -23,7 +23,7 @@ _OF_BEST = {"nats_per_char": "nats_per_char", "val_loss": "nats_per_token", "bes
 
 def field_names() -> list[str]:
     """Every field that a run may have."""
-    from minigpt_cli.commands.config_flags import settings
+    from minigpt_cli.commands.settings import settings
 
     own = ["run", "status", "corpus", "text_sha256", "tag", "note", *_OF_RECORD, *_OF_BEST]
     return list(dict.fromkeys([*own, *settings()]))
@@ -49,7 +49,7 @@ class RunFields(Mapping[str, Any]):
         return own[name] if name in own else self._setting(name)
 
     def _setting(self, name: str) -> Any:
-        from minigpt_cli.commands.config_flags import settings
+        from minigpt_cli.commands.settings import settings
 
         config, section = self.run.config, settings()[name].section
         place = getattr(config, section) if section else config

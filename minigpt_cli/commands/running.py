@@ -18,9 +18,10 @@ from minigpt_cli.commands.beginning import Beginning, Weights, check_adapters, w
 from minigpt_cli.commands.provenance import new_record
 from minigpt_cli.commands.signals import StopSignals
 from minigpt_cli.config import RunConfig
-from minigpt_cli.display.live_training import Standings, TrainingView, training_view
+from minigpt_cli.display.live_training import TrainingView, training_view
 from minigpt_cli.display.progress import progress
 from minigpt_cli.display.tracking import check_trackers, tracking
+from minigpt_cli.display.training_screen import Standings
 from minigpt_cli.errors import Interrupted, MiniGPTError, UsageError
 from minigpt_cli.events import Event, Stopped
 from minigpt_cli.runstore import Run, RunStore, check_name

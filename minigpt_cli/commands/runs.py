@@ -176,10 +176,10 @@ def show(run: OptionalRun = None, json: JsonFlag = False, runs_dir: RunsDir = No
         document = {"run": found.name, "record": record, "config": found.config.model_dump(mode="json"), "tags": annotations.tags}
         console.write_json(document | {"note": annotations.note, "evaluations": len(evaluations)})
         return
-    from minigpt_cli.commands.config_flags import differing_from_defaults
+    from minigpt_cli.commands.layers import differing_from_defaults
     from minigpt_cli.display.charts import terminal_chart
-    from minigpt_cli.display.live_training import loss_curves
     from minigpt_cli.display.run_tables import print_run
+    from minigpt_cli.display.training_screen import loss_curves
 
     out = console.stdout()
     wide = min(out.width, 100)

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from minigpt_cli.commands.beginning import Beginning
-from minigpt_cli.commands.config_flags import Resolved, override, resolve, settings
+from minigpt_cli.commands.layers import Resolved, override, resolve
 from minigpt_cli.commands.running import Outcome, Output, Request, train_new, train_on
+from minigpt_cli.commands.settings import settings
 from minigpt_cli.display import console
-from minigpt_cli.display.live_training import Standings
+from minigpt_cli.display.training_screen import Standings
 from minigpt_cli.errors import Interrupted, MiniGPTError, RunDamaged, UsageError, unknown_name
 from minigpt_cli.events import Evaluated, Event
 from minigpt_cli.runstore import Run, RunStore, check_name

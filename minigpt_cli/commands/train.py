@@ -8,7 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from minigpt_cli.commands.beginning import Beginning
-from minigpt_cli.commands.config_flags import Resolved, layer_lines, override, resolve, with_settings
+from minigpt_cli.commands.config_flags import with_settings
+from minigpt_cli.commands.layers import Resolved, layer_lines, override, resolve
 from minigpt_cli.commands.options import JsonFlag, RunsDir, SourceArgument, complete_preset, complete_run
 from minigpt_cli.commands.running import Outcome, Output, Request, read_data, train_new, train_on
 from minigpt_cli.commands.samples import sample_of
@@ -98,7 +99,7 @@ def train(
         raise UsageError("SOURCE and --data mean the same: leave one out")
     source = source or data
     if resume is not None:
-        alone = {"SOURCE": source, "--preset": preset, "--config": config, "--name": name, "--init-from": init_from}
+        alone: dict[str, object] = {"SOURCE": source, "--preset": preset, "--config": config, "--name": name, "--init-from": init_from}
         alone |= {"--sweep": sweep, "--search": search, "--seeds": seeds > 1, "--dry-run": dry_run, "--print-config": print_config}
         if wrong := [flag for flag, value in alone.items() if value]:
             raise UsageError(f"--resume continues a run as it was: leave out {', '.join(wrong)}")

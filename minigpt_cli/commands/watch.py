@@ -98,7 +98,7 @@ def _stopped(run: Run) -> Stopped | None:
 
 def _lines(runs: list[Run], every: float, *, once: bool, json: bool) -> None:
     """Print each evaluation as it comes: JSON events, or lines that begin with the run's name if there are several."""
-    from minigpt_cli.display.live_training import evaluation_line
+    from minigpt_cli.display.training_screen import evaluation_line
 
     seen = {run.name: 0 for run in runs}
     for _ in _looks(every, once=once):

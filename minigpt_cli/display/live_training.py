@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
-from minigpt_cli.display import console, words
-from minigpt_cli.display.charts import Curve, terminal_chart
-from minigpt_cli.events import Evaluated, Event, Progress, Resumed, Skipped, Started, Stopped
+from minigpt_cli.display import console
+from minigpt_cli.display.training_screen import (
+    Standings,
+    TrainingScreen,
+    TrainingState,
+    describe_resume,
+    describe_start,
+    evaluation_line,
+)
+from minigpt_cli.events import Evaluated, Event, Progress, Resumed, Skipped, Started
 
 if TYPE_CHECKING:
-    from rich.console import Console, ConsoleOptions, RenderableType
-    from rich.table import Table
-
-_LEAST_HEIGHT = 12  # of the table with its frame; the curve gets what a terminal has beyond it
-_LEVELS = " ▁▂▃▄▅▆▇█"
+    from rich.console import Console
 
 
 class TrainingView(AbstractContextManager["TrainingView"], Protocol):
@@ -27,16 +28,6 @@ class TrainingView(AbstractContextManager["TrainingView"], Protocol):
 
     def announce(self, message: str) -> None:
         """Show a line; safe in the middle of anything, as a signal handler needs it."""
-
-
-@dataclass(frozen=True)
-class Standings:
-    """How a group of runs stands while one of them trains."""
-
-    group: str
-    done: int
-    total: int
-    best: tuple[tuple[str, float], ...]  # what sets a run apart and its nats per character, best first
 
 
 def training_view(
@@ -105,83 +96,6 @@ class PlainLines(Silent):
         console.write_now(message)
 
 
-def describe_start(event: Started) -> str:
-    """The run in a line: what is trained, on what, where."""
-    active = "" if event.n_active_params == event.n_params else f" ({words.count(event.n_active_params)} active)"
-    how = f"{event.precision}, {event.attention} attention{', compiled' if event.compiled else ''}"
-    return (
-        f"{event.run}: {event.arch}, {words.count(event.n_params)} parameters{active}, vocabulary {event.vocab_size:,}, "
-        f"{event.train_tokens:,} training tokens; {event.device}, {how}; {event.max_steps:,} steps"
-    )
-
-
-def describe_resume(event: Resumed) -> str:
-    """Where training goes on, and whether to the bit."""
-    return f"{event.run}: going on from step {event.step:,}" + ("" if event.exact else ", not exact to the bit")
-
-
-def evaluation_line(event: Evaluated, max_steps: int) -> str:
-    """One evaluation in a line of fixed columns."""
-    step = f"{event.step}/{max_steps}" if max_steps else str(event.step)
-    patience = "" if event.patience_left is None else f"  patience {event.patience_left}"
-    return (
-        f"step {step:>11}  train {words.loss(event.train_loss)}  val {words.loss(event.val_loss)}  "
-        f"nats/char {words.loss(event.nats_per_char)}{' *' if event.is_best else '  '}  lr {words.rate(event.lr):<7}  "
-        f"{words.count(event.tokens_per_s)} tokens/s  {words.duration(event.elapsed_s)}{patience}"
-    ).rstrip()
-
-
-@dataclass
-class TrainingState:
-    """Everything the live view draws from: what the events so far amount to."""
-
-    started: Started | None = None
-    evaluations: list[Evaluated] = field(default_factory=list)
-    beat: Progress | None = None
-    stopped: Stopped | None = None
-    notices: list[str] = field(default_factory=list)
-    resumed_at: tuple[int, float] | None = None  # step and seconds where this sitting began
-    time_limit_s: float = 0.0
-    standings: Standings | None = None
-
-    def add(self, event: Event) -> None:
-        """Take `event` in."""
-        if isinstance(event, Started):
-            self.started = event
-            self.notices += event.notices
-        elif isinstance(event, Resumed):
-            self.notices += [describe_resume(event), *event.notices]
-            self.resumed_at = (event.step, 0.0)
-        elif isinstance(event, Evaluated):
-            self.evaluations.append(event)
-        elif isinstance(event, Progress):
-            self.beat = event
-        elif isinstance(event, Skipped):
-            self.notices.append(f"step {event.step} was not applied: {event.reason}")
-        elif isinstance(event, Stopped):
-            self.stopped = event
-
-    @property
-    def latest(self) -> Progress | Evaluated | None:
-        """The newest word on speed and time."""
-        last = self.evaluations[-1] if self.evaluations else None
-        return last if self.beat is None or (last is not None and last.step >= self.beat.step) else self.beat
-
-    @property
-    def best(self) -> Evaluated | None:
-        return next((event for event in reversed(self.evaluations) if event.is_best), None)
-
-    @property
-    def remaining_s(self) -> float | None:
-        """Seconds to go at the present speed, as far as can be told."""
-        now = self.latest
-        if self.started is None or now is None or now.tokens_per_s <= 0 or now.step == 0:
-            return None
-        tokens_per_step = now.tokens_seen / now.step
-        left = max(0, self.started.max_steps - now.step) * tokens_per_step / now.tokens_per_s
-        return min(left, max(0.0, self.time_limit_s - now.elapsed_s)) if self.time_limit_s else left
-
-
 class LiveTable(Silent):
     """The live table: evaluations, a small curve, and where the run is."""
 
@@ -207,134 +121,3 @@ class LiveTable(Silent):
     def announce(self, message: str) -> None:
         """Put it among the notices; the next redrawing, a moment later, shows it."""
         self.state.notices.append(message)
-
-
-class TrainingScreen:
-    """A renderable of a TrainingState; also what `runs watch` shows."""
-
-    def __init__(self, state: TrainingState) -> None:
-        self.state = state
-        self._curve: tuple[tuple[int, int, int], str] = ((0, 0, 0), "")
-
-    def __rich_console__(self, screen: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
-        from rich.text import Text
-
-        state = self.state
-        width, height = options.max_width, screen.size.height
-        if state.standings is not None:
-            yield standings_text(state.standings)
-            height -= 1 + len(state.standings.best)
-        if state.started is None:
-            if not state.evaluations:
-                yield Text("Getting ready …", style="dim")
-                return
-        else:
-            yield heading(state.started)
-        for notice in state.notices[-3:]:
-            yield Text(f"  {console.one_line(notice)}", style="dim", overflow="ellipsis", no_wrap=True)
-        spare = height - _LEAST_HEIGHT - min(3, len(state.notices))
-        chart_height = min(8, spare - 4) if len(state.evaluations) >= 3 else 0
-        rows = max(3, height - 9 - min(3, len(state.notices)) - (chart_height + 4 if chart_height >= 4 else 0))
-        yield evaluation_table(state.evaluations, min(rows, 12))
-        if chart_height >= 4 and (chart := self._chart(width, chart_height, not screen.no_color)):
-            yield Text.from_ansi(chart)
-        yield from self._status(width)
-
-    def _chart(self, width: int, height: int, colour: bool) -> str:
-        key = (len(self.state.evaluations), width, height)
-        if self._curve[0] != key:
-            self._curve = (key, terminal_chart(loss_curves(self.state.evaluations), width=min(width, 100), height=height, colour=colour))
-        return self._curve[1]
-
-    def _status(self, width: int) -> Iterator[RenderableType]:
-        from rich.progress_bar import ProgressBar
-        from rich.table import Table
-        from rich.text import Text
-
-        state, now = self.state, self.state.latest
-        if now is None or state.started is None:
-            return
-        total = state.started.max_steps
-        if (last := state.evaluations[-1] if state.evaluations else None) and last.expert_load:
-            yield expert_text(last.expert_load, last.router_entropy)
-        line = Table.grid(padding=(0, 1), expand=False)
-        parts = [f"step {now.step:,}/{total:,}", f"{words.duration(now.elapsed_s)} elapsed"]
-        if state.stopped is not None:
-            parts.append(f"stopped: {state.stopped.stop_reason}")
-        elif (left := state.remaining_s) is not None:
-            parts.append(f"{words.duration(left)} left")
-        if last is not None and last.patience_left is not None:
-            parts.append(f"patience {last.patience_left}")
-        text = " · ".join(parts)
-        bar = ProgressBar(total=max(total, now.step, 1), completed=now.step, width=max(6, min(30, width - len(text) - 1)))
-        line.add_row(bar, Text(text))
-        yield line
-        if state.stopped is None and state.beat is not None:
-            beat = state.beat
-            now_text = f"now: train {words.loss(beat.train_loss)} · lr {words.rate(beat.lr)} · {words.count(beat.tokens_per_s)} tokens/s"
-            yield Text(now_text, style="dim")
-
-
-def standings_text(standings: Standings) -> Any:
-    """The group, how far it is, and its best runs, a line each."""
-    from rich.text import Text
-
-    lines = [f"  {score:.4f}  {console.one_line(name)}" for name, score in standings.best]
-    head = f"{console.one_line(standings.group)}: {standings.done} of {standings.total} runs done"
-    return Text("\n".join([head, *lines]), overflow="ellipsis", no_wrap=True)
-
-
-def heading(event: Started) -> Any:
-    """The run's name and what it trains, cut to the width."""
-    from rich.text import Text
-
-    text = describe_start(event).removeprefix(event.run)
-    return Text.assemble((console.one_line(event.run), "bold"), text, overflow="fold")
-
-
-def evaluation_table(evaluations: list[Evaluated], rows: int) -> Table:
-    """The last `rows` evaluations, the best marked; if it is further back it stands first."""
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    for name, width in (("step", 7), ("train", 6), ("val", 6), ("nats/char", 9), ("", 1), ("lr", 7), ("tokens/s", 8), ("time", 7)):
-        table.add_column(name, justify="right", min_width=width, no_wrap=True)
-    best = next((event for event in reversed(evaluations) if event.is_best), None)
-    shown = evaluations[-rows:]
-    if best is not None and best not in shown:
-        shown = [best, *shown[1:]]
-    for event in shown:
-        table.add_row(
-            f"{event.step:,}",
-            words.loss(event.train_loss),
-            words.loss(event.val_loss),
-            words.loss(event.nats_per_char),
-            "★" if event is best else "",
-            words.rate(event.lr),
-            words.count(event.tokens_per_s),
-            words.duration(event.elapsed_s),
-            style="bold green" if event is best else None,
-            end_section=event is best and event is not evaluations[-1] and shown.index(event) == 0 and len(evaluations) > rows,
-        )
-    return table
-
-
-def loss_curves(evaluations: list[Evaluated]) -> list[Curve]:
-    """Training and validation loss against steps, where they were finite."""
-    both = [("train", "train_loss"), ("val", "val_loss")]
-    curves = []
-    for label, name in both:
-        points = [(event.step, value) for event in evaluations if (value := getattr(event, name)) is not None]
-        curves.append(Curve(label, [step for step, _ in points], [value for _, value in points]))
-    return [curve for curve in curves if curve.xs]
-
-
-def expert_text(load: list[list[float]], entropy: float | None) -> Any:
-    """The share of tokens that each expert of each layer gets, as bars: even where all are level."""
-    from rich.text import Text
-
-    layers = " ".join("".join(_LEVELS[min(8, round(4 * share * len(layer)))] for share in layer) for layer in load)
-    low, high = min(min(layer) for layer in load), max(max(layer) for layer in load)
-    tail = "" if entropy is None else f", router entropy {entropy:.2f}"
-    return Text.assemble("experts ", (layers, "cyan"), f"  {low:.0%}–{high:.0%} of tokens each{tail}", overflow="ellipsis", no_wrap=True)

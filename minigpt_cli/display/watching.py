@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from minigpt_cli.display import console, words
 from minigpt_cli.display.charts import Curve, terminal_chart
-from minigpt_cli.display.live_training import TrainingScreen, TrainingState
+from minigpt_cli.display.training_screen import TrainingScreen, TrainingState
 from minigpt_cli.events import Evaluated, Started, Stopped
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from minigpt_cli.commands.config_flags import flatten, resolve, settings
+from minigpt_cli.commands.layers import flatten, resolve
+from minigpt_cli.commands.settings import settings
 from minigpt_cli.errors import UsageError
 from minigpt_cli.recipes import preset_names, preset_summary, read_preset
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from minigpt_cli.display.live_training import PlainLines, TrainingScreen, TrainingState, evaluation_line, loss_curves
+from minigpt_cli.display.live_training import PlainLines
+from minigpt_cli.display.training_screen import TrainingScreen, TrainingState, evaluation_line, loss_curves
 from minigpt_cli.events import Evaluated, Event, Progress, Resumed, Skipped, Started, Stopped
 
 

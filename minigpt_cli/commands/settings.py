@@ -1,0 +1,80 @@
+"""The settings: every leaf field of RunConfig by its own name, which is its flag, its environment variable and its TOML key at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from minigpt_cli.config import BigramConfig, ClassicConfig, ModernConfig, MoEConfig, RunConfig
+
+MODELS: dict[str, type[BaseModel]] = {"bigram": BigramConfig, "classic": ClassicConfig, "modern": ModernConfig, "moe": MoEConfig}
+PANELS = {
+    "model": "Model",
+    "data": "Data",
+    "optim": "Optimisation",
+    "eval": "Evaluation and stopping",
+    "compute": "Computation",
+    "lora": "Fine-tuning",
+    "": "Run",
+}
+DEFAULT_ARCH = ModernConfig.model_fields["arch"].default
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A leaf field of RunConfig: where it sits and in which architectures."""
+
+    name: str
+    section: str  # "model", "data", … or "" at the top
+    fields: Mapping[str, FieldInfo]  # by architecture; one entry "" outside the model
+    annotation: Any
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def variable(self) -> str:
+        return f"MINIGPT_{self.name.upper()}"
+
+    @property
+    def info(self) -> FieldInfo:
+        return self.fields.get(DEFAULT_ARCH) or next(iter(self.fields.values()))
+
+
+@cache
+def settings() -> dict[str, Setting]:
+    """Every setting by name, in the order of config.py."""
+    found: dict[str, Setting] = {}
+
+    def add(name: str, section: str, fields: dict[str, FieldInfo], annotation: Any) -> None:
+        if name in found:
+            raise TypeError(f"two config fields are named {name!r}, so they would share a flag")
+        found[name] = Setting(name, section, fields, annotation)
+
+    for section, info in RunConfig.model_fields.items():
+        if section == "model":
+            add("arch", "model", {arch: model.model_fields["arch"] for arch, model in MODELS.items()}, Literal[tuple(MODELS)])
+            for name in dict.fromkeys(name for model in MODELS.values() for name in model.model_fields if name != "arch"):
+                fields = {arch: model.model_fields[name] for arch, model in MODELS.items() if name in model.model_fields}
+                add(name, "model", fields, next(iter(fields.values())).annotation)
+        elif isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            for name, leaf in info.annotation.model_fields.items():
+                add(name, section, {"": leaf}, leaf.annotation)
+        elif section != "schema_version":
+            add(section, "", {"": info}, info.annotation)
+    return found
+
+
+def show_value(value: Any) -> str:
+    """A setting's value as a person would type it."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return str(value) if value != "" else "''"
