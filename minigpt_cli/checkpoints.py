@@ -235,7 +235,7 @@ def _read_resume(folder: Path, record: RunRecord) -> ResumePoint:
     last = _read_tensors(folder, record, LAST, config, tokenizer.vocab_size)
     resume = tensorfiles.read(folder / RESUME, _recorded(folder, record, RESUME))
     state = durable.parse_json(resume.metadata.get(_STATE, "null").encode("utf-8", "surrogatepass"), f"the state in {folder / RESUME}")
-    if not isinstance(state, dict):
+    if not isinstance(state, dict) or type(state.get("step")) is not int or state["step"] < 0:
         raise RunDamaged(f"{folder / RESUME} holds no training state")
     return ResumePoint(last.tensors, resume.tensors, state, record, config, tokenizer)
 

@@ -235,12 +235,16 @@ def check_space(folder: Path, n_bytes: int) -> None:
 
 
 def available_memory() -> int:
-    """Bytes of memory that can be had without swapping, within a container's limit; a large number where the machine does not say."""
+    """Bytes of memory that can be had without swapping, within a container's or `ulimit`'s limit; a guess where it is not told."""
+    return min(_free_memory(), _container_memory(), _limited_memory())
+
+
+def _free_memory() -> int:
     with suppress(OSError, ValueError, IndexError):
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
-                return min(int(line.split()[1]) << 10, _container_memory())
-    return physical_memory()
+                return int(line.split()[1]) << 10
+    return physical_memory() // 2
 
 
 def physical_memory() -> int:
@@ -254,6 +258,17 @@ def _container_memory() -> int:
     group = Path("/sys/fs/cgroup")
     with suppress(OSError, ValueError):
         return max(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()), 1)
+    return _UNKNOWN_MEMORY
+
+
+def _limited_memory() -> int:
+    with suppress(ImportError, OSError, ValueError, IndexError):
+        import resource
+
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        if limit != resource.RLIM_INFINITY:
+            used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+            return max(limit - used, 1)
     return _UNKNOWN_MEMORY
 
 

@@ -47,7 +47,7 @@ def check_changes(saved: RunConfig, wanted: RunConfig, steps_done: int) -> list[
         raise UsageError(
             f"{flag} cannot change when resuming (it was {before.get(name)!r}): leave it out, or start a new run with --init-from"
         )
-    if wanted.optim.max_steps < steps_done:
+    if "optim.max_steps" in changed and wanted.optim.max_steps < steps_done:  # cosine-plateau passes its own
         raise UsageError(f"--max-steps {wanted.optim.max_steps} is below the {steps_done} steps that are done")
     return [f"{name.rpartition('.')[2]} was {before[name]!r} and is now {after[name]!r}" for name in changed if name in may_change_bits]
 
@@ -60,7 +60,8 @@ def check_text(record: RunRecord, dataset: Dataset) -> None:
     """Raise UsageError unless the text is the one that the run was trained on."""
     if record.corpus is not None and record.corpus.sha256 != dataset.sha256:
         raise UsageError(
-            f"the text of {record.corpus.label!r} has changed since this run began (sha256 {record.corpus.sha256[:12]}, now {dataset.sha256[:12]}): "
+            f"the text of {record.corpus.label!r} has changed since this run began "
+            f"(sha256 {record.corpus.sha256[:12]}, now {dataset.sha256[:12]}): "
             "restore it, or start a new run with --init-from"
         )
 

@@ -71,4 +71,6 @@ class Progress:
     def from_state(cls, state: dict[str, Any]) -> Progress:
         """The counters that `state` gave. Raises ValueError for anything else."""
         known = {name: math.inf if value is None and name in ("best_loss", "reference") else value for name, value in state.items()}
+        if unknown := known.keys() - cls.__dataclass_fields__.keys():
+            raise ValueError(f"no counter is called {min(unknown)}")
         return TypeAdapter(cls).validate_python(known)

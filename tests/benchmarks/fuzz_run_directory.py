@@ -5,7 +5,7 @@
 Mutations flip, cut, insert and swap bytes, put hostile values into JSON, and half of the time sign the result with fresh
 checksums, so that what lies behind the checksums is reached too. The search is guided by coverage: an input that reaches
 lines of minigpt_cli that none reached before is kept and mutated further. An outcome is right if it is a result or one
-line with exit code 1, 2 or 3; a traceback, a hang (20 s), two gigabytes of memory, a second line, an escape sequence, a
+line with exit code 1, 2 or 3; a traceback, a hang (20 s of work, 200 s of waiting), two gigabytes of memory, a second line, an escape sequence, a
 temporary file left behind, or a changed run are findings. Prints one JSON document; exit code 1 if there are findings.
 """
 
@@ -306,7 +306,8 @@ def judge(folder: Path, command: str, coverage: Coverage | None = None) -> str |
     victim = _bytes_under(folder / "runs" / "victim")
     exported = folder / "exported"
     arguments = [str(exported) if word == "EXPORTED" else "victim" if word == "RUN" else word for word in command.split()]
-    signal.alarm(TIMEOUT_S)
+    signal.setitimer(signal.ITIMER_PROF, TIMEOUT_S)
+    signal.alarm(10 * TIMEOUT_S)
     sys.settrace(coverage.trace if coverage else None)
     try:
         code, said = call(arguments)
@@ -318,6 +319,7 @@ def judge(folder: Path, command: str, coverage: Coverage | None = None) -> str |
     finally:
         sys.settrace(None)
         signal.alarm(0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         shutil.rmtree(exported, ignore_errors=True)
     if code not in (0, 1, 2, 3):
         return f"exit code {code}"
@@ -380,7 +382,8 @@ def main() -> None:
             restore(folder)
             if problem := judge(folder, command, coverage):
                 sys.exit(f"{command} on a whole run: {problem}")
-        signal.signal(signal.SIGALRM, give_up)
+        for number in (signal.SIGALRM, signal.SIGPROF):
+            signal.signal(number, give_up)
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
         corpus: list[dict[str, bytes]] = [{}]

@@ -56,7 +56,7 @@ def config(**changes: Any) -> RunConfig:
     """A resolved configuration of seconds: `section__field=value` overrides."""
     plain: dict[str, Any] = {
         "model": {"arch": "modern", "block_size": 8, "n_layer": 1, "n_head": 2, "n_embd": 16},
-        "optim": {"optimizer": "adamw", "batch_size": 4, "max_steps": 12, "warmup_steps": 2, "schedule": "linear"},
+        "optim": {"optimizer": "adamw", "batch_size": 4, "max_steps": 12, "warmup_steps": 2, "schedule": "linear", "ema": 0.0},
         "eval": {"eval_every": 4, "eval_iters": 2},
         "compute": {"device": "cpu", "precision": "fp32", "attention": "plain", "compile": "off", "threads": 1},
         "seed": 7,

@@ -42,10 +42,11 @@ def folder(fuzz: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         del os.environ[name]
     os.environ["NO_COLOR"] = "1"
     fuzz.make_runs(place)
-    alarm = signal.signal(signal.SIGALRM, fuzz.give_up)
+    handlers = {number: signal.signal(number, fuzz.give_up) for number in (signal.SIGALRM, signal.SIGPROF)}
     shutil.copytree(place / "runs", place / "runs-as-made")
     yield place
-    signal.signal(signal.SIGALRM, alarm)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
     os.environ.clear()
     os.environ.update(before)
 

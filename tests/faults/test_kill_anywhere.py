@@ -33,7 +33,7 @@ def weights(generation: int) -> dict[str, torch.Tensor]:
 def save(run: Run, record: RunRecord, generation: int, *, best: bool = True) -> RunRecord:
     mark = Best(step=generation, nats_per_token=1.0, nats_per_char=1.0) if best else record.best
     record = record.model_copy(update={"stop_step": generation, "best": mark})
-    state = {"generation": generation}
+    state = {"step": generation}
     resume = {"moment": torch.full((3,), float(generation))}
     return checkpoints.save(
         run, record, last=weights(generation), resume=resume, resume_state=state, best=weights(generation) if best else None
@@ -43,7 +43,7 @@ def save(run: Run, record: RunRecord, generation: int, *, best: bool = True) -> 
 def generation_on_disk(run: Run) -> int:
     """The generation that a reader gets, after checking that all that it gets is of that one."""
     point = checkpoints.load_resume(Run(run.dir))
-    generation = int(point.resume_state["generation"])
+    generation = int(point.resume_state["step"])
     assert point.record.stop_step == generation
     assert point.record.best is not None
     assert torch.equal(point.resume["moment"], torch.full((3,), float(generation)))

@@ -1,0 +1,351 @@
+"""What can befall a training run: numbers that are not finite, full disks, kills in the loop, memory that runs out."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from minigpt_cli import checkpoints
+from minigpt_cli.errors import Diverged, MiniGPTError, UsageError
+from minigpt_cli.events import Evaluated, Resumed, Skipped, Started
+from minigpt_cli.runstore import Run
+from minigpt_cli.training import memory, resuming, state, trainer
+from minigpt_cli.training.measuring import Measured, Measuring
+
+Poison = Callable[[Callable[[int], bool]], None]
+
+
+@pytest.fixture
+def poison(monkeypatch: pytest.MonkeyPatch) -> Poison:
+    """Makes the loss of every step for which `strikes(number of forward passes so far)` holds not a number."""
+    real = state._loss
+
+    def arm(strikes: Callable[[int], bool]) -> None:
+        calls = 0
+
+        def loss(model: Any, x: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, torch.Tensor]:
+            nonlocal calls
+            calls += 1
+            total, cross_entropy = real(model, x, *rest)
+            return (total * math.nan, cross_entropy * math.nan) if strikes(calls) else (total, cross_entropy)
+
+        monkeypatch.setattr(state, "_loss", loss)
+
+    return arm
+
+
+def strict_lines(run: Run) -> list[dict[str, Any]]:
+    """metrics.jsonl, by a reader that knows no NaN."""
+
+    def refuse(constant: str) -> None:
+        pytest.fail(f"{constant} in metrics.jsonl")
+
+    return [json.loads(line, parse_constant=refuse) for line in run.file("metrics.jsonl").read_text().splitlines()]
+
+
+# ---- numbers that are not finite
+
+
+def test_a_step_that_is_not_finite_is_not_applied_and_is_recorded(sittings: Any, dataset: Any, tiny_config: Any, poison: Poison) -> None:
+    settings = tiny_config(optim__max_steps=4, eval__eval_every=1)
+    run = sittings.begin("run", settings, dataset())
+    poison(lambda call: call == 3)
+    events = sittings.train(run, settings, dataset())
+    assert [e.step for e in events if isinstance(e, Skipped)] == [3]
+    losses = {e.step: e.val_loss for e in events if isinstance(e, Evaluated)}
+    assert losses[3] == losses[2]  # nothing changed
+    assert losses[4] != losses[3]  # and training went on
+    assert [line["event"] for line in strict_lines(run)] == ["evaluated", "evaluated", "skipped", "evaluated", "evaluated"]
+    assert all(t.isfinite().all() for t in checkpoints.load_resume(run).last.values())
+
+
+def test_a_run_that_skipped_a_step_resumes_to_the_bit(
+    sittings: Any, dataset: Any, tiny_config: Any, poison: Poison, everything: Any
+) -> None:
+    settings = tiny_config(optim__max_steps=6, eval__eval_every=2, optim__ema=0.9)
+    whole, parts = (sittings.begin(name, settings, dataset()) for name in ("whole", "parts"))
+    poison(lambda call: call == 3)
+    sittings.train(whole, settings, dataset())
+    poison(lambda call: call == 3)
+    sittings.train(parts, settings, dataset(), stop_at=3)
+    poison(lambda call: False)
+    sittings.train(parts, settings, dataset(), resume=True)
+    assert everything(parts) == everything(whole)
+
+
+def test_steps_that_stay_broken_end_the_run_with_its_best_intact(sittings: Any, dataset: Any, tiny_config: Any, poison: Poison) -> None:
+    settings = tiny_config(optim__max_steps=40, eval__eval_every=2)
+    run = sittings.begin("run", settings, dataset())
+    poison(lambda call: call > 4)
+    with pytest.raises(Diverged) as caught:
+        sittings.train(run, settings, dataset())
+    assert caught.value.exit_code == 3
+    assert "\n" not in str(caught.value)
+    record = run.refresh().record
+    assert (record.status, record.stop_reason, record.stop_step) == ("failed", "diverged", 14)
+    assert record.best is not None
+    assert record.best.step == 4
+    assert all(t.isfinite().all() for t in checkpoints.load(run).model.state_dict().values())
+    poison(lambda call: False)
+    events = sittings.train(run, settings, dataset(), resume=True)  # whoever resumes it wants it to try again
+    assert events[-1].step == 40
+
+
+def test_a_validation_loss_that_is_not_finite_is_never_best(
+    sittings: Any, dataset: Any, tiny_config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = tiny_config(optim__max_steps=6, eval__eval_every=2)
+    run, real = sittings.begin("run", settings, dataset()), Measuring.__call__
+
+    def broken(self: Measuring) -> Measured:
+        measured = real(self)
+        return Measured(None, None, None, measured.val_nats * math.nan)
+
+    monkeypatch.setattr(Measuring, "__call__", broken)
+    sittings.train(run, settings, dataset())
+    assert run.refresh().record.best is None
+    assert "best.safetensors" not in run.record.files
+    assert [line["val_loss"] for line in strict_lines(run)] == [None, None, None]
+    assert "no best checkpoint" in checkpoints.load(run).notices[0]
+
+
+# ---- the disk, and kills, in the middle of training
+
+
+def work_of(sittings: Any, settings: Any, text: Any) -> Callable[[Run], None]:
+    return lambda run: sittings.train(run, settings, text, resume=bool(run.refresh().record.files))
+
+
+def test_a_disk_that_fills_up_at_any_moment_costs_at_most_what_came_after_the_last_save(
+    sittings: Any, dataset: Any, tiny_config: Any, saboteur: Any, everything: Any
+) -> None:
+    settings = tiny_config(model__arch="bigram", optim__max_steps=4, eval__eval_every=2, eval__save_every=1)
+    whole = sittings.begin("whole", settings, dataset())
+    sittings.train(whole, settings, dataset())
+    expected = everything(whole)
+    for nth in _strides(3, 11):
+        run = sittings.begin(f"run-{nth}", settings, dataset())
+        message = None
+        try:
+            with saboteur.strikes(nth, "full"):
+                work_of(sittings, settings, dataset())(run)
+        except MiniGPTError as error:
+            message = str(error)
+        if message is None and saboteur.count < nth:
+            return
+        assert message is None or ("disk is full" in message and "\n" not in message)
+        assert not list(run.dir.rglob("*.tmp"))
+        work_of(sittings, settings, dataset())(run)
+        assert everything(run) == expected, f"call {nth}: {saboteur.log[nth - 1]}"
+    pytest.fail("training never finished")
+
+
+def test_a_kill_at_any_system_call_of_training_changes_nothing(
+    sittings: Any, dataset: Any, tiny_config: Any, saboteur: Any, killed: Any, everything: Any
+) -> None:
+    settings = tiny_config(model__arch="bigram", optim__max_steps=4, eval__eval_every=2, eval__save_every=1)
+    whole = sittings.begin("whole", settings, dataset())
+    sittings.train(whole, settings, dataset())
+    expected = everything(whole)
+    for nth in _strides(2, 11):
+        run = sittings.begin(f"run-{nth}", settings, dataset())
+        try:
+            with saboteur.strikes(nth, "kill"):
+                work_of(sittings, settings, dataset())(run)
+            return
+        except killed:
+            pass
+        work_of(sittings, settings, dataset())(run)
+        assert everything(run) == expected, f"call {nth}: {saboteur.log[nth - 1]}"
+    pytest.fail("training never finished")
+
+
+def _strides(first: int, stride: int) -> Iterator[int]:
+    """Every `stride`-th call: prime to the calls of one save, so that over a run each of them is struck."""
+    return iter(range(first, 1000, stride))
+
+
+def test_the_disk_is_asked_for_room_before_step_0(sittings: Any, dataset: Any, tiny_config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    settings = tiny_config()
+    run, real = sittings.begin("run", settings, dataset()), os.statvfs("/")
+    monkeypatch.setattr(os, "statvfs", lambda _: os.statvfs_result([*real[:4], 1, *real[5:]]))
+    with pytest.raises(MiniGPTError, match="are needed"):
+        sittings.train(run, settings, dataset())
+    assert not run.file("last.safetensors").exists()
+
+
+# ---- resuming elsewhere, or as something else
+
+
+@pytest.mark.parametrize(
+    ("changes", "flag"),
+    [
+        ({"optim__lr": 1e-4}, "--lr"),
+        ({"model__n_embd": 32}, "--n-embd"),
+        ({"optim__batch_size": 8}, "--batch-size"),
+        ({"data": {"ascii_only": True}}, "--ascii-only"),
+        ({"optim__max_steps": 1}, "--max-steps"),
+        ({"seed": 8}, "--seed"),
+    ],
+)
+def test_what_would_make_another_run_is_refused_by_name(changes: dict[str, Any], flag: str, tiny_config: Any) -> None:
+    with pytest.raises(UsageError, match=flag):
+        resuming.check_changes(tiny_config(), tiny_config(**changes), steps_done=4)
+
+
+def test_what_may_change_may_change(sittings: Any, dataset: Any, tiny_config: Any) -> None:
+    settings = tiny_config(optim__max_steps=4, optim__schedule="constant")
+    run = sittings.begin("run", settings, dataset())
+    sittings.train(run, settings, dataset())
+    longer = tiny_config(optim__max_steps=6, optim__schedule="constant", eval__eval_every=3, eval__patience=5)
+    events = sittings.train(run, longer, dataset(), resume=True)
+    assert events[-1].step == 6
+    assert run.refresh().config == longer
+    assert run.record.resume_exact_history[-1].exact
+
+
+def test_where_it_cannot_be_exact_it_says_so_and_goes_on(sittings: Any, dataset: Any, tiny_config: Any) -> None:
+    settings = tiny_config(optim__max_steps=8, model__dropout=0.1)
+    run = sittings.begin("run", settings, dataset())
+    sittings.train(run, settings, dataset(), stop_at=4)
+    run.write_record(run.refresh().record.model_copy(update={"versions": {"torch": "2.0"}, "threads": 64, "world_size": 2}))
+    divided = tiny_config(optim__max_steps=8, model__dropout=0.1, optim__batch_size=2, optim__grad_accum=2)
+    events = sittings.train(run, divided, dataset(), resume=True)
+    resumed = next(e for e in events if isinstance(e, Resumed))
+    assert not resumed.exact
+    for word in ("torch", "threads", "processes", "batch_size", "grad_accum"):
+        assert any(word in notice for notice in resumed.notices), word
+    assert events[-1].step == 8
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"progress": {"nonsense": 1}},
+        {"progress": {"best_loss": "x"}},
+        {"elapsed_s": None},
+        {"evaluated_step": None},
+        {"figures": 3},
+        {"figures": {"grad_norm": "x"}},
+    ],
+)
+def test_a_training_state_that_does_not_fit_is_one_line(damage: dict[str, Any], sittings: Any, dataset: Any, tiny_config: Any) -> None:
+    settings = tiny_config(optim__max_steps=2)
+    run = sittings.begin("run", settings, dataset())
+    sittings.train(run, settings, dataset())
+    point = checkpoints.load_resume(run)
+    broken = {**point.resume_state, **damage}
+    checkpoints.save(run, point.record, last=point.last, resume=point.resume, resume_state=broken)
+    with pytest.raises(MiniGPTError) as caught:
+        sittings.train(run, tiny_config(optim__max_steps=5), dataset(), resume=True)
+    assert "\n" not in str(caught.value)
+
+
+def test_optimizer_tensors_that_do_not_fit_are_one_line(sittings: Any, dataset: Any, tiny_config: Any) -> None:
+    settings = tiny_config(optim__max_steps=2, optim__optimizer="muon")
+    run = sittings.begin("run", settings, dataset())
+    sittings.train(run, settings, dataset())
+    point = checkpoints.load_resume(run)
+    for broken in ({}, {n: t.new_zeros(1) for n, t in point.resume.items()}):
+        checkpoints.save(run, point.record, last=point.last, resume=broken, resume_state=point.resume_state)
+        with pytest.raises(MiniGPTError, match="does not fit"):
+            sittings.train(run, tiny_config(optim__max_steps=5, optim__optimizer="muon"), dataset(), resume=True)
+
+
+# ---- memory
+
+
+def out_of_memory_above(monkeypatch: pytest.MonkeyPatch, windows: int, error: Exception, after: int = 0) -> None:
+    """Batches of more than `windows` raise `error` from the forward pass number `after` on."""
+    real, calls = state._loss, 0
+
+    def loss(model: Any, x: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        nonlocal calls
+        calls += 1
+        if len(x) > windows and calls > after:
+            raise error
+        return real(model, x, *rest)
+
+    monkeypatch.setattr(state, "_loss", loss)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmany\nlines"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:124] data. DefaultCPUAllocator: can't allocate memory: you tried 9 bytes."),
+        RuntimeError("MPS backend out of memory (MPS allocated: 17 GB)"),
+    ],
+)
+def test_running_out_of_memory_is_one_line_with_a_batch_that_would_fit(
+    error: Exception, sittings: Any, dataset: Any, tiny_config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = tiny_config(optim__batch_size=8)
+    run = sittings.begin("run", settings, dataset())
+    out_of_memory_above(monkeypatch, 4, error)
+    with pytest.raises(memory.OutOfMemory, match="--batch-size 4 would") as caught:
+        sittings.train(run, settings, dataset())
+    assert "\n" not in str(caught.value)
+    assert caught.value.exit_code == 1
+
+
+def test_another_runtime_error_is_not_called_memory(sittings: Any, dataset: Any, tiny_config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = sittings.begin("run", tiny_config(), dataset())
+    out_of_memory_above(monkeypatch, 0, RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    with pytest.raises(RuntimeError, match="mat1"):
+        sittings.train(run, tiny_config(), dataset())
+
+
+@pytest.mark.parametrize("after", [0, 7])
+def test_auto_batch_divides_the_batch_and_goes_on_at_the_same_total(
+    after: int, sittings: Any, dataset: Any, tiny_config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = {"optim__max_steps": 12, "eval__eval_iters": 0, "optim__optimizer": "adamw"}
+    whole = sittings.begin("whole", tiny_config(**plan, optim__batch_size=8), dataset())
+    sittings.train(whole, tiny_config(**plan, optim__batch_size=8), dataset())
+    settings = tiny_config(**plan, optim__batch_size=8, optim__auto_batch=True)
+    run = sittings.begin("run", settings, dataset())
+    out_of_memory_above(monkeypatch, 2, MemoryError(), after)
+    events = sittings.train(run, settings, dataset())
+    assert run.refresh().config.optim.batch_size == 2
+    assert run.config.optim.grad_accum == 4
+    assert any("memory ran out" in notice for e in events if isinstance(e, Started) for notice in e.notices)
+    assert [e.step for e in run.metrics()] == [e.step for e in whole.metrics()] == [4, 8, 12]
+    for ours, theirs in zip(run.metrics(), whole.metrics(), strict=True):
+        assert ours.val_loss == pytest.approx(theirs.val_loss, abs=1e-5)  # the same windows, added up in another order
+
+
+def test_auto_batch_gives_up_on_a_batch_that_cannot_be_halved(
+    sittings: Any, dataset: Any, tiny_config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = tiny_config(optim__batch_size=6, optim__auto_batch=True)
+    run = sittings.begin("run", settings, dataset())
+    out_of_memory_above(monkeypatch, 2, MemoryError())
+    with pytest.raises(memory.OutOfMemory):
+        sittings.train(run, settings, dataset())
+
+
+def test_the_signal_of_a_lost_terminal_and_of_a_supervisor_are_recorded(sittings: Any, dataset: Any, tiny_config: Any) -> None:
+    for number, reason in ((2, "interrupted_keyboard"), (15, "terminated")):
+        run = sittings.begin(f"run-{number}", tiny_config(), dataset())
+        sittings.train(run, tiny_config(), dataset(), stop_at=3, signal=number)
+        assert (run.refresh().record.stop_reason, run.record.status, run.record.stop_step) == (reason, "interrupted", 3)
+        assert trainer._SIGNALS[number] == reason
+
+
+@pytest.mark.parametrize("step", ["many", None, -1, 1.5, True])
+def test_a_step_that_is_no_number_makes_the_save_a_damaged_one(step: Any, sittings: Any, dataset: Any, tiny_config: Any) -> None:
+    settings = tiny_config(optim__max_steps=2)
+    run = sittings.begin("run", settings, dataset())
+    sittings.train(run, settings, dataset())
+    point = checkpoints.load_resume(run)
+    checkpoints.save(run, point.record, last=point.last, resume=point.resume, resume_state={**point.resume_state, "step": step})
+    assert "using the one before" in checkpoints.load_resume(run).notices[0]
