@@ -23,10 +23,10 @@ _SAMPLING, _VIEW, _OTHER = "Sampling (applied in this order)", "What is shown", 
 def generate(
     run: OptionalRun = None,
     prompt: Annotated[str, typer.Option("--prompt", "-p", metavar="TEXT", help="Text to continue; '-' reads it from stdin.")] = "",
-    chat: Annotated[bool, typer.Option("--chat", metavar="", help="The prompt is a question to a run that was trained on chats.")] = False,
+    chat: Annotated[bool, typer.Option("--chat", metavar="", help="The prompt is a question to a run trained on chats.")] = False,
     max_new_tokens: Annotated[int, typer.Option(min=1, max=10_000_000, metavar="N", help="Tokens to write.")] = 500,
     num_samples: Annotated[int, typer.Option(min=1, max=100_000, metavar="N", help="Continuations of the same prompt.")] = 1,
-    stop: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="End before this text; may be repeated.", show_default=False)] = None,
+    stop: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="End before this text; repeatable.", show_default=False)] = None,
     seed: Annotated[
         int | None, typer.Option(min=0, metavar="N", help="Repeat a text exactly; default: drawn anew and shown.", show_default=False)
     ] = None,
@@ -34,9 +34,9 @@ def generate(
     style_name: Annotated[
         str, typer.Option("--style", metavar="conservative|balanced|creative", help="Temperature and top-k: 0.5, 10 | 0.9, 50 | 1.2, 100.")
     ] = "balanced",
-    greedy: Annotated[bool, typer.Option("--greedy", metavar="", help="Always the most probable token.", rich_help_panel=_SAMPLING)] = False,
+    greedy: Annotated[bool, typer.Option("--greedy", metavar="", help="The most probable token.", rich_help_panel=_SAMPLING)] = False,
     repetition_penalty: Annotated[
-        float | None, typer.Option(metavar="X", help="Divide logits of tokens seen before; 1: off.", show_default=False, rich_help_panel=_SAMPLING)
+        float | None, typer.Option(metavar="X", help="Divide logits of seen tokens; 1: off.", show_default=False, rich_help_panel=_SAMPLING)
     ] = None,
     temperature: Annotated[
         float | None, typer.Option(metavar="X", help="Below 1 safer, above 1 wilder; 0: greedy. [default: 0.9]", show_default=False,
@@ -47,7 +47,7 @@ def generate(
                                  rich_help_panel=_SAMPLING)
     ] = None,
     top_p: Annotated[
-        float | None, typer.Option(metavar="P", help="Only the fewest tokens that reach probability P together; 1: all.", show_default=False,
+        float | None, typer.Option(metavar="P", help="Only the fewest tokens that reach P together; 1: all.", show_default=False,
                                    rich_help_panel=_SAMPLING)
     ] = None,
     min_p: Annotated[
@@ -58,7 +58,7 @@ def generate(
         bool, typer.Option("--probs", metavar="", help="Colour tokens by probability and list the alternatives.", rich_help_panel=_VIEW)
     ] = False,
     html: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Save that view as a self-contained page.", show_default=False, rich_help_panel=_VIEW)
+        Path | None, typer.Option(metavar="FILE", help="Save that view as a page of its own.", show_default=False, rich_help_panel=_VIEW)
     ] = None,
     sweep: Annotated[
         str | None, typer.Option(metavar="NAME=A,B,...", help="One prompt under several settings, side by side.", show_default=False,
@@ -70,7 +70,7 @@ def generate(
     serve: Annotated[
         bool, typer.Option("--serve", metavar="", help="An OpenAI-compatible server with a page at /.", rich_help_panel=_OTHER)
     ] = False,
-    host: Annotated[str, typer.Option(metavar="HOST", help="Where to serve; other than loopback needs --api-key.", rich_help_panel=_OTHER)] = (
+    host: Annotated[str, typer.Option(metavar="HOST", help="Where to serve; beyond loopback needs --api-key.", rich_help_panel=_OTHER)] = (
         "127.0.0.1"
     ),
     port: Annotated[int, typer.Option(min=0, max=65535, metavar="PORT", help="0: any free one.", rich_help_panel=_OTHER)] = 8000,

@@ -151,7 +151,7 @@ ReadLine = Callable[[], str]
 
 
 def line_reader(complete: Sequence[str]) -> ReadLine:
-    """Reads a line from the keyboard with history and editing; plain input() without the extra `interactive`. Raises EOFError at the end."""
+    """Reads a line from the keyboard with history and editing; plain input() without the extra `interactive`. Raises EOFError."""
     if not is_terminal(sys.stdin) or not is_terminal(sys.stdout):
         return _plain_line
     try:

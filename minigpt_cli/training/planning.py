@@ -271,7 +271,7 @@ def _choose_steps(config: RunConfig, dataset: Dataset, world: World, notices: li
         steps = max(1, int(steps))
         steps = _before_memorised(steps, config, dataset, world, notices)
         notices.append(
-            f"{steps:,} steps for {config.optim.time_budget:g} s: {speed.step_s * 1e3:.1f} ms each, {speed.evaluation_s:.2f} s an evaluation"
+            f"{steps:,} steps for {config.optim.time_budget:g} s: {speed.step_s * 1e3:.1f} ms each, {speed.evaluation_s:.2f} s a check"
         )
         config = _with(config, optim={"max_steps": steps})
     else:

@@ -1,4 +1,6 @@
-"""What the plain `minigpt train` reaches in three minutes: whole-split nats per character over seeds. For a reader with a text and a laptop.
+"""What the plain `minigpt train` reaches in three minutes: whole-split nats per character over seeds.
+
+For a reader with a text and a laptop.
 
     python tests/benchmarks/three_minutes.py --text FILE [--seeds 3] [-- FLAG ...]
 

@@ -83,7 +83,8 @@ def nanogpt_round(folder: Path) -> dict[str, Any]:
     seconds, _ = clocked([sys.executable, "train.py", "config/train_shakespeare_char.py", *README_FLAGS], folder, "tokens per iteration")
     scorer = (
         "import torch, numpy as np; from model import GPT, GPTConfig\n"
-        "c = torch.load('out-shakespeare-char/ckpt.pt', weights_only=False); m = GPT(GPTConfig(**c['model_args'])); m.load_state_dict(c['model'])\n"
+        "c = torch.load('out-shakespeare-char/ckpt.pt', weights_only=False); m = GPT(GPTConfig(**c['model_args']))\n"
+        "m.load_state_dict(c['model'])\n"
         "m.eval(); d = np.fromfile('data/shakespeare_char/val.bin', dtype=np.uint16).astype(np.int64); T = 64; n = (len(d) - 1) // T\n"
         "x = torch.from_numpy(d[: n * T]).view(n, T); y = torch.from_numpy(d[1 : n * T + 1]).view(n, T); s = 0.0\n"
         "with torch.no_grad():\n"

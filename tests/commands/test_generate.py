@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from minigpt_cli.runstore import RunStore
 
 pytestmark = pytest.mark.usefixtures("trained")
@@ -214,7 +215,8 @@ def test_ctrl_c_in_the_loop_stops_the_text_only(cli: Any, monkeypatch: pytest.Mo
 
 
 def test_generating_imports_no_torch() -> None:
-    code = "import sys; from minigpt_cli.cli import run; run(['generate', '--max-new-tokens', '3', '--seed', '1']); assert 'torch' not in sys.modules"
+    command = "run(['generate', '--max-new-tokens', '3', '--seed', '1'])"
+    code = f"import sys; from minigpt_cli.cli import run; {command}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+
 from minigpt_cli.display.generation import page
 from minigpt_cli.errors import RunNotFound
 from minigpt_cli.generation.choosing import decoder_for
@@ -100,7 +101,8 @@ def alone(prompt: str, tokens: int, seed: int, name: str = "first", count: int =
     texts = [""] * count
     one = WRITERS[name]
     for step in generate(
-        decoder_for(one.plan, count, "numpy"), one.tokenizer.encode(prompt).tolist(), sampling=Sampling(**{"temperature": 1, "top_k": 0} | sampling),
+        decoder_for(one.plan, count, "numpy"), one.tokenizer.encode(prompt).tolist(),
+        sampling=Sampling(**{"temperature": 1, "top_k": 0} | sampling),
         max_new_tokens=tokens, num_samples=count, seed=seed, token_bytes=one.token_bytes,
     ):  # fmt: skip
         texts[step.sample] += step.text
@@ -227,7 +229,10 @@ def test_a_key_guards_everything_that_costs() -> None:
     with Server(api_key="sésame", hosts=None) as guarded:
         assert httpx.get(f"{guarded.url}/health", headers={"host": "anything"}).status_code == 200
         assert httpx.get(f"{guarded.url}/v1/models").status_code == 401
-        with openai.OpenAI(base_url=f"{guarded.url}/v1", api_key="wrong", max_retries=0) as client, pytest.raises(openai.AuthenticationError):
+        with (
+            openai.OpenAI(base_url=f"{guarded.url}/v1", api_key="wrong", max_retries=0) as client,
+            pytest.raises(openai.AuthenticationError),
+        ):
             client.models.list()
         headers = {"authorization": "Bearer sésame".encode()}
         assert httpx.get(f"{guarded.url}/v1/models", headers=headers).status_code == 200

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from minigpt_cli.config import OptimConfig
@@ -23,7 +25,7 @@ def test_the_warm_up_rises_linearly_to_the_peak(schedule: str) -> None:
 @pytest.mark.parametrize("schedule", [name for name in SCHEDULES if name != "constant"])
 def test_the_rate_never_rises_after_the_warm_up_and_ends_near_the_floor(schedule: str) -> None:
     factors = [lr_factor(step, config(schedule)) for step in range(10, 100)]
-    assert all(a >= b for a, b in zip(factors, factors[1:], strict=False))
+    assert all(a >= b for a, b in pairwise(factors))
     assert 0.1 <= factors[-1] < 0.13
 
 
