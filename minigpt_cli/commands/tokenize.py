@@ -48,11 +48,8 @@ def tokenize(
     Cuts a text into tokens and writes train.bin, val.bin (and test.bin), tokenizer.json and dataset.json.
     The same text with the same settings is not cut twice.
     """
-    from minigpt_cli.data.corpora import open_sources
-
-    config = resolve(settings).config.data
-    source = open_sources(sources or ([config.source] if config.source else []))
-    dataset = _prepared(config, out, source, quiet=json)
+    config = resolve(settings if not sources else {**settings, "source": sources[0]}).config.data
+    dataset = _prepared(config, sources or [], out, quiet=json)
     if config.tokenizer == "bpe" and dataset.tokenizer.vocab_size < config.vocab_size:
         found = dataset.tokenizer.vocab_size
         console.notice(f"the text has pairs for {found} tokens only, fewer than --vocab-size {config.vocab_size}; see --min-pair-freq")
@@ -68,13 +65,17 @@ def tokenize(
         print_pieces(pieces)
 
 
-def _prepared(config: DataConfig, out: Path | None, source: Any, *, quiet: bool) -> Dataset:
-    from minigpt_cli.data.encoding import prepared
+def _prepared(config: DataConfig, sources: list[str], out: Path | None, *, quiet: bool) -> Dataset:
+    from minigpt_cli.data.corpora import open_sources
+    from minigpt_cli.data.encoding import Preparing, prepared
 
+    source = open_sources(sources) if len(sources) > 1 else None
     with progress(in_bytes=True, quiet=quiet) as advance:
-        return prepared(
-            config, None, lambda step: advance(f"{step.phase} the text", step.done_bytes, step.total_bytes), out=out, source=source
-        )
+
+        def show(step: Preparing) -> None:
+            advance(f"{step.phase} the text", step.done_bytes, step.total_bytes)
+
+        return prepared(config, None, show, out=out, source=source)
 
 
 def _summary(dataset: Dataset) -> dict[str, Any]:

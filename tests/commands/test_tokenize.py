@@ -1,0 +1,140 @@
+"""minigpt tokenize, as typed: files, JSON, pieces, and one line for what cannot be done."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+TEXT = "The cat sat on the mat — naïve 日本.\n" * 40
+
+
+@pytest.fixture(autouse=True)
+def _text(home: Path) -> None:
+    (home / "text.txt").write_text(TEXT, encoding="utf-8")
+
+
+def test_json_is_what_the_command_line_promises(cli: Any) -> None:
+    done = cli("tokenize", "text.txt", "--test-frac", "0.05", "--json")
+    assert done.code == 0
+    assert done.err == ""
+    found = json.loads(done.out)
+    assert list(found) == ["out", "tokenizer", "vocab_size", "chars", "bytes", "tokens", "chars_per_token", "sha256"]
+    assert found["tokenizer"] == "char"
+    assert found["vocab_size"] == len(set(TEXT))
+    assert (found["chars"], found["bytes"]) == (len(TEXT), len(TEXT.encode()))
+    assert sum(found["tokens"].values()) == len(TEXT)
+    assert list(found["tokens"]) == ["train", "val", "test"]
+    assert found["chars_per_token"] == 1.0
+    assert found["sha256"] == hashlib.sha256(TEXT.encode()).hexdigest()
+    assert sorted(os.listdir(found["out"])) == ["dataset.json", "test.bin", "tokenizer.json", "train.bin", "val.bin"]
+
+
+def test_out_holds_the_token_files(cli: Any) -> None:
+    done = cli("tokenize", "text.txt", "--tokenizer", "byte", "--out", "tokens", "--train-frac", "0.5")
+    assert done.code == 0
+    assert "written to  tokens" in done.out
+    whole = [np.fromfile(f"tokens/{name}.bin", np.uint16).astype(np.uint8).tobytes() for name in ("train", "val")]
+    assert b"".join(whole).decode() == TEXT
+    assert not Path("data").exists()
+
+
+def test_show_prints_pieces_with_their_ids(cli: Any) -> None:
+    done = cli("tokenize", "text.txt", "--tokenizer", "byte", "--show", "a\n日")
+    lines = done.out.splitlines()[-5:]
+    assert [line.split(None, 1) for line in lines] == [
+        ["97", "'a'"],
+        ["10", r"'\n'"],
+        ["230", r"b'\xe6'"],
+        ["151", r"b'\x97'"],
+        ["165", r"b'\xa5'"],
+    ]
+    pieces = json.loads(cli("tokenize", "text.txt", "--show", "at", "--json").out)["pieces"]
+    alphabet = sorted(set(TEXT))
+    assert pieces == [{"id": alphabet.index(c), "text": c} for c in "at"]
+    assert json.loads(cli("tokenize", "text.txt", "--show", "", "--json").out)["pieces"] == []
+
+
+def test_several_sources_make_one_text(cli: Any) -> None:
+    Path("more").mkdir()
+    Path("more/b.txt").write_text("xyz")
+    found = json.loads(cli("tokenize", "text.txt", "more", "--json").out)
+    assert found["sha256"] == hashlib.sha256((TEXT + "xyz").encode()).hexdigest()
+
+
+def test_without_a_source_the_default_is_taken(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "text        python-docs: " in cli("tokenize").out
+    monkeypatch.setenv("MINIGPT_SOURCE", "text.txt")
+    assert "text        text.txt: " in cli("tokenize").out
+    monkeypatch.delenv("MINIGPT_SOURCE")
+    Path("data/input.txt").write_text(TEXT, encoding="utf-8")
+    assert "text        data/input.txt: " in cli("tokenize").out
+
+
+def test_standard_input(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(TEXT.encode())))
+    done = cli("tokenize", "-", "--ascii-only", "--json")
+    assert json.loads(done.out)["chars"] == len(TEXT.encode("ascii", "ignore"))
+
+
+def test_conversations_are_tokenized_as_train_would(cli: Any) -> None:
+    Path("chats.jsonl").write_text('{"prompt": "hi", "completion": "ho"}\n' * 20)
+    found = json.loads(cli("tokenize", "chats.jsonl", "--json").out)
+    assert "-chat-" in found["out"]
+
+
+def test_bpe_says_when_the_text_has_too_few_pairs(cli: Any) -> None:
+    done = cli("tokenize", "text.txt", "--tokenizer", "bpe", "--vocab-size", "5000")
+    assert done.code == 0
+    assert "fewer than --vocab-size 5000" in done.err
+    assert "fewer" not in cli("tokenize", "text.txt", "--tokenizer", "bpe", "--vocab-size", "260").err
+
+
+def test_progress_goes_to_stderr(cli: Any) -> None:
+    done = cli("tokenize", "text.txt")
+    assert "encoding the text" in done.err
+    assert "encoding" not in done.out
+
+
+BAD = [
+    (["none.txt"], "no file or folder none.txt"),
+    (["tinyshakespear"], "did you mean 'tinyshakespeare'"),
+    (["text.txt", "--tokenizer", "cahr"], "did you mean 'char'"),
+    (["text.txt", "--tokenizer", "none.json"], "no tokenizer file none.json"),
+    (["text.txt", "--tokenizer", "text.txt"], "not valid JSON"),
+    (["text.txt", "--show", "Ω"], "does not know 'Ω' (U+03A9)"),
+    (["text.txt", "--out", "."], "holds other files"),
+    (["text.txt", "--out", "text.txt"], "is a file"),
+    (["text.txt", "--vocab-size", "10"], "--vocab-size"),
+    (["text.txt", "--train-frac", "nan"], "--train-frac"),
+    (["text.txt", "--train-frac", "0.9", "--test-frac", "0.2"], "leave nothing to validate on"),
+    (["empty.txt"], "empty.txt is empty"),
+    (["one.txt"], "one.txt has 1 character"),
+    (["bad.txt"], "bad.txt is not UTF-8 at byte 3"),
+    (["folder"], "the folder folder has no text files"),
+    (["-", "-"], "only once"),
+    (["--nonsense"], "--nonsense"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "complaint"), BAD)
+def test_bad_input_is_exit_2_one_line_and_nothing_left_behind(arguments: list[str], complaint: str, cli: Any) -> None:
+    Path("empty.txt").touch()
+    Path("one.txt").write_text("a")
+    Path("bad.txt").write_bytes(b"abc\xff")
+    Path("folder").mkdir()
+    before = sorted(str(path) for path in Path().rglob("*"))
+    done = cli("tokenize", *arguments)
+    assert done.code == 2
+    assert done.out == ""
+    assert complaint in done.err.splitlines()[-1]
+    assert sum(line.startswith("Error: ") for line in done.err.splitlines()) == 1
+    left = [path for path in Path().rglob("*") if str(path) not in before]
+    assert [path for path in left if "--show" not in arguments] == []
