@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from minigpt_cli.evaluation.comparison import Pair, Part, Passage, Side
     from minigpt_cli.evaluation.seeds import Outlook
 
-BLUE, ORANGE = (0, 114, 178), (213, 94, 0)  # Okabe and Ito: told apart by colour-blind people
-_STRONG = 1.5  # nats: a difference of this size gets the full colour
+BLUE, ORANGE = "#2f86c1", "#d55e00"  # near Okabe and Ito's: told apart by colour-blind people, legible on black and on white
+_SOME, _MUCH = 0.3, 1.0  # nats
 
 
 def heading(text: str) -> None:
@@ -156,21 +156,16 @@ def _print_side_by_side(a: str, b: str, passage: Passage, about: str) -> None:
     print_renderable(table)
 
 
-def _coloured(passage: Passage, sign: int, colour: tuple[int, int, int]) -> Text:
-    """The passage with the characters marked on which one side is cheaper, the more the stronger."""
+def _coloured(passage: Passage, sign: int, colour: str) -> Text:
+    """The passage with the characters marked on which one side is cheaper: coloured, and where it is much cheaper on a coloured ground."""
     from rich.style import Style
     from rich.text import Text
 
+    some, much = Style(color=colour), Style(color="#ffffff", bgcolor=colour, bold=True)
     text = Text()
     for character, difference in zip(passage.text, passage.differences.tolist(), strict=True):
-        strength = min(1.0, max(0.0, sign * difference) / _STRONG)
         shown = "⏎\n" if character == "\n" else console.printable(character, keep="")
-        if strength < 0.15:
-            text.append(shown)
-            continue
-        mixed = tuple(round(255 + (part - 255) * strength) for part in colour)
-        ink = "#ffffff" if strength > 0.6 else "#000000"
-        text.append(shown, Style(color=ink, bgcolor="#{:02x}{:02x}{:02x}".format(*mixed)))
+        text.append(shown, much if sign * difference >= _MUCH else some if sign * difference >= _SOME else None)
     return text
 
 

@@ -61,6 +61,7 @@ def comparison_page(content: PageContent) -> str:
     parts = [
         f"<h1>{escape(title)}</h1>",
         f'<p class="dim">{escape(content.text)}</p>',
+        "<h2>Verdict, nats per character</h2>",
         *_verdicts(content.pairs),
         "<h2>Scores</h2>",
         _table([column.name for column in SCORE_COLUMNS], score_rows(content.sides, content.extra)),
