@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from minigpt_cli.commands import reference
+from minigpt_cli import reference
 
 ROOT = Path(__file__).resolve().parents[1]
 IGNORED = ("__pycache__", ".pyc", ".so", ".egg-info")
@@ -71,7 +71,7 @@ def test_extras_that_errors_name_exist() -> None:
 
 def test_the_reference_is_current() -> None:
     path = ROOT / "minigpt_cli" / "reference.md"
-    assert path.read_text("utf-8") == reference.page(), "write it anew: python -m minigpt_cli.commands.reference"
+    assert path.read_text("utf-8") == reference.page(), "write it anew: python -m minigpt_cli.reference"
 
 
 def test_the_reference_names_every_command_and_setting() -> None:
