@@ -8,6 +8,7 @@ matched by the text of their tokens, and learned positions beyond a smaller bloc
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sized
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -101,11 +102,11 @@ def initial_weights(
 def open_source(what: str | Path, store: RunStore | None = None) -> Source:
     """The model that a path or the name of a run stands for. Raises UsageError, RunNotFound or RunDamaged."""
     path = Path(what).expanduser()
-    if (path / "run.json").is_file():
+    if os.path.isfile(path / "run.json"):  # which, unlike Path.is_file, is False for a name too long
         return run_source(Run(path))
-    if path.is_dir():
+    if os.path.isdir(path):
         return directory_source(path)
-    if path.is_file():
+    if os.path.isfile(path):
         return file_source(path)
     try:
         return run_source((store or RunStore()).find(str(what)))

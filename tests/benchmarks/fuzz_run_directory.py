@@ -5,8 +5,9 @@
 Mutations flip, cut, insert and swap bytes, put hostile values into JSON, and half of the time sign the result with fresh
 checksums, so that what lies behind the checksums is reached too. The search is guided by coverage: an input that reaches
 lines of minigpt_cli that none reached before is kept and mutated further. An outcome is right if it is a result or one
-line with exit code 1, 2 or 3; a traceback, a hang (20 s of work, 200 s of waiting), two gigabytes of memory, a second line, an escape sequence, a
-temporary file left behind, or a changed run are findings. Prints one JSON document; exit code 1 if there are findings.
+line with exit code 1, 2 or 3; a traceback, a hang (20 s of work or 200 s of waiting), two gigabytes of memory, a second
+line, an escape sequence, a temporary file left behind, or a changed run are findings. Prints one JSON document; exit code
+1 if there are findings.
 """
 
 from __future__ import annotations
