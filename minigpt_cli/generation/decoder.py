@@ -18,6 +18,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from minigpt_cli.generation.sampling import Sampling, choose
+
 Logits = npt.NDArray[np.float32]
 
 
@@ -31,6 +33,11 @@ class Decoder(Protocol):
     slots: int
     greedy_slack: float  # greedy choices whose logits differ by less than this, times the largest, are made anew; 0: none
     draw_slack: float  # drawn choices that are nearer to a neighbour's probability than this are made anew; 0: none
+
+    def choose(
+        self, logits: npt.NDArray[Any], sampling: Sampling, uniforms: npt.NDArray[np.float64], seen: npt.NDArray[np.bool_] | None = None
+    ) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float64]]:
+        """As sampling.choose."""
 
     def exact(self, ids: Sequence[int]) -> Logits:
         """Logits (V,) after `ids` (at most `window`), in float32 and computed in one way whatever else is decoded."""
@@ -50,6 +57,7 @@ class ForwardDecoder:
 
     name = "recompute"
     greedy_slack = draw_slack = 0.0
+    choose = staticmethod(choose)
 
     def __init__(self, model: Any, slots: int = 1) -> None:
         self.model = model

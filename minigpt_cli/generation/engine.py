@@ -10,17 +10,17 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import pairwise
 from random import Random
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from minigpt_cli.errors import UsageError
 from minigpt_cli.generation.decoder import Decoder
-from minigpt_cli.generation.sampling import Sampling, choose, nats, probabilities
+from minigpt_cli.generation.sampling import Sampling, nats, probabilities
 from minigpt_cli.generation.streaming import TextStream
 
 StopReason = Literal["length", "stop", "cancelled"]
@@ -48,8 +48,7 @@ class Request:
         return self.score or self.score_prompt or self.alternatives > 0
 
 
-@dataclass(frozen=True)
-class Scored:
+class Scored(NamedTuple):
     """A token of the prompt, as Step has it; the first one stands after nothing and has no nats."""
 
     token: int
@@ -57,8 +56,7 @@ class Scored:
     alternatives: tuple[tuple[int, float], ...]
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """One token of one sample; the last one of a sample has a stop_reason."""
 
     sample: int
@@ -132,8 +130,8 @@ class Engine:
         steps = self._admit()
         if not self._running:
             return steps
-        moving = [s for s in self._running if self._has_room(s)]
-        full = [s for s in self._running if not self._has_room(s)]
+        full = [] if self.decoder.endless else [s for s in self._running if s.position >= self.decoder.window]
+        moving = [s for s in self._running if s.position < self.decoder.window] if full else list(self._running)
         if moving:
             logits = self.decoder.step([s.tokens[-1] for s in moving], [s.slot for s in moving], [s.position for s in moving])
             for sequence in moving:
@@ -144,9 +142,6 @@ class Engine:
             steps += self._advance([sequence], self.decoder.extend(sequence.slot, kept, 0)[None])
             sequence.position = len(kept)
         return steps
-
-    def _has_room(self, sequence: _Sequence) -> bool:
-        return self.decoder.endless or sequence.position < self.decoder.window
 
     def _sequence(self, request: Request, sample: int) -> _Sequence:
         text = TextStream(self.token_bytes, request.stop) if self.token_bytes is not None else None
@@ -173,7 +168,7 @@ class Engine:
                 self.decoder.copy(admitted[0].slot, sequence.slot, len(context))
                 sequence.position = len(context)
             self._running += admitted
-            steps += [replace(step, prompt=prompt) for step in self._advance(admitted, np.repeat(logits[None], len(admitted), 0))]
+            steps += [step._replace(prompt=prompt) for step in self._advance(admitted, np.repeat(logits[None], len(admitted), 0))]
         return steps
 
     def _score_prompt(self, sequence: _Sequence, context: list[int]) -> tuple[Scored, ...]:
@@ -207,16 +202,18 @@ class Engine:
     ) -> npt.NDArray[np.intp]:
         """Choose; what was too narrow for the decoder's rounding is chosen anew from exact logits, while all tokens are in the window."""
         seen = _stack_seen(sequences)
-        ids, margins = choose(logits, sampling, uniforms, seen)
+        ids, margins = self.decoder.choose(logits, sampling, uniforms, seen)
         greedy = sampling.temperature == 0
         slack = self.decoder.greedy_slack if greedy else self.decoder.draw_slack
         if not slack:
             return ids
-        for row in np.flatnonzero(margins < (slack * np.abs(logits).max(axis=-1) if greedy else slack)):
+        narrow = np.flatnonzero(margins < (slack * np.abs(logits).max(axis=-1) if greedy else slack))
+        ids = ids.copy() if len(narrow) else ids  # a decoder's answer holds until it is asked again
+        for row in narrow:
             sequence = sequences[row]
             if len(sequence.tokens) <= self.decoder.window:
-                exact = self.decoder.exact(sequence.tokens)[None]
-                ids[row] = choose(exact, sampling, uniforms[row : row + 1], None if seen is None else seen[row : row + 1])[0][0]
+                exact, at = self.decoder.exact(sequence.tokens)[None], slice(row, row + 1)
+                ids[row] = self.decoder.choose(exact, sampling, uniforms[at], None if seen is None else seen[at])[0][0]
         return ids
 
     def _take(self, sequence: _Sequence, token: int, logits: npt.NDArray[Any]) -> Step:

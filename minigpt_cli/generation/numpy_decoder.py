@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from minigpt_cli.generation.activations import ACTIVATIONS, silu
 from minigpt_cli.generation.decoder import Logits
+from minigpt_cli.generation.sampling import choose
 from minigpt_cli.generation.weights import Array, Layer, Plan
 
 CHUNK = 256  # rows of a prefill that are computed at once
@@ -29,6 +30,7 @@ class BigramDecoder:
     name = "table"
     endless = True
     greedy_slack = draw_slack = 0.0
+    choose = staticmethod(choose)
 
     def __init__(self, plan: Plan, slots: int = 1) -> None:
         self.vocab_size, self.window, self.slots = plan.vocab_size, plan.block_size, slots
@@ -65,6 +67,7 @@ class NumpyDecoder:
     name = "numpy"
     greedy_slack = 1e-5
     draw_slack = 2e-5
+    choose = staticmethod(choose)
 
     def __init__(self, plan: Plan, slots: int = 1) -> None:
         self.plan = plan

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from minigpt_cli.generation.decoder import Logits
+from minigpt_cli.generation.sampling import choose
 
 
 class TorchDecoder:
@@ -21,6 +22,7 @@ class TorchDecoder:
     name = "torch"
     endless = False
     greedy_slack = draw_slack = 0.0  # each row is computed alone
+    choose = staticmethod(choose)
 
     def __init__(self, model: Any, slots: int = 1) -> None:
         self.model = model

@@ -16,6 +16,7 @@ from minigpt_cli.generation.decoder import Decoder, ForwardDecoder
 from minigpt_cli.generation.native import building
 from minigpt_cli.generation.native.decoder import NativeDecoder, quantised
 from minigpt_cli.generation.numpy_decoder import NumpyDecoder
+from minigpt_cli.generation.sampling import Sampling, choose
 from minigpt_cli.generation.torch_decoder import TorchDecoder
 from minigpt_cli.generation.weights import KNOWN, build_plan, expected_shapes
 from minigpt_cli.models.contract import build_model
@@ -214,3 +215,25 @@ def test_forward_decoder_is_the_model_itself() -> None:
     decoder = ForwardDecoder(model, 1)
     decoder.extend(0, [1, 2], 0)
     np.testing.assert_array_equal(decoder.step([3], [0], [2])[0], reference(model, [1, 2, 3])[-1])
+
+
+@native
+@pytest.mark.parametrize("seed", range(40))
+def test_native_choice_is_that_of_the_small_functions(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    decoder = NativeDecoder(plan_of(make("classic")), 1)
+    sampling = Sampling(
+        temperature=float(rng.choice([0, 0.3, 1, 2.5])), top_k=int(rng.choice([0, 1, 3, V, 50])), top_p=float(rng.choice([1, 0.9, 0.3])),
+        min_p=float(rng.choice([0, 0.05, 0.5])), repetition_penalty=float(rng.choice([1, 1.5])),
+    )  # fmt: skip
+    logits = rng.normal(size=(100, V)).astype(np.float32) * 3
+    logits[:10] = np.round(logits[:10])  # ties
+    seen, uniforms = rng.random((100, V)) < 0.4, rng.random(100)
+    uniforms[:2] = 0, np.nextafter(1, 0)
+    ids, margins = decoder.choose(logits, sampling, uniforms, seen)
+    expected, expected_margins = choose(logits, sampling, uniforms, seen)
+    assert ids.tolist() == expected.tolist()
+    np.testing.assert_allclose(margins, expected_margins, rtol=1e-6, atol=1e-9)
+    for i in range(20):
+        one = slice(i, i + 1)
+        assert decoder.choose(logits[one], sampling, uniforms[one], seen[one])[0][0] == ids[i]

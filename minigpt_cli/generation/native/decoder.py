@@ -20,10 +20,12 @@ import numpy.typing as npt
 from minigpt_cli.errors import MiniGPTError
 from minigpt_cli.generation.decoder import Logits
 from minigpt_cli.generation.native.building import library
+from minigpt_cli.generation.sampling import Sampling
 from minigpt_cli.generation.weights import Array, Layer, Plan
 
 MAX_ROWS = 64  # rows in one call
 MAX_TOP_K = 64  # as in decoder.c
+MANY = 4  # rows from which a step counts as one of several
 _ACTIVATIONS = {"gelu": 0, "gelu_tanh": 1, "relu": 2, "swiglu": 3}
 _LEVELS = 32767
 _FLOATS = POINTER(c_float)
@@ -41,6 +43,10 @@ class _Layer(Structure):
         ("qkv", _Matrix), ("out", _Matrix), ("qk_gain", _FLOATS), ("router", _Matrix), ("router_bias", _FLOATS),
         ("up", POINTER(_Matrix)), ("down", POINTER(_Matrix)),
     )  # fmt: skip
+
+
+class _Settings(Structure):
+    _fields_ = (*((name, c_double) for name in ("temperature", "top_p", "min_p", "penalty")), ("top_k", c_int32))
 
 
 class _Model(Structure):
@@ -75,20 +81,25 @@ class NativeDecoder:
         self._lib = _declared(lib)
         self.plan, self.bits = plan, bits
         self.greedy_slack = 1e-5 if bits == 32 else 1e-3
+        self._sampling: Sampling | None = None  # whose settings C was given last
+        self._settings: Any = None
         self._float32: NativeDecoder | None = None  # for `exact`, made when first needed
         self.name = f"native {'float32' if bits == 32 else f'int{bits}'}"
         self.vocab_size, self.window, self.slots = plan.vocab_size, plan.block_size, slots
         self.endless = plan.rope_theta > 0
         self._kept: list[Any] = []  # arrays that the C side points into
         self._arena = _Arena(self._lib)  # and the matrices
-        self._threads = _Threads(threads, plan.matrix_bytes)
-        self._pool = self._lib.mg_new(ctypes.byref(self._model()), self._threads.most)
+        # A step of several rows has more to share out than one of a single row.
+        self._threads = (_Threads(threads, plan.matrix_bytes), _Threads(threads, plan.matrix_bytes * MANY))
+        self._pool = self._lib.mg_new(ctypes.byref(self._model()), self._threads[0].most)
         if not self._pool:
             raise MiniGPTError(f"no memory for {slots} sequences of {plan.block_size} tokens: use fewer samples")
         self._ids, self._slots, self._positions = (np.zeros(MAX_ROWS, np.int32) for _ in range(3))
         self._logits = np.empty((MAX_ROWS, plan.vocab_size), np.float32)
         self._pointers = [a.ctypes.data for a in (self._ids, self._slots, self._positions)]
         self._out = self._logits.ctypes.data
+        self._uniforms, self._chosen, self._margins = np.empty(MAX_ROWS), np.empty(MAX_ROWS, np.int64), np.empty(MAX_ROWS)
+        self._choice_pointers = [a.ctypes.data for a in (self._uniforms, self._chosen, self._margins)]
 
     def __del__(self) -> None:
         if pool := getattr(self, "_pool", None):
@@ -102,13 +113,13 @@ class NativeDecoder:
             self._ids[:rows] = ids[at : at + rows]
             self._slots[:rows] = slot
             self._positions[:rows] = np.arange(start + at, start + at + rows)
-            self._call(rows, rows - 1, self._threads.best)
+            self._call(rows, rows - 1, self._threads[rows >= MANY].best)
         last: Logits = self._logits[0]
         return last
 
     def exact(self, ids: Sequence[int]) -> Logits:
         if self._float32 is None:
-            self._float32 = NativeDecoder(self.plan, 1, bits=32, threads=self._threads.most)
+            self._float32 = NativeDecoder(self.plan, 1, bits=32, threads=self._threads[0].most if self._threads[0].fixed else 0)
         return self._float32.extend(0, ids, 0)
 
     def step(self, ids: Sequence[int], slots: Sequence[int], positions: Sequence[int]) -> Logits:
@@ -117,11 +128,37 @@ class NativeDecoder:
             self._ids[0], self._slots[0], self._positions[0] = ids[0], slots[0], positions[0]
         else:
             self._ids[:rows], self._slots[:rows], self._positions[:rows] = ids, slots, positions
-        threads = self._threads.choose()
-        began = time.perf_counter()
-        self._call(rows, 0, threads)
-        self._threads.took(threads, (time.perf_counter() - began) / rows)
+        tuning = self._threads[rows >= MANY]
+        if tuning.fixed:
+            self._call(rows, 0, tuning.best)
+        else:
+            threads, began = tuning.choose(), time.perf_counter()
+            self._call(rows, 0, threads)
+            tuning.took(threads, (time.perf_counter() - began) / rows)
         return self._logits[:rows]
+
+    def choose(
+        self, logits: npt.NDArray[Any], sampling: Sampling, uniforms: npt.NDArray[np.float64], seen: npt.NDArray[np.bool_] | None = None
+    ) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float64]]:
+        """As sampling.choose, which is what it is tested against, in one call."""
+        rows = len(logits)
+        if sampling is not self._sampling:
+            s = self._sampling = sampling
+            self._settings = ctypes.byref(_Settings(s.temperature, s.top_p, s.min_p, s.repetition_penalty, s.top_k))
+        if rows > MAX_ROWS:
+            ids, margins = np.empty(rows, np.intp), np.empty(rows)
+            for at in range(0, rows, MAX_ROWS):
+                p = slice(at, at + MAX_ROWS)
+                ids[p], margins[p] = self.choose(logits[p], sampling, uniforms[p], None if seen is None else seen[p])
+            return ids, margins
+        logits = np.ascontiguousarray(logits, np.float32)
+        source = logits.__array_interface__["data"][0]  # a third of the time of .ctypes.data
+        marks = None if seen is None or sampling.repetition_penalty == 1 else np.ascontiguousarray(seen).ctypes.data
+        self._uniforms[:rows] = uniforms
+        self._lib.mg_choose(source, rows, self.vocab_size, self._settings, marks, *self._choice_pointers)
+        if rows and self._chosen[0] < 0:
+            raise MiniGPTError("no memory to choose a token with: close other programs")
+        return self._chosen[:rows], self._margins[:rows]
 
     def copy(self, source: int, target: int, length: int) -> None:
         if source != target:
@@ -215,14 +252,12 @@ class _Threads:
     def __init__(self, threads: int, weight_bytes: int) -> None:
         self.most = threads or min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
         self.best = self.most if threads else 1
-        self._fixed = threads > 0 or self.most == 1 or weight_bytes < self.SMALL
+        self.fixed = threads > 0 or self.most == 1 or weight_bytes < self.SMALL
         self._count = 0
         self._seconds = {1: 0.0, self.most: 0.0}
 
     def choose(self) -> int:
         """Threads for the next step."""
-        if self._fixed:
-            return self.best
         self._count += 1
         phase = self._count % self.PROBE_EVERY
         if 0 < phase <= self.EACH:
@@ -232,7 +267,7 @@ class _Threads:
     def took(self, threads: int, seconds: float) -> None:
         """Learn from a step."""
         phase = self._count % self.PROBE_EVERY
-        if self._fixed or not 0 < phase <= 2 * self.EACH:
+        if not 0 < phase <= 2 * self.EACH:
             return
         self._seconds[threads] += seconds
         hopeless = self._seconds[self.most] > 2 * self._seconds[1]
@@ -271,6 +306,8 @@ def _declared(lib: ctypes.CDLL) -> ctypes.CDLL:
     lib.mg_free.argtypes = (c_void_p,)
     lib.mg_step.argtypes = (c_void_p, c_void_p, c_void_p, c_void_p, c_int32, c_int32, c_void_p, c_int32)
     lib.mg_step.restype = None
+    lib.mg_choose.argtypes = (c_void_p, c_int32, c_int32, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p)
+    lib.mg_choose.restype = None
     lib.mg_copy.argtypes = (c_void_p, c_int32, c_int32, c_int32)
     lib.mg_copy.restype = None
     return lib
