@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from minigpt_cli.errors import MiniGPTError
 from minigpt_cli.models import kernels
 from minigpt_cli.models.layers import Dropout
+from minigpt_cli.models.native.operations import LONGEST
 from minigpt_cli.models.training_attention import causal_attention
 
 AttentionPath = Literal["plain", "sdpa"]
@@ -37,11 +38,11 @@ class CausalAttention(nn.Module):
         self.dropout = Dropout(dropout)  # of attention weights
 
     def forward(self, heads: Tensor, cache: KVCache | None = None) -> Tensor:
-        if self.path == "plain" and cache is None and heads.device.type == "cpu" and kernels.by_hand(heads):
+        if self.path == "plain" and cache is None and heads.device.type == "cpu" and heads.size(1) <= LONGEST and kernels.by_hand(heads):
             p = self.dropout.p if self.dropout.active else 0.0
             return causal_attention(heads, self.n_head, p, self.dropout.generator)
         H, K = self.n_head, self.n_kv_head
-        q, k, v = heads.transpose(1, 2).split((H, K, K), dim=1)  # (B, H, T, D), (B, K, T, D) twice
+        q, k, v = torch.split(heads.transpose(1, 2), [H, K, K], dim=1)  # (B, H, T, D), (B, K, T, D) twice
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)  # (B, K, N, D)
         y = self._sdpa(q, k, v) if self.path == "sdpa" else self._plain(q, k, v)  # (B, H, T, D)
@@ -54,7 +55,7 @@ class CausalAttention(nn.Module):
         if T > 1:
             scores = scores + future_mask(T, N, q.dtype, q.device)
         weights = self.dropout(F.softmax(scores, dim=-1))
-        return (weights.view(B, K, H // K * T, N) @ v).view(B, H, T, D)
+        return torch.matmul(weights.view(B, K, H // K * T, N), v).view(B, H, T, D)
 
     def _sdpa(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         (H, T), (K, N) = q.shape[1:3], k.shape[1:3]

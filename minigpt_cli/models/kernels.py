@@ -1,8 +1,9 @@
 """The operations that take the time of a training step apart from matrix products: plain formula first, hand-written gradient below.
 
 Autograd would keep and revisit every intermediate result of these formulas; by hand each tensor is read and written a few times
-less, and less is kept for the backward pass. Without gradients (decoding, evaluation), and inside torch.compile, which fuses by
-itself, the plain formulas run; a test holds each pair together, gradients included.
+less, and less is kept for the backward pass. On a CPU with a C compiler one C function (native/) does all of an operation in one
+pass; elsewhere torch does it in a few. Without gradients (decoding, evaluation), and inside torch.compile, which fuses by itself,
+the plain formulas run; a test holds all of them together, gradients included.
 
 Shapes: B batch, T tokens, H heads, D head size, F hidden width of a feed-forward; `...` any leading dimensions.
 """
@@ -14,6 +15,8 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from minigpt_cli.models.native import operations as native
 
 aten = torch.ops.aten
 
@@ -30,12 +33,16 @@ def activation(x: Tensor, name: str) -> Tensor:
     """ReLU, or GELU: `x` times the probability that a standard normal is below x; gelu_tanh is GPT-2's approximation of it."""
     if name == "relu":
         return F.relu(x)
+    if by_hand(x) and native.usable(x, x.numel()):
+        return native.Gelu.apply(x, name == "gelu_tanh")  # type: ignore[no-any-return,no-untyped-call]
     return F.gelu(x, approximate="tanh" if name == "gelu_tanh" else "none")
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
     """`silu(gate) * up` of (..., 2F), gate first: (..., F)."""
     if by_hand(gate_up):
+        if native.usable(gate_up, gate_up.size(-1) // 2):
+            return native.SwiGLU.apply(gate_up)  # type: ignore[no-any-return,no-untyped-call]
         return _SwiGLU.apply(gate_up)  # type: ignore[no-any-return,no-untyped-call]
     gate, up = gate_up.chunk(2, dim=-1)
     return F.silu(gate) * up
@@ -51,7 +58,7 @@ class _SwiGLU(torch.autograd.Function):
         return F.silu(_whole_vectors(gate)).mul_(up)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         (gate_up,) = ctx.saved_tensors
         gate, up = gate_up.chunk(2, dim=-1)
         gate = _whole_vectors(gate)
@@ -71,12 +78,21 @@ def _whole_vectors(x: Tensor) -> Tensor:
     return x.contiguous() if x.size(-1) % 64 else x
 
 
-# ---- norm
+# ---- norms
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
+    """`(x - mean) / sqrt(variance + eps) * weight + bias` over the last dimension, statistics in float32."""
+    if by_hand(x, weight) and native.usable(x, x.size(-1)):
+        return native.Norm.apply(x, weight, bias, eps, True)  # type: ignore[no-any-return,no-untyped-call]
+    return F.layer_norm(x, weight.shape, weight.to(x.dtype), None if bias is None else bias.to(x.dtype), eps)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """`x / sqrt(mean(x²) + eps) * weight` over the last dimension, statistics in float32."""
     if by_hand(x, weight):
+        if native.usable(x, x.size(-1)):
+            return native.Norm.apply(x, weight, None, eps, False)  # type: ignore[no-any-return,no-untyped-call]
         return _RMSNorm.apply(x, weight, eps)  # type: ignore[no-any-return,no-untyped-call]
     return x * _inverse_rms(x, eps) * weight.to(x.dtype)
 
@@ -84,7 +100,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 def _inverse_rms(x: Tensor, eps: float) -> Tensor:
     """(..., 1) in the dtype of x. torch accumulates the norm in float32; to ask for a float32 result would convert all of x first."""
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True).float()
-    return norm.square_().div_(x.size(-1)).add_(eps).rsqrt_().to(x.dtype)
+    inverse: Tensor = norm.square_().div_(x.size(-1)).add_(eps).rsqrt_().to(x.dtype)
+    return inverse
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -98,7 +115,7 @@ class _RMSNorm(torch.autograd.Function):
         return n * weight.to(x.dtype)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, None]:
         n, r, weight = ctx.saved_tensors
         w = weight.to(g.dtype)
         gn = (g * n).view(-1, g.size(-1))
@@ -126,6 +143,9 @@ class Gains(NamedTuple):
 def norm_and_rotate(heads: Tensor, h: int, gains: Gains | None, table: Tensor) -> Tensor:
     """The first h heads of (B, T, H, D) (queries and keys) RMS-normed and scaled if there are gains, then rotated; the rest as they are."""
     if by_hand(heads):
+        if native.usable(heads, heads.size(-1) // 2):
+            weight, eps = gains or (None, 0.0)
+            return native.NormAndRotate.apply(heads, h, weight, eps, table)  # type: ignore[no-any-return,no-untyped-call]
         if gains is None:
             return _Rotate.apply(heads, h, table)  # type: ignore[no-any-return,no-untyped-call]
         return _NormAndRotate.apply(heads, gains.weight, gains.eps, table)  # type: ignore[no-any-return,no-untyped-call]
@@ -158,7 +178,7 @@ class _Rotate(torch.autograd.Function):
         return result
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (table,) = ctx.saved_tensors
         result, first = _with_rest(grad, ctx.h)
         first.copy_(_rotate_back(grad[:, :, : ctx.h], table))
@@ -182,7 +202,7 @@ class _NormAndRotate(torch.autograd.Function):
         return result
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
         n, r, weight, table = ctx.saved_tensors
         h, D = weight.shape
         g = _rotate_back(grad[:, :, :h], table)  # gradient of n w

@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from minigpt_cli.models.dropout import draw_mask, zeroed
+from minigpt_cli.models.dropout import draw_mask, draw_seed, zeroed
+from minigpt_cli.models.native import operations as native
 
 CHUNK_BYTES = 2 << 20  # of scores: about one core's second-level cache
 MOST_BLOCKS, LEAST_BLOCK = 4, 64
@@ -31,16 +32,20 @@ class _Piece(NamedTuple):
     start: int
     end: int
     kept: slice  # of the flat probabilities
+    groups: int  # of the dropout mask's hash, before this piece
     shape: tuple[int, int, int]  # of the probabilities: (b * K, R * t, e)
 
 
 def causal_attention(heads: Tensor, n_head: int, dropout: float, generator: torch.Generator | None) -> Tensor:
     """Attention of q, k, v, which are the heads of (B, T, H + 2K, D) in that order: (B, T, H * D)."""
-    keep, scale = None, 1.0
-    if dropout:
+    keep, mask = None, native.Mask(0, 0, 1.0)
+    if dropout and native.usable(heads):
+        mask = draw_seed(dropout, generator)
+    elif dropout:
         size = sum(p.shape[0] * p.shape[1] * p.shape[2] for p in _pieces(heads, n_head))
         keep, scale = draw_mask((size,), dropout, generator, heads.device)
-    return _CausalAttention.apply(heads, n_head, keep, scale)  # type: ignore[no-any-return,no-untyped-call]
+        mask = native.Mask(0, 0, scale)
+    return _CausalAttention.apply(heads, n_head, keep, mask)  # type: ignore[no-any-return,no-untyped-call]
 
 
 def _pieces(heads: Tensor, n_head: int) -> Iterator[_Piece]:
@@ -49,15 +54,16 @@ def _pieces(heads: Tensor, n_head: int) -> Iterator[_Piece]:
     n_kv_head = (all_heads - n_head) // 2
     b = max(1, CHUNK_BYTES // (n_head * T * T * heads.element_size()))
     t = max(LEAST_BLOCK, -(-T // MOST_BLOCKS))
-    at = 0
+    at = groups = 0
     for first in range(0, B, b):
         rows = slice(first, min(first + b, B))
         for start in reversed(range(0, T, t)):
             end = min(start + t, T)
             shape = ((rows.stop - first) * n_kv_head, n_head // n_kv_head * (end - start), end)
             size = shape[0] * shape[1] * shape[2]
-            yield _Piece(rows, start, end, slice(at, at + size), shape)
+            yield _Piece(rows, start, end, slice(at, at + size), groups, shape)
             at += size
+            groups += native.hash_groups(shape)
 
 
 class _Chunk:
@@ -91,34 +97,29 @@ def _by_token(x: Tensor, like: Tensor) -> Tensor:
 
 class _CausalAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, heads: Tensor, n_head: int, keep: Tensor | None, scale: float) -> Tensor:
+    def forward(ctx: Any, heads: Tensor, n_head: int, keep: Tensor | None, mask: native.Mask) -> Tensor:
         B, T, all_heads, D = heads.shape
         K = (all_heads - n_head) // 2
         pieces = list(_pieces(heads, n_head))
         probabilities = heads.new_empty(pieces[-1].kept.stop)
-        future = heads.new_full((T, T), float("-inf")).triu_(1)
         result = heads.new_empty(B, T, K, n_head // K, D)
         for piece in pieces:
             if piece.end == T:
                 chunk = _Chunk(heads, n_head, piece)
             t = piece.end - piece.start
             scores = torch.bmm(chunk.q(piece), chunk.k[:, : piece.end].mT)  # (b K, R t, e)
-            scores.view(-1, n_head // K, t, piece.end)[..., piece.start :].add_(future[:t, :t])
-            p = probabilities[piece.kept].view(piece.shape)
-            torch.softmax(scores, dim=-1, out=p)
-            if keep is not None:
-                p = zeroed(p, keep[piece.kept].view(piece.shape), out=scores)
+            p = _softmax(scores, probabilities, piece, t, keep, mask)
             out = result[piece.rows, piece.start : piece.end]
             y = torch.bmm(p, chunk.v[:, : piece.end])
-            torch.mul(_by_token(y, out), scale, out=out)
+            torch.mul(_by_token(y, out), mask.scale, out=out)
         ctx.save_for_backward(heads, probabilities, keep)
-        ctx.n_head, ctx.scale = n_head, scale
+        ctx.n_head, ctx.mask = n_head, mask
         return result.view(B, T, n_head * D)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         heads, probabilities, keep = ctx.saved_tensors
-        n_head = ctx.n_head
+        n_head, mask = ctx.n_head, ctx.mask
         B, T, all_heads, D = heads.shape
         K = (all_heads - n_head) // 2
         grad = grad.view(B, T, K, n_head // K, D)
@@ -127,14 +128,9 @@ class _CausalAttention(torch.autograd.Function):
             if piece.end == T:
                 chunk = _Chunk(heads, n_head, piece)
                 d_kv = torch.empty(2, *chunk.k.shape, dtype=heads.dtype)
-            p = probabilities[piece.kept].view(piece.shape)
-            g = _by_key(grad[piece.rows, piece.start : piece.end], ctx.scale)  # (b K, R t, D)
+            g = _by_key(grad[piece.rows, piece.start : piece.end], mask.scale)  # (b K, R t, D)
             d_p = torch.bmm(g, chunk.v[:, : piece.end].mT)  # (b K, R t, e)
-            dropped = p
-            if keep is not None:
-                bits = keep[piece.kept].view(piece.shape)
-                dropped, d_p = zeroed(p, bits), zeroed(d_p, bits, out=d_p)
-            d_scores = torch._softmax_backward_data(d_p, p, -1, p.dtype)
+            dropped, d_scores = _softmax_back(d_p, probabilities, piece, keep, mask)
             _add(d_kv[:, :, : piece.end], torch.bmm(d_scores.mT, chunk.q(piece)), torch.bmm(dropped.mT, g), first=piece.end == T)
             out = result[piece.rows, piece.start : piece.end, :n_head].view(-1, piece.end - piece.start, K, n_head // K, D)
             torch.mul(_by_token(torch.bmm(d_scores, chunk.k[:, : piece.end]), out), D**-0.5, out=out)
@@ -142,6 +138,32 @@ class _CausalAttention(torch.autograd.Function):
                 b = piece.rows.stop - piece.rows.start
                 result[piece.rows, :, n_head:].view(b, T, 2, K, D).copy_(d_kv.view(2, b, K, T, D).permute(1, 3, 0, 2, 4))
         return result, None, None, None
+
+
+def _softmax(scores: Tensor, probabilities: Tensor, piece: _Piece, t: int, keep: Tensor | None, mask: native.Mask) -> Tensor:
+    """Causal softmax of scores (b K, R t, e) into `probabilities`; what v multiplies: without what dropout takes. Overwrites scores."""
+    p = probabilities[piece.kept].view(piece.shape)
+    if native.usable(scores):
+        native.softmax_forward(scores, p, piece.start, t, piece.groups, mask)
+        return scores if mask.threshold else p
+    future = scores.new_full((t, t), float("-inf")).triu_(1)
+    scores.view(-1, piece.shape[1] // t, t, piece.end)[..., piece.start :].add_(future)
+    torch.softmax(scores, dim=-1, out=p)
+    return p if keep is None else zeroed(p, keep[piece.kept].view(piece.shape), out=scores)
+
+
+def _softmax_back(d_p: Tensor, probabilities: Tensor, piece: _Piece, keep: Tensor | None, mask: native.Mask) -> tuple[Tensor, Tensor]:
+    """The probabilities without what dropout took, and the gradient of the scores; d_p is of the former. Overwrites d_p."""
+    p = probabilities[piece.kept].view(piece.shape)
+    if native.usable(d_p):
+        dropped = torch.empty_like(p) if mask.threshold else p
+        native.softmax_backward(p, d_p, dropped, piece.start, piece.end - piece.start, piece.groups, mask)
+        return dropped, d_p
+    dropped = p
+    if keep is not None:
+        bits = keep[piece.kept].view(piece.shape)
+        dropped, d_p = zeroed(p, bits), zeroed(d_p, bits, out=d_p)
+    return dropped, torch._softmax_backward_data(d_p, p, -1, p.dtype)
 
 
 def _add(d_kv: Tensor, d_k: Tensor, d_v: Tensor, first: bool) -> None:

@@ -1,0 +1,530 @@
+/* The elementwise work of a training step, each operation in one pass over memory; kernels.py and its neighbours hold the formulas.
+
+   Built on the user's machine for exactly its processor; without a compiler torch does the work in several passes. Plain C with
+   GCC's and Clang's vector extensions. Threads are torch's own: the OpenMP symbols are those of the library torch has loaded.
+
+   Tensors are contiguous, float32 or bfloat16 (`bf16` says which); arithmetic and statistics are float32. Row lengths are multiples
+   of LANES, except of attention scores. Results do not depend on the number of threads: rows are independent, and sums over rows
+   are made in chunks of fixed size, whose partial sums the caller adds.
+
+   Dropout masks are not stored but computed twice: byte j of the hash of (seed, group) says whether element j of 64 is kept. */
+
+#include <math.h>
+#include <omp.h>
+#include <stdint.h>
+#include <string.h>
+#if defined(__AVX512BW__)
+#include <immintrin.h> /* where GCC makes a dozen instructions of what is one */
+#endif
+
+enum { LANES = 16, GROUP = 64, CHUNK = 256, LONGEST = 8192 };
+#define INLINE static inline __attribute__((always_inline))
+
+typedef float vec __attribute__((vector_size(LANES * 4)));
+typedef int32_t ivec __attribute__((vector_size(LANES * 4)));
+typedef uint32_t uvec __attribute__((vector_size(LANES * 4)));
+typedef uint16_t hvec __attribute__((vector_size(LANES * 2)));
+typedef uint8_t bvec __attribute__((vector_size(LANES)));
+typedef uint64_t wide __attribute__((vector_size(64)));
+
+/* ---- vectors */
+
+INLINE vec splat(float x) { return (vec){0} + x; }
+INLINE vec choose(ivec mask, vec yes, vec no) { return (vec)((mask & (ivec)yes) | (~mask & (ivec)no)); }
+INLINE vec vmax(vec a, vec b) { return choose(a > b, a, b); }
+#if defined(__AVX512BW__)
+INLINE float sum(vec v) { return _mm512_reduce_add_ps((__m512)v); }
+INLINE float largest(vec v) { return _mm512_reduce_max_ps((__m512)v); }
+#else
+INLINE float sum(vec v) {
+    float s = 0;
+    for (int i = 0; i < LANES; i++) s += v[i];
+    return s;
+}
+INLINE float largest(vec v) {
+    float m = v[0];
+    for (int i = 1; i < LANES; i++) m = v[i] > m ? v[i] : m;
+    return m;
+}
+#endif
+
+/* Elements i .. i + LANES of a tensor. */
+INLINE vec load(const void *p, int64_t i, int bf16) {
+    if (bf16) {
+        hvec h;
+        memcpy(&h, (const uint16_t *)p + i, sizeof h);
+#if defined(__AVX512BW__)
+        return (vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)h), 16);
+#else
+        return (vec)(__builtin_convertvector(h, uvec) << 16);
+#endif
+    }
+    vec v;
+    memcpy(&v, (const float *)p + i, sizeof v);
+    return v;
+}
+
+INLINE hvec rounded(vec v) { /* to nearest, ties to even */
+#if defined(__AVX512BF16__)
+    return (hvec)_mm512_cvtneps_pbh((__m512)v);
+#else
+    uvec u = (uvec)v;
+    uvec r = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
+    ivec nan = v != v;
+    return __builtin_convertvector(((uvec)nan & 0x7fc0) | (~(uvec)nan & r), hvec);
+#endif
+}
+
+INLINE void store(void *p, int64_t i, vec v, int bf16) {
+    if (bf16) {
+        hvec h = rounded(v);
+        memcpy((uint16_t *)p + i, &h, sizeof h);
+    } else
+        memcpy((float *)p + i, &v, sizeof v);
+}
+
+/* The first n < LANES elements from i; the others read as `rest` and are not written. */
+INLINE vec load_n(const void *p, int64_t i, int n, float rest, int bf16) {
+    uint32_t u[LANES];
+    float fill = rest;
+    for (int j = 0; j < LANES; j++) memcpy(&u[j], &fill, 4);
+    for (int j = 0; j < n; j++) {
+        if (bf16) u[j] = (uint32_t)((const uint16_t *)p)[i + j] << 16;
+        else memcpy(&u[j], (const float *)p + i + j, 4);
+    }
+    vec v;
+    memcpy(&v, u, sizeof v);
+    return v;
+}
+
+INLINE void store_n(void *p, int64_t i, int n, vec v, int bf16) {
+    if (bf16) {
+        hvec h = rounded(v);
+        memcpy((uint16_t *)p + i, &h, 2 * n);
+    } else
+        memcpy((float *)p + i, &v, 4 * n);
+}
+
+INLINE vec vexp(vec x) { /* e^x, relative error about 1e-7, for x <= 88; 0 below -87 */
+    ivec tiny = x < -87.0f;
+    x = choose(tiny, splat(-87.0f), x);
+    const vec magic = splat(12582912.0f); /* 1.5 * 2^23: adding it rounds to an integer */
+    vec n = x * 1.44269504f + magic;
+    ivec exponent = ((ivec)n - 0x4b400000 + 127) << 23;
+    n -= magic;
+    vec r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    vec y = splat(1.9875691500e-4f);
+    y = y * r + 1.3981999507e-3f;
+    y = y * r + 8.3334519073e-3f;
+    y = y * r + 4.1665795894e-2f;
+    y = y * r + 1.6666665459e-1f;
+    y = y * r + 5.0000001201e-1f;
+    y = y * r * r + r + 1.0f;
+    return choose(tiny, splat(0.0f), y * (vec)exponent);
+}
+
+INLINE vec reciprocal(vec x, int bf16) { /* to bfloat16's precision or float32's */
+#if defined(__AVX512BW__)
+    vec r = (vec)_mm512_rcp14_ps((__m512)x);
+    return bf16 ? r : r * (2.0f - x * r);
+#else
+    return 1.0f / x;
+#endif
+}
+
+INLINE vec sigmoid(vec x, int bf16) {
+    return reciprocal(1.0f + vexp(choose(x < -80.0f, splat(80.0f), choose(x > 80.0f, splat(-80.0f), -x))), bf16);
+}
+
+/* ---- dropout */
+
+typedef struct {
+    uint64_t seed;
+    int32_t threshold; /* a byte below it drops its element; 0: no dropout */
+    float scale;
+} Dropout;
+
+/* Which of the 64 elements of a group are kept, one bit each: by the bytes of SplitMix64 (Steele et al. 2014) of eight counters. */
+INLINE uint64_t kept_bits(const Dropout *d, uint64_t group) {
+    wide z = ((wide){0, 1, 2, 3, 4, 5, 6, 7} + 8 * group + 1) * 0x9E3779B97F4A7C15ull + d->seed;
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ull;
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EBull;
+    z ^= z >> 31;
+#if defined(__AVX512BW__)
+    return _mm512_cmpge_epu8_mask((__m512i)z, _mm512_set1_epi8((char)d->threshold));
+#else
+    uint8_t bytes[GROUP];
+    uint64_t bits = 0;
+    memcpy(bytes, &z, sizeof bytes);
+    for (int i = 0; i < GROUP; i++) bits |= (uint64_t)(bytes[i] >= d->threshold) << i;
+    return bits;
+#endif
+}
+
+/* `v` with its dropped elements zero; the lanes of element i of the group on. */
+INLINE vec kept(vec v, uint64_t bits, int i) {
+#if defined(__AVX512BW__)
+    return (vec)_mm512_maskz_mov_ps((__mmask16)(bits >> i), (__m512)v);
+#else
+    const ivec lane = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768};
+    return (vec)((((ivec){0} + (int32_t)(bits >> i & 0xffff) & lane) != 0) & (ivec)v);
+#endif
+}
+
+/* Share out n things among the threads of a parallel region. */
+#define MINE(n, from, to)                                                      \
+    int64_t threads_ = omp_get_num_threads(), me_ = omp_get_thread_num();      \
+    int64_t from = (n) * me_ / threads_, to = (n) * (me_ + 1) / threads_
+#define PARALLEL(n, body)                                                      \
+    _Pragma("omp parallel") {                                                  \
+        MINE(n, from, to);                                                     \
+        if (bf16) body(1);                                                     \
+        else body(0);                                                          \
+    }
+
+INLINE void dropped_part(const void *residual, const void *x, void *out, int64_t n, const Dropout *d, int64_t from, int64_t to, int bf16) {
+    for (int64_t g = from; g < to; g++) {
+        uint64_t bits = kept_bits(d, g);
+        for (int k = 0; k < GROUP / LANES; k++) {
+            int64_t i = g * GROUP + k * LANES;
+            if (i + LANES <= n) {
+                vec v = kept(load(x, i, bf16), bits, k * LANES) * d->scale;
+                store(out, i, residual ? load(residual, i, bf16) + v : v, bf16);
+            } else if (i < n) {
+                vec v = kept(load_n(x, i, n - i, 0, bf16), bits, k * LANES) * d->scale;
+                store_n(out, i, n - i, residual ? load_n(residual, i, n - i, 0, bf16) + v : v, bf16);
+            }
+        }
+    }
+}
+
+/* out = residual + dropout(x), or dropout(x) where residual is NULL; n elements. */
+void dropped(const void *residual, const void *x, void *out, int64_t n, uint64_t seed, int32_t threshold, float scale, int bf16) {
+    Dropout d = {seed, threshold, scale};
+#define BODY(t) dropped_part(residual, x, out, n, &d, from, to, t)
+    PARALLEL((n + GROUP - 1) / GROUP, BODY)
+#undef BODY
+}
+
+/* ---- activations: GELU x Phi(x), exact or by GPT-2's tanh; n a multiple of LANES */
+
+/* Backward passes need e^x again; instead the forward pass keeps slopes, in place of the input that they replace. */
+
+/* Phi(x) from exp(-x^2 / 2): Abramowitz & Stegun 7.1.26, absolute error below 1e-7. */
+INLINE vec normal_cdf(vec x, vec gauss, int bf16) {
+    vec a = choose(x < 0, -x, x);
+    vec t = reciprocal(1.0f + 0.23164189f * a, bf16); /* 0.3275911 / sqrt(2) */
+    vec tail = ((((0.5307027145f * t - 0.7265760135f) * t + 0.7107068705f) * t - 0.142248368f) * t + 0.127414796f) * t * gauss;
+    return choose(x < 0, tail, 1.0f - tail);
+}
+
+INLINE void gelu_part(const void *x, void *out, void *slope, int tanh_form, int64_t from, int64_t to, int bf16) {
+    for (int64_t i = from * LANES; i < to * LANES; i += LANES) {
+        vec v = load(x, i, bf16), share, d;
+        if (tanh_form) {
+            share = sigmoid(1.5957691216f * (v + 0.044715f * v * v * v), bf16);
+            d = share + v * share * (1.0f - share) * (1.5957691216f + 0.2140702f * v * v);
+        } else {
+            vec gauss = vexp(-0.5f * v * v);
+            share = normal_cdf(v, gauss, bf16);
+            d = share + 0.3989422804f * v * gauss;
+        }
+        store(out, i, v * share, bf16);
+        store(slope, i, d, bf16);
+    }
+}
+
+/* out = gelu(x), slope = gelu'(x). */
+void gelu_forward(const void *x, void *out, void *slope, int64_t n, int32_t tanh_form, int bf16) {
+#define BODY(t) tanh_form ? gelu_part(x, out, slope, 1, from, to, t) : gelu_part(x, out, slope, 0, from, to, t)
+    PARALLEL(n / LANES, BODY)
+#undef BODY
+}
+
+INLINE void swiglu_part(const void *gate_up, void *out, void *slopes, int64_t F, int64_t from, int64_t to, int bf16) {
+    for (int64_t r = from; r < to; r++)
+        for (int64_t i = 0; i < F; i += LANES) {
+            vec gate = load(gate_up, 2 * r * F + i, bf16), up = load(gate_up, (2 * r + 1) * F + i, bf16);
+            vec s = sigmoid(gate, bf16), silu = gate * s;
+            store(out, r * F + i, silu * up, bf16);
+            store(slopes, 2 * r * F + i, up * (s + silu * (1.0f - s)), bf16);
+            store(slopes, (2 * r + 1) * F + i, silu, bf16);
+        }
+}
+
+/* out (rows, F) = silu(gate) * up of (rows, 2F); slopes (rows, 2F), its derivatives by each. */
+void swiglu_forward(const void *gate_up, void *out, void *slopes, int64_t rows, int64_t F, int bf16) {
+#define BODY(t) swiglu_part(gate_up, out, slopes, F, from, to, t)
+    PARALLEL(rows, BODY)
+#undef BODY
+}
+
+INLINE void slopes_part(const void *grad, const void *slopes, void *out, int64_t F, int64_t k, int64_t from, int64_t to, int bf16) {
+    for (int64_t r = from; r < to; r++)
+        for (int64_t i = 0; i < F; i += LANES) {
+            vec g = load(grad, r * F + i, bf16);
+            for (int64_t j = 0; j < k; j++) store(out, (k * r + j) * F + i, g * load(slopes, (k * r + j) * F + i, bf16), bf16);
+        }
+}
+
+/* out (rows, k, F) = grad (rows, 1, F) * slopes (rows, k, F). */
+void times_slopes(const void *grad, const void *slopes, void *out, int64_t rows, int64_t F, int64_t k, int bf16) {
+#define BODY(t) slopes_part(grad, slopes, out, F, k, from, to, t)
+    PARALLEL(rows, BODY)
+#undef BODY
+}
+
+/* ---- norms over rows of C; statistics (rows, 2): mean (0 for RMSNorm) and 1 / standard deviation (or 1 / rms) */
+
+INLINE void norm_part(const void *x, const float *w, const float *b, void *out, float *stats, int64_t C, float eps, int center,
+                      int64_t from, int64_t to, int bf16) {
+    for (int64_t r = from; r < to; r++) {
+        vec s = splat(0), q = splat(0);
+        if (center)
+            for (int64_t i = 0; i < C; i += LANES) s += load(x, r * C + i, bf16);
+        float mean = center ? sum(s) / C : 0;
+        for (int64_t i = 0; i < C; i += LANES) {
+            vec v = load(x, r * C + i, bf16) - mean;
+            q += v * v;
+        }
+        float inverse = 1.0f / sqrtf(sum(q) / C + eps);
+        stats[2 * r] = mean, stats[2 * r + 1] = inverse;
+        for (int64_t i = 0; i < C; i += LANES) {
+            vec v = (load(x, r * C + i, bf16) - mean) * inverse * load(w, i, 0);
+            store(out, r * C + i, b ? v + load(b, i, 0) : v, bf16);
+        }
+    }
+}
+
+void norm_forward(const void *x, const float *w, const float *b, void *out, float *stats, int64_t rows, int64_t C, float eps, int32_t center,
+                  int bf16) {
+#define BODY(t) norm_part(x, w, b, out, stats, C, eps, center, from, to, t)
+    PARALLEL(rows, BODY)
+#undef BODY
+}
+
+INLINE void norm_back_part(const void *x, const float *stats, const float *w, const void *grad, void *dx, float *dw, float *db, int64_t rows,
+                           int64_t C, int center, int64_t from, int64_t to, int bf16) {
+    for (int64_t chunk = from; chunk < to; chunk++) {
+        float *sum_w = dw + chunk * C, *sum_b = db ? db + chunk * C : 0;
+        int64_t last = (chunk + 1) * CHUNK < rows ? (chunk + 1) * CHUNK : rows;
+        for (int64_t r = chunk * CHUNK; r < last; r++) {
+            float mean = stats[2 * r], inverse = stats[2 * r + 1];
+            vec a = splat(0), c = splat(0);
+            for (int64_t i = 0; i < C; i += LANES) {
+                vec g = load(grad, r * C + i, bf16), n = (load(x, r * C + i, bf16) - mean) * inverse, gw = g * load(w, i, 0);
+                a += gw * n;
+                c += gw;
+                store(sum_w, i, load(sum_w, i, 0) + g * n, 0);
+                if (sum_b) store(sum_b, i, load(sum_b, i, 0) + g, 0);
+            }
+            float along = sum(a) / C, level = center ? sum(c) / C : 0;
+            for (int64_t i = 0; i < C; i += LANES) {
+                vec g = load(grad, r * C + i, bf16), n = (load(x, r * C + i, bf16) - mean) * inverse;
+                store(dx, r * C + i, (g * load(w, i, 0) - level - n * along) * inverse, bf16);
+            }
+        }
+    }
+}
+
+/* dw and db (or NULL) are (ceil(rows / CHUNK), C), zero on entry: partial sums of the gradients of w and b. */
+void norm_backward(const void *x, const float *stats, const float *w, const void *grad, void *dx, float *dw, float *db, int64_t rows, int64_t C,
+                   int32_t center, int bf16) {
+#define BODY(t) norm_back_part(x, stats, w, grad, dx, dw, db, rows, C, center, from, to, t)
+    PARALLEL((rows + CHUNK - 1) / CHUNK, BODY)
+#undef BODY
+}
+
+/* ---- heads (rows, H, D), row r at position r % T: the first h RMS-normed with gain (h, D), or not (NULL), and rotated.
+   table (2, T, D) is cos and signed sin. D is a multiple of 2 LANES. */
+
+INLINE void heads_part(const void *x, const float *gain, const float *table, void *out, float *stats, int64_t H, int64_t h, int64_t D, int64_t T,
+                       float eps, int64_t from, int64_t to, int bf16) {
+    int64_t half = D / 2;
+    for (int64_t r = from; r < to; r++) {
+        const float *cos = table + r % T * D, *sin = cos + T * D;
+        for (int64_t k = 0; k < H; k++) {
+            int64_t at = (r * H + k) * D;
+            if (k >= h) {
+                for (int64_t i = 0; i < D; i += LANES) store(out, at + i, load(x, at + i, bf16), bf16);
+                continue;
+            }
+            float inverse = 1;
+            if (gain) {
+                vec q = splat(0);
+                for (int64_t i = 0; i < D; i += LANES) {
+                    vec v = load(x, at + i, bf16);
+                    q += v * v;
+                }
+                stats[r * h + k] = inverse = 1.0f / sqrtf(sum(q) / D + eps);
+            }
+            for (int64_t i = 0; i < half; i += LANES) {
+                vec a = load(x, at + i, bf16) * inverse, b = load(x, at + half + i, bf16) * inverse;
+                if (gain) a *= load(gain, k * D + i, 0), b *= load(gain, k * D + half + i, 0);
+                store(out, at + i, a * load(cos, i, 0) + b * load(sin, i, 0), bf16);
+                store(out, at + half + i, b * load(cos, half + i, 0) + a * load(sin, half + i, 0), bf16);
+            }
+        }
+    }
+}
+
+void heads_forward(const void *x, const float *gain, const float *table, void *out, float *stats, int64_t rows, int64_t H, int64_t h, int64_t D,
+                   int64_t T, float eps, int bf16) {
+#define BODY(t) heads_part(x, gain, table, out, stats, H, h, D, T, eps, from, to, t)
+    PARALLEL(rows, BODY)
+#undef BODY
+}
+
+INLINE void heads_back_part(const void *x, const float *gain, const float *table, const float *stats, const void *grad, void *dx, float *d_gain,
+                            int64_t rows, int64_t H, int64_t h, int64_t D, int64_t T, int64_t from, int64_t to, int bf16) {
+    int64_t half = D / 2;
+    for (int64_t chunk = from; chunk < to; chunk++) {
+        int64_t last = (chunk + 1) * CHUNK < rows ? (chunk + 1) * CHUNK : rows;
+        for (int64_t r = chunk * CHUNK; r < last; r++) {
+            const float *cos = table + r % T * D, *sin = cos + T * D;
+            for (int64_t k = 0; k < H; k++) {
+                int64_t at = (r * H + k) * D;
+                if (k >= h) {
+                    for (int64_t i = 0; i < D; i += LANES) store(dx, at + i, load(grad, at + i, bf16), bf16);
+                    continue;
+                }
+                float inverse = gain ? stats[r * h + k] : 1, along = 0;
+                for (int pass = gain ? 0 : 1; pass < 2; pass++) { /* first what the norm needs to know of the whole head */
+                    vec total = splat(0);
+                    for (int64_t i = 0; i < half; i += LANES) {
+                        vec ga = load(grad, at + i, bf16), gb = load(grad, at + half + i, bf16);
+                        vec a = ga * load(cos, i, 0) + gb * load(sin, half + i, 0); /* rotated back */
+                        vec b = gb * load(cos, half + i, 0) + ga * load(sin, i, 0);
+                        if (!gain) {
+                            store(dx, at + i, a, bf16), store(dx, at + half + i, b, bf16);
+                            continue;
+                        }
+                        vec na = load(x, at + i, bf16) * inverse, nb = load(x, at + half + i, bf16) * inverse;
+                        vec wa = a * load(gain, k * D + i, 0), wb = b * load(gain, k * D + half + i, 0);
+                        if (pass == 0) {
+                            float *sums = d_gain + (chunk * h + k) * D;
+                            store(sums, i, load(sums, i, 0) + a * na, 0);
+                            store(sums, half + i, load(sums, half + i, 0) + b * nb, 0);
+                            total += wa * na + wb * nb;
+                        } else {
+                            store(dx, at + i, (wa - na * along) * inverse, bf16);
+                            store(dx, at + half + i, (wb - nb * along) * inverse, bf16);
+                        }
+                    }
+                    if (pass == 0) along = sum(total) / D;
+                }
+            }
+        }
+    }
+}
+
+/* d_gain (ceil(rows / CHUNK), h, D), zero on entry: partial sums of the gradient of gain. */
+void heads_backward(const void *x, const float *gain, const float *table, const float *stats, const void *grad, void *dx, float *d_gain,
+                    int64_t rows, int64_t H, int64_t h, int64_t D, int64_t T, int bf16) {
+#define BODY(t) heads_back_part(x, gain, table, stats, grad, dx, d_gain, rows, H, h, D, T, from, to, t)
+    PARALLEL((rows + CHUNK - 1) / CHUNK, BODY)
+#undef BODY
+}
+
+/* ---- causal softmax with dropout: rows of e scores, of which row r sees the first start + r % t + 1; e at most LONGEST */
+
+INLINE void softmax_row(const void *scores, void *p, void *dropped_p, int64_t at, int64_t e, int64_t seen, uint64_t group, const Dropout *d, int bf16) {
+    float buffer[LONGEST + GROUP];
+    vec top = splat(-INFINITY);
+    int64_t i = 0;
+    for (; i + LANES <= seen; i += LANES) {
+        vec v = load(scores, at + i, bf16);
+        memcpy(buffer + i, &v, sizeof v);
+        top = vmax(v, top);
+    }
+    int64_t end = (e + LANES - 1) / LANES * LANES;
+    for (; i < end; i += LANES) {
+        vec v = i < seen ? load_n(scores, at + i, seen - i, -INFINITY, bf16) : splat(-INFINITY);
+        memcpy(buffer + i, &v, sizeof v);
+        top = vmax(v, top);
+    }
+    float m = largest(top);
+    vec total = splat(0);
+    for (i = 0; i < seen; i += LANES) {
+        vec v;
+        memcpy(&v, buffer + i, sizeof v);
+        v = vexp(v - m);
+        memcpy(buffer + i, &v, sizeof v);
+        total += v;
+    }
+    float inverse = 1.0f / sum(total);
+    uint64_t bits = 0;
+    for (i = 0; i < end; i += LANES) {
+        if (d->threshold && i % GROUP == 0) bits = kept_bits(d, group + i / GROUP);
+        vec v = splat(0);
+        if (i < seen) {
+            memcpy(&v, buffer + i, sizeof v);
+            v *= inverse;
+        }
+        int n = e - i < LANES ? e - i : LANES;
+        if (n == LANES) store(p, at + i, v, bf16);
+        else store_n(p, at + i, n, v, bf16);
+        if (!d->threshold) continue;
+        v = kept(v, bits, i % GROUP);
+        if (n == LANES) store(dropped_p, at + i, v, bf16);
+        else store_n(dropped_p, at + i, n, v, bf16);
+    }
+}
+
+/* p = softmax(scores), dropped_p = p with its mask but unscaled (not written without dropout; may be scores).
+   Row r uses the hash groups from first + r * ceil(e / GROUP). */
+void softmax_forward(const void *scores, void *p, void *dropped_p, int64_t rows, int64_t e, int64_t start, int64_t t, uint64_t first, uint64_t seed,
+                     int32_t threshold, int bf16) {
+    Dropout d = {seed, threshold, 1};
+    int64_t groups = (e + GROUP - 1) / GROUP;
+#define BODY(b)                                                                                                          \
+    for (int64_t r = from; r < to; r++) softmax_row(scores, p, dropped_p, r * e, e, start + r % t + 1, first + r * groups, &d, b)
+    PARALLEL(rows, BODY)
+#undef BODY
+}
+
+INLINE void softmax_back_row(const void *p, void *grad, void *dropped_p, int64_t at, int64_t e, int64_t seen, uint64_t group, const Dropout *d,
+                             int bf16) {
+    float buffer[LONGEST + GROUP];
+    vec total = splat(0);
+    uint64_t bits = 0;
+    int64_t end = (e + LANES - 1) / LANES * LANES;
+    for (int64_t i = 0; i < end; i += LANES) {
+        int n = e - i < LANES ? e - i : LANES;
+        vec g = splat(0), v = splat(0);
+        if (d->threshold && i % GROUP == 0) bits = kept_bits(d, group + i / GROUP);
+        if (i < seen) {
+            g = n == LANES ? load(grad, at + i, bf16) : load_n(grad, at + i, n, 0, bf16);
+            v = n == LANES ? load(p, at + i, bf16) : load_n(p, at + i, n, 0, bf16);
+        }
+        if (d->threshold) {
+            g = kept(g, bits, i % GROUP);
+            vec k = kept(v, bits, i % GROUP);
+            if (n == LANES) store(dropped_p, at + i, k, bf16);
+            else store_n(dropped_p, at + i, n, k, bf16);
+        }
+        memcpy(buffer + i, &g, sizeof g);
+        total += g * v;
+    }
+    float along = sum(total);
+    for (int64_t i = 0; i < end; i += LANES) {
+        int n = e - i < LANES ? e - i : LANES;
+        vec g, v = splat(0);
+        memcpy(&g, buffer + i, sizeof g);
+        if (i < seen) v = n == LANES ? load(p, at + i, bf16) : load_n(p, at + i, n, 0, bf16);
+        v *= g - along;
+        if (n == LANES) store(grad, at + i, v, bf16);
+        else store_n(grad, at + i, n, v, bf16);
+    }
+}
+
+/* grad, of the dropped probabilities, becomes that of the scores, in place; dropped_p is written again if there is dropout. */
+void softmax_backward(const void *p, void *grad, void *dropped_p, int64_t rows, int64_t e, int64_t start, int64_t t, uint64_t first, uint64_t seed,
+                      int32_t threshold, int bf16) {
+    Dropout d = {seed, threshold, 1};
+    int64_t groups = (e + GROUP - 1) / GROUP;
+#define BODY(b)                                                                                                          \
+    for (int64_t r = from; r < to; r++) softmax_back_row(p, grad, dropped_p, r * e, e, start + r % t + 1, first + r * groups, &d, b)
+    PARALLEL(rows, BODY)
+#undef BODY
+}

@@ -1,0 +1,205 @@
+"""kernels.c as autograd functions. The formulas are in kernels.py and layers.py; here are only pointers, shapes and what is kept.
+
+Where `usable` says no (no compiler, another device or dtype, odd widths), torch does the same in several passes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from minigpt_cli.models.native import building
+
+LANES, GROUP, CHUNK, LONGEST = 16, 64, 256, 8192  # as in kernels.c
+SOURCE = Path(__file__).with_name("kernels.c")
+
+P, N, U, I, F = ctypes.c_void_p, ctypes.c_int64, ctypes.c_uint64, ctypes.c_int32, ctypes.c_float
+_SIGNATURES = {
+    "dropped": (P, P, P, N, U, I, F, I),
+    "gelu_forward": (P, P, P, N, I, I),
+    "swiglu_forward": (P, P, P, N, N, I),
+    "times_slopes": (P, P, P, N, N, N, I),
+    "norm_forward": (P, P, P, P, P, N, N, F, I, I),
+    "norm_backward": (P, P, P, P, P, P, P, N, N, I, I),
+    "heads_forward": (P, P, P, P, P, N, N, N, N, N, F, I),
+    "heads_backward": (P, P, P, P, P, P, P, N, N, N, N, N, I),
+    "softmax_forward": (P, P, P, N, N, N, N, U, U, I, I),
+    "softmax_backward": (P, P, P, N, N, N, N, U, U, I, I),
+}
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """The kernels, built at the first call; None where they cannot be."""
+    found = building.load(SOURCE, ("-fopenmp",))
+    for name, signature in _SIGNATURES.items() if found else ():
+        function = getattr(found, name)
+        function.argtypes, function.restype = signature, None
+    return found
+
+
+def usable(x: Tensor, width: int = 0) -> bool:
+    """Whether the kernels can work on `x`, whose rows have `width` elements."""
+    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16) and width % LANES == 0 and library() is not None
+
+
+def _call(name: str, like: Tensor, *arguments: Tensor | float | None) -> None:
+    values = [a.data_ptr() if isinstance(a, Tensor) else a for a in arguments]
+    getattr(library(), name)(*values, like.dtype == torch.bfloat16)
+
+
+def _float(x: Tensor | None) -> Tensor | None:
+    """Gains, biases and tables are read as float32."""
+    return None if x is None else x.detach().float().contiguous()
+
+
+class Mask(NamedTuple):
+    """A dropout mask that is computed where it is needed: a byte below `threshold` drops its element."""
+
+    seed: int
+    threshold: int
+    scale: float
+
+
+# ---- activations
+
+
+class Gelu(torch.autograd.Function):
+    """Keeps the slope at each element, so that e^x is computed once."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, tanh_form: bool) -> Tensor:
+        x = x.contiguous()
+        result, slope = torch.empty_like(x), torch.empty_like(x)
+        _call("gelu_forward", x, x, result, slope, x.numel(), tanh_form)
+        ctx.save_for_backward(slope)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        (slope,) = ctx.saved_tensors
+        return _times_slopes(grad.contiguous(), slope, LANES, 1), None
+
+
+class SwiGLU(torch.autograd.Function):
+    """Keeps the derivatives by gate and up, in place of gate and up."""
+
+    @staticmethod
+    def forward(ctx: Any, gate_up: Tensor) -> Tensor:
+        gate_up = gate_up.contiguous()
+        width = gate_up.size(-1) // 2
+        result, slopes = gate_up.new_empty(*gate_up.shape[:-1], width), torch.empty_like(gate_up)
+        _call("swiglu_forward", gate_up, gate_up, result, slopes, result.numel() // width, width)
+        ctx.save_for_backward(slopes)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+        (slopes,) = ctx.saved_tensors
+        return _times_slopes(grad.contiguous(), slopes, grad.size(-1), 2)
+
+
+def _times_slopes(grad: Tensor, slopes: Tensor, width: int, k: int) -> Tensor:
+    result = torch.empty_like(slopes)
+    _call("times_slopes", grad, grad, slopes, result, grad.numel() // width, width, k)
+    return result
+
+
+# ---- norms
+
+
+class Norm(torch.autograd.Function):
+    """LayerNorm (`center`) or RMSNorm."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, center: bool) -> Tensor:
+        x, C = x.contiguous(), x.size(-1)
+        rows = x.numel() // C
+        result, stats = torch.empty_like(x), torch.empty(rows, 2)
+        _call("norm_forward", x, x, _float(weight), _float(bias), result, stats, rows, C, eps, center)
+        ctx.save_for_backward(x, weight, bias, stats)
+        ctx.center = center
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, bias, stats = ctx.saved_tensors
+        grad, C = grad.contiguous(), x.size(-1)
+        rows = x.numel() // C
+        dx, sums = torch.empty_like(x), torch.zeros(2, -(-rows // CHUNK), C)
+        _call("norm_backward", x, x, stats, _float(weight), grad, dx, sums[0], None if bias is None else sums[1], rows, C, ctx.center)
+        dw, db = sums.sum(1)
+        return dx, dw.to(weight.dtype), None if bias is None else db.to(bias.dtype), None, None
+
+
+class NormAndRotate(torch.autograd.Function):
+    """The first h heads of (B, T, H, D) normed with gain (h, D), if there is one, and rotated by table (2, T, 1, D)."""
+
+    @staticmethod
+    def forward(ctx: Any, heads: Tensor, h: int, gain: Tensor | None, eps: float, table: Tensor) -> Tensor:
+        heads, table = heads.contiguous(), table.detach().float().contiguous()
+        B, T, H, D = heads.shape
+        result, stats = torch.empty_like(heads), torch.empty(B * T, h)
+        _call("heads_forward", heads, heads, _float(gain), table, result, stats, B * T, H, h, D, T, eps)
+        ctx.save_for_backward(heads, gain, stats, table)
+        ctx.h = h
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        heads, gain, stats, table = ctx.saved_tensors
+        grad = grad.contiguous()
+        B, T, H, D = heads.shape
+        dx = torch.empty_like(heads)
+        sums = torch.zeros(-(-B * T // CHUNK), ctx.h, D)
+        _call("heads_backward", heads, heads, _float(gain), table, stats, grad, dx, sums, B * T, H, ctx.h, D, T)
+        return dx, None, None if gain is None else sums.sum(0).to(gain.dtype), None, None
+
+
+# ---- dropout
+
+
+class AddDropped(torch.autograd.Function):
+    """`residual + dropout(x)`, or `dropout(x)` where residual is None."""
+
+    @staticmethod
+    def forward(ctx: Any, residual: Tensor | None, x: Tensor, mask: Mask) -> Tensor:
+        ctx.mask = mask
+        return _dropped(residual, x, mask)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, None]:
+        return grad if ctx.needs_input_grad[0] else None, _dropped(None, grad, ctx.mask), None
+
+
+def _dropped(residual: Tensor | None, x: Tensor, mask: Mask) -> Tensor:
+    x = x.contiguous()
+    result = torch.empty_like(x)
+    _call("dropped", x, None if residual is None else residual.contiguous(), x, result, x.numel(), mask.seed, mask.threshold, mask.scale)
+    return result
+
+
+# ---- attention's softmax, for training_attention
+
+
+def softmax_forward(scores: Tensor, p: Tensor, start: int, t: int, first: int, mask: Mask) -> None:
+    """p = causal softmax of scores (..., R * t, e); with dropout, scores become p with its mask."""
+    e = scores.size(-1)
+    _call("softmax_forward", scores, scores, p, scores, scores.numel() // e, e, start, t, first, mask.seed, mask.threshold)
+
+
+def softmax_backward(p: Tensor, grad: Tensor, dropped: Tensor, start: int, t: int, first: int, mask: Mask) -> None:
+    """grad, of the dropped probabilities, becomes that of the scores; `dropped` becomes p with its mask again."""
+    e = p.size(-1)
+    _call("softmax_backward", p, p, grad, dropped, p.numel() // e, e, start, t, first, mask.seed, mask.threshold)
+
+
+def hash_groups(shape: tuple[int, ...]) -> int:
+    """How many groups of the mask's hash the rows of `shape` use."""
+    return math.prod(shape[:-1]) * -(-shape[-1] // GROUP)
