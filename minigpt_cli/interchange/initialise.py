@@ -28,6 +28,7 @@ from minigpt_cli.tokenization.contract import Tokenizer
 
 VOCABULARY = ("token_embedding.weight", "head.weight", "table")
 POSITIONS = "position_embedding.weight"
+_PADDING = 512  # rows at most by which a vocabulary is rounded up
 _BODIES = ("h.", "wte.", "layers.", "embed_tokens.")  # how names begin in files of a model without its head
 
 
@@ -204,11 +205,23 @@ def adapted(
             if name == "table":  # of a bigram: the columns are tokens too
                 result[name] = _rows_by_token(result[name].T, rows).T.contiguous()
         notes.append(f"vocabulary matched by text: {known} of our {len(rows)} tokens are among their {theirs_tokenizer.vocab_size}")
+    notes += _without_padding(result, ours, sure=theirs_tokenizer is not None)
     if POSITIONS in result and POSITIONS in ours and result[POSITIONS].size(0) > ours[POSITIONS].size(0):
         kept, had = ours[POSITIONS].size(0), result[POSITIONS].size(0)
         result[POSITIONS] = result[POSITIONS][:kept].clone()
         notes.append(f"learned positions cut from {had} to --block-size {kept}")
     return result, notes
+
+
+def _without_padding(tensors: dict[str, Tensor], ours: dict[str, Tensor], sure: bool) -> list[str]:
+    """Cut off, in place, the rows by which others round a vocabulary up (nanoGPT: 50,304 for GPT-2's 50,257), and say so. Unless it is
+    `sure` that the tokens are the same, only what looks like rounding is taken for it."""
+    padded = [n for n in VOCABULARY[:2] if n in tensors and n in ours and tensors[n].size(0) > ours[n].size(0)]
+    if not sure:
+        padded = [n for n in padded if not tensors[n].size(0) % 64 and tensors[n].size(0) - ours[n].size(0) < _PADDING]
+    for name in padded:
+        tensors[name] = tensors[name][: ours[name].size(0)].clone()
+    return [f"left out rows beyond the {ours[padded[0]].size(0)} tokens: padding"] if padded else []
 
 
 def _vocabulary_rows(theirs: Tokenizer, ours: Tokenizer) -> list[int] | None:

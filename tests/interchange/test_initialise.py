@@ -246,6 +246,27 @@ def test_rotary_models_take_any_block(make_run: MakeRun) -> None:
     assert initial_weights(run.dir, config, checkpoints.load(run).tokenizer)[1].matches
 
 
+def test_rows_that_round_a_vocabulary_up_are_left_out(make_run: MakeRun, tmp_path: Path) -> None:
+    loaded = checkpoints.load(make_run(model="gpt2-tanh-tied"))
+    state = dict(loaded.model.state_dict())
+    size, width = state["token_embedding.weight"].shape
+    padded = torch.cat([state["token_embedding.weight"], torch.full((64 - size % 64, width), 9.0)])
+    torch.save(state | {"token_embedding.weight": padded}, tmp_path / "padded.pt")
+    weights, report = initial_weights(tmp_path / "padded.pt", loaded.config.model, loaded.tokenizer)
+    assert report.matches
+    assert torch.equal(weights["token_embedding.weight"], state["token_embedding.weight"])
+    assert any("padding" in note for note in report.notes)
+
+
+def test_rows_of_another_vocabulary_are_not_taken_for_padding(make_run: MakeRun, tmp_path: Path) -> None:
+    loaded = checkpoints.load(make_run(model="llama"))
+    state = dict(loaded.model.state_dict())
+    longer = torch.cat([state["token_embedding.weight"]] * 2)[: state["token_embedding.weight"].size(0) + 3]
+    torch.save(state | {"token_embedding.weight": longer}, tmp_path / "other.pt")
+    with pytest.raises(UsageError, match=r"1 wrongly shaped"):
+        initial_weights(tmp_path / "other.pt", loaded.config.model, loaded.tokenizer)
+
+
 def test_the_source_is_never_written_to(make_run: MakeRun) -> None:
     run = make_run()
     before = {p: p.read_bytes() for p in run.dir.rglob("*") if p.is_file()}
