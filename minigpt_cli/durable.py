@@ -30,11 +30,11 @@ CLOEXEC = getattr(os, "O_CLOEXEC", 0)
 BINARY = getattr(os, "O_BINARY", 0)
 
 _ADVICE = {
-    errno.ENOSPC: "the disk is full: free some space and resume",
-    errno.EDQUOT: "the disk quota is used up: free some space and resume",
-    errno.EROFS: "the file system is read-only: choose another --runs-dir",
-    errno.EACCES: "permission denied: check who owns the folder, or choose another --runs-dir",
-    errno.EPERM: "permission denied: check who owns the folder, or choose another --runs-dir",
+    errno.ENOSPC: "the disk is full: free some space and go on",
+    errno.EDQUOT: "the disk quota is used up: free some space and go on",
+    errno.EROFS: "the file system is read-only: write elsewhere, with --runs-dir or MINIGPT_DATA_DIR",
+    errno.EACCES: "permission denied: check who owns the folder, or write elsewhere, with --runs-dir or MINIGPT_DATA_DIR",
+    errno.EPERM: "permission denied: check who owns the folder, or write elsewhere, with --runs-dir or MINIGPT_DATA_DIR",
     errno.EIO: "the disk reports an input/output error: check it before going on",
     errno.EMFILE: "too many open files: raise `ulimit -n`",
     errno.ENFILE: "too many open files on this machine",

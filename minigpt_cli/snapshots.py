@@ -197,12 +197,14 @@ def _copy(source: Path, target: Path) -> None:
 def read_newest(run: Run, read: Callable[[Path, RunRecord], T]) -> tuple[T, list[str]]:
     """What `read(folder, record)` makes of the newest generation, or aloud, in the notices, of the one before where the newest fails with
     RunDamaged. While a process writes to the run the newest is tried again for a moment. Raises the newest's RunDamaged if both fail."""
-    for attempt in range(LIVE_RETRIES):
+    tries = 0
+    while True:
         try:
             return _read_generation(run.dir, read), []
         except RunDamaged as error:
             newest_error = error
-        if attempt + 1 == LIVE_RETRIES or not run.is_live():
+        tries += 1
+        if tries == LIVE_RETRIES or not run.is_live():
             break
         time.sleep(LIVE_PAUSE_S)
     previous = run.file(PREVIOUS)

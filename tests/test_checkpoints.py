@@ -474,3 +474,47 @@ def test_verify_finds_a_tokenizer_that_loses_text(run: Run, monkeypatch: pytest.
     save(run, 1)
     monkeypatch.setattr(CharTokenizer, "encode", lambda self, text: [])
     assert "does not give back" in problems(run)["tokenizer.json"]
+
+
+def test_verify_finds_metrics_that_lost_their_end_and_a_file_of_another_content(run: Run) -> None:
+    run.file("metrics.jsonl").write_text('{"event": "other"}\n' * 3)
+    save(run, 1)
+    run.file("metrics.jsonl").write_text('{"event": "other"}\n')
+    assert "the record says" in problems(run)["metrics.jsonl"]
+
+
+def test_nothing_larger_than_the_memory_is_read_for_its_checksum(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(run, 1)
+    monkeypatch.setattr(durable, "physical_memory", lambda: 10)
+    with pytest.raises(RunDamaged, match="more than this machine's memory"):
+        snapshots.checksum(run.file("last.safetensors"))
+    assert snapshots.checksum(run.file("last.safetensors"), 5).bytes == 5
+
+
+def test_a_file_in_the_place_of_previous_makes_room(run: Run) -> None:
+    save(run, 1)
+    (run.dir / "previous").write_text("in the way")
+    save(run, 2)
+    assert (run.dir / "previous" / "run.json").exists()
+
+
+def test_a_damaged_newest_is_still_found_by_name_where_the_save_before_it_is_whole(run: Run) -> None:
+    save(run, 1)
+    save(run, 2)
+    run.file("run.json").write_text("{}")
+    store = RunStore(run.dir.parent)
+    assert checkpoints.load(store.find("run")).step == 1
+    (run.dir / "previous" / "run.json").write_text("{}")
+    with pytest.raises(RunDamaged, match="is damaged"):
+        store.find("run")
+
+
+def test_a_save_over_an_unreadable_record_leaves_the_generation_before_alone(run: Run) -> None:
+    save(run, 1)
+    record = save(run, 2)
+    run.file("run.json").write_text("{}")
+    weights = build_model(SETTINGS.model, 11, seed=3).state_dict()
+    later = record.model_copy(update={"stop_step": 3})
+    checkpoints.save(run, later, last=weights, resume={}, resume_state={"step": 3})
+    assert durable.read_json(run.dir / "previous" / "run.json")["stop_step"] == 1
+    assert checkpoints.load(run, "last").step == 3

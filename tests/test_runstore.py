@@ -650,3 +650,35 @@ def test_one_line_cuts_and_cleans() -> None:
     assert durable.one_line("x" * 10, 5) == "xxxx…"
     assert durable.first_line_of([]) == "not valid"
     assert now().endswith("Z")
+
+
+def test_what_is_no_file_is_not_written_to(store: RunStore) -> None:
+    run = make(store, "a")
+    assert repr(run).startswith("Run(")
+    for create in (os.mkfifo, os.mkdir):
+        create(run.file("metrics.jsonl"))
+        with pytest.raises(RunDamaged, match="not a regular file"):
+            run.append(evaluated(1))
+        run.file("metrics.jsonl").unlink() if create is os.mkfifo else run.file("metrics.jsonl").rmdir()
+
+
+def test_a_machine_that_does_not_tell_its_memory_is_taken_at_a_guess(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> str:
+        raise OSError
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    assert durable.available_memory() == durable.physical_memory() // 2
+    monkeypatch.setattr(os, "sysconf", lambda _: refuse())
+    assert durable.physical_memory() == 1 << 40
+
+
+def test_limits_of_containers_and_shells_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    import resource
+
+    told = {"memory.max": "1000000", "memory.current": "400000", "statm": "10 5 1", "meminfo": "MemTotal: 9 kB\nMemAvailable: 900 kB\n"}
+    monkeypatch.setattr(Path, "read_text", lambda self, *_: told[self.name])
+    assert durable.available_memory() == 600_000
+    told["memory.max"] = "max"
+    assert durable.available_memory() == 900 << 10
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (500_000, 500_000))
+    assert durable.available_memory() == 500_000 - 10 * resource.getpagesize()
