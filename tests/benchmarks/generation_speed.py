@@ -81,9 +81,17 @@ def nanogpt(loaded: Any, folder: Path) -> tuple[Side, Callable[[int], list[int]]
     settings = module.GPTConfig(c.block_size, loaded.model.vocab_size, c.n_layer, c.n_head, c.n_embd, 0.0, False)
     model = module.GPT(settings).eval()
     names = {
-        "token_embedding": "transformer.wte", "position_embedding": "transformer.wpe", "final_norm": "transformer.ln_f", "blocks.": "transformer.h.",
-        "norm1": "ln_1", "norm2": "ln_2", "attention.qkv": "attn.c_attn", "attention.out": "attn.c_proj", "mlp.up": "mlp.c_fc", "mlp.down": "mlp.c_proj",
-    }  # fmt: skip
+        "token_embedding": "transformer.wte",
+        "position_embedding": "transformer.wpe",
+        "final_norm": "transformer.ln_f",
+        "blocks.": "transformer.h.",
+        "norm1": "ln_1",
+        "norm2": "ln_2",
+        "attention.qkv": "attn.c_attn",
+        "attention.out": "attn.c_proj",
+        "mlp.up": "mlp.c_fc",
+        "mlp.down": "mlp.c_proj",
+    }
     weights = {}
     for name, tensor in loaded.model.state_dict().items():
         for old, new in names.items():
@@ -119,7 +127,9 @@ def hugging_face(loaded: Any, folder: Path) -> tuple[Side, Callable[[int], list[
     @torch.inference_mode()
     def write(n: int, **options: Any) -> Any:
         ids = torch.tensor([[1]])
-        return model.generate(ids, attention_mask=torch.ones_like(ids), min_new_tokens=n, max_new_tokens=n, pad_token_id=0, use_cache=True, **options)
+        return model.generate(
+            ids, attention_mask=torch.ones_like(ids), min_new_tokens=n, max_new_tokens=n, pad_token_id=0, use_cache=True, **options
+        )
 
     def speed(n: int) -> float:
         began = time.perf_counter()
@@ -179,7 +189,9 @@ def compare(shape: str, options: argparse.Namespace, folder: Path) -> dict[str, 
     expected = made["minigpt"][1](n)
     agree = {name: sum(a == b for a, b in zip(greedy(n), expected, strict=True)) for name, (_, greedy) in made.items()}
     slow = {"nanogpt": 64 if options.quick else block - 2, "hugging face": 64 if options.quick else block - 2}
-    inside = interleaved({name: side for name, (side, _) in made.items()}, {name: slow.get(name, block - 2) for name in made}, options.repeats)
+    inside = interleaved(
+        {name: side for name, (side, _) in made.items()}, {name: slow.get(name, block - 2) for name in made}, options.repeats
+    )
     result: dict[str, Any] = {"greedy_tokens_that_agree": agree, "of": n, "inside_tokens_per_s": inside}
     names = [name for name in ("minigpt", "nanogpt") if name in made]
     late = {name: beyond(made[name][0], block, 24 if name == "nanogpt" else 6 * block) for name in names}

@@ -25,7 +25,10 @@ from typing import Any
 import httpx
 
 TEXT = "To be, or not to be, that is the question:\nWhether 'tis nobler in the mind to suffer\n" * 200
-FLAGS = "--name small --n-layer 4 --n-head 4 --n-embd 128 --block-size 64 --batch-size 4 --max-steps 2 --precision fp32 --compile off --device cpu"
+FLAGS = (
+    "--name small --n-layer 4 --n-head 4 --n-embd 128 --block-size 64 "
+    "--batch-size 4 --max-steps 2 --precision fp32 --compile off --device cpu"
+)
 
 
 def start(folder: Path) -> tuple[subprocess.Popen[str], str]:

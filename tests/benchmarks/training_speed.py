@@ -25,8 +25,16 @@ from typing import Any
 
 BATCH, BLOCK, VOCAB = 64, 128, 65
 SHAPE = {"block_size": BLOCK, "n_layer": 4, "n_head": 4, "n_embd": 128, "dropout": 0.2}
-OURS = {"ours fp32": {"precision": "fp32"}, "ours bf16": {"precision": "bf16"}, "ours bf16 compiled": {"precision": "bf16", "compile": "on"}}
-THEIRS = {f"nanogpt {dtype}{' compiled' * compiled}": {"dtype": dtype, "compiled": compiled} for dtype in ("fp32", "bf16") for compiled in (False, True)}
+OURS = {
+    "ours fp32": {"precision": "fp32"},
+    "ours bf16": {"precision": "bf16"},
+    "ours bf16 compiled": {"precision": "bf16", "compile": "on"},
+}
+THEIRS = {
+    f"nanogpt {dtype}{' compiled' * compiled}": {"dtype": dtype, "compiled": compiled}
+    for dtype in ("fp32", "bf16")
+    for compiled in (False, True)
+}
 
 
 def our_step(precision: str, compile: str = "off") -> Callable[[], None]:
@@ -37,7 +45,9 @@ def our_step(precision: str, compile: str = "off") -> Callable[[], None]:
     from minigpt_cli.training.state import TrainingState
 
     keep_freed_memory()
-    optim = OptimConfig(optimizer="adamw", lr=2e-4, weight_decay=0.05, grad_clip=1.0, batch_size=BATCH, max_steps=10_000, schedule="constant")
+    optim = OptimConfig(
+        optimizer="adamw", lr=2e-4, weight_decay=0.05, grad_clip=1.0, batch_size=BATCH, max_steps=10_000, schedule="constant"
+    )
     compute = ComputeConfig(device="cpu", precision=precision, compile=compile, attention="plain")
     state = TrainingState(RunConfig(model=ClassicConfig(**SHAPE), optim=optim, compute=compute), VOCAB, torch.device("cpu"))
     ids = torch.randint(VOCAB, (BATCH, BLOCK + 1))
@@ -80,7 +90,10 @@ def worker(name: str, folder: str, threads: int) -> None:
     started = time.perf_counter()
     for _ in range(3):
         step()
-    print(json.dumps({"first_steps_s": time.perf_counter() - started, "torch": torch.__version__, "threads": torch.get_num_threads()}), flush=True)
+    print(
+        json.dumps({"first_steps_s": time.perf_counter() - started, "torch": torch.__version__, "threads": torch.get_num_threads()}),
+        flush=True,
+    )
     for line in sys.stdin:
         n, wall, cpu = int(line), time.perf_counter(), time.process_time()
         for _ in range(n):
@@ -131,7 +144,11 @@ def main() -> None:
     names = args.only.split(",") if args.only else [*OURS, *THEIRS]
     result = measure(names, args)
     ms = {name: v["ms_per_step"] for name, v in result["variants"].items()}
-    fastest = {dtype: min((v, k) for k, v in ms.items() if k.startswith("nanogpt") and dtype in k) for dtype in ("fp32", "") if any(k.startswith("nanogpt") and dtype in k for k in ms)}
+    fastest = {
+        dtype: min((v, k) for k, v in ms.items() if k.startswith("nanogpt") and dtype in k)
+        for dtype in ("fp32", "")
+        if any(k.startswith("nanogpt") and dtype in k for k in ms)
+    }
     ours = [v for k, v in ms.items() if k.startswith("ours")]
     if ours and "" in fastest:
         result["ratio"] = {"fastest of each": round(fastest[""][0] / min(ours), 2), "nanogpt's fastest": fastest[""][1]}

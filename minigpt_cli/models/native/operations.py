@@ -19,7 +19,7 @@ from minigpt_cli.models.native import building
 LANES, GROUP, CHUNK, LONGEST = 16, 64, 256, 8192  # as in kernels.c
 SOURCE = Path(__file__).with_name("kernels.c")
 
-P, N, U, I, F = ctypes.c_void_p, ctypes.c_int64, ctypes.c_uint64, ctypes.c_int32, ctypes.c_float
+P, N, U, I, F = ctypes.c_void_p, ctypes.c_int64, ctypes.c_uint64, ctypes.c_int32, ctypes.c_float  # noqa: E741
 _SIGNATURES = {
     "dropped": (P, P, P, N, U, I, F, I),
     "gelu_forward": (P, P, P, N, I, I),
@@ -82,7 +82,7 @@ class Gelu(torch.autograd.Function):
         return result
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (slope,) = ctx.saved_tensors
         return _times_slopes(grad.contiguous(), slope, LANES, 1), None
 
@@ -100,7 +100,7 @@ class SwiGLU(torch.autograd.Function):
         return result
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         (slopes,) = ctx.saved_tensors
         return _times_slopes(grad.contiguous(), slopes, grad.size(-1), 2)
 
