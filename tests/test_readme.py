@@ -1,0 +1,117 @@
+"""What the README promises is true: its commands run, its table of recipes is the recipes', the tests that it names exist.
+
+Commands run in order in one folder, on a tiny text and, through the environment, with a tiny model. Those that serve, watch
+or ask go as far as their flags are read.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import string
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.main import get_command
+
+from minigpt_cli import cli, recipes
+from minigpt_cli.config import RunConfig
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text("utf-8")
+TINY = {
+    "N_LAYER": 1, "N_HEAD": 2, "N_EMBD": 16, "BLOCK_SIZE": 16, "BATCH_SIZE": 4, "MAX_STEPS": 4, "EVAL_EVERY": 2, "EVAL_ITERS": 1,
+    "DEVICE": "cpu", "PRECISION": "fp32", "ATTENTION": "plain", "COMPILE": "off", "THREADS": 1,
+}  # fmt: skip
+STAND_INS = {"tinyshakespeare": "./tinyshakespeare", "400": "4", "800": "6"}  # a text that needs no network; fewer steps
+LATER = {"--serve", "-i", "--search", "watch", "--log"}  # these wait for somebody, or need an extra
+ELSEWHERE = {"pip", "pytest", "torchrun", "llama-cli", "ollama", "tensorboard", "cd", "curl", "export", "git"}
+
+
+def commands() -> list[str]:
+    """Every command line of the README's `sh` blocks, those joined by && apart."""
+    blocks = re.findall(r"^```sh\n(.*?)^```", README, re.M | re.S)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    return [part.strip() for line in lines for part in re.sub(r"(^|\s)#\s.*", "", line).split("&&") if part.strip()]
+
+
+def sizes(model: Any) -> str:
+    return "table" if model.arch == "bigram" else f"{model.n_layer} × {model.n_embd}, {model.n_head} heads"
+
+
+def recipe_table() -> str:
+    """The table of recipes, from the recipes."""
+    rows = ["| preset | what it is | architecture | layers × width | block | batch | steps | optimizer, rate |", "|" + "---|" * 8]
+    for name in recipes.preset_names():
+        settings = recipes.read_preset(name)
+        c = RunConfig.model_validate(settings | {"model": {"arch": "modern"} | settings.get("model", {})})
+        batch = f"{c.optim.batch_size}" + (f" × {c.optim.grad_accum}" if c.optim.grad_accum > 1 else "")
+        steps = f"{c.optim.max_steps:,}" if c.optim.max_steps else f"{c.optim.time_budget:g} s"
+        rate = f"{c.optim.optimizer} {c.optim.muon_lr if c.optim.optimizer == 'muon' else c.optim.lr:g}"
+        what = recipes.preset_summary(name).rstrip(".")
+        rows.append(f"| `{name}` | {what} | {c.model.arch} | {sizes(c.model)} | {c.model.block_size} | {batch} | {steps} | {rate} |")
+    return "\n".join(rows)
+
+
+def test_the_table_of_recipes_is_that_of_the_presets() -> None:
+    assert recipe_table() in README, "the table should be:\n" + recipe_table()
+
+
+def test_the_tests_that_prove_the_promises_exist() -> None:
+    named = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", README)
+    assert len(named) >= 10
+    for path, test in named:
+        assert f"def {test}" in (ROOT / path).read_text("utf-8"), f"{path}::{test}"
+
+
+def test_links_and_pictures_lead_somewhere() -> None:
+    for target in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_ci_runs_the_test_command_of_the_readme() -> None:
+    install, run = re.search(r"^(pip install -e \S+) && (pytest)$", README, re.M).groups()  # type: ignore[union-attr]
+    ci = (ROOT / ".ci" / "run").read_text("utf-8").splitlines()
+    assert run in ci
+    assert any(line.startswith("pip install") and line.endswith(install.removeprefix("pip install")) for line in ci)
+
+
+@pytest.fixture
+def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the texts that the README speaks of, and an environment that makes models tiny."""
+    monkeypatch.chdir(tmp_path)
+    for name, value in TINY.items():
+        monkeypatch.setenv(f"MINIGPT_{name}", str(value))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    text = "".join(f"{string.ascii_letters}?. ROMEO: Once upon {i * i % 97} days to be,\nor not: {i % 7}!\n" for i in range(80))
+    for name in ("tinyshakespeare", "notes.txt", "sonnets.txt"):
+        (tmp_path / name).write_text(text)
+    rows = [{"prompt": f"{i}?", "completion": "Four."} for i in range(200)]
+    (tmp_path / "chats.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return tmp_path
+
+
+def parsed(words: list[str]) -> None:
+    """Read the flags of a command without running it."""
+    command: Any = get_command(cli.app)
+    ctx = command.make_context("minigpt", [])
+    while hasattr(command, "commands"):
+        name, command, words = command.resolve_command(ctx, words)
+        ctx = command.make_context(name, [*words], parent=ctx, resilient_parsing=hasattr(command, "commands"))
+
+
+def test_the_commands_run_in_their_order(desk: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for line in commands():
+        words = shlex.split(line)
+        if words[0] == "torchrun":
+            parsed(words[words.index("minigpt_cli") + 1 :])
+        elif words[0] != "minigpt":
+            assert words[0] in ELSEWHERE, line
+        elif LATER & set(words):
+            parsed(words[1:])
+        else:
+            words = [STAND_INS.get(word, word) for word in words]
+            code = cli.run(words[1:])
+            assert code == 0, f"{line}: {capfd.readouterr().err[-500:]}"
