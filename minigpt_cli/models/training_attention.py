@@ -1,4 +1,6 @@
-"""Causal attention for training on a CPU: the same numbers as the plain formula, with less memory traffic and half the upper half.
+"""Causal attention for training on a CPU: the same numbers as the plain formula, with less memory traffic and less of the upper half.
+
+Where the processor multiplies bfloat16 tiles (Intel AMX) all of it is one C function, native/attention.c. Elsewhere, and in float32:
 
 attention.CausalAttention's plain path is the formula: `dropout(softmax(q kᵀ / sqrt(D) + mask)) v`. What is different here:
 
@@ -45,6 +47,8 @@ def causal_attention(heads: Tensor, n_head: int, dropout: float, generator: torc
         size = sum(p.shape[0] * p.shape[1] * p.shape[2] for p in _pieces(heads, n_head))
         keep, scale = draw_mask((size,), dropout, generator, heads.device)
         mask = native.Mask(0, 0, scale)
+    if native.tiles_usable(heads):
+        return native.TiledAttention.apply(heads, n_head, mask)  # type: ignore[no-any-return,no-untyped-call]
     return _CausalAttention.apply(heads, n_head, keep, mask)  # type: ignore[no-any-return,no-untyped-call]
 
 

@@ -21,6 +21,7 @@ def by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Everything here holds for the functions in C and for those made of torch operations, which run where C cannot be compiled."""
     if request.param == "torch":
         monkeypatch.setattr(native, "library", lambda: None)
+        monkeypatch.setattr(native, "tiles", lambda: None)
     elif native.library() is None:
         pytest.skip("no C compiler")
     return str(request.param)
@@ -174,7 +175,7 @@ def test_dropped_attention_equals_the_formula_with_the_same_mask(T: int, dtype: 
     if native.usable(heads):
         mask = draw_seed(p, torch.Generator().manual_seed(3))
         ones = torch.zeros(B * H, T, T)  # a uniform softmax over all keys: what is not zero is kept
-        native.softmax_forward(ones, torch.empty_like(ones), T, 1, 0, mask)
+        native.softmax_forward(ones, torch.empty_like(ones), T - 1, 1, 0, mask)
         keep, scale = (ones != 0).to(dtype), mask.scale
     else:
         bits, scale = draw_mask((B * H * T * T,), p, torch.Generator().manual_seed(3), CPU)
@@ -268,3 +269,35 @@ def test_not_a_number_stays_one() -> None:
     assert kernels.activation(bad, "gelu_tanh").isnan().all()
     assert kernels.swiglu(bad).isnan().all()
     assert training_attention.causal_attention(bad.view(1, 4, 2, 8).repeat(1, 1, 2, 1)[:, :, :3].contiguous(), 1, 0.0, None).isnan().all()
+
+
+@pytest.mark.parametrize(("B", "T", "H", "K", "D"), [(2, 32, 2, 2, 32), (3, 96, 4, 2, 32), (1, 128, 3, 3, 32), (2, 64, 2, 1, 64)])
+@pytest.mark.parametrize("p", [0.0, 0.3])
+def test_tiled_attention_equals_float32_with_the_same_mask(
+    B: int, T: int, H: int, K: int, D: int, p: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if native.tiles() is None:
+        pytest.skip("this processor has no matrix tiles")
+    monkeypatch.setattr(training_attention, "LEAST_BLOCK", T)  # masks are laid out by pieces: one piece
+    heads = random(B, T, H + 2 * K, D).detach().bfloat16().requires_grad_()
+    exact = heads.detach().float().requires_grad_()
+    weight = random(B, T, H * D, seed=1).detach()
+    y = training_attention.causal_attention(heads, H, p, torch.Generator().manual_seed(3))
+    assert "Tiled" in type(y.grad_fn).__name__
+    (grad,) = torch.autograd.grad(y, heads, weight.bfloat16())
+    expected = training_attention.causal_attention(exact, H, p, torch.Generator().manual_seed(3))
+    (expected_grad,) = torch.autograd.grad(expected, exact, weight)
+    assert (y - expected).norm() < 0.005 * expected.norm()
+    for found, right in zip(grad.split((H, K, K), 2), expected_grad.split((H, K, K), 2), strict=True):
+        assert (found - right).norm() < 0.01 * right.norm()
+
+
+def test_tiled_attention_sees_no_future_and_loses_no_nan() -> None:
+    if native.tiles() is None:
+        pytest.skip("this processor has no matrix tiles")
+    heads = random(1, 64, 3, 32).detach().bfloat16()
+    before = training_attention.causal_attention(heads.clone().requires_grad_(), 1, 0.0, None)
+    heads[:, 40:] = float("nan")
+    after = training_attention.causal_attention(heads.requires_grad_(), 1, 0.0, None)
+    assert torch.equal(after[:, :32], before[:, :32])
+    assert after[:, 40:].isnan().all()

@@ -44,6 +44,17 @@ def library() -> ctypes.CDLL | None:
     return found
 
 
+@cache
+def tiles() -> ctypes.CDLL | None:
+    """Attention on matrix tiles; None where the processor has none or the system does not lend them."""
+    found = building.load(SOURCE.with_name("attention.c"), ("-fopenmp",)) if library() else None
+    if found is None or not found.available():
+        return None
+    found.forward.argtypes, found.forward.restype = (P, P, P, N, N, N, N, N, U, I, F), None
+    found.backward.argtypes, found.backward.restype = (P, P, P, P, P, N, N, N, N, N, U, I, F), None
+    return found
+
+
 def usable(x: Tensor, width: int = 0) -> bool:
     """Whether the kernels can work on `x`, whose rows have `width` elements."""
     return x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16) and width % LANES == 0 and library() is not None
@@ -183,6 +194,44 @@ def _dropped(residual: Tensor | None, x: Tensor, mask: Mask) -> Tensor:
     result = torch.empty_like(x)
     _call("dropped", x, None if residual is None else residual.contiguous(), x, result, x.numel(), mask.seed, mask.threshold, mask.scale)
     return result
+
+
+# ---- attention
+
+
+def tiles_usable(heads: Tensor) -> bool:
+    """Whether attention over heads (B, T, H + 2K, D) can be done on matrix tiles."""
+    T, D = heads.size(1), heads.size(3)
+    return (
+        heads.dtype == torch.bfloat16
+        and heads.device.type == "cpu"
+        and T % 32 == 0
+        and D % 32 == 0
+        and T <= LONGEST
+        and tiles() is not None
+    )
+
+
+class TiledAttention(torch.autograd.Function):
+    """Attention of q, k, v, the heads of (B, T, H + 2K, D): (B, T, H * D). Keeps its result and one number a row."""
+
+    @staticmethod
+    def forward(ctx: Any, heads: Tensor, n_head: int, mask: Mask) -> Tensor:
+        heads = heads.contiguous()
+        B, T, all_heads, D = heads.shape
+        result, lse = heads.new_empty(B, T, n_head * D), torch.empty(B, n_head, T)
+        ctx.sizes = (B, T, n_head, (all_heads - n_head) // 2, D, *mask)
+        tiles().forward(heads.data_ptr(), result.data_ptr(), lse.data_ptr(), *ctx.sizes)  # type: ignore[union-attr]
+        ctx.save_for_backward(heads, result, lse)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        heads, result, lse = ctx.saved_tensors
+        grad, d_heads = grad.contiguous(), torch.empty_like(heads)
+        pointers = [t.data_ptr() for t in (heads, result, lse, grad, d_heads)]
+        tiles().backward(*pointers, *ctx.sizes)  # type: ignore[union-attr]
+        return d_heads, None, None
 
 
 # ---- attention's softmax, for training_attention
