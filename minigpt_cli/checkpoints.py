@@ -60,6 +60,7 @@ __all__ = [
 
 BEST, LAST, RESUME = "best.safetensors", "last.safetensors", "resume.safetensors"
 _STATE = "resume_state"  # key of the JSON in resume.safetensors' header
+IMPORTED = "imported"  # the stop_reason of a run that was not trained here and has but one set of weights
 _BASES = 8  # adapters may stand on adapters, so many deep
 _SLACK = 1 << 20  # bytes that stay free beyond what a save needs
 
@@ -175,7 +176,7 @@ def load(run: Run, which: str = "best", device: str | torch.device = "cpu") -> L
         raise UsageError(f"there is no checkpoint {which!r}: choose best or last")
     read = partial(_read_model, which=which)
     loaded, notices = snapshots.read_newest(run, read)
-    if which == "best" and loaded.record.files.get(BEST) is None:
+    if which == "best" and loaded.record.files.get(BEST) is None and loaded.record.stop_reason != IMPORTED:
         notices.append(f"run {run.name!r} has no best checkpoint yet: using its last, of step {loaded.step}")
     return Loaded(loaded.model.to(device), loaded.tokenizer, loaded.config, loaded.record, loaded.step, notices)
 

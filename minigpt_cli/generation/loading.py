@@ -73,7 +73,8 @@ def _read(folder: Path, record: RunRecord, run: Run, which: str) -> Writer | Non
     notices = []
     if which == "best" and name not in record.files:
         name = "last.safetensors"
-        notices.append(f"run {run.name!r} has no best checkpoint yet: using its last, of step {record.stop_step}")
+        if record.stop_reason != "imported":  # such a run has but one set of weights
+            notices.append(f"run {run.name!r} has no best checkpoint yet: using its last, of step {record.stop_step}")
     tensors = read_tensors(folder / name, _recorded(folder, record, name), expected_shapes(config.model, tokenizer.vocab_size))
     if tensors is None:
         return None

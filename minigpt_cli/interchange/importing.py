@@ -12,8 +12,6 @@ from minigpt_cli.rundir import RECORD, Run
 from minigpt_cli.runstore import RunStore, check_name
 from minigpt_cli.tokenization.contract import Tokenizer
 
-IMPORTED = "imported"  # the stop_reason of such a run
-
 
 def import_source(
     store: RunStore, source: Source, config: RunConfig, tokenizer: Tokenizer | None, record: RunRecord, *, name: str | None, partial: bool
@@ -28,7 +26,7 @@ def import_source(
     record = record.model_copy(
         update={
             "status": "finished",
-            "stop_reason": IMPORTED,
+            "stop_reason": checkpoints.IMPORTED,
             "arch": config.model.arch,
             "tokenizer": words.name,
             "vocab_size": words.vocab_size,
