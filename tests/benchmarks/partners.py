@@ -29,11 +29,12 @@ RUNS = {
     "classic-char": ["--arch", "classic"],
     "modern-char": [],
     "modern-bpe": ["--tokenizer", "bpe"],
-    "llama-byte": ["--no-qk-norm", "--n-kv-head", "2", "--tokenizer", "byte"],
+    "llama-byte": ["--no-qk-norm", "--n-kv-head", "1", "--tokenizer", "byte"],
     "moe-char": ["--arch", "moe"],
     "moe-mixtral": ["--arch", "moe", "--moe-norm-topk", "--no-qk-norm"],
     "moe-qwen2": ["--arch", "moe", "--no-qk-norm"],
 }
+SHAPE = ["--block-size", "128", "--n-layer", "2", "--n-embd", "96", "--n-head", "3", "--batch-size", "16", "--eval-iters", "2"]
 PROMPT = "ROMEO:\n"
 NEW = 100  # tokens, all within the block
 
@@ -110,7 +111,7 @@ def main() -> None:
         store = RunStore(Path(home) / "runs")
         for name, flags in RUNS.items():
             with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
-                common = ["--runs-dir", str(store.dir), "--max-steps", arguments.steps, "--seed", "1", "--block-size", "128"]
+                common = ["--runs-dir", str(store.dir), "--max-steps", arguments.steps, "--seed", "1", *SHAPE]
                 code = minigpt(["train", str(arguments.text), "--name", name, *common, *flags])
             assert code == 0, name
             loaded = checkpoints.load(store.find(name))
