@@ -16,6 +16,7 @@ from minigpt_cli import checkpoints
 from minigpt_cli.config import DataConfig, RunConfig
 from minigpt_cli.data.dataset import Dataset
 from minigpt_cli.data.encoding import prepared
+from minigpt_cli.errors import Interrupted
 from minigpt_cli.events import Event
 from minigpt_cli.runstore import Run, RunRecord, RunStore, now
 from minigpt_cli.training.trainer import fit
@@ -159,6 +160,7 @@ class Saboteur:
 
     mode "kill": the call dies and every later one too, so no clean-up code has an effect; a write dies after half of its bytes.
     mode "error": the one call raises `number` (a full disk), later ones work.
+    mode "signal": a second Ctrl-C arrives in the one call, later ones work.
     mode "full": that call and all later writes and creations raise ENOSPC, as on a full disk; removing works.
     """
 
@@ -184,12 +186,14 @@ class Saboteur:
                 return real(*args, **kwargs)
             self.count += 1
             self.log.append(name)
-            if self.count < nth or (mode == "error" and self.count > nth) or (mode == "full" and name not in self.GROWING):
+            if self.count < nth or (mode in ("error", "signal") and self.count > nth) or (mode == "full" and name not in self.GROWING):
                 return real(*args, **kwargs)
             if mode == "kill":
                 if self.count == nth and name == "write":
                     real(args[0], bytes(args[1])[: len(args[1]) // 2])
                 raise Killed
+            if mode == "signal":
+                raise Interrupted("stopped at once; the last save is intact", 2)
             raise OSError(number, os.strerror(number), args[0] if isinstance(args[0], str | Path) else None)
 
         return call

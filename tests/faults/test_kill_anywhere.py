@@ -96,7 +96,7 @@ def resume_with_more_steps(run: Run) -> None:
 
 
 @pytest.mark.parametrize("work", [save_next, resume_with_more_steps])
-@pytest.mark.parametrize("mode", ["kill", "error", "full"])
+@pytest.mark.parametrize("mode", ["kill", "error", "full", "signal"])
 def test_whatever_call_fails_a_whole_generation_can_be_read(
     work: Callable[[Run], None], mode: str, two_generations: Any, saboteur: Any, killed: Any
 ) -> None:
