@@ -284,8 +284,10 @@ def python_docs() -> TextSource:
     """The language reference inside CPython. It differs between Python versions, so its hash is what identifies it."""
 
     def make() -> str:
-        from pydoc_data.topics import topics
-
+        try:
+            from pydoc_data.topics import topics
+        except ImportError as error:  # some systems split the standard library
+            raise UsageError("this Python comes without its documentation (pydoc_data): give a text file") from error
         return "\n\n".join(topics[name].strip("\n") for name in sorted(topics)) + "\n"
 
     return Embedded("python-docs", make)

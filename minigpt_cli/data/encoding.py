@@ -10,12 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from math import floor
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,7 @@ import numpy.typing as npt
 from minigpt_cli import registry
 from minigpt_cli.config import DataConfig
 from minigpt_cli.data.chat import is_chat, prepare_chat
-from minigpt_cli.data.corpora import File, TextSource, data_folder, open_source
+from minigpt_cli.data.corpora import TextSource, data_folder, open_source
 from minigpt_cli.data.dataset import (
     RECORD,
     SPLITS,
@@ -31,16 +31,15 @@ from minigpt_cli.data.dataset import (
     Dataset,
     DatasetRecord,
     Split,
-    SplitRecord,
     cached,
     check_long_enough,
     dtype_for,
     open_dataset,
 )
+from minigpt_cli.data.passes import Counted, Cutter, Text, named
 from minigpt_cli.data.workshop import Preparing, put_in_place, watched, workshop
 from minigpt_cli.durable import explained, write_atomic
-from minigpt_cli.errors import MiniGPTError, TextTooShort, UsageError, unknown_name
-from minigpt_cli.tokenization.char import code_points
+from minigpt_cli.errors import TextTooShort, UsageError, unknown_name
 from minigpt_cli.tokenization.contract import Builder, Tokenizer
 from minigpt_cli.tokenization.pretrained import load_tokenizer
 
@@ -81,7 +80,7 @@ def prepare(
     _check_out(out)
     with ExitStack() as stack:
         yield from watched(source.fetch, "downloading")
-        text = _Text(source, config.ascii_only)
+        text = Text(source, config.ascii_only)
         if source.once:
             text.spool = stack.enter_context(workshop(out.parent if out else data_dir)) / "text"
         yield from text.scan()
@@ -107,47 +106,6 @@ def _prepare_conversations(config: DataConfig, data_dir: Path, out: Path | None)
         except StopIteration as end:
             dataset: Dataset = end.value
             return dataset
-
-
-class _Text:
-    """A source's text as it is used: filtered, spooled if it can be read only once, counted by `scan`."""
-
-    def __init__(self, source: TextSource, ascii_only: bool) -> None:
-        self.label = source.label
-        self.spool: Path | None = None
-        self.sha256 = ""
-        self.n_chars = self.n_bytes = 0
-        self.alphabet: npt.NDArray[np.uint32] = np.empty(0, np.uint32)  # every distinct code point, ascending
-        self._source = source
-        self._ascii_only = ascii_only
-
-    def chunks(self) -> Iterator[str]:
-        """The text in pieces."""
-        if self.spool is not None and self.sha256:
-            return File(self.label, self.spool).chunks()
-        if self._ascii_only:
-            return (chunk if chunk.isascii() else chunk.encode("ascii", "ignore").decode("ascii") for chunk in self._source.chunks())
-        return self._source.chunks()
-
-    def scan(self) -> Iterator[Preparing]:
-        """Read the text once: its length, hash and alphabet. Raises UsageError if it is empty."""
-        sha256, seen, total = hashlib.sha256(), np.zeros(0x110000, np.bool_), self._source.n_bytes
-        with ExitStack() as stack, explained("keep the text"):
-            spool: BinaryIO | None = stack.enter_context(self.spool.open("wb")) if self.spool else None
-            for chunk in self.chunks():
-                data = chunk.encode("utf-8")
-                sha256.update(data)
-                seen[code_points(chunk)] = True
-                self.n_chars += len(chunk)
-                self.n_bytes += len(data)
-                if spool:
-                    spool.write(data)
-                yield Preparing(self.n_bytes, total, "reading")
-        if not self.n_chars:
-            kind = "has no ASCII character" if self._ascii_only else "is empty"
-            raise TextTooShort(f"{_named(self.label)} {kind}: give a text with at least a few thousand characters")
-        self.sha256 = sha256.hexdigest()
-        self.alphabet = np.flatnonzero(seen).astype(np.uint32)
 
 
 @dataclass(frozen=True)
@@ -184,48 +142,31 @@ class _Corpus:
     train_text: Callable[[], Iterator[str]]
 
 
-class _Cutter:
-    """Hands out a text's pieces split by split, hashing the whole on the way."""
-
-    def __init__(self, chunks: Iterable[str]) -> None:
-        self._chunks = iter(chunks)
-        self._rest = ""
-        self.sha256 = hashlib.sha256()
-
-    def take(self, n_chars: int) -> Iterator[str]:
-        """The next `n_chars` characters in pieces; fewer only if the text ends."""
-        while n_chars and (piece := self._rest or next(self._chunks, "")):
-            head, self._rest = piece[:n_chars], piece[n_chars:]
-            n_chars -= len(head)
-            self.sha256.update(head.encode("utf-8"))
-            yield head
-
-
-def _lengths(config: DataConfig, text: _Text) -> dict[str, int]:
+def _lengths(config: DataConfig, text: Text) -> dict[str, int]:
     """Characters of each split. Raises TextTooShort if one would have none."""
     train, test = floor(text.n_chars * config.train_frac), floor(text.n_chars * config.test_frac)
     lengths = {"train": train, "val": text.n_chars - train - test} | ({"test": test} if config.test_frac else {})
     for name, length in lengths.items():
         if not length:
             raise TextTooShort(
-                f"{_named(text.label)} has {text.n_chars} character{'s' * (text.n_chars > 1)}, "
+                f"{named(text.label)} has {text.n_chars} character{'s' * (text.n_chars > 1)}, "
                 f"which leaves none for the {name} split: use more text"
             )
     return lengths
 
 
 def _build(
-    folder: Path, config: DataConfig, text: _Text, lengths: dict[str, int], recipe: _Recipe, key: str
+    folder: Path, config: DataConfig, text: Text, lengths: dict[str, int], recipe: _Recipe, key: str
 ) -> Generator[Preparing, None, None]:
     """Write the files of a dataset into `folder`, its record last."""
     tokenizer = yield from _made(config, text, lengths["train"], recipe)
     dtype = dtype_for(tokenizer.vocab_size)
     json_text = tokenizer.to_json()
     write_atomic(folder / TOKENIZER, json_text)
-    cutter = _Cutter(text.chunks())
+    cutter = Cutter(text.chunks())
     splits, done = {}, 0
     for name in SPLITS[: len(lengths)]:
-        counted = _Counted(cutter.take(lengths[name]))
+        counted = Counted(cutter.take(lengths[name]))
         with explained("write"), (folder / f"{name}.bin").open("wb") as file:
             for ids in tokenizer.encode_stream(counted):
                 data = ids.astype(dtype).tobytes()
@@ -233,11 +174,11 @@ def _build(
                 counted.written(data, len(ids))
                 yield Preparing(done + counted.n_bytes, text.n_bytes, "encoding")
         if counted.n_chars != lengths[name]:
-            raise _changed(text)
+            raise text.changed()
         done += counted.n_bytes
         splits[name] = counted.record()
     if cutter.sha256.hexdigest() != text.sha256 or next(cutter.take(1), ""):
-        raise _changed(text)
+        raise text.changed()
     record = DatasetRecord(
         key=key,
         label=text.label,
@@ -255,50 +196,14 @@ def _build(
     write_atomic(folder / RECORD, record.model_dump_json(indent=1))
 
 
-def _changed(text: _Text) -> MiniGPTError:
-    return MiniGPTError(f"{_named(text.label)} changed while it was read: run the command again")
-
-
-class _Counted:
-    """Pieces of a split, counted and hashed as they pass, and the tokens written for them."""
-
-    def __init__(self, pieces: Iterable[str]) -> None:
-        self._pieces = pieces
-        self._text, self._file = hashlib.sha256(), hashlib.sha256()
-        self.n_chars = self.n_bytes = self.n_tokens = 0
-
-    def __iter__(self) -> Iterator[str]:
-        for piece in self._pieces:
-            data = piece.encode("utf-8")
-            self._text.update(data)
-            self.n_chars += len(piece)
-            self.n_bytes += len(data)
-            yield piece
-
-    def written(self, data: bytes, n_tokens: int) -> None:
-        """Note what went into the token file."""
-        self._file.update(data)
-        self.n_tokens += n_tokens
-
-    def record(self) -> SplitRecord:
-        """What dataset.json says of it."""
-        return SplitRecord(
-            n_tokens=self.n_tokens,
-            n_chars=self.n_chars,
-            n_bytes=self.n_bytes,
-            text_sha256=self._text.hexdigest(),
-            file_sha256=self._file.hexdigest(),
-        )
-
-
-def _made(config: DataConfig, text: _Text, train_chars: int, recipe: _Recipe) -> Generator[Preparing, None, Tokenizer]:
+def _made(config: DataConfig, text: Text, train_chars: int, recipe: _Recipe) -> Generator[Preparing, None, Tokenizer]:
     """The tokenizer, learned from the training split if it learns at all."""
     train_bytes = text.n_bytes * train_chars // text.n_chars
 
     def work(report: Callable[[int, int | None], None]) -> Tokenizer:
         def train_text() -> Iterator[str]:
             done = 0
-            for piece in _Cutter(text.chunks()).take(train_chars):
+            for piece in Cutter(text.chunks()).take(train_chars):
                 yield piece
                 report(done := done + len(piece.encode("utf-8")), train_bytes)
 
@@ -319,14 +224,11 @@ def _check_out(out: Path | None) -> None:
         return
     if not out.is_dir():
         raise UsageError(f"--out {out} is a file: name a folder")
-    if any(out.iterdir()) and not (out / RECORD).is_file():
+    ours = {RECORD, TOKENIZER, *(f"{name}.bin" for name in SPLITS)}
+    if not {path.name for path in out.iterdir()} <= ours:
         raise UsageError(f"--out {out} holds other files: name a new or empty folder")
 
 
 def _slug(label: str) -> str:
     """A short, plain file name for a label."""
     return re.sub(r"[^A-Za-z0-9_.]+", "-", Path(label).stem if label != "-" else "stdin").strip("-.")[:40] or "text"
-
-
-def _named(label: str) -> str:
-    return "standard input" if label == "-" else label

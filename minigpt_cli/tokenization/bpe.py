@@ -18,7 +18,7 @@ import numpy.typing as npt
 from minigpt_cli.config import DataConfig
 from minigpt_cli.durable import write_atomic
 from minigpt_cli.tokenization.bytelevel import CHARACTER_OF_BYTE, bytes_of
-from minigpt_cli.tokenization.contract import Corpus, Ids, checked_ids
+from minigpt_cli.tokenization.contract import Corpus, Ids, checked_ids, unicode_error
 from minigpt_cli.tokenization.library import LibraryTokenizer, library_errors
 from minigpt_cli.tokenization.segments import segments
 
@@ -63,7 +63,10 @@ class ByteTokenizer:
 
     def encode(self, text: str) -> Ids:
         """The bytes of the text's UTF-8."""
-        return np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.uint32)
+        try:
+            return np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.uint32)
+        except UnicodeEncodeError as error:
+            raise unicode_error(error) from error
 
     def encode_stream(self, pieces: Iterable[str]) -> Iterator[Ids]:
         """Ids piece by piece."""

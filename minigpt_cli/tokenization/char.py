@@ -17,16 +17,23 @@ import numpy.typing as npt
 from minigpt_cli.config import DataConfig
 from minigpt_cli.durable import write_atomic
 from minigpt_cli.errors import UsageError
-from minigpt_cli.tokenization.contract import Corpus, Ids, checked_ids
+from minigpt_cli.tokenization.contract import Corpus, Ids, checked_ids, unicode_error
 
 _UNKNOWN = np.uint32(0xFFFF_FFFF)
 
 
 def code_points(text: str) -> Ids:
     """The code points of `text`."""
+    return _points_of(text).astype(np.uint32, copy=False)
+
+
+def _points_of(text: str) -> npt.NDArray[np.uint8] | npt.NDArray[np.uint32]:
     if text.isascii():  # half the time of the general way
-        return np.frombuffer(text.encode("latin-1"), np.uint8).astype(np.uint32)
-    return np.frombuffer(text.encode("utf-32-le"), np.uint32)
+        return np.frombuffer(text.encode("latin-1"), np.uint8)
+    try:
+        return np.frombuffer(text.encode("utf-32-le"), np.uint32)
+    except UnicodeEncodeError as error:
+        raise unicode_error(error) from error
 
 
 def unknown_characters(characters: Iterable[str], tokenizer: str) -> UsageError:
@@ -59,7 +66,7 @@ class CharTokenizer:
 
     def encode(self, text: str) -> Ids:
         """Ids of `text`. Raises UsageError that lists the characters it does not know."""
-        points = np.frombuffer(text.encode("latin-1"), np.uint8) if text.isascii() else np.frombuffer(text.encode("utf-32-le"), np.uint32)
+        points = _points_of(text)
         ids = self._table.take(points, mode="clip")  # "clip" spares NumPy a buffer; nothing is ever clipped
         if ids.size and ids.max() == _UNKNOWN:
             raise unknown_characters((chr(p) for p in np.unique(points[ids == _UNKNOWN])), self.name)

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from minigpt_cli.config import DataConfig
-from minigpt_cli.errors import MiniGPTError
+from minigpt_cli.errors import MiniGPTError, UsageError
 
 Ids = npt.NDArray[np.uint32]
 
@@ -77,6 +77,13 @@ class Alphabet:
     def train_text(self) -> Iterator[str]:
         """Nothing."""
         return iter(())
+
+
+def unicode_error(error: UnicodeEncodeError) -> UsageError:
+    """The error for a str that is no Unicode text: it came from bytes that are not UTF-8, as command lines may."""
+    return UsageError(
+        f"character {error.start} of the text is half of a surrogate pair (U+{ord(error.object[error.start]):04X}): give UTF-8"
+    )
 
 
 def checked_ids(ids: npt.ArrayLike, vocab_size: int) -> npt.NDArray[np.int64]:

@@ -23,7 +23,7 @@ import numpy.typing as npt
 from minigpt_cli.durable import one_line, write_atomic
 from minigpt_cli.errors import UsageError
 from minigpt_cli.tokenization.char import unknown_characters
-from minigpt_cli.tokenization.contract import Ids, checked_ids
+from minigpt_cli.tokenization.contract import Ids, checked_ids, unicode_error
 from minigpt_cli.tokenization.segments import segments
 
 if TYPE_CHECKING:
@@ -129,6 +129,10 @@ class LibraryTokenizer:
 
     def encode(self, text: str) -> Ids:
         """Ids of `text`. Raises UsageError that lists the characters it does not know."""
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise unicode_error(error) from error
         return np.concatenate([np.empty(0, np.uint32), *self.encode_stream([text])])
 
     def encode_stream(self, pieces: Iterable[str]) -> Iterator[Ids]:

@@ -149,6 +149,12 @@ def test_python_docs_is_real_text_without_a_network(monkeypatch: pytest.MonkeyPa
     source.fetch(lambda done, total: None)
 
 
+def test_a_python_without_its_documentation_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)
+    with pytest.raises(UsageError, match="give a text file"):
+        read(open_source("python-docs"))
+
+
 def test_every_corpus_of_the_registry_makes_a_source() -> None:
     for name in registry.CORPORA:
         assert corpora.named_corpus(name).label == name

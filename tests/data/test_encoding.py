@@ -118,6 +118,14 @@ def test_ascii_only_drops_the_rest(text: Path) -> None:
     assert (dataset.n_chars, dataset.sha256) == (len(kept), sha256(kept))
 
 
+@pytest.mark.parametrize("block", [1, 2, 3])
+def test_stretches_without_ascii_do_not_end_the_text(block: int, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(corpora, "BLOCK", block)
+    text.write_text("日本語" * 5 + "abcdefghij" + "日本語" * 5 + "k", encoding="utf-8")
+    dataset = prepared(config(ascii_only=True, train_frac=0.5))
+    assert dataset.text("train") + dataset.text("val") == "abcdefghijk"
+
+
 def test_a_tokenizer_file_is_used_as_it_is(text: Path) -> None:
     first = prepared(config(tokenizer="bpe"))
     for given_as in (str(first.dir / "tokenizer.json"), str(first.dir)):
@@ -258,6 +266,9 @@ def test_foreign_folders_are_not_replaced(text: Path) -> None:
         with pytest.raises(UsageError, match=complaint):
             prepared(config(), out=Path(out))
     assert tree() == ["mine", "mine/photo.jpg", "text.txt"]
+    (prepared(config(), out=Path("tokens")).dir / "notes.md").write_text("!")
+    with pytest.raises(UsageError, match="holds other files"):
+        prepared(config(tokenizer="byte"), out=Path("tokens"))
     Path("empty").mkdir()
     assert prepared(config(), out=Path("empty")).dir == Path("empty")
 
@@ -333,6 +344,13 @@ def test_an_unknown_character_of_a_tokenizer_file_leaves_nothing(text: Path) -> 
     with pytest.raises(UsageError, match="does not know"):
         prepared(config(tokenizer="tokenizer.json"))
     assert tree() == ["text.txt", "tokenizer.json"]
+
+
+def test_a_file_that_vanishes_is_one_line(text: Path) -> None:
+    steps = prepare(config(), source=corpora.File("text.txt", text))
+    text.unlink()
+    with pytest.raises(MiniGPTError, match=r"cannot read the text .*text\.txt: No such file"):
+        next(steps)
 
 
 @dataclass

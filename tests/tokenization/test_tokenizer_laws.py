@@ -116,6 +116,11 @@ def test_a_saved_tokenizer_reopens_the_same(tokenizer: Tokenizer, tmp_path: Path
         assert again.token_bytes() == tokenizer.token_bytes()
 
 
+def test_half_of_a_surrogate_pair_is_no_text(tokenizer: Tokenizer) -> None:
+    with pytest.raises(UsageError, match=r"^character 3 of the text is half of a surrogate pair \(U\+DCFF\): give UTF-8$"):
+        tokenizer.encode("the\udcff")
+
+
 def test_a_million_characters_on_one_line(tokenizer: Tokenizer) -> None:
     for text in ("a" * 1_000_000, "cat the " * 125_000):
         ids = tokenizer.encode(text)
