@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+# Tests run on all cores, a process each: more threads in each would only wait for one another. Read when torch is first imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:

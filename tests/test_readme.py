@@ -10,6 +10,7 @@ import json
 import re
 import shlex
 import string
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ TINY = {
 }  # fmt: skip
 STAND_INS = {"tinyshakespeare": "./tinyshakespeare", "400": "4", "800": "6"}  # a text that needs no network; fewer steps
 LATER = {"--serve", "-i", "--search", "watch", "--log"}  # these wait for somebody, or need an extra
+EXTRAS = {"--quantize-base": "torchao", "gguf": "gguf"}  # run where the extra is installed
 ELSEWHERE = {"pip", "pytest", "torchrun", "llama-cli", "ollama", "tensorboard", "cd", "curl", "export", "git"}
 
 
@@ -109,7 +111,7 @@ def test_the_commands_run_in_their_order(desk: Path, capfd: pytest.CaptureFixtur
             parsed(words[words.index("minigpt_cli") + 1 :])
         elif words[0] != "minigpt":
             assert words[0] in ELSEWHERE, line
-        elif LATER & set(words):
+        elif LATER & set(words) or any(flag in words and find_spec(module) is None for flag, module in EXTRAS.items()):
             parsed(words[1:])
         else:
             words = [STAND_INS.get(word, word) for word in words]
