@@ -21,7 +21,7 @@ from minigpt_cli.config import RunConfig
 from minigpt_cli.data.dataset import Dataset
 from minigpt_cli.durable import one_line
 from minigpt_cli.errors import Diverged, RunDamaged
-from minigpt_cli.evaluation.statistics import mean_interval
+from minigpt_cli.evaluation.noise import improvement_noise
 from minigpt_cli.events import Evaluated, Event, Resumed, Saved, Skipped, Started, Stopped, StopReason
 from minigpt_cli.events import Progress as Beat
 from minigpt_cli.records import Best, RunRecord, Sitting
@@ -137,6 +137,7 @@ class _Trainer:
         self.batches = DeviceBatches(config, dataset, device, world)
         self.measuring = Measuring(config, dataset, self.state)
         self.progress = Progress()
+        self.reference_nats: Tensor | None = None  # of the evaluation that the next must undercut; with --min-delta auto
         self.steps_done = 0
         self.elapsed_before_s = 0.0  # in earlier sittings
         self.started_at = self.beat_at = time.perf_counter()
@@ -264,6 +265,7 @@ class _Trainer:
         self.state.load_resume_tensors(resume.last, resume.resume)
         if resume.record.stop_reason == "diverged":  # whoever resumes such a run wants it to try again
             self.state.refused_in_a_row.zero_()
+        self.reference_nats = resume.resume.get("reference_nats")
         self.steps_done = self.saved_step = self.figures_step = state["step"]
         self.evaluated_step = int(state["evaluated_step"])
         self.elapsed_before_s = max(0.0, float(state["elapsed_s"]))
@@ -303,6 +305,8 @@ class _Trainer:
         measured = self.measuring()
         val_loss = float("nan") if measured.val_loss is None else measured.val_loss
         is_best = self.progress.observe(self.steps_done, val_loss, self._min_delta(measured))
+        if self.config.eval.min_delta == "auto" and self.progress.without_improvement == 0:
+            self.reference_nats = torch.from_numpy(measured.val_nats.astype(np.float32))
         if is_best:
             self.new_best = self.state.measured_weights()
             best = Best(
@@ -334,14 +338,13 @@ class _Trainer:
         self.beat_at, self.beat_step = time.perf_counter(), self.steps_done  # evaluations are not part of the speed
 
     def _min_delta(self, measured: Measured) -> float:
-        """What counts as improvement: as given, or half the width of the evaluation's own 95 % interval."""
+        """What counts as improvement: as given, or what the noise of the difference from the reference evaluation leaves open."""
         wanted = self.config.eval.min_delta
         if wanted != "auto":
             return float(wanted)
-        if measured.val_loss is None:
+        if measured.val_loss is None or self.reference_nats is None or len(self.reference_nats) != len(measured.val_nats):
             return 0.0
-        interval = mean_interval(measured.val_nats)
-        return (interval.high - interval.low) / 2
+        return improvement_noise(self.reference_nats.numpy(), measured.val_nats)
 
     def _figures(self) -> dict[str, Any]:
         """Gradient norm and routing of the last step; they are saved too, for a run that is resumed where only its end is missing."""
@@ -372,6 +375,8 @@ class _Trainer:
     def _save(self) -> Iterator[Saved]:
         """Put everything that the next step depends on safely on disk."""
         last, resume = self.state.weights(), self.state.resume_tensors()  # every process takes part in collecting them
+        if self.reference_nats is not None:
+            resume = {**resume, "reference_nats": self.reference_nats}
         self.saved_step = self.steps_done
         self.record = self.record.model_copy(
             update={"stop_step": self.steps_done, "tokens_seen": self.steps_done * self.tokens_per_step, "elapsed_s": self.elapsed_s()}
