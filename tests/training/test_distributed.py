@@ -70,7 +70,8 @@ def test_two_processes_lose_what_one_loses_over_fifty_steps(tmp_path: Path, text
 
 
 def test_sharded_weights_lose_what_whole_ones_lose(tmp_path: Path, text: Path) -> None:
-    common = ["train", str(text), *TINY, "--optimizer", "adamw", "--grad-clip", "0.5", "--max-steps", "20", "--eval-every", "10", "--json"]
+    settings = "--optimizer adamw --grad-clip 0.5 --ema 0 --max-steps 20 --eval-every 10"
+    common = ["train", str(text), *TINY, *settings.split(), "--json"]
     one = evaluations([*ALONE, *common, "--name", "one", "--batch-size", "8"], tmp_path)
     two = evaluations([*TORCHRUN, *common, "--name", "two", "--batch-size", "4", "--fsdp"], tmp_path)
     assert [e["val_loss"] for e in one] == pytest.approx([e["val_loss"] for e in two], abs=1e-3)
