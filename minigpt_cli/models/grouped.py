@@ -14,33 +14,58 @@ from torch import Tensor
 from minigpt_cli.models.kernels import by_hand
 
 
-class Pairs(NamedTuple):
-    """The pairs of N tokens and k experts, in two orders: token by token, and expert by expert."""
+PAD = 128  # rows; see pairs_by_expert
 
-    order: Tensor  # (N k,) which pair, counted token by token, stands at each place when sorted by expert
+
+class Pairs(NamedTuple):
+    """The pairs of N tokens and k experts, token by token and expert by expert. M = N k, or more where groups are padded."""
+
+    order: Tensor  # (M,) which pair, counted token by token, stands at each place when sorted by expert; N k at padding
     back: Tensor  # (N k,) the inverse: where each pair stands
     k: int
+    counts: list[int]  # rows of each expert, padding included; their sum is M
 
 
-def pairs_by_expert(chosen: Tensor) -> Pairs:
-    """Sort the pairs of `chosen` (N, k), the experts of each token."""
-    order = chosen.flatten().argsort(stable=True)
+def pairs_by_expert(chosen: Tensor, n_experts: int) -> Pairs:
+    """Sort the pairs of `chosen` (N, k), the experts of each token.
+
+    On a CPU a product of a shape that was not seen before costs as much as several of known shape, since oneDNN compiles a kernel for it,
+    and the experts' shares change at every step. So large groups are padded to a multiple of PAD rows: a few dozen shapes in all.
+    """
+    flat = chosen.flatten()
+    counts = torch.bincount(flat, minlength=n_experts)
+    order = flat.argsort(stable=True)
     back = torch.empty_like(order)
     back[order] = torch.arange(len(order), device=order.device)
-    return Pairs(order, back, chosen.size(1))
+    rows = counts.tolist()
+    if flat.device.type != "cpu" or len(flat) < 8 * PAD * n_experts:
+        return Pairs(order, back, chosen.size(1), rows)
+    padded = counts.add(PAD - 1).div_(PAD, rounding_mode="floor").mul_(PAD)
+    back += (padded - counts).cumsum(0).sub_(padded - counts).index_select(0, flat)  # the padding of the experts before
+    spaced = order.new_full((int(padded.sum()),), len(order))
+    spaced[back] = torch.arange(len(order), device=order.device)
+    return Pairs(spaced, back, chosen.size(1), padded.tolist())
 
 
 def spread(x: Tensor, pairs: Pairs) -> Tensor:
-    """Each token's row of x (N, C), once for each of its experts, sorted by expert: (N k, C)."""
+    """Each token's row of x (N, C), once for each of its experts, sorted by expert: (M, C). Padding is zero."""
     if by_hand(x):
-        return _Spread.apply(x, *pairs)  # type: ignore[no-any-return,no-untyped-call]
-    return x[pairs.order // pairs.k]
+        return _Spread.apply(x, pairs)  # type: ignore[no-any-return,no-untyped-call]
+    return _spread(x, pairs)
+
+
+def _spread(x: Tensor, pairs: Pairs) -> Tensor:
+    if len(pairs.order) == len(pairs.back):
+        return x.index_select(0, pairs.order // pairs.k if pairs.k > 1 else pairs.order)
+    result = x.index_select(0, (pairs.order // pairs.k).clamp_(max=len(x) - 1))
+    # Zero rows come out of an expert as zero and add nothing to any gradient.
+    return result.index_fill_(0, (pairs.order == len(pairs.back)).nonzero().view(-1), 0)
 
 
 def combined(y: Tensor, weights: Tensor, pairs: Pairs) -> Tensor:
-    """The sum over each token's experts of weight (N, k) times their output, a row of y (N k, C): (N, C)."""
+    """The sum over each token's experts of weight (N, k) times their output, a row of y (M, C): (N, C)."""
     if by_hand(y, weights):
-        return _Combined.apply(y, weights, *pairs)  # type: ignore[no-any-return,no-untyped-call]
+        return _Combined.apply(y, weights, pairs)  # type: ignore[no-any-return,no-untyped-call]
     return (y[pairs.back].view(*weights.shape, -1) * weights[..., None]).sum(1)
 
 
@@ -48,38 +73,40 @@ class _Spread(torch.autograd.Function):
     """The gradient is a look-up as well, not a scattered sum. (torch's own sum over a dimension of 2 is ten times as slow as adding.)"""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, order: Tensor, back: Tensor, k: int) -> Tensor:
-        ctx.save_for_backward(back)
-        ctx.k = k
-        return x.index_select(0, order // k if k > 1 else order)
+    def forward(ctx: Any, x: Tensor, pairs: Pairs) -> Tensor:
+        ctx.save_for_backward(pairs.back)
+        ctx.k = pairs.k
+        return _spread(x, pairs)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (back,) = ctx.saved_tensors
         first, *others = grad.index_select(0, back).view(-1, ctx.k, grad.size(-1)).unbind(1)
         for other in others:
             first = first + other
-        return first, None, None, None
+        return first, None
 
 
 class _Combined(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, y: Tensor, weights: Tensor, order: Tensor, back: Tensor, k: int) -> Tensor:
-        by_token = y.index_select(0, back).view(-1, k, y.size(-1))
-        ctx.save_for_backward(by_token, weights, order)
+    def forward(ctx: Any, y: Tensor, weights: Tensor, pairs: Pairs) -> Tensor:
+        by_token = y.index_select(0, pairs.back).view(-1, pairs.k, y.size(-1))
+        ctx.save_for_backward(by_token, weights, pairs.order)
         result = by_token[:, 0] * weights[:, :1]
-        for j in range(1, k):
+        for j in range(1, pairs.k):
             result.addcmul_(by_token[:, j], weights[:, j : j + 1])
         return result
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         by_token, weights, order = ctx.saved_tensors
         d_weights = torch.stack([torch.linalg.vecdot(grad, expert) for expert in by_token.unbind(1)], dim=1)
         d_y = torch.empty_like(by_token)
         for j in range(weights.size(1)):
             torch.mul(grad, weights[:, j : j + 1], out=d_y[:, j])
-        return d_y.view(-1, grad.size(-1)).index_select(0, order), d_weights, None, None, None
+        # What padding gets is of no account: the rows that it meets are zero, and its own gradient is never looked up.
+        rows = order if len(order) == weights.numel() else order.clamp(max=weights.numel() - 1)
+        return d_y.view(-1, grad.size(-1)).index_select(0, rows), d_weights, None
 
 
 def grouped_linear(x: Tensor, weight: Tensor, counts: Sequence[int]) -> Tensor:

@@ -56,15 +56,15 @@ class Experts(nn.Module):
         counts = torch.bincount(chosen.flatten(), minlength=c.n_experts)  # (E,)
         if self.training:
             self._probs, self._counts = probs.detach(), counts
-        y = self._mix(flat, chosen, weights.to(x.dtype), counts.tolist())
+        y = self._mix(flat, chosen, weights.to(x.dtype))
         return y.view_as(x), self._aux_loss(probs, counts)
 
-    def _mix(self, x: Tensor, chosen: Tensor, weights: Tensor, counts: list[int]) -> Tensor:
+    def _mix(self, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
         """Sum over each token's experts: one pair of products per expert, over its tokens laid side by side."""
         E, C = self.config.n_experts, x.size(-1)
-        pairs = grouped.pairs_by_expert(chosen)
-        h = grouped.grouped_linear(grouped.spread(x, pairs), self.gate_up.to(x.dtype).view(E, -1, C), counts)  # (N k, 2F)
-        y = grouped.grouped_linear(kernels.swiglu(h), self.down.to(x.dtype).view(E, C, -1), counts)  # (N k, C)
+        pairs = grouped.pairs_by_expert(chosen, E)
+        h = grouped.grouped_linear(grouped.spread(x, pairs), self.gate_up.to(x.dtype).view(E, -1, C), pairs.counts)  # (N k, 2F)
+        y = grouped.grouped_linear(kernels.swiglu(h), self.down.to(x.dtype).view(E, C, -1), pairs.counts)  # (N k, C)
         return grouped.combined(y, weights, pairs)
 
     def _aux_loss(self, probs: Tensor, counts: Tensor) -> Tensor:

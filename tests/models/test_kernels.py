@@ -80,7 +80,7 @@ def naive_attention(heads: Tensor, n_head: int) -> Tensor:
 
 TABLE = RotaryTable(6, 8, 100.0)(0, 6, torch.float32)
 WIDE_TABLE = RotaryTable(40, 64, 100.0)(0, 40, torch.float32)
-PAIRS_OF_TWO = grouped.pairs_by_expert(torch.tensor([[2, 1], [0, 1], [2, 0]]))  # experts 0: tokens 1, 2; 1: 0, 1; 2: 0, 2
+PAIRS_OF_TWO = grouped.pairs_by_expert(torch.tensor([[2, 1], [0, 1], [2, 0]]), 3)  # experts 0: tokens 1, 2; 1: 0, 1; 2: 0, 2
 PAIRS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], list[Tensor]]] = {
     "rms_norm": (lambda x, w: kernels.rms_norm(x, w, 1e-3), naive_rms_norm, [random(2, 300, 16), random(16, seed=1)]),
     "rms_norm odd": (lambda x, w: kernels.rms_norm(x, w, 1e-3), naive_rms_norm, [random(2, 5, 8), random(8, seed=1)]),
