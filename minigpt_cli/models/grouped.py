@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from minigpt_cli.models.kernels import by_hand
-
+from minigpt_cli.models.native import operations as native
 
 PAD = 128  # rows; see pairs_by_expert
 
@@ -66,7 +66,7 @@ def combined(y: Tensor, weights: Tensor, pairs: Pairs) -> Tensor:
     """The sum over each token's experts of weight (N, k) times their output, a row of y (M, C): (N, C)."""
     if by_hand(y, weights):
         return _Combined.apply(y, weights, pairs)  # type: ignore[no-any-return,no-untyped-call]
-    return (y[pairs.back].view(*weights.shape, -1) * weights[..., None]).sum(1)
+    return (y[pairs.back].view(*weights.shape, -1) * weights[..., None].to(y.dtype)).sum(1)
 
 
 class _Spread(torch.autograd.Function):
@@ -81,6 +81,8 @@ class _Spread(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (back,) = ctx.saved_tensors
+        if native.usable(grad, grad.size(-1)):
+            return native.gather_sum(grad, None, back, ctx.k), None
         first, *others = grad.index_select(0, back).view(-1, ctx.k, grad.size(-1)).unbind(1)
         for other in others:
             first = first + other
@@ -90,6 +92,13 @@ class _Spread(torch.autograd.Function):
 class _Combined(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, y: Tensor, weights: Tensor, pairs: Pairs) -> Tensor:
+        ctx.native = native.usable(y, y.size(-1))
+        if ctx.native:
+            y, exact = y.contiguous(), weights.float().contiguous()
+            ctx.save_for_backward(y, exact, pairs.back)
+            ctx.weight_dtype = weights.dtype
+            return native.gather_sum(y, exact, pairs.back, pairs.k)
+        weights = weights.to(y.dtype)
         by_token = y.index_select(0, pairs.back).view(-1, pairs.k, y.size(-1))
         ctx.save_for_backward(by_token, weights, pairs.order)
         result = by_token[:, 0] * weights[:, :1]
@@ -99,6 +108,9 @@ class _Combined(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        if ctx.native:
+            d_y, d_weights = native.gather_sum_backward(grad, *ctx.saved_tensors)
+            return d_y, d_weights.to(ctx.weight_dtype), None
         by_token, weights, order = ctx.saved_tensors
         d_weights = torch.stack([torch.linalg.vecdot(grad, expert) for expert in by_token.unbind(1)], dim=1)
         d_y = torch.empty_like(by_token)

@@ -56,7 +56,7 @@ class Experts(nn.Module):
         counts = torch.bincount(chosen.flatten(), minlength=c.n_experts)  # (E,)
         if self.training:
             self._probs, self._counts = probs.detach(), counts
-        y = self._mix(flat, chosen, weights.to(x.dtype))
+        y = self._mix(flat, chosen, weights)
         return y.view_as(x), self._aux_loss(probs, counts)
 
     def _mix(self, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:

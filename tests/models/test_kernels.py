@@ -110,6 +110,12 @@ PAIRS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], list[Tensor
         [random(2, 6, 4, 8), random(3, 8, seed=1)],
     ),
     "spread": (lambda x: grouped.spread(x, PAIRS_OF_TWO), lambda x: torch.stack([x[t] for t in (1, 2, 0, 1, 0, 2)]), [random(3, 4)]),
+    "combined wide": (
+        lambda y, w: grouped.combined(y, w, PAIRS_OF_TWO),
+        lambda y, w: torch.stack([w[0, 0] * y[4] + w[0, 1] * y[2], w[1, 0] * y[0] + w[1, 1] * y[3], w[2, 0] * y[5] + w[2, 1] * y[1]]),
+        [random(6, 32), random(3, 2, seed=1)],
+    ),
+    "spread wide": (lambda x: grouped.spread(x, PAIRS_OF_TWO), lambda x: torch.stack([x[t] for t in (1, 2, 0, 1, 0, 2)]), [random(3, 32)]),
     "combined": (
         lambda y, w: grouped.combined(y, w, PAIRS_OF_TWO),
         lambda y, w: torch.stack([w[0, 0] * y[4] + w[0, 1] * y[2], w[1, 0] * y[0] + w[1, 1] * y[3], w[2, 0] * y[5] + w[2, 1] * y[1]]),

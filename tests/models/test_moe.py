@@ -32,7 +32,9 @@ def one_by_one(layer: Experts, x: Tensor) -> Tensor:
         p = (layer.router.weight @ token).softmax(0)
         chosen = (p + layer.balance_bias).topk(layer.config.moe_top_k).indices
         share = p[chosen] / p[chosen].sum() if layer.config.moe_norm_topk else p[chosen]
-        rows.append(sum(s * (down[e] @ (F.silu(gate_up[e, 0] @ token) * (gate_up[e, 1] @ token))) for s, e in zip(share, chosen, strict=True)))
+        rows.append(
+            sum(s * (down[e] @ (F.silu(gate_up[e, 0] @ token) * (gate_up[e, 1] @ token))) for s, e in zip(share, chosen, strict=True))
+        )
     return torch.stack(rows).view_as(x)
 
 

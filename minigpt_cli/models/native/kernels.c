@@ -528,3 +528,42 @@ void softmax_backward(const void *p, void *grad, void *dropped_p, int64_t rows, 
     PARALLEL(rows, BODY)
 #undef BODY
 }
+
+/* ---- a mixture of experts: rows of C, `back` (N k) says which row of x belongs to pair j of token n (grouped.py) */
+
+INLINE void gather_part(const void *x, const float *weights, const int64_t *back, void *out, int64_t k, int64_t C, int64_t from, int64_t to, int bf16) {
+    for (int64_t n = from; n < to; n++)
+        for (int64_t i = 0; i < C; i += LANES) {
+            vec total = splat(0);
+            for (int64_t p = n * k; p < (n + 1) * k; p++) total += load(x, back[p] * C + i, bf16) * (weights ? weights[p] : 1.0f);
+            store(out, n * C + i, total, bf16);
+        }
+}
+
+/* out (N, C): for each token the sum of its k rows of x, times weights (N, k) unless NULL. */
+void gather_sum(const void *x, const float *weights, const int64_t *back, void *out, int64_t tokens, int64_t k, int64_t C, int bf16) {
+#define BODY(t) gather_part(x, weights, back, out, k, C, from, to, t)
+    PARALLEL(tokens, BODY)
+#undef BODY
+}
+
+INLINE void scatter_part(const void *grad, const void *x, const float *weights, const int64_t *back, void *dx, float *d_weights, int64_t k, int64_t C,
+                         int64_t from, int64_t to, int bf16) {
+    for (int64_t p = from * k; p < to * k; p++) {
+        vec total = splat(0);
+        for (int64_t i = 0; i < C; i += LANES) {
+            vec g = load(grad, p / k * C + i, bf16);
+            total += g * load(x, back[p] * C + i, bf16);
+            store(dx, back[p] * C + i, g * weights[p], bf16);
+        }
+        d_weights[p] = sum(total);
+    }
+}
+
+/* The gradients of gather_sum by x, at the rows that pairs have, and by weights. */
+void gather_sum_backward(const void *grad, const void *x, const float *weights, const int64_t *back, void *dx, float *d_weights, int64_t tokens,
+                         int64_t k, int64_t C, int bf16) {
+#define BODY(t) scatter_part(grad, x, weights, back, dx, d_weights, k, C, from, to, t)
+    PARALLEL(tokens, BODY)
+#undef BODY
+}

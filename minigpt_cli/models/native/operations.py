@@ -29,6 +29,8 @@ _SIGNATURES = {
     "norm_backward": (P, P, P, P, P, P, P, N, N, I, I),
     "heads_forward": (P, P, P, P, P, N, N, N, N, N, F, I),
     "heads_backward": (P, P, P, P, P, P, P, N, N, N, N, N, I),
+    "gather_sum": (P, P, P, P, N, N, N, I),
+    "gather_sum_backward": (P, P, P, P, P, P, N, N, N, I),
     "softmax_forward": (P, P, P, N, N, N, N, U, U, I, I),
     "softmax_backward": (P, P, P, N, N, N, N, U, U, I, I),
 }
@@ -196,6 +198,26 @@ def _dropped(residual: Tensor | None, x: Tensor, mask: Mask) -> Tensor:
     return result
 
 
+# ---- experts
+
+
+def gather_sum(x: Tensor, weights: Tensor | None, back: Tensor, k: int) -> Tensor:
+    """(N, C): for each token the sum of its k rows of x (M, C), those that `back` (N k,) names, times weights (N, k) float32."""
+    tokens, C = len(back) // k, x.size(-1)
+    result = x.new_empty(tokens, C)
+    _call("gather_sum", x, x.contiguous(), weights, back, result, tokens, k, C)
+    return result
+
+
+def gather_sum_backward(grad: Tensor, x: Tensor, weights: Tensor, back: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradients by x, zero at rows that `back` does not name, and by weights."""
+    (tokens, k), C = weights.shape, x.size(-1)
+    dx = torch.empty_like(x) if len(x) == len(back) else torch.zeros_like(x)
+    d_weights = torch.empty_like(weights)
+    _call("gather_sum_backward", x, grad.contiguous(), x, weights, back, dx, d_weights, tokens, k, C)
+    return dx, d_weights
+
+
 # ---- attention
 
 
@@ -226,7 +248,7 @@ class TiledAttention(torch.autograd.Function):
         return result
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         heads, result, lse = ctx.saved_tensors
         grad, d_heads = grad.contiguous(), torch.empty_like(heads)
         pointers = [t.data_ptr() for t in (heads, result, lse, grad, d_heads)]
