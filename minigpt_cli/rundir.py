@@ -37,6 +37,7 @@ class Run:
     def __init__(self, folder: Path) -> None:
         self.dir = Path(folder)
         self.name = self.dir.name
+        self.notices: list[str] = []  # filled when the newest record or configuration is damaged and the save before it is read
 
     def __repr__(self) -> str:
         return f"Run({str(self.dir)!r})"
@@ -47,20 +48,56 @@ class Run:
 
     def refresh(self) -> Run:
         """Forget what was read before."""
+        self.notices.clear()
         for name in ("config", "record"):
             self.__dict__.pop(name, None)
         return self
 
     @cached_property
     def config(self) -> RunConfig:
-        """The resolved configuration. Raises RunDamaged."""
-        return parse_config(durable.read_json(self.file(CONFIG)), self.file(CONFIG))
+        """The resolved configuration; where the newest is damaged, that of the save before, with its record. Raises RunDamaged."""
+        try:
+            return self._config_in(self.dir)
+        except RunDamaged as error:
+            self.__dict__["record"] = self._record_before(error)  # of one generation, not of two
+            return self._config_in(self.dir / PREVIOUS)
 
     @cached_property
     def record(self) -> RunRecord:
-        """run.json; its name is the folder's, whatever it was when it was written. Raises RunDamaged."""
-        record = read_record(self.file(RECORD))
-        return record if record.name == self.name else record.model_copy(update={"name": self.name})
+        """run.json; where the newest is damaged, that of the save before it. Its name is the folder's, whatever it was when it was written.
+        Raises RunDamaged."""
+        try:
+            return self.read()
+        except RunDamaged as error:
+            return self._record_before(error)
+
+    def read(self) -> RunRecord:
+        """Read the newest record now. Raises RunDamaged, whatever there is besides."""
+        record = read_record(self.file(RECORD)).model_copy(update={"name": self.name})
+        self.__dict__["record"] = record
+        return record
+
+    def _config_in(self, folder: Path) -> RunConfig:
+        path, expected = folder / CONFIG, self.record.files.get(CONFIG)
+        try:
+            data = durable.read_bounded(path)
+        except OSError as error:
+            raise RunDamaged(f"cannot read {path}: {error.strerror or error}") from error
+        if expected is not None and durable.sha256(data) != expected.sha256:
+            raise RunDamaged(f"{path} does not match its checksum")
+        return parse_config(durable.parse_json(data, str(path)), path)
+
+    def _record_before(self, error: RunDamaged) -> RunRecord:
+        """The record of the save before the newest, which `error` makes useless; raises it again if there is none."""
+        previous = self.dir / PREVIOUS
+        if not durable.is_inside_real_folder(self.dir) or not durable.is_inside_real_folder(previous):
+            raise error
+        try:
+            record = read_record(previous / RECORD)
+        except RunDamaged:
+            raise error from None
+        self.notices[:] = [before_notice(self.name, error, record)]
+        return record.model_copy(update={"name": self.name})
 
     @property
     def status(self) -> str:
@@ -163,6 +200,11 @@ class Run:
                         raise RunDamaged(f"{self.file(METRICS)} has a line of more than {LINE_LIMIT:,} bytes")
                     return
                 yield line
+
+
+def before_notice(name: str, error: RunDamaged, record: RunRecord) -> str:
+    """What a person is told when the save before the newest has to do."""
+    return f"the newest save of run {name!r} is damaged or incomplete ({error}): using the one before it, of step {record.stop_step}"
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from minigpt_cli import durable, leaderboard, locks
 from minigpt_cli.durable import check_space, write_atomic
 from minigpt_cli.errors import RunDamaged, RunLocked, RunNotFound, UsageError, unknown_name
 from minigpt_cli.records import Annotations, Base, Best, Corpus, FileRecord, RunRecord, Sitting, SplitRecord, now
-from minigpt_cli.rundir import LOCK, PREVIOUS, RECORD, DamagedRun, Run, read_record
+from minigpt_cli.rundir import LOCK, PREVIOUS, RECORD, DamagedRun, Run
 
 __all__ = [
     "Annotations",
@@ -94,7 +94,7 @@ class RunStore:
             return DamagedRun(name, folder, "a symbolic link: runs are folders of their own")
         run = Run(folder)
         try:
-            _ = run.record
+            run.read()
         except RunDamaged as error:
             return DamagedRun(name, folder, str(error))
         return run
@@ -118,26 +118,20 @@ class RunStore:
             if not matches:
                 raise self._no_such_run(wanted, names)
             wanted = matches[0]
-        found = self._open(wanted)
-        if isinstance(found, DamagedRun) and not self._has_previous(found):
-            raise RunDamaged(f"run {durable.one_line(wanted, 100)} is damaged: {found.reason}")
-        return Run(self.dir / wanted)
+        run = Run(self.dir / wanted)
+        if not durable.is_inside_real_folder(run.dir):
+            raise RunDamaged(f"{run.dir} is a symbolic link: runs are folders of their own")
+        try:
+            _ = run.record
+        except RunDamaged as error:
+            raise RunDamaged(f"run {durable.one_line(wanted, 100)} is damaged: {error}") from error
+        return run
 
     def _no_such_run(self, wanted: str, names: Sequence[str]) -> RunNotFound:
         if not names:
             return RunNotFound(f"no runs in {self.dir} yet: start with minigpt train")
         unknown = unknown_name("run", durable.one_line(wanted, 80), (durable.one_line(n, 100) for n in names[-20:]))
         return RunNotFound(f"{unknown} (in {self.dir})")
-
-    def _has_previous(self, damaged: DamagedRun) -> bool:
-        """Whether the generation before the damaged one has a readable record."""
-        previous = damaged.dir / PREVIOUS
-        if not durable.is_inside_real_folder(damaged.dir) or not durable.is_inside_real_folder(previous):
-            return False
-        with suppress(RunDamaged):
-            read_record(previous / RECORD)
-            return True
-        return False
 
     def leaderboard(self, tied: Callable[[Run, Run], bool] = leaderboard.intervals_overlap) -> Sequence[leaderboard.Row]:
         """Scored runs, best first, those scored on other texts in groups of their own."""

@@ -21,7 +21,7 @@ from minigpt_cli import durable
 from minigpt_cli.durable import Written
 from minigpt_cli.errors import RunDamaged
 from minigpt_cli.records import FileRecord, RunRecord
-from minigpt_cli.rundir import METRICS, PREVIOUS, RECORD, Run, read_record
+from minigpt_cli.rundir import METRICS, PREVIOUS, RECORD, Run, before_notice, read_record
 
 LIVE_RETRIES = 20
 LIVE_PAUSE_S = 0.02  # a save's renames take milliseconds; a reader that meets them looks again
@@ -214,9 +214,7 @@ def read_newest(run: Run, read: Callable[[Path, RunRecord], T]) -> tuple[T, list
         result = _read_generation(previous, read)
     except RunDamaged as error:
         raise RunDamaged(f"{newest_error}; the save before it is no help: {error}") from newest_error
-    step = read_record(previous / RECORD).stop_step
-    notice = f"the newest save of run {run.name!r} is damaged or incomplete ({newest_error}): using the one before it, of step {step}"
-    return result, [notice]
+    return result, [before_notice(run.name, newest_error, read_record(previous / RECORD))]
 
 
 def _read_generation(folder: Path, read: Callable[[Path, RunRecord], T]) -> T:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from minigpt_cli import durable, leaderboard, runstore
+from minigpt_cli import durable, leaderboard, rundir, runstore
 from minigpt_cli.config import RunConfig
 from minigpt_cli.errors import MiniGPTError, RunDamaged, RunLocked, RunNotFound, UsageError
 from minigpt_cli.events import Evaluated, Skipped
@@ -603,13 +603,13 @@ def test_missing_and_unreadable_json(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(RunDamaged, match="missing"):
         durable.read_json(tmp_path / "no.json")
     with pytest.raises(RunDamaged, match="missing"):
-        runstore.read_record(tmp_path / "no.json")
+        rundir.read_record(tmp_path / "no.json")
 
     def refuse(*_: object, **__: object) -> int:
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(os, "open", refuse)
-    for read in (durable.read_json, runstore.read_record):
+    for read in (durable.read_json, rundir.read_record):
         with pytest.raises(RunDamaged, match="Permission denied"):
             read(tmp_path / "no.json")
 

@@ -101,7 +101,7 @@ def evaluate_run(
     key = score_key(run, target, ckpt, stride)
     step = run.record.best.step if run.record.best and weights_file(run, ckpt).startswith("best") else run.record.stop_step
     if not fresh and (score := cache.find(run.dir, key)):
-        return Evaluation(run, ckpt, step, score, kept=True)
+        return Evaluation(run, ckpt, step, score, kept=True, notices=list(run.notices))
     on_model(run.name)
     return _computed(run, target, ckpt, stride, device)
 
@@ -120,7 +120,7 @@ def _computed(run: Run, target: Target, ckpt: str, stride: int, device: Device) 
         context = dataset.split(before).tokens[-block_size:] if before else None
         tokens = dataset.split(target.split).tokens
         score = score_ids(loaded.model, loaded.tokenizer, tokens, context=context, block_size=block_size, stride=stride)
-    notices = list(loaded.notices)
+    notices = list(loaded.notices or run.notices)
     if loaded.record.files == run.record.files:  # else an older generation was read, which the key does not name
         try:
             cache.keep(run.dir, score_key(run, target, ckpt, stride), score)
