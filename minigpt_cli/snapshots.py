@@ -27,6 +27,7 @@ LIVE_RETRIES = 20
 LIVE_PAUSE_S = 0.02  # a save's renames take milliseconds; a reader that meets them looks again
 
 _CHUNK = 1 << 22
+_SUMS_KEPT = 100  # two generations of a run are twelve files
 _NO_LINKS = {errno.EPERM, errno.EACCES, errno.EXDEV, errno.EMLINK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
 _summed_before: dict[tuple[int, int, int, int], str] = {}  # (device, inode, size, mtime) of files that this process wrote or read → sha256
 
@@ -57,7 +58,7 @@ def matches(path: Path, expected: FileRecord) -> bool:
             return False
         key = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
         if key not in _summed_before:
-            _summed_before[key] = checksum(path).sha256
+            _keep_sum(key, checksum(path).sha256)
         return _summed_before[key] == expected.sha256
     except (OSError, RunDamaged):
         return False
@@ -130,7 +131,13 @@ class Staging:
 
 def _remember(path: Path, sha256: str) -> None:
     stat = os.lstat(path)
-    _summed_before[stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns] = sha256
+    _keep_sum((stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns), sha256)
+
+
+def _keep_sum(key: tuple[int, int, int, int], sha256: str) -> None:
+    _summed_before[key] = sha256
+    while len(_summed_before) > _SUMS_KEPT:
+        del _summed_before[next(iter(_summed_before))]
 
 
 def _keep_previous(run: Run) -> None:

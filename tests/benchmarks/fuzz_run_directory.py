@@ -363,6 +363,12 @@ def write(run: Path, changed: dict[str, bytes]) -> None:
         (run / name).write_bytes(data)
 
 
+def write_all(folder: Path, files: dict[str, bytes]) -> None:
+    for name, data in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+
+
 def give_up(*_: Any) -> None:
     raise Hang
 
@@ -371,6 +377,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--keep", type=Path, help="a folder for the files of each new kind of finding")
     options = parser.parse_args()
     torch.set_num_threads(1)
     chance, coverage, findings, examples = random.Random(options.seed), Coverage(), Counter[str](), {}
@@ -403,7 +410,9 @@ def main() -> None:
                 outcomes["finding" if problem else "fine"] += 1
                 if problem:
                     findings[f"{command}: {problem}"] += 1
-                    examples.setdefault(problem, {n: d[:300].decode("latin-1") for n, d in changed.items()})
+                    if options.keep and problem not in examples:
+                        write_all(options.keep / f"{len(examples)}", changed)
+                    examples.setdefault(problem, [command, *changed])
             if coverage.new:
                 corpus.append(changed)
     print(
