@@ -85,9 +85,9 @@ class TrainingState:
         for micro in range(optim.grad_accum):
             x, y = batch(number, micro)
             with distributed.without_averaging(self._forward, last=micro == optim.grad_accum - 1):
-                loss, cross_entropy = self._loss(self._forward, x, y)
-                torch.autograd.backward(loss * (self.scaler.scale / optim.grad_accum))
-            total += cross_entropy / optim.grad_accum
+                cross_entropy, aux_loss = self._loss(self._forward, x, y)
+                torch.autograd.backward((cross_entropy + aux_loss) * (self.scaler.scale / optim.grad_accum))
+            total += cross_entropy.detach() / optim.grad_accum
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         norm = self._unscale_and_clip(gradients)
         refused = (~torch.isfinite(norm + total)).float()
@@ -178,7 +178,10 @@ def _default_generator(device: torch.device) -> torch.Generator:
 
 
 def _loss(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """The loss to differentiate and, detached, its cross-entropy in nats per token."""
+    """The cross-entropy in nats per token, and the model's auxiliary loss.
+
+    Added and detached by the caller: compiled, a sum with a constant zero is the same tensor as what is added to, and torch 2.13 then
+    takes the detached one of two equal outputs for both.
+    """
     output = model(x)
-    cross_entropy = F.cross_entropy(output.logits.flatten(0, 1).float(), y.flatten())
-    return cross_entropy + output.aux_loss, cross_entropy.detach()
+    return F.cross_entropy(output.logits.flatten(0, 1).float(), y.flatten()), output.aux_loss
