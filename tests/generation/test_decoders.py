@@ -160,20 +160,21 @@ def _banded(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
 
 
 @native
-@pytest.mark.parametrize("bits", [32, 16])
+@pytest.mark.parametrize(("bits", "tiles"), [(32, False), (16, False), (16, True)])
 @pytest.mark.parametrize("name", [n for n in CONFIGS if n != "bigram"])
-def test_native_results_are_bit_equal_whatever_the_batch_the_cut_and_the_threads(name: str, bits: int) -> None:
+def test_native_results_are_bit_equal_whatever_the_batch_the_cut_and_the_threads(name: str, bits: int, tiles: bool) -> None:
+    """With and without the processor's matrix tiles, where it has them."""
     plan = plan_of(make(name))
     ids = np.random.default_rng(3).integers(0, V, T).tolist()
-    alone = NativeDecoder(plan, 1, bits=bits, threads=1)
+    alone = NativeDecoder(plan, 1, bits=bits, threads=1, tiles=tiles)
     expected = [alone.extend(0, ids[:1], 0).copy(), *(alone.step([ids[i]], [0], [i])[0].copy() for i in range(1, T))]
     for threads in (1, 2):
-        decoder = NativeDecoder(plan, 9, bits=bits, threads=threads)
+        decoder = NativeDecoder(plan, 18, bits=bits, threads=threads, tiles=tiles)
         for cut in range(1, T + 1):
             assert np.array_equal(decoder.extend(0, ids[:cut], 0), expected[cut - 1])
             for i in range(cut, T):
                 assert np.array_equal(decoder.extend(0, [ids[i]], i), expected[i])
-        for rows in (2, 5, 6, 7, 9):
+        for rows in (2, 5, 6, 7, 9, 16, 18):
             for s in range(rows):
                 decoder.extend(s, ids[: T - 2], 0)
             for i in (T - 2, T - 1):
@@ -182,11 +183,12 @@ def test_native_results_are_bit_equal_whatever_the_batch_the_cut_and_the_threads
 
 
 @native
+@pytest.mark.parametrize("tiles", [False, True])
 @pytest.mark.parametrize("name", [n for n in CONFIGS if n != "bigram"])
-def test_16_bit_weights_stay_near_and_exact_logits_are_float32(name: str) -> None:
+def test_16_bit_weights_stay_near_and_exact_logits_are_float32(name: str, tiles: bool) -> None:
     model = make(name)
     ids = np.random.default_rng(4).integers(0, V, T).tolist()
-    decoder, expected = NativeDecoder(plan_of(model), 1, bits=16), reference(model, ids)[-1]
+    decoder, expected = NativeDecoder(plan_of(model), 1, bits=16, tiles=tiles), reference(model, ids)[-1]
     assert np.abs(decoder.extend(0, ids, 0) - expected).max() < 1e-3 * np.abs(expected).max() + 1e-4
     np.testing.assert_allclose(decoder.exact(ids), expected, atol=2e-5)
 

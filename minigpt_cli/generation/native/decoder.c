@@ -18,6 +18,11 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#if defined(__linux__) && defined(__AMX_INT8__) && defined(__AVX512F__)
+#define TILES 1
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #if defined(__x86_64__)
 #include <immintrin.h>
 #elif defined(__aarch64__)
@@ -39,7 +44,7 @@ typedef int16_t hvec __attribute__((vector_size(LANES * 2), aligned(2), may_alia
 #define INLINE static inline __attribute__((always_inline))
 
 typedef struct {
-    const void *data;    /* packed: float or int16_t, by `bits` */
+    const void *data;    /* packed: float (bits 32), int16_t (16), or int16_t as tiles of bytes (8: see product_in_tiles) */
     const float *scale;  /* (N padded): one per output; NULL for float */
     const float *bias;   /* (N padded) or NULL */
     int32_t outputs, inputs, bits, padded;
@@ -60,8 +65,10 @@ typedef struct {
     const float *embedding, *positions;
     const Layer *layers;
     Matrix head;
-    float *keys;   /* (L, slots, K, W / LANES rounded up, D, LANES) */
-    float *values; /* (L, slots, K, W, D) */
+    int32_t cache_bits;              /* 32: float; 16: whole numbers, each token's key and value with a scale of its own */
+    void *keys;                      /* (L, slots, K, W / LANES rounded up, D, LANES) */
+    void *values;                    /* (L, slots, K, W, D) */
+    float *key_scales, *value_scales; /* (L, slots, K, W rounded up to LANES) */
 } Model;
 
 enum { GELU, GELU_TANH, RELU, SWIGLU };
@@ -182,7 +189,103 @@ static void product_tile(const Matrix *m, const void *panel, const char *ahead, 
 /* outputs of panels [first, last) for any rows: handed, tile by tile, to `then` */
 typedef void (*Then)(void *context, int row, int panel, const vec *values);
 
+#if defined(TILES)
+/* AMX: sixteen rows for the price of one. 16-bit weights are two planes of bytes, w = 256 h + l with both in [-128, 127], and so are the
+   inputs, each row scaled by its largest. Four products of planes in 32-bit integers are exact, so their order does not matter.
+   Packed: (N / PANEL, PANEL / 16, I / 64, 2 planes, 16, 16 outputs, 4): 64 inputs of 16 outputs are one tile, inputs by fours. */
+enum { TILE_ROWS = 16, TILE_INPUTS = 64, TILE_BYTES = 1024, MOST = 32639, AHEAD = 1 << 13 /* bytes */ };
+static _Thread_local int8_t *planes; /* of the inputs: (2, rows up to a multiple of TILE_ROWS, I) */
+
+static void split(const float *x, int inputs, int padded, int8_t *high, int8_t *low, float *scale) {
+    typedef int8_t bytes __attribute__((vector_size(LANES), aligned(1), may_alias));
+    vec largest = {0};
+    float most = 0;
+    int i = 0, whole = inputs / LANES * LANES;
+    for (i = 0; i < whole; i += LANES) {
+        vec v = load(x + i), a = choose(v < 0.0f, -v, v);
+        largest = choose(a > largest, a, largest);
+    }
+    for (int l = 0; l < LANES; l++) most = largest[l] > most ? largest[l] : most;
+    for (; i < inputs; i++) most = fabsf(x[i]) > most ? fabsf(x[i]) : most;
+    const float levels = most > 0 ? MOST / most : 0, magic = 12582912.0f; /* as in vexp: adding it rounds */
+    *scale = most / MOST;
+    for (i = 0; i < whole; i += LANES) {
+        ivec q = (ivec)(load(x + i) * levels + magic) - (ivec)splat(magic), h = (q + 128) >> 8;
+        *(bytes *)(high + i) = __builtin_convertvector(h, bytes);
+        *(bytes *)(low + i) = __builtin_convertvector(q - (h << 8), bytes);
+    }
+    for (; i < inputs; i++) {
+        int32_t q = (int32_t)rintf(x[i] * levels), h = (q + 128) >> 8;
+        high[i] = (int8_t)h;
+        low[i] = (int8_t)(q - h * 256);
+    }
+    memset(high + inputs, 0, padded - inputs);
+    memset(low + inputs, 0, padded - inputs);
+}
+
+static void set_tiles(int rows) {
+    struct __attribute__((packed)) { uint8_t palette, start, reserved[14]; uint16_t bytes[16]; uint8_t rows[16]; } c = {.palette = 1};
+    for (int t = 0; t < 8; t++) c.bytes[t] = 64, c.rows[t] = t < 6 ? rows : 16;
+    _tile_loadconfig(&c);
+}
+
+static void block_in_tiles(const int8_t *high, const int8_t *low, int padded, const int8_t *w, int32_t (*sums)[TILE_ROWS][16]) {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (int k = 0; k < padded; k += TILE_INPUTS, w += 2 * TILE_BYTES) {
+        for (int line = 0; line < 2 * TILE_BYTES; line += 64) __builtin_prefetch(w + AHEAD + line, 0, 2);
+        _tile_loadd(4, high + k, padded);
+        _tile_loadd(5, low + k, padded);
+        _tile_loadd(6, w, 64);
+        _tile_loadd(7, w + TILE_BYTES, 64);
+        _tile_dpbssd(0, 4, 6);
+        _tile_dpbssd(1, 4, 7);
+        _tile_dpbssd(2, 5, 6);
+        _tile_dpbssd(3, 5, 7);
+    }
+    _tile_stored(0, sums[0], 64);
+    _tile_stored(1, sums[1], 64);
+    _tile_stored(2, sums[2], 64);
+    _tile_stored(3, sums[3], 64);
+}
+
+static void product_in_tiles(const Matrix *m, int first, int last, int rows, const float *const *x, void *context, Then then) {
+    int padded = (m->inputs + TILE_INPUTS - 1) / TILE_INPUTS * TILE_INPUTS, room = (rows + TILE_ROWS - 1) / TILE_ROWS * TILE_ROWS;
+    int8_t *high = planes, *low = planes + (int64_t)room * padded;
+    float scale[room];
+    int32_t sums[4][TILE_ROWS][16] __attribute__((aligned(64)));
+    if (first >= last || !rows) return;
+    for (int r = 0; r < rows; r++) split(x[r], m->inputs, padded, high + (int64_t)r * padded, low + (int64_t)r * padded, scale + r);
+    set_tiles(rows < TILE_ROWS ? rows : TILE_ROWS); /* of more rows the last tile computes what was left there, and nobody looks */
+    for (int p = first; p < last; p++)
+        for (int r = 0; r < rows; r += TILE_ROWS) {
+            vec acc[TILE_ROWS][WIDE];
+            int now = rows - r < TILE_ROWS ? rows - r : TILE_ROWS;
+            for (int w = 0; w < WIDE; w++) {
+                const int8_t *tiles = (const int8_t *)m->data + ((int64_t)p * WIDE + w) * padded * 2 * 16;
+                block_in_tiles(high + (int64_t)r * padded, low + (int64_t)r * padded, padded, tiles, sums);
+                vec each = load(m->scale + p * PANEL + w * LANES);
+                for (int i = 0; i < now; i++) {
+                    ivec middle = *(ivec *)sums[1][i] + *(ivec *)sums[2][i];
+                    vec v = __builtin_convertvector(*(ivec *)sums[0][i], vec) * 65536.0f + __builtin_convertvector(middle, vec) * 256.0f +
+                            __builtin_convertvector(*(ivec *)sums[3][i], vec);
+                    acc[i][w] = v * (each * scale[r + i]);
+                }
+            }
+            for (int i = 0; i < now; i++) then(context, r + i, p, acc[i]);
+        }
+}
+#endif
+
 INLINE void product(const Matrix *m, int first, int last, int rows, const float *const *x, void *context, Then then) {
+#if defined(TILES)
+    if (m->bits == 8) {
+        product_in_tiles(m, first, last, rows, x, context, then);
+        return;
+    }
+#endif
     int64_t stride = (int64_t)m->inputs * PANEL * (m->bits / 8);
     vec acc[TILE][WIDE];
     for (int p = first; p < last;) {
@@ -224,6 +327,8 @@ struct Pool {
     _Atomic int turn, arrived, generation, sleepers, quitting;
     Task task;
     float *x, *qkv, *mixed, *hidden, *rope, *scores;
+    int8_t *planes;
+    int64_t planes_each; /* bytes for each thread */
 };
 
 static inline void pause_(int spins) {
@@ -326,56 +431,97 @@ static void ready_head(const Model *d, const Layer *layer, float *x, int head, c
     if (!d->learned) turn_pair(x, rope, d->D);
 }
 
-/* y[i] = sum over t of scores[t] values[t][i], N vectors of it; even and odd tokens summed apart, for more sums under way */
-INLINE void mix(const float *values, const float *scores, int n, int D, float inverse, float *y, int N) {
+/* What one sequence's key/value head has seen. keys: (W / LANES, D, LANES), so that a vector holds one channel of neighbouring tokens;
+   values: (W, D). Of a batch of sequences they are far away in memory, and begin anew for each head: while keys are read values are
+   fetched, and meanwhile the next head's keys. */
+typedef struct { char *keys, *values; float *key_scales, *value_scales; } Seen;
+
+INLINE Seen seen_by(const Model *d, int64_t cell) {
+    int64_t stride = (d->W + LANES - 1) / LANES * LANES, size = d->cache_bits / 8;
+    return (Seen){(char *)d->keys + cell * d->D * stride * size, (char *)d->values + cell * d->D * d->W * size,
+                  d->key_scales + cell * stride, d->value_scales + cell * stride};
+}
+
+/* x as whole numbers up to 32767, `step` apart; the scale */
+INLINE float shorten(const float *x, int n, int16_t *y, int step) {
+    float most = 0;
+    for (int i = 0; i < n; i++) most = fabsf(x[i]) > most ? fabsf(x[i]) : most;
+    float levels = most > 0 ? 32767.0f / most : 0;
+    for (int i = 0; i < n; i++) y[i * step] = (int16_t)((x[i] * levels + 12582912.0f) - 12582912.0f);
+    return most / 32767.0f;
+}
+
+static void remember(const Model *d, Seen seen, int at, const float *k, const float *v) {
+    int64_t column = (int64_t)(at / LANES) * d->D * LANES + at % LANES, row = (int64_t)at * d->D;
+    if (d->cache_bits == 16) {
+        seen.key_scales[at] = shorten(k, d->D, (int16_t *)seen.keys + column, LANES);
+        seen.value_scales[at] = shorten(v, d->D, (int16_t *)seen.values + row, 1);
+    } else {
+        for (int i = 0; i < d->D; i++) ((float *)seen.keys)[column + (int64_t)i * LANES] = k[i];
+        memcpy((float *)seen.values + row, v, d->D * sizeof(float));
+    }
+}
+
+/* y[i] = sum over t of scores[t] values[t][i], N vectors of it from `begin`; even and odd tokens summed apart, for more sums under way */
+INLINE void mix(const Seen *seen, int begin, const float *scores, int n, int D, float inverse, float *y, int N, int bits) {
     vec even[N], odd[N];
     for (int i = 0; i < N; i++) even[i] = odd[i] = (vec){0};
     int t = 0;
     for (; t + 2 <= n; t += 2)
         for (int i = 0; i < N; i++) {
-            even[i] += load(values + (int64_t)t * D + i * LANES) * scores[t];
-            odd[i] += load(values + (int64_t)(t + 1) * D + i * LANES) * scores[t + 1];
+            even[i] += weights(seen->values, (int64_t)t * D + begin + i * LANES, bits) * scores[t];
+            odd[i] += weights(seen->values, (int64_t)(t + 1) * D + begin + i * LANES, bits) * scores[t + 1];
         }
     for (; t < n; t++)
-        for (int i = 0; i < N; i++) even[i] += load(values + (int64_t)t * D + i * LANES) * scores[t];
-    for (int i = 0; i < N; i++) store(y + i * LANES, (even[i] + odd[i]) * inverse);
+        for (int i = 0; i < N; i++) even[i] += weights(seen->values, (int64_t)t * D + begin + i * LANES, bits) * scores[t];
+    for (int i = 0; i < N; i++) store(y + begin + i * LANES, (even[i] + odd[i]) * inverse);
 }
 
-/* keys: (W / LANES, D, LANES), so that a vector holds one channel of neighbouring tokens; values: (W, D) */
-static void attend_head(int D, const float *q, const float *keys, const float *values, int n, float *scores, float *y) {
+INLINE void attend_head(int D, const float *q, const Seen *seen, int n, float *scores, float *y, int bits) {
     float top = -INFINITY;
     for (int t = 0; t < n; t += LANES) {
-        const float *block = keys + (int64_t)t * D;
+        int64_t block = (int64_t)t * D;
         vec s0 = {0}, s1 = {0};
         int i = 0;
         for (; i + 2 <= D; i += 2) {
-            s0 += load(block + i * LANES) * q[i];
-            s1 += load(block + (i + 1) * LANES) * q[i + 1];
+            __builtin_prefetch(seen->values + (block + i * LANES) * (bits / 8));
+            if (bits == 32) __builtin_prefetch(seen->values + (block + (i + 1) * LANES) * (bits / 8));
+            s0 += weights(seen->keys, block + i * LANES, bits) * q[i];
+            s1 += weights(seen->keys, block + (i + 1) * LANES, bits) * q[i + 1];
         }
-        if (i < D) s0 += load(block + i * LANES) * q[i];
-        store(scores + t, s0 + s1);
+        if (i < D) s0 += weights(seen->keys, block + i * LANES, bits) * q[i];
+        s0 += s1;
+        if (bits == 16) s0 *= load(seen->key_scales + t);
+        store(scores + t, s0);
     }
     for (int t = 0; t < n; t++) top = scores[t] > top ? scores[t] : top;
     for (int t = n; t % LANES; t++) scores[t] = -INFINITY;
     vec total = {0};
     for (int t = 0; t < n; t += LANES) {
         vec e = vexp(load(scores + t) - top);
-        store(scores + t, e);
         total += e;
+        if (bits == 16) e *= load(seen->value_scales + t);
+        store(scores + t, e);
     }
     float sum = 0;
     for (int l = 0; l < LANES; l++) sum += total[l];
     float inverse = 1.0f / sum;
     int i = 0;
-    for (; i + 4 * LANES <= D; i += 4 * LANES) mix(values + i, scores, n, D, inverse, y + i, 4);
-    for (; i + 2 * LANES <= D; i += 2 * LANES) mix(values + i, scores, n, D, inverse, y + i, 2);
-    for (; i + LANES <= D; i += LANES) mix(values + i, scores, n, D, inverse, y + i, 1);
+    for (; i + 4 * LANES <= D; i += 4 * LANES) mix(seen, i, scores, n, D, inverse, y, 4, bits);
+    for (; i + 2 * LANES <= D; i += 2 * LANES) mix(seen, i, scores, n, D, inverse, y, 2, bits);
+    for (; i + LANES <= D; i += LANES) mix(seen, i, scores, n, D, inverse, y, 1, bits);
     for (; i < D; i++) {
         float a = 0;
-        for (int t = 0; t < n; t++) a += values[(int64_t)t * D + i] * scores[t];
+        for (int t = 0; t < n; t++) {
+            int64_t at = (int64_t)t * D + i;
+            a += scores[t] * (bits == 16 ? (float)((int16_t *)seen->values)[at] : ((float *)seen->values)[at]);
+        }
         y[i] = a * inverse;
     }
 }
+
+static void attend_float(int D, const float *q, const Seen *seen, int n, float *scores, float *y) { attend_head(D, q, seen, n, scores, y, 32); }
+static void attend_short(int D, const float *q, const Seen *seen, int n, float *scores, float *y) { attend_head(D, q, seen, n, scores, y, 16); }
 
 static void attend(const Pool *p, int me, int number) {
     const Model *d = &p->model;
@@ -389,17 +535,19 @@ static void attend(const Pool *p, int me, int number) {
         for (int head = 0; head < d->K; head++, jobs++) {
             if (jobs % p->active != me) continue;
             int64_t cell = ((int64_t)number * d->slots + task->slots[begin]) * d->K + head;
-            float *keys = d->keys + cell * D * stride, *values = d->values + cell * d->W * D;
+            Seen seen = seen_by(d, cell), next = seen_by(d, cell + p->active);
             for (int row = begin; row < end; row++) {
                 float *qkv = p->qkv + (int64_t)row * width, *k = qkv + (d->H + head) * D, *v = k + d->K * D;
                 const float *rope = p->rope + (int64_t)row * D;
-                int position = task->positions[row], at = position % d->W, n = position < d->W ? position + 1 : d->W;
+                int position = task->positions[row], n = position < d->W ? position + 1 : d->W;
                 ready_head(d, layer, k, d->H + head, rope);
-                for (int i = 0; i < D; i++) keys[((int64_t)(at / LANES) * D + i) * LANES + at % LANES] = k[i];
-                memcpy(values + (int64_t)at * D, v, D * sizeof(float));
+                remember(d, seen, position % d->W, k, v);
+                if (end == begin + 1)
+                    for (int64_t i = 0; i < (int64_t)n * D * d->cache_bits / 8; i += 64) __builtin_prefetch(next.keys + i);
                 for (int h = head * G; h < (head + 1) * G; h++) {
+                    float *y = p->mixed + ((int64_t)row * d->H + h) * D;
                     ready_head(d, layer, qkv + h * D, h, rope);
-                    attend_head(D, qkv + h * D, keys, values, n, scores, p->mixed + (int64_t)row * d->H * D + h * D);
+                    (d->cache_bits == 16 ? attend_short : attend_float)(D, qkv + h * D, &seen, n, scores, y);
                 }
             }
         }
@@ -488,6 +636,9 @@ static void work(Pool *p, int me) {
     int64_t hidden = (d->F + PANEL - 1) / PANEL * PANEL;
     float factors[R];
     const float *x[R], *mixed[R], *up[R];
+#if defined(TILES)
+    planes = p->planes + me * p->planes_each;
+#endif
     rows_of(x, p->x, C, R);
     rows_of(mixed, p->mixed, d->H * d->D, R);
     rows_of(up, p->hidden, hidden, R);
@@ -513,6 +664,9 @@ static void work(Pool *p, int me) {
     int skip = task->first_logits, n = R - skip;
     for (int r = 0; r < n; r++) factors[r] = inverse_rms(x[skip + r], C, d->eps);
     project(p, me, &d->head, n, x + skip, (Write){task->logits, d->V, factors, 0, 0, 0});
+#if defined(TILES)
+    if (d->head.bits == 8) _tile_release(); /* eight kilobytes that the kernel would save whenever it runs somebody else */
+#endif
     meet(p);
 }
 
@@ -539,7 +693,16 @@ static void *serve(void *argument) {
 /* ---- what Python calls */
 
 int mg_panel(void) { return PANEL; }
-int mg_lanes(void) { return LANES; }
+
+/* Whether bits 8 can be used: the processor has it and the kernel gives leave. */
+int mg_tiles(void) {
+#if defined(TILES)
+    enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 };
+    return !syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA);
+#else
+    return 0;
+#endif
+}
 
 enum { HUGE_PAGE = 1 << 21 };
 
@@ -571,8 +734,8 @@ void mg_free(Pool *p) {
     pthread_cond_broadcast(&p->wake);
     pthread_mutex_unlock(&p->mutex);
     for (int i = 1; i < p->threads; i++) pthread_join(p->handles[i], 0);
-    free(p->x), free(p->qkv), free(p->mixed), free(p->hidden), free(p->rope), free(p->scores);
-    free(p->model.keys), free(p->model.values);
+    free(p->x), free(p->qkv), free(p->mixed), free(p->hidden), free(p->rope), free(p->scores), free(p->planes);
+    free(p->model.keys), free(p->model.values), free(p->model.key_scales), free(p->model.value_scales);
     free(p);
 }
 
@@ -593,9 +756,15 @@ Pool *mg_new(const Model *model, int threads) {
     p->hidden = floats(R * (d->E > 1 ? d->top_k : 1) * ((d->F + PANEL - 1) / PANEL * PANEL));
     p->rope = floats(R * d->D);
     p->scores = floats(stride * MAX_THREADS);
-    d->keys = floats(cells * d->D * stride);
-    d->values = floats(cells * d->W * d->D);
-    int ok = p->x && p->qkv && p->mixed && p->hidden && p->rope && p->scores && d->keys && d->values;
+    int64_t widest = d->C > d->F ? d->C : d->F, room = (R + 15) / 16 * 16;
+    p->planes_each = 2 * room * ((widest + 63) / 64 * 64);
+    p->planes = d->head.bits == 8 ? (int8_t *)floats(p->planes_each * p->threads / 4) : 0;
+    d->cache_bits = d->head.bits == 32 ? 32 : 16;
+    d->keys = floats(cells * d->D * stride * d->cache_bits / 32);
+    d->values = floats(cells * d->W * d->D * d->cache_bits / 32);
+    d->key_scales = floats(cells * stride);
+    d->value_scales = floats(cells * stride);
+    int ok = p->x && p->qkv && p->mixed && p->hidden && p->rope && p->scores && d->keys && d->values && d->key_scales && d->value_scales && (p->planes || d->head.bits != 8);
     int wanted = p->threads;
     for (p->threads = 1; ok && p->threads < wanted; p->threads++) {
         p->workers[p->threads] = (Worker){p, p->threads};
@@ -640,16 +809,16 @@ void mg_step(Pool *p, const int32_t *ids, const int32_t *slots, const int32_t *p
 /* The first `length` tokens of slot `source` into slot `target`. */
 void mg_copy(Pool *p, int source, int target, int length) {
     Model *d = &p->model;
-    int64_t stride = (d->W + LANES - 1) / LANES * LANES;
     if (length > d->W) length = d->W;
-    for (int l = 0; l < d->L; l++) {
-        int64_t from = ((int64_t)l * d->slots + source) * d->K, to = ((int64_t)l * d->slots + target) * d->K;
-        for (int k = 0; k < d->K; k++)
-            memcpy(d->keys + (to + k) * d->D * stride, d->keys + (from + k) * d->D * stride,
-                   (int64_t)(length + LANES - 1) / LANES * LANES * d->D * sizeof(float));
-        for (int k = 0; k < d->K; k++)
-            memcpy(d->values + (to + k) * d->W * d->D, d->values + (from + k) * d->W * d->D, (int64_t)length * d->D * sizeof(float));
-    }
+    int64_t whole = (length + LANES - 1) / LANES * LANES, size = d->cache_bits / 8;
+    for (int l = 0; l < d->L; l++)
+        for (int k = 0; k < d->K; k++) {
+            Seen from = seen_by(d, ((int64_t)l * d->slots + source) * d->K + k), to = seen_by(d, ((int64_t)l * d->slots + target) * d->K + k);
+            memcpy(to.keys, from.keys, whole * d->D * size);
+            memcpy(to.values, from.values, (int64_t)length * d->D * size);
+            memcpy(to.key_scales, from.key_scales, length * sizeof(float));
+            memcpy(to.value_scales, from.value_scales, length * sizeof(float));
+        }
 }
 
 /* ---- choosing a token, as sampling.py does it: the same settings, in the same order, in double precision */

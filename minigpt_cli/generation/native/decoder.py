@@ -25,9 +25,10 @@ from minigpt_cli.generation.weights import Array, Layer, Plan
 
 MAX_ROWS = 64  # rows in one call
 MAX_TOP_K = 64  # as in decoder.c
+_TILE_INPUTS = 64  # as in decoder.c
 MANY = 4  # rows from which a step counts as one of several
 _ACTIVATIONS = {"gelu": 0, "gelu_tanh": 1, "relu": 2, "swiglu": 3}
-_LEVELS = 32767
+_LEVELS = 32639  # the largest whole number whose halves, 256 h + l, are both bytes: some processors multiply those
 _FLOATS = POINTER(c_float)
 
 
@@ -55,7 +56,8 @@ class _Model(Structure):
             "V", "C", "H", "K", "D", "F", "E", "L", "W", "slots", "top_k", "norm_top_k", "activation", "qk_norm", "learned", "max_rows",
         )),
         ("eps", c_float), ("rope_theta", c_double), ("embedding", _FLOATS), ("positions", _FLOATS),
-        ("layers", POINTER(_Layer)), ("head", _Matrix), ("keys", _FLOATS), ("values", _FLOATS),
+        ("layers", POINTER(_Layer)), ("head", _Matrix), ("cache_bits", c_int32),
+        *((name, c_void_p) for name in ("keys", "values", "key_scales", "value_scales")),
     )  # fmt: skip
 
 
@@ -74,7 +76,7 @@ class NativeDecoder:
 
     draw_slack = 0.0
 
-    def __init__(self, plan: Plan, slots: int = 1, *, bits: int = 32, threads: int = 0) -> None:
+    def __init__(self, plan: Plan, slots: int = 1, *, bits: int = 32, threads: int = 0, tiles: bool = True) -> None:
         lib = library()
         if lib is None:
             raise MiniGPTError("the native decoder cannot be built here: install a C compiler, or use --engine numpy")
@@ -87,6 +89,7 @@ class NativeDecoder:
         self.name = f"native {'float32' if bits == 32 else f'int{bits}'}"
         self.vocab_size, self.window, self.slots = plan.vocab_size, plan.block_size, slots
         self.endless = plan.rope_theta > 0
+        self._tiles = bool(self._lib.mg_tiles()) and tiles
         self._kept: list[Any] = []  # arrays that the C side points into
         self._arena = _Arena(self._lib)  # and the matrices
         # A step of several rows has more to share out than one of a single row.
@@ -197,12 +200,20 @@ class NativeDecoder:
         panel, (outputs, inputs) = self._lib.mg_panel(), matrix.shape
         padded = -(-outputs // panel) * panel
         data, scale = quantised(matrix, bits)
+        tiles = bits == 16 and self._tiles
         if padded > outputs:
             data = np.pad(data, ((0, padded - outputs), (0, 0)))
-        packed = self._arena.array((padded // panel, inputs, panel), data.dtype)
-        packed[:] = data.reshape(-1, panel, inputs).transpose(0, 2, 1)
+        if tiles:
+            data = np.pad(data, ((0, 0), (0, -inputs % _TILE_INPUTS)))
+            packed = self._arena.array((padded // 16, data.shape[1] // _TILE_INPUTS, 2, 16, 16, 4), np.int8)
+            blocks = data.reshape(padded // 16, 16, -1, 16, 4).transpose(0, 2, 3, 1, 4)  # (N / 16, I / 64, 16, 16 outputs, 4)
+            high = (blocks + np.int16(128)) >> 8
+            packed[:, :, 0], packed[:, :, 1] = high, blocks - (high << 8)
+        else:
+            packed = self._arena.array((padded // panel, inputs, panel), data.dtype)
+            packed[:] = data.reshape(-1, panel, inputs).transpose(0, 2, 1)
         vectors = [None if v is None else self._floats(np.pad(v, (0, padded - outputs))) for v in (scale, bias)]
-        return _Matrix(packed.ctypes.data, *vectors, outputs, inputs, bits, padded)
+        return _Matrix(packed.ctypes.data, *vectors, outputs, inputs, 8 if tiles else bits, padded)
 
     def _floats(self, array: Array | None) -> Any:
         if array is None:
