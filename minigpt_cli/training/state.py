@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from minigpt_cli.config import RunConfig
 from minigpt_cli.models import lora, quantized
+from minigpt_cli.models.allocator import keep_freed_memory
 from minigpt_cli.models.contract import build_model
 from minigpt_cli.training import distributed, precision
 from minigpt_cli.training.distributed import World
@@ -66,6 +67,8 @@ class TrainingState:
         self._loss = torch.compile(_loss, dynamic=False) if config.compute.compile == "on" else _loss
 
     def _prepare(self, model: nn.Module) -> nn.Module:
+        if self.device.type == "cpu":
+            keep_freed_memory()
         model = model.to(self.device).train()
         seed, compute = self.config.seed ^ _DROPOUT_STREAM + self.world.rank, self.config.compute
         self.dropout_generator = torch.Generator(self.device).manual_seed(seed)
