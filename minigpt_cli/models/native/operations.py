@@ -57,6 +57,11 @@ def tiles() -> ctypes.CDLL | None:
     return found
 
 
+def in_use() -> str:
+    """What computes on a CPU: "tiles", "c" or "torch". Results agree to rounding between them, and to the bit within one."""
+    return "tiles" if tiles() else "c" if library() else "torch"
+
+
 def usable(x: Tensor, width: int = 0) -> bool:
     """Whether the kernels can work on `x`, whose rows have `width` elements."""
     return x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16) and width % LANES == 0 and library() is not None
