@@ -19,12 +19,12 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from minigpt_cli import durable, registry, snapshots, tensorfiles
+from minigpt_cli import durable, snapshots, tensorfiles
 from minigpt_cli.config import RunConfig
 from minigpt_cli.durable import check_space
 from minigpt_cli.errors import MiniGPTError, RunDamaged, UsageError
 from minigpt_cli.models import lora
-from minigpt_cli.models.contract import build_model
+from minigpt_cli.models.contract import build_model, outline
 from minigpt_cli.records import FileRecord, RunRecord, now
 from minigpt_cli.rundir import (
     ANNOTATIONS,
@@ -282,12 +282,12 @@ def _check_against_model(path: Path, settings: RunConfig, vocab_size: int, found
     config: Any = settings.model
     if getattr(config, "n_layer", 0) > len(found):
         raise RunDamaged(f"{path} holds {len(found)} tensors, too few for the {config.n_layer} layers of its configuration")
-    outline = _outline(config, vocab_size)
+    skeleton = outline(config, vocab_size)
     required = None
     if settings.lora.lora_rank:
-        lora.attach(outline, settings.lora, 0)
-        required = lora.trained(outline, outline.state_dict())
-    expected = {name: tuple(tensor.shape) for name, tensor in outline.state_dict().items()}
+        lora.attach(skeleton, settings.lora, 0)
+        required = lora.trained(skeleton, skeleton.state_dict())
+    expected = {name: tuple(tensor.shape) for name, tensor in skeleton.state_dict().items()}
     for name, shape in expected.items():
         if name not in found and required is not None and name not in required:
             continue  # the base has it
@@ -300,19 +300,12 @@ def _check_against_model(path: Path, settings: RunConfig, vocab_size: int, found
     check_model_fits(config, vocab_size)
 
 
-def _outline(config: Any, vocab_size: int) -> nn.Module:
-    """The model without memory for its numbers."""
-    with torch.device("meta"):
-        model: nn.Module = registry.load("architecture", config.arch)(config, vocab_size)
-    return model
-
-
 def check_model_fits(config: Any, vocab_size: int, copies: int = 1) -> int:
     """Parameters of the model that `config` describes. Raises MiniGPTError where `copies` of them (weights, gradients, averages) and the
     tables that depend on the block size are more than the memory of this machine; nothing is allocated."""
-    outline = _outline(config, vocab_size)
-    n_params = sum(p.numel() for p in outline.parameters())
-    tables = sum(b.numel() * b.element_size() for b in outline.buffers())
+    skeleton = outline(config, vocab_size)
+    n_params = sum(p.numel() for p in skeleton.parameters())
+    tables = sum(b.numel() * b.element_size() for b in skeleton.buffers())
     durable.check_memory(4 * n_params * copies + 4 * tables, f"a model of {n_params:,} parameters with block size {config.block_size:,}")
     return n_params
 

@@ -26,8 +26,8 @@ from minigpt_cli.tokenization.contract import Tokenizer
 
 __all__ = ["Score", "score_ids", "score_text", "token_nats"]
 
-_LOGITS = 1 << 22  # elements of logits in one batch: 16 MiB at float32, so that log-softmax stays near the cache
-_TOKENS = 1 << 13
+_TOKENS = 1 << 13  # in one batch
+_LOGITS = 1 << 24  # elements of logits in one batch: 64 MiB at float32, however large the vocabulary
 _PENDING = 64  # batches whose results may wait on the device, so that a GPU is not held up
 
 
@@ -54,11 +54,12 @@ def token_nats(
     place = torch.device(device) if device is not None else next(model.parameters()).device
     out = np.empty(len(tokens), dtype=np.float64)
     pending: list[tuple[list[_Window], Tensor]] = []
+    tokens_at_once = block_size * batch_rows(block_size, getattr(model, "vocab_size", 1))
     was_training = model.training
     model.eval()
     try:
         with torch.inference_mode(), _precision(place, autocast):
-            for windows, inputs, targets in _batches(tokens, before, block_size, stride, batch_tokens):
+            for windows, inputs, targets in _batches(tokens, before, block_size, stride, batch_tokens or tokens_at_once):
                 x = torch.from_numpy(inputs).to(place, non_blocking=True)  # (B, T)
                 y = torch.from_numpy(targets).to(place, non_blocking=True)  # (B, T)
                 logits = model(x).logits  # (B, T, V)
@@ -73,6 +74,11 @@ def token_nats(
     if len(tokens) == 1 and not len(before):
         out[0] = np.log(_vocab_size(model))
     return out
+
+
+def batch_rows(block_size: int, vocab_size: int) -> int:
+    """Windows in one batch where nothing else is said."""
+    return max(1, min(_TOKENS, _LOGITS // vocab_size) // block_size)
 
 
 @contextlib.contextmanager
@@ -110,11 +116,10 @@ def _windows(n_tokens: int, n_before: int, block_size: int, stride: int) -> Iter
 
 
 def _batches(
-    tokens: npt.NDArray[Any], before: npt.NDArray[Any], block_size: int, stride: int, batch_tokens: int | None
+    tokens: npt.NDArray[Any], before: npt.NDArray[Any], block_size: int, stride: int, batch_tokens: int
 ) -> Iterator[tuple[list[_Window], npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
     """Windows of equal length together, at most `batch_tokens` tokens at once; a shorter one goes alone."""
-    budget = batch_tokens or max(block_size, _TOKENS)
-    rows = max(1, budget // block_size)
+    rows = max(1, batch_tokens // block_size)
     group: list[_Window] = []
     for window in _windows(len(tokens), len(before), block_size, stride):
         if group and (len(group) == rows or window.end - window.start != group[0].end - group[0].start):

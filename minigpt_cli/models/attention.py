@@ -79,9 +79,10 @@ class RotaryTable(nn.Module):
         super().__init__()
         self.positions, self.head_size, self.theta = positions, head_size, theta
         self.register_buffer("table", torch.empty(2, positions, 1, head_size), persistent=False)
-        self.init_buffers()
+        if not self.table.is_meta:  # in a mere outline there is nothing to compute, and torch would import for a second to do so
+            self._fill()
 
-    def init_buffers(self) -> None:
+    def _fill(self) -> None:
         device, D = self.table.device, self.head_size
         frequencies = self.theta ** (-torch.arange(0, D, 2, dtype=torch.float32, device=device) / D)  # (D / 2,)
         angles = torch.outer(torch.arange(self.positions, dtype=torch.float32, device=device), frequencies)
@@ -92,7 +93,7 @@ class RotaryTable(nn.Module):
         """(2, length, 1, D) for the positions from `start`; grows beyond the block, where nothing is learned but rotation goes on."""
         if start + length > self.positions:
             self.positions = 2 * (start + length)
-            self.init_buffers()
+            self._fill()
         table: Tensor = self.table[:, start : start + length].to(dtype)
         return table
 

@@ -16,7 +16,7 @@ from minigpt_cli.config import ClassicConfig
 from minigpt_cli.errors import UsageError
 from minigpt_cli.models.attention import CausalAttention, KVCache
 from minigpt_cli.models.contract import MatrixParts
-from minigpt_cli.models.layers import Dropout, FeedForward, LayerNorm, Linear
+from minigpt_cli.models.layers import Dropout, Embedding, FeedForward, LayerNorm, Linear
 from minigpt_cli.models.transformer import Transformer
 
 
@@ -66,7 +66,7 @@ class Classic(Transformer):
     def __init__(self, config: ClassicConfig, vocab_size: int) -> None:
         blocks = [Block(config, layer) for layer in range(config.n_layer)]
         super().__init__(config, vocab_size, blocks, LayerNorm(config.n_embd, config.bias), n_kv_head=config.n_head)
-        self.position_embedding = nn.Embedding(config.block_size, config.n_embd)
+        self.position_embedding = Embedding(config.block_size, config.n_embd)
         self.embedding_dropout = Dropout(config.dropout)
 
     def embed(self, ids: Tensor, start: int) -> Tensor:

@@ -71,17 +71,17 @@ class Model(Protocol):
     def set_grad_checkpoint(self, on: bool) -> None:
         """Recompute each block's activations in the backward pass instead of keeping them."""
 
-    def init_buffers(self) -> None:
-        """Compute whatever is not a parameter, after construction on the meta device."""
-
 
 def build_model(config: Any, vocab_size: int, seed: int | None = None) -> nn.Module:
     """The model that `config.arch` names, on the CPU at float32; its weights drawn from `seed`, or left unset for loading."""
-    architecture = registry.load("architecture", config.arch)
-    with torch.device("meta"):
-        model: nn.Module = architecture(config, vocab_size)
-    model = model.to_empty(device="cpu")
-    model.init_buffers()  # type: ignore[operator]
+    model: nn.Module = registry.load("architecture", config.arch)(config, vocab_size)
     if seed is not None:
         model.init_weights(torch.Generator().manual_seed(seed))  # type: ignore[operator]
+    return model
+
+
+def outline(config: Any, vocab_size: int) -> nn.Module:
+    """The model that `config.arch` names without memory for its numbers: names, shapes and counts, however large it is."""
+    with torch.device("meta"):
+        model: nn.Module = registry.load("architecture", config.arch)(config, vocab_size)
     return model

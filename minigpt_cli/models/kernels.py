@@ -2,8 +2,8 @@
 
 Autograd would keep and revisit every intermediate result of these formulas; by hand each tensor is read and written a few times
 less, and less is kept for the backward pass. On a CPU with a C compiler one C function (native/) does all of an operation in one
-pass; elsewhere torch does it in a few. Without gradients (decoding, evaluation), and inside torch.compile, which fuses by itself,
-the plain formulas run; a test holds all of them together, gradients included.
+pass, with gradients or without; elsewhere torch does it in a few. Where there is neither a gradient nor a compiler, and inside
+torch.compile, which fuses by itself, the plain formulas run; a test holds all of them together, gradients included.
 
 Shapes: B batch, T tokens, H heads, D head size, F hidden width of a feed-forward; `...` any leading dimensions.
 """
@@ -26,6 +26,11 @@ def by_hand(*tensors: Tensor) -> bool:
     return torch.is_grad_enabled() and any(t.requires_grad for t in tensors) and not torch.compiler.is_compiling()
 
 
+def in_c(x: Tensor, width: int) -> bool:
+    """Whether C does an operation on `x`, whose rows have `width` elements."""
+    return not torch.compiler.is_compiling() and native.usable(x, width)
+
+
 # ---- feed-forward
 
 
@@ -33,16 +38,16 @@ def activation(x: Tensor, name: str) -> Tensor:
     """ReLU, or GELU: `x` times the probability that a standard normal is below x; gelu_tanh is GPT-2's approximation of it."""
     if name == "relu":
         return F.relu(x)
-    if by_hand(x) and native.usable(x, x.numel()):
+    if in_c(x, x.numel()):
         return native.Gelu.apply(x, name == "gelu_tanh")  # type: ignore[no-any-return,no-untyped-call]
     return F.gelu(x, approximate="tanh" if name == "gelu_tanh" else "none")
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
     """`silu(gate) * up` of (..., 2F), gate first: (..., F)."""
+    if in_c(gate_up, gate_up.size(-1) // 2):
+        return native.SwiGLU.apply(gate_up)  # type: ignore[no-any-return,no-untyped-call]
     if by_hand(gate_up):
-        if native.usable(gate_up, gate_up.size(-1) // 2):
-            return native.SwiGLU.apply(gate_up)  # type: ignore[no-any-return,no-untyped-call]
         return _SwiGLU.apply(gate_up)  # type: ignore[no-any-return,no-untyped-call]
     gate, up = gate_up.chunk(2, dim=-1)
     return F.silu(gate) * up
@@ -83,16 +88,16 @@ def _whole_vectors(x: Tensor) -> Tensor:
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
     """`(x - mean) / sqrt(variance + eps) * weight + bias` over the last dimension, statistics in float32."""
-    if by_hand(x, weight) and native.usable(x, x.size(-1)):
+    if in_c(x, x.size(-1)):
         return native.Norm.apply(x, weight, bias, eps, True)  # type: ignore[no-any-return,no-untyped-call]
     return F.layer_norm(x, weight.shape, weight.to(x.dtype), None if bias is None else bias.to(x.dtype), eps)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """`x / sqrt(mean(x²) + eps) * weight` over the last dimension, statistics in float32."""
+    if in_c(x, x.size(-1)):
+        return native.Norm.apply(x, weight, None, eps, False)  # type: ignore[no-any-return,no-untyped-call]
     if by_hand(x, weight):
-        if native.usable(x, x.size(-1)):
-            return native.Norm.apply(x, weight, None, eps, False)  # type: ignore[no-any-return,no-untyped-call]
         return _RMSNorm.apply(x, weight, eps)  # type: ignore[no-any-return,no-untyped-call]
     return x * _inverse_rms(x, eps) * weight.to(x.dtype)
 
@@ -142,10 +147,10 @@ class Gains(NamedTuple):
 
 def norm_and_rotate(heads: Tensor, h: int, gains: Gains | None, table: Tensor) -> Tensor:
     """The first h heads of (B, T, H, D) (queries and keys) RMS-normed and scaled if there are gains, then rotated; the rest as they are."""
+    if in_c(heads, heads.size(-1) // 2):
+        weight, eps = gains or (None, 0.0)
+        return native.NormAndRotate.apply(heads, h, weight, eps, table)  # type: ignore[no-any-return,no-untyped-call]
     if by_hand(heads):
-        if native.usable(heads, heads.size(-1) // 2):
-            weight, eps = gains or (None, 0.0)
-            return native.NormAndRotate.apply(heads, h, weight, eps, table)  # type: ignore[no-any-return,no-untyped-call]
         if gains is None:
             return _Rotate.apply(heads, h, table)  # type: ignore[no-any-return,no-untyped-call]
         return _NormAndRotate.apply(heads, gains.weight, gains.eps, table)  # type: ignore[no-any-return,no-untyped-call]

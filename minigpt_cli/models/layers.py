@@ -23,9 +23,21 @@ class Linear(nn.Linear):
 
     weight: nn.Parameter  # torch itself declares a mere Tensor
 
+    def reset_parameters(self) -> None:
+        """Nothing: every model draws its own weights, from a generator of its own."""
+
     def forward(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(x.dtype)
         return F.linear(x, self.weight.to(x.dtype), bias)
+
+
+class Embedding(nn.Embedding):
+    """A row for every id."""
+
+    weight: nn.Parameter
+
+    def reset_parameters(self) -> None:
+        """Nothing, as above; and to draw for a mere outline torch would import for a second."""
 
 
 class LayerNorm(nn.Module):

@@ -43,9 +43,6 @@ class Experts(nn.Module):
         self._probs: Tensor | None = None  # (N, E) of the last training pass
         self._counts: Tensor | None = None  # (E,) of the same
 
-    def init_buffers(self) -> None:
-        self.balance_bias.zero_()
-
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         c, flat = self.config, x.reshape(-1, x.size(-1))  # (N, C)
         probs = self.router(flat).float().softmax(-1)  # (N, E)

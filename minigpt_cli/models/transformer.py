@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from minigpt_cli.models.attention import AttentionPath, CausalAttention, KVCache, RotaryTable
 from minigpt_cli.models.contract import MatrixParts, Output
-from minigpt_cli.models.layers import Dropout, Linear
+from minigpt_cli.models.layers import Dropout, Embedding, Linear
 
 
 class Transformer(nn.Module):
@@ -37,7 +37,7 @@ class Transformer(nn.Module):
         self.config = config
         self.vocab_size = vocab_size
         self.n_kv_head = n_kv_head
-        self.token_embedding = nn.Embedding(vocab_size, config.n_embd)
+        self.token_embedding = Embedding(vocab_size, config.n_embd)
         self.blocks = nn.ModuleList(blocks)
         self.final_norm = final_norm
         self.rope = rope
@@ -68,12 +68,6 @@ class Transformer(nn.Module):
         """(B, T, C) for ids (B, T) whose first stands at position `start`."""
         x: Tensor = self.token_embedding(ids)
         return x
-
-    def init_buffers(self) -> None:
-        """Compute whatever is not a parameter; needed after construction on the meta device."""
-        for module in self.modules():
-            if module is not self and callable(init := getattr(module, "init_buffers", None)):
-                init()
 
     def new_cache(self, batch_size: int, max_tokens: int) -> KVCache:
         c, weight = self.config, self.token_embedding.weight

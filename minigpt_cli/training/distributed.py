@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -91,6 +91,8 @@ def joined(device_type: str) -> Iterator[World]:
     dist.init_process_group("nccl" if device_type == "cuda" else "gloo", timeout=_PATIENCE)
     try:
         yield world
+        with suppress(RuntimeError):  # another failed and is gone: it has said so
+            world.wait()  # whoever leaves while the others still talk breaks their connections, and gloo then aborts
     finally:
         dist.destroy_process_group()
 

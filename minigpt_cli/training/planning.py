@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from minigpt_cli import registry
 from minigpt_cli.config import RunConfig
 from minigpt_cli.data.dataset import Dataset, check_long_enough
 from minigpt_cli.errors import UsageError
+from minigpt_cli.models.contract import outline
 from minigpt_cli.training import memory, precision
 from minigpt_cli.training.distributed import World
 from minigpt_cli.training.feeding import DeviceBatches
@@ -116,10 +116,7 @@ def poor_plan(config: RunConfig, dataset: Dataset) -> list[str]:
 
 
 def _n_params(config: RunConfig, dataset: Dataset) -> int:
-    """Parameters of the model, which is only outlined for it."""
-    with torch.device("meta"):
-        model = registry.load("architecture", config.model.arch)(config.model, dataset.tokenizer.vocab_size)
-    return sum(p.numel() for p in model.parameters())
+    return sum(p.numel() for p in outline(config.model, dataset.tokenizer.vocab_size).parameters())
 
 
 # ---- device, precision

@@ -230,11 +230,11 @@ INLINE void gelu_part(const void *x, void *out, void *slope, int tanh_form, int6
             d = share + 0.3989422804f * v * gauss;
         }
         store(out, i, v * share, bf16);
-        store(slope, i, d, bf16);
+        if (slope) store(slope, i, d, bf16);
     }
 }
 
-/* out = gelu(x), slope = gelu'(x). */
+/* out = gelu(x), slope = gelu'(x), unless it is null. */
 void gelu_forward(const void *x, void *out, void *slope, int64_t n, int32_t tanh_form, int bf16) {
 #define BODY(t) tanh_form ? gelu_part(x, out, slope, 1, from, to, t) : gelu_part(x, out, slope, 0, from, to, t)
     PARALLEL(n / LANES, BODY)
@@ -247,12 +247,13 @@ INLINE void swiglu_part(const void *gate_up, void *out, void *slopes, int64_t F,
             vec gate = load(gate_up, 2 * r * F + i, bf16), up = load(gate_up, (2 * r + 1) * F + i, bf16);
             vec s = sigmoid(gate, bf16), silu = gate * s;
             store(out, r * F + i, silu * up, bf16);
+            if (!slopes) continue;
             store(slopes, 2 * r * F + i, up * (s + silu * (1.0f - s)), bf16);
             store(slopes, (2 * r + 1) * F + i, silu, bf16);
         }
 }
 
-/* out (rows, F) = silu(gate) * up of (rows, 2F); slopes (rows, 2F), its derivatives by each. */
+/* out (rows, F) = silu(gate) * up of (rows, 2F); slopes (rows, 2F), its derivatives by each, unless null. */
 void swiglu_forward(const void *gate_up, void *out, void *slopes, int64_t rows, int64_t F, int bf16) {
 #define BODY(t) swiglu_part(gate_up, out, slopes, F, from, to, t)
     PARALLEL(rows, BODY)

@@ -94,7 +94,7 @@ class Gelu(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, tanh_form: bool) -> Tensor:
         x = x.contiguous()
-        result, slope = torch.empty_like(x), torch.empty_like(x)
+        result, slope = torch.empty_like(x), torch.empty_like(x) if ctx.needs_input_grad[0] else None
         _call("gelu_forward", x, x, result, slope, x.numel(), tanh_form)
         ctx.save_for_backward(slope)
         return result
@@ -112,7 +112,8 @@ class SwiGLU(torch.autograd.Function):
     def forward(ctx: Any, gate_up: Tensor) -> Tensor:
         gate_up = gate_up.contiguous()
         width = gate_up.size(-1) // 2
-        result, slopes = gate_up.new_empty(*gate_up.shape[:-1], width), torch.empty_like(gate_up)
+        result = gate_up.new_empty(*gate_up.shape[:-1], width)
+        slopes = torch.empty_like(gate_up) if ctx.needs_input_grad[0] else None
         _call("swiglu_forward", gate_up, gate_up, result, slopes, result.numel() // width, width)
         ctx.save_for_backward(slopes)
         return result
