@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from minigpt_cli.models.kernels import by_hand
-from minigpt_cli.models.native import operations as native
+from minigpt_cli.models.layers import Linear
+from minigpt_cli.models.native import experts as native
 
 PAD = 128  # rows; see pairs_by_expert
 
@@ -26,25 +27,42 @@ class Pairs(NamedTuple):
     counts: list[int]  # rows of each expert, padding included; their sum is M
 
 
+def probabilities(x: Tensor, router: nn.Module) -> Tensor:
+    """How likely each expert is for each row of x (N, C), by its router: (N, E), float32."""
+    if type(router) is Linear and not torch.compiler.is_compiling() and native.usable(x, router.out_features):
+        return native.Route.apply(x, router.weight)  # type: ignore[no-any-return,no-untyped-call]
+    probs: Tensor = router(x).float().softmax(-1)
+    return probs
+
+
 def pairs_by_expert(chosen: Tensor, n_experts: int) -> Pairs:
     """Sort the pairs of `chosen` (N, k), the experts of each token.
 
     On a CPU a product of a shape that was not seen before costs as much as several of known shape, since oneDNN compiles a kernel for it,
-    and the experts' shares change at every step. So large groups are padded to a multiple of PAD rows: a few dozen shapes in all.
+    and the experts' shares change at every step. So large groups are padded to multiples of PAD rows: a few dozen shapes in all. The last
+    group takes what is left of a number of rows that is always the same, so that freed memory fits at the next step.
     """
-    flat = chosen.flatten()
-    counts = torch.bincount(flat, minlength=n_experts)
+    flat, k = chosen.flatten(), chosen.size(1)
+    n, on_cpu = len(flat), flat.device.type == "cpu"
+    pad = PAD if on_cpu and n >= 8 * PAD * n_experts else 1
+    rows = -(-(n + n_experts * (pad - 1)) // pad) * pad
+    if on_cpu and native.library() is not None:
+        order, back, counts = native.sort_pairs(flat, n_experts, pad, rows)
+        return Pairs(order, back, k, counts)
+    used = torch.bincount(flat, minlength=n_experts)
     order = flat.argsort(stable=True)
+    if pad == 1:
+        back = torch.empty_like(order)
+        back[order] = torch.arange(n, device=order.device)
+        return Pairs(order, back, k, used.tolist())
+    full = (used + (pad - 1)).div_(pad, rounding_mode="floor").mul_(pad)
+    full[-1] += rows - full.sum()
+    ahead = (full - used).cumsum(0) - (full - used)  # padding of the experts before
     back = torch.empty_like(order)
-    back[order] = torch.arange(len(order), device=order.device)
-    rows = counts.tolist()
-    if flat.device.type != "cpu" or len(flat) < 8 * PAD * n_experts:
-        return Pairs(order, back, chosen.size(1), rows)
-    padded = counts.add(PAD - 1).div_(PAD, rounding_mode="floor").mul_(PAD)
-    back += (padded - counts).cumsum(0).sub_(padded - counts).index_select(0, flat)  # the padding of the experts before
-    spaced = order.new_full((int(padded.sum()),), len(order))
-    spaced[back] = torch.arange(len(order), device=order.device)
-    return Pairs(spaced, back, chosen.size(1), padded.tolist())
+    back[order] = torch.arange(n) + ahead.index_select(0, flat[order])
+    spaced = order.new_full((rows,), n)
+    spaced[back] = torch.arange(n)
+    return Pairs(spaced, back, k, full.tolist())
 
 
 def spread(x: Tensor, pairs: Pairs) -> Tensor:
@@ -55,6 +73,8 @@ def spread(x: Tensor, pairs: Pairs) -> Tensor:
 
 
 def _spread(x: Tensor, pairs: Pairs) -> Tensor:
+    if not torch.compiler.is_compiling() and native.usable(x):
+        return native.spread(x, pairs.order, len(pairs.back), pairs.k)
     if len(pairs.order) == len(pairs.back):
         return x.index_select(0, pairs.order // pairs.k if pairs.k > 1 else pairs.order)
     result = x.index_select(0, (pairs.order // pairs.k).clamp_(max=len(x) - 1))
@@ -81,7 +101,7 @@ class _Spread(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (back,) = ctx.saved_tensors
-        if native.usable(grad, grad.size(-1)):
+        if native.usable(grad):
             return native.gather_sum(grad, None, back, ctx.k), None
         first, *others = grad.index_select(0, back).view(-1, ctx.k, grad.size(-1)).unbind(1)
         for other in others:
@@ -92,10 +112,10 @@ class _Spread(torch.autograd.Function):
 class _Combined(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, y: Tensor, weights: Tensor, pairs: Pairs) -> Tensor:
-        ctx.native = native.usable(y, y.size(-1))
+        ctx.native = native.usable(y)
         if ctx.native:
             y, exact = y.contiguous(), weights.float().contiguous()
-            ctx.save_for_backward(y, exact, pairs.back)
+            ctx.save_for_backward(y, exact, pairs.order, pairs.back)
             ctx.weight_dtype = weights.dtype
             return native.gather_sum(y, exact, pairs.back, pairs.k)
         weights = weights.to(y.dtype)

@@ -45,7 +45,7 @@ class Experts(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         c, flat = self.config, x.reshape(-1, x.size(-1))  # (N, C)
-        probs = self.router(flat).float().softmax(-1)  # (N, E)
+        probs = grouped.probabilities(flat, self.router)  # (N, E)
         chosen = (probs.detach() + self.balance_bias).topk(c.moe_top_k, dim=-1).indices  # (N, k)
         weights = probs.gather(-1, chosen)
         if c.moe_norm_topk:

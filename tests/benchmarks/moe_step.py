@@ -32,6 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--warmup", type=int, default=15, help="rounds before: every new shape of a product is compiled once")
     parser.add_argument("--precision", choices=["bf16", "fp32"], default="bf16")
     parser.add_argument("--threads", type=int, default=0, help="0: torch's choice")
     args = parser.parse_args()
@@ -48,12 +49,12 @@ def main() -> None:
         for kind, config in zip(("moe", "dense"), pair, strict=True):
             states[name, kind] = TrainingState(RunConfig(model=config, optim=optim, compute=compute), VOCAB, torch.device("cpu"))
     times: dict[tuple[str, str], list[tuple[float, float]]] = {key: [] for key in states}
-    for turn in range(args.rounds + 1):
+    for turn in range(args.warmup + args.rounds):
         for key, state in states.items():
             wall, cpu = time.perf_counter(), time.process_time()
             for step in range(args.steps):
                 state.step(turn * args.steps + step, lambda *_: (x, y))
-            if turn:  # the first turn warms up
+            if turn >= args.warmup:
                 times[key].append(((time.perf_counter() - wall) / args.steps, (time.process_time() - cpu) / args.steps))
 
     result = {}

@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from minigpt_cli import registry
+from minigpt_cli import compiled, registry
 from minigpt_cli.config import BigramConfig, ClassicConfig, ModernConfig, MoEConfig
 from minigpt_cli.generation.choosing import decoder_for
 from minigpt_cli.generation.decoder import Decoder, ForwardDecoder
-from minigpt_cli.generation.native import building
-from minigpt_cli.generation.native.decoder import NativeDecoder, quantised
+from minigpt_cli.generation.native.decoder import NativeDecoder, available, quantised
 from minigpt_cli.generation.numpy_decoder import NumpyDecoder
 from minigpt_cli.generation.sampling import Sampling, choose
 from minigpt_cli.generation.torch_decoder import TorchDecoder
@@ -37,7 +36,7 @@ CONFIGS = {
     "moe-top1-bias": MoEConfig(**MODERN, n_experts=5, moe_top_k=1, moe_balance="bias", qk_norm=False),
     "moe-renormalised": MoEConfig(**MODERN, n_experts=3, moe_top_k=2, moe_norm_topk=True),
 }
-native = pytest.mark.skipif(building.library() is None, reason="no C compiler to build the native decoder with")
+native = pytest.mark.skipif(not available(), reason="no C compiler to build the native decoder with")
 
 
 def make(name: str, seed: int = 0) -> torch.nn.Module:
@@ -203,13 +202,13 @@ def test_quantised_rows_come_back_within_half_a_level() -> None:
 
 
 def test_without_the_library_numpy_decodes(monkeypatch: pytest.MonkeyPatch) -> None:
-    building.library.cache_clear()
+    compiled.load.cache_clear()
     monkeypatch.setenv("MINIGPT_NATIVE", "0")
     try:
         assert isinstance(decoder_for(plan_of(make("classic"))), NumpyDecoder)
     finally:
         monkeypatch.undo()
-        building.library.cache_clear()
+        compiled.load.cache_clear()
 
 
 def test_forward_decoder_is_the_model_itself() -> None:

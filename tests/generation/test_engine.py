@@ -13,7 +13,7 @@ from minigpt_cli.errors import UsageError
 from minigpt_cli.generation.choosing import decoder_for
 from minigpt_cli.generation.decoder import ForwardDecoder
 from minigpt_cli.generation.engine import Engine, Request, Step, generate
-from minigpt_cli.generation.native import building
+from minigpt_cli.generation.native.decoder import available
 from minigpt_cli.generation.samples import Sample, collect, distinct, in_order, prompt_ids, run
 from minigpt_cli.generation.sampling import Sampling
 from minigpt_cli.generation.weights import build_plan
@@ -22,7 +22,7 @@ from minigpt_cli.models.contract import build_model
 from .test_decoders import CONFIGS, T, V, make, plan_of
 
 GREEDY = Sampling(temperature=0, top_k=0)
-ENGINES = ["numpy", *(["native", "native-fp32"] if building.library() is not None else [])]
+ENGINES = ["numpy", *(["native", "native-fp32"] if available() else [])]
 TOKEN_BYTES = [bytes([97 + i]) for i in range(V)]
 
 

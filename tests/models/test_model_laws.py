@@ -147,7 +147,9 @@ def test_bfloat16_is_close_to_float32(arch: str, variant: dict[str, object]) -> 
     model.set_compute_dtype(torch.bfloat16)
     rounded = model(ids).logits
     assert all(p.dtype == torch.float32 for p in model.parameters())
-    assert (rounded.float() - exact).norm() < 0.03 * exact.norm()
+    error = (rounded.float() - exact).norm(dim=-1) / exact.norm(dim=-1)
+    rerouted = 0.1 if arch == "moe" else 0.0  # a close call between two experts may be decided otherwise
+    assert (error > 0.04).float().mean() <= rerouted
 
 
 @every_model

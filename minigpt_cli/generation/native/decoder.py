@@ -12,17 +12,19 @@ import os
 import time
 from collections.abc import Sequence
 from ctypes import POINTER, Structure, c_double, c_float, c_int32, c_void_p
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from minigpt_cli import compiled
 from minigpt_cli.errors import MiniGPTError
 from minigpt_cli.generation.decoder import Logits
-from minigpt_cli.generation.native.building import library
 from minigpt_cli.generation.sampling import Sampling
 from minigpt_cli.generation.weights import Array, Layer, Plan
 
+SOURCE = Path(__file__).with_name("decoder.c")
 MAX_ROWS = 64  # rows in one call
 MAX_TOP_K = 64  # as in decoder.c
 _TILE_INPUTS = 64  # as in decoder.c
@@ -59,6 +61,11 @@ class _Model(Structure):
         ("layers", POINTER(_Layer)), ("head", _Matrix), ("cache_bits", c_int32),
         *((name, c_void_p) for name in ("keys", "values", "key_scales", "value_scales")),
     )  # fmt: skip
+
+
+def library() -> ctypes.CDLL | None:
+    """decoder.c, built at the first call; None where it cannot be."""
+    return compiled.load(SOURCE, ("-pthread",))
 
 
 def available() -> bool:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from minigpt_cli.models.native import building
+from minigpt_cli import compiled
 
 LANES, GROUP, CHUNK, LONGEST = 16, 64, 256, 8192  # as in kernels.c
 SOURCE = Path(__file__).with_name("kernels.c")
@@ -29,8 +29,6 @@ _SIGNATURES = {
     "norm_backward": (P, P, P, P, P, P, P, N, N, I, I),
     "heads_forward": (P, P, P, P, P, N, N, N, N, N, F, I),
     "heads_backward": (P, P, P, P, P, P, P, N, N, N, N, N, I),
-    "gather_sum": (P, P, P, P, N, N, N, I),
-    "gather_sum_backward": (P, P, P, P, P, P, N, N, N, I),
     "softmax_forward": (P, P, P, N, N, N, N, U, U, I, I),
     "softmax_backward": (P, P, P, N, N, N, N, U, U, I, I),
 }
@@ -39,7 +37,7 @@ _SIGNATURES = {
 @cache
 def library() -> ctypes.CDLL | None:
     """The kernels, built at the first call; None where they cannot be."""
-    found = building.load(SOURCE, ("-fopenmp",))
+    found = compiled.load(SOURCE, ("-fopenmp",))
     for name, signature in _SIGNATURES.items() if found else ():
         function = getattr(found, name)
         function.argtypes, function.restype = signature, None
@@ -49,7 +47,7 @@ def library() -> ctypes.CDLL | None:
 @cache
 def tiles() -> ctypes.CDLL | None:
     """Attention on matrix tiles; None where the processor has none or the system does not lend them."""
-    found = building.load(SOURCE.with_name("attention.c"), ("-fopenmp",)) if library() else None
+    found = compiled.load(SOURCE.with_name("attention.c"), ("-fopenmp",)) if library() else None
     if found is None or not found.available():
         return None
     found.forward.argtypes, found.forward.restype = (P, P, P, N, N, N, N, N, U, I, F), None
@@ -202,26 +200,6 @@ def _dropped(residual: Tensor | None, x: Tensor, mask: Mask) -> Tensor:
     result = torch.empty_like(x)
     _call("dropped", x, None if residual is None else residual.contiguous(), x, result, x.numel(), mask.seed, mask.threshold, mask.scale)
     return result
-
-
-# ---- experts
-
-
-def gather_sum(x: Tensor, weights: Tensor | None, back: Tensor, k: int) -> Tensor:
-    """(N, C): for each token the sum of its k rows of x (M, C), those that `back` (N k,) names, times weights (N, k) float32."""
-    tokens, C = len(back) // k, x.size(-1)
-    result = x.new_empty(tokens, C)
-    _call("gather_sum", x, x.contiguous(), weights, back, result, tokens, k, C)
-    return result
-
-
-def gather_sum_backward(grad: Tensor, x: Tensor, weights: Tensor, back: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradients by x, zero at rows that `back` does not name, and by weights."""
-    (tokens, k), C = weights.shape, x.size(-1)
-    dx = torch.empty_like(x) if len(x) == len(back) else torch.zeros_like(x)
-    d_weights = torch.empty_like(weights)
-    _call("gather_sum_backward", x, grad.contiguous(), x, weights, back, dx, d_weights, tokens, k, C)
-    return dx, d_weights
 
 
 # ---- attention

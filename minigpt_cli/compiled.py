@@ -45,7 +45,10 @@ def _build(source: Path, flags: tuple[str, ...], path: Path) -> bool:
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
         unit, built = f"{scratch}/unit.o", f"{scratch}/built.so"
         # Linked apart from compiling: then -fopenmp adds no OpenMP library, and the one that torch has loaded is found.
-        steps = ([compiler, *FLAGS, native, *flags, "-c", str(source), "-o", unit], [compiler, "-shared", unit, "-o", built, "-lm"])
+        steps = (
+            [compiler, *FLAGS, native, *flags, "-c", str(source), "-o", unit],
+            [compiler, "-shared", "-pthread", unit, "-o", built, "-lm"],
+        )
         try:
             for step in steps:
                 result = subprocess.run(step, stdin=subprocess.DEVNULL, capture_output=True, timeout=TIMEOUT_S, check=False)
@@ -59,8 +62,9 @@ def _build(source: Path, flags: tuple[str, ...], path: Path) -> bool:
 
 
 def _fingerprint(source: Path, flags: tuple[str, ...]) -> str:
-    """Of everything that the built file depends on: source, flags, processor."""
-    about = [source.read_bytes(), repr((FLAGS, flags)).encode(), platform.machine().encode(), sys.platform.encode(), _processor()]
+    """Of everything that the built file depends on: source and headers beside it, flags, processor."""
+    texts = [source.read_bytes(), *(header.read_bytes() for header in sorted(source.parent.glob("*.h")))]
+    about = [*texts, repr((FLAGS, flags)).encode(), platform.machine().encode(), sys.platform.encode(), _processor()]
     return hashlib.sha256(b"\0".join(about)).hexdigest()[:20]
 
 

@@ -1,0 +1,101 @@
+"""experts.c: routing, and rows on their way to the experts and back. The formulas, and the shapes, are in grouped.py."""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minigpt_cli import compiled
+from minigpt_cli.models.native import operations
+from minigpt_cli.models.native.operations import CHUNK, SOURCE, I, N, P
+
+MOST_EXPERTS = 64  # as in experts.c
+_SIGNATURES = {
+    "route_forward": (P, P, P, N, N, N, I),
+    "route_backward": (P, P, P, P, P, P, N, N, N, I),
+    "sort_pairs": (P, N, N, N, N, P, P, P, P),
+    "spread": (P, P, P, N, N, N, N),
+    "clear_padding": (P, P, N, N, N),
+    "gather_sum": (P, P, P, P, N, N, N, I),
+    "gather_sum_backward": (P, P, P, P, P, P, N, N, N, I),
+}
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """The functions, built at the first call; None where they cannot be."""
+    found = compiled.load(SOURCE.with_name("experts.c"), ("-fopenmp",)) if operations.library() else None
+    for name, signature in _SIGNATURES.items() if found else ():
+        function = getattr(found, name)
+        function.argtypes, function.restype = signature, None
+    return found
+
+
+def usable(x: Tensor, n_experts: int = 0) -> bool:
+    """Whether the functions can work on x (..., C), and on the choice between so many experts."""
+    return operations.usable(x, x.size(-1)) and n_experts <= MOST_EXPERTS and library() is not None
+
+
+def _call(name: str, *arguments: Tensor | int | None) -> None:
+    getattr(library(), name)(*(a.data_ptr() if isinstance(a, Tensor) else a for a in arguments))
+
+
+class Route(torch.autograd.Function):
+    """Probabilities (N, E), float32, from x (N, C) and the router's weight (E, C)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        x, w = x.contiguous(), weight.detach().float().contiguous()
+        (rows, C), E = x.shape, w.size(0)
+        probs = torch.empty(rows, E)
+        _call("route_forward", x, w, probs, rows, E, C, x.dtype == torch.bfloat16)
+        ctx.save_for_backward(x, w, probs)
+        ctx.weight_dtype = weight.dtype
+        return probs
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        x, w, probs = ctx.saved_tensors
+        (rows, C), E = x.shape, w.size(0)
+        dx, sums = torch.empty_like(x), torch.zeros(-(-rows // CHUNK), E, C)
+        _call("route_backward", x, w, probs, grad.float().contiguous(), dx, sums, rows, E, C, x.dtype == torch.bfloat16)
+        return dx, sums.sum(0).to(ctx.weight_dtype)
+
+
+def sort_pairs(chosen: Tensor, n_experts: int, pad: int, rows: int) -> tuple[Tensor, Tensor, list[int]]:
+    """order (rows,), back (N k,) and the rows of each expert, multiples of `pad`, for the experts `chosen` (N k,) by each pair."""
+    chosen, n = chosen.contiguous(), len(chosen)
+    counts, following = torch.empty(2, n_experts, dtype=torch.int64)
+    order, back = torch.empty(rows, dtype=torch.int64), torch.empty_like(chosen)
+    _call("sort_pairs", chosen, n, n_experts, pad, rows, counts, following, order, back)
+    return order, back, counts.tolist()
+
+
+def spread(x: Tensor, order: Tensor, n_pairs: int, k: int) -> Tensor:
+    """(M, C): the row of x (N, C) of each pair in `order`; zero at padding."""
+    x = x.contiguous()
+    result = x.new_empty(len(order), x.size(-1))
+    _call("spread", x, order, result, len(order), n_pairs, k, x.size(-1) * x.element_size())
+    return result
+
+
+def gather_sum(x: Tensor, weights: Tensor | None, back: Tensor, k: int) -> Tensor:
+    """(N, C): for each token the sum of its k rows of x (M, C), those that `back` (N k,) names, times weights (N, k) float32."""
+    tokens, C = len(back) // k, x.size(-1)
+    result = x.new_empty(tokens, C)
+    _call("gather_sum", x.contiguous(), weights, back, result, tokens, k, C, x.dtype == torch.bfloat16)
+    return result
+
+
+def gather_sum_backward(grad: Tensor, x: Tensor, weights: Tensor, order: Tensor, back: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradients by x, zero at padding, and by weights."""
+    (tokens, k), C = weights.shape, x.size(-1)
+    dx, d_weights = torch.empty_like(x), torch.empty_like(weights)
+    _call("gather_sum_backward", grad.contiguous(), x, weights, back, dx, d_weights, tokens, k, C, x.dtype == torch.bfloat16)
+    if len(order) > len(back):
+        _call("clear_padding", order, dx, len(order), len(back), C * x.element_size())
+    return dx, d_weights
