@@ -127,6 +127,24 @@ static float sum_of_squares(const float *x, int n) {
     return total;
 }
 
+INLINE float largest_of(vec v) {
+    float top = v[0];
+    for (int l = 1; l < LANES; l++) top = v[l] > top ? v[l] : top;
+    return top;
+}
+
+INLINE float largest_size(const float *x, int n) {
+    vec tops = {0};
+    int i = 0;
+    for (; i + LANES <= n; i += LANES) {
+        vec v = load(x + i), size = choose(v < 0.0f, -v, v);
+        tops = choose(size > tops, size, tops);
+    }
+    float top = largest_of(tops);
+    for (; i < n; i++) top = fabsf(x[i]) > top ? fabsf(x[i]) : top;
+    return top;
+}
+
 static float inverse_rms(const float *x, int n, float eps) { return 1.0f / sqrtf(sum_of_squares(x, n) / n + eps); }
 
 /* ---- products: one panel of outputs for up to TILE rows, R and bits known to the compiler */
@@ -198,16 +216,9 @@ static _Thread_local int8_t *planes; /* of the inputs: (2, rows up to a multiple
 
 static void split(const float *x, int inputs, int padded, int8_t *high, int8_t *low, float *scale) {
     typedef int8_t bytes __attribute__((vector_size(LANES), aligned(1), may_alias));
-    vec largest = {0};
-    float most = 0;
-    int i = 0, whole = inputs / LANES * LANES;
-    for (i = 0; i < whole; i += LANES) {
-        vec v = load(x + i), a = choose(v < 0.0f, -v, v);
-        largest = choose(a > largest, a, largest);
-    }
-    for (int l = 0; l < LANES; l++) most = largest[l] > most ? largest[l] : most;
-    for (; i < inputs; i++) most = fabsf(x[i]) > most ? fabsf(x[i]) : most;
-    const float levels = most > 0 ? MOST / most : 0, magic = 12582912.0f; /* as in vexp: adding it rounds */
+    int i, whole = inputs / LANES * LANES;
+    const float most = largest_size(x, inputs), levels = most > 0 ? MOST / most : 0;
+    const float magic = 12582912.0f; /* as in vexp: adding it rounds */
     *scale = most / MOST;
     for (i = 0; i < whole; i += LANES) {
         ivec q = (ivec)(load(x + i) * levels + magic) - (ivec)splat(magic), h = (q + 128) >> 8;
@@ -444,9 +455,7 @@ INLINE Seen seen_by(const Model *d, int64_t cell) {
 
 /* x as whole numbers up to 32767, `step` apart; the scale */
 INLINE float shorten(const float *x, int n, int16_t *y, int step) {
-    float most = 0;
-    for (int i = 0; i < n; i++) most = fabsf(x[i]) > most ? fabsf(x[i]) : most;
-    float levels = most > 0 ? 32767.0f / most : 0;
+    float most = largest_size(x, n), levels = most > 0 ? 32767.0f / most : 0;
     for (int i = 0; i < n; i++) y[i * step] = (int16_t)((x[i] * levels + 12582912.0f) - 12582912.0f);
     return most / 32767.0f;
 }
@@ -463,22 +472,23 @@ static void remember(const Model *d, Seen seen, int at, const float *k, const fl
 }
 
 /* y[i] = sum over t of scores[t] values[t][i], N vectors of it from `begin`; even and odd tokens summed apart, for more sums under way */
-INLINE void mix(const Seen *seen, int begin, const float *scores, int n, int D, float inverse, float *y, int N, int bits) {
+INLINE void mix(const Seen *seen, const char *next, int begin, const float *scores, int n, int D, float inverse, float *y, int N, int bits) {
     vec even[N], odd[N];
     for (int i = 0; i < N; i++) even[i] = odd[i] = (vec){0};
     int t = 0;
-    for (; t + 2 <= n; t += 2)
+    for (; t + 2 <= n; t += 2) {
+        for (int b = 0; next && b < 2 * D * bits / 8; b += 64) __builtin_prefetch(next + (int64_t)t * D * (bits / 8) + b);
         for (int i = 0; i < N; i++) {
             even[i] += weights(seen->values, (int64_t)t * D + begin + i * LANES, bits) * scores[t];
             odd[i] += weights(seen->values, (int64_t)(t + 1) * D + begin + i * LANES, bits) * scores[t + 1];
         }
+    }
     for (; t < n; t++)
         for (int i = 0; i < N; i++) even[i] += weights(seen->values, (int64_t)t * D + begin + i * LANES, bits) * scores[t];
     for (int i = 0; i < N; i++) store(y + begin + i * LANES, (even[i] + odd[i]) * inverse);
 }
 
-INLINE void attend_head(int D, const float *q, const Seen *seen, int n, float *scores, float *y, int bits) {
-    float top = -INFINITY;
+INLINE void attend_head(int D, const float *q, const Seen *seen, const char *next, int n, float *scores, float *y, int bits) {
     for (int t = 0; t < n; t += LANES) {
         int64_t block = (int64_t)t * D;
         vec s0 = {0}, s1 = {0};
@@ -494,9 +504,13 @@ INLINE void attend_head(int D, const float *q, const Seen *seen, int n, float *s
         if (bits == 16) s0 *= load(seen->key_scales + t);
         store(scores + t, s0);
     }
-    for (int t = 0; t < n; t++) top = scores[t] > top ? scores[t] : top;
     for (int t = n; t % LANES; t++) scores[t] = -INFINITY;
-    vec total = {0};
+    vec total = {0}, tops = splat(-INFINITY);
+    for (int t = 0; t < n; t += LANES) {
+        vec s = load(scores + t);
+        tops = choose(s > tops, s, tops);
+    }
+    float top = largest_of(tops);
     for (int t = 0; t < n; t += LANES) {
         vec e = vexp(load(scores + t) - top);
         total += e;
@@ -507,9 +521,9 @@ INLINE void attend_head(int D, const float *q, const Seen *seen, int n, float *s
     for (int l = 0; l < LANES; l++) sum += total[l];
     float inverse = 1.0f / sum;
     int i = 0;
-    for (; i + 4 * LANES <= D; i += 4 * LANES) mix(seen, i, scores, n, D, inverse, y, 4, bits);
-    for (; i + 2 * LANES <= D; i += 2 * LANES) mix(seen, i, scores, n, D, inverse, y, 2, bits);
-    for (; i + LANES <= D; i += LANES) mix(seen, i, scores, n, D, inverse, y, 1, bits);
+    for (; i + 4 * LANES <= D; i += 4 * LANES) mix(seen, i ? 0 : next, i, scores, n, D, inverse, y, 4, bits);
+    for (; i + 2 * LANES <= D; i += 2 * LANES) mix(seen, i ? 0 : next, i, scores, n, D, inverse, y, 2, bits);
+    for (; i + LANES <= D; i += LANES) mix(seen, i ? 0 : next, i, scores, n, D, inverse, y, 1, bits);
     for (; i < D; i++) {
         float a = 0;
         for (int t = 0; t < n; t++) {
@@ -520,8 +534,13 @@ INLINE void attend_head(int D, const float *q, const Seen *seen, int n, float *s
     }
 }
 
-static void attend_float(int D, const float *q, const Seen *seen, int n, float *scores, float *y) { attend_head(D, q, seen, n, scores, y, 32); }
-static void attend_short(int D, const float *q, const Seen *seen, int n, float *scores, float *y) { attend_head(D, q, seen, n, scores, y, 16); }
+static void attend_float(int D, const float *q, const Seen *seen, const char *next, int n, float *scores, float *y) {
+    attend_head(D, q, seen, next, n, scores, y, 32);
+}
+
+static void attend_short(int D, const float *q, const Seen *seen, const char *next, int n, float *scores, float *y) {
+    attend_head(D, q, seen, next, n, scores, y, 16);
+}
 
 static void attend(const Pool *p, int me, int number) {
     const Model *d = &p->model;
@@ -542,12 +561,10 @@ static void attend(const Pool *p, int me, int number) {
                 int position = task->positions[row], n = position < d->W ? position + 1 : d->W;
                 ready_head(d, layer, k, d->H + head, rope);
                 remember(d, seen, position % d->W, k, v);
-                if (end == begin + 1)
-                    for (int64_t i = 0; i < (int64_t)n * D * d->cache_bits / 8; i += 64) __builtin_prefetch(next.keys + i);
                 for (int h = head * G; h < (head + 1) * G; h++) {
                     float *y = p->mixed + ((int64_t)row * d->H + h) * D;
                     ready_head(d, layer, qkv + h * D, h, rope);
-                    (d->cache_bits == 16 ? attend_short : attend_float)(D, qkv + h * D, &seen, n, scores, y);
+                    (d->cache_bits == 16 ? attend_short : attend_float)(D, qkv + h * D, &seen, end == begin + 1 ? next.keys : 0, n, scores, y);
                 }
             }
         }
