@@ -183,7 +183,7 @@ class Harness:
         """Train `name` to its end through kills at random moments, `rounds` in all."""
         seen, resume = -1, False
         while True:
-            limit = None if self.kills >= rounds else self.chance.uniform(0, self.duration_s)
+            limit = None if self.kills >= rounds else self.chance.uniform(0, 1.5 * self.duration_s)
             if self.train(name, resume, limit) is not None:
                 self.finished += 1
                 return
