@@ -191,12 +191,12 @@ def _read_model(folder: Path, record: RunRecord, which: str, depth: int = 0) -> 
     config, tokenizer = _read_config(folder, record), _read_tokenizer(folder, record)
     name = BEST if which == "best" and BEST in record.files else LAST
     tensors = _read_tensors(folder, record, name, config, tokenizer.vocab_size).tensors
-    if config.lora.lora_rank:
-        tensors = lora.merged(_base_weights(folder, record, depth), tensors, config.lora)
     model = build_model(config.model, tokenizer.vocab_size)
     try:
+        if config.lora.lora_rank:
+            tensors = lora.merged(_base_weights(folder, record, depth), tensors, config.lora)
         model.load_state_dict(tensors)
-    except RuntimeError as error:  # only with adapters: the rest is checked against the configuration before it is read
+    except (KeyError, RuntimeError) as error:  # only with adapters: the rest is checked against the configuration before it is read
         raise RunDamaged(f"{folder / name} holds adapters for another model: {durable.one_line(str(error))}") from error
     step = record.best.step if name == BEST and record.best else record.stop_step
     return Loaded(model.eval(), tokenizer, config, record, step)
@@ -214,7 +214,7 @@ def _base_weights(folder: Path, record: RunRecord, depth: int = 0) -> dict[str, 
     if wanted is None:
         raise RunDamaged(f"run {record.name!r} holds adapters and does not say for which weights")
     if depth == _BASES:
-        raise RunDamaged(f"run {record.name!r} stands on more than {_BASES} runs of adapters: merge one with minigpt runs import")
+        raise MiniGPTError(f"run {record.name!r} stands on more than {_BASES} runs of adapters: merge one with minigpt runs import")
     others = sorted(entry.name for entry in runs_dir.iterdir() if entry.name not in (wanted.run, record.name))
     for name in [wanted.run, *others] if Path(wanted.run).name == wanted.run else others:
         for candidate in (runs_dir / name, runs_dir / name / PREVIOUS):

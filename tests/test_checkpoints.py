@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import struct
@@ -17,7 +18,9 @@ import torch
 from minigpt_cli import checkpoints, durable, snapshots, tensorfiles
 from minigpt_cli.config import RunConfig
 from minigpt_cli.errors import MiniGPTError, RunDamaged, UsageError
+from minigpt_cli.models import lora
 from minigpt_cli.models.contract import build_model
+from minigpt_cli.records import Base
 from minigpt_cli.runstore import Best, FileRecord, Run, RunRecord, RunStore
 from minigpt_cli.tokenization.char import CharTokenizer
 
@@ -518,3 +521,91 @@ def test_a_save_over_an_unreadable_record_leaves_the_generation_before_alone(run
     checkpoints.save(run, later, last=weights, resume={}, resume_state={"step": 3})
     assert durable.read_json(run.dir / "previous" / "run.json")["stop_step"] == 1
     assert checkpoints.load(run, "last").step == 3
+
+
+@pytest.mark.parametrize("damage", ["missing", "changed"])
+def test_a_configuration_that_is_damaged_is_that_of_the_save_before_with_its_record(damage: str, run: Run) -> None:
+    save(run, 1)
+    save(run, 2)
+    run.file("config.json").unlink()
+    if damage == "changed":
+        run.file("config.json").write_text(SETTINGS.model_copy(update={"seed": 99}).model_dump_json())
+    again = Run(run.dir)
+    assert again.config == SETTINGS
+    assert again.record.stop_step == 1
+
+
+def test_without_hard_links_generations_are_copies(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_links(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EPERM, "no links here")
+
+    monkeypatch.setattr(os, "link", no_links)
+    save(run, 1)
+    save(run, 2)
+    assert not problems(run)
+    assert not os.path.samefile(run.file("config.json"), run.dir / "previous" / "config.json")
+    run.file("last.safetensors").write_bytes(b"rotten")
+    assert checkpoints.load(Run(run.dir), "last").step == 1
+
+
+def test_a_link_that_fails_for_another_reason_leaves_nothing_behind(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EIO, "broken")
+
+    save(run, 1)
+    monkeypatch.setattr(os, "link", broken)
+    with pytest.raises((OSError, MiniGPTError), match=r"broken|input/output error"):
+        save(run, 2)
+    monkeypatch.undo()
+    assert not [path for path in run.dir.rglob("*") if path.name.endswith(durable.TEMPORARY)]
+    assert checkpoints.load(Run(run.dir)).step == 1
+
+
+def test_a_file_half_staged_is_removed(tmp_path: Path) -> None:
+    def fail() -> None:
+        with durable.staged(tmp_path / "file") as (fd, _):
+            os.write(fd, b"half")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert not list(tmp_path.iterdir())
+
+
+# ---- adapters stand on the weights of another run
+
+
+def adapters(run: Run, name: str, base: Base | None, seed: int = 5, **shape: Any) -> Run:
+    """A saved run of adapters on `base`."""
+    settings = RunConfig.model_validate({"model": {**SETTINGS.model.model_dump(), **shape}, "lora": {"lora_rank": 2}})
+    tuned = RunStore(run.dir.parent).create(name)
+    tuned.write_config(settings)
+    tuned.write_tokenizer(CharTokenizer([ord(c) for c in LETTERS]).to_json())
+    model = build_model(settings.model, 11, seed=seed)
+    lora.attach(model, settings.lora, seed)
+    record = RunRecord(name=name, vocab_size=11, stop_step=3, base=base)
+    tuned.write_record(record)
+    checkpoints.save(tuned, record, last=lora.trained(model, model.state_dict()), resume={}, resume_state={"step": 3})
+    return tuned
+
+
+def test_adapters_need_the_weights_that_they_name(run: Run) -> None:
+    saved = save(run, 1, best=False)
+    base = Base(run="run", sha256=saved.files["last.safetensors"].sha256)
+    assert checkpoints.load(adapters(run, "good", base)).step == 3
+    with pytest.raises(RunDamaged, match="does not say for which weights"):
+        checkpoints.load(adapters(run, "nobody", None))
+    with pytest.raises(RunDamaged, match=r"no run in .* has those weights"):
+        checkpoints.load(adapters(run, "gone", Base(run="run", sha256="0" * 64)))
+    with pytest.raises(RunDamaged, match="adapters for another model"):
+        checkpoints.load(adapters(run, "wider", base, n_embd=32))
+
+
+def test_adapters_on_adapters_end_somewhere(run: Run) -> None:
+    sha256 = save(run, 1, best=False).files["last.safetensors"].sha256
+    name = "run"
+    for number in range(20):
+        tuned = adapters(run, f"on-{number}", Base(run=name, sha256=sha256), seed=number)
+        name, sha256 = tuned.name, tuned.refresh().record.files["last.safetensors"].sha256
+    with pytest.raises(MiniGPTError, match="merge one with"):
+        checkpoints.load(tuned)

@@ -135,3 +135,16 @@ def test_too_few_conversations_and_missing_files_are_one_line(tmp_path: Path) ->
     for name in ("missing.jsonl", "folder.jsonl"):
         with pytest.raises(MiniGPTError, match=name):
             prepared(DataConfig(source=str(tmp_path / name), tokenizer="byte"), tmp_path / "data")
+
+
+def test_a_tokenizer_learns_from_the_training_messages_without_the_template(tmp_path: Path) -> None:
+    dataset = prepared(DataConfig(source=str(written(tmp_path, ROWS * 8)), tokenizer="bpe", vocab_size=280), tmp_path / "data")
+    pieces = dataset.tokenizer.token_bytes()
+    assert any(len(piece) > 2 and piece in b"two and two? four be brief" for piece in pieces)
+    assert not any(b"<|" in piece for piece in pieces[: -len(chat.token_ids(dataset.tokenizer) or {})])
+
+
+def test_a_line_without_an_end_is_refused_before_it_is_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat, "LINE_LIMIT", 20)
+    with pytest.raises(UsageError, match="line 1 has more than 20 bytes"):
+        list(chat.conversations(written(tmp_path, ROWS)))
