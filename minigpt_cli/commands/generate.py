@@ -100,9 +100,12 @@ def generate(
     from minigpt_cli.generation.choosing import check_engine
     from minigpt_cli.runstore import RunStore
 
-    _one_mode({"--json": json, "--probs or --html": probs or html is not None, "--sweep": sweep is not None})
-    _one_mode({"--interactive": interactive, "--serve": serve, "--json": json, "--sweep": sweep is not None})
-    _one_mode({"--chat": chat, "--interactive": interactive, "--serve": serve, "--sweep": sweep is not None})
+    rooms = {"--interactive": interactive, "--serve": serve}
+    views = {"--probs or --html": probs or html is not None, "--sweep": sweep is not None, **rooms}
+    _one_mode({"--json": json, **views})
+    _one_mode({"--num-samples": num_samples > 1, **views})
+    _one_mode({"--chat": chat, "--sweep": sweep is not None, **rooms})
+    _one_mode({"--prompt": bool(prompt), **rooms})
     given = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "repetition_penalty": repetition_penalty}
     sampling = _sampling(style_name, greedy, given)
     settings = None if sweep is None else _settings(sampling, sweep)
@@ -231,12 +234,13 @@ def _probabilities(writer: Writer, prompt: str, request: Request, engine: str, *
     from minigpt_cli.display.generation import ShownToken, print_probabilities, probabilities_page
     from minigpt_cli.durable import write_atomic
     from minigpt_cli.generation import samples
+    from minigpt_cli.generation.streaming import TextStream, pieces_of
 
-    request = replace(request, alternatives=5, num_samples=1)
+    request, whole = replace(request, alternatives=5), TextStream(writer.token_bytes)
     sample = samples.collect(samples.run(_engine(writer, request, engine), request), 1)[0]
-    pieces = [b.decode("utf-8", "backslashreplace") for b in writer.token_bytes]
+    pieces = pieces_of(writer.token_bytes)
     tokens = [
-        ShownToken(pieces[token], math.exp(-nats), [(pieces[i], p) for i, p in alternatives])
+        ShownToken(pieces[token], whole.push(token), math.exp(-nats), [(pieces[i], p) for i, p in alternatives])
         for token, nats, alternatives in zip(sample.tokens, sample.nats, sample.alternatives, strict=True)
     ]
     if show:
@@ -261,7 +265,7 @@ def _sweep(writer: Writer, prompt: str, request: Request, settings: dict[str, Sa
 
     written = []
     for label, sampling in settings.items():
-        one = replace(request, sampling=sampling, score=True, num_samples=1)
+        one = replace(request, sampling=sampling, score=True)
         sample = samples.collect(samples.run(_engine(writer, one, engine), one), 1)[0]
         distinct = [samples.distinct(sample.text, n) for n in (1, 2, 3)]
         written.append(Setting(label, sample.text, distinct, sample.nats_per_char))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,8 @@ PROBABILITY_BANDS = ((0.8, 33), (0.5, 35), (0.2, 178), (0.05, 208), (0.0, 199))
 class ShownToken:
     """One token of a continuation as the teacher's view shows it."""
 
-    text: str
+    name: str  # as streaming.pieces_of writes it
+    text: str  # that became certain with it: a character split over several tokens comes with its last
     probability: float
     alternatives: Sequence[tuple[str, float]]
 
@@ -68,8 +70,8 @@ def band(probability: float) -> int:
 
 
 def visible(token: str) -> str:
-    """A token on one line: spaces and line breaks as marks."""
-    return printable(token.replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥"), keep="")
+    """A token on one line: spaces and line breaks as marks, a piece of a character as its bytes."""
+    return printable(token.removeprefix("bytes:").replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥"), keep="")
 
 
 def print_probabilities(prompt: str, tokens: Iterable[ShownToken]) -> None:
@@ -90,7 +92,7 @@ def print_probabilities(prompt: str, tokens: Iterable[ShownToken]) -> None:
     table = Table("token", "p", *(f"{n}." for n in range(1, width + 1)), box=None, header_style="dim")
     for token in shown:
         cells = [f"{visible(name)} {p:.2f}" for name, p in token.alternatives]
-        table.add_row(Text(visible(token.text), style=f"color({band(token.probability)})"), f"{token.probability:.2f}", *cells)
+        table.add_row(Text(visible(token.name), style=f"color({band(token.probability)})"), f"{token.probability:.2f}", *cells)
     console.print(table)
 
 
@@ -117,7 +119,7 @@ def print_sweep(prompt: str, settings: Sequence[Setting]) -> None:
 
 def _figures(setting: Setting) -> str:
     nats = "–" if setting.nats_per_char is None else f"{setting.nats_per_char:.3f}"
-    distinct = "  ".join(f"distinct-{n} {value:.2f}" for n, value in enumerate(setting.distinct, 1))
+    distinct = "\n".join(f"{value:.2f} distinct-{n}" for n, value in enumerate(setting.distinct, 1))
     return f"{nats} nats per character\n{distinct}"
 
 
@@ -141,7 +143,7 @@ def probabilities_page(run: str, prompt: str, tokens: Sequence[ShownToken], fact
         "run": run,
         "prompt": prompt,
         "facts": facts,
-        "tokens": [[t.text, round(t.probability, 4), [[name, round(p, 4)] for name, p in t.alternatives]] for t in tokens],
+        "tokens": [[t.name, round(t.probability, 4), [[name, round(p, 4)] for name, p in t.alternatives]] for t in tokens],
     }
     # "</script>" inside a string would end the script: JSON lets the slash be escaped.
     return page("probabilities.html", DATA=json.dumps(data, ensure_ascii=False).replace("</", "<\\/").replace("<!--", "<\\!--"))
@@ -151,7 +153,7 @@ ReadLine = Callable[[], str]
 
 
 def line_reader(complete: Sequence[str]) -> ReadLine:
-    """Reads a line from the keyboard with history and editing; plain input() without the extra `interactive`. Raises EOFError."""
+    """Reads a line from the keyboard with history and editing, kept and completed by the extra `interactive`. Raises EOFError."""
     if not is_terminal(sys.stdin) or not is_terminal(sys.stdout):
         return _plain_line
     try:
@@ -159,6 +161,8 @@ def line_reader(complete: Sequence[str]) -> ReadLine:
         from prompt_toolkit.completion import WordCompleter
         from prompt_toolkit.history import FileHistory, InMemoryHistory
     except ImportError:
+        with suppress(ImportError):  # Windows has none; where it is, input() has history and editing
+            import readline  # noqa: F401
         return lambda: input("> ")
     folder = _history_folder()
     history = FileHistory(os.path.join(folder, "prompts")) if folder else InMemoryHistory()

@@ -61,3 +61,15 @@ class TextStream:
             return ""
         text, self.stopped = self._stops.push(self._decoder.decode(b"", True))
         return text if self.stopped else text + self._stops.flush()
+
+
+def pieces_of(token_bytes: Sequence[bytes]) -> list[str]:
+    """Tokens as text; a token that is no whole character as OpenAI writes it, `bytes:\\xe2\\x82`."""
+    return [_piece(token) for token in token_bytes]
+
+
+def _piece(token: bytes) -> str:
+    try:
+        return token.decode("utf-8")
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in token)

@@ -34,7 +34,7 @@ FLAGS = (
 def start(folder: Path) -> tuple[subprocess.Popen[str], str]:
     """A server over one small run, and its address."""
     (folder / "text.txt").write_text(TEXT, "utf-8")
-    minigpt = [sys.executable, "-m", "minigpt_cli"]
+    minigpt, os.environ["MINIGPT_RUNS_DIR"] = [sys.executable, "-m", "minigpt_cli"], str(folder / "runs")
     subprocess.run([*minigpt, "train", "text.txt", *FLAGS.split()], cwd=folder, check=True, capture_output=True)
     process = subprocess.Popen([*minigpt, "generate", "--serve", "--port", "0"], cwd=folder, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None

@@ -92,6 +92,9 @@ def test_a_prompt_from_stdin(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         (["--sweep", "warmth=1,2"], "unknown sampling setting"),
         (["--sweep", "top_k=1,x"], "not a whole number"),
         (["--json", "--probs"], "cannot be used together"),
+        (["-i", "--probs"], "cannot be used together"),
+        (["--serve", "-p", "To"], "cannot be used together"),
+        (["--num-samples", "2", "--sweep", "top_k=1,2"], "cannot be used together"),
         (["nobody"], "unknown run 'nobody'"),
         (["--serve", "--host", "0.0.0.0"], "--api-key"),
         (["--serve", "--api-key", " "], "--api-key"),
@@ -124,6 +127,17 @@ def test_probabilities_show_every_token_with_its_alternatives(cli: Any) -> None:
         assert len(row.split()) == 2 + 5 * 2
 
 
+def test_probabilities_show_a_character_split_over_tokens_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    from minigpt_cli.display.generation import ShownToken, print_probabilities
+
+    print_probabilities(
+        "5", [ShownToken(f"bytes:\\x{byte:02x}", text, 0.5, []) for byte, text in zip("€".encode(), ("", "", "€"), strict=True)]
+    )
+    text, _, _, *rows = capsys.readouterr().out.splitlines()
+    assert text == "5€"
+    assert [row.split()[0] for row in rows] == ["\\xe2", "\\x82", "\\xac"]
+
+
 def test_html_is_one_self_contained_page_that_text_cannot_break_out_of(cli: Any, trained: Path) -> None:
     done = cli("generate", "--html", "view.html", "-p", "To be", "--max-new-tokens", "8", "--seed", "1")
     assert (done.code, done.out) == (0, "")
@@ -137,7 +151,7 @@ def test_html_data_cannot_end_the_script() -> None:
     from minigpt_cli.display.generation import ShownToken, probabilities_page
 
     hostile = "</script><script>alert(1)</script><!--<script>"
-    page = probabilities_page("run", hostile, [ShownToken(hostile, 0.5, [(hostile, 0.5)])], "")
+    page = probabilities_page("run", hostile, [ShownToken(hostile, hostile, 0.5, [(hostile, 0.5)])], "")
     data = page.split('<script type="application/json" id="data">')[1].split("</script>")[0]
     assert "alert(1)" in data
     assert page.count("</script>") == 2

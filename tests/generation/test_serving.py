@@ -195,6 +195,7 @@ def test_models_and_health(client: Any, server: Server) -> None:
         ({"model": "first", "best_of": 5}, 400, "best_of"),
         ({"model": "first", "presence_penalty": 1}, 400, "presence_penalty"),
         ({"model": "first", "stop": [""] * 100}, 400, "stop"),
+        ({"model": "first", "stream": "perhaps"}, 400, "stream: "),
         ({"model": "../../etc", "prompt": "a"}, 404, "unknown run"),
     ],
 )
@@ -202,6 +203,12 @@ def test_bad_requests_are_told_so(server: Server, body: dict[str, Any], status: 
     answer = server.post(**body)
     assert answer.status_code == status
     assert message in answer.json()["error"]["message"]
+
+
+def test_null_stands_for_a_default(server: Server) -> None:
+    asked = {"model": "first", "prompt": "ab", "seed": 3}
+    nulls = dict.fromkeys(("n", "max_tokens", "temperature", "top_p", "stop", "logprobs", "echo", "stream", "best_of", "presence_penalty"))
+    assert server.post(**asked, **nulls).json()["choices"] == server.post(**asked).json()["choices"]
 
 
 def test_bodies_that_are_no_requests(server: Server) -> None:
@@ -283,7 +290,7 @@ def test_streams_side_by_side_are_those_of_each_alone(server: Server) -> None:
 
 
 def test_tokens_that_are_no_characters_are_written_as_bytes() -> None:
-    from minigpt_cli.generation.serving.protocol import pieces_of
+    from minigpt_cli.generation.streaming import pieces_of
 
     pieces = pieces_of(ByteTokenizer().token_bytes())
     assert pieces[97] == "a"
@@ -338,7 +345,7 @@ def test_the_saved_view_works_without_a_server(tmp_path: Path) -> None:
     from minigpt_cli.display.generation import ShownToken, probabilities_page
 
     hostile = "</script><b>"
-    tokens = [ShownToken("a", 0.9, [("a", 0.9), ("b", 0.1)]), ShownToken(hostile, 0.01, [("\n", 0.5), (" ", 0.2)])]
+    tokens = [ShownToken("a", "a", 0.9, [("a", 0.9), ("b", 0.1)]), ShownToken(hostile, hostile, 0.01, [("\n", 0.5), (" ", 0.2)])]
     (tmp_path / "view.html").write_text(probabilities_page("first", "To ", tokens, "facts"), "utf-8")
     with browser.browser(tmp_path / "profile") as tab:
         tab.open((tmp_path / "view.html").as_uri())
@@ -347,6 +354,20 @@ def test_the_saved_view_works_without_a_server(tmp_path: Path) -> None:
         tab.evaluate("document.getElementById('text').dispatchEvent(new KeyboardEvent('keydown', {key: 'End'}))")
         rows = tab.evaluate("[...document.querySelectorAll('.alternatives tr')].map((r) => r.cells[0].textContent)")
         assert rows == ["⏎", "␣", hostile]
+        assert tab.complaints == []
+
+
+@needs_browser
+def test_a_character_split_over_tokens_is_whole_in_the_saved_view(tmp_path: Path) -> None:
+    from minigpt_cli.display.generation import ShownToken, probabilities_page
+
+    names = ["bytes:\\x20\\xe2", "bytes:\\x82", "bytes:\\xac", "é"]
+    (tmp_path / "view.html").write_text(probabilities_page("first", "5", [ShownToken(n, "", 0.5, [(n, 0.5)]) for n in names], ""), "utf-8")
+    with browser.browser(tmp_path / "profile") as tab:
+        tab.open((tmp_path / "view.html").as_uri())
+        tab.wait("document.querySelectorAll && document.querySelectorAll('.token').length === 4")
+        assert tab.evaluate("[...document.querySelectorAll('.token')].map((t) => t.textContent)") == [" ", "", "€", "é"]
+        assert tab.evaluate("document.querySelector('.alternatives .name').textContent") == "\\x20\\xe2"
         assert tab.complaints == []
 
 

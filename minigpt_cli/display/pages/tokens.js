@@ -1,8 +1,10 @@
 "use strict";
 // A text whose tokens are tinted by how surprising each was, with the alternatives of the one under the mouse or chosen by arrow keys.
-const visible = (s) => s.replace(/ /g, "␣").replace(/\n/g, "⏎").replace(/\t/g, "⇥").replace(/[\u0000-\u001f\u007f-\u009f\u200b-\u200f\u202a-\u202e\u2066-\u2069]/g,
+const visible = (s) => s.replace(/^bytes:/, "").replace(/ /g, "␣").replace(/\n/g, "⏎").replace(/\t/g, "⇥").replace(/[\u0000-\u001f\u007f-\u009f\u200b-\u200f\u202a-\u202e\u2066-\u2069]/g,
   (c) => "\\u" + c.charCodeAt(0).toString(16).padStart(4, "0"));
 const safe = (s) => s.replace(/[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u202a-\u202e\u2066-\u2069]/g, visible);
+// A token that is no whole character is named by its bytes, bytes:\xe2\x82; in the text the character comes with its last one.
+const bytesOf = (name) => name.startsWith("bytes:\\x") ? Uint8Array.from(name.slice(8).split("\\x"), (hex) => parseInt(hex, 16)) : new TextEncoder().encode(name);
 // 0 for a certain token, 1 for one of probability below 1 in 1,000: steps of probability look alike on a log scale.
 const surprise = (p) => Math.min(1, Math.max(0, -Math.log10(Math.max(p, 1e-9)) / 3));
 
@@ -18,13 +20,14 @@ class TokenView {
     });
   }
   clear(prompt) {
+    this.decoder = new TextDecoder("utf-8", { ignoreBOM: true });
     this.tokens = []; this.chosen = -1; this.text.replaceChildren(); this.table.replaceChildren();
     if (prompt) { const p = document.createElement("span"); p.className = "dim"; p.textContent = safe(prompt); this.text.append(p); }
   }
   add(token, p, alternatives) {
     const span = document.createElement("span");
     span.className = "token"; span.dataset.at = this.tokens.length; span.style.setProperty("--surprise", surprise(p).toFixed(3));
-    span.textContent = safe(token);
+    span.textContent = safe(this.decoder.decode(bytesOf(token), { stream: true }));
     this.tokens.push({ token, p, alternatives, span });
     this.text.append(span);
   }

@@ -24,7 +24,8 @@ from minigpt_cli.errors import MiniGPTError, RunNotFound, UsageError
 from minigpt_cli.generation.samples import prompt_ids
 from minigpt_cli.generation.serving.batcher import Batcher, Busy, Ticket
 from minigpt_cli.generation.serving.models import Models, Opened
-from minigpt_cli.generation.serving.protocol import Choice, CompletionRequest, joined, pieces_of
+from minigpt_cli.generation.serving.protocol import Choice, CompletionRequest, joined
+from minigpt_cli.generation.streaming import pieces_of
 
 MAX_BODY = 4 << 20  # bytes
 LOCAL_NAMES = {"localhost", "127.0.0.1", "[::1]"}
@@ -130,7 +131,7 @@ async def _read(request: Request) -> CompletionRequest:
         body = CompletionRequest.model_validate_json(data)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("function", "constrained", "list", "str")))
+        where = str(first["loc"][0]) if first["loc"] else ""  # what follows names pydantic's own types
         raise UsageError(f"{where or 'the body'}: {first['msg']}") from error
     body.check()
     return body

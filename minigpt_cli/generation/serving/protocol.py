@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from typing import Annotated, Any, cast
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from minigpt_cli.errors import UsageError
 from minigpt_cli.generation.engine import Request, Scored, Step
@@ -60,6 +60,12 @@ class CompletionRequest(BaseModel):
     frequency_penalty: float = 0.0
     logit_bias: dict[str, float] | None = None
     suffix: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, body: Any) -> Any:
+        """OpenAI lets null stand for a default."""
+        return {name: value for name, value in body.items() if value is not None} if isinstance(body, dict) else body
 
     def check(self) -> None:
         """Raise UsageError for what this server does not do."""
@@ -137,15 +143,3 @@ def joined(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     if logprobs is not None:
         logprobs = {key: [item for part in parts for item in part["logprobs"][key]] for key in logprobs}
     return {**parts[-1], "text": "".join(part["text"] for part in parts), "logprobs": logprobs}
-
-
-def pieces_of(token_bytes: Sequence[bytes]) -> list[str]:
-    """Tokens as text; a token that is no whole character as OpenAI writes it, `bytes:\\xe2\\x82`."""
-    return [_piece(token) for token in token_bytes]
-
-
-def _piece(token: bytes) -> str:
-    try:
-        return token.decode("utf-8")
-    except UnicodeDecodeError:
-        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in token)
