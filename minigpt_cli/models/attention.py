@@ -23,6 +23,8 @@ from minigpt_cli.models.training_attention import causal_attention
 
 AttentionPath = Literal["plain", "sdpa"]
 
+_MOST_SCORES = 1 << 26  # numbers that "plain" may write down at once: 256 MB at float32
+
 
 class CausalAttention(nn.Module):
     """The core without weights: q, k and v, the heads of (B, T, H + 2K, D) in that order, to (B, T, H * D).
@@ -45,7 +47,9 @@ class CausalAttention(nn.Module):
         q, k, v = torch.split(heads.transpose(1, 2), [H, K, K], dim=1)  # (B, H, T, D), (B, K, T, D) twice
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)  # (B, K, N, D)
-        y = self._sdpa(q, k, v) if self.path == "sdpa" else self._plain(q, k, v)  # (B, H, T, D)
+        # A long context read in one go would need memory by its square; masks from a generator are plain's alone.
+        too_many = q.size(0) * H * q.size(2) * k.size(2) > _MOST_SCORES and not self.dropout.active
+        y = self._sdpa(q, k, v) if self.path == "sdpa" or too_many else self._plain(q, k, v)  # (B, H, T, D)
         return y.transpose(1, 2).flatten(2)
 
     def _plain(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from minigpt_cli.config import ModelConfig
 from minigpt_cli.errors import MiniGPTError, UsageError
+from minigpt_cli.models import attention
 from minigpt_cli.models.contract import build_model
 from minigpt_cli.registry import ARCHITECTURES
 
@@ -236,3 +237,12 @@ def test_active_parameters_leave_out_idle_experts_only() -> None:
     routers = sum(p.numel() for name, p in moe.named_parameters() if "router" in name)
     assert moe.n_active_params() == dense.n_active_params() + routers
     assert dense.n_active_params() == sum(p.numel() for p in dense.parameters())
+
+
+@torch.no_grad()
+def test_a_long_context_needs_no_square_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, ids = build("modern", {}), tokens(B, T)
+    expected = model(ids).logits
+    monkeypatch.setattr(attention, "_MOST_SCORES", 1)
+    monkeypatch.setattr(attention.CausalAttention, "_plain", None)
+    torch.testing.assert_close(model(ids).logits, expected, atol=1e-5, rtol=1e-5)
