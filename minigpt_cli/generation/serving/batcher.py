@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 
+from minigpt_cli.durable import one_line
 from minigpt_cli.errors import MiniGPTError
 from minigpt_cli.generation.engine import Engine, Request, Step
 
@@ -122,10 +123,18 @@ class Batcher:
                     break
                 while self._inbox:
                     self._inbox.popleft()()
-            self._hand_out(self._engine.step())
-        gone = MiniGPTError("the server is shutting down")
-        for ticket in self._tickets.values():
-            self._tell(partial(ticket.put, gone))
+            try:
+                self._hand_out(self._engine.step())
+            except Exception as error:  # whatever it is, nobody may wait for ever, and others may still be served
+                self._fail_all(MiniGPTError(f"decoding failed: {one_line(str(error) or type(error).__name__)}"))
+        self._fail_all(MiniGPTError("the server is shutting down"))
+
+    def _fail_all(self, error: MiniGPTError) -> None:
+        """End every request in flight with `error`."""
+        for ticket in list(self._tickets.values()):
+            with self._lock:
+                self._drop(ticket)
+            self._tell(partial(ticket.put, error))
 
     def _hand_out(self, steps: list[Step]) -> None:
         by_ticket: dict[int, list[Step]] = {}
