@@ -40,16 +40,17 @@ class CausalAttention(nn.Module):
         self.dropout = Dropout(dropout)  # of attention weights
 
     def forward(self, heads: Tensor, cache: KVCache | None = None) -> Tensor:
-        if self.path == "plain" and cache is None and heads.device.type == "cpu" and heads.size(1) <= LONGEST and kernels.by_hand(heads):
+        H, K, (B, T) = self.n_head, self.n_kv_head, heads.shape[:2]
+        # A long context read in one go would need memory by its square; masks from a generator are plain's alone.
+        many = B * H * T * (T if cache is None else cache.length + T) > _MOST_SCORES and not self.dropout.active
+        in_pieces = cache is None and heads.device.type == "cpu" and T <= LONGEST and not torch.compiler.is_compiling()
+        if self.path == "plain" and in_pieces and (kernels.by_hand(heads) or not many):
             p = self.dropout.p if self.dropout.active else 0.0
             return causal_attention(heads, self.n_head, p, self.dropout.generator)
-        H, K = self.n_head, self.n_kv_head
         q, k, v = torch.split(heads.transpose(1, 2), [H, K, K], dim=1)  # (B, H, T, D), (B, K, T, D) twice
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)  # (B, K, N, D)
-        # A long context read in one go would need memory by its square; masks from a generator are plain's alone.
-        too_many = q.size(0) * H * q.size(2) * k.size(2) > _MOST_SCORES and not self.dropout.active
-        y = self._sdpa(q, k, v) if self.path == "sdpa" or too_many else self._plain(q, k, v)  # (B, H, T, D)
+        y = self._sdpa(q, k, v) if self.path == "sdpa" or many else self._plain(q, k, v)  # (B, H, T, D)
         return y.transpose(1, 2).flatten(2)
 
     def _plain(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
