@@ -11,6 +11,7 @@ from torch import Tensor
 from minigpt_cli.models import grouped, kernels, training_attention
 from minigpt_cli.models.attention import CausalAttention, RotaryTable
 from minigpt_cli.models.dropout import add_dropped, draw_mask, draw_seed, dropout, zeroed
+from minigpt_cli.models.native import experts
 from minigpt_cli.models.native import operations as native
 
 CPU = torch.device("cpu")
@@ -307,3 +308,17 @@ def test_tiled_attention_sees_no_future_and_loses_no_nan() -> None:
     after = training_attention.causal_attention(heads.requires_grad_(), 1, 0.0, None)
     assert torch.equal(after[:, :32], before[:, :32])
     assert after[:, 40:].isnan().all()
+
+
+@pytest.mark.parametrize("shape", [(64, 2, 4), (4096, 1, 4), (5000, 2, 3)])
+def test_pairs_are_sorted_alike_in_c_and_in_torch(shape: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    N, k, E = shape
+    chosen = torch.rand(N, E, generator=torch.Generator().manual_seed(0)).topk(k).indices
+    found = grouped.pairs_by_expert(chosen, E)
+    monkeypatch.setattr(experts, "library", lambda: None)
+    plain = grouped.pairs_by_expert(chosen, E)
+    assert found.counts == plain.counts
+    assert sum(found.counts) == len(found.order) >= N * k
+    assert torch.equal(found.order, plain.order)
+    assert torch.equal(found.back, plain.back)
+    assert torch.equal(found.order[found.back], torch.arange(N * k))
