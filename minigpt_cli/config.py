@@ -157,7 +157,8 @@ class DataConfig(_Frozen):
     @model_validator(mode="after")
     def _splits_leave_validation(self) -> DataConfig:
         if self.train_frac + self.test_frac >= 1:
-            raise ValueError(f"--train-frac {self.train_frac} and --test-frac {self.test_frac} leave nothing to validate on")
+            both = f"--train-frac {self.train_frac} and --test-frac {self.test_frac}"
+            raise ValueError(f"{both} leave nothing to validate on: lower one, as in --train-frac 0.8")
         return self
 
 
