@@ -62,7 +62,7 @@ BEST, LAST, RESUME = "best.safetensors", "last.safetensors", "resume.safetensors
 _STATE = "resume_state"  # key of the JSON in resume.safetensors' header
 IMPORTED = "imported"  # the stop_reason of a run that was not trained here and has but one set of weights
 _BASES = 8  # adapters may stand on adapters, so many deep
-_SLACK = 1 << 20  # bytes that stay free beyond what a save needs
+SLACK = 1 << 20  # bytes that stay free beyond what a save needs
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,8 @@ def save(
     tensors = {LAST: last, RESUME: resume} | ({BEST: best} if best is not None else {})
     metadata = {LAST: {"format": "pt"}, BEST: {"format": "pt"}, RESUME: {_STATE: json.dumps(resume_state, allow_nan=False)}}
     with durable.explained(f"save run {run.name!r}"), snapshots.Staging(run) as staging:
-        check_space(run.dir, _SLACK + sum(t.numel() * t.element_size() for group in tensors.values() for t in group.values()))
+        n_bytes = SLACK + sum(t.numel() * t.element_size() for group in tensors.values() for t in group.values())
+        check_space(run.dir, n_bytes, f"free some space and go on with --resume {run.name}" if record.files else "")
         files = {n: staging.add(n, partial(tensorfiles.write, tensors=group, metadata=metadata[n])) for n, group in tensors.items()}
         if best is None and (so_far := _best_so_far(run, record)):
             files[BEST] = staging.keep(BEST, so_far)

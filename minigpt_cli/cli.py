@@ -64,10 +64,18 @@ def minigpt(
 
 def main() -> None:
     """The entry point of `minigpt`."""
+    _replace_closed_streams()
     code = run(sys.argv[1:])
     if "RANK" not in os.environ:  # under torchrun there are threads to be ended in order
         gc.freeze()  # nobody needs the memory collected that the system takes back anyway: a fifth of a second after torch
     sys.exit(code)
+
+
+def _replace_closed_streams() -> None:
+    """Put the null device where the shell gave no stream (`>&-`): Python has None there, and the next file opened would take its number."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.open(os.devnull, os.O_RDWR), "w" if number else "r", encoding="utf-8"))  # noqa: SIM115
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -215,7 +215,7 @@ def is_inside_real_folder(folder: Path) -> bool:
         return False
 
 
-def check_space(folder: Path, n_bytes: int) -> None:
+def check_space(folder: Path, n_bytes: int, advice: str = "") -> None:
     """Raise MiniGPTError unless the disk of `folder` (or of its nearest existing parent) has room for `n_bytes` more."""
     folder = Path(folder).absolute()
     while not folder.exists() and folder != folder.parent:
@@ -231,7 +231,8 @@ def check_space(folder: Path, n_bytes: int) -> None:
     except OSError:
         return  # a disk that does not tell its space is tried
     if free < n_bytes:
-        raise MiniGPTError(f"{folder} has {size(free)} free and {size(n_bytes)} are needed: free some space or choose another --runs-dir")
+        advice = advice or "free some space or choose another --runs-dir"
+        raise MiniGPTError(f"{folder} has {size(free)} free and {size(n_bytes)} are needed: {advice}")
 
 
 def available_memory() -> int:

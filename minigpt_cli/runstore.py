@@ -202,4 +202,8 @@ class RunStore:
         with self.lock(Run(run.dir)), durable.explained("remove"):
             doomed = self.dir / f".{run.name[:100]}.{secrets.token_hex(4)}{durable.TEMPORARY}"
             os.rename(run.dir, doomed)  # gone at once for every reader, even if deleting is interrupted
-            shutil.rmtree(doomed)
+            try:
+                shutil.rmtree(doomed)
+            except OSError:
+                os.rename(doomed, run.dir)  # what could not be deleted stays in sight
+                raise

@@ -179,7 +179,7 @@ def test_a_full_disk_is_known_before_anything_is_written(run: Run, monkeypatch: 
     before = {p: p.read_bytes() for p in run.dir.rglob("*") if p.is_file()}
     real = os.statvfs(run.dir)
     monkeypatch.setattr(os, "statvfs", lambda _: os.statvfs_result([*real[:4], 3, *real[5:]]))
-    with pytest.raises(MiniGPTError, match="are needed"):
+    with pytest.raises(MiniGPTError, match=f"are needed: free some space and go on with --resume {run.name}"):
         save(run, 2)
     assert {p: p.read_bytes() for p in run.dir.rglob("*") if p.is_file()} == before
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -492,6 +493,21 @@ def test_renaming_and_removing(store: RunStore, tmp_path: Path) -> None:
     (store.dir / "damaged").mkdir()
     store.remove(next(r for r in store.list() if r.name == "damaged"))
     assert store.names() == ["a", "link"]
+
+
+def test_a_run_that_cannot_be_deleted_stays_in_sight(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make(store, "a")
+
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", refuse)
+        with pytest.raises(MiniGPTError, match="cannot remove"):
+            store.remove(run)
+    assert store.names() == ["a"]
+    store.remove(run)
+    assert list(store.dir.iterdir()) == []
 
 
 def test_removing_never_follows_a_link_inside_a_run(store: RunStore, tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def show(runs: Sequence[Run], rows: Sequence[Row], *, json: bool, csv: bool, md:
         console.write_json([row.model_dump(mode="json") for row in rows])
     elif csv:
         cells = [[_flat(getattr(row, name)) for name in names] for row in rows]
-        console.write(as_csv(names, cells))
+        console.write_rows(as_csv(names, cells))
     elif md:
         console.write("\n\n".join(as_markdown(*leaderboard_markdown(group)) for _, group in _by_text(runs, rows)))
     elif not rows:
@@ -121,7 +121,7 @@ def show_folded(runs: Sequence[Run], *, top: int, json: bool, csv: bool, md: boo
         return
     cells = [[_flat(row[name]) for name in names] for row in rows]
     if csv:
-        console.write(as_csv(names, cells))
+        console.write_rows(as_csv(names, cells))
         return
     shown = [
         [

@@ -111,10 +111,12 @@ def train_on(run: Run, store: RunStore, change: Callable[[RunConfig], RunConfig]
         world = stack.enter_context(joined(device))
         _in_step(world, lambda: stack.enter_context(store.lock(run)))
         point = checkpoints.load_resume(run)
-        wanted = change(point.config)
+        wanted, steps_done = change(point.config), int(point.resume_state["step"])
+        other_text = point.config.model_copy(update={"data": wanted.data})
+        resuming.check_changes(point.config, other_text, steps_done)  # before a text is encoded anew
         dataset, wanted, notices = _prepare(wanted, world, quiet=output.json, fallback=point)
         resuming.check_text(point.record, dataset)
-        reasons = resuming.check_changes(point.config, wanted, int(point.resume_state["step"]))
+        reasons = resuming.check_changes(point.config, wanted, steps_done)
         record = point.record.model_copy(update={"status": "running", "stop_reason": None})
         _in_step(world, lambda: checkpoints.continue_from(run, point, record, wanted) and run)
         said = [*reasons, *notices]

@@ -99,7 +99,7 @@ def _write_rows(names: list[str], rows: list[dict[str, Any]], *, csv: bool) -> N
     from minigpt_cli.display.tables import as_csv, as_markdown
 
     cells = [[_flat(row.get(name)) for name in names] for row in rows]
-    console.write(as_csv(names, cells) if csv else as_markdown(names, [["" if c is None else str(c) for c in row] for row in cells]))
+    console.write_rows(as_csv(names, cells) if csv else as_markdown(names, [["" if c is None else str(c) for c in row] for row in cells]))
 
 
 def _flat(value: Any) -> Any:

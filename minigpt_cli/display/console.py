@@ -71,8 +71,14 @@ def write(text: str, end: str = "\n") -> None:
 
 
 def write_json(value: Any, *, indent: int | None = 2) -> None:
-    """Print one JSON document to stdout; numbers that JSON cannot write (NaN, infinities) become null."""
-    write(json.dumps(finite(value), ensure_ascii=False, allow_nan=False, indent=indent))
+    """Print one JSON document to stdout; numbers that JSON cannot write (NaN, infinities) become null, what commands a terminal \\u009b."""
+    text = json.dumps(finite(value), ensure_ascii=False, allow_nan=False, indent=indent)
+    write(text if text.isprintable() else "".join(c if c == "\n" or _harmless(c) else json.dumps(c)[1:-1] for c in text))
+
+
+def write_rows(text: str) -> None:
+    """Print a table of CSV to stdout: to a program as it is, to a person without what commands a terminal."""
+    write(printable(text) if is_terminal(sys.stdout) else text)
 
 
 def finite(value: Any) -> Any:

@@ -370,7 +370,7 @@ class _Trainer:
         weights = sum(p.numel() for p in self.state.model.parameters()) * 4
         moments = 2 if self.config.optim.optimizer == "adamw" else 1.5
         generation = weights * (2 + moments + bool(self.config.optim.ema))  # last and best, optimizer, average
-        checkpoints.check_space(self.run.dir, int(3 * generation))
+        checkpoints.check_space(self.run.dir, int(3 * generation) + checkpoints.SLACK)
 
     def _save(self) -> Iterator[Saved]:
         """Put everything that the next step depends on safely on disk."""

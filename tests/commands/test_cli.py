@@ -188,6 +188,16 @@ def test_closed_pipe_ends_quietly(make_run: Any) -> None:
     process.stderr.close()
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_stream_that_the_shell_closed_is_no_traceback_and_no_file_takes_its_place(closed: str, make_run: Any) -> None:
+    make_run("run")
+    numbers = "import os; from minigpt_cli import cli; cli._replace_closed_streams(); assert os.open(os.devnull, os.O_RDONLY) > 2"
+    for arguments in (["-m", "minigpt_cli", "runs", "show", "run"], ["-c", numbers]):
+        command = f"{shlex.join([sys.executable, *arguments])} {closed}"
+        done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=60)
+        assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_escape_sequences_in_arguments_do_not_reach_the_terminal(cli: Any) -> None:
     done = cli("runs", "show", "\x1b[31mred\x07")
     assert done.code == 2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import math
 import unicodedata
@@ -39,6 +41,21 @@ def test_one_line_is_one_line(text: str) -> None:
 def test_json_has_null_for_what_is_not_finite(capsys: pytest.CaptureFixture[str]) -> None:
     console.write_json({"a": [math.nan, math.inf, 1.5], "b": {"c": -math.inf}})
     assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == {"a": [None, None, 1.5], "b": {"c": None}}
+
+
+@given(st.text())
+def test_json_commands_no_terminal_and_loses_nothing(text: str) -> None:
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        console.write_json({"text": text})
+    assert console.printable(out.getvalue()) == out.getvalue()
+    assert json.loads(out.getvalue()) == {"text": text}
+
+
+def test_csv_is_raw_for_a_program_and_harmless_for_a_person(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for person, shown in ((False, "a,\x1b[2J\n"), (True, "a,\\x1b[2J\n")):
+        monkeypatch.setattr(console, "is_terminal", lambda stream, answer=person: answer)
+        console.write_rows("a,\x1b[2J")
+        assert capsys.readouterr().out == shown
 
 
 def test_words_say_which_stream_they_belong_to(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
