@@ -284,3 +284,14 @@ class RunConfig(_Frozen):
     lora: LoraConfig = LoraConfig()
     seed: int = Field(1337, ge=0, lt=1 << 63)
     """Seed of initial weights, batches and dropout."""
+
+
+def leaves(config: RunConfig) -> dict[str, Any]:
+    """Every setting by its dotted name, as JSON holds it."""
+    flat: dict[str, Any] = {}
+    for section, value in config.model_dump(mode="json").items():
+        if isinstance(value, dict):
+            flat |= {f"{section}.{name}": leaf for name, leaf in value.items()}
+        else:
+            flat[section] = value
+    return flat

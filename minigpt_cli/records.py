@@ -120,6 +120,9 @@ class RunRecord(_Record):
     tokens_seen: int = Field(0, ge=0)
     elapsed_s: float = Field(0.0, ge=0)
     group: str | None = None
+    left_open: dict[str, str | int | float] | None = None
+    """What auto, 0 or a time budget left open when training was asked for, by dotted name, as it was asked; config.json has what became
+    of it. None: a run from before this was recorded."""
     base: Base | None = None
     files: dict[str, FileRecord] = {}
     """The generation of files that this record belongs to."""

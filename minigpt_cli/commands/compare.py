@@ -63,7 +63,9 @@ def compare(
     from minigpt_cli.commands import comparison_output as out
     from minigpt_cli.evaluation.grouping import chosen_sides
 
-    groups = chosen_sides(RunStore(runs_dir), run, by_config=group_by == "config")
+    groups, notices = chosen_sides(RunStore(runs_dir), run, by_config=group_by == "config")
+    for notice in notices:
+        console.warn(notice)
     found = _compared(groups, _target(split, data), ckpt, stride, device)
     samples = [] if prompt is None else _samples(groups, prompt, ckpt, seed)
     if json:

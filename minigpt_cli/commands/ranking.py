@@ -4,23 +4,32 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Collection, Sequence
+from dataclasses import asdict
+from typing import Any, TypeVar
 
 from minigpt_cli.display import console
-from minigpt_cli.errors import MiniGPTError, UsageError
-from minigpt_cli.evaluation.ranking import ties
+from minigpt_cli.errors import MiniGPTError, UsageError, unknown_name
+from minigpt_cli.evaluation.ranking import Folded, fold, ties
+from minigpt_cli.evaluation.recipes import repeat_notice
 from minigpt_cli.leaderboard import Row, rank, text_sha256
 from minigpt_cli.records import Best
 from minigpt_cli.runstore import Run
 
 _AMOUNTS = {"tokens": "tokens_seen", "seconds": "elapsed_s"}
+_Row = TypeVar("_Row", Row, Folded)
 
 
-def ranked(runs: Sequence[Run], budget: str | None) -> list[Row]:
+def ranked(runs: Sequence[Run], budget: str | None = None) -> list[Row]:
     """Rows best first, each text apart; within `budget` if there is one. Raises UsageError for a budget that is none."""
+    chosen = within(runs, budget)
+    return rank(chosen, ties(chosen) if budget is None or budget.startswith("params") else lambda first, other: False)
+
+
+def within(runs: Sequence[Run], budget: str | None) -> list[Run]:
+    """The runs as they stood within `budget`, those left out that had no score by then. Raises UsageError for a budget that is none."""
     if budget is None:
-        return rank(runs, ties(runs))
+        return list(runs)
     kind, _, amount = budget.partition("=")
     try:
         limit = float(amount) if amount else None
@@ -29,14 +38,23 @@ def ranked(runs: Sequence[Run], budget: str | None) -> list[Row]:
     if kind not in (*_AMOUNTS, "params") or (limit is not None and not limit > 0):
         raise UsageError(f"--budget {budget}: write tokens, seconds or params, and a number if it is not to be found, as in seconds=60")
     if kind == "params":
-        chosen = _best_of_size(runs) if limit is None else [run for run in runs if run.record.n_params <= limit]
-        return rank(chosen, ties(chosen))
+        return _best_of_size(runs) if limit is None else [run for run in runs if run.record.n_params <= limit]
     scored = [run for run in runs if run.record.best is not None]
     if limit is None:
         limit = min((getattr(run.record, _AMOUNTS[kind]) for run in scored), default=0)
     console.notice(f"at {limit:,.0f} {kind}, from evaluations during training: sampled where those were, and without intervals")
-    within = [cut for run in scored if (cut := _within(run, _AMOUNTS[kind], limit)) is not None]
-    return rank(within, lambda first, other: False)
+    return [cut for run in scored if (cut := _within(run, _AMOUNTS[kind], limit)) is not None]
+
+
+def by_field(rows: Sequence[_Row], sort: str | None, names: Collection[str]) -> list[_Row]:
+    """Rows by one of their own fields, `-field` for the largest first; those without it last. Raises UsageError for an unknown field."""
+    if sort is None:
+        return list(rows)
+    name = sort.removeprefix("-")
+    if name not in names:
+        raise unknown_name("field", name, names)
+    have = sorted((row for row in rows if getattr(row, name) is not None), key=lambda row: getattr(row, name), reverse=sort.startswith("-"))
+    return have + [row for row in rows if getattr(row, name) is None]
 
 
 def _best_of_size(runs: Sequence[Run]) -> list[Run]:
@@ -110,29 +128,27 @@ def _by_text(runs: Sequence[Run], rows: Sequence[Row]) -> list[tuple[str, list[R
     return [(f"{labels.get(sha, 'unknown text')} (validation text {sha[:8] or 'unknown'})", group) for sha, group in groups.items()]
 
 
-def show_folded(runs: Sequence[Run], *, top: int, json: bool, csv: bool, md: bool) -> None:
+def show_folded(rows: Sequence[Folded], *, json: bool, csv: bool, md: bool) -> None:
     """Print one row for each recipe: mean and standard error over its seeds."""
     from minigpt_cli.display.tables import Column, as_csv, as_markdown, print_table
 
-    rows = folded(runs)[: top or None]
-    names = ["rank", "runs", "n", "nats_per_char", "standard_error", "arch", "n_params", "text_sha256"]
     if json:
-        console.write_json(rows)
+        console.write_json([asdict(row) for row in rows])
         return
-    cells = [[_flat(row[name]) for name in names] for row in rows]
+    names = list(Folded.__dataclass_fields__)
     if csv:
-        console.write_rows(as_csv(names, cells))
+        console.write_rows(as_csv(names, [[_flat(getattr(row, name)) for name in names] for row in rows]))
         return
     shown = [
         [
-            str(r["rank"]),
-            _flat(r["runs"]),
-            str(r["n"]),
-            f"{r['nats_per_char']:.4f}",
-            "" if r["standard_error"] is None else f"±{r['standard_error']:.4f}",
-            r["arch"],
+            str(row.rank),
+            _flat(row.runs),
+            str(row.n),
+            f"{row.nats_per_char:.4f}",
+            "" if row.standard_error is None else f"±{row.standard_error:.4f}",
+            row.arch,
         ]
-        for r in rows
+        for row in rows
     ]
     columns = [
         Column("#", right=True),
@@ -148,44 +164,9 @@ def show_folded(runs: Sequence[Run], *, top: int, json: bool, csv: bool, md: boo
         print_table(columns, shown)
 
 
-def folded(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Recipes best first by their mean over seeds, texts apart: the names, n, mean and standard error (None for one seed)."""
-    groups: dict[tuple[str, str], list[Run]] = defaultdict(list)
-    for run in runs:
-        if run.record.best is not None:
-            groups[text_sha256(run), _recipe(run)].append(run)
-    rows: list[dict[str, Any]] = []
-    for (text, _), group in groups.items():
-        scores = [run.record.best.nats_per_char for run in group if run.record.best]
-        mean = math.fsum(scores) / len(scores)
-        spread = math.sqrt(math.fsum((s - mean) ** 2 for s in scores) / (len(scores) - 1) / len(scores)) if len(scores) > 1 else None
-        rows.append(
-            {
-                "runs": [run.name for run in group],
-                "n": len(group),
-                "nats_per_char": mean,
-                "standard_error": spread,
-                "arch": group[0].record.arch,
-                "n_params": group[0].record.n_params,
-                "text_sha256": text,
-            }
-        )
-    newest = list(dict.fromkeys(row.text_sha256 for row in rank(runs)))
-    rows.sort(key=lambda row: (newest.index(row["text_sha256"]), row["nats_per_char"]))
-    counts: dict[str, int] = defaultdict(int)
-    for row in rows:
-        counts[row["text_sha256"]] += 1
-        row["rank"] = counts[row["text_sha256"]]
-    return [{"rank": row["rank"], **row} for row in rows]
-
-
-def _recipe(run: Run) -> str:
-    """The configuration without its seed, and in a group without the steps that fitted its time budget."""
-    try:
-        config = run.config
-    except MiniGPTError:
-        return f"unreadable {run.name}"
-    timed = run.record.group is not None
-    optim = config.optim.model_copy(update={"max_steps": 0}) if timed else config.optim
-    evaluation = config.eval.model_copy(update={"eval_every": 0}) if timed else config.eval
-    return config.model_copy(update={"seed": 0, "optim": optim, "eval": evaluation}).model_dump_json() + (run.record.group or "")
+def folded(runs: Sequence[Run]) -> list[Folded]:
+    """Recipes best first, texts apart; says which runs repeat another and are not counted."""
+    rows, repeats = fold(runs)
+    for pair in repeats:
+        console.warn(repeat_notice(*pair))
+    return rows

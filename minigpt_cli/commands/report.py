@@ -29,7 +29,7 @@ def write_report(path: Path, runs: Sequence[Run], store: RunStore) -> None:
         raise UsageError(
             f"nothing to report: {', '.join(run.name for run in runs)} {'have' if len(runs) > 1 else 'has'} no evaluations yet"
         )
-    write_atomic(path, report_page(Report(reported, ranked(store.runs(), None)[:_ROWS], differences(runs))))
+    write_atomic(path, report_page(Report(reported, ranked(store.runs())[:_ROWS], differences(runs))))
     console.notice(f"wrote {path}")
 
 

@@ -17,7 +17,7 @@ import typer
 from minigpt_cli.commands.beginning import Beginning, Weights, check_adapters, weights_to_resume
 from minigpt_cli.commands.provenance import new_record
 from minigpt_cli.commands.signals import StopSignals
-from minigpt_cli.config import RunConfig
+from minigpt_cli.config import RunConfig, leaves
 from minigpt_cli.display.live_training import TrainingView, training_view
 from minigpt_cli.display.progress import progress
 from minigpt_cli.display.tracking import check_trackers, tracking
@@ -165,7 +165,12 @@ def _new_run(stack: ExitStack, request: Request, config: RunConfig, dataset: Dat
     run.write_config(config)
     run.write_tokenizer(dataset.tokenizer.to_json())
     record = new_record(run.name, preset=request.preset, group=request.group)
-    run.write_record(record.model_copy(update={"base": request.beginning.base() if request.beginning else None}))
+    asked, resolved = leaves(request.config), leaves(config)
+    update = {
+        "base": request.beginning.base() if request.beginning else None,
+        "left_open": {name: value for name, value in asked.items() if value != resolved[name]},
+    }
+    run.write_record(record.model_copy(update=update))
     return run
 
 

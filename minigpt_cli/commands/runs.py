@@ -138,21 +138,14 @@ def leaderboard(
     """
     one_format(json=json, csv=csv, md=md)
     from minigpt_cli.commands import ranking
+    from minigpt_cli.evaluation.ranking import Folded
 
     chosen = select(RunStore(runs_dir).runs(), where=where, tags=tag)
     if fold_seeds:
-        ranking.show_folded(chosen, top=top, json=json, csv=csv, md=md)
+        recipes = ranking.by_field(ranking.folded(ranking.within(chosen, budget)), sort, list(Folded.__dataclass_fields__))
+        ranking.show_folded(recipes[: top or None], json=json, csv=csv, md=md)
         return
-    rows = ranking.ranked(chosen, budget)
-    if sort is not None:
-        name = sort.removeprefix("-")
-        if name not in Row.model_fields:
-            raise unknown_name("field", name, Row.model_fields)
-        order = {run.name: position for position, run in enumerate(ordered(chosen, sort))}
-        if name == "rank":
-            rows.sort(key=lambda row: row.rank, reverse=sort.startswith("-"))
-        else:
-            rows.sort(key=lambda row: order[row.run])
+    rows = ranking.by_field(ranking.ranked(chosen, budget), sort, list(Row.model_fields))
     ranking.show(chosen, rows[: top or None], json=json, csv=csv, md=md)
 
 

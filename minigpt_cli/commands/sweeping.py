@@ -5,7 +5,7 @@ What is done is found again by name, what was interrupted goes on, and one failu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -65,11 +65,21 @@ def run_sweep(recipe: Recipe, name: str | None, sweeps: Sequence[str], n_seeds: 
     trials = grid(axes, range(first_seed, first_seed + n_seeds))
     group = check_name(name) if name else group_name("sweep", recipe.flags, recipe.preset, str(recipe.file), sweeps, n_seeds)
     wanted = {run_name(group, trial.name): recipe.resolved(trial) for trial in trials}
+    _check_distinct(wanted)
     tally = Tally(len(wanted))
     for run, resolved in wanted.items():
         if not _one(recipe, group, run, resolved, tally):
             break
     return group, tally
+
+
+def _check_distinct(wanted: Mapping[str, Resolved]) -> None:
+    """Raise UsageError if two runs of a group would be one: the same settings with the same seed, written in two ways."""
+    first: dict[str, str] = {}
+    for name, resolved in wanted.items():
+        earlier = first.setdefault(resolved.config.model_dump_json(), name)
+        if earlier != name:
+            raise UsageError(f"{earlier!r} and {name!r} have the same settings and seed, so they would be one run twice: leave one out")
 
 
 def run_search(recipe: Recipe, name: str | None, searches: Sequence[str], n_trials: int) -> tuple[str, Tally]:

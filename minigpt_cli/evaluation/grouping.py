@@ -1,36 +1,40 @@
-"""Which runs are seeds of one recipe. No torch."""
+"""The sides of a comparison: which runs stand for which recipe. No torch."""
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
-from typing import Any
 
 from minigpt_cli.errors import RunNotFound, UsageError
+from minigpt_cli.evaluation.recipes import by_recipe, differing, observations, repeat_notice
 from minigpt_cli.runstore import Run, RunStore
 
-_OF_THE_MACHINE = {"device": "auto", "threads": 0, "attention": "auto", "compile": "auto"}
+Sides = list[tuple[str, list[Run]]]
+"""Name and runs of each side."""
 
 
-def recipe_of(run: Run) -> str:
-    """What runs of one recipe have in common: the configuration without its seed, without what the machine decided (device,
-    threads, attention path, compilation) and, in a sweep, without the number of steps that happened to fit a time budget."""
-    config = run.config
-    parts: dict[str, Any] = {"seed": 0, "compute": config.compute.model_copy(update=_OF_THE_MACHINE)}
-    if run.record.group is not None:
-        parts["optim"] = config.optim.model_copy(update={"max_steps": 0})
-        parts["eval"] = config.eval.model_copy(update={"eval_every": 0})
-    return config.model_copy(update=parts).model_dump_json() + (run.record.group or "")
+def chosen_sides(store: RunStore, names: Sequence[str], *, by_config: bool = False) -> tuple[Sides, list[str]]:
+    """The sides of a comparison, and a line for each run that is left out because it repeats another of its side.
 
-
-def chosen_sides(store: RunStore, names: Sequence[str], *, by_config: bool = False) -> list[tuple[str, list[Run]]]:
-    """The sides of a comparison: a run for each name; for a name with `*` all that match, as seeds of one recipe; or, `by_config`,
-    all of them sorted into recipes. Raises RunNotFound, and UsageError for fewer than two sides or a run on two of them."""
+    A side is a run for each name; for a name with `*` all that match, as seeds of one recipe; or, `by_config`, all of them sorted into
+    recipes. Raises RunNotFound, and UsageError for fewer than two sides, a run on two of them, or a side that mixes recipes.
+    """
     sides = [(name, _matching(store, name) if "*" in name else [store.find(name)]) for name in names]
     if by_config:
-        return _named_recipes(list({run.name: run for _, runs in sides for run in runs}.values()))
-    sides = [(name if "*" in name else runs[0].name, runs) for name, runs in sides]
+        sides = _named_recipes(list({run.name: run for _, runs in sides for run in runs}.values()))
+    else:
+        sides = [(name if "*" in name else runs[0].name, runs) for name, runs in sides]
+        _check_sides(sides)
+    notices = []
+    for i, (name, runs) in enumerate(sides):
+        own, repeats = observations(runs)
+        sides[i] = (name, own)
+        notices += [repeat_notice(*pair) for pair in repeats]
+    return sides, notices
+
+
+def _check_sides(sides: Sides) -> None:
+    """Raise UsageError unless there are two or more, of different runs, each of one recipe."""
     seen: dict[str, str] = {}
     for name, runs in sides:
         for run in runs:
@@ -39,7 +43,13 @@ def chosen_sides(store: RunStore, names: Sequence[str], *, by_config: bool = Fal
             seen[run.name] = name
     if len(sides) < 2:
         raise UsageError("compare needs two runs or more; for the seeds of several recipes give names with *, or --group-by config")
-    return sides
+    for name, runs in sides:
+        if len(recipes := by_recipe(runs)) > 1:
+            a, b = recipes[0][0], recipes[1][0]
+            raise UsageError(
+                f"{name!r} matches runs of {len(recipes)} recipes ({a.name!r} and {b.name!r} differ in {differing(a, b)}): "
+                "give a name with * for each recipe, or --group-by config"
+            )
 
 
 def _matching(store: RunStore, pattern: str) -> list[Run]:
@@ -49,13 +59,11 @@ def _matching(store: RunStore, pattern: str) -> list[Run]:
     return found
 
 
-def _named_recipes(runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:
-    recipes: dict[str, list[Run]] = defaultdict(list)
-    for run in runs:
-        recipes[recipe_of(run)].append(run)
+def _named_recipes(runs: Sequence[Run]) -> Sides:
+    recipes = by_recipe(runs)
     if len(recipes) < 2:
         raise UsageError("these runs are all of one recipe, they differ at most in their seed: name runs of another one too")
-    return [(_common_name([run.name for run in group]), group) for group in recipes.values()]
+    return [(_common_name([run.name for run in group]), group) for group in recipes]
 
 
 def _common_name(names: Sequence[str]) -> str:

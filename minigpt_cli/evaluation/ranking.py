@@ -1,4 +1,5 @@
-"""Which runs cannot be told from the first of the leaderboard. No torch, and quick: it reads a few kilobytes of each run.
+"""Which runs are statistically tied with the first of the leaderboard, and recipes ranked by their seeds. No torch, and quick: it reads a
+few kilobytes of each run.
 
 Every run is compared with the first of its text over the same stretches of text (paired), and the p-values are adjusted
 (Holm) for how many runs are compared. The first is first partly by luck, but the truly best run is among the tied rows
@@ -9,14 +10,17 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from minigpt_cli.errors import MiniGPTError
 from minigpt_cli.evaluation.cache import find_cells
+from minigpt_cli.evaluation.recipes import observations, recipe_of
+from minigpt_cli.evaluation.seeds import group_of
 from minigpt_cli.evaluation.statistics import Floats, holm, quick_p_values
 from minigpt_cli.evaluation.targets import Target, score_key
-from minigpt_cli.leaderboard import intervals_overlap, text_sha256
+from minigpt_cli.leaderboard import intervals_overlap, rank, text_sha256
 from minigpt_cli.runstore import Run
 
 LEVEL = 0.05
@@ -58,3 +62,45 @@ def _cells(run: Run) -> Floats | None:
     except MiniGPTError:
         return None
     return None if found is None else found[1]
+
+
+@dataclass(frozen=True)
+class Folded:
+    """One recipe on the leaderboard: its seeds in one row."""
+
+    rank: int
+    runs: list[str]
+    n: int
+    nats_per_char: float  # mean over seeds
+    standard_error: float | None  # None for one seed
+    arch: str
+    n_params: int
+    text_sha256: str
+
+
+def fold(runs: Sequence[Run]) -> tuple[list[Folded], list[tuple[Run, Run]]]:
+    """A row for each recipe, best first, each text apart; and the runs that are not counted because they repeat another, with that one."""
+    groups: dict[tuple[str, str], list[Run]] = defaultdict(list)
+    for run in runs:
+        if run.record.best is not None:
+            groups[text_sha256(run), _recipe_or_name(run)].append(run)
+    rows, repeats = [], []
+    for (text, _), group in groups.items():
+        own, again = observations(group)
+        repeats += again
+        seeds = group_of([run.record.best.nats_per_char for run in own if run.record.best])
+        first = own[0].record
+        rows.append(Folded(0, [run.name for run in own], seeds.n, seeds.mean, seeds.std_error, first.arch, first.n_params, text))
+    ranked = []
+    for text in dict.fromkeys(row.text_sha256 for row in rank(runs)):  # the text of the newest run first
+        ordered = sorted((row for row in rows if row.text_sha256 == text), key=lambda row: row.nats_per_char)
+        ranked += [replace(row, rank=position) for position, row in enumerate(ordered, 1)]
+    return ranked, repeats
+
+
+def _recipe_or_name(run: Run) -> str:
+    """The run's recipe; where its configuration cannot be read, one of its own."""
+    try:
+        return recipe_of(run)
+    except MiniGPTError:
+        return f"unreadable {run.name}"

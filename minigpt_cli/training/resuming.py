@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import platform
-from typing import Any
 
 import torch
 
-from minigpt_cli.config import RunConfig
+from minigpt_cli.config import RunConfig, leaves
 from minigpt_cli.data.dataset import Dataset
 from minigpt_cli.errors import UsageError
 from minigpt_cli.records import Corpus, RunRecord, SplitRecord
@@ -16,17 +15,6 @@ from minigpt_cli.training.distributed import World
 _MAY_CHANGE = {"optim.max_steps", "optim.time_budget"}
 _MAY_CHANGE_SECTIONS = ("eval.",)
 _CHANGES_BITS = {"compute.device", "compute.threads", "compute.attention", "compute.compile", "compute.fsdp", "optim.auto_batch"}
-
-
-def leaves(config: RunConfig) -> dict[str, Any]:
-    """Every setting by its dotted name."""
-    flat: dict[str, Any] = {}
-    for section, value in config.model_dump(mode="json").items():
-        if isinstance(value, dict):
-            flat |= {f"{section}.{name}": leaf for name, leaf in value.items()}
-        else:
-            flat[section] = value
-    return flat
 
 
 def check_changes(saved: RunConfig, wanted: RunConfig, steps_done: int) -> list[str]:

@@ -11,6 +11,10 @@ from pathlib import Path
 import pytest
 
 from minigpt_cli import cli as cli_module
+from minigpt_cli import durable
+from minigpt_cli.evaluation.recipes import observations, repeat_notice
+from minigpt_cli.records import FileRecord
+from minigpt_cli.runstore import Run
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +74,32 @@ def test_groups_of_seeds_speak_of_recipes(cli, four: Path) -> None:
         assert {frozenset(group["runs"]) for group in document["groups"]} == {frozenset({"first", "fit"}), frozenset({"bpe-1", "bpe-2"})}
     assert "seed" not in by_name["differences"] or None in by_name["differences"]["seed"]
     assert "recipes: new seeds" in cli("compare", "f*", "bpe-*").out
+
+
+def test_a_run_repeated_with_its_seed_is_one_observation(cli, four: Path) -> None:
+    for name in ("first", "bpe-1"):  # in all but the last bits, which threads and attention path decide
+        assert cli("train", "--config", f"runs/{name}/config.json", "--name", f"{name}-again", "--attention", "sdpa").code == 0
+    done = cli("compare", "first*", "bpe-1*", "--json")
+    assert [run["run"] for run in done.json["runs"]] == ["first", "bpe-1"]
+    assert [pair["question"] for pair in done.json["pairs"]] == ["weights"]
+    assert done.json["groups"] == []
+    assert [line.split(",")[0] for line in done.err.splitlines() if "Warning" in line] == [
+        f"Warning: {name}-again has the recipe and the seed ({seed}) of {name}" for name, seed in (("first", 1337), ("bpe-1", 1))
+    ]
+    assert "train --seeds" in done.err
+
+
+def test_a_copied_run_is_one_observation_whatever_its_seed_says(four: Path) -> None:
+    shutil.copytree("runs/bpe-1", "runs/bpe-3")
+    config = Path("runs/bpe-3/config.json")
+    config.write_text(config.read_text().replace('"seed": 1', '"seed": 3'))
+    record = Run(Path("runs/bpe-3")).record
+    files = {**record.files, "config.json": FileRecord(sha256=durable.sha256(config.read_bytes()), bytes=config.stat().st_size)}
+    Run(Path("runs/bpe-3")).file("run.json").write_text(record.model_copy(update={"files": files}).to_json())
+    runs = [Run(Path("runs", name)) for name in ("bpe-1", "bpe-2", "bpe-3")]
+    own, repeats = observations(runs)
+    assert [run.name for run in own] == ["bpe-1", "bpe-2"]
+    assert [repeat_notice(*pair).split(",")[0] for pair in repeats] == ["bpe-3 has the weights of bpe-1"]
 
 
 def test_people_read_words(cli, four: Path) -> None:
@@ -134,6 +164,10 @@ def test_plots_are_files_of_their_own(cli, four: Path, ending: str) -> None:
         (["first", "fit", "--md", "--json"], "exclude"),
         (["first", "fit", "--stride", "99"], "block size"),
         (["first", "shifted"], "--data FILE"),
+        (
+            ["first", "[b-f][ip][te]*"],
+            "'fit' and 'bpe-1' differ in tokenizer, vocab_size): give a name with * for each recipe, or --group-by",
+        ),
     ],
 )
 def test_what_cannot_be_compared_is_one_line(cli, four: Path, arguments: list[str], message: str) -> None:

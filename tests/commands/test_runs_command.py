@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from minigpt_cli.config import ClassicConfig, RunConfig
+from minigpt_cli.config import ClassicConfig, ComputeConfig, ModernConfig, RunConfig
 from minigpt_cli.events import Evaluated
 from minigpt_cli.records import Best, Corpus, SplitRecord
 from minigpt_cli.runstore import RunStore
@@ -157,6 +157,35 @@ def test_seeds_of_one_recipe_fold_into_a_row(make_run: Any, cli: Any) -> None:
     assert rows[1]["nats_per_char"] == pytest.approx(1.6)
     assert rows[1]["standard_error"] == pytest.approx(0.1 / 3**0.5)
     assert "±0.0577" in cli("runs", "leaderboard", "--fold-seeds").out
+
+
+def test_what_is_measured_is_not_part_of_a_recipe_and_one_seed_counts_once(make_run: Any, cli: Any) -> None:
+    for name, compute in (("seed-1", {"attention": "plain"}), ("seed-2", {"attention": "sdpa", "threads": 2}), ("again", {"threads": 3})):
+        seed = 1 if name == "again" else int(name[-1])
+        make_run(name, config=RunConfig(seed=seed, compute=ComputeConfig.model_validate(compute)), best=best(1.5 + seed / 10))
+    done = cli("runs", "leaderboard", "--fold-seeds", "--json")
+    assert [(row["n"], row["runs"]) for row in done.json] == [(2, ["again", "seed-2"])]
+    assert "seed-1 has the recipe and the seed (1) of again" in done.err
+
+
+def test_budget_and_sort_go_together_with_each_other_and_with_folded_seeds(make_run: Any, cli: Any) -> None:
+    for name, early, late, arch in (("a", 2.0, 1.9, ModernConfig()), ("b", 2.5, 1.5, ClassicConfig())):
+        run = make_run(name, config=RunConfig(model=arch), best=best(late), tokens_seen=20)
+        for step, loss in ((10, early), (20, late)):
+            run.append(evaluation(step).model_copy(update={"val_loss": loss, "nats_per_char": loss}))
+
+    def rows(*arguments: str) -> list[dict[str, Any]]:
+        return cli("runs", "leaderboard", "--json", *arguments).json
+
+    assert [row["run"] for row in rows()] == ["b", "a"]
+    assert [(row["run"], row["nats_per_char"]) for row in rows("--budget", "tokens=10", "--sort", "nats_per_char")] == [
+        ("a", 2.0),
+        ("b", 2.5),
+    ]
+    assert [row["run"] for row in rows("--budget", "tokens=10", "--sort", "-val_loss")] == ["b", "a"]
+    assert [(row["runs"], row["nats_per_char"]) for row in rows("--fold-seeds", "--budget", "tokens=10")] == [(["a"], 2.0), (["b"], 2.5)]
+    assert [row["runs"] for row in rows("--fold-seeds", "--sort", "-nats_per_char")] == [["a"], ["b"]]
+    assert "did you mean 'rank'" in cli("runs", "leaderboard", "--fold-seeds", "--sort", "ranc").err
 
 
 def test_show_names_everything_once(trained: Path, cli: Any) -> None:

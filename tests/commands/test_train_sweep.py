@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from minigpt_cli.evaluation.recipes import by_recipe
 from minigpt_cli.runstore import RunStore
 
 
@@ -29,6 +30,19 @@ def test_grid_trains_ordinary_runs_of_one_group_and_is_resumed_by_typing_it_agai
     assert {name for name in before if before[name] != after[name]} == {runs[0].name}
 
 
+def test_seeds_of_a_time_budget_are_one_recipe_and_swept_steps_are_not(trained: Path, cli: Any, tiny: list[str]) -> None:
+    at = tiny.index("--max-steps")
+    quick = [*tiny[:at], *tiny[at + 2 :]]
+    assert cli("train", "text.txt", *quick, "--name", "timed", "--time-budget", "0.05s", "--seeds", "2").code == 0
+    assert cli("train", "text.txt", *quick, "--name", "steps", "--sweep", "max_steps=2,3", "--seeds", "2").code == 0
+    timed, steps = ([run for run in RunStore("runs").runs() if run.record.group == group] for group in ("timed", "steps"))
+    assert all(run.record.left_open and run.record.left_open["optim.max_steps"] == 0 for run in timed)
+    assert [len(recipe) for recipe in by_recipe(timed)] == [2]
+    assert [len(recipe) for recipe in by_recipe(steps)] == [2, 2]
+    folded = cli("runs", "leaderboard", "--fold-seeds", "--where", "group=steps", "--json").json
+    assert sorted(row["n"] for row in folded) == [2, 2]
+
+
 def test_one_failure_does_not_end_the_rest(trained: Path, cli: Any, tiny: list[str]) -> None:
     done = cli("train", "text.txt", *tiny, "--name", "g", "--sweep", "block_size=8,100000,4", "--json")
     assert done.code == 1
@@ -45,6 +59,9 @@ def test_one_failure_does_not_end_the_rest(trained: Path, cli: Any, tiny: list[s
         (["--sweep", "n_head=3"], "does not divide"),
         (["--sweep", "lr"], "--sweep lr"),
         (["--seeds", "0"], "--seeds"),
+        (["--sweep", "seed=1,01"], "one run twice"),
+        (["--sweep", "lr=1e-3,0.001", "--seeds", "2"], "one run twice"),
+        (["--seeds", "2", "--merge", "--lora-rank", "2"], "--merge is for one run"),
         (["--search", "lr=1..0"], "must rise"),
         (["--search", "lr=1e-3..1e9:log"], "--lr 1e+09"),
         (["--search", "lr=1e-3..1e-2", "--seeds", "2"], "leave out --sweep and --seeds"),

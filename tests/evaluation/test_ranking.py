@@ -12,14 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minigpt_cli.config import RunConfig
+from minigpt_cli.config import DataConfig, RunConfig
 from minigpt_cli.evaluation import cache
-from minigpt_cli.evaluation.grouping import chosen_sides, recipe_of
+from minigpt_cli.evaluation.grouping import chosen_sides
 from minigpt_cli.evaluation.ranking import ties
+from minigpt_cli.evaluation.recipes import recipe_of
 from minigpt_cli.evaluation.scores import Score, make_score
 from minigpt_cli.evaluation.targets import Target, score_key
 from minigpt_cli.leaderboard import rank
-from minigpt_cli.records import Best, Corpus, FileRecord, RunRecord, SplitRecord
+from minigpt_cli.records import Base, Best, Corpus, FileRecord, RunRecord, SplitRecord
 from minigpt_cli.runstore import Run, RunStore
 
 Make = Callable[..., Run]
@@ -80,8 +81,23 @@ def test_recipes_are_runs_that_differ_in_their_seed_alone(tmp_path: Path, text_l
     for name, each in (("a-1", config), ("a-2", other_seed), ("a-3", other_threads), ("b-1", other_lr)):
         make(tmp_path, name, score(text_losses), config=each)
     assert len({recipe_of(run) for run in RunStore(tmp_path).runs()}) == 2
-    sides = chosen_sides(RunStore(tmp_path), ["*"], by_config=True)
-    assert {name: len(runs) for name, runs in sides} == {"a-*": 3, "b-1": 1}
+    sides, notices = chosen_sides(RunStore(tmp_path), ["*"], by_config=True)
+    assert {name: len(runs) for name, runs in sides} == {"a-*": 2, "b-1": 1}
+    assert ["a-3 has the recipe and the seed (2) of a-2" in notice for notice in notices] == [True]
+
+
+def test_text_and_first_weights_belong_to_a_recipe_and_the_way_to_the_text_does_not(tmp_path: Path, text_losses: np.ndarray) -> None:
+    def changed(name: str, source: str, **record: object) -> Run:
+        run = make(tmp_path, name, score(text_losses), config=RunConfig(data=DataConfig(source=source)))
+        run.file("run.json").write_text(run.record.model_copy(update=record).to_json(), encoding="utf-8")
+        return run.refresh()
+
+    plain = changed("plain", "a.txt")
+    assert plain.record.corpus is not None
+    other_text = plain.record.corpus.model_copy(update={"sha256": "d" * 64})
+    assert recipe_of(changed("elsewhere", "./a.txt")) == recipe_of(plain)
+    for name, record in (("text", {"corpus": other_text}), ("start", {"base": Base(run="x", sha256="e" * 64)}), ("two", {"world_size": 2})):
+        assert recipe_of(changed(name, "a.txt", **record)) != recipe_of(plain)
 
 
 def cpu_seconds(code: str) -> float:

@@ -1,0 +1,89 @@
+"""What one recipe is, and which runs are observations of it: the one definition that compare, the leaderboard and sweeps use. No torch.
+
+A recipe is what was asked for: every setting, the training text and the weights that training began from, without the seed. Left out is
+what only the machine decides (device, threads, attention path, how a step's windows are divided), and what was left open counts as
+open, whatever was measured: seeds planned for three minutes are of one recipe although the steps that fit differ.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+from minigpt_cli.config import leaves
+from minigpt_cli.evaluation.targets import weights_file
+from minigpt_cli.runstore import Run
+
+_OF_THE_MACHINE = (
+    "compute.device", "compute.threads", "compute.attention", "compute.compile", "compute.fsdp", "compute.grad_checkpoint",
+    "optim.auto_batch", "eval.save_every",
+)  # fmt: skip
+_SHOWN = 4  # differing settings in one line
+
+
+def recipe_of(run: Run) -> str:
+    """What all seeds of the run's recipe have in common, as JSON: two runs are of one recipe if these are equal. Raises RunDamaged."""
+    return json.dumps(_recipe(run), sort_keys=True)
+
+
+def _recipe(run: Run) -> dict[str, Any]:
+    record, settings = run.record, leaves(run.config)
+    if record.left_open is not None:
+        settings |= {name: value for name, value in record.left_open.items() if name in settings}
+    elif record.group is not None:  # from before it was recorded: the steps of a group may have been planned
+        settings |= {"optim.max_steps": 0, "eval.eval_every": 0, "group": record.group}
+    for name in ("seed", *_OF_THE_MACHINE):
+        settings.pop(name)
+    settings["windows a step"] = settings.pop("optim.batch_size") * settings.pop("optim.grad_accum") * record.world_size
+    if settings["optim.max_steps"]:
+        settings.pop("optim.time_budget")  # was not used
+    if record.corpus is not None:
+        settings["data.source"] = record.corpus.sha256
+    settings["init_from"] = record.base.sha256 if record.base else ""
+    return settings
+
+
+def by_recipe(runs: Sequence[Run]) -> list[list[Run]]:
+    """The runs of each recipe together, in the order in which they come."""
+    recipes: dict[str, list[Run]] = defaultdict(list)
+    for run in runs:
+        recipes[recipe_of(run)].append(run)
+    return list(recipes.values())
+
+
+def differing(a: Run, b: Run) -> str:
+    """The settings in which the recipes of two runs differ, named in a few words."""
+    one, other = _recipe(a), _recipe(b)
+    names = [name for name in (one | other) if one.get(name) != other.get(name)]
+    if "model.arch" in names:
+        names = ["model.arch", *(name for name in names if not name.startswith("model."))]
+    short = [name.rpartition(".")[2] for name in names]
+    return ", ".join(short[:_SHOWN]) + (f" and {len(short) - _SHOWN} more" if len(short) > _SHOWN else "")
+
+
+def observations(runs: Sequence[Run]) -> tuple[list[Run], list[tuple[Run, Run]]]:
+    """The runs that tell something of their own, and those that do not, each with the run that it repeats.
+
+    Two runs of one recipe with one seed are the same observation twice, and so are two with the same weights.
+    """
+    seen: dict[Any, Run] = {}
+    own, repeats = [], []
+    for run in runs:
+        weights = run.record.files.get(weights_file(run, "best"))
+        marks = [(recipe_of(run), run.config.seed), *([weights.sha256] if weights else [])]
+        earlier = next((seen[mark] for mark in marks if mark in seen), None)
+        if earlier is None:
+            own.append(run)
+        else:
+            repeats.append((run, earlier))
+        for mark in marks:
+            seen.setdefault(mark, earlier or run)
+    return own, repeats
+
+
+def repeat_notice(repeat: Run, earlier: Run) -> str:
+    """A line for a run that is left out because it repeats another."""
+    same = f"has the recipe and the seed ({earlier.config.seed})" if repeat.config.seed == earlier.config.seed else "has the weights"
+    return f"{repeat.name} {same} of {earlier.name}, so the two are one observation: left out; other seeds come from train --seeds N"
