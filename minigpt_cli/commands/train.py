@@ -14,6 +14,7 @@ from minigpt_cli.commands.options import JsonFlag, RunsDir, SourceArgument, comp
 from minigpt_cli.commands.running import Outcome, Output, Request, read_data, train_new, train_on
 from minigpt_cli.commands.samples import sample_of
 from minigpt_cli.commands.sweeping import Recipe, run_search, run_sweep
+from minigpt_cli.config import RunConfig
 from minigpt_cli.display import console
 from minigpt_cli.errors import UsageError
 from minigpt_cli.runstore import RunStore
@@ -103,14 +104,14 @@ def train(
         alone |= {"--sweep": sweep, "--search": search, "--seeds": seeds > 1, "--dry-run": dry_run, "--print-config": print_config}
         if wrong := [flag for flag, value in alone.items() if value]:
             raise UsageError(f"--resume continues a run as it was: leave out {', '.join(wrong)}")
-        _resume(resume, store, settings, Output(json, tuple(log)))
+        _resume(resume, store, settings, Output(json, tuple(log)), merge=merge)
         return
     settings = settings if source is None else {**settings, "source": source}
     beginning = Beginning(init_from, store, partial) if init_from is not None else None
     beneath = (f"--init-from {init_from}", beginning.settings()) if beginning else None
     resolved = resolve(settings, preset=preset, file=config, beneath=beneath)
-    if merge and not resolved.config.lora.lora_rank:
-        raise UsageError("--merge adds adapters to the weights that they adapt: give --lora-rank too")
+    if merge:
+        _check_merge(store, name, resolved.config)
     if print_config:
         _print_config(resolved, json=json)
         return
@@ -121,15 +122,33 @@ def train(
     if sweep or search or seeds > 1:
         if search and (sweep or seeds > 1):
             raise UsageError("--search chooses settings itself: leave out --sweep and --seeds, or give them a command of their own")
+        if merge:
+            raise UsageError("--merge is for one run: leave it out, and merge the best of them afterwards with minigpt runs import RUN")
         _many(Recipe(store, settings, preset, config, beginning, output), name, sweep, seeds, search, trials)
         return
     request = Request(resolved.config, store, name, preset, output=output, notices=resolved.notices, beginning=beginning)
     outcome = train_new(request)
-    if merge and outcome.is_writer and outcome.signal_number is None:
-        from minigpt_cli.interchange.importing import merge_run
-
-        console.notice(f"merged into {merge_run(store, outcome.run).name}")
+    if merge:
+        _merge(outcome, store)
     _finish(outcome, json=json)
+
+
+def _check_merge(store: RunStore, name: str | None, config: RunConfig) -> None:
+    from minigpt_cli.interchange.importing import check_mergeable
+
+    check_mergeable(store, name, config)
+
+
+def _merge(outcome: Outcome, store: RunStore) -> None:
+    """Make NAME-merged of a run that ended by itself; one that was stopped is merged when it is resumed."""
+    if not outcome.is_writer:
+        return
+    if outcome.signal_number is not None:
+        console.notice(f"not merged: minigpt train --resume {outcome.run.name} --merge goes on, and merges at the end")
+        return
+    from minigpt_cli.interchange.importing import merge_run
+
+    console.notice(f"merged into {merge_run(store, outcome.run).name}")
 
 
 def _dry_run(resolved: Resolved, *, json: bool) -> None:
@@ -156,9 +175,9 @@ def _many(recipe: Recipe, name: str | None, sweep: list[str], seeds: int, search
     group, tally = run_search(recipe, name, search, trials) if search else run_sweep(recipe, name, sweep, seeds)
     members = [run for run in recipe.store.runs() if run.record.group == group]
     if not recipe.output.json:
-        ranking.show(members, ranking.ranked(members, None), json=False, csv=False, md=False)
+        ranking.show(members, ranking.ranked(members), json=False, csv=False, md=False)
         if seeds > 1 and len(members) > seeds:
-            ranking.show_folded(members, top=0, json=False, csv=False, md=False)
+            ranking.show_folded(ranking.folded(members), json=False, csv=False, md=False)
         console.notice(f"group {group}: {len(tally.scores)} runs, {len(tally.failures)} failed; the same command goes on where it stopped")
     if tally.signal_number is not None:
         raise typer.Exit(128 + tally.signal_number)
@@ -166,11 +185,16 @@ def _many(recipe: Recipe, name: str | None, sweep: list[str], seeds: int, search
         raise typer.Exit(1)
 
 
-def _resume(wanted: str, store: RunStore, settings: dict[str, Any], output: Output) -> None:
+def _resume(wanted: str, store: RunStore, settings: dict[str, Any], output: Output, *, merge: bool) -> None:
     run = store.find(wanted)
     if wanted != run.name and not output.json:
         console.notice(f"resuming {run.name}")
-    _finish(train_on(run, store, lambda saved: override(saved, settings), output), json=output.json)
+    if merge:
+        _check_merge(store, run.name, run.config)
+    outcome = train_on(run, store, lambda saved: override(saved, settings), output)
+    if merge:
+        _merge(outcome, store)
+    _finish(outcome, json=output.json)
 
 
 def _print_config(resolved: Resolved, *, json: bool) -> None:

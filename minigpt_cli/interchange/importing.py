@@ -49,8 +49,8 @@ def import_source(
 
 def merge_run(store: RunStore, run: Run) -> Run:
     """A run of its own with the merged weights of `run` (adapters on a base), its scores, and its name with `-merged` added."""
-    name = f"{run.name}-merged"
-    check_free(store, name)
+    check_mergeable(store, run.name, run.config)
+    name = merged_name(run.name)
     loaded = checkpoints.load(run)
     config = loaded.config.model_copy(update={"lora": LoraConfig()})
     weights = dict(loaded.model.state_dict())
@@ -62,6 +62,19 @@ def merge_run(store: RunStore, run: Run) -> Run:
         record = loaded.record.model_copy(update=changes)
         checkpoints.save(merged, record, last=weights, resume={}, resume_state={}, best=weights)
     return merged.refresh()
+
+
+def merged_name(name: str) -> str:
+    """What the merged run of the run of this name is called."""
+    return f"{name}-merged"
+
+
+def check_mergeable(store: RunStore, name: str | None, config: RunConfig) -> None:
+    """Raise UsageError, before anything is trained, for a run that has no adapters or whose merged run exists already."""
+    if not config.lora.lora_rank:
+        raise UsageError("--merge adds adapters to the weights that they adapt, and this run has none: it takes --lora-rank")
+    if name is not None:
+        check_free(store, merged_name(name))
 
 
 def check_free(store: RunStore, name: str | None) -> None:

@@ -175,6 +175,22 @@ def test_merge_makes_a_run_that_needs_no_base(store: RunStore, tmp_path: Path) -
     assert all(torch.equal(tensor, expected[name]) for name, tensor in loaded.model.state_dict().items())
 
 
+def test_merge_works_with_resume_and_is_refused_before_training_where_it_cannot(
+    store: RunStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert minigpt(["train", "new.txt", "--name", "later", "--init-from", "base", "--lora-rank", "2", "--max-steps", "5", *QUICK]) == 0
+    assert minigpt(["train", "--resume", "later", "--max-steps", "6", "--merge"]) == 0
+    expected = checkpoints.load(store.find("later")).model.state_dict()
+    loaded = checkpoints.load(store.find("later-merged")).model.state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in loaded.items())
+    for name, says in (("later", "'later-merged' exists already"), ("base", "has none")):
+        before = (store.dir / name / "run.json").read_bytes()
+        capsys.readouterr()
+        assert minigpt(["train", "--resume", name, "--max-steps", "90", "--merge"]) == 2
+        assert says in capsys.readouterr().err.splitlines()[-1]
+        assert (store.dir / name / "run.json").read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
