@@ -54,7 +54,8 @@ def compare(
       minigpt compare top latest --md              a table to paste
 
     Scores every run on the same characters, whatever its tokenizer, and says whether the difference is more than chance
-    (paired block bootstrap; Holm's correction for several pairs). Scores are kept, so a second time no model is loaded.
+    (paired block bootstrap; Holm's correction for several pairs). Of conversations (.jsonl) the answers alone are scored. Scores
+    are kept, so a second time no model is loaded.
     """
     if md and json:
         raise UsageError("--md and --json exclude each other: choose one")
@@ -145,7 +146,9 @@ def _differences(groups: Sequence[tuple[str, Sequence[Run]]]) -> dict[str, list[
 
 
 def _samples(groups: Sequence[tuple[str, Sequence[Run]]], prompt: str, ckpt: str, seed: int) -> list[tuple[str, str]]:
-    """What the first run of each side writes after the prompt, with the same seed."""
+    """What the first run of each side writes after the prompt, with the same seed; what it answers, if it learned conversations."""
+    from minigpt_cli.commands.generate import question
+    from minigpt_cli.evaluation.targets import Target, scores_answers
     from minigpt_cli.generation import samples
     from minigpt_cli.generation.engine import Engine, Request
     from minigpt_cli.generation.loading import open_writer
@@ -153,7 +156,8 @@ def _samples(groups: Sequence[tuple[str, Sequence[Run]]], prompt: str, ckpt: str
     out = []
     for _, runs in groups:
         writer = open_writer(runs[0], ckpt)
-        request = Request(samples.prompt_ids(writer.tokenizer, prompt), max_new_tokens=_SAMPLE_TOKENS, seed=seed)
+        asked, stop = question(writer, prompt, []) if scores_answers(runs[0], Target()) else (prompt, [])
+        request = Request(samples.prompt_ids(writer.tokenizer, asked), max_new_tokens=_SAMPLE_TOKENS, seed=seed, stop=tuple(stop))
         engine = Engine(writer.decoder(), writer.token_bytes)
         out.append((runs[0].name, samples.collect(samples.run(engine, request), 1)[0].text))
     return out

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minigpt_cli.display import console
+from minigpt_cli.display import console, words
 from minigpt_cli.errors import UsageError
 from minigpt_cli.runstore import Run
 
@@ -45,7 +45,8 @@ def _what(found: Compared) -> str:
     corpus = found.groups[0][1][0].record.corpus
     split = {"val": "validation", "test": "test", "train": "training"}[found.target.split]
     name = found.target.label or f"{split} split of {corpus.label if corpus else 'their text'}"
-    return f"{name}: {len(found.text):,} characters, sha256 {found.sides[0].scores[0].text_sha256[:12]}"
+    score = found.sides[0].scores[0]
+    return f"{name}{words.answers_alone(score.n_answers)}: {score.n_chars:,} characters, sha256 {score.text_sha256[:12]}"
 
 
 def _shown_differences(found: Compared) -> list[tuple[str, list[str]]]:
@@ -148,6 +149,7 @@ def document(found: Compared, samples: list[tuple[str, str]], prompt: str | None
     document: dict[str, Any] = {
         "text_sha256": score.text_sha256,
         "n_chars": score.n_chars,
+        "n_answers": score.n_answers,
         "runs": [
             _run_document(side, run, run_score) for side, (_, runs) in zip(found.sides, found.groups, strict=True)
             for run, run_score in zip(runs, side.scores, strict=True)

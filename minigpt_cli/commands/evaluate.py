@@ -53,7 +53,7 @@ def evaluate(
       minigpt eval --memorisation          does it recite its training text?
 
     Scores every character once. A token's nats are shared by the characters it covers, so that runs with different tokenizers
-    compare. Scores are kept beside the run; a second time no model is loaded.
+    compare. Of conversations (.jsonl) the answers alone are scored. Scores are kept beside the run; a second time no model is loaded.
     """
     numbers = {"nats_per_char": nats_per_char, "nats_per_token": nats_per_token, "bits_per_byte": bits_per_byte, "perplexity": perplexity}
     wanted = [name for name, on in numbers.items() if on]
@@ -141,6 +141,7 @@ def _write_json(found: Evaluation, target: Target, copied: Memorisation | None, 
         "step": found.step,
         "split": target.split if target.text is None else None,
         "text_sha256": score.text_sha256,
+        "n_answers": score.n_answers,
         "stride": stride,
         "nats_per_token": score.nats_per_token,
         "nats_per_char": score.nats_per_char,

@@ -127,7 +127,7 @@ def generate(
     prompt = _read_stdin() if prompt == "-" else prompt
     writer = open_writer(found, ckpt)
     seed = _new_seed() if seed is None else seed
-    asked, stop = _question(writer, prompt, stop or []) if chat else (prompt, stop or [])
+    asked, stop = question(writer, prompt, stop or []) if chat else (prompt, stop or [])
     request = _request(prompt_ids(writer.tokenizer, asked), sampling, max_new_tokens, num_samples, seed, stop)
     _say_what(writer, wanted, seed, sampling, top_k)
     prompt = f"{prompt}\n" if chat and not json else prompt
@@ -161,7 +161,7 @@ def _request(ids: list[int], sampling: Sampling, max_new_tokens: int, num_sample
     return Request(ids, sampling, max_new_tokens, num_samples, seed, tuple(stop))
 
 
-def _question(writer: Writer, prompt: str, stop: list[str]) -> tuple[str, list[str]]:
+def question(writer: Writer, prompt: str, stop: list[str]) -> tuple[str, list[str]]:
     """The prompt in the template of conversations, and where the answer ends. Raises UsageError for a run that knows no such template."""
     from minigpt_cli.data.chat import END, TOKENS, prompt_for, token_ids
 

@@ -5,8 +5,8 @@ A line is `{"messages": [{"role": "user", "content": "…"}, …]}` (roles syste
 
     <|user|>How many legs has a cat?<|end|><|assistant|>Four.<|end|>
 
-The four tokens are added to whatever tokenizer is used. Training learns answers alone: what follows `<|assistant|>`, up to
-and including `<|end|>`. Nothing but the ids is needed to know which those are, so nothing else is stored.
+The four tokens are added to whatever tokenizer is used. Training learns answers alone, and answers alone are scored: what
+follows `<|assistant|>`, up to and including `<|end|>`. Nothing but the ids is needed to know which those are, so nothing else is stored.
 """
 
 from __future__ import annotations
@@ -56,6 +56,14 @@ def templated(messages: list[Message]) -> str:
 def prompt_for(messages: list[Message]) -> str:
     """A conversation that waits for an answer, as text."""
     return templated(messages) + "<|assistant|>"
+
+
+def read_conversations(source: str) -> Iterator[list[Message]]:
+    """The conversations of a source. Raises UsageError if it is no file, or a line of it holds no conversation."""
+    path = Path(source).expanduser()
+    if not path.is_file():
+        raise UsageError(f"no such file: {path}" if not path.exists() else f"{path} is not a file")
+    return conversations(path)
 
 
 def conversations(path: Path) -> Iterator[list[Message]]:
@@ -130,10 +138,30 @@ def answers(tokens: npt.NDArray[Any], tokenizer: Tokenizer) -> npt.NDArray[np.bo
     return learned
 
 
+def is_mark(tokens: npt.NDArray[Any], tokenizer: Tokenizer) -> npt.NDArray[np.bool_]:
+    """Which tokens are the template's, (N,)."""
+    return np.isin(tokens, np.array(list((token_ids(tokenizer) or {}).values()), dtype=np.int64))
+
+
+def answer_starts(tokens: npt.NDArray[Any], tokenizer: Tokenizer) -> npt.NDArray[np.intp]:
+    """The first token of each answer, (n_answers,): what follows an <|assistant|>."""
+    ids = token_ids(tokenizer)
+    return np.flatnonzero(np.asarray(tokens) == (-1 if ids is None else ids["<|assistant|>"])) + 1
+
+
+def learned(tokens: npt.NDArray[Any], tokenizer: Tokenizer) -> tuple[npt.NDArray[Any], list[bytes]]:
+    """The tokens that training learns, and the bytes that each id stands for: all of a text; of conversations the answers, each closed
+    by a line break."""
+    pieces, chosen = tokenizer.token_bytes(), answers(tokens, tokenizer)
+    if chosen is None:
+        return tokens, pieces
+    pieces[(token_ids(tokenizer) or {})[END]] = b"\n"
+    return np.asarray(tokens)[chosen], pieces
+
+
 def answer_chars(tokens: npt.NDArray[Any], learned: npt.NDArray[np.bool_], tokenizer: Tokenizer) -> int:
     """Characters of the answers among `tokens`, the template's marks not counted."""
-    marks = list((token_ids(tokenizer) or {}).values())
-    return len(tokenizer.decode(np.asarray(tokens)[learned & ~np.isin(tokens, marks)]))
+    return len(tokenizer.decode(np.asarray(tokens)[learned & ~is_mark(tokens, tokenizer)]))
 
 
 # ---- files
@@ -158,12 +186,10 @@ class _Corpus:
 
 def prepare_chat(config: Any, recipe: Any, data_dir: Path, out: Path | None) -> Generator[tuple[int, int, str], None, Dataset]:
     """The token files of a .jsonl file, split between conversations; yields bytes done, bytes in all, and what is done."""
-    path = Path(config.source).expanduser()
-    if not path.is_file():
-        raise UsageError(f"no such file: {path}" if not path.exists() else f"{path} is not a file")
+    rows, path = read_conversations(config.source), Path(config.source).expanduser()
     total = path.stat().st_size
     digest, seen, count, n_bytes, n_chars = hashlib.sha256(), np.zeros(0x110000, np.bool_), 0, 0, 0
-    for messages in conversations(path):
+    for messages in rows:
         text = templated(messages)
         data = text.encode("utf-8")
         digest.update(data)
@@ -220,10 +246,12 @@ def _write(
     rows, dtype, done = conversations(path), dtype_for(tokenizer.vocab_size), 0
     splits: dict[str, SplitRecord] = {}
     for name in SPLITS[: len(counts)]:
-        text_sum, file_sum, n_tokens, n_chars, n_bytes = hashlib.sha256(), hashlib.sha256(), 0, 0, 0
+        text_sum, file_sum, n_tokens, n_chars, n_bytes, said = hashlib.sha256(), hashlib.sha256(), 0, 0, 0, False
         with explained("write"), (folder / f"{name}.bin").open("wb") as file:
             for _ in range(counts[name]):
-                text = templated(next(rows))
+                messages = next(rows)
+                said = said or any(content for role, content in messages if role == "assistant")
+                text = templated(messages)
                 ids = tokenizer.encode(text)
                 data = ids.astype(dtype).tobytes()
                 file.write(data)
@@ -231,6 +259,8 @@ def _write(
                 text_sum.update(text.encode("utf-8"))
                 n_tokens, n_chars, n_bytes = n_tokens + len(ids), n_chars + len(text), n_bytes + len(text.encode("utf-8"))
                 yield min(done + n_bytes, total), total, "encoding"
+        if not said:
+            raise TextTooShort(f"the answers in the {name} split of {path} hold no text, so none can be scored: use more conversations")
         done += n_bytes
         splits[name] = SplitRecord(
             n_tokens=n_tokens, n_chars=n_chars, n_bytes=n_bytes, text_sha256=text_sum.hexdigest(), file_sha256=file_sum.hexdigest()

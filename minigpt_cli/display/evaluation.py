@@ -23,7 +23,8 @@ def print_evaluation(found: Evaluation, what: str, baselines: Baselines | None, 
     ppl = f"{score.perplexity:.2f}" if math.isfinite(score.perplexity) else "beyond measure"
     lines = [
         f"run     {console.one_line(found.run.name)}, {found.ckpt} checkpoint, step {found.step:,}",
-        f"text    {console.one_line(what)}: {score.n_chars:,} characters, {score.n_tokens:,} tokens; {windows}",
+        f"text    {console.one_line(what)}{words.answers_alone(score.n_answers)}: {score.n_chars:,} characters, {score.n_tokens:,} tokens;"
+        f" {windows}",
         f"score   {score.nats_per_char:.4f} nats per character (95 %: {words.interval(score.ci95)})",
         f"        {score.nats_per_token:.4f} nats per token; {score.bits_per_byte:.4f} bits per byte; perplexity {ppl} per token",
     ]

@@ -67,3 +67,8 @@ def ago(created_at: str) -> str:
         if seconds < limit:
             return f"{max(0, seconds) / divisor:.0f} {unit} ago"
     raise AssertionError("unreachable")
+
+
+def answers_alone(n_answers: int | None) -> str:
+    """What follows the name of conversations of which the answers are scored; empty for a text."""
+    return "" if n_answers is None else f", its {n_answers:,} answer{'s' * (n_answers != 1)} alone"

@@ -39,15 +39,18 @@ class Baselines:
     xz_alone: float
 
 
-def baselines(training: str, text: str) -> Baselines:
-    """What `text` costs after `training`; its first character's predecessor is the last of `training`."""
+def baselines(training: str, text: str, *, n_chars: int = 0) -> Baselines:
+    """What `text` costs after `training`, per character of it or over `n_chars`; its first character's predecessor is the last of
+    `training`."""
+    n_chars = n_chars or len(text)
     training = training[-TRAINING_CHARS:]
     with ThreadPoolExecutor(3) as pool:  # lzma works outside the interpreter's lock
         sizes = [pool.submit(_xz_bytes, part.encode()) for part in (training, training + text, text)]
         counted = count_baselines(training, text)
         before, both, alone = (size.result() for size in sizes)
-    per_char = 8 * math.log(2) / len(text)
-    return Baselines(*counted, xz=max(0, both - before) * per_char, xz_alone=alone * per_char)
+    per_char = 8 * math.log(2) / n_chars
+    uniform, unigram, bigram = (nats * len(text) / n_chars for nats in counted)
+    return Baselines(uniform, unigram, bigram, xz=max(0, both - before) * per_char, xz_alone=alone * per_char)
 
 
 def _xz_bytes(data: bytes) -> int:

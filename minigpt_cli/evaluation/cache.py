@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,10 +39,15 @@ class ScoreKey:
     before_sha256: str = ""  # of the text that precedes it, of which the end is read; "" for none
     stride: int = 0
     precision: str = "fp32"
+    scored: str = ""  # "answers": of conversations, the answers alone
+
+    def to_json(self) -> str:
+        """The key as text; what is as in a plain text is not named, so that scores kept before there were conversations are found."""
+        return json.dumps({name: value for name, value in vars(self).items() if name != "scored" or value}, sort_keys=True)
 
     def path(self, run_dir: Path) -> Path:
         """Where the score of this key is kept."""
-        digest = hashlib.sha256(json.dumps({**vars(self), "version": _VERSION}, sort_keys=True).encode()).hexdigest()
+        digest = hashlib.sha256(json.dumps({**json.loads(self.to_json()), "version": _VERSION}, sort_keys=True).encode()).hexdigest()
         return run_dir / FOLDER / f"{digest[:32]}.safetensors"
 
 
@@ -56,9 +62,11 @@ def keep(run_dir: Path, key: ScoreKey, score: Score) -> None:
         "text": np.frombuffer(score.text, dtype=np.uint8),
     }
     numbers = json.dumps({name: value if math.isfinite(value) else None for name, value in figures(score).items()})
-    header = {"key": json.dumps(vars(key), sort_keys=True), "score": numbers, "cell": str(cell)}
+    if score.answers is not None:
+        tensors["answers"] = score.answers
+    header = {"key": key.to_json(), "score": numbers, "cell": str(cell)}
     header["head_sha256"] = _sha256(header["key"], numbers, header["cell"], tensors["cells"])
-    header["body_sha256"] = _sha256(tensors["char_nats"], tensors["char_position"])
+    header["body_sha256"] = _sha256(*_body(tensors))
     try:
         path.parent.mkdir(exist_ok=True)
     except OSError as error:
@@ -71,8 +79,11 @@ def find(run_dir: Path, key: ScoreKey) -> Score | None:
     try:
         with safe_open(key.path(run_dir), framework="numpy") as file:
             numbers = _numbers(file, key)
-            char_nats, position, text = (np.asarray(file.get_tensor(name)) for name in ("char_nats", "char_position", "text"))
-            if file.metadata()["body_sha256"] != _sha256(char_nats, position) or key.text_sha256 != _sha256(text):
+            found = {name: np.asarray(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118 - not a mapping
+            char_nats, position, text, answers = (found.get(name) for name in ("char_nats", "char_position", "text", "answers"))
+            if char_nats is None or position is None or text is None or file.metadata()["body_sha256"] != _sha256(*_body(found)):
+                return None
+            if not (key.text_sha256 == _sha256(text) if answers is None else _are_answers(answers, text, len(char_nats))):
                 return None
             interval = numbers.pop("ci95_low"), numbers.pop("ci95_high")
             return Score(
@@ -82,6 +93,7 @@ def find(run_dir: Path, key: ScoreKey) -> Score | None:
                 char_nats=char_nats.astype(np.float64),
                 char_position=position.astype(np.int64),
                 text=text.tobytes(),
+                answers=None if answers is None else answers.astype(np.int64),
             )
     except (OSError, SafetensorError, KeyError, TypeError, ValueError):
         return None
@@ -100,12 +112,24 @@ def find_cells(run_dir: Path, key: ScoreKey) -> tuple[int, npt.NDArray[np.float6
 def _numbers(file: Any, key: ScoreKey) -> dict[str, Any]:
     """The figures of an open file, believed if they are this key's and match their checksum. Raises KeyError or ValueError."""
     header = file.metadata() or {}
-    if header["key"] != json.dumps(vars(key), sort_keys=True):
+    if header["key"] != key.to_json():
         raise ValueError("another key")
     if header["head_sha256"] != _sha256(header["key"], header["score"], header["cell"], np.asarray(file.get_tensor("cells"))):
         raise ValueError("damaged")
     numbers: dict[str, Any] = json.loads(header["score"])
     return numbers
+
+
+def _are_answers(answers: npt.NDArray[Any], text: npt.NDArray[Any], n_chars: int) -> bool:
+    """Whether the text has so many characters, and each answer begins in it, none before the one before."""
+    bounds = np.concatenate([[0], answers, [n_chars]]) if answers.ndim == 1 and answers.dtype == np.int64 else np.array([1, 0])
+    return len(text.tobytes().decode()) == n_chars and bool((np.diff(bounds) >= 0).all())
+
+
+def _body(tensors: Mapping[str, npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
+    """The tensors that a checksum of their own covers; a whole text is covered by the key's hash."""
+    names = ("char_nats", "char_position", *(("answers", "text") if "answers" in tensors else ()))
+    return [tensors[name] for name in names]
 
 
 def _sha256(*parts: str | npt.NDArray[Any]) -> str:

@@ -65,7 +65,7 @@ class Pair:
 
 def check_same_text(sides: Sequence[Side]) -> None:
     """Raise UsageError unless every score is of the same characters."""
-    if len({score.text_sha256 for side in sides for score in side.scores}) > 1:
+    if len({(score.text_sha256, score.answers is None) for side in sides for score in side.scores}) > 1:
         raise UsageError("the runs were scored on different texts: give one text for all with --data FILE")
 
 
@@ -121,15 +121,18 @@ class Passage:
     delta: float  # mean of them
 
 
-def character_kinds(text: str) -> npt.NDArray[np.int8]:
-    """The kind of every character, as an index into KINDS, (n_chars,)."""
+def character_kinds(text: str, answers: npt.NDArray[np.int64] | None = None) -> npt.NDArray[np.int8]:
+    """The kind of every character, as an index into KINDS, (n_chars,). A word ends where one of `answers` begins."""
     points = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
     known, coded, counts = np.unique(points, return_inverse=True, return_counts=True)
     kind_of = np.array([_kind(chr(point)) for point in known], dtype=np.int8)
     rare = counts * RARE < len(points)
     kinds = kind_of[coded]
     in_word = kinds == 1
-    kinds[in_word & ~np.concatenate([[False], in_word[:-1]])] = 0
+    after_word = np.concatenate([[False], in_word[:-1]])
+    if answers is not None:
+        after_word[answers[answers < len(after_word)]] = False
+    kinds[in_word & ~after_word] = 0
     kinds[rare[coded]] = KINDS.index("rare")
     return np.asarray(kinds, dtype=np.int8)
 
@@ -147,7 +150,7 @@ def _kind(character: str) -> int:
 
 def by_kind(sides: Sequence[Side], text: str) -> list[Part]:
     """Each side's nats per character by kind of character; kinds that do not occur are left out."""
-    kinds = character_kinds(text)
+    kinds = character_kinds(text, sides[0].scores[0].answers)
     return _parts(sides, [(name, kinds == i) for i, name in enumerate(KINDS)])
 
 
@@ -187,12 +190,17 @@ def most_different(a: Side, b: Side, text: str, *, count: int = 4, length: int =
             if all(abs(start - other) >= length for other in taken):
                 taken.append(start)
                 half += 1
-    return [_passage(text, differences, start, length) for start in taken]
+    return [_passage(text, differences, start, length, a.scores[0].answers) for start in taken]
 
 
-def _passage(text: str, differences: Floats, start: int, length: int) -> Passage:
-    """The window, drawn in to begin at a word if one begins soon."""
+def _passage(text: str, differences: Floats, start: int, length: int, answers: npt.NDArray[np.int64] | None) -> Passage:
+    """The window, drawn in to begin at a word if one begins soon; with a line break, which is not scored, between answers."""
     gap = text.find(" ", start, start + 20)
     begin = gap + 1 if gap >= 0 and start > 0 and length > 40 else start
-    part = differences[begin : start + length]
-    return Passage(begin, text[begin : start + length], part, float(part.mean()))
+    shown, part = text[begin : start + length], differences[begin : start + length]
+    delta = float(part.mean())
+    if answers is not None:
+        cuts = np.unique(answers[(answers > begin) & (answers < begin + len(shown))]) - begin
+        shown = "\n".join(shown[a:b] for a, b in pairwise([0, *cuts.tolist(), len(shown)]))
+        part = np.insert(part, cuts, 0.0)
+    return Passage(begin, shown, part, delta)

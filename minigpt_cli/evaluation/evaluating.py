@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from minigpt_cli.config import DataConfig
+from minigpt_cli.data import chat
 from minigpt_cli.data.corpora import open_source
 from minigpt_cli.data.dataset import Dataset, open_dataset
 from minigpt_cli.errors import MiniGPTError, UsageError
@@ -16,7 +18,7 @@ from minigpt_cli.evaluation import baselines, cache
 from minigpt_cli.evaluation.baselines import Baselines
 from minigpt_cli.evaluation.characters import spelled
 from minigpt_cli.evaluation.scores import Score
-from minigpt_cli.evaluation.targets import BEFORE, Target, score_key, weights_file
+from minigpt_cli.evaluation.targets import Target, check_readable, score_key, weights_file
 from minigpt_cli.runstore import Run
 
 if TYPE_CHECKING:
@@ -40,18 +42,19 @@ class Evaluation:
 
 
 def read_text(source: str) -> Target:
-    """A file, folder, stream or named corpus as one text to score. Raises UsageError if it is empty or unreadable."""
-    found = open_source(source)
+    """A file, folder, stream or named corpus as one text to score, a .jsonl as the conversations in it. Raises UsageError if it is
+    empty or unreadable."""
+    conversations = chat.is_chat(source)
     pieces: list[str] = []
     size = 0
-    for chunk in found.chunks():
+    for chunk in map(chat.templated, chat.read_conversations(source)) if conversations else open_source(source).chunks():
         size += len(chunk)
         if size > DATA_LIMIT:
             raise UsageError(f"{source} is longer than {DATA_LIMIT:,} characters: score a part of it")
         pieces.append(chunk)
     if not size:
         raise UsageError(f"{source} is empty: there is no character to score")
-    return Target(text="".join(pieces), label=source)
+    return Target(text="".join(pieces), label=source, conversations=conversations)
 
 
 def dataset_of(run: Run) -> Dataset:
@@ -98,6 +101,7 @@ def evaluate_run(
     target = target or Target()
     if stride > (block_size := run.config.model.block_size):
         raise UsageError(f"--stride {stride} is more than {block_size}, the block size of run {run.name!r} (0: consecutive windows)")
+    check_readable(run, target)
     key = score_key(run, target, ckpt, stride)
     step = run.record.best.step if run.record.best and weights_file(run, ckpt).startswith("best") else run.record.stop_step
     if not fresh and (score := cache.find(run.dir, key)):
@@ -108,18 +112,15 @@ def evaluate_run(
 
 def _computed(run: Run, target: Target, ckpt: str, stride: int, device: Device) -> Evaluation:
     from minigpt_cli import checkpoints
-    from minigpt_cli.evaluation.scoring import score_ids, score_text
+    from minigpt_cli.evaluation.scoring import score_split, score_text
 
     loaded = checkpoints.load(run, ckpt, place(device))
     block_size = loaded.config.model.block_size
     if target.text is not None:
-        score = score_text(loaded.model, loaded.tokenizer, target.text, block_size=block_size, stride=stride)
+        how = {"conversations": target.conversations, "block_size": block_size, "stride": stride}
+        score = score_text(loaded.model, loaded.tokenizer, target.text, **how)  # type: ignore[arg-type]
     else:
-        dataset = dataset_of(run)
-        before = BEFORE.get(target.split)
-        context = dataset.split(before).tokens[-block_size:] if before else None
-        tokens = dataset.split(target.split).tokens
-        score = score_ids(loaded.model, loaded.tokenizer, tokens, context=context, block_size=block_size, stride=stride)
+        score = score_split(loaded.model, loaded.tokenizer, dataset_of(run), target.split, block_size=block_size, stride=stride)
     notices = list(loaded.notices or run.notices)
     if loaded.record.files == run.record.files:  # else an older generation was read, which the key does not name
         try:
@@ -135,26 +136,30 @@ def place(device: Device) -> str | torch.device:
 
 
 def baselines_of(run: Run, score: Score) -> Baselines | None:
-    """Baselines of the scored text fitted on the run's training split, kept beside the run; None where its data are gone."""
+    """Baselines of the scored text fitted on what the run learned, kept beside the run; None where its data are gone.
+
+    Of answers: with the line breaks that close them, since a model has to say where an answer ends too, over the same characters.
+    """
     corpus = run.record.corpus
     if corpus is None or "train" not in corpus.splits:
         return None
-    path = baselines.kept_path(run.dir / cache.FOLDER, corpus.splits["train"].sha256, score.text_sha256)
+    text = score.lines()
+    path = baselines.kept_path(run.dir / cache.FOLDER, corpus.splits["train"].sha256, hashlib.sha256(text.encode()).hexdigest())
     if found := baselines.find_kept(path):
         return found
     try:
         training = training_text(dataset_of(run), baselines.TRAINING_CHARS)
     except UsageError:
         return None
-    found = baselines.baselines(training, score.text.decode())
+    found = baselines.baselines(training, text, n_chars=score.n_chars)
     with suppress(MiniGPTError):  # a read-only folder: computed anew next time
         baselines.keep(path, found)
     return found
 
 
 def training_text(dataset: Dataset, max_chars: int) -> str:
-    """The end of the training split, at most `max_chars` characters of it."""
-    tokens, pieces = dataset.train.tokens, dataset.tokenizer.token_bytes()
+    """The end of what was learned of the training split, at most `max_chars` characters of it."""
+    tokens, pieces = chat.learned(dataset.train.tokens, dataset.tokenizer)
     if len(tokens) <= max_chars:
         return spelled(tokens, pieces)[-max_chars:]
     raw = b"".join([pieces[i] for i in tokens[-max_chars:].tolist()])

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from minigpt_cli.data import chat
 from minigpt_cli.data.dataset import Dataset
 from minigpt_cli.evaluation.characters import spelled
 from minigpt_cli.evaluation.evaluating import Device, dataset_of, evaluate_run, place
@@ -36,12 +37,12 @@ class Memorisation:
 def memorisation(run: Run, *, ckpt: str = "best", seed: int = 0, device: Device = None) -> Memorisation:
     """Score the run on its own training text, let it write, and look up what it wrote. Raises UsageError if its data are gone."""
     dataset = dataset_of(run)
-    validation = evaluate_run(run, ckpt=ckpt, device=device).score
+    validation = evaluate_run(run, ckpt=ckpt, device=device).score  # of conversations, here and below: the answers
     low, mean, high = _on_training(run, dataset, ckpt, device)
     gap = validation.nats_per_char - mean
     margin = math.hypot((validation.ci95[1] - validation.ci95[0]) / 2, (high - low) / 2)
-    written = sampled_texts(run, ckpt, seed)
-    unseen = spelled(dataset.val.tokens, dataset.tokenizer.token_bytes())
+    written = sampled_texts(run, dataset, ckpt, seed)
+    unseen = spelled(*chat.learned(dataset.val.tokens, dataset.tokenizer))
     return Memorisation(
         val_nats_per_char=validation.nats_per_char,
         train_nats_per_char=mean,
@@ -61,8 +62,11 @@ def _on_training(run: Run, dataset: Dataset, ckpt: str, device: Device) -> tuple
     loaded = checkpoints.load(run, ckpt, place(device))
     block_size, tokens = loaded.config.model.block_size, dataset.train.tokens
     start = _at_character(dataset, max(0, len(tokens) - len(dataset.val.tokens)))
+    if len(answers := chat.answer_starts(tokens, dataset.tokenizer)):
+        start = min(start, int(answers[-1]) - 1)  # there is an answer to score
     context = tokens[max(0, start - block_size) : start] if start else None
-    score = score_ids(loaded.model, loaded.tokenizer, tokens[start:], context=context, block_size=block_size)
+    learned = chat.answers(tokens[start:], dataset.tokenizer)
+    score = score_ids(loaded.model, loaded.tokenizer, tokens[start:], answers=learned, context=context, block_size=block_size)
     return score.ci95[0], score.nats_per_char, score.ci95[1]
 
 
@@ -74,8 +78,9 @@ def _at_character(dataset: Dataset, start: int) -> int:
     return start
 
 
-def sampled_texts(run: Run, ckpt: str, seed: int) -> list[str]:
-    """What the model writes at temperature 1, unfiltered, from a line break: its own distribution."""
+def sampled_texts(run: Run, dataset: Dataset, ckpt: str, seed: int) -> list[str]:
+    """What the model writes at temperature 1, unfiltered, from a line break: its own distribution. Of conversations: its answers to
+    questions from all over the validation split."""
     from minigpt_cli.generation import samples
     from minigpt_cli.generation.engine import Engine, Request
     from minigpt_cli.generation.loading import open_writer
@@ -83,15 +88,20 @@ def sampled_texts(run: Run, ckpt: str, seed: int) -> list[str]:
 
     writer = open_writer(run, ckpt)
     chars_per_token = run.record.corpus.splits["val"].n_chars / run.record.corpus.splits["val"].n_tokens if run.record.corpus else 1.0
-    request = Request(
-        samples.prompt_ids(writer.tokenizer, ""),
-        Sampling(temperature=1.0, top_k=0),
-        max_new_tokens=max(1, round(SAMPLE_CHARS / chars_per_token)),
-        num_samples=SAMPLES,
-        seed=seed,
-    )
+    freely, length = Sampling(temperature=1.0, top_k=0), max(1, round(SAMPLE_CHARS / chars_per_token))
+    if questions := _questions(dataset, writer.config.model.block_size):
+        requests = [Request(ids, freely, length, seed=seed + i, stop=(chat.END,)) for i, ids in enumerate(questions)]
+    else:
+        requests = [Request(samples.prompt_ids(writer.tokenizer, ""), freely, length, num_samples=SAMPLES, seed=seed)]
     engine = Engine(writer.decoder(SAMPLES), writer.token_bytes)
-    return [sample.text for sample in samples.collect(samples.run(engine, request), SAMPLES)]
+    return [sample.text for request in requests for sample in samples.collect(samples.run(engine, request), request.num_samples)]
+
+
+def _questions(dataset: Dataset, block_size: int) -> list[list[int]]:
+    """Ids of as much of the validation split as a window holds, up to where an answer begins; none where it has no conversations."""
+    starts = chat.answer_starts(dataset.val.tokens, dataset.tokenizer)
+    chosen = starts[np.linspace(0, len(starts) - 1, SAMPLES).astype(int)] if len(starts) else []
+    return [dataset.val.tokens[max(0, start - block_size) : start].tolist() for start in chosen]
 
 
 def _spread(text: str, count: int, total: int) -> list[str]:
@@ -102,8 +112,8 @@ def _spread(text: str, count: int, total: int) -> list[str]:
 
 
 def training_pieces(dataset: Dataset) -> Iterator[str]:
-    """The training text in pieces."""
-    pieces, tokens = dataset.tokenizer.token_bytes(), dataset.train.tokens
+    """What was learned of the training text, in pieces."""
+    tokens, pieces = chat.learned(dataset.train.tokens, dataset.tokenizer)
     decoder = codecs.getincrementaldecoder("utf-8")()
     for start in range(0, len(tokens), _PIECE):
         yield decoder.decode(b"".join([pieces[i] for i in tokens[start : start + _PIECE].tolist()]))

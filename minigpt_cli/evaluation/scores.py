@@ -1,10 +1,15 @@
-"""What an evaluation found, as a record. No torch: comparing needs only these."""
+"""What an evaluation found, as a record. No torch: comparing needs only these.
+
+All that a score says is of what is scored: every character of a text or, of conversations, the characters of the answers. What an
+answer's end mark costs is part of its last character's nats.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -25,16 +30,36 @@ class Score:
     n_bytes: int
     ci95: tuple[float, float]  # of nats_per_char, block bootstrap
     block_chars: int  # length of the resampled blocks
-    text_sha256: str
+    text_sha256: str  # of the text that was read: of conversations, all of them in their template
     char_nats: npt.NDArray[np.float64]  # (n_chars,)
     char_position: npt.NDArray[np.int64]  # (n_chars,) tokens of its window before the token that begins the character
-    text: bytes  # UTF-8
+    text: bytes  # the scored characters, UTF-8
+    answers: npt.NDArray[np.int64] | None = None  # (n_answers,) first character of each; None where a whole text is scored
+
+    @property
+    def n_answers(self) -> int | None:
+        """Answers that were scored; None where a whole text was."""
+        return None if self.answers is None else len(self.answers)
+
+    def lines(self) -> str:
+        """The scored text, each answer closed by a line break."""
+        text = self.text.decode()
+        if self.answers is None:
+            return text
+        return "".join(text[a:b] + "\n" for a, b in pairwise([*self.answers.tolist(), len(text)]))
 
 
 def make_score(
-    token_nats: npt.NDArray[np.float64], char_nats: npt.NDArray[np.float64], char_position: npt.NDArray[np.int64], text: bytes
+    token_nats: npt.NDArray[np.float64],
+    char_nats: npt.NDArray[np.float64],
+    char_position: npt.NDArray[np.int64],
+    text: bytes,
+    *,
+    answers: npt.NDArray[np.int64] | None = None,
+    text_sha256: str = "",
 ) -> Score:
-    """The score of a text whose tokens and characters cost these nats; sums in float64."""
+    """The score of a text whose tokens and characters cost these nats; sums in float64. Of answers alone, `text` is theirs, and
+    `text_sha256` that of the conversations."""
     total = math.fsum(np.add.reduceat(token_nats, np.arange(0, len(token_nats), 4096)))
     interval = mean_interval(char_nats)
     per_char, per_token = total / len(char_nats), total / len(token_nats)
@@ -49,8 +74,9 @@ def make_score(
         n_bytes=len(text),
         ci95=(interval.low + shift, interval.high + shift),
         block_chars=interval.block,
-        text_sha256=hashlib.sha256(text).hexdigest(),
+        text_sha256=text_sha256 or hashlib.sha256(text).hexdigest(),
         char_nats=char_nats,
         char_position=char_position,
         text=text,
+        answers=answers,
     )

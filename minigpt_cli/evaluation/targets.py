@@ -7,9 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from minigpt_cli import durable
+from minigpt_cli.data.chat import TOKENS, is_chat
 from minigpt_cli.errors import RunDamaged, UsageError
 from minigpt_cli.evaluation.cache import ScoreKey
 from minigpt_cli.records import SplitRecord
+from minigpt_cli.rundir import TOKENIZER, TOKENIZER_LIMIT
 from minigpt_cli.runstore import Run
 
 SplitName = Literal["train", "val", "test"]
@@ -23,6 +26,7 @@ class Target:
     split: SplitName = "val"
     text: str | None = None  # given: this, with nothing before it
     label: str = ""  # of the text, as typed
+    conversations: bool = False  # the text is conversations in their template, of which the answers alone are scored
 
 
 def split_record(run: Run, split: str) -> SplitRecord:
@@ -47,15 +51,49 @@ def score_key(run: Run, target: Target, ckpt: str = "best", stride: int = 0) -> 
     if weights is None:
         raise RunDamaged(f"run {run.name!r} has saved no weights yet")
     if target.text is not None:
-        return ScoreKey(weights.sha256, hashlib.sha256(target.text.encode()).hexdigest(), stride=stride)
-    before = BEFORE.get(target.split)
-    return ScoreKey(weights.sha256, split_record(run, target.split).sha256, split_record(run, before).sha256 if before else "", stride)
+        text, before = hashlib.sha256(target.text.encode()).hexdigest(), ""
+    else:
+        preceding = BEFORE.get(target.split)
+        text, before = split_record(run, target.split).sha256, split_record(run, preceding).sha256 if preceding else ""
+    return ScoreKey(weights.sha256, text, before, stride, scored="answers" if scores_answers(run, target) else "")
+
+
+def scores_answers(run: Run, target: Target) -> bool:
+    """Whether the answers of conversations are scored, not a whole text."""
+    if target.text is not None:
+        return target.conversations
+    return run.record.corpus is not None and is_chat(run.record.corpus.label)
+
+
+def check_readable(run: Run, target: Target) -> None:
+    """Raise UsageError for conversations and a run whose tokenizer has no marks for them."""
+    if not target.conversations:
+        return
+    path = run.file(TOKENIZER)
+    try:
+        added = durable.parse_json(durable.read_bounded(path, TOKENIZER_LIMIT), str(path))["added_tokens"]
+        known = {token["content"] for token in added}
+    except (OSError, KeyError, TypeError) as error:
+        raise RunDamaged(f"{path} is not a tokenizer") from error
+    if not known.issuperset(TOKENS):
+        raise UsageError(
+            f"run {run.name!r} cannot read conversations, its tokenizer has no marks for who speaks: "
+            f"score a plain text with --data FILE.txt, or train on conversations (minigpt train {target.label})"
+        )
 
 
 def check_common_text(runs: Sequence[Run], target: Target) -> None:
     """Raise UsageError unless the target is the same characters for all runs, before any model is run."""
     if target.text is not None:
+        for run in runs:
+            check_readable(run, target)
         return
+    if len({scores_answers(run, target) for run in runs}) > 1:
+        chats, plain = (next(run.name for run in runs if scores_answers(run, target) is wanted) for wanted in (True, False))
+        raise UsageError(
+            f"{chats!r} is scored on the answers of conversations and {plain!r} on a whole text: "
+            "give a plain text for both with --data FILE.txt"
+        )
     first = split_record(runs[0], target.split)
     for run in runs[1:]:
         if split_record(run, target.split).sha256 != first.sha256:

@@ -47,8 +47,9 @@ class Measuring:
         chars, count = (dataset.val.n_chars, len(val)) if learned is None else (answer_chars(val, learned, words), int(learned.sum()))
         self._chars_per_token = max(1, chars) / count
         generator = np.random.Generator(np.random.Philox(key=[config.seed, _EVALUATION_STREAM]))
-        self._train_starts = self._starts(len(dataset.train.tokens), generator)
-        self._val_starts = self._starts(len(dataset.val.tokens), generator)
+        of_train, of_val = self._answers or (None, None)
+        self._train_starts = self._starts(len(train), of_train, generator)
+        self._val_starts = self._starts(len(val), of_val, generator)
 
     def __call__(self) -> Measured:
         with self._averaged():
@@ -58,12 +59,23 @@ class Measuring:
         val = self._mean(val_nats)
         return Measured(train, val, None if val is None else val / self._chars_per_token, val_nats)
 
-    def _starts(self, n_tokens: int, generator: np.random.Generator) -> npt.NDArray[np.int64]:
+    def _starts(self, n_tokens: int, learned: npt.NDArray[np.bool_] | None, generator: np.random.Generator) -> npt.NDArray[np.int64]:
+        """Where the measured windows begin; of conversations, in at least one of them there is something `learned`."""
         last = n_tokens - self._block - 1
         if self._iters:
-            return generator.integers(0, last + 1, self._windows)
-        count = max(1, min(TRAIN_SAMPLE_TOKENS // self._block, last // self._block))
-        return np.linspace(0, last, count).astype(np.int64)
+            starts = generator.integers(0, last + 1, self._windows)
+        else:
+            count = max(1, min(TRAIN_SAMPLE_TOKENS // self._block, last // self._block))
+            starts = np.linspace(0, last, count).astype(np.int64)
+        if learned is None or self._targets_of(learned, starts).any():
+            return starts
+        so_far = np.cumsum(learned)
+        useful = np.flatnonzero(so_far[self._block :] > so_far[: -self._block])  # windows with an answer among their targets
+        return useful[np.linspace(0, len(useful) - 1, len(starts)).astype(np.int64)]
+
+    def _targets_of(self, tokens: npt.NDArray[np.bool_], starts: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """What the windows at `starts` are to predict, (windows, T)."""
+        return np.asarray(tokens[starts[:, None] + np.arange(1, self._block + 1)])
 
     def _sampled(
         self, tokens: npt.NDArray[np.generic], starts: npt.NDArray[np.int64], learned: npt.NDArray[np.bool_] | None
@@ -79,8 +91,7 @@ class Measuring:
                 logits = state.model(ids[:, :-1]).logits  # (n, T, V)
                 losses.append(torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none"))
         nats = torch.cat(losses).cpu().double().numpy()
-        kept = None if learned is None else learned[starts[:, None] + np.arange(1, self._block + 1)].reshape(-1)
-        return nats if kept is None or not kept.any() else nats[kept]
+        return nats if learned is None else nats[self._targets_of(learned, starts).reshape(-1)]
 
     def _whole(self) -> npt.NDArray[np.float64]:
         train, val = self._dataset.train.tokens, self._dataset.val.tokens

@@ -144,6 +144,20 @@ def test_a_tokenizer_learns_from_the_training_messages_without_the_template(tmp_
     assert not any(b"<|" in piece for piece in pieces[: -len(chat.token_ids(dataset.tokenizer) or {})])
 
 
+def test_a_split_whose_answers_hold_no_text_is_refused(tmp_path: Path) -> None:
+    rows = [{"prompt": "a", "completion": "b"}] * 3 + [{"prompt": "a", "completion": ""}]
+    with pytest.raises(TextTooShort, match="val split"):
+        prepared(DataConfig(source=str(written(tmp_path, rows)), tokenizer="byte", train_frac=0.75), tmp_path / "data")
+    assert not list(tmp_path.glob("data/*"))
+
+
+def test_what_is_learned_is_the_answers_a_line_each_and_all_of_a_text() -> None:
+    words = chat.with_chat_tokens(ByteTokenizer())
+    for text, expected in ((chat.templated([("user", "u"), ("assistant", "A1"), ("assistant", "")]), b"A1\n\n"), ("plain", b"plain")):
+        ids, pieces = chat.learned(words.encode(text), words)
+        assert b"".join(pieces[i] for i in ids.tolist()) == expected
+
+
 def test_a_line_without_an_end_is_refused_before_it_is_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chat, "LINE_LIMIT", 20)
     with pytest.raises(UsageError, match="line 1 has more than 20 bytes"):
