@@ -23,6 +23,7 @@ from minigpt_cli import durable, snapshots, tensorfiles
 from minigpt_cli.config import RunConfig
 from minigpt_cli.durable import check_space
 from minigpt_cli.errors import MiniGPTError, RunDamaged, UsageError
+from minigpt_cli.memory import check_memory
 from minigpt_cli.models import lora
 from minigpt_cli.models.contract import build_model, outline
 from minigpt_cli.records import FileRecord, RunRecord, now
@@ -307,7 +308,7 @@ def check_model_fits(config: Any, vocab_size: int, copies: int = 1) -> int:
     skeleton = outline(config, vocab_size)
     n_params = sum(p.numel() for p in skeleton.parameters())
     tables = sum(b.numel() * b.element_size() for b in skeleton.buffers())
-    durable.check_memory(4 * n_params * copies + 4 * tables, f"a model of {n_params:,} parameters with block size {config.block_size:,}")
+    check_memory(4 * n_params * copies + 4 * tables, f"a model of {n_params:,} parameters with block size {config.block_size:,}")
     return n_params
 
 

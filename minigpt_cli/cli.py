@@ -15,6 +15,7 @@ from typer.main import get_command
 
 from minigpt_cli.commands.mounting import Mount, lazy_group
 from minigpt_cli.errors import MiniGPTError
+from minigpt_cli.memory import ran_out
 
 COMMANDS = {
     "train": Mount("minigpt_cli.commands.train:train", "Train a model on a text; alone, a good small one on the default text."),
@@ -100,8 +101,10 @@ def run(arguments: Sequence[str]) -> int:
         return _fail(str(error), error.exit_code)
     except OSError as error:
         return _fail(_os_message(error), 1)
-    except MemoryError:
-        return _fail("out of memory: close other programs, or use a smaller model, batch or text", 1)
+    except (MemoryError, RuntimeError, ImportError) as error:
+        if not ran_out(error):
+            raise
+        return _fail("out of memory: close other programs, raise the limit, or use a smaller model, batch or text", 1)
     return _as_code(code)
 
 

@@ -22,7 +22,6 @@ from minigpt_cli.errors import MiniGPTError, RunDamaged
 
 JSON_LIMIT = 4 << 20  # bytes; a run.json is a few kilobytes
 TEMPORARY = ".tmp"
-_UNKNOWN_MEMORY = 1 << 40
 
 NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
 NONBLOCK = getattr(os, "O_NONBLOCK", 0)
@@ -233,50 +232,6 @@ def check_space(folder: Path, n_bytes: int, advice: str = "") -> None:
     if free < n_bytes:
         advice = advice or "free some space or choose another --runs-dir"
         raise MiniGPTError(f"{folder} has {size(free)} free and {size(n_bytes)} are needed: {advice}")
-
-
-def available_memory() -> int:
-    """Bytes of memory that can be had without swapping, within a container's or `ulimit`'s limit; a guess where it is not told."""
-    return min(_free_memory(), _container_memory(), _limited_memory())
-
-
-def _free_memory() -> int:
-    with suppress(OSError, ValueError, IndexError):
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) << 10
-    return physical_memory() // 2
-
-
-def physical_memory() -> int:
-    """Bytes of memory that this machine is built with; a large number where it does not say."""
-    with suppress(AttributeError, ValueError, OSError):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return _UNKNOWN_MEMORY
-
-
-def _container_memory() -> int:
-    group = Path("/sys/fs/cgroup")
-    with suppress(OSError, ValueError):
-        return max(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()), 1)
-    return _UNKNOWN_MEMORY
-
-
-def _limited_memory() -> int:
-    with suppress(ImportError, OSError, ValueError, IndexError):
-        import resource
-
-        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-        if limit != resource.RLIM_INFINITY:
-            used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-            return max(limit - used, 1)
-    return _UNKNOWN_MEMORY
-
-
-def check_memory(n_bytes: int, what: str) -> None:
-    """Raise MiniGPTError where `what` would need more memory than there is."""
-    if n_bytes > (memory := available_memory()):
-        raise MiniGPTError(f"{what} needs {size(n_bytes)} of memory and {size(memory)} are free: use a larger machine or a smaller model")
 
 
 def sha256(data: bytes) -> str:

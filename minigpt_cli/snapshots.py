@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
-from minigpt_cli import durable
+from minigpt_cli import durable, memory
 from minigpt_cli.durable import Written
 from minigpt_cli.errors import RunDamaged
 from minigpt_cli.records import FileRecord, RunRecord
@@ -40,7 +40,7 @@ def checksum(path: Path, n_bytes: int | None = None) -> FileRecord:
     fd = durable.open_regular(path)
     try:
         found = os.fstat(fd).st_size
-        if (found if n_bytes is None else min(found, n_bytes)) > durable.physical_memory():
+        if (found if n_bytes is None else min(found, n_bytes)) > memory.physical_memory():
             raise RunDamaged(f"{path} has {durable.size(found)}, more than this machine's memory")
         digest, length = hashlib.sha256(), 0
         while piece := os.read(fd, _CHUNK if n_bytes is None else min(_CHUNK, n_bytes - length)):

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from minigpt_cli import durable
 from minigpt_cli.errors import MiniGPTError, RunDamaged
+from minigpt_cli.memory import check_memory
 from minigpt_cli.records import FileRecord
 
 HEADER_LIMIT = 8 << 20  # bytes; 1,000 layers need well under one
@@ -150,7 +151,7 @@ def read(path: Path, expected: FileRecord | None = None, check: Callable[[dict[s
 
 def _read_data(fd: int, path: Path, begin: int) -> tuple[bytearray, str]:
     n_bytes = os.fstat(fd).st_size - begin
-    durable.check_memory(n_bytes, f"the weights in {path}")
+    check_memory(n_bytes, f"the weights in {path}")
     digest = hashlib.sha256(os.pread(fd, begin, 0))
     data = bytearray(n_bytes)
     view, position = memoryview(data), 0

@@ -15,7 +15,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from minigpt_cli import checkpoints, durable, snapshots, tensorfiles
+from minigpt_cli import checkpoints, durable, memory, snapshots, tensorfiles
 from minigpt_cli.config import RunConfig
 from minigpt_cli.errors import MiniGPTError, RunDamaged, UsageError
 from minigpt_cli.models import lora
@@ -386,7 +386,7 @@ def test_a_table_that_grows_with_the_block_is_counted_too(run: Run, monkeypatch:
     save(run, 1)
     plain = SETTINGS.model_dump(mode="json")
     forge(run, "config.json", json.dumps({**plain, "model": {**plain["model"], "block_size": 1 << 20}}).encode())
-    monkeypatch.setattr(durable, "available_memory", lambda: 1 << 27)
+    monkeypatch.setattr(memory, "available_memory", lambda: 1 << 27)
     with pytest.raises(MiniGPTError, match="of memory"):
         checkpoints.load(run)
 
@@ -488,7 +488,7 @@ def test_verify_finds_metrics_that_lost_their_end_and_a_file_of_another_content(
 
 def test_nothing_larger_than_the_memory_is_read_for_its_checksum(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     save(run, 1)
-    monkeypatch.setattr(durable, "physical_memory", lambda: 10)
+    monkeypatch.setattr(memory, "physical_memory", lambda: 10)
     with pytest.raises(RunDamaged, match="more than this machine's memory"):
         snapshots.checksum(run.file("last.safetensors"))
     assert snapshots.checksum(run.file("last.safetensors"), 5).bytes == 5

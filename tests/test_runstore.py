@@ -642,13 +642,6 @@ def test_room_on_the_disk_is_asked_for(tmp_path: Path, monkeypatch: pytest.Monke
     durable.check_space(tmp_path, 1 << 60)
 
 
-def test_memory_is_asked_for() -> None:
-    assert durable.available_memory() > 1 << 20
-    durable.check_memory(1, "nothing")
-    with pytest.raises(MiniGPTError, match="of memory"):
-        durable.check_memory(1 << 60, "a model")
-
-
 @pytest.mark.parametrize(
     ("n", "shown"), [(0, "0 bytes"), (1023, "1023 bytes"), (1536, "1.5 KiB"), (5 << 20, "5.0 MiB"), (1 << 40, "1024.0 GiB")]
 )
@@ -676,25 +669,3 @@ def test_what_is_no_file_is_not_written_to(store: RunStore) -> None:
         with pytest.raises(RunDamaged, match="not a regular file"):
             run.append(evaluated(1))
         run.file("metrics.jsonl").unlink() if create is os.mkfifo else run.file("metrics.jsonl").rmdir()
-
-
-def test_a_machine_that_does_not_tell_its_memory_is_taken_at_a_guess(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object, **__: object) -> str:
-        raise OSError
-
-    monkeypatch.setattr(Path, "read_text", refuse)
-    assert durable.available_memory() == durable.physical_memory() // 2
-    monkeypatch.setattr(os, "sysconf", lambda _: refuse())
-    assert durable.physical_memory() == 1 << 40
-
-
-def test_limits_of_containers_and_shells_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    import resource
-
-    told = {"memory.max": "1000000", "memory.current": "400000", "statm": "10 5 1", "meminfo": "MemTotal: 9 kB\nMemAvailable: 900 kB\n"}
-    monkeypatch.setattr(Path, "read_text", lambda self, *_: told[self.name])
-    assert durable.available_memory() == 600_000
-    told["memory.max"] = "max"
-    assert durable.available_memory() == 900 << 10
-    monkeypatch.setattr(resource, "getrlimit", lambda _: (500_000, 500_000))
-    assert durable.available_memory() == 500_000 - 10 * resource.getpagesize()

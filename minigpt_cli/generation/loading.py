@@ -24,6 +24,7 @@ from minigpt_cli.errors import RunDamaged, UsageError
 from minigpt_cli.generation.choosing import decoder_for, decoder_of
 from minigpt_cli.generation.decoder import Decoder
 from minigpt_cli.generation.weights import KNOWN, Array, Plan, build_plan, expected_shapes
+from minigpt_cli.memory import check_memory
 from minigpt_cli.records import FileRecord, RunRecord
 from minigpt_cli.rundir import CONFIG, TOKENIZER, TOKENIZER_LIMIT, Run, parse_config
 from minigpt_cli.tokenization.contract import Tokenizer
@@ -115,7 +116,7 @@ def read_tensors(path: Path, expected: FileRecord, shapes: Mapping[str, tuple[in
         total = os.fstat(fd).st_size
         if total != expected.bytes or total > 2 * size + HEADER_LIMIT:
             raise RunDamaged(f"{path} has {total:,} bytes, and its record says {expected.bytes:,}")
-        durable.check_memory(2 * total, f"the weights in {path}")
+        check_memory(2 * total, f"the weights in {path}")
         with os.fdopen(os.dup(fd), "rb") as file:
             data = file.read()
     finally:

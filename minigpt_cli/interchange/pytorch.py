@@ -20,6 +20,7 @@ from torch import Tensor
 
 from minigpt_cli import durable, tensorfiles
 from minigpt_cli.errors import UsageError
+from minigpt_cli.memory import check_memory
 
 SAFE_SINCE = (2, 10)
 PICKLED = (".pt", ".pth", ".bin", ".ckpt")
@@ -105,7 +106,7 @@ def _check_archive(path: Path) -> None:
         raise UsageError(f"{path} is damaged: {durable.one_line(str(error), 100)}") from error
     if any(part.compress_type != zipfile.ZIP_STORED for part in parts):
         raise UsageError(f"{path} is refused: torch stores tensors uncompressed, and this file does not")
-    durable.check_memory(sum(part.file_size for part in parts), str(path))
+    check_memory(sum(part.file_size for part in parts), str(path))
 
 
 def _reason(error: BaseException) -> str:

@@ -19,7 +19,7 @@ import torch
 from minigpt_cli.config import RunConfig
 from minigpt_cli.data.chat import answer_chars, answers
 from minigpt_cli.data.dataset import Dataset
-from minigpt_cli.evaluation.scoring import token_nats
+from minigpt_cli.evaluation.scoring import batch_rows, token_nats
 from minigpt_cli.training.state import TrainingState
 
 TRAIN_SAMPLE_TOKENS = 32_768  # of the training split, where the validation split is measured whole
@@ -84,7 +84,7 @@ class Measuring:
         are `learned` alone, where that is given."""
         windows = tokens[starts[:, None] + np.arange(self._block + 1)].astype(np.int64)  # (N, T + 1)
         state, losses = self._state, []
-        rows = max(1, 16_384 // self._block)
+        rows = batch_rows(self._block, self._dataset.tokenizer.vocab_size)
         with torch.inference_mode():
             for part in np.array_split(windows, math.ceil(len(windows) / rows)):
                 ids = torch.from_numpy(part).to(state.device)

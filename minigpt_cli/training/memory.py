@@ -10,11 +10,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from minigpt_cli import durable
 from minigpt_cli.config import RunConfig
 from minigpt_cli.errors import MiniGPTError
+from minigpt_cli.memory import available_memory, ran_out
 
 _SAFE_SHARE = 0.85  # of what is free; the rest is for temporaries and for the neighbours
+_WORKSPACE = 96 << 20  # bytes: modules loaded late, kernels made to measure, the final score; 20 to 95 MB were measured
 _TEMPORARIES = 1.3  # the backward pass holds gradients of activations besides the activations
 
 
@@ -45,7 +46,7 @@ def measure(config: RunConfig, vocab_size: int) -> Need:
     one, two = (_kept_bytes(state, n, config.model.block_size) for n in (1, 2))
     n_params = sum(p.numel() for p in state.model.parameters())
     copies = 2 + (2 if config.optim.optimizer == "adamw" else 1) + (1 if config.optim.ema else 0)  # weights, gradients, optimizer, average
-    return Need(fixed=4 * n_params * copies, per_window=int((two - one) * _TEMPORARIES))
+    return Need(fixed=4 * n_params * copies + _WORKSPACE, per_window=int((two - one) * _TEMPORARIES))
 
 
 def _kept_bytes(state: object, batch_size: int, block_size: int) -> int:
@@ -72,7 +73,7 @@ def available(device: torch.device) -> int | None:
         return int(torch.cuda.mem_get_info(device)[0])
     if device.type == "mps":
         return int(torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
-    return durable.available_memory()
+    return available_memory()
 
 
 def peak(device: torch.device) -> int:
@@ -100,13 +101,22 @@ def too_large(config: RunConfig, fits: int) -> OutOfMemory:
     )
 
 
-def halved(config: RunConfig) -> RunConfig | None:
-    """The same run in batches half as large, accumulated twice as often; None where the batch cannot be halved."""
+def smaller(config: RunConfig, world_size: int) -> RunConfig | None:
+    """What --auto-batch does when memory runs out: the same run in batches half as large, accumulated twice as often.
+
+    None without --auto-batch, where the batch cannot be halved, and where other processes train along with whole batches.
+    """
     optim = config.optim
-    if optim.batch_size % 2:
+    if not optim.auto_batch or optim.batch_size % 2 or world_size > 1:
         return None
-    smaller = optim.model_copy(update={"batch_size": optim.batch_size // 2, "grad_accum": optim.grad_accum * 2})
-    return config.model_copy(update={"optim": smaller})
+    halved = optim.model_copy(update={"batch_size": optim.batch_size // 2, "grad_accum": optim.grad_accum * 2})
+    return config.model_copy(update={"optim": halved})
+
+
+def smaller_notice(config: RunConfig) -> str:
+    """What is said when training goes on with `config` in place of a larger batch."""
+    batch, accum = config.optim.batch_size, config.optim.grad_accum
+    return f"memory ran out: going on with batches of {batch}, accumulated {accum} times, at the same total"
 
 
 def release_memory() -> None:
@@ -123,9 +133,7 @@ def explained_out_of_memory(config: RunConfig) -> Iterator[None]:
     """Turn the many ways in which memory runs out into one line with a batch size that would fit."""
     try:
         yield
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        raise too_large(config, config.optim.batch_size // 2) from error
-    except RuntimeError as error:
-        if not any(sign in str(error).lower() for sign in ("can't allocate memory", "out of memory", "cannot allocate memory")):
+    except (MemoryError, RuntimeError) as error:
+        if not ran_out(error):
             raise
         raise too_large(config, config.optim.batch_size // 2) from error

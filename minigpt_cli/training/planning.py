@@ -15,6 +15,7 @@ import torch
 from minigpt_cli.config import RunConfig
 from minigpt_cli.data.dataset import Dataset, check_long_enough
 from minigpt_cli.errors import UsageError
+from minigpt_cli.memory import check_threads
 from minigpt_cli.models.contract import outline
 from minigpt_cli.training import memory, precision
 from minigpt_cli.training.distributed import World
@@ -69,10 +70,10 @@ def resolve(config: RunConfig, dataset: Dataset, world: World | None = None) -> 
     _check_sharding(config, world)
     check_long_enough(dataset, config.model.block_size)
     config = _choose_compute(config, notices)
+    check_threads(config.compute.threads)
     torch.set_num_threads(config.compute.threads)
     config = _fit_memory(config, dataset, notices)
-    config = _choose_attention(config, dataset, notices)
-    config = _choose_steps(config, dataset, world, notices)
+    config = _choose_by_measuring(config, dataset, world, notices)
     notices += poor_plan(config, dataset)
     return config, notices
 
@@ -177,7 +178,9 @@ def _fit_memory(config: RunConfig, dataset: Dataset, notices: list[str]) -> RunC
     if _n_params(config, dataset) * 4 * _LEAST_COPIES > free:  # before anything of that size is asked for
         raise memory.too_large(config, 0)
     with memory.explained_out_of_memory(config):
-        fits = memory.measure(config, dataset.tokenizer.vocab_size).largest_batch(free)
+        need = memory.measure(config, dataset.tokenizer.vocab_size)
+    # Asked anew: the first model that is made brings a hundred megabytes of torch's modules and of kernels along.
+    fits = need.largest_batch(memory.available(device) or free)
     batch, accum = config.optim.batch_size, config.optim.grad_accum
     if batch <= fits:
         return config
@@ -192,6 +195,21 @@ def _fit_memory(config: RunConfig, dataset: Dataset, notices: list[str]) -> RunC
 
 
 # ---- speed
+
+
+def _choose_by_measuring(config: RunConfig, dataset: Dataset, world: World, notices: list[str]) -> RunConfig:
+    """What only real steps can tell; with --auto-batch in smaller batches where they run out of memory."""
+    said: list[str] = []
+    try:
+        chosen = _choose_steps(_choose_attention(config, dataset, said), dataset, world, said)
+        notices += said
+        return chosen
+    except memory.OutOfMemory:
+        if (smaller := memory.smaller(config, world.size)) is None:
+            raise
+    memory.release_memory()
+    notices.append(memory.smaller_notice(smaller))
+    return _choose_by_measuring(smaller, dataset, world, notices)
 
 
 def _choose_attention(config: RunConfig, dataset: Dataset, notices: list[str]) -> RunConfig:

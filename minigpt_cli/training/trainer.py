@@ -30,7 +30,7 @@ from minigpt_cli.training import rescoring, resuming
 from minigpt_cli.training.distributed import World
 from minigpt_cli.training.feeding import DeviceBatches
 from minigpt_cli.training.measuring import Measured, Measuring
-from minigpt_cli.training.memory import OutOfMemory, explained_out_of_memory, halved, release_memory
+from minigpt_cli.training.memory import OutOfMemory, explained_out_of_memory, release_memory, smaller, smaller_notice
 from minigpt_cli.training.state import StepResult, TrainingState
 from minigpt_cli.training.stopping import Progress
 
@@ -68,23 +68,19 @@ def fit(
             yield from _sitting(run, config, dataset, resume, weights, whole, should_stop, world, notices or [])
             return
         except OutOfMemory:
-            smaller = halved(config)
-            if not config.optim.auto_batch or smaller is None or world.size > 1:
+            if (halved := smaller(config, world.size)) is None:
                 raise
         release_memory()
-        config, resume, notice = _begin_again(run, smaller)
-        notices = [notice]
+        config, resume, notices = halved, _begin_again(run, halved), [smaller_notice(halved)]
 
 
-def _begin_again(run: Run, config: RunConfig) -> tuple[RunConfig, ResumePoint | None, str]:
+def _begin_again(run: Run, config: RunConfig) -> ResumePoint | None:
     """Where training goes on with a smaller batch: at the last save, or at the beginning if there is none."""
-    batch, accum = config.optim.batch_size, config.optim.grad_accum
-    notice = f"memory ran out: going on with batches of {batch}, accumulated {accum} times, at the same total"
     if run.refresh().record.files:
-        return config, checkpoints.load_resume(run), notice
+        return checkpoints.load_resume(run)
     run.truncate_metrics(0)
     run.write_config(config)
-    return config, None, notice
+    return None
 
 
 def _sitting(

@@ -14,7 +14,7 @@ from minigpt_cli import checkpoints
 from minigpt_cli.errors import Diverged, MiniGPTError, UsageError
 from minigpt_cli.events import Evaluated, Resumed, Skipped, Started
 from minigpt_cli.runstore import Run
-from minigpt_cli.training import memory, resuming, state, trainer
+from minigpt_cli.training import memory, planning, resuming, state, trainer
 from minigpt_cli.training.measuring import Measured, Measuring
 
 Poison = Callable[[Callable[[int], bool]], None]
@@ -283,6 +283,7 @@ def out_of_memory_above(monkeypatch: pytest.MonkeyPatch, windows: int, error: Ex
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmany\nlines"),
         RuntimeError("[enforce fail at alloc_cpu.cpp:124] data. DefaultCPUAllocator: can't allocate memory: you tried 9 bytes."),
         RuntimeError("MPS backend out of memory (MPS allocated: 17 GB)"),
+        RuntimeError("could not create a primitive"),
     ],
 )
 def test_running_out_of_memory_is_one_line_with_a_batch_that_would_fit(
@@ -321,6 +322,18 @@ def test_auto_batch_divides_the_batch_and_goes_on_at_the_same_total(
     assert [e.step for e in run.metrics()] == [e.step for e in whole.metrics()] == [4, 8, 12]
     for ours, theirs in zip(run.metrics(), whole.metrics(), strict=True):
         assert ours.val_loss == pytest.approx(theirs.val_loss, abs=1e-5)  # the same windows, added up in another order
+
+
+def test_auto_batch_divides_the_batch_where_measuring_already_runs_out_of_memory(
+    dataset: Any, tiny_config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = tiny_config(optim__batch_size=8, optim__auto_batch=True, compute__attention="auto", compute__device="cpu")
+    out_of_memory_above(monkeypatch, 2, RuntimeError("could not create a primitive"))
+    config, notices = planning.resolve(settings, dataset())
+    assert (config.optim.batch_size, config.optim.grad_accum) == (2, 4)
+    assert sum("memory ran out" in notice for notice in notices) == 2
+    with pytest.raises(memory.OutOfMemory, match="--batch-size 4 would"):
+        planning.resolve(tiny_config(optim__batch_size=8, compute__attention="auto", compute__device="cpu"), dataset())
 
 
 def test_auto_batch_gives_up_on_a_batch_that_cannot_be_halved(
