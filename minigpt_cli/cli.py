@@ -39,7 +39,9 @@ app = typer.Typer(
 @app.callback()
 def minigpt(
     ctx: typer.Context,
-    version: Annotated[bool, typer.Option("--version", help="Print the version and exit; with -v also torch and the device.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit; with -v also torch, the device, and what computes on it.")
+    ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="With --version: say more.")] = False,
 ) -> None:
     """\b

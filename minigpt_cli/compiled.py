@@ -8,39 +8,80 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import json
 import os
 import platform
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
+from minigpt_cli.durable import one_line
+
 FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-ffp-contract=fast")
 TIMEOUT_S = 120
+_TRY_AGAIN_S = 24 * 3600  # after a failure of a compiler that is still the same
+
+
+def load(source: Path, flags: tuple[str, ...] = ()) -> ctypes.CDLL | None:
+    """The library of `source`, built if need be; None where there can be none, and `why_not` says why."""
+    return _load(source, flags)[0]
+
+
+def why_not(source: Path, flags: tuple[str, ...] = ()) -> str:
+    """Why `load` gives None, as a few words; empty where it gives a library."""
+    return _load(source, flags)[1]
+
+
+def forget() -> None:
+    """Look anew at the next call."""
+    _load.cache_clear()
+
+
+class _NotHere(Exception):
+    """There is no library; the message says why."""
 
 
 @cache
-def load(source: Path, flags: tuple[str, ...] = ()) -> ctypes.CDLL | None:
-    """The library of `source`, built if need be; None where there can be none."""
-    if os.environ.get("MINIGPT_NATIVE", "1") == "0" or os.name != "posix" or (folder := _cache_folder()) is None:
-        return None
-    path = folder / f"{source.stem}-{_fingerprint(source, flags)}.so"
-    if not path.exists() and not _build(source, flags, path):
-        return None
+def _load(source: Path, flags: tuple[str, ...]) -> tuple[ctypes.CDLL | None, str]:
     try:
-        return ctypes.CDLL(str(path)) if _is_ours(path) else None
-    except OSError:  # built for another machine that shares this home, cut short, or in want of a symbol
-        return None
+        return _opened(source, flags), ""
+    except _NotHere as reason:
+        return None, str(reason)
 
 
-def _build(source: Path, flags: tuple[str, ...], path: Path) -> bool:
-    """Compile; whether that worked. A failure is remembered, so that it is paid for once."""
-    failed = path.with_suffix(".failed")
-    compiler = next((found for name in (os.environ.get("CC"), "cc", "gcc", "clang") if name and (found := shutil.which(name))), None)
-    if compiler is None or failed.exists():
-        return False
+def _opened(source: Path, flags: tuple[str, ...]) -> ctypes.CDLL:
+    if os.environ.get("MINIGPT_NATIVE", "1") == "0":
+        raise _NotHere("switched off by MINIGPT_NATIVE=0")
+    if os.name != "posix":
+        raise _NotHere("nothing is compiled on this system")
+    if (folder := _cache_folder()) is None:
+        raise _NotHere("the user's cache folder cannot be used: it must be writable, and by this user alone")
+    path = folder / f"{source.stem}-{_fingerprint(source, flags)}.so"
+    if not path.exists():
+        _build(source, flags, path)
+    if not _is_ours(path):
+        raise _NotHere(f"{path} can be written by others: remove it")
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError as error:  # built for another machine that shares this home, cut short, or in want of a symbol
+        raise _NotHere(f"{path} cannot be loaded ({one_line(str(error), 120)}): remove it") from error
+
+
+def _build(source: Path, flags: tuple[str, ...], path: Path) -> None:
+    """Compile. A failure is remembered, so that it is paid for once: until the compiler is another one, at most for a day, since it may
+    also be repaired beside the compiler (headers, space on the disk)."""
+    names = (os.environ.get("CC"), "cc", "gcc", "clang")
+    compiler = next((found for name in names if name and (found := shutil.which(name))), None)
+    if compiler is None:
+        raise _NotHere("there is no C compiler: install one (cc, gcc or clang), or name it in CC")
+    remembered = path.with_suffix(".failed")
+    if failure := _failed_before(remembered, compiler):
+        raise _NotHere(failure)
     native = "-mcpu=native" if platform.machine() in ("arm64", "aarch64") else "-march=native"
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
         unit, built = f"{scratch}/unit.o", f"{scratch}/built.so"
@@ -49,16 +90,46 @@ def _build(source: Path, flags: tuple[str, ...], path: Path) -> bool:
             [compiler, *FLAGS, native, *flags, "-c", str(source), "-o", unit],
             [compiler, "-shared", "-pthread", unit, "-o", built, "-lm"],
         )
-        try:
-            for step in steps:
-                result = subprocess.run(step, stdin=subprocess.DEVNULL, capture_output=True, timeout=TIMEOUT_S, check=False)
-                if result.returncode:
-                    failed.write_bytes(result.stderr[:10_000])
-                    return False
+        failure = next((said for step in steps if (said := _complaint(step))), "")
+        if not failure:
             os.replace(built, path)
-        except (OSError, subprocess.TimeoutExpired):
-            return False
-    return True
+            return
+    failure = f"{compiler} failed: {failure}"
+    with suppress(OSError):
+        remembered.write_text(json.dumps({"compiler": _identity(compiler), "failure": failure}), encoding="utf-8")
+    raise _NotHere(failure)
+
+
+def _complaint(step: list[str]) -> str:
+    """What the compiler has to say against `step`; empty where it worked."""
+    try:
+        result = subprocess.run(step, stdin=subprocess.DEVNULL, capture_output=True, timeout=TIMEOUT_S, check=False)
+    except subprocess.TimeoutExpired:
+        return f"it took more than {TIMEOUT_S} seconds"
+    except OSError as error:
+        return error.strerror or str(error)
+    if not result.returncode:
+        return ""
+    lines = [one_line(line, 200) for line in result.stderr.decode("utf-8", "replace").splitlines() if line.strip()]
+    return next((line for line in lines if "error" in line), lines[0] if lines else f"it ended with {result.returncode}")
+
+
+def _failed_before(remembered: Path, compiler: str) -> str:
+    """What this very compiler said against this source within a day; empty where it is to be tried."""
+    try:
+        if time.time() - remembered.stat().st_mtime > _TRY_AGAIN_S:
+            return ""
+        note = json.loads(remembered.read_text(encoding="utf-8"))
+        return str(note["failure"]) if note["compiler"] == _identity(compiler) else ""
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+def _identity(compiler: str) -> list[str | int]:
+    """What changes when a compiler is repaired, updated or replaced."""
+    real = os.path.realpath(compiler)
+    about = os.stat(real)
+    return [compiler, real, about.st_size, about.st_mtime_ns]
 
 
 def _fingerprint(source: Path, flags: tuple[str, ...]) -> str:

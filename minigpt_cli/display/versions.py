@@ -7,11 +7,11 @@ from importlib.metadata import version
 
 
 def describe_versions(verbose: bool) -> str:
-    """The version; with `verbose` also Python's and torch's, and the device that `--device auto` would use (imports torch)."""
+    """The version; with `verbose` also Python's and torch's, the device that `--device auto` would use, and which kernels and decoder are
+    in use, or why not (imports torch)."""
     lines = [f"minigpt {version('minigpt-cli')}"]
     if verbose:
         from minigpt_cli.training.environment import describe
 
-        torch_version, device = describe()
-        lines += [f"python  {platform.python_version()}", f"torch   {torch_version}", f"device  {device}"]
+        lines += [f"{name:7} {what}" for name, what in {"python": platform.python_version(), **describe()}.items()]
     return "\n".join(lines)

@@ -17,6 +17,7 @@ from minigpt_cli.data.dataset import Dataset, check_long_enough
 from minigpt_cli.errors import UsageError
 from minigpt_cli.memory import check_threads
 from minigpt_cli.models.contract import outline
+from minigpt_cli.models.native import operations
 from minigpt_cli.training import memory, precision
 from minigpt_cli.training.distributed import World
 from minigpt_cli.training.feeding import DeviceBatches
@@ -132,6 +133,8 @@ def _choose_compute(config: RunConfig, notices: list[str]) -> RunConfig:
         notices.append(f"precision {chosen}: {reason}")
     if config.compute.device == "auto":
         notices.append(f"device {device}: {why}")
+    if device == "cpu" and (reason := operations.why_not()):
+        notices.append(f"kernels torch, slower: {reason}")
     threads = config.compute.threads or torch.get_num_threads()
     return _with(config, compute={"device": device, "precision": chosen, "threads": threads})
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -112,7 +113,8 @@ def test_help_starts_within_three_times_the_import_of_typer(home: Path) -> None:
 
 def test_version_is_one_line_and_more_with_v(cli: Any) -> None:
     assert re.fullmatch(r"minigpt \d+\.\d+\.\d+\S*\n", cli("--version").out)
-    assert {line.split()[0] for line in cli("--version", "-v").out.splitlines()} == {"minigpt", "python", "torch", "device"}
+    said = {line.split()[0] for line in cli("--version", "-v").out.splitlines()}
+    assert said == {"minigpt", "python", "torch", "device", "kernels", "decoder"}
 
 
 @pytest.mark.parametrize(
@@ -244,3 +246,17 @@ def test_completion_completes_without_torch(make_run: Any, home: Path) -> None:
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, timeout=60, check=False)
         assert done.stderr == ""
         assert set(done.stdout.split()) == expected, words
+
+
+@pytest.mark.parametrize("native", ["1", "0"])
+def test_the_long_version_says_what_computes_and_why_nothing_faster(native: str) -> None:
+    command = [sys.executable, "-m", "minigpt_cli", "--version", "-v"]
+    said = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "MINIGPT_NATIVE": native}, check=True).stdout
+    lines = {line.split()[0]: line.partition(" ")[2].strip() for line in said.splitlines()}
+    assert lines.keys() == {"minigpt", "python", "torch", "device", "kernels", "decoder"}
+    if native == "0":
+        assert lines["kernels"] == "torch, slower: switched off by MINIGPT_NATIVE=0"
+        assert lines["decoder"] == "numpy, slower: switched off by MINIGPT_NATIVE=0"
+    elif shutil.which("cc"):
+        assert lines["kernels"].startswith("C")
+        assert lines["decoder"] == "native"

@@ -202,13 +202,13 @@ def test_quantised_rows_come_back_within_half_a_level() -> None:
 
 
 def test_without_the_library_numpy_decodes(monkeypatch: pytest.MonkeyPatch) -> None:
-    compiled.load.cache_clear()
+    compiled.forget()
     monkeypatch.setenv("MINIGPT_NATIVE", "0")
     try:
         assert isinstance(decoder_for(plan_of(make("classic"))), NumpyDecoder)
     finally:
         monkeypatch.undo()
-        compiled.load.cache_clear()
+        compiled.forget()
 
 
 def test_forward_decoder_is_the_model_itself() -> None:

@@ -25,6 +25,7 @@ from minigpt_cli.generation.sampling import Sampling
 from minigpt_cli.generation.weights import Array, Layer, Plan
 
 SOURCE = Path(__file__).with_name("decoder.c")
+_FLAGS = ("-pthread",)
 MAX_ROWS = 64  # rows in one call
 MAX_TOP_K = 64  # as in decoder.c
 _TILE_INPUTS = 64  # as in decoder.c
@@ -65,7 +66,12 @@ class _Model(Structure):
 
 def library() -> ctypes.CDLL | None:
     """decoder.c, built at the first call; None where it cannot be."""
-    return compiled.load(SOURCE, ("-pthread",))
+    return compiled.load(SOURCE, _FLAGS)
+
+
+def why_not() -> str:
+    """Why there is no library; empty where there is one."""
+    return compiled.why_not(SOURCE, _FLAGS)
 
 
 def available() -> bool:
@@ -86,7 +92,7 @@ class NativeDecoder:
     def __init__(self, plan: Plan, slots: int = 1, *, bits: int = 32, threads: int = 0, tiles: bool = True) -> None:
         lib = library()
         if lib is None:
-            raise MiniGPTError("the native decoder cannot be built here: install a C compiler, or use --engine numpy")
+            raise MiniGPTError(f"no native decoder: {why_not()}; or use --engine numpy")
         self._lib = _declared(lib)
         self.plan, self.bits = plan, bits
         self.greedy_slack = 1e-5 if bits == 32 else 1e-3

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from minigpt_cli import compiled
 from minigpt_cli.models.native import operations
-from minigpt_cli.models.native.operations import CHUNK, SOURCE, I, N, P
+from minigpt_cli.models.native.operations import CHUNK, FLAGS, SOURCE, I, N, P
 
 MOST_EXPERTS = 64  # as in experts.c
 _SIGNATURES = {
@@ -28,7 +28,7 @@ _SIGNATURES = {
 @cache
 def library() -> ctypes.CDLL | None:
     """The functions, built at the first call; None where they cannot be."""
-    found = compiled.load(SOURCE.with_name("experts.c"), ("-fopenmp",)) if operations.library() else None
+    found = compiled.load(SOURCE.with_name("experts.c"), FLAGS) if operations.library() else None
     for name, signature in _SIGNATURES.items() if found else ():
         function = getattr(found, name)
         function.argtypes, function.restype = signature, None

@@ -18,6 +18,7 @@ from minigpt_cli import compiled
 
 LANES, GROUP, CHUNK, LONGEST = 16, 64, 256, 8192  # as in kernels.c
 SOURCE = Path(__file__).with_name("kernels.c")
+FLAGS = ("-fopenmp",)
 
 P, N, U, I, F = ctypes.c_void_p, ctypes.c_int64, ctypes.c_uint64, ctypes.c_int32, ctypes.c_float  # noqa: E741
 _SIGNATURES = {
@@ -37,7 +38,7 @@ _SIGNATURES = {
 @cache
 def library() -> ctypes.CDLL | None:
     """The kernels, built at the first call; None where they cannot be."""
-    found = compiled.load(SOURCE, ("-fopenmp",))
+    found = compiled.load(SOURCE, FLAGS)
     for name, signature in _SIGNATURES.items() if found else ():
         function = getattr(found, name)
         function.argtypes, function.restype = signature, None
@@ -47,7 +48,7 @@ def library() -> ctypes.CDLL | None:
 @cache
 def tiles() -> ctypes.CDLL | None:
     """Attention on matrix tiles; None where the processor has none or the system does not lend them."""
-    found = compiled.load(SOURCE.with_name("attention.c"), ("-fopenmp",)) if library() else None
+    found = compiled.load(SOURCE.with_name("attention.c"), FLAGS) if library() else None
     if found is None or not found.available():
         return None
     found.forward.argtypes, found.forward.restype = (P, P, P, N, N, N, N, N, U, I, F), None
@@ -58,6 +59,11 @@ def tiles() -> ctypes.CDLL | None:
 def in_use() -> str:
     """What computes on a CPU: "tiles", "c" or "torch". Results agree to rounding between them, and to the bit within one."""
     return "tiles" if tiles() else "c" if library() else "torch"
+
+
+def why_not() -> str:
+    """Why torch computes, and not C; empty where C does."""
+    return compiled.why_not(SOURCE, FLAGS)
 
 
 def usable(x: Tensor, width: int = 0) -> bool:
