@@ -7,11 +7,13 @@ TOML key; its docstring is its help text; its bounds are in its type. `RunConfig
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from functools import lru_cache
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 SCHEMA_VERSION = 1
+CHANGES_LIMIT = 10_000  # characters of resume_changes
 
 _DURATION = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)?\s*$")
 _SECONDS = {None: 1.0, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -284,6 +286,42 @@ class RunConfig(_Frozen):
     lora: LoraConfig = LoraConfig()
     seed: int = Field(1337, ge=0, lt=1 << 63)
     """Seed of initial weights, batches and dropout."""
+    resume_changes: str = Field("", max_length=CHANGES_LIMIT)
+    """What was changed when the run was resumed, in order, as STEP:setting=VALUE_BEFORE with spaces between; written by resuming."""
+
+    @model_validator(mode="after")
+    def _changes_can_be_read(self) -> RunConfig:
+        steps = [change.step for change in parse_changes(self.resume_changes)]
+        if steps != sorted(steps):
+            raise ValueError(f"resume_changes {self.resume_changes!r} is not in the order of its steps")
+        return self
+
+
+class Change(NamedTuple):
+    """A setting that was changed when a run was resumed."""
+
+    step: int  # steps that were done
+    setting: str
+    before: str
+
+
+_CHANGE = re.compile(r"([0-9]{1,15}):([a-z0-9_]+)=(\S*)")
+_COUNTED = {  # what a schedule reads
+    "max_steps": re.compile(r"[0-9]{1,15}"),
+    "lr_scale": re.compile(r"[0-9]{1,20}(\.[0-9]{1,20})?(e-[0-9]{1,2})?"),
+}
+
+
+@lru_cache
+def parse_changes(text: str) -> tuple[Change, ...]:
+    """The changes that `RunConfig.resume_changes` names. Raises ValueError for anything else."""
+    found = []
+    for part in text.split(" ") if text else []:
+        match = _CHANGE.fullmatch(part)
+        if match is None or (match[2] in _COUNTED and not _COUNTED[match[2]].fullmatch(match[3])):
+            raise ValueError(f"resume_changes has {part!r}: write STEP:setting=VALUE_BEFORE")
+        found.append(Change(int(match[1]), match[2], match[3]))
+    return tuple(found)
 
 
 def leaves(config: RunConfig) -> dict[str, Any]:

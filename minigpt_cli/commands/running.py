@@ -117,9 +117,10 @@ def train_on(run: Run, store: RunStore, change: Callable[[RunConfig], RunConfig]
         dataset, wanted, notices = _prepare(wanted, world, quiet=output.json, fallback=point)
         resuming.check_text(point.record, dataset)
         reasons = resuming.check_changes(point.config, wanted, steps_done)
+        wanted = resuming.with_changes(point, wanted)
         record = point.record.model_copy(update={"status": "running", "stop_reason": None})
         _in_step(world, lambda: checkpoints.continue_from(run, point, record, wanted) and run)
-        said = [*reasons, *notices]
+        said = [*reasons, *resuming.change_notices(point, wanted), *notices]
         return _fit(
             run.refresh(), wanted, dataset, world, signals, said, output=output, resume=point, weights=weights_to_resume(run, point)
         )

@@ -22,7 +22,7 @@ from minigpt_cli.runstore import RunStore
 _MANY = "Many runs"
 
 
-@with_settings(leave_out=("source",))
+@with_settings(leave_out=("source", "resume_changes"))
 def train(
     source: SourceArgument = None,
     preset: Annotated[
@@ -36,7 +36,7 @@ def train(
         str | None,
         typer.Option(
             metavar="RUN",
-            help="Continue a run from its last save; --max-steps and evaluation settings may change.",
+            help="Continue a run from its last save; --max-steps (the learning rate then joins that schedule) and evaluation may change.",
             autocompletion=complete_run,
         ),
     ] = None,

@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from minigpt_cli.config import leaves
+from minigpt_cli.config import leaves, parse_changes
 from minigpt_cli.evaluation.targets import weights_file
 from minigpt_cli.runstore import Run
 
@@ -20,6 +20,9 @@ _OF_THE_MACHINE = (
     "compute.device", "compute.threads", "compute.attention", "compute.compile", "compute.fsdp", "compute.grad_checkpoint",
     "optim.auto_batch", "eval.save_every",
 )  # fmt: skip
+_CHANGES_NOTHING = {  # on resume, where the windows of a step are only divided otherwise
+    *(name.rpartition(".")[2] for name in _OF_THE_MACHINE), "batch_size", "grad_accum", "time_limit", "time_budget",
+}  # fmt: skip
 _SHOWN = 4  # differing settings in one line
 
 
@@ -30,8 +33,11 @@ def recipe_of(run: Run) -> str:
 
 def _recipe(run: Run) -> dict[str, Any]:
     record, settings = run.record, leaves(run.config)
+    changes = [change for change in parse_changes(run.config.resume_changes) if change.setting not in _CHANGES_NOTHING]
     if record.left_open is not None:
-        settings |= {name: value for name, value in record.left_open.items() if name in settings}
+        chosen_later = {change.setting for change in changes}
+        left_open = {n: value for n, value in record.left_open.items() if n in settings and n.rpartition(".")[2] not in chosen_later}
+        settings |= left_open
     elif record.group is not None:  # from before it was recorded: the steps of a group may have been planned
         settings |= {"optim.max_steps": 0, "eval.eval_every": 0, "group": record.group}
     for name in ("seed", *_OF_THE_MACHINE):
@@ -41,6 +47,7 @@ def _recipe(run: Run) -> dict[str, Any]:
         settings.pop("optim.time_budget")  # was not used
     if record.corpus is not None:
         settings["data.source"] = record.corpus.sha256
+    settings["resume_changes"] = [f"{change.step}:{change.setting}={change.before}" for change in changes]
     settings["init_from"] = record.base.sha256 if record.base else ""
     return settings
 

@@ -6,11 +6,15 @@ import platform
 
 import torch
 
-from minigpt_cli.config import RunConfig, leaves
+from minigpt_cli.checkpoints import ResumePoint
+from minigpt_cli.config import CHANGES_LIMIT, RunConfig, leaves
 from minigpt_cli.data.dataset import Dataset
-from minigpt_cli.errors import UsageError
+from minigpt_cli.durable import one_line
+from minigpt_cli.errors import RunDamaged, UsageError
 from minigpt_cli.records import Corpus, RunRecord, SplitRecord
 from minigpt_cli.training.distributed import World
+from minigpt_cli.training.schedules import join_steps, lr_factor
+from minigpt_cli.training.stopping import Progress
 
 _MAY_CHANGE = {"optim.max_steps", "optim.time_budget"}
 _MAY_CHANGE_SECTIONS = ("eval.",)
@@ -23,7 +27,7 @@ def check_changes(saved: RunConfig, wanted: RunConfig, steps_done: int) -> list[
     Raises UsageError that names the flag for a change that would make it another run.
     """
     before, after = leaves(saved), leaves(wanted)
-    changed = [name for name in after if after[name] != before.get(name)]
+    changed = _changed(saved, wanted)
     if _windows_a_step(saved) == _windows_a_step(wanted):  # the same windows in each step, divided otherwise
         may_change_bits = _CHANGES_BITS | {"optim.batch_size", "optim.grad_accum"}
     else:
@@ -37,7 +41,52 @@ def check_changes(saved: RunConfig, wanted: RunConfig, steps_done: int) -> list[
         )
     if "optim.max_steps" in changed and wanted.optim.max_steps < steps_done:  # cosine-plateau passes its own
         raise UsageError(f"--max-steps {wanted.optim.max_steps} is below the {steps_done} steps that are done")
+    if "optim.max_steps" in changed and wanted.optim.schedule != "constant":
+        may_change_bits = may_change_bits | {"optim.max_steps"}  # it is neither of the two runs that were never resumed
     return [f"{name.rpartition('.')[2]} was {before[name]!r} and is now {after[name]!r}" for name in changed if name in may_change_bits]
+
+
+def _changed(saved: RunConfig, wanted: RunConfig) -> list[str]:
+    """The settings that differ, by dotted name."""
+    before, after = leaves(saved), leaves(wanted)
+    return [name for name in after if after[name] != before.get(name) and name != "resume_changes"]
+
+
+def with_changes(point: ResumePoint, wanted: RunConfig) -> RunConfig:
+    """The configuration with every setting that differs from the saved one noted in it, so that the run is never taken for one that was
+    planned so from the start."""
+    step, before, changed = point.resume_state["step"], leaves(point.config), _changed(point.config, wanted)
+    notes = [f"{step}:{name.rpartition('.')[2]}={before[name]}" for name in changed]
+    if "optim.max_steps" in changed and (scale := _tail_factor(point)) != 1:
+        notes.append(f"{step}:lr_scale={scale}")
+    changes = " ".join([point.config.resume_changes, *notes]).strip()
+    if len(changes) > CHANGES_LIMIT:
+        raise UsageError(
+            f"run {point.record.name!r} was changed too often to note it: start a new run with --init-from {point.record.name}"
+        )
+    return wanted.model_copy(update={"resume_changes": changes})
+
+
+def change_notices(point: ResumePoint, config: RunConfig) -> list[str]:
+    """A line for what differs from the saved configuration and is no question of bits, and one for what becomes of the learning rate."""
+    before, after, changed = leaves(point.config), leaves(config), _changed(point.config, config)
+    said = [n for n in changed if n.startswith("eval.")]
+    lines = [f"{name.rpartition('.')[2]} was {before[name]!r} and is now {after[name]!r}" for name in said]
+    if "optim.max_steps" in changed and config.optim.schedule != "constant":
+        optim, step = config.optim, point.resume_state["step"]
+        at = lr_factor(max(0, step - 1), optim, config.resume_changes) * _tail_factor(point)
+        lines.append(
+            f"the learning rate goes from {optim.lr * at:.3g} to the schedule of {optim.max_steps:,} steps over {join_steps(optim)} steps"
+        )
+    return lines
+
+
+def _tail_factor(point: ResumePoint) -> float:
+    """What the tail of cosine-plateau has lowered the rate to. Raises RunDamaged for a state that says no such thing."""
+    try:
+        return Progress.from_state(point.resume_state["progress"]).tail_factor
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise RunDamaged(f"the training state of run {point.record.name!r} cannot be read: {one_line(str(error))}") from error
 
 
 def _windows_a_step(config: RunConfig) -> int:

@@ -1,16 +1,21 @@
 """The learning rate over a run, as a factor of its peak: a pure function of the step.
 
 Every shape starts with the same linear warm-up and ends at `min_lr / lr`. A schedule is a function of progress in [0, 1)
-and one line in the registry.
+and one line in the registry. A run that is resumed with another number of steps joins the schedule of that number: from the
+rate that it had, in a straight line over as many steps as a warm-up takes, so that the rate never jumps.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
+from typing import NamedTuple
 
 from minigpt_cli import registry
-from minigpt_cli.config import OptimConfig
+from minigpt_cli.config import OptimConfig, parse_changes
+
+_SHORTEST_JOIN = 10  # steps, where there is no warm-up
 
 Shape = Callable[[float, float, OptimConfig], float]
 """(progress after the warm-up in [0, 1), final factor, config) → factor in (0, 1]."""
@@ -42,10 +47,48 @@ def cosine_plateau(progress: float, final: float, config: OptimConfig) -> float:
     return cosine(min(progress, 1.0), final, config)
 
 
-def lr_factor(step: int, config: OptimConfig) -> float:
-    """What the peak learning rate is multiplied by at `step`, counted from 0."""
+class _Stage(NamedTuple):
+    """A stretch of a run that is planned for one number of steps."""
+
+    start: int
+    max_steps: int
+    before: float  # factor of the step before `start`
+
+
+def lr_factor(step: int, config: OptimConfig, changes: str = "") -> float:
+    """What the peak learning rate is multiplied by at `step`, counted from 0, in a run with these `RunConfig.resume_changes`."""
+    return _factor(step, config, _stages(config, changes))
+
+
+def join_steps(config: OptimConfig) -> int:
+    """Steps over which a run joins the schedule of another number of steps."""
+    return config.warmup_steps or _SHORTEST_JOIN
+
+
+@lru_cache
+def _stages(config: OptimConfig, changes: str) -> tuple[_Stage, ...]:
+    known = parse_changes(changes)
+    joins = [change for change in known if change.setting == "max_steps" and change.step]
+    lengths = [*(int(join.before) for join in joins), config.max_steps]
+    stages = [_Stage(0, lengths[0], 0.0)]
+    for join, max_steps in zip(joins, lengths[1:], strict=True):
+        scale = next((float(c.before) for c in known if (c.step, c.setting) == (join.step, "lr_scale")), 1.0)
+        stages.append(_Stage(join.step, max_steps, _factor(join.step - 1, config, tuple(stages)) * scale))
+    return tuple(stages)
+
+
+def _factor(step: int, config: OptimConfig, stages: tuple[_Stage, ...]) -> float:
+    stage = next(stage for stage in reversed(stages) if stage.start <= step)
+    planned = _planned(step, stage.max_steps, config)
+    if stage.start == 0 or step >= stage.start + join_steps(config):
+        return planned
+    return stage.before + (planned - stage.before) * (step - stage.start + 1) / (join_steps(config) + 1)
+
+
+def _planned(step: int, max_steps: int, config: OptimConfig) -> float:
+    """The factor at `step` of a run of `max_steps`."""
     if step < config.warmup_steps:
         return (step + 1) / (config.warmup_steps + 1)
     shape: Shape = registry.load("schedule", config.schedule)
-    progress = (step - config.warmup_steps) / max(1, config.max_steps - config.warmup_steps)
+    progress = (step - config.warmup_steps) / max(1, max_steps - config.warmup_steps)
     return shape(progress, config.min_lr / config.lr, config)

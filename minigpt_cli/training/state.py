@@ -112,7 +112,7 @@ class TrainingState:
         return norm
 
     def _apply(self, number: int, refused: Tensor) -> None:
-        factor = lr_factor(number, self.config.optim) * self.lr_scale
+        factor = self._lr_factor(number)
         if self.device.type == "cpu":  # waiting for a number costs nothing here
             if not refused.item():
                 self.optimizer.step(factor)
@@ -130,7 +130,10 @@ class TrainingState:
 
     def lr(self, number: int) -> float:
         """AdamW's learning rate at step `number`."""
-        return self.config.optim.lr * lr_factor(number, self.config.optim) * self.lr_scale
+        return self.config.optim.lr * self._lr_factor(number)
+
+    def _lr_factor(self, number: int) -> float:
+        return lr_factor(number, self.config.optim, self.config.resume_changes) * self.lr_scale
 
     def weights(self) -> dict[str, Tensor]:
         """The weights that training changes, whole, on the CPU."""

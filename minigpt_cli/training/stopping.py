@@ -63,6 +63,10 @@ class Progress:
             self.tail_reductions += 1
         return self.is_exhausted()
 
+    def leave_tail(self) -> None:
+        """Forget the plateau: the run has another end."""
+        self.tail_reductions, self.tail_factor = 0, 1.0
+
     def state(self) -> dict[str, Any]:
         """As JSON: infinities are None."""
         return {name: None if value == math.inf else value for name, value in asdict(self).items()}

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from minigpt_cli import checkpoints
 from minigpt_cli.checkpoints import ResumePoint
-from minigpt_cli.config import RunConfig
+from minigpt_cli.config import RunConfig, parse_changes
 from minigpt_cli.data.dataset import Dataset
 from minigpt_cli.durable import one_line
 from minigpt_cli.errors import Diverged, RunDamaged
@@ -96,6 +96,8 @@ def _sitting(
 ) -> Iterator[Event]:
     """Train until the end or until memory runs out."""
     device = world.device(config.compute.device)
+    if resume is not None:
+        config = resuming.with_changes(resume, config)
     with explained_out_of_memory(config):
         trainer = _Trainer(run, resume.record if resume else run.record, config, dataset, device, world, weights, whole)
         yield trainer.started(notices)
@@ -266,6 +268,8 @@ class _Trainer:
         self.evaluated_step = int(state["evaluated_step"])
         self.elapsed_before_s = max(0.0, float(state["elapsed_s"]))
         self.progress = Progress.from_state(state["progress"])
+        if any((change.step, change.setting) == (self.steps_done, "max_steps") for change in parse_changes(self.config.resume_changes)):
+            self.progress.leave_tail()
         self.figures = _Figures(**state["figures"]).model_dump()
         self.state.lr_scale = self.progress.tail_factor
 

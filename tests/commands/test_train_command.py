@@ -69,6 +69,24 @@ def test_resume_goes_on_and_refuses_what_would_make_another_run(trained: Path, c
     assert RunStore("runs").find("first").status == "finished"
 
 
+def test_a_run_that_was_extended_is_seen_wherever_settings_are_compared(trained: Path, cli: Any) -> None:
+    config = Path("runs/first/config.json").read_text(encoding="utf-8")
+    (trained / "six.json").write_text(config.replace('"max_steps": 4', '"max_steps": 6'), encoding="utf-8")
+    assert cli("train", "--config", "six.json", "--name", "straight").code == 0
+    done = cli("train", "--resume", "first", "--max-steps", "6", "--eval-every", "3")
+    assert done.code == 0
+    said = done.err + done.out
+    assert "the learning rate goes from" in said
+    assert "to the schedule of 6 steps over 10 steps" in said
+    assert "eval_every was 2 and is now 3" in said
+    changes = "4:max_steps=4 4:eval_every=2"
+    assert cli("runs", "diff", "first", "straight", "--json").json["differences"]["resume_changes"] == [changes, ""]
+    assert cli("compare", "first", "straight", "--json").json["differences"]["resume_changes"] == [changes, ""]
+    assert cli("runs", "show", "first", "--json").json["config"]["resume_changes"] == changes
+    done = cli("compare", "first", "straight", "--group-by", "config", "--json")
+    assert done.code == 0  # two recipes
+
+
 def test_resume_refuses_a_changed_text(trained: Path, cli: Any, text: str) -> None:
     (trained / "text.txt").write_text(text + "More.", encoding="utf-8")
     done = cli("train", "--resume", "first", "--max-steps", "6")

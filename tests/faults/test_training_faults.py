@@ -5,17 +5,22 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
 from minigpt_cli import checkpoints
 from minigpt_cli.errors import Diverged, MiniGPTError, UsageError
+from minigpt_cli.evaluation.recipes import recipe_of
 from minigpt_cli.events import Evaluated, Resumed, Skipped, Started
 from minigpt_cli.runstore import Run
 from minigpt_cli.training import memory, planning, resuming, state, trainer
 from minigpt_cli.training.measuring import Measured, Measuring
+from minigpt_cli.training.schedules import lr_factor
 
 Poison = Callable[[Callable[[int], bool]], None]
 
@@ -207,8 +212,68 @@ def test_what_may_change_may_change(sittings: Any, dataset: Any, tiny_config: An
     longer = tiny_config(optim__max_steps=6, optim__schedule="constant", eval__eval_every=3, eval__patience=5)
     events = sittings.train(run, longer, dataset(), resume=True)
     assert events[-1].step == 6
-    assert run.refresh().config == longer
+    noted = "4:max_steps=4 4:eval_every=4 4:patience=0"
+    assert run.refresh().config == longer.model_copy(update={"resume_changes": noted})
     assert run.record.resume_exact_history[-1].exact
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine-plateau"])
+def test_an_extended_run_never_jumps_and_is_no_straight_one(
+    schedule: str, sittings: Any, dataset: Any, tiny_config: Any, everything: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The plateau's tail ends when validation no longer improves: here, at once.
+    monkeypatch.setattr(Measuring, "__call__", lambda self: Measured(2.0, 2.0, 2.0, np.ones(8)))
+    first, longer = (tiny_config(optim__max_steps=n, optim__schedule=schedule, eval__eval_every=1) for n in (6, 24))
+    found = []
+    for name, stops in (("whole", [None]), ("parts", [1, 3, None])):
+        run = sittings.begin(name, first, dataset())
+        sittings.train(run, first, dataset())
+        ended = run.refresh().record.stop_step
+        for stop_at in stops:
+            sittings.train(run, longer, dataset(), stop_at=stop_at, resume=True)
+        found.append(everything(run))
+        rates = [event.lr for event in run.metrics()]
+        assert max(abs(a - b) for a, b in pairwise(rates[ended - 1 : ended + 4])) <= 0.34 * longer.optim.lr  # over two steps
+        assert rates[ended + 3] == longer.optim.lr * lr_factor(ended + 3, longer.optim)
+        joined = run.record.resume_exact_history[0]
+        assert (joined.exact, joined.reasons) == (False, ["max_steps was 6 and is now 24"])
+        assert run.config.resume_changes.split()[0] == f"{ended}:max_steps=6"
+    assert found[0] == found[1]
+    straight = sittings.begin("straight", longer, dataset())
+    sittings.train(straight, longer, dataset())
+    assert recipe_of(straight.refresh()) != recipe_of(run.refresh())
+    assert everything(straight)["last"] != found[0]["last"]
+
+
+def test_an_extended_run_is_repeated_to_the_bit_from_its_configuration(sittings: Any, dataset: Any, tiny_config: Any) -> None:
+    first, longer = (tiny_config(optim__max_steps=n, optim__schedule="wsd") for n in (6, 12))
+    run = sittings.begin("run", first, dataset())
+    sittings.train(run, first, dataset(), stop_at=5)
+    sittings.train(run, longer, dataset(), resume=True)
+    again = sittings.begin("again", run.refresh().config, dataset())
+    sittings.train(again, again.config, dataset())
+    assert again.refresh().config == run.config
+    assert again.record.files["last.safetensors"] == run.record.files["last.safetensors"]
+    assert recipe_of(again) == recipe_of(run)
+
+
+def test_sessions_and_threads_do_not_make_another_recipe_and_patience_does(sittings: Any, dataset: Any, tiny_config: Any) -> None:
+    settings = tiny_config(optim__max_steps=8)
+    whole, parts, other = (sittings.begin(name, settings, dataset()) for name in ("whole", "parts", "other"))
+    for run, change in ((whole, {}), (parts, {"compute__threads": 2}), (other, {"eval__patience": 9})):
+        sittings.train(run, tiny_config(optim__max_steps=8, eval__time_limit=60.0), dataset(), stop_at=4)
+        sittings.train(run, tiny_config(optim__max_steps=8, **change), dataset(), resume=True)
+    assert recipe_of(parts.refresh()) == recipe_of(whole.refresh())
+    assert "4:patience=0" in other.refresh().config.resume_changes
+    assert recipe_of(other) != recipe_of(whole)
+
+
+@pytest.mark.parametrize(
+    "text", ["x", "3", "3:max_steps=x", "3:max_steps=6  4:seed=1", "5:patience=1 4:patience=2", "3:lr_scale=.", "3:a=1 " * 2000]
+)
+def test_changes_that_cannot_be_read_are_refused(text: str, tiny_config: Any) -> None:
+    with pytest.raises(ValidationError, match="resume_changes"):
+        tiny_config(resume_changes=text)
 
 
 def test_where_it_cannot_be_exact_it_says_so_and_goes_on(sittings: Any, dataset: Any, tiny_config: Any) -> None:

@@ -29,6 +29,35 @@ def test_the_rate_never_rises_after_the_warm_up_and_ends_near_the_floor(schedule
     assert 0.1 <= factors[-1] < 0.13
 
 
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize(("joined", "steps"), [(100, 200), (60, 200), (60, 80), (5, 200)])
+@pytest.mark.parametrize("warmup_steps", [0, 10])
+def test_a_run_of_other_length_is_joined_without_a_jump(schedule: str, joined: int, steps: int, warmup_steps: int) -> None:
+    before, after = (config(schedule, max_steps=n, warmup_steps=warmup_steps) for n in (100, steps))
+    factors = [lr_factor(step, after, f"{joined}:max_steps=100") for step in range(steps)]
+    own, straight = ([lr_factor(step, each) for step in range(max(100, steps))] for each in (before, after))
+    assert factors[:joined] == own[:joined]
+    assert factors[joined + 10 :] == straight[joined + 10 : steps]
+    at = own[joined - 1]
+    for i in range(10):  # a straight line from the rate at the join to the schedule
+        assert factors[joined + i] == pytest.approx(at + (straight[joined + i] - at) * (i + 1) / 11)
+
+
+def test_a_run_may_be_joined_again_and_while_it_still_joins() -> None:
+    final, changes = config("linear", max_steps=400), "100:max_steps=100 105:max_steps=200 105:max_steps=300"
+    factors = [lr_factor(step, final, changes) for step in range(400)]
+    assert factors[:105] == [lr_factor(step, config("linear", max_steps=200), "100:max_steps=100") for step in range(105)]
+    assert factors[115:] == [lr_factor(step, final) for step in range(115, 400)]
+    assert all(abs(a - b) < 0.1 for a, b in pairwise(factors))
+
+
+def test_the_rate_of_a_lowered_tail_is_where_the_join_begins() -> None:
+    longer, changes = config("cosine-plateau", max_steps=300), "120:max_steps=100 120:lr_scale=0.25"
+    assert lr_factor(119, longer, changes) == pytest.approx(0.1)  # the tail lowers it from outside
+    at, straight = 0.1 * 0.25, lr_factor(120, longer)
+    assert lr_factor(120, longer, changes) == pytest.approx(at + (straight - at) / 11)
+
+
 def test_cosine_is_halfway_in_the_middle() -> None:
     assert lr_factor(55, config("cosine")) == pytest.approx(0.55)
 
