@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from minigpt_cli import durable, snapshots, tensorfiles
+from minigpt_cli.bounds import COUNT_LIMIT
 from minigpt_cli.config import RunConfig
 from minigpt_cli.durable import check_space
 from minigpt_cli.errors import MiniGPTError, RunDamaged, UsageError
@@ -238,7 +239,7 @@ def _read_resume(folder: Path, record: RunRecord) -> ResumePoint:
     last = _read_tensors(folder, record, LAST, config, tokenizer.vocab_size)
     resume = tensorfiles.read(folder / RESUME, _recorded(folder, record, RESUME))
     state = durable.parse_json(resume.metadata.get(_STATE, "null").encode("utf-8", "surrogatepass"), f"the state in {folder / RESUME}")
-    if not isinstance(state, dict) or type(state.get("step")) is not int or state["step"] < 0:
+    if not isinstance(state, dict) or type(state.get("step")) is not int or not 0 <= state["step"] <= COUNT_LIMIT:
         raise RunDamaged(f"{folder / RESUME} holds no training state")
     return ResumePoint(last.tensors, resume.tensors, state, record, config, tokenizer)
 

@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from minigpt_cli.bounds import COUNT_LIMIT, NATS_LIMIT, SECONDS_LIMIT, Line
+
 SCHEMA_VERSION = 1
 CHANGES_LIMIT = 10_000  # characters of resume_changes
 
@@ -139,13 +141,13 @@ ModelConfig = Annotated[BigramConfig | ClassicConfig | ModernConfig | MoEConfig,
 class DataConfig(_Frozen):
     """Which text, cut into which tokens."""
 
-    source: str = ""
+    source: Line = ""
     """Text file, folder, '-' for stdin, or a named corpus; empty: data/input.txt if it is there, else python-docs."""
-    tokenizer: str = "char"
+    tokenizer: Line = "char"
     """char, byte, bpe, gpt2, or a tokenizer.json file."""
     vocab_size: int = Field(512, ge=257, le=1 << 20)
     """Vocabulary to train; used with --tokenizer bpe."""
-    min_pair_freq: int = Field(2, ge=1)
+    min_pair_freq: int = Field(2, ge=1, le=COUNT_LIMIT)
     """Pairs rarer than this are not merged; used with --tokenizer bpe."""
     ascii_only: bool = False
     """Drop every character outside ASCII."""
@@ -181,13 +183,13 @@ class OptimConfig(_Frozen):
     """AdamW's decay of the squared-gradient average."""
     muon_momentum: float = Field(0.95, ge=0, lt=1)
     """Muon's momentum (Nesterov)."""
-    grad_clip: float = Field(0.0, ge=0)
+    grad_clip: float = Field(0.0, ge=0, le=1e9)
     """Clip the gradient's norm to this; 0: no clipping."""
     schedule: Literal["constant", "linear", "cosine", "wsd", "cosine-plateau"] = "wsd"
     """Shape of the learning rate over the run, after the warm-up."""
-    warmup_steps: int = Field(10, ge=0)
+    warmup_steps: int = Field(10, ge=0, le=COUNT_LIMIT)
     """Steps over which the learning rate rises linearly from zero."""
-    min_lr: float = Field(0.0, ge=0)
+    min_lr: float = Field(0.0, ge=0, le=10)
     """Learning rate at the end of the schedule (of AdamW; Muon keeps the same ratio)."""
     cooldown_frac: float = Field(0.6, ge=0, le=1)
     """Share of the run over which the learning rate falls; used with --schedule wsd."""
@@ -197,9 +199,9 @@ class OptimConfig(_Frozen):
     """Forward passes added up before each step."""
     auto_batch: bool = False
     """When memory runs out, halve the batch and accumulate twice as often, at the same total."""
-    max_steps: int = Field(0, ge=0)
+    max_steps: int = Field(0, ge=0, le=COUNT_LIMIT)
     """Steps to train; 0: as many as fit --time-budget at the speed measured before step 0."""
-    time_budget: Duration = Field(180.0, gt=0)
+    time_budget: Duration = Field(180.0, gt=0, le=SECONDS_LIMIT)
     """Training time to plan for when --max-steps is 0, as 90s, 3m or 1.5h."""
     ema: float = Field(0.99, ge=0, lt=1)
     """Decay of an average of the weights, which is then what is evaluated and saved as best; 0: none."""
@@ -214,25 +216,25 @@ class OptimConfig(_Frozen):
 class EvalConfig(_Frozen):
     """When to measure and when to stop."""
 
-    eval_every: int = Field(0, ge=0)
+    eval_every: int = Field(0, ge=0, le=COUNT_LIMIT)
     """Steps between evaluations; 0: about twenty over the run."""
-    eval_iters: int = Field(0, ge=0)
+    eval_iters: int = Field(0, ge=0, le=COUNT_LIMIT)
     """Batches drawn at random for each evaluation; 0: the whole validation split where it is small, else 100."""
-    patience: int = Field(0, ge=0)
+    patience: int = Field(0, ge=0, le=COUNT_LIMIT)
     """Stop after this many evaluations without improvement; 0: never."""
     min_delta: float | Literal["auto"] = 0.0
     """How much lower a validation loss must be to count as improvement (nats per token); auto: the measured noise of one evaluation."""
-    target_loss: float = Field(0.0, ge=0)
+    target_loss: float = Field(0.0, ge=0, le=NATS_LIMIT)
     """Stop when the validation loss reaches this (nats per token); 0: no target."""
-    time_limit: Duration = Field(0.0, ge=0)
+    time_limit: Duration = Field(0.0, ge=0, le=SECONDS_LIMIT)
     """Stop and save after this much training time, as 90s, 3m or 1.5h; 0: no limit."""
-    save_every: int = Field(0, ge=0)
+    save_every: int = Field(0, ge=0, le=COUNT_LIMIT)
     """Steps between saves besides those at evaluations; 0: none."""
 
     @model_validator(mode="after")
     def _improvement_is_not_negative(self) -> EvalConfig:
-        if isinstance(self.min_delta, float) and self.min_delta < 0:
-            raise ValueError(f"--min-delta {self.min_delta:g} is below 0")
+        if isinstance(self.min_delta, float) and not 0 <= self.min_delta <= NATS_LIMIT:
+            raise ValueError(f"--min-delta {self.min_delta:g} is not between 0 and {NATS_LIMIT:g}")
         return self
 
 

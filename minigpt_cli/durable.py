@@ -2,7 +2,8 @@
 
 A file is written beside itself (`.name.<random>.tmp`), flushed to disk and renamed, so that at every instant the name
 holds the old content or the new. Reads are bounded in size, never follow a symbolic link at the last step, and open
-nothing but regular files (a FIFO would hang). JSON is refused when it holds NaN, a duplicate key or absurd nesting.
+nothing but regular files (a FIFO would hang). JSON is refused when it holds NaN, a duplicate key, half of a surrogate
+pair or absurd nesting.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any, NamedTuple, NoReturn
 from minigpt_cli.errors import MiniGPTError, RunDamaged
 
 JSON_LIMIT = 4 << 20  # bytes; a run.json is a few kilobytes
+JSON_DEPTH = 100  # lists in lists; ours have five
 TEMPORARY = ".tmp"
 
 NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
@@ -170,7 +172,8 @@ def read_bounded(path: Path, limit: int = JSON_LIMIT) -> bytes:
 
 
 def parse_json(data: bytes, where: str) -> Any:
-    """The value of strict JSON: UTF-8, no NaN or Infinity, no duplicate key, no absurd nesting. Raises RunDamaged naming `where`."""
+    """The value of strict JSON: UTF-8, no NaN or Infinity, no duplicate key, no half of a surrogate pair (which no file or terminal could
+    be given), no more than JSON_DEPTH levels. Raises RunDamaged naming `where`."""
 
     def refuse(constant: str) -> NoReturn:
         raise ValueError(f"{constant} is not JSON")
@@ -182,11 +185,28 @@ def parse_json(data: bytes, where: str) -> Any:
         return found
 
     try:
-        return json.loads(data.decode("utf-8"), parse_constant=refuse, object_pairs_hook=unique)
+        text = data.decode("utf-8")
+        value = json.loads(text, parse_constant=refuse, object_pairs_hook=unique)
+        if text.count("[") + text.count("{") > JSON_DEPTH:
+            _check_depth(value)
+        if "\\ud" in text or "\\uD" in text:
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        return value
     except RecursionError as error:
-        raise RunDamaged(f"{where} is not valid: nested too deeply") from error
+        raise RunDamaged(f"{where} is not valid JSON: nested too deeply") from error
+    except UnicodeEncodeError as error:
+        raise RunDamaged(f"{where} is not valid JSON: it holds half of a surrogate pair, \\u{ord(error.object[error.start]):x}") from error
     except ValueError as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
         raise RunDamaged(f"{where} is not valid JSON: {one_line(str(error))}") from error
+
+
+def _check_depth(value: Any) -> None:
+    level = [value]
+    for _ in range(JSON_DEPTH + 1):
+        level = [item for part in level for item in (part.values() if type(part) is dict else part if type(part) is list else ())]
+        if not level:
+            return
+    raise ValueError("nested too deeply")
 
 
 def read_json(path: Path, limit: int = JSON_LIMIT) -> Any:

@@ -1,13 +1,16 @@
 """What training says while it works. Each is a line of `train --json`; `Evaluated` is also the line in metrics.jsonl.
 
-One object, several readers: the screen, the run directory, scripts. Times are seconds, losses nats per token.
+One object, several readers: the screen, the run directory, scripts. What a line of metrics.jsonl may hold is bounded
+(bounds.py). Times are seconds, losses nats per token.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
+
+from minigpt_cli.bounds import Count, Figure, Line, MaybeFigure, MaybeNats, Seconds
 
 StopReason = Literal[
     "max_steps",
@@ -20,14 +23,16 @@ StopReason = Literal[
     "plateau",
     "pruned",
     "failed",
+    "imported",  # made from somebody else's weights, not trained here
 ]
+_Shares = Annotated[list[Annotated[float, Field(ge=0, le=1)]], Field(max_length=1024)]
 
 
 class _Event(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", ser_json_inf_nan="null")
 
-    run: str
-    step: int
+    run: Line
+    step: Count
 
 
 class Started(_Event):
@@ -63,18 +68,18 @@ class Evaluated(_Event):
     """One evaluation."""
 
     event: Literal["evaluated"] = "evaluated"
-    train_loss: float | None  # nats per token
-    val_loss: float | None  # nats per token; None where it was not finite
-    nats_per_char: float | None  # of the validation text
-    lr: float
-    tokens_seen: int
-    tokens_per_s: float
-    elapsed_s: float  # of training, over all sittings
+    train_loss: MaybeNats  # nats per token
+    val_loss: MaybeNats  # nats per token; None where it was not finite
+    nats_per_char: MaybeNats  # of the validation text
+    lr: Figure
+    tokens_seen: Count
+    tokens_per_s: Figure
+    elapsed_s: Seconds  # of training, over all sittings
     is_best: bool
-    patience_left: int | None = None  # None: no early stopping
-    grad_norm: float | None = None
-    expert_load: list[list[float]] | None = None  # share of tokens by layer and expert
-    router_entropy: float | None = None  # nats, mean over layers
+    patience_left: Count | None = None  # None: no early stopping
+    grad_norm: MaybeFigure = None
+    expert_load: Annotated[list[_Shares], Field(max_length=1024)] | None = None  # share of tokens by layer and expert
+    router_entropy: MaybeFigure = None  # nats, mean over layers
 
 
 class Saved(_Event):

@@ -1,32 +1,26 @@
 """What a run says of itself: the frozen records in run.json and annotations.json. No torch.
 
-run.json carries the checksum of its own content, so that a flipped bit in it is noticed as surely as one in the
-weights; `files` names the generation of files that it belongs to.
+Every value is of one of the kinds in bounds.py, so what can be read can be shown, summed and compared. run.json carries
+the checksum of its own content, so that a flipped bit in it is noticed as surely as one in the weights; `files` names the
+generation of files that it belongs to.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from minigpt_cli import durable
-from minigpt_cli.errors import RunDamaged
+from minigpt_cli.bounds import Count, Figure, Line, MaybeNats, Moment, Nats, Seconds, Text
+from minigpt_cli.errors import MiniGPTError, RunDamaged
+from minigpt_cli.events import StopReason
 
 RECORD_SCHEMA_VERSION = 1
 Status = Literal["running", "finished", "interrupted", "failed", "crashed"]
-
-
-def _finite_or_none(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-MaybeLoss = Annotated[float | None, BeforeValidator(_finite_or_none)]
-"""A number of nats, or None where it was not finite (JSON has no NaN)."""
 
 
 class _Record(BaseModel):
@@ -36,10 +30,10 @@ class _Record(BaseModel):
 class Best(_Record):
     """The best validation result."""
 
-    step: int = Field(ge=0)
-    nats_per_token: float
-    nats_per_char: float
-    ci95: tuple[float, float] | None = None
+    step: Count
+    nats_per_token: Nats
+    nats_per_char: Nats
+    ci95: tuple[Nats, Nats] | None = None
     """95 % interval of nats_per_char by block bootstrap; set by the final re-score."""
     whole_split: bool = False
     """Scored on every character of the validation split, not on samples of it."""
@@ -48,91 +42,94 @@ class Best(_Record):
 class SplitRecord(_Record):
     """One split of the text."""
 
-    sha256: str
-    n_tokens: int = Field(ge=0)
-    n_chars: int = Field(ge=0)
-    n_bytes: int = Field(ge=0)
+    sha256: Line
+    n_tokens: Count
+    n_chars: Count
+    n_bytes: Count
 
 
 class Corpus(_Record):
     """The text that a run was trained on."""
 
-    label: str
-    sha256: str
-    dataset_dir: str = ""
-    splits: dict[str, SplitRecord] = {}
+    label: Line
+    sha256: Line
+    dataset_dir: Line = ""
+    splits: dict[Line, SplitRecord] = Field({}, max_length=16)
 
 
 class FileRecord(_Record):
     """Size and checksum of a file of this generation (for metrics.jsonl: of its first `bytes` bytes)."""
 
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    bytes: int = Field(ge=0)
+    bytes: Count
 
 
 class Base(_Record):
     """The run or file whose weights this run started from."""
 
-    run: str
-    sha256: str
+    run: Line
+    sha256: Line
 
 
 class Sitting(_Record):
     """One time that the run was continued, and whether it could continue to the bit."""
 
-    step: int
+    step: Count
     exact: bool
-    reasons: list[str] = []
+    reasons: list[Text] = Field([], max_length=1000)
 
 
 class RunRecord(_Record):
     """run.json: what was run, on what, and how it ended."""
 
     schema_version: Literal[1] = 1
-    name: str
+    name: Line
     status: Status = "running"
-    stop_reason: str | None = None
-    created_at: str = ""
-    """UTC, ISO 8601."""
-    updated_at: str = ""
-    """UTC, ISO 8601: the last save."""
-    argv: list[str] = []
-    preset: str | None = None
-    git_commit: str | None = None
+    stop_reason: StopReason | None = None
+    created_at: Moment = ""
+    updated_at: Moment = ""
+    """The last save."""
+    argv: list[Text] = Field([], max_length=10_000)
+    preset: Line | None = None
+    git_commit: Line | None = None
     git_dirty: bool | None = None
-    versions: dict[str, str] = {}
-    device: str = "cpu"
-    device_name: str = ""
-    threads: int = 0
-    world_size: int = 1
-    arch: str = ""
-    tokenizer: str = ""
+    versions: dict[Line, Line] = Field({}, max_length=1000)
+    device: Line = "cpu"
+    device_name: Line = ""
+    threads: Count = 0
+    world_size: Count = 1
+    arch: Line = ""
+    tokenizer: Line = ""
     corpus: Corpus | None = None
-    vocab_size: int = Field(0, ge=0)
-    n_params: int = Field(0, ge=0)
-    n_active_params: int = Field(0, ge=0)
+    vocab_size: Count = 0
+    n_params: Count = 0
+    n_active_params: Count = 0
     best: Best | None = None
-    final_train_loss: MaybeLoss = None
+    final_train_loss: MaybeNats = None
     """Nats per token."""
-    final_val_loss: MaybeLoss = None
+    final_val_loss: MaybeNats = None
     """Nats per token."""
-    stop_step: int = Field(0, ge=0)
-    tokens_seen: int = Field(0, ge=0)
-    elapsed_s: float = Field(0.0, ge=0)
-    group: str | None = None
-    left_open: dict[str, str | int | float] | None = None
+    stop_step: Count = 0
+    tokens_seen: Count = 0
+    elapsed_s: Seconds = 0.0
+    group: Line | None = None
+    left_open: Annotated[dict[Line, Line | Count | Figure], Field(max_length=1000)] | None = None
     """What auto, 0 or a time budget left open when training was asked for, by dotted name, as it was asked; config.json has what became
     of it. None: a run from before this was recorded."""
     base: Base | None = None
-    files: dict[str, FileRecord] = {}
+    files: dict[Line, FileRecord] = Field({}, max_length=100)
     """The generation of files that this record belongs to."""
-    metrics_bytes: int = Field(0, ge=0)
+    metrics_bytes: Count = 0
     """Length of metrics.jsonl in this generation; what is beyond it is dropped on resume."""
-    resume_exact_history: list[Sitting] = []
+    resume_exact_history: list[Sitting] = Field([], max_length=100_000)
 
     def to_json(self) -> str:
-        """The text of run.json, with its own checksum in it."""
-        content = self.model_dump(mode="json")
+        """The text of run.json, with its own checksum in it. Raises MiniGPTError for what could not be read again."""
+        content = self.model_dump(warnings=False)  # where `model_copy` let something in, the next line says so
+        try:
+            content = type(self).model_validate(content).model_dump(mode="json")
+        except ValidationError as error:
+            raise MiniGPTError(f"run {self.name!r} cannot be recorded: {durable.first_line_of(error.errors())}") from error  # type: ignore[arg-type]
         return json.dumps({**content, "checksum": _checksum(content)}, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
     @classmethod
@@ -160,11 +157,14 @@ def _checksum(content: dict[str, Any]) -> str:
     return hashlib.sha256(canonical.encode("utf-8")).hexdigest()
 
 
+Tag = Annotated[Line, Field(max_length=60)]
+
+
 class Annotations(_Record):
     """annotations.json: what people say of a run; never touched by training."""
 
-    tags: list[str] = []
-    note: str = ""
+    tags: list[Tag] = Field([], max_length=1000)
+    note: Text = ""
 
 
 def now() -> str:

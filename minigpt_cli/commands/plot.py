@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from minigpt_cli.commands.options import JsonFlag, OptionalRunArguments, RunsDir
+from minigpt_cli.commands.run_fields import find_readable
 from minigpt_cli.display import console
 from minigpt_cli.errors import UsageError
 from minigpt_cli.runstore import Run, RunStore
@@ -46,7 +47,7 @@ def plot(
     Draws curves of one run or several over each other, the best step marked.
     """
     store = RunStore(runs_dir)
-    chosen = list({found.name: found for found in (store.find(name) for name in run or ["latest"])}.values())
+    chosen = find_readable(store, run or ["latest"])
     if not run and not json:
         console.notice(f"plotting {chosen[0].name}")
     page = html or (out if out is not None and out.suffix.lower() in (".html", ".htm") else None)

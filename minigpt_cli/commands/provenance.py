@@ -7,6 +7,7 @@ import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
 
+from minigpt_cli.bounds import line
 from minigpt_cli.records import RunRecord, now
 
 _PACKAGES = {"minigpt": "minigpt-cli", "torch": "torch", "numpy": "numpy", "tokenizers": "tokenizers"}
@@ -18,7 +19,7 @@ def new_record(name: str, *, preset: str | None, group: str | None = None) -> Ru
     return RunRecord(
         name=name,
         created_at=now(),
-        argv=["minigpt", *sys.argv[1:]],
+        argv=["minigpt", *(line(argument) for argument in sys.argv[1:])],
         preset=preset,
         group=group,
         git_commit=commit,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from minigpt_cli.errors import MiniGPTError, UsageError, unknown_name
+from minigpt_cli.display import console
+from minigpt_cli.errors import MiniGPTError, RunDamaged, UsageError, unknown_name
 from minigpt_cli.leaderboard import text_sha256
-from minigpt_cli.runstore import DamagedRun, Run
+from minigpt_cli.runstore import DamagedRun, Run, RunStore
 
 _OF_RECORD = (
     "arch", "tokenizer", "created_at", "updated_at", "preset", "group", "git_commit", "git_dirty", "device", "device_name", "threads",
@@ -18,6 +19,7 @@ _LISTED = (
     "run", "status", "arch", "tokenizer", "corpus", "nats_per_char", "ci95", "val_loss", "best_step", "stop_step", "stop_reason",
     "n_params", "n_active_params", "tokens_seen", "elapsed_s", "created_at", "preset", "group", "text_sha256",
 )  # fmt: skip
+_WARNINGS = 5  # lines about single runs, where hundreds may be damaged
 _OF_BEST = {"nats_per_char": "nats_per_char", "val_loss": "nats_per_token", "best_step": "step", "ci95": "ci95"}
 
 
@@ -108,6 +110,35 @@ def listing(run: Run | DamagedRun) -> dict[str, Any]:
         return {"run": run.name, "status": "damaged", "reason": run.reason}
     fields = RunFields(run)
     return {name: fields.get(name) for name in _LISTED} | {"tags": fields["tag"], "note": fields["note"]}
+
+
+def warn_of_unreadable(entries: Iterable[Run | DamagedRun]) -> None:
+    """Say which runs a table leaves out because their records cannot be read, and why."""
+    damaged = [entry for entry in entries if isinstance(entry, DamagedRun)]
+    for entry in damaged[:_WARNINGS]:
+        console.warn(f"{entry.name} is left out: {entry.reason}")
+    if len(damaged) > _WARNINGS:
+        console.warn(f"{len(damaged) - _WARNINGS} more are left out: minigpt runs list names them")
+
+
+def find_readable(store: RunStore, names: Sequence[str]) -> list[Run]:
+    """The runs of these names, each once; one that cannot be read is named with the reason and left out. Raises RunDamaged if none can."""
+    found: dict[str, Run] = {}
+    problems = []
+    for name in names:
+        try:
+            run = store.find(name)
+            _ = run.config
+            for _ in run.metrics():
+                pass
+            found[run.name] = run
+        except RunDamaged as error:
+            problems.append(error)
+    if not found:
+        raise problems[0]
+    for problem in problems:
+        console.warn(f"left out: {problem}")
+    return list(found.values())
 
 
 def one_format(*, json: bool, csv: bool, md: bool) -> None:

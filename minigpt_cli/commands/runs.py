@@ -9,7 +9,7 @@ import typer
 
 from minigpt_cli.commands.mounting import Mount, lazy_group
 from minigpt_cli.commands.options import CsvFlag, JsonFlag, MarkdownFlag, OptionalRun, RunArgument, RunArguments, RunsDir, YesFlag
-from minigpt_cli.commands.run_fields import RunFields, listing, one_format, ordered, select
+from minigpt_cli.commands.run_fields import RunFields, listing, one_format, ordered, select, warn_of_unreadable
 from minigpt_cli.display import console
 from minigpt_cli.errors import RunNotFound, UsageError, unknown_name
 from minigpt_cli.leaderboard import Row
@@ -140,7 +140,9 @@ def leaderboard(
     from minigpt_cli.commands import ranking
     from minigpt_cli.evaluation.ranking import Folded
 
-    chosen = select(RunStore(runs_dir).runs(), where=where, tags=tag)
+    everything = RunStore(runs_dir).list()
+    warn_of_unreadable(everything)
+    chosen = select((run for run in everything if isinstance(run, Run)), where=where, tags=tag)
     if fold_seeds:
         recipes = ranking.by_field(ranking.folded(ranking.within(chosen, budget)), sort, list(Folded.__dataclass_fields__))
         ranking.show_folded(recipes[: top or None], json=json, csv=csv, md=md)

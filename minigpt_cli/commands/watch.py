@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from minigpt_cli.commands.options import JsonFlag, OptionalRunArguments, RunsDir
+from minigpt_cli.commands.run_fields import find_readable
 from minigpt_cli.display import console
 from minigpt_cli.display.watching import Observed, show_live
 from minigpt_cli.events import Started, Stopped
@@ -34,7 +35,7 @@ def watch(
     Shows the live view of runs that train, or have trained, from another terminal. Off a terminal: a line per evaluation.
     """
     store = RunStore(runs_dir)
-    chosen = list({found.name: found for found in (store.find(name) for name in run or ["latest"])}.values())
+    chosen = find_readable(store, run or ["latest"])
     if not run and not json:
         console.notice(f"watching {chosen[0].name}")
     if json or not console.is_terminal(sys.stdout):

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from minigpt_cli.bounds import line
 from minigpt_cli.data.dataset import RECORD, SPLITS, TOKENIZER, Dataset, DatasetRecord, SplitRecord, cached, dtype_for, open_dataset
 from minigpt_cli.data.workshop import put_in_place, workshop
 from minigpt_cli.durable import explained, parse_json, write_atomic
@@ -211,7 +212,7 @@ def prepare_chat(config: Any, recipe: Any, data_dir: Path, out: Path | None) -> 
             write_atomic(folder / TOKENIZER, json_text)
             record = DatasetRecord(
                 key=key,
-                label=path.name,
+                label=line(path.name),
                 sha256=digest.hexdigest(),
                 n_chars=n_chars,
                 n_bytes=n_bytes,

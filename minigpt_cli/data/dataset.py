@@ -9,11 +9,12 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from minigpt_cli.bounds import Count, Figure, Line
 from minigpt_cli.durable import first_line_of, open_regular, read_bounded, read_json
 from minigpt_cli.errors import RunDamaged, TextTooShort, UsageError
 from minigpt_cli.tokenization.contract import Tokenizer
@@ -25,6 +26,7 @@ RECORD = "dataset.json"
 TOKENIZER = "tokenizer.json"
 
 Dtype = Literal["uint16", "uint32"]
+Some = Annotated[Count, Field(ge=1)]
 
 
 class _Record(BaseModel):
@@ -34,28 +36,28 @@ class _Record(BaseModel):
 class SplitRecord(_Record):
     """What dataset.json says of one split."""
 
-    n_tokens: int = Field(ge=1)
-    n_chars: int = Field(ge=1)
-    n_bytes: int = Field(ge=1)
-    text_sha256: str
-    file_sha256: str
+    n_tokens: Some
+    n_chars: Some
+    n_bytes: Some
+    text_sha256: Line
+    file_sha256: Line
 
 
 class DatasetRecord(_Record):
     """The content of dataset.json."""
 
     schema_version: Literal[1] = 1
-    label: str
-    sha256: str  # of the whole text's UTF-8
-    n_chars: int = Field(ge=1)
-    n_bytes: int = Field(ge=1)
-    tokenizer: str
-    tokenizer_sha256: str  # of tokenizer.json
-    vocab_size: int = Field(ge=1)
+    label: Line
+    sha256: Line  # of the whole text's UTF-8
+    n_chars: Some
+    n_bytes: Some
+    tokenizer: Line
+    tokenizer_sha256: Line  # of tokenizer.json
+    vocab_size: Some
     dtype: Dtype
-    train_frac: float
-    test_frac: float
-    key: str  # of the text and the settings that made these files
+    train_frac: Figure
+    test_frac: Figure
+    key: Line  # of the text and the settings that made these files
     splits: dict[Literal["train", "val", "test"], SplitRecord]
 
 

@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from minigpt_cli import registry
+from minigpt_cli.bounds import line
 from minigpt_cli.config import DataConfig
 from minigpt_cli.data.chat import is_chat, prepare_chat
 from minigpt_cli.data.corpora import TextSource, data_folder, open_source
@@ -92,7 +93,7 @@ def prepare(
             yield from _build(folder, config, text, lengths, recipe, key)
             put_in_place(folder, target, lambda there: cached(there, key) is not None)
             found = open_dataset(target)
-        return replace(found, label=source.label)
+        return replace(found, label=line(source.label))
 
 
 def _prepare_conversations(config: DataConfig, data_dir: Path, out: Path | None) -> Generator[Preparing, None, Dataset]:
@@ -181,7 +182,7 @@ def _build(
         raise text.changed()
     record = DatasetRecord(
         key=key,
-        label=text.label,
+        label=line(text.label),
         sha256=text.sha256,
         n_chars=text.n_chars,
         n_bytes=text.n_bytes,

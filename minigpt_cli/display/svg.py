@@ -74,13 +74,14 @@ def _legend(number: int, label: str) -> str:
 
 def _ticks(low: float, high: float) -> list[float]:
     """About six round numbers that enclose `low` to `high`."""
-    if not high > low:
-        low, high = low - 0.5, high + 0.5
+    scale = max(abs(low), abs(high))
+    if not high - low > 1e-9 * scale:
+        low, high = low - max(0.5, 1e-6 * scale), high + max(0.5, 1e-6 * scale)
     rough = (high - low) / 5
     magnitude = 10 ** math.floor(math.log10(rough))
     step = next(m * magnitude for m in (1, 2, 2.5, 5, 10) if m * magnitude >= rough)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(i * step, 12) for i in range(first, last + 1)]
+    return [float(f"{i * step:.12g}") for i in range(first, last + 1)]
 
 
 def _short(value: float) -> str:

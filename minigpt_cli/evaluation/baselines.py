@@ -19,7 +19,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from minigpt_cli.durable import write_atomic
+from minigpt_cli.bounds import NATS_LIMIT
+from minigpt_cli.durable import read_json, write_atomic
 from minigpt_cli.errors import MiniGPTError
 
 TRAINING_CHARS = 1 << 25  # of a longer training text only the end is counted (xz -9 looks back 64 MiB)
@@ -98,10 +99,10 @@ def kept_path(folder: Path, training_sha256: str, text_sha256: str) -> Path:
 def find_kept(path: Path) -> Baselines | None:
     """Baselines computed before, or None."""
     try:
-        found = Baselines(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        found = Baselines(**read_json(path))
+    except (MiniGPTError, TypeError):
         return None
-    return found if all(isinstance(x, float) and math.isfinite(x) for x in asdict(found).values()) else None
+    return found if all(isinstance(x, float) and 0 <= x <= NATS_LIMIT for x in asdict(found).values()) else None
 
 
 def keep(path: Path, found: Baselines) -> None:

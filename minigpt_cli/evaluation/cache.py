@@ -10,22 +10,28 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_safetensors
 
-from minigpt_cli.durable import write_atomic
+from minigpt_cli.bounds import NATS_LIMIT, Count, Nats
+from minigpt_cli.durable import open_regular, parse_json, write_atomic
 from minigpt_cli.errors import MiniGPTError
 from minigpt_cli.evaluation.scores import Score
 
 FOLDER = "scores"
 MAX_CELLS = 4096
+_UNUSABLE = (OSError, SafetensorError, MiniGPTError, KeyError, TypeError, ValueError)  # a file that is no kept score
+SIZE_LIMIT = 1 << 32  # bytes: a text of 300 million characters
 _MIN_CELL = 64  # characters
 _VERSION = 1
 
@@ -77,11 +83,17 @@ def keep(run_dir: Path, key: ScoreKey, score: Score) -> None:
 def find(run_dir: Path, key: ScoreKey) -> Score | None:
     """The stored score of this key, or None."""
     try:
-        with safe_open(key.path(run_dir), framework="numpy") as file:
+        with _opened(key.path(run_dir)) as file:
             numbers = _numbers(file, key)
-            found = {name: np.asarray(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118 - not a mapping
-            char_nats, position, text, answers = (found.get(name) for name in ("char_nats", "char_position", "text", "answers"))
-            if char_nats is None or position is None or text is None or file.metadata()["body_sha256"] != _sha256(*_body(found)):
+            found = {
+                "char_nats": _array(file, "char_nats", np.float32, numbers["n_chars"]),
+                "char_position": _array(file, "char_position", np.uint16, numbers["n_chars"]),
+                "text": _array(file, "text", np.uint8, numbers["n_bytes"]),
+            }
+            if "answers" in file.keys():  # noqa: SIM118 - not a mapping
+                found["answers"] = np.asarray(file.get_tensor("answers"))
+            char_nats, position, text, answers = *list(found.values())[:3], found.get("answers")
+            if file.metadata()["body_sha256"] != _sha256(*_body(found)):
                 return None
             if not (key.text_sha256 == _sha256(text) if answers is None else _are_answers(answers, text, len(char_nats))):
                 return None
@@ -95,18 +107,58 @@ def find(run_dir: Path, key: ScoreKey) -> Score | None:
                 text=text.tobytes(),
                 answers=None if answers is None else answers.astype(np.int64),
             )
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+    except _UNUSABLE:
         return None
 
 
 def find_cells(run_dir: Path, key: ScoreKey) -> tuple[int, npt.NDArray[np.float64]] | None:
     """Characters in a cell and the mean nats per character of each consecutive cell of the text, or None: quick to read and to compare."""
     try:
-        with safe_open(key.path(run_dir), framework="numpy") as file:
-            _numbers(file, key)
-            return int(file.metadata()["cell"]), np.asarray(file.get_tensor("cells"))
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+        with _opened(key.path(run_dir)) as file:
+            cell = cell_chars(n_chars := _numbers(file, key)["n_chars"])
+            return cell, _array(file, "cells", np.float64, n_chars // cell)
+    except _UNUSABLE:
         return None
+
+
+class _Figures(BaseModel):
+    """The figures of a kept score."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    nats_per_token: Nats
+    nats_per_char: Nats
+    bits_per_byte: Nats
+    perplexity: float | None  # None: infinite
+    n_tokens: Count
+    n_chars: Annotated[Count, Field(ge=1)]
+    n_bytes: Count
+    block_chars: Annotated[Count, Field(ge=1)]
+    ci95_low: Nats
+    ci95_high: Nats
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """The kept score in a regular file of a reasonable size. Raises one of _UNUSABLE for anything else."""
+    fd = open_regular(path)
+    try:
+        if os.fstat(fd).st_size > SIZE_LIMIT:
+            raise ValueError("too large")
+    finally:
+        os.close(fd)
+    with safe_open(path, framework="numpy") as file:
+        yield file
+
+
+def _array(file: Any, name: str, dtype: type[Any], length: int) -> npt.NDArray[Any]:
+    """An array of the file, of numbers that a score can have. Raises ValueError."""
+    array: npt.NDArray[Any] = np.asarray(file.get_tensor(name))
+    if array.dtype != dtype or array.shape != (length,):
+        raise ValueError("not what is kept")
+    if array.dtype.kind == "f" and not (np.abs(array) <= NATS_LIMIT).all():
+        raise ValueError("not finite")
+    return array
 
 
 def _numbers(file: Any, key: ScoreKey) -> dict[str, Any]:
@@ -116,8 +168,7 @@ def _numbers(file: Any, key: ScoreKey) -> dict[str, Any]:
         raise ValueError("another key")
     if header["head_sha256"] != _sha256(header["key"], header["score"], header["cell"], np.asarray(file.get_tensor("cells"))):
         raise ValueError("damaged")
-    numbers: dict[str, Any] = json.loads(header["score"])
-    return numbers
+    return _Figures.model_validate(parse_json(header["score"].encode("utf-8"), "the score")).model_dump()
 
 
 def _are_answers(answers: npt.NDArray[Any], text: npt.NDArray[Any], n_chars: int) -> bool:

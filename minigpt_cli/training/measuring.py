@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from minigpt_cli.bounds import NATS_LIMIT
 from minigpt_cli.config import RunConfig
 from minigpt_cli.data.chat import answer_chars, answers
 from minigpt_cli.data.dataset import Dataset
@@ -27,7 +28,7 @@ _EVALUATION_STREAM = 0xE7A1
 
 
 class Measured(NamedTuple):
-    """One evaluation; None stands for a number that was not finite."""
+    """One evaluation; None stands for a number that was not finite, or beyond all sense."""
 
     train_loss: float | None  # nats per token
     val_loss: float | None  # nats per token
@@ -117,4 +118,4 @@ class Measuring:
     @staticmethod
     def _mean(nats: npt.NDArray[np.float64]) -> float | None:
         mean = float(nats.mean())
-        return mean if math.isfinite(mean) else None
+        return mean if abs(mean) <= NATS_LIMIT / 1000 else None  # a character may be several tokens

@@ -6,6 +6,7 @@ import platform
 
 import torch
 
+from minigpt_cli.bounds import line
 from minigpt_cli.checkpoints import ResumePoint
 from minigpt_cli.config import CHANGES_LIMIT, RunConfig, leaves
 from minigpt_cli.data.dataset import Dataset
@@ -135,7 +136,7 @@ def described(
     corpus = Corpus(
         label=dataset.label,
         sha256=dataset.sha256,
-        dataset_dir=str(dataset.dir),
+        dataset_dir=line(str(dataset.dir)),
         splits={
             name: SplitRecord(sha256=split.sha256, n_tokens=len(split.tokens), n_chars=split.n_chars, n_bytes=split.n_bytes)
             for name, split in splits.items()

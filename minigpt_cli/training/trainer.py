@@ -247,7 +247,7 @@ class _Trainer:
         reasons = [*changes, *resuming.inexact_reasons(resume.record, self.device, self.world)]
         try:
             self._take_over(resume)
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
             raise RunDamaged(
                 f"the training state of run {self.run.name!r} does not fit its configuration: {one_line(str(error))}"
             ) from error

@@ -1,0 +1,75 @@
+"""The kinds of value that a file may hold, each with its range: what every record read from a disk is made of. No torch.
+
+A run directory may come from anywhere. A value outside these ranges is refused where its file is read, so that nothing
+behind that point has to think of counts with four hundred digits, losses that overflow when they are squared, or times
+that are no times.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, Field
+
+COUNT_LIMIT = (1 << 63) - 1
+NATS_LIMIT = 1e12  # what a model that is certain and wrong pays is the size of its logits; sums and squares of this do not overflow
+SECONDS_LIMIT = 1e10  # three centuries
+FIGURE_LIMIT = 1e39  # float32 ends below it
+_YEARS = range(1970, 3000)  # far enough from where datetime overflows
+
+
+def _bounded(limit: float) -> BeforeValidator:
+    """None in place of a number that is not finite, or further from zero than `limit`."""
+
+    def check(value: Any) -> Any:
+        return None if isinstance(value, int | float) and not abs(value) <= limit else value
+
+    return BeforeValidator(check)
+
+
+def _in_utf8(value: Any) -> Any:
+    try:
+        if isinstance(value, str):
+            value.encode("utf-8")
+    except UnicodeEncodeError:
+        raise ValueError("is not UTF-8 (it holds half of a surrogate pair)") from None
+    return value
+
+
+def _moment(value: str) -> str:
+    """An ISO 8601 time with its zone, in UTC; '' where it is not known."""
+    if not value:
+        return value
+    try:
+        then = datetime.fromisoformat(value)
+    except ValueError:
+        raise ValueError("is not a time (ISO 8601)") from None
+    if then.tzinfo is None or then.year not in _YEARS:
+        raise ValueError(f"is not a time with its zone, in the years {_YEARS.start} to {_YEARS.stop - 1}")
+    return value if value.endswith("Z") else then.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+Count = Annotated[int, Field(ge=0, le=COUNT_LIMIT)]
+"""A number of things."""
+Nats = Annotated[float, Field(ge=-NATS_LIMIT, le=NATS_LIMIT)]
+"""A loss, or an end of its interval."""
+MaybeNats = Annotated[float | None, _bounded(NATS_LIMIT)]
+"""A loss, or None where it was not finite (JSON has no NaN) or beyond all sense."""
+MaybeFigure = Annotated[float | None, _bounded(FIGURE_LIMIT)]
+"""Any other measured number, or None where it was not finite."""
+Figure = Annotated[float, Field(ge=-FIGURE_LIMIT, le=FIGURE_LIMIT)]
+"""Any other measured number."""
+Seconds = Annotated[float, Field(ge=0, le=SECONDS_LIMIT)]
+"""A length of time."""
+Moment = Annotated[str, Field(max_length=40), AfterValidator(_moment)]
+"""A point in time: ISO 8601 with its zone, kept in UTC; '' where it is not known."""
+Line = Annotated[str, Field(max_length=4096), BeforeValidator(_in_utf8)]
+"""A name, a path, a label."""
+Text = Annotated[str, Field(max_length=1 << 17), BeforeValidator(_in_utf8)]
+"""As much as a person would type, or a shell pass on."""
+
+
+def line(text: str) -> str:
+    """`text` as it can be recorded: what is no Unicode (a file name in another encoding) replaced, and no longer than a `Line`."""
+    return text.encode("utf-8", "replace").decode("utf-8")[:4096]
