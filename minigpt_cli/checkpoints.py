@@ -27,7 +27,7 @@ from minigpt_cli.errors import MiniGPTError, RunDamaged, UsageError
 from minigpt_cli.memory import check_memory
 from minigpt_cli.models import lora
 from minigpt_cli.models.contract import build_model, outline
-from minigpt_cli.records import FileRecord, RunRecord, now
+from minigpt_cli.records import FileRecord, RunRecord
 from minigpt_cli.rundir import (
     ANNOTATIONS,
     CONFIG,
@@ -109,11 +109,11 @@ def save(
     resume_state: Mapping[str, Any],
     best: Mapping[str, Tensor] | None = None,
 ) -> RunRecord:
-    """Make a new generation and return its record; `best=None` keeps the best so far. The caller holds the run's lock and begins from the
+    """Make a new generation and return its record; `best=None` keeps the best so far. The caller begins from the
     record that `load_resume` or the last `save` gave. Raises MiniGPTError, with the generation before whole and no temporary file left."""
     tensors = {LAST: last, RESUME: resume} | ({BEST: best} if best is not None else {})
     metadata = {LAST: {"format": "pt"}, BEST: {"format": "pt"}, RESUME: {_STATE: json.dumps(resume_state, allow_nan=False)}}
-    with durable.explained(f"save run {run.name!r}"), snapshots.Staging(run) as staging:
+    with run.writing(), durable.explained(f"save run {run.name!r}"), snapshots.Staging(run) as staging:
         n_bytes = SLACK + sum(t.numel() * t.element_size() for group in tensors.values() for t in group.values())
         check_space(run.dir, n_bytes, f"free some space and go on with --resume {run.name}" if record.files else "")
         files = {n: staging.add(n, partial(tensorfiles.write, tensors=group, metadata=metadata[n])) for n, group in tensors.items()}
@@ -127,9 +127,9 @@ def save(
 
 def continue_from(run: Run, point: ResumePoint, record: RunRecord, config: RunConfig) -> RunRecord:
     """Make the generation of `point` the newest (again), with what `record` says and this configuration, and drop metrics beyond it.
-    The caller holds the run's lock. Returns the record as written. Raises MiniGPTError with nothing lost."""
+    Returns the record as written. Raises MiniGPTError with nothing lost."""
     files = dict(point.record.files)
-    with durable.explained(f"continue run {run.name!r}"), snapshots.Staging(run) as staging:
+    with run.writing(), durable.explained(f"continue run {run.name!r}"), snapshots.Staging(run) as staging:
         for name in (n for n in files if n not in (METRICS, CONFIG)):
             staging.keep(name, files[name])
         text = config_text(config).encode("utf-8")
@@ -139,12 +139,12 @@ def continue_from(run: Run, point: ResumePoint, record: RunRecord, config: RunCo
             files[CONFIG] = staging.add_bytes(CONFIG, text)
         record = record.model_copy(update={"files": files, "metrics_bytes": point.record.metrics_bytes})
         record = _commit(run, record, staging)
-    run.truncate_metrics(record.metrics_bytes)
+        run.truncate_metrics(record.metrics_bytes)
     return record
 
 
 def _commit(run: Run, record: RunRecord, staging: snapshots.Staging) -> RunRecord:
-    record = record.model_copy(update={"name": run.name, "updated_at": now()})
+    record = run.dated(record)
     staging.add_bytes(RECORD, record.to_json().encode("utf-8"))
     staging.commit()
     run.refresh()

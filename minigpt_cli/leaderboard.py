@@ -58,7 +58,7 @@ def rank(runs: Iterable[Run], tied: Callable[[Run, Run], bool] = intervals_overl
     for run in runs:
         if run.record.best is not None:
             groups[text_sha256(run)].append(run)
-    newest_first = sorted(groups.values(), key=lambda group: max((r.record.updated_at, r.record.created_at) for r in group), reverse=True)
+    newest_first = sorted(groups.values(), key=lambda group: max((r.record.place, r.record.created_at) for r in group), reverse=True)
     return [row for group in newest_first for row in _rank_group(group, tied)]
 
 

@@ -14,26 +14,50 @@ from minigpt_cli import durable
 from minigpt_cli.errors import MiniGPTError
 
 PATIENCE_S = 0.5  # a reader's probe holds the lock for microseconds; a writer waits that out
+_held: set[str] = set()  # paths that this process has locked
 
 
-def acquire(path: Path) -> Callable[[], None] | None:
+def acquire(path: Path, patience_s: float = PATIENCE_S) -> Callable[[], None] | None:
     """Lock the file at `path`; how to release it, or None while another process holds it."""
+    free = _acquire(path, patience_s)
+    if free is None:
+        return None
+    _held.add(name := os.path.abspath(path))
+
+    def release() -> None:
+        _held.discard(name)
+        free()
+
+    return release
+
+
+def is_ours(path: Path) -> bool:
+    """Whether this process holds the lock."""
+    return os.path.abspath(path) in _held
+
+
+def _acquire(path: Path, patience_s: float) -> Callable[[], None] | None:
     try:
         import fcntl
     except ImportError:  # pragma: no cover
-        return _acquire_without_flock(path)
-    with durable.explained("lock"):
-        fd = durable.open_regular(path, os.O_RDWR | os.O_CREAT)
-        deadline = time.monotonic() + PATIENCE_S
-        while True:
+        return _acquire_without_flock(path, patience_s)
+    deadline = time.monotonic() + patience_s
+    while True:
+        with durable.explained("lock"):
+            fd = durable.open_regular(path, os.O_RDWR | os.O_CREAT)
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return lambda: os.close(fd)  # closing frees the lock; the file stays, since unlinking it would race
+                if os.path.samestat(os.fstat(fd), os.lstat(path)):  # else its folder was renamed or removed, and this is another's lock
+                    return lambda: os.close(fd)  # closing frees the lock; the file stays, since unlinking it would race
             except BlockingIOError:
                 if time.monotonic() > deadline:
                     os.close(fd)
                     return None
-                time.sleep(0.01)
+            except BaseException:
+                os.close(fd)
+                raise
+            os.close(fd)
+            time.sleep(0.01)
 
 
 def is_locked(path: Path) -> bool:
@@ -60,13 +84,13 @@ def is_locked(path: Path) -> bool:
     return False
 
 
-def _acquire_without_flock(path: Path) -> Callable[[], None] | None:  # pragma: no cover
+def _acquire_without_flock(path: Path, patience_s: float = PATIENCE_S) -> Callable[[], None] | None:  # pragma: no cover
     """The same where there is no flock (Windows)."""
     import filelock
 
     lock = filelock.FileLock(path)
     try:
-        lock.acquire(timeout=PATIENCE_S)
+        lock.acquire(timeout=patience_s)
     except filelock.Timeout:
         return None
     return lock.release

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -89,6 +89,9 @@ class RunRecord(_Record):
     created_at: Moment = ""
     updated_at: Moment = ""
     """The last save."""
+    placed_at: Moment = ""
+    """The same, but after every save that this folder knew of when the run was begun or resumed: what `latest` goes by, since a clock can
+    be set back. '' until it is saved."""
     argv: list[Text] = Field([], max_length=10_000)
     preset: Line | None = None
     git_commit: Line | None = None
@@ -122,6 +125,11 @@ class RunRecord(_Record):
     metrics_bytes: Count = 0
     """Length of metrics.jsonl in this generation; what is beyond it is dropped on resume."""
     resume_exact_history: list[Sitting] = Field([], max_length=100_000)
+
+    @property
+    def place(self) -> str:
+        """Where the run stands among others, the last saved last; without `placed_at` (minigpt 0.1) by the clock alone."""
+        return self.placed_at or self.updated_at or self.created_at
 
     def to_json(self) -> str:
         """The text of run.json, with its own checksum in it. Raises MiniGPTError for what could not be read again."""
@@ -169,4 +177,13 @@ class Annotations(_Record):
 
 def now() -> str:
     """The present moment, UTC, ISO 8601."""
-    return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    return _written(datetime.now(UTC))
+
+
+def later_than(moment: str) -> str:
+    """The next moment; '' after ''."""
+    return _written(datetime.fromisoformat(moment) + timedelta(microseconds=1)) if moment else ""
+
+
+def _written(moment: datetime) -> str:
+    return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")

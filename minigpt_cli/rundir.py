@@ -7,8 +7,8 @@ what and where.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,14 +19,15 @@ from pydantic import ValidationError
 from minigpt_cli import durable, locks
 from minigpt_cli.config import RunConfig
 from minigpt_cli.durable import write_atomic
-from minigpt_cli.errors import RunDamaged
+from minigpt_cli.errors import RunDamaged, RunLocked, UsageError
 from minigpt_cli.events import Evaluated, Skipped
-from minigpt_cli.records import Annotations, RunRecord, now
+from minigpt_cli.records import Annotations, RunRecord, later_than, now
 
-CONFIG, RECORD, TOKENIZER, METRICS, ANNOTATIONS, LOCK = (
-    "config.json", "run.json", "tokenizer.json", "metrics.jsonl", "annotations.json", ".lock",
+CONFIG, RECORD, TOKENIZER, METRICS, ANNOTATIONS, LOCK, ANNOTATIONS_LOCK = (
+    "config.json", "run.json", "tokenizer.json", "metrics.jsonl", "annotations.json", ".lock", ".annotations.lock",
 )  # fmt: skip
 PREVIOUS = "previous"
+PATIENCE_S = 10.0  # several may tag a run at once; each takes as long as the disk does
 TOKENIZER_LIMIT = 64 << 20  # bytes
 LINE_LIMIT = 1 << 20  # bytes of one line in metrics.jsonl
 
@@ -121,9 +122,50 @@ class Run:
         except ValidationError as error:
             raise RunDamaged(f"{path} is not valid: {durable.first_line_of(error.errors())}") from error  # type: ignore[arg-type]
 
-    def annotate(self, annotations: Annotations) -> None:
-        """Replace tags and note."""
-        write_atomic(self.file(ANNOTATIONS), annotations.model_dump_json(indent=2) + "\n")
+    @contextmanager
+    def annotating(self) -> Iterator[None]:
+        """Hold the right to change tags and note, which a run that trains may be given too. Raises RunLocked."""
+        release = locks.acquire(self.file(ANNOTATIONS_LOCK), PATIENCE_S)
+        if release is None:
+            raise RunLocked(f"the tags of run {self.name!r} are being changed by another process: try again")
+        try:
+            yield
+        finally:
+            release()
+
+    def annotate(self, change: Callable[[Annotations], Annotations]) -> Annotations:
+        """Replace tags and note by what `change` makes of them; nobody else's change comes between. Raises UsageError for what cannot be
+        kept, RunLocked."""
+        with self.annotating():
+            try:
+                annotations = change(self.annotations)
+            except ValidationError as error:
+                raise UsageError(f"run {self.name!r} cannot be marked so: {durable.first_line_of(error.errors())}") from error  # type: ignore[arg-type]
+            write_atomic(self.file(ANNOTATIONS), annotations.model_dump_json(indent=2) + "\n")
+        return annotations
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Hold the right to change the record and its files: what this process has already, or takes for the block. Raises RunLocked."""
+        if locks.is_ours(self.file(LOCK)):
+            yield
+            return
+        release = locks.acquire(self.file(LOCK))
+        if release is None:
+            raise RunLocked(f"run {self.name!r} is being trained by another process: wait for it or stop it first")
+        try:
+            yield
+        finally:
+            release()
+
+    def dated(self, record: RunRecord) -> RunRecord:
+        """`record` as it is saved now: under this name, dated by the clock, and placed after whatever was saved before."""
+        with suppress(RunDamaged):
+            if record.placed_at:
+                record = record.model_copy(update={"placed_at": max(record.placed_at, read_record(self.file(RECORD)).placed_at)})
+        moment = now()
+        before = record.placed_at or _last_placed(self.dir.parent)
+        return record.model_copy(update={"name": self.name, "updated_at": moment, "placed_at": max(moment, later_than(before))})
 
     def write_config(self, config: RunConfig) -> None:
         """Write config.json of a run that has not saved yet (later: checkpoints.continue_from, or the newest save would not match)."""
@@ -135,13 +177,14 @@ class Run:
         write_atomic(self.file(TOKENIZER), tokenizer_json)
 
     def write_record(self, record: RunRecord) -> RunRecord:
-        """Write run.json, dated now; the record as written. The generation that it names stays: only a save changes that."""
-        update: dict[str, Any] = {"name": self.name, "updated_at": now()}
-        with suppress(RunDamaged):
-            on_disk = read_record(self.file(RECORD))
-            update |= {"files": on_disk.files, "metrics_bytes": on_disk.metrics_bytes}
-        record = record.model_copy(update=update)
-        write_atomic(self.file(RECORD), record.to_json())
+        """Write run.json, dated now; the record as written. The generation that it names stays: only a save changes that. Raises RunLocked
+        while another process trains here."""
+        with self.writing():
+            with suppress(RunDamaged):
+                on_disk = read_record(self.file(RECORD))
+                record = record.model_copy(update={"files": on_disk.files, "metrics_bytes": on_disk.metrics_bytes})
+            record = self.dated(record)
+            write_atomic(self.file(RECORD), record.to_json())
         self.refresh()
         return record
 
@@ -224,6 +267,15 @@ def read_record(path: Path) -> RunRecord:
         raise RunDamaged(f"{path} is missing: not a run, or one that never saved") from error
     except OSError as error:
         raise RunDamaged(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def _last_placed(runs_dir: Path) -> str:
+    """The latest place of a run in this folder, or of one saved by an older minigpt its time."""
+    places = [""]
+    for entry in runs_dir.iterdir():
+        with suppress(RunDamaged):
+            places.append(read_record(entry / RECORD).place)
+    return max(places)
 
 
 def config_text(config: RunConfig) -> str:

@@ -104,7 +104,7 @@ class RunStore:
         if wanted == "latest":
             if not (runs := self.runs()):
                 raise RunNotFound(f"no runs in {self.dir} yet: start with minigpt train")
-            return max(runs, key=lambda r: (r.record.updated_at, r.record.created_at, r.name))
+            return max(runs, key=lambda r: (r.record.place, r.record.created_at, r.name))
         if wanted == "top":
             if not (rows := self.leaderboard()):
                 raise RunNotFound(f"no scored runs in {self.dir} yet: start with minigpt train")
@@ -177,7 +177,8 @@ class RunStore:
         if release is None:
             raise RunLocked(f"run {run.name!r} is being trained by another process: wait for it or stop it first")
         try:
-            durable.sweep(run.dir)
+            with run.annotating():  # whose temporary file is none of a killed writer's
+                durable.sweep(run.dir)
             if durable.is_inside_real_folder(run.dir / PREVIOUS):
                 durable.sweep(run.dir / PREVIOUS)
             yield
@@ -188,10 +189,16 @@ class RunStore:
         """Give `run` another name. Raises UsageError if that exists, RunLocked if the run is live."""
         check_name(name)
         target = self.dir / name
-        if os.path.lexists(target):
-            raise UsageError(f"run {name!r} exists already in {self.dir}: choose another name")
-        with self.lock(run), durable.explained("rename"):
-            os.rename(run.dir, target)
+        with self.lock(run), run.annotating(), durable.explained("rename"):
+            try:
+                os.mkdir(target)  # the name is ours now, or somebody else's
+            except FileExistsError:
+                raise UsageError(f"run {name!r} exists already in {self.dir}: choose another name") from None
+            try:
+                os.rename(run.dir, target)
+            except OSError:
+                os.rmdir(target)
+                raise
             durable.sync_folder(self.dir)
         return Run(target)
 
@@ -199,7 +206,7 @@ class RunStore:
         """Delete a run directory. Raises RunLocked if it is live."""
         if not durable.is_inside_real_folder(run.dir):
             raise RunDamaged(f"{run.dir} is a symbolic link: remove it yourself")
-        with self.lock(Run(run.dir)), durable.explained("remove"):
+        with self.lock(Run(run.dir)), Run(run.dir).annotating(), durable.explained("remove"):
             doomed = self.dir / f".{run.name[:100]}.{secrets.token_hex(4)}{durable.TEMPORARY}"
             os.rename(run.dir, doomed)  # gone at once for every reader, even if deleting is interrupted
             try:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from minigpt_cli import durable, leaderboard, rundir, runstore
+from minigpt_cli import durable, leaderboard, records, rundir, runstore
 from minigpt_cli.config import RunConfig
 from minigpt_cli.errors import MiniGPTError, RunDamaged, RunLocked, RunNotFound, UsageError
 from minigpt_cli.events import Evaluated, Skipped
@@ -244,10 +244,10 @@ def test_json_that_is_not_a_record_is_one_line(store: RunStore, text: str) -> No
 
 def test_a_valid_checksum_does_not_excuse_a_wrong_schema(store: RunStore) -> None:
     run = make(store, "a")
-    record = RunRecord.model_construct(name="a", elapsed_s=-1.0, status="nonsense")
-    run.file("run.json").write_text(record.to_json())
+    content = run.record.model_dump(mode="json") | {"elapsed_s": -1.0, "status": "nonsense"}
+    run.file("run.json").write_text(json.dumps({**content, "checksum": records._checksum(content)}))
     with pytest.raises(RunDamaged, match="not a record of a run"):
-        _ = run.record
+        _ = run.refresh().record
 
 
 def test_a_huge_record_is_refused_before_it_is_read(store: RunStore) -> None:
@@ -361,7 +361,7 @@ def test_a_full_disk_leaves_no_half_line(store: RunStore, monkeypatch: pytest.Mo
 def test_annotations(store: RunStore) -> None:
     run = make(store, "a")
     assert run.annotations == Annotations()
-    run.annotate(Annotations(tags=["good"], note="the one with dropout"))
+    run.annotate(lambda before: Annotations(tags=[*before.tags, "good"], note="the one with dropout"))
     assert run.annotations.tags == ["good"]
     run.file("annotations.json").write_text('{"tags": 3}')
     with pytest.raises(RunDamaged, match="tags"):
@@ -380,6 +380,112 @@ def test_two_writers_cannot_share_a_run(store: RunStore) -> None:
                 action()
     assert not run.is_live()
     assert store.rename(run, "b").record.name == "b"
+
+
+TAGGER = """
+import sys
+from minigpt_cli.runstore import Annotations, RunStore
+run = RunStore(sys.argv[1]).find("a")
+for number in range(25):
+    run.annotate(lambda before: Annotations(tags=[*before.tags, f"{sys.argv[2]}-{number}"], note=before.note))
+"""
+
+
+def test_no_tag_is_lost_when_several_processes_tag_a_run_that_is_being_trained(store: RunStore) -> None:
+    run = make(store, "a", status="running")
+    with store.lock(run):
+        taggers = [subprocess.Popen([sys.executable, "-c", TAGGER, str(store.dir), str(i)]) for i in range(4)]
+        assert [tagger.wait(60) for tagger in taggers] == [0] * 4
+    assert sorted(run.annotations.tags) == sorted(f"{i}-{number}" for i in range(4) for number in range(25))
+    assert not list(run.dir.glob(".*.tmp"))
+
+
+def test_a_change_of_tags_that_cannot_be_kept_leaves_them_as_they_were(store: RunStore) -> None:
+    run = make(store, "a")
+    run.annotate(lambda _: Annotations(tags=["good"]))
+    with pytest.raises(UsageError, match="tags"):
+        run.annotate(lambda before: Annotations(tags=[*before.tags, "x" * 61]))
+    assert run.annotations.tags == ["good"]
+
+
+def test_whoever_waited_for_a_run_that_was_renamed_meanwhile_does_not_write_to_its_successor(store: RunStore) -> None:
+    run = make(store, "a")
+    waited = threading.Event()
+
+    def rename_and_replace(before: Annotations) -> Annotations:
+        run.dir.rename(store.dir / "b")
+        make(store, "a")
+        waited.set()
+        return before
+
+    failures: list[BaseException] = []
+
+    def tag() -> None:
+        try:
+            Run(run.dir).annotate(lambda before: Annotations(tags=[*before.tags, "late"]))
+        except MiniGPTError as error:
+            failures.append(error)
+
+    with run.annotating():
+        tagger = threading.Thread(target=tag)
+        tagger.start()
+        rename_and_replace(Annotations())
+    tagger.join()
+    assert waited.is_set()
+    assert not failures
+    assert store.find("a").annotations.tags == ["late"]  # of the run that has the name now, with its own lock
+    assert store.find("b").annotations.tags == []
+
+
+def test_a_record_is_changed_only_by_whoever_holds_the_lock(store: RunStore) -> None:
+    run = make(store, "a")
+    with subprocess.Popen([sys.executable, "-c", HOLDER, str(store.dir)], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "locked\n"
+        with pytest.raises(RunLocked):
+            run.write_record(run.record)
+        holder.kill()
+    with store.lock(run):
+        assert run.write_record(run.record).status == "finished"
+
+
+def test_a_run_is_never_renamed_onto_one_that_is_just_being_made(store: RunStore) -> None:
+    run = make(store, "a")
+    store.create("b")  # an empty folder, which os.rename alone would replace
+    with pytest.raises(UsageError, match="exists already"):
+        store.rename(run, "b")
+    assert store.find("a").record.status == "finished"
+
+
+# ---- a clock that is set back
+
+
+def test_latest_is_the_run_saved_last_though_the_clock_was_set_back(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = ["2026-05-01T12:00:00.000000Z"]
+    monkeypatch.setattr(rundir, "now", lambda: clock[0])
+
+    def saved(name: str) -> None:
+        run = store.create(name)
+        run.write_record(RunRecord(name=name, created_at=clock[0]))
+
+    make(store, "old", at="2026-05-01T11:59:59Z")  # by a minigpt that knew of the clock alone
+    saved("noon")
+    clock[0] = "2026-05-01T11:00:00.000000Z"  # set back by an hour
+    saved("set-back")
+    assert store.find("latest").name == "set-back"
+    assert store.find("latest").record.updated_at == clock[0]  # times stay what the clock said
+    saved("third")
+    assert store.find("latest").name == "third"
+    noon = store.find("noon")
+    noon.write_record(noon.record.model_copy(update={"placed_at": ""}))  # as `train --resume` begins
+    assert store.find("latest").name == "noon"
+    clock[0] = "2026-05-01T12:30:00.000000Z"
+    third = store.find("third")
+    third.write_record(third.record)
+    assert store.find("latest").name == "third"
+
+
+# ---- processes that die
 
 
 HOLDER = """

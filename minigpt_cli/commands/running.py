@@ -118,7 +118,7 @@ def train_on(run: Run, store: RunStore, change: Callable[[RunConfig], RunConfig]
         resuming.check_text(point.record, dataset)
         reasons = resuming.check_changes(point.config, wanted, steps_done)
         wanted = resuming.with_changes(point, wanted)
-        record = point.record.model_copy(update={"status": "running", "stop_reason": None})
+        record = point.record.model_copy(update={"status": "running", "stop_reason": None, "placed_at": ""})
         _in_step(world, lambda: checkpoints.continue_from(run, point, record, wanted) and run)
         said = [*reasons, *resuming.change_notices(point, wanted), *notices]
         return _fit(

@@ -249,9 +249,12 @@ def tag(
     for word in tags:
         if not word.isprintable() or not word or " " in word or len(word) > 60:
             raise UsageError(f"{word!r} cannot be a tag: use one word of at most 60 printable characters")
-    before = found.annotations
-    after = [t for t in before.tags if t not in tags] if delete else list(dict.fromkeys([*before.tags, *tags]))
-    found.annotate(Annotations(tags=after, note=before.note))
+
+    def marked(before: Annotations) -> Annotations:
+        after = [t for t in before.tags if t not in tags] if delete else list(dict.fromkeys([*before.tags, *tags]))
+        return Annotations(tags=after, note=before.note)
+
+    after = found.annotate(marked).tags
     console.notice(f"{found.name}: {' '.join(after) or 'no tags'}")
 
 
@@ -269,11 +272,10 @@ def note(
     Writes down, or prints, what there is to say about a run.
     """
     found = RunStore(runs_dir).find(run)
-    before = found.annotations
     if text is None:
-        console.write(console.printable(before.note))
+        console.write(console.printable(found.annotations.note))
     else:
-        found.annotate(Annotations(tags=before.tags, note=text))
+        found.annotate(lambda before: Annotations(tags=before.tags, note=text))
 
 
 @app.command(short_help="Check a run from the outside.")

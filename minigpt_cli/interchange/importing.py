@@ -55,7 +55,7 @@ def merge_run(store: RunStore, run: Run) -> Run:
     config = loaded.config.model_copy(update={"lora": LoraConfig()})
     weights = dict(loaded.model.state_dict())
     adapters = loaded.record.files.get(checkpoints.BEST) or loaded.record.files[checkpoints.LAST]
-    changes = {"name": name, "base": Base(run=run.name, sha256=adapters.sha256), "files": {}, "metrics_bytes": 0}
+    changes = {"name": name, "base": Base(run=run.name, sha256=adapters.sha256), "files": {}, "metrics_bytes": 0, "placed_at": ""}
     with store.new_run(name, config.model.arch) as merged:
         merged.write_config(config)
         merged.write_tokenizer(loaded.tokenizer.to_json())

@@ -84,6 +84,7 @@ TIMES = {
     "tokens_per_s",
     "created_at",
     "updated_at",
+    "placed_at",
     "resume_exact_history",
     "name",
     "run",

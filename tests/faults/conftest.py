@@ -115,6 +115,7 @@ _TIMES = {
     "tokens_per_s",
     "created_at",
     "updated_at",
+    "placed_at",
     "resume_exact_history",
     "name",
     "run",
