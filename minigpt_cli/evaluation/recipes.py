@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from minigpt_cli.config import leaves, parse_changes
+from minigpt_cli.errors import RunDamaged
 from minigpt_cli.evaluation.targets import weights_file
 from minigpt_cli.runstore import Run
 
@@ -79,7 +80,7 @@ def observations(runs: Sequence[Run]) -> tuple[list[Run], list[tuple[Run, Run]]]
     own, repeats = [], []
     for run in runs:
         weights = run.record.files.get(weights_file(run, "best"))
-        marks = [(recipe_of(run), run.config.seed), *([weights.sha256] if weights else [])]
+        marks = [*filter(None, [_seeded(run)]), *([weights.sha256] if weights else [])]
         earlier = next((seen[mark] for mark in marks if mark in seen), None)
         if earlier is None:
             own.append(run)
@@ -90,7 +91,16 @@ def observations(runs: Sequence[Run]) -> tuple[list[Run], list[tuple[Run, Run]]]
     return own, repeats
 
 
+def _seeded(run: Run) -> tuple[str, int] | None:
+    """Recipe and seed; None where the configuration cannot be read, which then repeats nothing."""
+    try:
+        return recipe_of(run), run.config.seed
+    except RunDamaged:
+        return None
+
+
 def repeat_notice(repeat: Run, earlier: Run) -> str:
     """A line for a run that is left out because it repeats another."""
-    same = f"has the recipe and the seed ({earlier.config.seed})" if repeat.config.seed == earlier.config.seed else "has the weights"
+    mark = _seeded(earlier)
+    same = f"has the recipe and the seed ({mark[1]})" if mark and mark == _seeded(repeat) else "has the weights"
     return f"{repeat.name} {same} of {earlier.name}, so the two are one observation: left out; other seeds come from train --seeds N"
