@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -38,15 +38,32 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False, protected_namespaces=())
 
 
-class BigramConfig(_Frozen):
+class _Architecture(_Frozen):
+    """What an architecture declares, so that others need not know it by name. Subclasses declare for themselves."""
+
+    hugging_face: ClassVar[Literal["gpt2", "llama"] | None] = None
+    """Whose names and tensors its weights map onto (interchange/hf_weights.py); None: it cannot be exported."""
+    has_decoding_plan: ClassVar[bool] = False
+    """Whether generation/weights.py knows how to decode it without torch; otherwise its own forward pass writes."""
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_: Any) -> None:
+        for name in ("hugging_face", "has_decoding_plan"):
+            if name not in vars(cls):
+                setattr(cls, name, getattr(_Architecture, name))
+
+
+class BigramConfig(_Architecture):
     """A table of next-token logits."""
+
+    has_decoding_plan = True
 
     arch: Literal["bigram"] = "bigram"
     block_size: int = Field(64, ge=1, le=1 << 20)
     """Tokens in one training window (the context that a model sees)."""
 
 
-class _Transformer(_Frozen):
+class _Transformer(_Architecture):
     block_size: int = Field(128, ge=1, le=1 << 20)
     """Tokens in one training window (the context that a model sees)."""
     n_layer: int = Field(4, ge=1, le=1024)
@@ -74,15 +91,23 @@ class _Transformer(_Frozen):
 class ClassicConfig(_Transformer):
     """GPT-2's architecture."""
 
+    hugging_face = "gpt2"
+    has_decoding_plan = True
+
     arch: Literal["classic"] = "classic"
     activation: Literal["gelu", "gelu_tanh", "relu"] = "gelu"
     """Feed-forward non-linearity; gelu_tanh is the approximation that the published GPT-2 uses."""
+    ffn_mult: float = Field(4.0, gt=0, le=64)
+    """Hidden width of the feed-forward as a multiple of --n-embd."""
     bias: bool = False
     """Give linear layers and layer norms a bias."""
 
 
 class ModernConfig(_Transformer):
     """RMSNorm, rotary positions, SwiGLU: Llama's architecture, or Qwen3's with QK-norm."""
+
+    hugging_face = "llama"
+    has_decoding_plan = True
 
     arch: Literal["modern"] = "modern"
     n_kv_head: int = Field(0, ge=0, le=1024)
@@ -112,6 +137,9 @@ class ModernConfig(_Transformer):
 class MoEConfig(ModernConfig):
     """The modern block with several SwiGLU experts, of which each token uses a few."""
 
+    hugging_face = "llama"
+    has_decoding_plan = True
+
     arch: Literal["moe"] = "moe"  # type: ignore[assignment]
     ffn_mult: float = Field(4 / 3, gt=0, le=64)
     """Hidden width of one expert as a multiple of --n-embd (rounded to a multiple of 16)."""
@@ -136,6 +164,9 @@ class MoEConfig(ModernConfig):
 
 
 ModelConfig = Annotated[BigramConfig | ClassicConfig | ModernConfig | MoEConfig, Field(discriminator="arch")]
+
+ARCHITECTURES: dict[str, type[_Architecture]] = {c.model_fields["arch"].default: c for c in get_args(get_args(ModelConfig)[0])}
+"""The configuration class of each architecture by its name: the union, as a table."""
 
 
 class DataConfig(_Frozen):

@@ -13,7 +13,8 @@ import typer
 from pydantic import BeforeValidator
 
 from minigpt_cli.commands.options import complete_tokenizer
-from minigpt_cli.commands.settings import DEFAULT_ARCH, MODELS, PANELS, Setting, settings, show_value
+from minigpt_cli.commands.settings import DEFAULT_ARCH, PANELS, Setting, settings, show_value
+from minigpt_cli.config import ARCHITECTURES
 
 _COMPLETION = {"tokenizer": complete_tokenizer}
 _Command = Callable[..., Any]
@@ -86,10 +87,15 @@ def _bounds(setting: Setting) -> tuple[Any, Any]:
 
 def _help(setting: Setting) -> str:
     if setting.name == "arch":
-        text = "Architecture: " + "; ".join(f"{arch}: {(model.__doc__ or '').rstrip('.')}" for arch, model in MODELS.items()) + "."
+        text = "Architecture: " + "; ".join(f"{arch}: {(model.__doc__ or '').rstrip('.')}" for arch, model in ARCHITECTURES.items()) + "."
     else:
         text = setting.info.description or ""
-    if 0 < len(setting.fields) < len(MODELS) and setting.section == "model" and "bigram" not in setting.fields and len(setting.fields) < 3:
+    if (
+        0 < len(setting.fields) < len(ARCHITECTURES)
+        and setting.section == "model"
+        and "bigram" not in setting.fields
+        and len(setting.fields) < 3
+    ):
         text += f" ({', '.join(setting.fields)} only.)"
     text = text.replace("[", "\\[")
     return f"{text} [dim]\\[{_default_text(setting)}][/dim]"

@@ -12,9 +12,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from minigpt_cli import registry
-from minigpt_cli.commands.settings import DEFAULT_ARCH, MODELS, PANELS, settings, show_value
-from minigpt_cli.config import RunConfig
+from minigpt_cli.commands.settings import DEFAULT_ARCH, PANELS, settings, show_value
+from minigpt_cli.config import ARCHITECTURES, RunConfig
 from minigpt_cli.errors import UsageError, unknown_name
 from minigpt_cli.recipes import read_preset
 
@@ -73,8 +72,8 @@ def override(saved: RunConfig, flags: Mapping[str, Any]) -> RunConfig:
 
 def _merge(layers: list[_Layer], preset: str | None) -> Resolved:
     arch = next((str(layer.values["arch"]) for layer in reversed(layers) if "arch" in layer.values), DEFAULT_ARCH)
-    if arch not in MODELS:
-        raise unknown_name("architecture", arch, registry.ARCHITECTURES)
+    if arch not in ARCHITECTURES:
+        raise unknown_name("architecture", arch, ARCHITECTURES)
     values: dict[str, Any] = {}
     sources = {name: "default" for name, s in settings().items() if s.section != "model" or name == "arch" or arch in s.fields}
     notices = []

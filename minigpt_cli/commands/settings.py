@@ -10,9 +10,8 @@ from typing import Any, Literal
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from minigpt_cli.config import BigramConfig, ClassicConfig, ModernConfig, MoEConfig, RunConfig
+from minigpt_cli.config import ARCHITECTURES, ModernConfig, RunConfig
 
-MODELS: dict[str, type[BaseModel]] = {"bigram": BigramConfig, "classic": ClassicConfig, "modern": ModernConfig, "moe": MoEConfig}
 PANELS = {
     "model": "Model",
     "data": "Data",
@@ -59,9 +58,9 @@ def settings() -> dict[str, Setting]:
 
     for section, info in RunConfig.model_fields.items():
         if section == "model":
-            add("arch", "model", {arch: model.model_fields["arch"] for arch, model in MODELS.items()}, Literal[tuple(MODELS)])
-            for name in dict.fromkeys(name for model in MODELS.values() for name in model.model_fields if name != "arch"):
-                fields = {arch: model.model_fields[name] for arch, model in MODELS.items() if name in model.model_fields}
+            add("arch", "model", {arch: model.model_fields["arch"] for arch, model in ARCHITECTURES.items()}, Literal[tuple(ARCHITECTURES)])
+            for name in dict.fromkeys(name for model in ARCHITECTURES.values() for name in model.model_fields if name != "arch"):
+                fields = {arch: model.model_fields[name] for arch, model in ARCHITECTURES.items() if name in model.model_fields}
                 add(name, "model", fields, next(iter(fields.values())).annotation)
         elif isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
             for name, leaf in info.annotation.model_fields.items():

@@ -1,7 +1,7 @@
 """The plain path: the model's own forward with its own cache, for any architecture and any device.
 
 Each slot has a cache of its own, so slots are stepped one after the other. When a cache is full the slot begins anew with
-its newest tokens, whatever the kind of positions.
+its newest tokens, whatever the kind of positions. A model without a cache reads all of its context anew for each token.
 """
 
 from __future__ import annotations
@@ -31,16 +31,20 @@ class TorchDecoder:
         self.slots = slots
         self._device = next(model.parameters()).device
         self._caches: list[Any] = [None] * slots
-        self._last: list[list[int]] = [[] for _ in range(slots)]
+        self._ids: list[list[int]] = [[] for _ in range(slots)]  # of models without a cache
 
     @torch.inference_mode()
     def extend(self, slot: int, ids: Sequence[int], start: int) -> Logits:
-        if start == 0 or self._caches[slot] is None:
+        if start == 0:
             self._caches[slot] = self._caches[slot] or self.model.new_cache(1, self.window)
             if self._caches[slot] is not None:
                 self._caches[slot].reset()
-        batch = torch.tensor([list(ids)], device=self._device)
-        logits: Logits = self.model(batch, self._caches[slot]).logits[0, -1].float().cpu().numpy()
+        if (cache := self._caches[slot]) is None:
+            self._ids[slot][start:] = ids
+            output = self.model(torch.tensor([self._ids[slot]], device=self._device))
+        else:
+            output = self.model(torch.tensor([list(ids)], device=self._device), cache)
+        logits: Logits = output.logits[0, -1].float().cpu().numpy()
         return logits
 
     def exact(self, ids: Sequence[int]) -> Logits:
@@ -51,6 +55,7 @@ class TorchDecoder:
 
     @torch.inference_mode()
     def copy(self, source: int, target: int, length: int) -> None:
+        self._ids[target] = self._ids[source][:length]
         if source != target and self._caches[source] is not None:
             self._caches[target] = self._caches[target] or self.model.new_cache(1, self.window)
             self._caches[target].keys.copy_(self._caches[source].keys)

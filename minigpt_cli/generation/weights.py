@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from minigpt_cli.config import ARCHITECTURES
+
 Array = npt.NDArray[np.float32]
 
 
@@ -81,7 +83,7 @@ class Plan:
         return int(layers + self.head.nbytes)
 
 
-KNOWN = ("bigram", "classic", "modern", "moe")
+KNOWN = tuple(arch for arch, config in ARCHITECTURES.items() if config.has_decoding_plan)
 
 
 def build_plan(config: Any, tensors: Mapping[str, npt.NDArray[Any]]) -> Plan:
@@ -204,7 +206,8 @@ def _layer_shapes(config: Any, classic: bool) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {"norm1": (C,), "norm2": (C,)}
     shapes |= {"attention.qkv": ((config.n_head + 2 * kv_heads) * D, C), "attention.out": (C, C)}
     if classic:
-        return shapes | {"mlp.up": (4 * C, C), "mlp.down": (C, 4 * C)}
+        F = round(config.ffn_mult * C)
+        return shapes | {"mlp.up": (F, C), "mlp.down": (C, F)}
     if config.qk_norm:
         shapes |= {"attention.q_norm": (D,), "attention.k_norm": (D,)}
     if config.arch == "moe":

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minigpt_cli.config import BigramConfig, ClassicConfig, ModelConfig, ModernConfig, MoEConfig
+from minigpt_cli.config import ARCHITECTURES, ClassicConfig, ModelConfig, ModernConfig, MoEConfig
 from minigpt_cli.errors import UsageError, unknown_name
 from minigpt_cli.models.layers import hidden_width
 
@@ -46,13 +46,14 @@ class WeightMap:
 
 def family(config: ModelConfig) -> str:
     """The Hugging Face `model_type` that computes exactly what `config` does. Raises UsageError where none does."""
-    if isinstance(config, BigramConfig):
-        raise UsageError("Hugging Face has no bigram architecture: only classic, modern and moe runs can be written in its format")
+    if config.hugging_face is None:
+        known = ", ".join(arch for arch, each in ARCHITECTURES.items() if each.hugging_face)
+        raise UsageError(f"Hugging Face has no architecture like --arch {config.arch}: only runs of {known} can be written in its format")
     if isinstance(config, MoEConfig):
         return "qwen3_moe" if config.qk_norm else "mixtral" if config.moe_norm_topk else "qwen2_moe"
     if isinstance(config, ModernConfig):
         return "qwen3" if config.qk_norm else "llama"
-    return "gpt2"
+    return config.hugging_face
 
 
 def to_hf(config: ModelConfig, state: Mapping[str, Tensor]) -> tuple[dict[str, Any], State]:
@@ -133,7 +134,7 @@ def _gpt2_rules(c: ClassicConfig) -> Iterator[Rule]:
 def _gpt2_zeros(c: ClassicConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
     if not c.bias:
         C = c.n_embd
-        width = {"attn.c_attn": 3 * C, "mlp.c_fc": 4 * C}
+        width = {"attn.c_attn": 3 * C, "mlp.c_fc": round(c.ffn_mult * C)}
         for i in range(c.n_layer):
             for theirs, _ in _GPT2_BLOCK.values():
                 yield f"transformer.h.{i}.{theirs}.bias", (width.get(theirs, C),)
@@ -213,6 +214,7 @@ def hf_config(config: ModelConfig, vocab_size: int) -> dict[str, Any]:
     if isinstance(config, ClassicConfig):
         c = config
         sizes = {"n_positions": c.block_size, "n_embd": c.n_embd, "n_layer": c.n_layer, "n_head": c.n_head}
+        sizes |= {} if c.ffn_mult == 4 else {"n_inner": round(c.ffn_mult * c.n_embd)}
         dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), c.dropout)
         rest = {"activation_function": _ACTIVATIONS[c.activation], "layer_norm_epsilon": 1e-5, "initializer_range": c.init_std}
         return common | sizes | dropout | rest | {"tie_word_embeddings": c.tie_weights}
@@ -267,13 +269,14 @@ def _require(theirs: Mapping[str, Any], **expected: Any) -> None:
 
 
 def _from_gpt2(t: Mapping[str, Any], has_bias: bool) -> ClassicConfig:
-    _require(t, n_inner=4 * t["n_embd"], layer_norm_epsilon=1e-5, scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False)
+    _require(t, layer_norm_epsilon=1e-5, scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False)
     activation = {theirs: ours for ours, theirs in _ACTIVATIONS.items()}.get(t.get("activation_function", "gelu_new"))
     if activation is None:
         raise UsageError(
             f"this gpt2 has activation_function = {t['activation_function']!r}, and minigpt has {', '.join(_ACTIVATIONS.values())}"
         )
     sizes = {name: t[name] for name in ("n_layer", "n_head", "n_embd")}
+    sizes["ffn_mult"] = (t.get("n_inner") or 4 * t["n_embd"]) / t["n_embd"]
     tied = t.get("tie_word_embeddings", True)
     return ClassicConfig(block_size=t["n_positions"], activation=activation, bias=has_bias, tie_weights=tied, **sizes)
 

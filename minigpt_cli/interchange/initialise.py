@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from minigpt_cli import checkpoints, durable
-from minigpt_cli.config import BigramConfig, ModelConfig
+from minigpt_cli.config import ModelConfig
 from minigpt_cli.errors import RunNotFound, UsageError
 from minigpt_cli.interchange import huggingface, nanogpt, pytorch
 from minigpt_cli.interchange.hf_weights import family, weight_mapping
@@ -166,7 +166,7 @@ def _folder_sha256(folder: Path) -> str:
 def _under_our_names(source: Source, config: ModelConfig) -> tuple[dict[str, Tensor], list[str]]:
     """Tensors of a bare file may carry Hugging Face's or nanoGPT's names: those of them that `config` maps get ours."""
     tensors = dict(source.tensors)
-    if source.config is not None or isinstance(config, BigramConfig) or "token_embedding.weight" in tensors:
+    if source.config is not None or config.hugging_face is None or "token_embedding.weight" in tensors:
         return tensors, []
     prefix = {"gpt2": "transformer."}.get(family(config), "model.")
     if not any(name.startswith(prefix) for name in tensors) and any(name.startswith(_BODIES) for name in tensors):

@@ -1,4 +1,4 @@
-"""Classic GPT: learned positions, pre-LayerNorm, multi-head causal attention, a feed-forward of 4 times the width.
+"""Classic GPT: learned positions, pre-LayerNorm, multi-head causal attention, a feed-forward (of 4 times the width).
 
 New over bigram: context. Each token looks at those before it (attention) and thinks about what it found (feed-forward), several
 times over, writing into a residual stream. This is GPT-2 (Radford et al. 2019), weight for weight.
@@ -45,7 +45,7 @@ class Block(nn.Module):
         self.norm1 = LayerNorm(config.n_embd, config.bias)
         self.attention = Attention(config, layer)
         self.norm2 = LayerNorm(config.n_embd, config.bias)
-        self.mlp = FeedForward(config.n_embd, 4 * config.n_embd, config.activation, config.bias)
+        self.mlp = FeedForward(config.n_embd, round(config.ffn_mult * config.n_embd), config.activation, config.bias)
         self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Tensor, cache: KVCache | None, rope: None) -> tuple[Tensor, float]:

@@ -26,6 +26,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "gpt2": {"arch": "classic", **SIZES},
     "gpt2-relu-bias": {"arch": "classic", "activation": "relu", "bias": True, **SIZES},
     "gpt2-tanh-tied": {"arch": "classic", "activation": "gelu_tanh", "bias": True, "tie_weights": True, **SIZES},
+    "gpt2-wide": {"arch": "classic", "ffn_mult": 5.5, **SIZES},
     "llama": {"arch": "modern", "qk_norm": False, "n_kv_head": 2, **SIZES},
     "llama-tied": {"arch": "modern", "qk_norm": False, "tie_weights": True, **SIZES},
     "qwen3": {"arch": "modern", "rope_theta": 5000.0, "rms_norm_eps": 1e-5, **SIZES},

@@ -22,6 +22,7 @@ CASES: dict[str, ModelConfig] = {
     "gpt2": ClassicConfig(**SIZES),
     "gpt2-bias-tied-tanh": ClassicConfig(**SIZES, bias=True, tie_weights=True, activation="gelu_tanh"),
     "gpt2-relu": ClassicConfig(**SIZES, activation="relu"),
+    "gpt2-narrow": ClassicConfig(**SIZES, ffn_mult=1.3),
     "llama": ModernConfig(**MODERN, qk_norm=False),
     "llama-grouped-tied": ModernConfig(**MODERN, qk_norm=False, n_kv_head=2, tie_weights=True),
     "qwen3": ModernConfig(**MODERN, n_kv_head=2),

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from pydantic import TypeAdapter
 from torch import Tensor, nn
 
+from minigpt_cli.config import ARCHITECTURES as CLASSES
 from minigpt_cli.config import ModelConfig
 from minigpt_cli.errors import MiniGPTError, UsageError
 from minigpt_cli.models import attention
@@ -18,7 +19,7 @@ V, T, B = 11, 8, 3
 SMALL = {"block_size": T, "n_layer": 2, "n_head": 4, "n_embd": 32}
 VARIANTS: dict[str, list[dict[str, object]]] = {  # beside the defaults of each architecture
     "bigram": [],
-    "classic": [{"bias": True, "activation": "relu"}, {"tie_weights": True}, {"dropout": 0.3}],
+    "classic": [{"bias": True, "activation": "relu", "ffn_mult": 1.3}, {"tie_weights": True}, {"dropout": 0.3}],
     "modern": [{"n_kv_head": 2, "zero_init": False}, {"qk_norm": False, "tie_weights": True}, {"dropout": 0.3}],
     "moe": [{"moe_top_k": 1, "n_kv_head": 1}, {"moe_norm_topk": True, "moe_balance": "bias"}, {"dropout": 0.3, "moe_balance": "none"}],
 }
@@ -28,8 +29,8 @@ every_model = pytest.mark.parametrize(("arch", "variant"), CASES, ids=[f"{a}-{'-
 
 def configure(arch: str, **fields: object) -> ModelConfig:
     """The configuration of `arch`, with those of `fields` that it has."""
-    sizes = {"block_size": T} if arch == "bigram" else SMALL
-    return TypeAdapter(ModelConfig).validate_python({"arch": arch, **sizes, **fields})
+    known = CLASSES[arch].model_fields
+    return TypeAdapter(ModelConfig).validate_python({"arch": arch, **{n: v for n, v in (SMALL | fields).items() if n in known}})
 
 
 def build(arch: str, variant: dict[str, object], seed: int = 0) -> nn.Module:
