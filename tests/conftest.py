@@ -12,7 +12,7 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Settings of whoever runs the tests would change what is tested, and their runs would become those of the tests.
-for _setting in [name for name in os.environ if name.startswith("MINIGPT_") and name != "MINIGPT_SHARED"]:
+for _setting in [name for name in os.environ if name.startswith("MINIGPT_") and name not in ("MINIGPT_SHARED", "MINIGPT_NEED_BROWSER")]:
     del os.environ[_setting]
 
 # A shell's background job and nohup leave signals ignored, which the tests of signals, and the processes that they start, would inherit.

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import ipaddress
 import socket
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from minigpt_cli.display import console
 from minigpt_cli.errors import MiniGPTError, MissingExtra, UsageError
+from minigpt_cli.rundir import RECORD, Run
 from minigpt_cli.runstore import RunStore
 
 SLOTS = 64  # sequences decoded at once, of each run
@@ -20,20 +21,23 @@ def serve(store: RunStore, *, host: str, port: int, api_key: str | None, engine:
     """Serve until interrupted. Raises MissingExtra, UsageError for an open door without a key, MiniGPTError for a port in use."""
     try:
         import uvicorn
-        from fastapi import FastAPI
+
+        from minigpt_cli.generation.serving.connections import PatientProtocol
+        from minigpt_cli.generation.serving.guard import check_key, is_loopback
     except ImportError:
         raise MissingExtra("--serve", "serve") from None
-    if api_key is not None and not api_key.strip():
-        raise UsageError("--api-key is empty: give a key, or leave it out")
+    if api_key is not None:
+        check_key(api_key)
     local = is_loopback(host)
     if not local and api_key is None:
         raise UsageError(f"--host {host} is open to the network: add --api-key KEY, or leave --host out to serve this machine alone")
     first_name = store.find(first).name if first is not None else None
-    app: FastAPI = build_app(store, api_key=api_key, engine=engine, first=first_name, ckpt=ckpt, local_only=local)
+    app = build_app(store, api_key=api_key, engine=engine, first=first_name, ckpt=ckpt, local_only=local)
     listener = _listen(host, port)
     shown = f"[{host}]" if ":" in host else host
     console.notice(f"serving {len(store.runs())} runs at http://{shown}:{listener.getsockname()[1]}/ (stop with Ctrl-C)")
-    config = uvicorn.Config(app, log_level="warning", access_log=False, limit_concurrency=1024, timeout_graceful_shutdown=2)
+    config = uvicorn.Config(app, http=PatientProtocol, ws="none", proxy_headers=False, log_level="warning", access_log=False,
+                            limit_concurrency=1024, timeout_graceful_shutdown=2)  # fmt: skip
     uvicorn.Server(config).run(sockets=[listener])
 
 
@@ -41,29 +45,28 @@ def build_app(store: RunStore, *, api_key: str | None, engine: str, first: str |
     """The application over the runs of `store`."""
     from minigpt_cli.display.generation import page
     from minigpt_cli.generation.loading import open_writer
-    from minigpt_cli.generation.serving.app import LOCAL_NAMES, create_app
+    from minigpt_cli.generation.serving.app import create_app
     from minigpt_cli.generation.serving.models import Models
-    from minigpt_cli.rundir import RECORD
 
     models = Models(
         lambda: listed(store, first),
         lambda name: open_writer(store.find(name), ckpt),
-        lambda name: store.find(name).file(RECORD).stat().st_mtime_ns,
+        lambda name: _version(store.find(name)),
         slots=SLOTS, max_waiting=MAX_WAITING, engine=engine,
     )  # fmt: skip
-    return create_app(models, page("serve.html"), api_key=api_key, hosts=LOCAL_NAMES if local_only else None)
+    return create_app(models, page("serve.html"), api_key=api_key, any_host=not local_only)
 
 
 def listed(store: RunStore, first: str | None = None) -> list[Any]:
     """The readable runs that have weights, `first` before the others, then newest first."""
     from minigpt_cli.generation.serving.models import Listed
 
-    runs = [run for run in reversed(store.runs()) if run.record.files]
+    runs = [run for run in reversed(store.runs()) if run.record.files and run.name.isprintable()]  # others cannot be named in JSON
     runs.sort(key=lambda run: run.name != first)
     return [
         Listed(
             run.name,
-            int(datetime.fromisoformat(run.record.created_at).timestamp()) if run.record.created_at else 0,
+            _created(run.record.created_at),
             {
                 "arch": run.record.arch,
                 "tokenizer": run.record.tokenizer,
@@ -76,12 +79,17 @@ def listed(store: RunStore, first: str | None = None) -> list[Any]:
     ]
 
 
-def is_loopback(host: str) -> bool:
-    """Whether `host` is this machine alone."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host.lower() == "localhost"
+def _created(date: str) -> int:
+    """Seconds since 1970; 0 where a record has no date."""
+    with suppress(ValueError, OverflowError):
+        return int(datetime.fromisoformat(date).timestamp())
+    return 0
+
+
+def _version(run: Run) -> object:
+    """Another one once the run was saved anew, or replaced."""
+    status = run.file(RECORD).stat()
+    return run.name, status.st_ino, status.st_mtime_ns
 
 
 def _listen(host: str, port: int) -> socket.socket:

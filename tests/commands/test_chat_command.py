@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 import torch
 
 from minigpt_cli import checkpoints
 from minigpt_cli.cli import run as minigpt
+from minigpt_cli.commands.serving import build_app
 from minigpt_cli.data import chat
 from minigpt_cli.data.dataset import open_dataset
 from minigpt_cli.interchange import gguf, huggingface
@@ -52,6 +55,19 @@ def test_questions_get_the_learned_answer(store: RunStore, capsys: pytest.Captur
     assert [s["text"] for s in document["samples"]] == [ANSWERS[animal]]
     assert minigpt(["generate", "pets", "--chat", "--prompt", f"3 {animal}", "--greedy"]) == 0
     assert capsys.readouterr().out.splitlines() == [f"3 {animal}", ANSWERS[animal]]
+
+
+@pytest.mark.parametrize("animal", ANSWERS)
+def test_the_server_ends_an_answer_where_it_ends(store: RunStore, animal: str) -> None:
+    question = {"model": "pets", "prompt": chat.prompt_for([("user", f"7 {animal}")]), "max_tokens": 100, "temperature": 0}
+
+    async def ask() -> dict[str, Any]:
+        app = build_app(store, api_key=None, engine="numpy", first=None, ckpt="best", local_only=True)
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
+            return (await client.post("/v1/completions", json=question)).json()
+
+    choice = asyncio.run(ask())["choices"][0]
+    assert (choice["text"], choice["finish_reason"]) == (ANSWERS[animal], "stop")
 
 
 def test_only_answers_were_learned_and_scored(store: RunStore) -> None:

@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 FLAGS = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync", "--remote-debugging-pipe", "--window-size=1280,900", "--hide-scrollbars",
@@ -25,16 +27,26 @@ def executable() -> str | None:
     return next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
 
 
+def _is_missing() -> bool:
+    if os.environ.get("MINIGPT_NEED_BROWSER") == "1":
+        return False  # a test without one fails then
+    return executable() is None
+
+
+needed = pytest.mark.skipif(_is_missing(), reason="no Chromium is installed (MINIGPT_NEED_BROWSER=1 makes that a failure)")
+
+
 class Page:
     """One tab."""
 
     def __init__(self, reading: int, writing: int) -> None:
         self._reading, self._writing, self._buffer, self._count = reading, writing, b"", 0
         self.session = ""
-        self.complaints: list[str] = []  # exceptions and console errors
+        self.complaints: list[str] = []  # exceptions, console errors, dialogs
+        self.requests: list[str] = []  # addresses asked for
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         self.session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        for domain in ("Page", "Runtime", "Log"):
+        for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
 
     def call(self, method: str, timeout_s: float = 30, **params: Any) -> dict[str, Any]:
@@ -64,6 +76,10 @@ class Page:
     def _note(self, event: dict[str, Any]) -> None:
         if event.get("method") == "Runtime.exceptionThrown":
             self.complaints.append(str(event["params"]["exceptionDetails"].get("exception", {}).get("description")))
+        if event.get("method") == "Page.javascriptDialogOpening":
+            self.complaints.append(f"a dialog: {event['params']['message']}")
+        if event.get("method") == "Network.requestWillBeSent":
+            self.requests.append(event["params"]["request"]["url"])
         if event.get("method") == "Log.entryAdded" and event["params"]["entry"]["level"] == "error":
             self.complaints.append(event["params"]["entry"]["text"])
 
@@ -100,7 +116,7 @@ class Page:
 def browser(profile: Path) -> Iterator[Page]:
     """A page in a browser of its own, with a new profile in `profile`."""
     chromium = executable()
-    assert chromium is not None
+    assert chromium is not None, "no Chromium is installed, and MINIGPT_NEED_BROWSER=1 asks for one"
     (child_reads, we_write), (we_read, child_writes) = os.pipe(), os.pipe()
     script = f'exec "$@" 3<&{child_reads} 4>&{child_writes}'
     command = ["bash", "-c", script, "bash", chromium, *FLAGS, f"--user-data-dir={profile}"]

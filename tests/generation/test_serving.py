@@ -1,87 +1,22 @@
-"""The server before its real partners: OpenAI's client, sockets that break off, and a browser."""
+"""The server before its real partners: OpenAI's client, and sockets that break off."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import socket
-import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
-import numpy as np
 import pytest
 
-from minigpt_cli.display.generation import page
-from minigpt_cli.errors import RunNotFound
-from minigpt_cli.generation.choosing import decoder_for
-from minigpt_cli.generation.engine import generate
-from minigpt_cli.generation.loading import Writer
-from minigpt_cli.generation.sampling import Sampling
-from minigpt_cli.generation.serving.app import LOCAL_NAMES, create_app
-from minigpt_cli.generation.serving.models import Listed, Models
+from minigpt_cli.errors import RunDamaged
 from minigpt_cli.tokenization.bpe import ByteTokenizer
-from minigpt_cli.tokenization.char import CharTokenizer
 
-from . import browser
-from .test_decoders import make, plan_of
+from .server import LETTERS, SLOTS, WAITING, Server, alone
 
 openai = pytest.importorskip("openai", reason="the openai client is not installed")
-uvicorn = pytest.importorskip("uvicorn", reason="uvicorn is not installed")
-
-LETTERS = "abcdefghij\n"
-SLOTS, WAITING = 4, 4
-
-
-def writer(name: str, arch: str = "modern") -> Writer:
-    return Writer(name, 10, None, CharTokenizer([ord(c) for c in LETTERS]), [c.encode() for c in LETTERS], plan_of(make(arch, 3)))
-
-
-WRITERS = {"first": writer("first"), "second": writer("second", "classic")}
-
-
-class Server:
-    """A server in a thread."""
-
-    def __init__(self, **options: Any) -> None:
-        def open_run(name: str) -> Writer:
-            if name not in WRITERS:
-                raise RunNotFound(f"unknown run {name!r}")
-            return WRITERS[name]
-
-        listed = [Listed(name, 1, {"arch": "modern", "nats_per_char": 2.0}) for name in WRITERS]
-        self.models = Models(lambda: listed, open_run, lambda name: 0, slots=SLOTS, max_waiting=WAITING, engine="numpy")
-        app = create_app(self.models, page("serve.html"), **{"hosts": LOCAL_NAMES, **options})
-        self.socket = socket.socket()
-        self.socket.bind(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self.socket.getsockname()[1]}"
-        self.server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1))
-        self.thread = threading.Thread(target=lambda: asyncio.run(self.server.serve(sockets=[self.socket])), daemon=True)
-
-    def __enter__(self) -> Server:
-        self.thread.start()
-        deadline = time.monotonic() + 20
-        while not self.server.started:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.server.should_exit = True
-        self.thread.join(20)
-        self.socket.close()
-
-    def wait_until_idle(self) -> None:
-        deadline = time.monotonic() + 10
-        while self.models.load:
-            assert time.monotonic() < deadline, f"{self.models.load} sequences are still being written"
-            time.sleep(0.01)
-
-    def post(self, **body: Any) -> httpx.Response:
-        return httpx.post(f"{self.url}/v1/completions", json=body, timeout=30)
 
 
 @pytest.fixture(scope="module")
@@ -94,19 +29,6 @@ def server() -> Iterator[Server]:
 def client(server: Server) -> Iterator[Any]:
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
         yield client
-
-
-def alone(prompt: str, tokens: int, seed: int, name: str = "first", count: int = 1, **sampling: Any) -> list[str]:
-    """What the engine writes by itself."""
-    texts = [""] * count
-    one = WRITERS[name]
-    for step in generate(
-        decoder_for(one.plan, count, "numpy"), one.tokenizer.encode(prompt).tolist(),
-        sampling=Sampling(**{"temperature": 1, "top_k": 0} | sampling),
-        max_new_tokens=tokens, num_samples=count, seed=seed, token_bytes=one.token_bytes,
-    ):  # fmt: skip
-        texts[step.sample] += step.text
-    return texts
 
 
 def test_a_completion(client: Any) -> None:
@@ -133,6 +55,14 @@ def test_several_samples_of_several_prompts(client: Any) -> None:
     for event in client.completions.create(model="first", prompt=["abc", "d"], n=2, max_tokens=9, seed=1, stream=True):
         streamed[event.choices[0].index] += event.choices[0].text
     assert streamed == [choice.text for choice in answer.choices]
+
+
+@pytest.mark.parametrize("prompt", [[], [[]], [""], [[0], []], ["a", ""]])
+def test_a_prompt_without_tokens_is_an_empty_text(server: Server, prompt: list[Any]) -> None:
+    empty = server.post(model="first", prompt="", max_tokens=5, seed=1).json()["choices"][0]["text"]
+    answer = server.post(model="first", prompt=prompt, max_tokens=5, seed=1)
+    assert answer.status_code == 200
+    assert answer.json()["choices"][-1]["text"] == empty
 
 
 def test_token_ids_as_prompt(client: Any) -> None:
@@ -205,6 +135,25 @@ def test_bad_requests_are_told_so(server: Server, body: dict[str, Any], status: 
     assert message in answer.json()["error"]["message"]
 
 
+@pytest.mark.parametrize(
+    "trouble", [RunDamaged("/home/me/runs/first/run.json is damaged"), FileNotFoundError(2, "gone", "/home/me/runs/first")]
+)
+def test_what_is_wrong_with_a_run_and_where_it_lies_is_for_the_log(
+    trouble: Exception, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Server() as server:
+
+        def fail(name: str) -> None:
+            raise trouble
+
+        monkeypatch.setattr(server.models, "_open_run", fail)
+        answer = server.post(model="first", prompt="a")
+        assert answer.status_code == 500
+        assert answer.json()["error"]["message"] == "run 'first' cannot be opened: the server's log says why"
+        assert "/home/me/runs/first" in caplog.text
+        assert "Traceback" not in caplog.text
+
+
 def test_null_stands_for_a_default(server: Server) -> None:
     asked = {"model": "first", "prompt": "ab", "seed": 3}
     nulls = dict.fromkeys(("n", "max_tokens", "temperature", "top_p", "stop", "logprobs", "echo", "stream", "best_of", "presence_penalty"))
@@ -225,26 +174,6 @@ def test_bodies_that_are_no_requests(server: Server) -> None:
     assert httpx.get(f"{server.url}/nothing").json()["error"]["code"] == "not_found"
 
 
-def test_a_name_that_is_not_this_machines_is_refused(server: Server) -> None:
-    answer = httpx.get(f"{server.url}/v1/models", headers={"host": "evil.example"})
-    assert answer.status_code == 403
-    for host in ("localhost", "127.0.0.1:1", "[::1]:80"):
-        assert httpx.get(f"{server.url}/health", headers={"host": host}).status_code == 200
-
-
-def test_a_key_guards_everything_that_costs() -> None:
-    with Server(api_key="sésame", hosts=None) as guarded:
-        assert httpx.get(f"{guarded.url}/health", headers={"host": "anything"}).status_code == 200
-        assert httpx.get(f"{guarded.url}/v1/models").status_code == 401
-        with (
-            openai.OpenAI(base_url=f"{guarded.url}/v1", api_key="wrong", max_retries=0) as client,
-            pytest.raises(openai.AuthenticationError),
-        ):
-            client.models.list()
-        headers = {"authorization": "Bearer sésame".encode()}
-        assert httpx.get(f"{guarded.url}/v1/models", headers=headers).status_code == 200
-
-
 def test_a_full_queue_answers_429_and_then_goes_on(server: Server) -> None:
     with httpx.Client(timeout=60) as client:
         body = {"model": "first", "prompt": "a", "n": SLOTS + WAITING, "max_tokens": 8000, "stream": True}
@@ -263,7 +192,7 @@ def test_a_full_queue_answers_429_and_then_goes_on(server: Server) -> None:
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_leaves_frees_its_slots(server: Server, stream: bool) -> None:
     body = json.dumps({"model": "first", "prompt": "a", "n": SLOTS, "max_tokens": 8000, "stream": stream}).encode()
-    with socket.create_connection(("127.0.0.1", int(server.url.rsplit(":", 1)[1]))) as connection:
+    with server.connect() as connection:
         head = f"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
         connection.sendall(head.encode() + body)
         deadline = time.monotonic() + 10
@@ -296,82 +225,3 @@ def test_tokens_that_are_no_characters_are_written_as_bytes() -> None:
     assert pieces[97] == "a"
     assert pieces[0xE2] == "bytes:\\xe2"
     assert len(set(pieces)) == 256
-
-
-needs_browser = pytest.mark.skipif(browser.executable() is None, reason="no Chromium is installed")
-
-
-@needs_browser
-def test_the_page_writes_two_runs_side_by_side(server: Server, tmp_path: Path) -> None:
-    with browser.browser(tmp_path / "profile") as tab:
-        tab.open(server.url)
-        tab.wait("document.body && document.body.hasAttribute('data-ready')")
-        assert tab.evaluate("[...document.querySelectorAll('.pane select')].map((s) => s.value)") == ["first", "second"]
-        assert tab.evaluate("document.getElementById('key_label').hidden")
-        settings = {"prompt": "abc", "max_tokens": "50", "temperature": "0.8", "seed": "5", "top_k": "6"}
-        for name, value in settings.items():
-            tab.evaluate(f"document.getElementById({name!r}).value = {value!r}")
-        tab.evaluate("document.getElementById('start').click()")
-        tab.wait("[...document.querySelectorAll('.figures')].every((f) => f.textContent.includes('all written'))")
-        texts = tab.evaluate("[...document.querySelectorAll('.pane .text')].map((t) => t.textContent)")
-        assert texts == ["abc" + alone("abc", 50, 5, name, temperature=0.8, top_k=6)[0] for name in ("first", "second")]
-        tab.evaluate("document.querySelectorAll('.pane .token')[3].dispatchEvent(new MouseEvent('mouseover', {bubbles: true}))")
-        rows = tab.evaluate("[...document.querySelectorAll('#left .alternatives tr')].map((r) => [...r.cells].map((c) => c.textContent))")
-        assert 5 <= len(rows) <= 6
-        p = [float(row[1]) for row in rows]
-        assert all(0 <= x <= 1 for x in p)
-        assert tab.evaluate("document.querySelectorAll('#left .alternatives .is').length") == 1
-        assert tab.complaints == []
-
-
-@needs_browser
-def test_the_page_says_what_went_wrong_and_can_be_stopped(server: Server, tmp_path: Path) -> None:
-    with browser.browser(tmp_path / "profile") as tab:
-        tab.open(server.url)
-        tab.wait("document.body && document.body.hasAttribute('data-ready')")
-        tab.evaluate("document.getElementById('prompt').value = 'XYZ'; document.getElementById('start').click()")
-        tab.wait("document.querySelector('.figures').textContent.includes('does not know')")
-        tab.evaluate("document.getElementById('prompt').value = 'a'; document.getElementById('max_tokens').value = 8000")
-        tab.wait("!document.getElementById('start').disabled")
-        tab.evaluate("document.getElementById('start').click()")
-        tab.wait("document.querySelectorAll('#left .token').length > 5")
-        tab.evaluate("document.getElementById('stop').click()")
-        tab.wait("document.querySelector('.figures').textContent.includes('stopped by you')")
-    server.wait_until_idle()
-
-
-@needs_browser
-def test_the_saved_view_works_without_a_server(tmp_path: Path) -> None:
-    from minigpt_cli.display.generation import ShownToken, probabilities_page
-
-    hostile = "</script><b>"
-    tokens = [ShownToken("a", "a", 0.9, [("a", 0.9), ("b", 0.1)]), ShownToken(hostile, hostile, 0.01, [("\n", 0.5), (" ", 0.2)])]
-    (tmp_path / "view.html").write_text(probabilities_page("first", "To ", tokens, "facts"), "utf-8")
-    with browser.browser(tmp_path / "profile") as tab:
-        tab.open((tmp_path / "view.html").as_uri())
-        tab.wait("document.querySelectorAll && document.querySelectorAll('.token').length === 2")
-        assert tab.evaluate("document.getElementById('text').textContent") == "To a" + hostile
-        tab.evaluate("document.getElementById('text').dispatchEvent(new KeyboardEvent('keydown', {key: 'End'}))")
-        rows = tab.evaluate("[...document.querySelectorAll('.alternatives tr')].map((r) => r.cells[0].textContent)")
-        assert rows == ["⏎", "␣", hostile]
-        assert tab.complaints == []
-
-
-@needs_browser
-def test_a_character_split_over_tokens_is_whole_in_the_saved_view(tmp_path: Path) -> None:
-    from minigpt_cli.display.generation import ShownToken, probabilities_page
-
-    names = ["bytes:\\x20\\xe2", "bytes:\\x82", "bytes:\\xac", "é"]
-    (tmp_path / "view.html").write_text(probabilities_page("first", "5", [ShownToken(n, "", 0.5, [(n, 0.5)]) for n in names], ""), "utf-8")
-    with browser.browser(tmp_path / "profile") as tab:
-        tab.open((tmp_path / "view.html").as_uri())
-        tab.wait("document.querySelectorAll && document.querySelectorAll('.token').length === 4")
-        assert tab.evaluate("[...document.querySelectorAll('.token')].map((t) => t.textContent)") == [" ", "", "€", "é"]
-        assert tab.evaluate("document.querySelector('.alternatives .name').textContent") == "\\x20\\xe2"
-        assert tab.complaints == []
-
-
-def test_probability_bands_cover_all() -> None:
-    from minigpt_cli.display.generation import band
-
-    assert len({band(p) for p in np.linspace(0, 1, 101)}) == 5

@@ -1,14 +1,14 @@
 """The server: OpenAI's /v1/completions and /v1/models, /health, and a page at /.
 
-Bodies, texts and queues are bounded; a reader who leaves takes their request along. Without a key only the names of this
-machine are answered to (so no web page can reach it through a name of its own), and only JSON is read (so no form can post).
+Bodies, texts and queues are bounded; a reader who leaves takes their request along. A request takes up decoding slots once
+its body has come whole. Who is answered at all is decided in guard.py; only JSON is read (so no form can post).
 """
 
 from __future__ import annotations
 
 import asyncio
-import hmac
 import json
+import logging
 import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
@@ -19,34 +19,36 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from pydantic import ValidationError
+from starlette.requests import ClientDisconnect
 
+from minigpt_cli.durable import one_line
 from minigpt_cli.errors import MiniGPTError, RunNotFound, UsageError
 from minigpt_cli.generation.samples import prompt_ids
 from minigpt_cli.generation.serving.batcher import Batcher, Busy, Ticket
+from minigpt_cli.generation.serving.guard import Guard
 from minigpt_cli.generation.serving.models import Models, Opened
-from minigpt_cli.generation.serving.protocol import Choice, CompletionRequest, joined
-from minigpt_cli.generation.streaming import pieces_of
+from minigpt_cli.generation.serving.protocol import Choice, CompletionRequest, joined, problem
 
 MAX_BODY = 4 << 20  # bytes
-LOCAL_NAMES = {"localhost", "127.0.0.1", "[::1]"}
+_log = logging.getLogger(__name__)
 _PAGE_POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; img-src data:; base-uri 'none'"
 )
 
 
-def create_app(models: Models, page: str, *, api_key: str | None = None, hosts: set[str] | None = None) -> FastAPI:
-    """The application. `hosts`: names that it answers to, None for any."""
+def create_app(models: Models, page: str, *, api_key: str | None = None, any_host: bool = False) -> Guard:
+    """The application, behind its guard."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
         models.close()
 
-    app = FastAPI(title="minigpt", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
+    app = FastAPI(title="minigpt", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False, lifespan=lifespan)
 
     @app.exception_handler(404)
     async def missing(request: Request, error: Exception) -> JSONResponse:
-        return problem(404, f"there is nothing at {request.url.path[:80]}", "not_found")
+        return problem(404, f"there is nothing at {request.scope['path'][:80]}", "not_found")
 
     @app.get("/", response_class=HTMLResponse)
     async def front() -> HTMLResponse:
@@ -72,7 +74,7 @@ def create_app(models: Models, page: str, *, api_key: str | None = None, hosts: 
     async def completions(request: Request) -> Response:
         try:
             body = await _read(request)
-            opened = await models.get(body.model)
+            opened = await _open(models, body.model)
             work = _Work(body, opened)
         except Busy as error:
             return problem(429, str(error), "rate_limit_exceeded", {"retry-after": "1"})
@@ -82,40 +84,26 @@ def create_app(models: Models, page: str, *, api_key: str | None = None, hosts: 
             return problem(400, str(error), "invalid_request_error")
         except MiniGPTError as error:
             return problem(500, str(error), "server_error")
+        except ClientDisconnect:
+            return Response(status_code=499)
         if body.stream:
             return StreamingResponse(work.events(), media_type="text/event-stream", headers={"cache-control": "no-store"})
         return await _whole(request, work)
 
-    app.add_middleware(_Guard, api_key=api_key, hosts=hosts)
-    return app
+    return Guard(app, api_key=api_key, any_host=any_host)
 
 
-class _Guard:
-    """Refuses strangers before anything is read."""
-
-    def __init__(self, app: Any, api_key: str | None, hosts: set[str] | None) -> None:
-        self._app, self._key, self._hosts = app, api_key, hosts
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        refusal = self._refusal(Request(scope)) if scope["type"] == "http" else None
-        await (refusal or self._app)(scope, receive, send)
-
-    def _refusal(self, request: Request) -> Response | None:
-        host = request.headers.get("host", "").lower()
-        name = host.partition("]")[0] + "]" if host.startswith("[") else host.partition(":")[0]
-        if self._hosts is not None and name not in self._hosts:
-            return problem(403, f"this server does not answer to the name {name[:80]!r}", "forbidden")
-        if self._key is not None and request.url.path.startswith("/v1/"):
-            given = request.headers.get("authorization", "").removeprefix("Bearer ").encode("latin-1", "replace")  # as it came
-            if not hmac.compare_digest(given, self._key.encode("utf-8")):
-                return problem(401, "the API key is missing or wrong: send it as 'Authorization: Bearer KEY'", "invalid_api_key")
-        return None
-
-
-def problem(status: int, message: str, code: str, headers: dict[str, str] | None = None) -> JSONResponse:
-    """An error as OpenAI writes it."""
-    kind = "invalid_request_error" if status < 500 else "server_error"
-    return JSONResponse({"error": {"message": message, "type": kind, "param": None, "code": code}}, status, headers)
+async def _open(models: Models, name: str) -> Opened:
+    """The run called `name`. What is wrong with it, and where it lies on this machine, is for the log and not for the client."""
+    try:
+        return await models.get(name)
+    except Busy:
+        raise
+    except RunNotFound:
+        raise RunNotFound(f"unknown run {name[:80]!r}: GET /v1/models lists those there are") from None
+    except (MiniGPTError, OSError) as error:
+        _log.warning("run %.80r cannot be opened: %s", name, one_line(str(error)))
+        raise MiniGPTError(f"run {name[:80]!r} cannot be opened: the server's log says why") from error
 
 
 async def _read(request: Request) -> CompletionRequest:
@@ -143,14 +131,13 @@ class _Work:
     def __init__(self, body: CompletionRequest, opened: Opened) -> None:
         tokenizer, self.batcher, self.body = opened.writer.tokenizer, opened.batcher, body
         self.id, self.created = f"cmpl-{uuid.uuid4().hex}", int(time.time())
-        pieces = pieces_of(opened.writer.token_bytes)
         prompts = body.prompts()
         ids = [_ids(tokenizer, prompt) for prompt in prompts]
         texts = [prompt if isinstance(prompt, str) else tokenizer.decode(prompt) for prompt in prompts]
         self.prompt_tokens = sum(map(len, ids))
-        self.choices = [Choice(i * body.n + s, text, body, pieces) for i, text in enumerate(texts) for s in range(body.n)]
+        self.choices = [Choice(i * body.n + s, text, body, opened.pieces) for i, text in enumerate(texts) for s in range(body.n)]
         seed = body.seed if body.seed is not None else SystemRandom().randrange(1 << 31)
-        self.tickets = _submit_all(self.batcher, [body.to_request(one, seed) for one in ids])
+        self.tickets = _submit_all(self.batcher, [body.to_request(one, seed, opened.ends) for one in ids])
 
     async def parts(self) -> AsyncIterator[dict[str, Any]]:
         """Parts of all choices, as they come; whoever stops reading frees the slots."""

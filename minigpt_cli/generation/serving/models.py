@@ -8,9 +8,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from minigpt_cli.data.chat import END, token_ids
 from minigpt_cli.generation.engine import Engine
 from minigpt_cli.generation.loading import Writer
 from minigpt_cli.generation.serving.batcher import Batcher, Busy
+from minigpt_cli.generation.streaming import pieces_of
 
 MAX_OPEN = 4
 
@@ -31,6 +33,8 @@ class Opened:
     writer: Writer
     batcher: Batcher
     version: object
+    pieces: list[str]  # the vocabulary as streaming.pieces_of writes it
+    ends: tuple[str, ...]  # texts that end every continuation
 
 
 class Models:
@@ -61,7 +65,9 @@ class Models:
                 self._make_room(name)
                 writer = await asyncio.to_thread(self._open_run, name)
                 decoder = await asyncio.to_thread(writer.decoder, self._slots, self._engine)
-                known = self._opened[name] = Opened(writer, Batcher(Engine(decoder, writer.token_bytes), self._max_waiting), version)
+                batcher = Batcher(Engine(decoder, writer.token_bytes), self._max_waiting)
+                ends = (END,) if token_ids(writer.tokenizer) is not None else ()
+                known = self._opened[name] = Opened(writer, batcher, version, pieces_of(writer.token_bytes), ends)
             self._opened.move_to_end(name)
             return known
 

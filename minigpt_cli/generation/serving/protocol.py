@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from typing import Annotated, Any, cast
 
+from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from minigpt_cli.errors import UsageError
@@ -80,25 +81,30 @@ class CompletionRequest(BaseModel):
                              f"and {MAX_TOTAL} tokens in all")  # fmt: skip
 
     def prompts(self) -> list[str | list[int]]:
-        """The prompts, one or more."""
-        if isinstance(self.prompt, str):
-            return [self.prompt]
-        if not self.prompt or isinstance(self.prompt[0], int):
-            return [cast(list[int], self.prompt)] if self.prompt else [""]
-        return cast(list[str | list[int]], list(self.prompt))
+        """The prompts, one or more; one without tokens is an empty text."""
+        prompt = self.prompt
+        if isinstance(prompt, str) or not prompt or isinstance(prompt[0], int):
+            return [cast(str | list[int], prompt) or ""]
+        return [one or "" for one in cast(list[str | list[int]], prompt)]
 
     def stops(self) -> tuple[str, ...]:
         """The stop strings."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
-    def to_request(self, ids: Sequence[int], seed: int) -> Request:
-        """The engine's request for one of the prompts."""
+    def to_request(self, ids: Sequence[int], seed: int, ends: Sequence[str] = ()) -> Request:
+        """The engine's request for one of the prompts; `ends` stop it as its own stop strings do."""
         sampling = Sampling(self.temperature, max(0, self.top_k), self.top_p, self.min_p, self.repetition_penalty)
         scored = self.logprobs is not None
         return Request(
-            ids, sampling, self.max_tokens, self.n, seed, self.stops(), alternatives=self.logprobs or 0, score=scored,
+            ids, sampling, self.max_tokens, self.n, seed, (*self.stops(), *ends), alternatives=self.logprobs or 0, score=scored,
             score_prompt=scored and self.echo,
         )  # fmt: skip
+
+
+def problem(status: int, message: str, code: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    """An error as OpenAI writes it."""
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    return JSONResponse({"error": {"message": message, "type": kind, "param": None, "code": code}}, status, headers)
 
 
 class Choice:
