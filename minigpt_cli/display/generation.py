@@ -145,8 +145,8 @@ def probabilities_page(run: str, prompt: str, tokens: Sequence[ShownToken], fact
         "facts": facts,
         "tokens": [[t.name, round(t.probability, 4), [[name, round(p, 4)] for name, p in t.alternatives]] for t in tokens],
     }
-    # "</script>" inside a string would end the script: JSON lets the slash be escaped.
-    return page("probabilities.html", DATA=json.dumps(data, ensure_ascii=False).replace("</", "<\\/").replace("<!--", "<\\!--"))
+    # "</script>" or "<!--" inside a string would end the script or hide its end: no "<" is left.
+    return page("probabilities.html", DATA=json.dumps(data, ensure_ascii=False).replace("<", "\\u003c"))
 
 
 ReadLine = Callable[[], str]
