@@ -11,6 +11,7 @@ import os
 import re
 import secrets
 import shutil
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -43,6 +44,7 @@ __all__ = [
 RESERVED_NAMES = ("latest", "top")
 
 _NAME = re.compile(r"[^\W_][\w.+=,@~-]{0,99}")
+_TWINS = str.maketrans("авекмнорстухіјѕһԁԛԝαβεικνορτυχ", "abekmhopctyxijshdqwabeikvoptux")  # Cyrillic and Greek that look Latin
 
 
 def resolve_runs_dir(flag: str | Path | None = None) -> Path:
@@ -59,7 +61,16 @@ def check_name(name: str) -> str:
             f"{durable.one_line(repr(name), 80)} cannot name a run: "
             "use up to 100 letters, digits and . _ + = , @ ~ -, beginning with a letter or digit"
         )
+    if (plain := unicodedata.normalize("NFKC", name)) != name:
+        raise UsageError(f"{name!r} has letters that look like others: write it {durable.one_line(repr(plain), 110)}")
+    if len(scripts := {unicodedata.name(c, "?").split()[0].title() for c in name if c.lower() != c.upper()}) > 1:
+        raise UsageError(f"{name!r} mixes {' and '.join(sorted(scripts))} letters, which look alike: use those of one alphabet")
     return name
+
+
+def look(name: str) -> str:
+    """What names that are easily taken for one another have in common: without case, look-alike letters as Latin ones."""
+    return name.casefold().translate(_TWINS)
 
 
 class RunStore:
@@ -144,6 +155,8 @@ class RunStore:
         with durable.explained("create"):
             self.dir.mkdir(parents=True, exist_ok=True)
             if name is not None:
+                self._check_look(name)
+            if name is not None:
                 try:
                     os.mkdir(self.dir / name)
                 except FileExistsError as error:
@@ -157,6 +170,12 @@ class RunStore:
                 with suppress(FileExistsError):
                     os.mkdir(self.dir / f"{arch}-{number}")
                     return Run(self.dir / f"{arch}-{number}")
+
+    def _check_look(self, name: str, old: str | None = None) -> None:
+        """Raise UsageError if a run other than `old` has a name that `name` would be taken for."""
+        for taken in self.names():
+            if taken not in (name, old) and look(taken) == look(name):
+                raise UsageError(f"run {name!r} would be taken for {durable.one_line(repr(taken), 110)} in {self.dir}: choose another name")
 
     @contextmanager
     def new_run(self, name: str | None = None, arch: str = "run") -> Iterator[Run]:
@@ -189,6 +208,7 @@ class RunStore:
         """Give `run` another name. Raises UsageError if that exists, RunLocked if the run is live."""
         check_name(name)
         target = self.dir / name
+        self._check_look(name, run.name)
         with self.lock(run), run.annotating(), durable.explained("rename"):
             try:
                 os.mkdir(target)  # the name is ours now, or somebody else's

@@ -100,6 +100,34 @@ def test_a_name_that_could_do_harm_is_refused_in_one_line(store: RunStore, name:
     assert not store.dir.exists()
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["a\u202eb", "m\u043edern", "\u0430", "\u0391b", "\ufb01ne", "\uff4dodern", "x\u00b2", "mod\u200bern", "mod\u0065\u0301rn",
+     "\u212aelvin", "a ", "a\u00a0b", "\u0561\u0062", "mo\u217dern", "\u24b6"],
+)  # fmt: skip
+def test_a_name_of_look_alike_letters_is_refused_in_one_line(store: RunStore, name: str) -> None:
+    store.create("a")
+    with pytest.raises(UsageError) as caught:
+        store.create(name)
+    assert all(c.isprintable() for c in str(caught.value))
+    assert store.names() == ["a"]
+
+
+@pytest.mark.parametrize(("first", "second"), [("modern", "Modern"), ("coco", "сосо"), ("straße", "STRASSE"), ("έ", "Έ"), ("oxo", "οχο")])
+def test_two_runs_may_not_look_alike(store: RunStore, first: str, second: str) -> None:
+    run, other = store.create(first), store.create("other")
+    with pytest.raises(UsageError, match="taken for"):
+        store.create(second)
+    with pytest.raises(UsageError, match="taken for"):
+        store.rename(other, second)
+    assert store.rename(run, second).name == second  # of the run itself another writing is free
+
+
+@pytest.mark.parametrize("name", ["модель", "μ-2", "日本語-bpe", "ملف", "été.v2", "안녕", "ⲁ-1"])
+def test_names_of_one_alphabet_are_accepted(store: RunStore, name: str) -> None:
+    assert store.create(name).dir.is_dir()
+
+
 def test_a_name_that_exists_is_refused_and_automatic_names_count_on(store: RunStore) -> None:
     store.create("modern-7")
     assert store.create(None, "modern").name == "modern-8"
