@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import tomllib
 from collections.abc import Mapping
@@ -14,8 +13,11 @@ from pydantic import ValidationError
 
 from minigpt_cli.commands.settings import DEFAULT_ARCH, PANELS, settings, show_value
 from minigpt_cli.config import ARCHITECTURES, RunConfig
-from minigpt_cli.errors import UsageError, unknown_name
+from minigpt_cli.durable import parse_json
+from minigpt_cli.errors import RunDamaged, UsageError, unknown_name
 from minigpt_cli.recipes import read_preset
+
+_FILE_LIMIT = 1 << 14  # bytes of a --config file; presets have two thousand, and tomllib takes the square of the dots in a key
 
 
 @dataclass(frozen=True)
@@ -122,15 +124,20 @@ def _complaint(problem: Any, sources: Mapping[str, str]) -> str:
 def read_settings_file(path: Path) -> dict[str, Any]:
     """What a TOML file, or a run's config.json, holds. Raises UsageError if it cannot be read."""
     try:
-        text = path.read_text(encoding="utf-8")
-        return json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+        with path.open("rb") as file:
+            data = file.read(_FILE_LIMIT + 1)
+        if len(data) > _FILE_LIMIT:
+            raise UsageError(f"--config {path} has more than {_FILE_LIMIT:,} bytes: it is no file of settings")
+        return parse_json(data, f"--config {path}") if path.suffix == ".json" else tomllib.loads(data.decode("utf-8"))
     except FileNotFoundError:
         raise UsageError(f"--config {path}: no such file") from None
     except IsADirectoryError:
         raise UsageError(f"--config {path} is a folder: name a TOML file") from None
     except UnicodeDecodeError as error:
         raise UsageError(f"--config {path} is not UTF-8 text (byte {error.start})") from None
-    except (tomllib.TOMLDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except RunDamaged as error:
+        raise UsageError(str(error)) from None
+    except (ValueError, RecursionError) as error:  # what tomllib refuses, and a number of more digits than Python converts
         raise UsageError(f"--config {path}: {error}") from None
 
 

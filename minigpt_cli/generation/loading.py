@@ -7,7 +7,6 @@ plain path.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 import struct
@@ -141,10 +140,7 @@ def _header(data: bytes, path: Path) -> tuple[dict[str, Any], int]:
     length = struct.unpack_from("<Q", data)[0] if len(data) >= 8 else 0
     if not 2 <= length <= min(HEADER_LIMIT, len(data) - 8):
         raise RunDamaged(f"{path} is not a safetensors file")
-    try:
-        header = json.loads(data[8 : 8 + length])
-    except (ValueError, RecursionError) as error:
-        raise RunDamaged(f"{path} is damaged: its header is not JSON") from error
+    header = durable.parse_json(data[8 : 8 + length], f"the header of {path}")
     if not isinstance(header, dict) or not all(isinstance(entry, dict) for entry in header.values()):
         raise RunDamaged(f"{path} is damaged: its header is not understood")
     header.pop("__metadata__", None)

@@ -112,7 +112,14 @@ def read(folder: Path) -> Foreign:
     tensors, notes = read_weights(folder)
     try:
         config, ours = from_hf(theirs, {name: tensor.float() for name, tensor in tensors.items()})
-    except (KeyError, TypeError, ValueError) as error:  # a setting is missing or of the wrong kind; pydantic's error is a ValueError
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        ArithmeticError,
+        RuntimeError,
+    ) as error:  # a setting is missing or of the wrong kind (pydantic's
+        # error is a ValueError), or tensors have shapes that cannot be put together
         reason = durable.one_line(repr(error), 150)
         raise UsageError(f"{folder / 'config.json'} is not a configuration that can be read: {reason}") from error
     return Foreign(config, ours, read_tokenizer(folder), notes)
@@ -122,9 +129,11 @@ def read_weights(folder: Path) -> tuple[dict[str, Tensor], list[str]]:
     """All tensors of a directory: one safetensors file, several with an index, or a pickle as the last resort."""
     if (index := folder / "model.safetensors.index.json").is_file():
         content = durable.read_json(index, 64 << 20)
-        names = sorted(set(content.get("weight_map", {}).values())) if isinstance(content, dict) else []
-        if not names or any(not isinstance(n, str) or Path(n).name != n for n in names):
+        table = content.get("weight_map") if isinstance(content, dict) else None
+        listed = list(table.values()) if isinstance(table, dict) else []
+        if not listed or any(not isinstance(n, str) or Path(n).name != n for n in listed):
             raise UsageError(f"{index} does not name files in its own folder")
+        names = sorted(set(listed))
         sources = [pytorch.read(folder / name) for name in names]
         return {name: t for source in sources for name, t in source.tensors.items()}, [f"read {len(names)} files of weights"]
     for name in ("model.safetensors", "pytorch_model.bin"):

@@ -6,7 +6,7 @@ from minigpt_cli import checkpoints
 from minigpt_cli.config import LoraConfig, RunConfig
 from minigpt_cli.errors import UsageError
 from minigpt_cli.interchange.initialise import Report, Source, initial_weights
-from minigpt_cli.models.contract import build_model
+from minigpt_cli.models.contract import outline
 from minigpt_cli.records import Base, RunRecord
 from minigpt_cli.rundir import RECORD, Run
 from minigpt_cli.runstore import RunStore, check_name
@@ -22,7 +22,7 @@ def import_source(
     if words is None:
         raise UsageError(f"{source.label} does not say which tokens it knows: name its tokenizer with --tokenizer char|byte|gpt2|FILE")
     weights, report = initial_weights(source, config.model, words, partial=partial, seed=config.seed)
-    outline = build_model(config.model, words.vocab_size)
+    skeleton = outline(config.model, words.vocab_size)
     record = record.model_copy(
         update={
             "status": "finished",
@@ -30,8 +30,8 @@ def import_source(
             "arch": config.model.arch,
             "tokenizer": words.name,
             "vocab_size": words.vocab_size,
-            "n_params": sum(p.numel() for p in outline.parameters()),
-            "n_active_params": outline.n_active_params(),  # type: ignore[operator]
+            "n_params": sum(p.numel() for p in skeleton.parameters()),
+            "n_active_params": skeleton.n_active_params(),  # type: ignore[operator]
             "base": Base(run=source.label, sha256=source.sha256),
         }
     )

@@ -87,6 +87,7 @@ def initial_weights(
     """A complete state dict for `config`: the source's tensors laid over a fresh model drawn from `seed`; and what fitted.
     Raises UsageError unless everything matches or `partial` is given, and whenever nothing does."""
     found = source if isinstance(source, Source) else open_source(source, store)
+    checkpoints.check_model_fits(config, tokenizer.vocab_size, copies=2)  # one to draw, one to return
     fresh = {name: tensor.clone() for name, tensor in build_model(config, tokenizer.vocab_size, seed).state_dict().items()}
     tensors, notes = _under_our_names(found, config)
     tensors, more = adapted(tensors, fresh, found.tokenizer, tokenizer)

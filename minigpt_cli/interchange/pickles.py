@@ -13,8 +13,8 @@ from typing import Any
 from minigpt_cli import durable
 from minigpt_cli.errors import UsageError
 
-META_LIMIT = 64 << 20  # bytes
-_MARK = object()
+META_LIMIT = 16 << 20  # bytes
+_MOST = 4_000_000  # instructions: both tables of 600,000 characters
 _CONSTANTS = {"BININT", "BININT1", "BININT2", "INT", "LONG", "LONG1", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "UNICODE"}
 _IGNORED = {"PROTO", "FRAME"}
 _REMEMBER = {"BINPUT", "LONG_BINPUT", "PUT"}
@@ -33,18 +33,25 @@ def read_meta(path: Path) -> list[str]:
     if sorted(i for i in itos if isinstance(i, int)) != list(range(len(itos))):
         raise UsageError(f"{path} is not the meta.pkl of a character model: its ids are not 0 to {len(itos) - 1}")
     characters = [itos[i] for i in range(len(itos))]
-    if not all(isinstance(c, str) and len(c) == 1 for c in characters) or len(set(characters)) < len(characters):
+    if not all(isinstance(c, str) and len(c) == 1 and _is_character(c) for c in characters) or len(set(characters)) < len(characters):
         raise UsageError(f"{path} is not the meta.pkl of a character model: its tokens are not single, distinct characters")
     return characters
+
+
+def _is_character(c: str) -> bool:
+    return not "\ud800" <= c <= "\udfff"  # halves of surrogate pairs
 
 
 def read_plain(data: bytes, where: str) -> Any:
     """The dictionary of integers, strings and dictionaries in a pickle. Raises UsageError naming `where` at any other instruction."""
     stack: list[Any] = []
+    marks: list[int] = []  # where in the stack
     memo: dict[int, Any] = {}
     try:
-        for opcode, argument, _ in pickletools.genops(data):
+        for number, (opcode, argument, _) in enumerate(pickletools.genops(data)):
             name = opcode.name
+            if number == _MOST:
+                raise UsageError(f"{where} has more than {_MOST:,} instructions, where only a table of characters belongs")
             if name in _IGNORED:
                 continue
             if name == "STOP":
@@ -54,9 +61,9 @@ def read_plain(data: bytes, where: str) -> Any:
             elif name == "EMPTY_DICT":
                 stack.append({})
             elif name == "MARK":
-                stack.append(_MARK)
+                marks.append(len(stack))
             elif name == "DICT":
-                stack.append(_pairs(stack))
+                stack.append(_pairs(stack, marks))
             elif name == "MEMOIZE":
                 memo[len(memo)] = stack[-1]
             elif name in _REMEMBER:
@@ -67,7 +74,7 @@ def read_plain(data: bytes, where: str) -> Any:
                 value, key = stack.pop(), stack.pop()
                 stack[-1][key] = value
             elif name == "SETITEMS":
-                pairs = _pairs(stack)
+                pairs = _pairs(stack, marks)
                 stack[-1].update(pairs)
             else:
                 raise UsageError(f"{where} is refused: it is a pickle that asks for {name}, where only a table of characters belongs")
@@ -76,9 +83,9 @@ def read_plain(data: bytes, where: str) -> Any:
     raise UsageError(f"{where} is not a sound pickle: it has no end")
 
 
-def _pairs(stack: list[Any]) -> dict[Any, Any]:
+def _pairs(stack: list[Any], marks: list[int]) -> dict[Any, Any]:
     """Everything above the last mark, taken off as keys and values."""
-    start = max(i for i, item in enumerate(stack) if item is _MARK)
-    items = stack[start + 1 :]
+    start = marks.pop()
+    items = stack[start:]
     del stack[start:]
     return dict(zip(items[::2], items[1::2], strict=True))

@@ -78,8 +78,25 @@ def _pickled(path: Path) -> TensorSource:
             state, other = inner, {k: v for k, v in content.items() if k != key and not isinstance(v, Tensor)}
             notes.append(f"took the tensors under {key!r}")
             break
-    tensors = {str(name): value.detach() for name, value in state.items() if isinstance(value, Tensor)}
+    tensors = {str(name): _ordinary(path, str(name), value.detach()) for name, value in state.items() if isinstance(value, Tensor)}
     return TensorSource(tensors, {str(k): v for k, v in other.items()}, notes)
+
+
+def _ordinary(path: Path, name: str, tensor: Tensor) -> Tensor:
+    """`tensor`, if it is rows of real numbers that are there. Raises UsageError for the rest of what torch calls a tensor."""
+    kinds = {
+        "nested": tensor.is_nested,
+        "without values (on the meta device)": tensor.is_meta,
+        "quantized": tensor.is_quantized,
+        "sparse": tensor.layout is not torch.strided,
+        "complex": tensor.is_complex(),
+    }
+    if kind := next((kind for kind, found in kinds.items() if found), None):
+        raise UsageError(
+            f"{path}: tensor {durable.one_line(name, 80)} is {kind}: save it as an ordinary one, with .to_dense() or .dequantize()"
+        )
+    check_memory(4 * tensor.numel(), f"tensor {durable.one_line(name, 80)} in {path}")  # a view can claim more than is stored
+    return tensor
 
 
 def refuse_vulnerable_torch(path: Path, version: str) -> None:

@@ -15,6 +15,8 @@ from minigpt_cli.commands.settings import settings
 from minigpt_cli.errors import UsageError
 from minigpt_cli.recipes import preset_names, preset_summary, read_preset
 
+from .conftest import Cli
+
 # name: lr, layers, heads, width, block, batch, dropout, weight decay, eval_iters, patience, min_delta
 TABLE = {
     "p2_refine": (2e-4, 4, 4, 128, 128, 64, 0.20, 0.05, 80, 20, 0.0002),
@@ -176,3 +178,25 @@ def test_configuration_written_out_reads_back_equal(tmp_path: Path) -> None:
     file = tmp_path / "config.json"
     file.write_text(config.model_dump_json(), encoding="utf-8")
     assert resolve({}, file=file, environment={}).config == config
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("digits.toml", "max_steps = " + "9" * 5000),
+        ("deep.toml", "a = " + "[" * 3000 + "]" * 3000),
+        ("keys.toml", "a." * 100_000 + "a = 1"),
+        ("large.toml", "# " + "x" * (1 << 20)),
+        ("digits.json", '{"max_steps": ' + "9" * 5000 + "}"),
+        ("deep.json", '{"a":' * 100_000),
+        ("nan.json", '{"lr": NaN}'),
+        ("half.json", '{"source": "\\ud800"}'),
+        ("list.json", "[1]"),
+    ],
+)
+def test_a_hostile_file_of_settings_is_one_line(cli: Cli, home: Path, name: str, text: str) -> None:
+    Path(name).write_text(text)
+    done = cli("train", "--config", name, "--print-config")
+    assert done.code == 2
+    assert done.err.startswith("Error: ")
+    assert done.err.count("\n") == 1

@@ -162,3 +162,10 @@ def test_a_line_without_an_end_is_refused_before_it_is_read_whole(tmp_path: Path
     monkeypatch.setattr(chat, "LINE_LIMIT", 20)
     with pytest.raises(UsageError, match="line 1 has more than 20 bytes"):
         list(chat.conversations(written(tmp_path, ROWS)))
+
+
+def test_half_of_a_surrogate_pair_is_refused_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "chats.jsonl"
+    path.write_text(json.dumps(ROWS[0]) + "\n" + '{"prompt": "a", "completion": "\\ud83d"}\n')
+    with pytest.raises(UsageError, match=r"line 2 .*half of a surrogate pair, \\ud83d"):
+        list(chat.conversations(path))

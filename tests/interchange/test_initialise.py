@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 
 from minigpt_cli import checkpoints, tensorfiles
 from minigpt_cli.config import ClassicConfig, DataConfig, ModernConfig
-from minigpt_cli.errors import RunNotFound, UsageError
+from minigpt_cli.errors import MiniGPTError, RunNotFound, UsageError
 from minigpt_cli.interchange import huggingface
 from minigpt_cli.interchange.initialise import Report, initial_weights, model_settings, open_source
 from minigpt_cli.models.contract import build_model
@@ -312,3 +313,33 @@ def test_sharded_directories_are_put_together(make_run: MakeRun, tmp_path: Path)
     index.write_text(json.dumps({"weight_map": {"a": "../../secret.safetensors"}}))
     with pytest.raises(UsageError, match="own folder"):
         huggingface.read(tmp_path / "hf")
+
+
+def test_a_source_that_claims_more_than_this_machine_holds_is_refused_before_memory_is_spent(tmp_path: Path) -> None:
+    nanogpt_files(tmp_path, bias=False)
+    content = torch.load(tmp_path / "out" / "ckpt.pt", weights_only=True)
+    content["model_args"] |= {"n_embd": 1 << 16, "n_layer": 64, "n_head": 1}
+    torch.save(content, tmp_path / "out" / "ckpt.pt")
+    source = open_source(tmp_path / "out")
+    assert source.config is not None
+    assert source.tokenizer is not None
+    with pytest.raises(MiniGPTError, match="of memory"):
+        initial_weights(source, source.config, source.tokenizer)
+
+
+@pytest.mark.parametrize("change", [{"n_embd": 10**400}, {"n_head": 0}, {"layer_norm_epsilon": 10**400}, {"n_layer": -1}, {"n_embd": {}}])
+def test_a_hostile_configuration_of_hugging_face_is_one_line(make_run: MakeRun, tmp_path: Path, change: dict[str, Any]) -> None:
+    huggingface.export(checkpoints.load(make_run(model="gpt2")), tmp_path / "hf")
+    path = tmp_path / "hf" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(MiniGPTError) as caught:
+        open_source(tmp_path / "hf")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("index", [[], {"weight_map": []}, {"weight_map": {"a": ["b"]}}, {"weight_map": {"a": "../b"}}, {}])
+def test_an_index_that_names_no_files_is_one_line(tmp_path: Path, index: Any) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UsageError, match="does not name files"):
+        open_source(tmp_path)

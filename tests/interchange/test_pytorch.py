@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import pickle
+import time
 import zipfile
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -88,6 +90,24 @@ def test_every_truncation_of_a_checkpoint_ends_in_one_line(tmp_path: Path) -> No
             pytorch.read(tmp_path / "cut.pt")
 
 
+@pytest.mark.filterwarnings("ignore")  # torch's, about making these
+@pytest.mark.parametrize("kind", ["sparse", "csr", "quantized", "meta", "nested", "complex", "expanded"])
+def test_what_torch_calls_a_tensor_without_ordinary_rows_is_refused_by_name(tmp_path: Path, kind: str) -> None:
+    made: dict[str, Callable[[], torch.Tensor]] = {
+        "sparse": lambda: torch.eye(4).to_sparse(),
+        "csr": lambda: torch.eye(4).to_sparse_csr(),
+        "quantized": lambda: torch.quantize_per_tensor(torch.eye(4), 0.1, 0, torch.qint8),
+        "meta": lambda: torch.empty(4, 4, device="meta"),
+        "nested": lambda: torch.nested.nested_tensor([torch.eye(4)]),
+        "complex": lambda: torch.eye(4, dtype=torch.complex64),
+        "expanded": lambda: torch.zeros(1).expand(1 << 30, 1 << 30),  # four bytes that claim to be four exabytes
+    }
+    torch.save({"model": {"a.weight": torch.eye(4), "b.weight": made[kind]()}}, tmp_path / "x.pt")
+    with pytest.raises(MiniGPTError, match=r"tensor b\.weight") as caught:
+        pytorch.read(tmp_path / "x.pt")
+    assert "\n" not in str(caught.value)
+
+
 # ---- meta.pkl
 
 
@@ -111,7 +131,17 @@ def test_meta_that_asks_for_anything_else_is_refused(tmp_path: Path, protocol: i
 
 
 @pytest.mark.parametrize(
-    "meta", [{}, {"itos": {}}, {"itos": {1: "a"}}, {"itos": {0: "ab"}}, {"itos": {0: "a", 1: "a"}}, {"itos": {0: 1}}, {"itos": {"0": "a"}}]
+    "meta",
+    [
+        {},
+        {"itos": {}},
+        {"itos": {1: "a"}},
+        {"itos": {0: "ab"}},
+        {"itos": {0: "a", 1: "a"}},
+        {"itos": {0: 1}},
+        {"itos": {"0": "a"}},
+        {"itos": {0: "\ud800"}},
+    ],
 )
 def test_tables_that_are_not_characters_by_id_are_refused(tmp_path: Path, meta: object) -> None:
     (tmp_path / "meta.pkl").write_bytes(pickle.dumps(meta))
@@ -129,3 +159,16 @@ def test_every_mutation_of_a_meta_is_read_or_refused(tmp_path: Path) -> None:
             path.write_bytes(mutated)
             with suppress(UsageError):
                 pickles.read_meta(path)
+
+
+def test_a_meta_of_nothing_but_marks_takes_no_time() -> None:
+    began = time.monotonic()
+    with pytest.raises(UsageError, match="not a sound pickle"):
+        pickles.read_plain(b"\x80\x04" + b"K\x00" * 100_000 + b"(d" * 100_000 + b"s.", "it")  # was searched from the start for each mark
+    assert time.monotonic() - began < 20  # of minutes
+
+
+def test_a_meta_has_no_more_instructions_than_a_table_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pickles, "_MOST", 1000)
+    with pytest.raises(UsageError, match="instructions"):
+        pickles.read_plain(b"\x80\x04" + b"}" * 2000 + b".", "it")
