@@ -3,6 +3,7 @@
 MiniGPTError            1  failed at work
 ├── UsageError          2  wrong usage, configuration or input
 │   ├── TextTooShort    2  a split that cannot fill one block plus its target
+│   ├── UnknownCharacters  2  a text has characters that the tokenizer lacks
 │   ├── RunNotFound     2  no such run, or an ambiguous prefix
 │   └── MissingExtra    2  a feature whose optional dependency is not installed
 ├── RunDamaged          1  a run directory that cannot be trusted or read
@@ -34,6 +35,10 @@ class UsageError(MiniGPTError):
 
 class TextTooShort(UsageError):
     """A split has too few tokens to fill one block and its target."""
+
+
+class UnknownCharacters(UsageError):
+    """A text has characters that the tokenizer does not know."""
 
 
 class RunNotFound(UsageError):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from minigpt_cli.config import RunConfig
-from minigpt_cli.errors import UsageError
+from minigpt_cli.display import words
+from minigpt_cli.errors import UnknownCharacters, UsageError
 from minigpt_cli.records import Base
 from minigpt_cli.runstore import Run, RunStore
 
@@ -63,8 +66,8 @@ class Beginning:
             library()
         if config.lora.lora_rank and self.source.kind != "run":
             raise UsageError(
-                f"--lora-rank keeps adapters for a run, and {self.what} is none: minigpt runs import {self.what} --name base, "
-                "then --init-from base"
+                f"--lora-rank keeps adapters for a run, and {self.what} is not a run: minigpt runs import {words.quoted(self.what)} "
+                "--name base, then --init-from base"
             )
 
     def weights(self, config: RunConfig, tokenizer: Tokenizer) -> Weights:
@@ -75,6 +78,18 @@ class Beginning:
         theirs = self.source.tensors
         whole = [n for n, t in tensors.items() if n not in theirs or t.shape != theirs[n].shape or not t.equal(theirs[n])]
         return Weights(tensors, whole if config.lora.lora_rank else [], [f"from {report.label}: {report.counts()}", *report.notes])
+
+
+@contextmanager
+def beginnings_tokenizer(beginning: Beginning | None) -> Iterator[None]:
+    """Say what to do about characters in the new text that the tokenizer of --init-from lacks."""
+    try:
+        yield
+    except UnknownCharacters as error:
+        if beginning is None:
+            raise
+        remedy = "add --tokenizer char, which learns the characters of this text: tokens that both know keep their weights"
+        raise UnknownCharacters(f"{str(error).rpartition(': ')[0]}: {remedy}") from error
 
 
 def check_adapters(config: RunConfig, beginning: Beginning | None) -> None:

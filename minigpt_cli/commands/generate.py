@@ -32,8 +32,8 @@ def generate(
     ] = None,
     ckpt: CheckpointOption = "best",
     style_name: Annotated[
-        str, typer.Option("--style", metavar="conservative|balanced|creative", help="Temperature and top-k: 0.5, 10 | 0.9, 50 | 1.2, 100.")
-    ] = "balanced",
+        str, typer.Option("--style", metavar="conservative|default|creative", help="Temperature and top-k: 0.5, 10 | 0.9, 50 | 1.2, 100.")
+    ] = "default",
     greedy: Annotated[bool, typer.Option("--greedy", metavar="", help="The most probable token.", rich_help_panel=_SAMPLING)] = False,
     repetition_penalty: Annotated[
         float | None, typer.Option(metavar="X", help="Divide logits of seen tokens; 1: off.", show_default=False, rich_help_panel=_SAMPLING)
@@ -163,13 +163,13 @@ def _request(ids: list[int], sampling: Sampling, max_new_tokens: int, num_sample
 
 def question(writer: Writer, prompt: str, stop: list[str]) -> tuple[str, list[str]]:
     """The prompt in the template of conversations, and where the answer ends. Raises UsageError for a run that knows no such template."""
-    from minigpt_cli.data.chat import END, TOKENS, prompt_for, token_ids
+    from minigpt_cli.data.chat import TOKENS, prompt_for, token_ids
 
     if token_ids(writer.tokenizer) is None:
         raise UsageError(f"run {writer.run!r} has not learned to chat: train it on a .jsonl of conversations, or leave out --chat")
     if mark := next((token for token in TOKENS if token in prompt), None):
         raise UsageError(f"the prompt holds {mark}, which is reserved for the template of conversations")
-    return prompt_for([("user", prompt)]), [*stop, END]
+    return prompt_for([("user", prompt)]), [*stop, *TOKENS]
 
 
 def _read_stdin() -> str:

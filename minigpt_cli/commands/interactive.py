@@ -20,7 +20,7 @@ from minigpt_cli.runstore import RunStore
 HELP = """\
 Type the beginning of a text; \\n in it is a line break. Ctrl-C ends what is being written.
 /set NAME VALUE   temperature, top_k, top_p, min_p, repetition_penalty or max_new_tokens
-/style NAME       conservative, balanced or creative
+/style NAME       conservative, default or creative
 /seed [N]         the seed of the texts to come; without N: a new one for each
 /run NAME         write with another run
 /show             the settings

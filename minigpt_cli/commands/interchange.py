@@ -11,6 +11,7 @@ from minigpt_cli import registry
 from minigpt_cli.commands.config_flags import with_settings
 from minigpt_cli.commands.layers import resolve
 from minigpt_cli.commands.options import CheckpointOption, JsonFlag, RunArgument, RunsDir, complete_tokenizer
+from minigpt_cli.commands.samples import generate_command
 from minigpt_cli.display import console
 from minigpt_cli.runstore import RunStore, check_name
 
@@ -104,7 +105,9 @@ def import_run(
     from minigpt_cli.display.tensor_report import print_tensor_report
 
     print_tensor_report(len(report.loaded), report.missing, report.unexpected, report.misshaped, report.notes)
-    console.write(f"{run.name}: {record.arch}, {record.n_params:,} parameters, {record.vocab_size:,} tokens; minigpt generate {run.name}")
+    name = console.one_line(run.name)
+    console.write(f"run     {name}: {record.arch}, {record.n_params:,} parameters, {record.vocab_size:,} tokens")
+    console.write(f"next    {console.one_line(generate_command(run, store))}")
 
 
 def _named_tokenizer(name: str | None) -> Tokenizer | None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from minigpt_cli.commands.beginning import Beginning, Weights, check_adapters, weights_to_resume
+from minigpt_cli.commands.beginning import Beginning, Weights, beginnings_tokenizer, check_adapters, weights_to_resume
 from minigpt_cli.commands.provenance import new_record
 from minigpt_cli.commands.signals import StopSignals
 from minigpt_cli.config import RunConfig, leaves
@@ -78,7 +78,8 @@ def train_new(request: Request) -> Outcome:
     with ExitStack() as stack:
         signals = stack.enter_context(StopSignals())
         world = stack.enter_context(joined(device))
-        dataset, config, notices = _prepare(request.config, world, quiet=request.output.json)
+        with beginnings_tokenizer(request.beginning):
+            dataset, config, notices = _prepare(request.config, world, quiet=request.output.json)
         weights = None if request.beginning is None else request.beginning.weights(config, dataset.tokenizer)
         run = _in_step(world, lambda: _new_run(stack, request, config, dataset))
         said = [*request.notices, *notices, *(weights.notices if weights else [])]

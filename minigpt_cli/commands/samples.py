@@ -1,30 +1,78 @@
-"""A few lines that a run's best weights write, for the end of a training and for reports."""
+"""What a run writes like, and what to type next about it: for the end of a training and for reports."""
 
 from __future__ import annotations
 
-from minigpt_cli.display import console
+from typing import TYPE_CHECKING
+
+from minigpt_cli.display import console, words
 from minigpt_cli.errors import MiniGPTError
-from minigpt_cli.runstore import Run
+from minigpt_cli.events import StopReason
+from minigpt_cli.runstore import Run, RunStore, resolve_runs_dir
+
+if TYPE_CHECKING:
+    from minigpt_cli.data.opening import Opening
 
 _TOKENS = 200
 
 
 def sample_of(run: Run) -> str:
-    """A sample under the run's own seed; empty, with a warning, where the weights cannot be read."""
+    """A sample under the run's own seed, of a run that learned to chat a question and its answer; empty, with a warning, where the weights
+    cannot be read."""
     if not run.record.files:
         return ""
-    from minigpt_cli.generation.engine import generate
+    from minigpt_cli.data.chat import TOKENS
+    from minigpt_cli.data.opening import opening_of
+    from minigpt_cli.generation.engine import BALANCED, generate
     from minigpt_cli.generation.loading import open_writer
     from minigpt_cli.generation.samples import prompt_ids
-    from minigpt_cli.generation.sampling import style
 
     try:
         writer = open_writer(run)
-        ids = prompt_ids(writer.tokenizer, "")
+        opening = opening_of(run.record, writer.tokenizer)
+        asked = opening.raw if opening.chat else ""
         steps = generate(
-            writer.decoder(), ids, sampling=style("balanced"), max_new_tokens=_TOKENS, seed=run.config.seed, token_bytes=writer.token_bytes
-        )
-        return "".join(step.text for step in steps).strip("\n")
+            writer.decoder(), prompt_ids(writer.tokenizer, asked), sampling=BALANCED, max_new_tokens=_TOKENS, seed=run.config.seed,
+            token_bytes=writer.token_bytes, stop=TOKENS if opening.chat else (),
+        )  # fmt: skip
+        text = "".join(step.text for step in steps).strip("\n")
+        return f"{opening.text}\n{text}" if opening.chat else text
     except MiniGPTError as error:
         console.warn(f"no sample of {run.name}: {error}")
         return ""
+
+
+def next_commands(run: Run, store: RunStore, stop_reason: StopReason | None = None) -> list[str]:
+    """What a person is likely to type now: commands that work as they are, with a prompt that the run knows."""
+    name, where = words.quoted(run.name), _elsewhere(store)
+    commands = []
+    if stop_reason in ("interrupted_keyboard", "terminated", "time_limit"):
+        without_limit = " --time-limit 0" if stop_reason == "time_limit" else ""  # which counts all the time that the run ever took
+        commands.append(f"minigpt train --resume {name}{without_limit}{where}")
+    if run.record.best is not None:
+        commands += [generate_command(run, store), f"minigpt eval {name}{where}", f"minigpt runs leaderboard{where}"]
+    return commands or [f"minigpt runs list{where}"]
+
+
+def generate_command(run: Run, store: RunStore) -> str:
+    """The command that lets this run write."""
+    command, opening = f"minigpt generate {words.quoted(run.name)}", _opening(run)
+    if opening.chat:
+        command += " --chat"
+    if opening.text:
+        command += f" --prompt {words.quoted(opening.text)}"
+    return command + _elsewhere(store)
+
+
+def _opening(run: Run) -> Opening:
+    from minigpt_cli.data.opening import Opening, opening_of
+    from minigpt_cli.tokenization.pretrained import load_tokenizer
+
+    try:
+        return opening_of(run.record, load_tokenizer(run.file("tokenizer.json")))
+    except MiniGPTError:
+        return Opening("")
+
+
+def _elsewhere(store: RunStore) -> str:
+    """The flag that finds the runs again, where they are not where they are looked for without it."""
+    return "" if store.dir == resolve_runs_dir() else f" --runs-dir {words.quoted(str(store.dir))}"

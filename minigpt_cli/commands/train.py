@@ -12,7 +12,7 @@ from minigpt_cli.commands.config_flags import with_settings
 from minigpt_cli.commands.layers import Resolved, layer_lines, override, resolve
 from minigpt_cli.commands.options import JsonFlag, RunsDir, SourceArgument, complete_preset, complete_run
 from minigpt_cli.commands.running import Outcome, Output, Request, read_data, train_new, train_on
-from minigpt_cli.commands.samples import sample_of
+from minigpt_cli.commands.samples import next_commands, sample_of
 from minigpt_cli.commands.sweeping import Recipe, run_search, run_sweep
 from minigpt_cli.config import RunConfig
 from minigpt_cli.display import console
@@ -130,7 +130,7 @@ def train(
     outcome = train_new(request)
     if merge:
         _merge(outcome, store)
-    _finish(outcome, json=json)
+    _finish(outcome, store, json=json)
 
 
 def _check_merge(store: RunStore, name: str | None, config: RunConfig) -> None:
@@ -194,7 +194,7 @@ def _resume(wanted: str, store: RunStore, settings: dict[str, Any], output: Outp
     outcome = train_on(run, store, lambda saved: override(saved, settings), output)
     if merge:
         _merge(outcome, store)
-    _finish(outcome, json=output.json)
+    _finish(outcome, store, json=output.json)
 
 
 def _print_config(resolved: Resolved, *, json: bool) -> None:
@@ -209,11 +209,12 @@ def _print_config(resolved: Resolved, *, json: bool) -> None:
         print_settings(layer_lines(resolved))
 
 
-def _finish(outcome: Outcome, *, json: bool) -> None:
+def _finish(outcome: Outcome, store: RunStore, *, json: bool) -> None:
     """Show the end of a run, and exit as the signal that ended it asks."""
     from minigpt_cli.display.ending import print_ending
 
     if outcome.is_writer and not json:
-        print_ending(outcome.run, outcome.stopped, sample_of(outcome.run) if outcome.signal_number is None else "")
+        commands = next_commands(outcome.run, store, outcome.stopped.stop_reason)
+        print_ending(outcome.run, outcome.stopped, commands, sample_of(outcome.run) if outcome.signal_number is None else "")
     if outcome.signal_number is not None:
         raise typer.Exit(128 + outcome.signal_number)

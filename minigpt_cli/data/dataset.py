@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from minigpt_cli.bounds import Count, Figure, Line
@@ -144,6 +145,18 @@ def open_dataset(folder: Path) -> Dataset:
         val=splits["val"],
         test=splits.get("test"),
     )
+
+
+def first_tokens(folder: Path, split: Literal["train", "val", "test"], count: int) -> npt.NDArray[np.int64]:
+    """At most `count` ids from the beginning of a split; nothing is hashed. Raises RunDamaged."""
+    record = read_record(folder)
+    size = np.dtype(record.dtype).itemsize
+    try:
+        with open(open_regular(folder / f"{split}.bin"), "rb") as file:
+            data = file.read(count * size)
+    except OSError as error:
+        raise RunDamaged(f"cannot read {folder / split}.bin: {error.strerror}") from error
+    return np.frombuffer(data[: len(data) // size * size], record.dtype).astype(np.int64)
 
 
 def cached(folder: Path, key: str) -> Dataset | None:

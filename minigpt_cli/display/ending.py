@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from minigpt_cli.display import console, words
@@ -22,7 +23,7 @@ _REASONS = {
 }
 
 
-def print_ending(run: Run, stopped: Stopped, sample: str = "") -> None:
+def print_ending(run: Run, stopped: Stopped, commands: Sequence[str], sample: str = "") -> None:
     """Print the score with its interval, a sample, and the commands that come next, to stdout."""
     name = console.one_line(run.name)
     reason = _REASONS.get(stopped.stop_reason, stopped.stop_reason)
@@ -36,12 +37,5 @@ def print_ending(run: Run, stopped: Stopped, sample: str = "") -> None:
         lines += [f"best    {score}", f"        {best.nats_per_token:.4f} nats per token, on {where}, at step {best.step:,}"]
     if sample:
         lines += ["sample", *(f"  {line}".rstrip() for line in console.printable(sample).splitlines())]
-    lines += ["next    " + "\n        ".join(next_commands(name, stopped, has_best=best is not None))]
+    lines += ["next    " + "\n        ".join(map(console.one_line, commands))]
     console.write("\n".join(lines))
-
-
-def next_commands(name: str, stopped: Stopped, *, has_best: bool) -> list[str]:
-    """What a person is likely to want now."""
-    going_on = [f"minigpt train --resume {name}"] if stopped.stop_reason in ("interrupted_keyboard", "terminated", "time_limit") else []
-    using = [f'minigpt generate {name} --prompt "The "', f"minigpt eval {name}", "minigpt runs leaderboard"] if has_best else []
-    return going_on + using or ["minigpt runs list"]

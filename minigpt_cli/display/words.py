@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from datetime import UTC, datetime
 
 
@@ -54,6 +56,13 @@ def size(n_bytes: int | float) -> str:
             return f"{value:.0f} {unit}" if unit == "bytes" or value >= 99.95 else f"{value:.1f} {unit}"
         value /= 1000
     raise AssertionError("unreachable")
+
+
+def quoted(text: str) -> str:
+    """`text` as one word of a command line; in double quotes, which every shell knows, unless something in it asks for others."""
+    if re.fullmatch(r"[\w@%+=:,./-]+", text):
+        return text
+    return shlex.quote(text) if re.search(r'["$`\\!]', text) else f'"{text}"'
 
 
 def ago(created_at: str) -> str:

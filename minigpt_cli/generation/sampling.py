@@ -47,13 +47,14 @@ class Sampling:
 
 STYLES = {
     "conservative": Sampling(temperature=0.5, top_k=10),
-    "balanced": Sampling(),
+    "default": Sampling(),
     "creative": Sampling(temperature=1.2, top_k=100),
 }
 
 
 def style(name: str) -> Sampling:
-    """The preset called `name`. Raises UsageError for an unknown one."""
+    """The style of this name; `balanced` is another name of the default. Raises UsageError for an unknown one."""
+    name = "default" if name == "balanced" else name
     if name not in STYLES:
         raise unknown_name("style", name, STYLES)
     return STYLES[name]

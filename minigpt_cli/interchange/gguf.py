@@ -24,6 +24,7 @@ from torch import Tensor
 from minigpt_cli import durable
 from minigpt_cli.checkpoints import Loaded
 from minigpt_cli.data.chat import END, TEMPLATE
+from minigpt_cli.data.opening import opening_of
 from minigpt_cli.errors import MissingExtra, UsageError
 from minigpt_cli.interchange.folders import new_folder
 from minigpt_cli.interchange.gguf_vocabulary import Vocabulary, vocabulary
@@ -87,7 +88,8 @@ def export(loaded: Loaded, out: Path, dtype: str = "f16") -> Exported:
     with new_folder(out) as folder:
         write(folder / file, name, config, tensors, tokenizer_json, dtype)
         (folder / "Modelfile").write_text(modelfile(file, loaded.config.model.block_size), encoding="utf-8")
-        card = gguf_card(loaded.record, loaded.config, loaded.step, arch, file, re.sub(r"[^a-z0-9._-]", "-", name.lower()))
+        prompt = opening_of(loaded.record, loaded.tokenizer).raw
+        card = gguf_card(loaded.record, loaded.config, loaded.step, arch, file, re.sub(r"[^a-z0-9._-]", "-", name.lower()), prompt)
         (folder / "README.md").write_text(card, encoding="utf-8")
     return Exported(out, ["Modelfile", "README.md", file], arch)
 

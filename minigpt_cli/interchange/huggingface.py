@@ -18,6 +18,7 @@ from minigpt_cli import durable, tensorfiles
 from minigpt_cli.checkpoints import Loaded
 from minigpt_cli.config import ModelConfig
 from minigpt_cli.data.chat import END, TEMPLATE
+from minigpt_cli.data.opening import opening_of
 from minigpt_cli.errors import UsageError
 from minigpt_cli.interchange import pytorch
 from minigpt_cli.interchange.folders import new_folder
@@ -46,13 +47,14 @@ def export(loaded: Loaded, out: Path, dtype: str = "f32") -> Exported:
         raise UsageError(f"--format hf has no --dtype {dtype}: {', '.join(DTYPES)}")
     config, tensors = to_hf(loaded.config.model, loaded.model.state_dict())
     tokenizer_json = loaded.tokenizer.to_json()
+    prompt = opening_of(loaded.record, loaded.tokenizer).raw
     config |= _end(tokenizer_json) | {"dtype": str(DTYPES[dtype]).removeprefix("torch.")}
     files = {
         "config.json": _json(config),
         "generation_config.json": _json({"do_sample": True, "temperature": 0.9, "top_k": 50, "max_new_tokens": 200} | _end(tokenizer_json)),
         "tokenizer.json": tokenizer_json,
         "tokenizer_config.json": _json(_tokenizer_config(tokenizer_json, loaded.config.model.block_size)),
-        "README.md": hf_card(loaded.record, loaded.config, loaded.step, config["model_type"], out.name),
+        "README.md": hf_card(loaded.record, loaded.config, loaded.step, config["model_type"], out.name, prompt),
     }
     weights = {name: tensor.detach().to("cpu", DTYPES[dtype]) for name, tensor in tensors.items()}
     durable.check_space(out, 2 * sum(t.numel() * t.element_size() for t in weights.values()))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from typing import Any
 
 from minigpt_cli.config import RunConfig
@@ -12,27 +14,29 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model = AutoModelForCausalLM.from_pretrained("{folder}")
 tokenizer = AutoTokenizer.from_pretrained("{folder}")
-ids = tokenizer("{prompt}", return_tensors="pt").input_ids
+ids = tokenizer({prompt}, return_tensors="pt").input_ids
 print(tokenizer.decode(model.generate(ids, max_new_tokens=200, do_sample=True, temperature=0.9, top_k=50)[0]))
 ```
 """
 _GGUF_USE = """```
-llama-cli -m {file} -no-cnv -p "{prompt}" -n 200 --temp 0.9 --top-k 50
-ollama create {name} -f Modelfile && ollama run {name} "{prompt}"
+llama-cli -m {file} -no-cnv -p {prompt} -n 200 --temp 0.9 --top-k 50
+ollama create {name} -f Modelfile && ollama run {name} {prompt}
 ```
 """
 
 
-def hf_card(record: RunRecord, config: RunConfig, step: int, family: str, folder: str) -> str:
+def hf_card(record: RunRecord, config: RunConfig, step: int, family: str, folder: str, prompt: str) -> str:
     """The card of a Hugging Face directory."""
     front = f"---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags:\n- minigpt\n- {family}\n---\n\n"
-    return front + _card(record, config, step, f"a `{family}` model", _HF_USE.format(folder=folder, prompt="The "))
+    return front + _card(
+        record, config, step, f"a `{family}` model", _HF_USE.format(folder=folder, prompt=json.dumps(prompt, ensure_ascii=False))
+    )
 
 
-def gguf_card(record: RunRecord, config: RunConfig, step: int, family: str, file: str, name: str) -> str:
+def gguf_card(record: RunRecord, config: RunConfig, step: int, family: str, file: str, name: str, prompt: str) -> str:
     """The card of a folder with a GGUF file."""
     front = "---\npipeline_tag: text-generation\ntags:\n- minigpt\n- gguf\n---\n\n"
-    use = _GGUF_USE.format(file=file, name=name, prompt="The ")
+    use = _GGUF_USE.format(file=file, name=name, prompt=shlex.quote(prompt))
     return front + _card(record, config, step, f"a GGUF file of architecture `{family}`", use)
 
 

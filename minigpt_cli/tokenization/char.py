@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from minigpt_cli.config import DataConfig
 from minigpt_cli.durable import write_atomic
-from minigpt_cli.errors import UsageError
+from minigpt_cli.errors import UnknownCharacters
 from minigpt_cli.tokenization.contract import Corpus, Ids, checked_ids, unicode_error
 
 _UNKNOWN = np.uint32(0xFFFF_FFFF)
@@ -36,11 +36,13 @@ def _points_of(text: str) -> npt.NDArray[np.uint8] | npt.NDArray[np.uint32]:
         raise unicode_error(error) from error
 
 
-def unknown_characters(characters: Iterable[str], tokenizer: str) -> UsageError:
+def unknown_characters(characters: Iterable[str], tokenizer: str) -> UnknownCharacters:
     """The error for characters that a tokenizer does not know, listing the first of them."""
     found = sorted(set(characters))
     shown = " ".join(f"{c!r} (U+{ord(c):04X})" for c in found[:8]) + (f" and {len(found) - 8} more" if len(found) > 8 else "")
-    return UsageError(f"the {tokenizer} tokenizer does not know {shown}: leave them out, or train with a text or tokenizer that has them")
+    return UnknownCharacters(
+        f"the {tokenizer} tokenizer does not know {shown}: leave them out, or train with a text or tokenizer that has them"
+    )
 
 
 class CharTokenizer:

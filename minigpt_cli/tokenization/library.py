@@ -158,7 +158,12 @@ class LibraryTokenizer:
 
     def _checked(self, texts: list[str]) -> list[list[int]]:
         """The library's ids of each text. Raises UsageError if their bytes are not the text's."""
-        found = self._encode_batch(texts)
+        try:
+            found = self._encode_batch(texts)
+        except UsageError:  # as of a vocabulary of whole words without one for what it does not know
+            if unknown := self._unknown("".join(texts)):
+                raise unknown_characters(unknown, self.name) from None
+            raise
         for text, ids in zip(texts, found, strict=True):
             if self._joined(ids) != text.encode("utf-8"):
                 raise self._lossy(text)
@@ -174,14 +179,25 @@ class LibraryTokenizer:
 
     def _lossy(self, text: str) -> UsageError:
         """The error for a text that does not come back: its characters that do not, or where it first differs."""
-        alone = sorted(set(text))
-        lost = [c for c, ids in zip(alone, self._encode_batch(alone), strict=True) if self._joined(ids) != c.encode("utf-8")]
-        if lost:
+        if lost := self._unknown(text):
             return unknown_characters(lost, self.name)
         got, want = self._joined(self._encode_batch([text])[0]), text.encode("utf-8")
         at = next((i for i, (a, b) in enumerate(zip(got, want, strict=False)) if a != b), min(len(got), len(want)))
         near = want[max(0, at - 10) : at + 10].decode("utf-8", "replace")
         return UsageError(f"the {self.name} tokenizer does not give back the text near {near!r}: choose one that keeps every character")
+
+    def _unknown(self, text: str) -> list[str]:
+        """The characters of `text` that are refused, or do not come back, even alone."""
+        for content in self._added:
+            text = text.replace(content, "")
+        found = []
+        for character in sorted(set(text)):
+            try:
+                if self._joined(self._encode_batch([character])[0]) != character.encode("utf-8"):
+                    found.append(character)
+            except UsageError:
+                found.append(character)
+        return found
 
     def decode(self, ids: npt.ArrayLike) -> str:
         """The text of `ids`; bytes that are not (yet) UTF-8 become U+FFFD."""

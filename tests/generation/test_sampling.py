@@ -149,9 +149,9 @@ def test_values_out_of_range_are_refused_by_name(wrong: dict[str, float]) -> Non
 
 def test_styles_are_the_documented_ones() -> None:
     assert {name: (s.temperature, s.top_k) for name, s in STYLES.items()} == {
-        "conservative": (0.5, 10), "balanced": (0.9, 50), "creative": (1.2, 100),
+        "conservative": (0.5, 10), "default": (0.9, 50), "creative": (1.2, 100),
     }  # fmt: skip
-    assert style("balanced") == Sampling()
+    assert style("default") == style("balanced") == Sampling()
     with pytest.raises(UsageError, match="did you mean 'creative'"):
         style("creativ")
 
