@@ -277,7 +277,9 @@ def _read_tokenizer(folder: Path, record: RunRecord) -> Tokenizer:
 def _read_tensors(folder: Path, record: RunRecord, name: str, config: RunConfig, vocab_size: int) -> tensorfiles.TensorFile:
     path = folder / name
     check = partial(_check_against_model, path, config, vocab_size)
-    return tensorfiles.read(path, _recorded(folder, record, name), check)
+    found = tensorfiles.read(path, _recorded(folder, record, name), check)
+    tensorfiles.check_finite(path, found.tensors)
+    return found
 
 
 def _check_against_model(path: Path, settings: RunConfig, vocab_size: int, found: Mapping[str, TensorInfo]) -> None:

@@ -149,6 +149,16 @@ def read(path: Path, expected: FileRecord | None = None, check: Callable[[dict[s
     return TensorFile({name: _tensor(data, info) for name, info in infos.items()}, metadata, sha256)
 
 
+def check_finite(where: object, tensors: Mapping[str, Tensor]) -> None:
+    """Raise RunDamaged, naming the tensor, if one of them holds NaN or infinity."""
+    for name, tensor in tensors.items():
+        # One pass over memory; a sum of finite numbers that is too large is looked into.
+        if tensor.is_floating_point() and not tensor.sum(dtype=torch.float32).isfinite() and not tensor.isfinite().all():
+            raise RunDamaged(
+                f"{where} is damaged: tensor {_shown(name)} holds numbers that are not finite; use an earlier save or another file"
+            )
+
+
 def _read_data(fd: int, path: Path, begin: int) -> tuple[bytearray, str]:
     n_bytes = os.fstat(fd).st_size - begin
     check_memory(n_bytes, f"the weights in {path}")

@@ -18,6 +18,7 @@ import torch
 from minigpt_cli import checkpoints, durable, memory, snapshots, tensorfiles
 from minigpt_cli.config import RunConfig
 from minigpt_cli.errors import MiniGPTError, RunDamaged, UsageError
+from minigpt_cli.generation.loading import open_writer
 from minigpt_cli.models import lora
 from minigpt_cli.models.contract import build_model
 from minigpt_cli.records import Base
@@ -360,6 +361,29 @@ def test_weights_that_do_not_fit_their_configuration_are_refused(change: Any, wo
     forge(run, "best.safetensors", tensors_of(run, change))
     with pytest.raises(RunDamaged, match=words):
         checkpoints.load(run)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("name", ["best", "last"])
+def test_weights_that_are_not_finite_are_refused_by_every_reader_and_found_by_verify(name: str, value: float, run: Run) -> None:
+    save(run, 1)
+    file = f"{name}.safetensors"
+    forge(run, file, tensors_of(run, lambda t: t["token_embedding.weight"][3].fill_(value)))
+    says = f"{file} is damaged: tensor .?token_embedding.weight.? holds numbers that are not finite"
+    with pytest.raises(RunDamaged, match=says):
+        checkpoints.load(run, name)
+    with pytest.raises(RunDamaged, match=says):
+        open_writer(run, name)
+    assert "token_embedding.weight" in problems(run)[file]
+    if name == "last":
+        with pytest.raises(RunDamaged, match=says):
+            checkpoints.load_resume(run)
+
+
+def test_finite_weights_whose_sum_is_not_are_read(run: Run) -> None:
+    save(run, 1)
+    forge(run, "best.safetensors", tensors_of(run, lambda t: t["token_embedding.weight"].fill_(3e38)))
+    assert checkpoints.load(run).step == 1
 
 
 @pytest.mark.parametrize(

@@ -113,6 +113,8 @@ class Engine:
         """Take `request` in; its number, which its steps carry. Raises UsageError for what cannot be decoded."""
         if not len(request.ids):
             raise UsageError("the prompt has no tokens: give at least one character")
+        if min(request.ids) < 0 or max(request.ids) >= self.decoder.vocab_size:
+            raise UsageError(f"the prompt has a token outside of the run's vocabulary of {self.decoder.vocab_size}")
         if request.max_new_tokens < 1 or request.num_samples < 1:
             raise UsageError("--max-new-tokens and --num-samples must be at least 1")
         self._count += 1

@@ -22,7 +22,7 @@ from minigpt_cli import durable, snapshots
 from minigpt_cli.errors import RunDamaged, UsageError
 from minigpt_cli.generation.choosing import decoder_for, decoder_of
 from minigpt_cli.generation.decoder import Decoder
-from minigpt_cli.generation.weights import KNOWN, Array, Plan, build_plan, expected_shapes
+from minigpt_cli.generation.weights import KNOWN, Array, Plan, build_plan, expected_shapes, is_finite
 from minigpt_cli.memory import check_memory
 from minigpt_cli.records import FileRecord, RunRecord
 from minigpt_cli.rundir import CONFIG, TOKENIZER, TOKENIZER_LIMIT, Run, parse_config
@@ -156,4 +156,7 @@ def _array(data: bytes, begin: int, entry: Mapping[str, Any], path: Path, name: 
         or begin + offsets[1] > len(data)
     ):
         raise RunDamaged(f"{path} is damaged: shape and size of tensor {durable.one_line(name, 80)} do not agree")
-    return np.frombuffer(data, "<f4", count, begin + offsets[0]).reshape(shape)
+    array = np.frombuffer(data, "<f4", count, begin + offsets[0])
+    if not is_finite(array):
+        raise RunDamaged(f"{path} is damaged: tensor {name} holds numbers that are not finite; use an earlier save or another run")
+    return array.reshape(shape)

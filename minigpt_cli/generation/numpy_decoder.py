@@ -22,6 +22,7 @@ from minigpt_cli.generation.sampling import choose
 from minigpt_cli.generation.weights import Array, Layer, Plan
 
 CHUNK = 256  # rows of a prefill that are computed at once
+_WITHOUT_WARNINGS = np.errstate(over="ignore", invalid="ignore", divide="ignore")  # logits are looked at before a token is chosen
 
 
 class BigramDecoder:
@@ -85,6 +86,7 @@ class NumpyDecoder:
         self._buffers: dict[int, dict[str, Array]] = {}
         self._frequencies = plan.rope_theta ** (-np.arange(0, D, 2) / D) if self.endless else None
 
+    @_WITHOUT_WARNINGS
     def extend(self, slot: int, ids: Sequence[int], start: int) -> Logits:
         logits: Logits = np.empty((0, self.vocab_size), np.float32)
         for at in range(0, len(ids), CHUNK):
@@ -101,6 +103,7 @@ class NumpyDecoder:
     def exact(self, ids: Sequence[int]) -> Logits:
         return self.extend(self.slots, ids, 0)
 
+    @_WITHOUT_WARNINGS
     def step(self, ids: Sequence[int], slots: Sequence[int], positions: Sequence[int]) -> Logits:
         x = self._embed(np.asarray(ids), np.asarray(positions))
         same = len(set(positions)) == 1 and list(slots) == list(range(slots[0], slots[0] + len(slots)))

@@ -16,9 +16,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from minigpt_cli.errors import UsageError, unknown_name
+from minigpt_cli.errors import MiniGPTError, UsageError, unknown_name
 
 Logits = npt.NDArray[np.float64]
+MOST_PENALTY = 1e9  # and its inverse the least: no logit overflows
+
+
+class NotFinite(MiniGPTError):
+    """Logits that no token can be chosen from."""
+
+    def __init__(self) -> None:
+        super().__init__("the model's logits are not finite: its weights are too large or damaged; use another checkpoint or run")
 
 
 def _check(ok: bool, message: str) -> None:
@@ -41,8 +49,9 @@ class Sampling:
         _check(self.top_k >= 0, f"--top-k {self.top_k} must be 0 (all tokens) or more")
         _check(0 < self.top_p <= 1, f"--top-p {self.top_p:g} must be above 0 and at most 1")
         _check(0 <= self.min_p <= 1, f"--min-p {self.min_p:g} must be between 0 and 1")
-        ok = math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0
-        _check(ok, f"--repetition-penalty {self.repetition_penalty:g} must be above 0 (1: none)")
+        ok = 1 / MOST_PENALTY <= self.repetition_penalty <= MOST_PENALTY
+        limits = f"between {1 / MOST_PENALTY:g} and {MOST_PENALTY:g}"
+        _check(ok, f"--repetition-penalty {self.repetition_penalty:g} must be above 0 (1: none), {limits}")
 
 
 STYLES = {
@@ -112,7 +121,8 @@ def filtered(logits: Logits, sampling: Sampling, seen: npt.NDArray[np.bool_] | N
         logits = penalise_repetition(logits, seen, sampling.repetition_penalty)
     if sampling.temperature not in (0, 1):
         # The largest becomes 0 first: dividing by a tiny temperature must not overflow.
-        logits = (logits - logits.max(axis=-1, keepdims=True)) / sampling.temperature
+        with np.errstate(over="ignore"):  # others may become minus infinity
+            logits = (logits - logits.max(axis=-1, keepdims=True)) / sampling.temperature
     logits = keep_top_k(logits, sampling.top_k)
     logits = keep_top_p(logits, sampling.top_p)
     return keep_min_p(logits, sampling.min_p)
@@ -139,10 +149,12 @@ def choose(
     logits: npt.NDArray[Any], sampling: Sampling, uniforms: npt.NDArray[np.float64], seen: npt.NDArray[np.bool_] | None = None
 ) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float64]]:
     """The next token of each row of logits (R, V), given one uniform number (R,) each, which greedy choice ignores; and how narrow
-    each choice was: a difference of probabilities, or of logits where it was greedy."""
+    each choice was: a difference of probabilities, or of logits where it was greedy. Raises NotFinite for logits that are not numbers."""
+    if not np.isfinite(logits).all():
+        raise NotFinite
     if sampling.temperature == 0:
         if sampling.repetition_penalty != 1 and seen is not None:
-            logits = penalise_repetition(logits, seen, sampling.repetition_penalty)
+            logits = penalise_repetition(logits.astype(np.float64), seen, sampling.repetition_penalty)
         ids = logits.argmax(axis=-1)
         if logits.shape[-1] == 1:
             return ids, np.full(len(ids), np.inf)
@@ -152,7 +164,9 @@ def choose(
 
 
 def nats(logits: npt.NDArray[Any], ids: npt.NDArray[np.intp]) -> npt.NDArray[np.float64]:
-    """Nats (R,) of the chosen tokens under the model itself, before any setting: the unit of every loss here."""
+    """Nats (R,) of the chosen tokens under the model itself, before any setting: the unit of every loss here. Raises NotFinite."""
+    if not np.isfinite(logits).all():
+        raise NotFinite
     logits = logits.astype(np.float64)
     top = logits.max(axis=-1)
     chosen = logits[np.arange(len(ids)), ids]

@@ -11,6 +11,7 @@ Shapes: C channels, H query heads, K key/value heads, D head size, F hidden widt
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from minigpt_cli.config import ARCHITECTURES
+from minigpt_cli.generation.sampling import NotFinite
 
 Array = npt.NDArray[np.float32]
 
@@ -87,7 +89,8 @@ KNOWN = tuple(arch for arch, config in ARCHITECTURES.items() if config.has_decod
 
 
 def build_plan(config: Any, tensors: Mapping[str, npt.NDArray[Any]]) -> Plan:
-    """The plan of a model with this (pydantic) config and these weights, named as its state dict names them."""
+    """The plan of a model with this (pydantic) config and these weights, named as its state dict names them. Raises NotFinite where
+    products of weights are not finite."""
     if config.arch == "bigram":
         return _bigram(config, tensors)
     classic = config.arch == "classic"
@@ -166,7 +169,17 @@ def _centred_columns(rows: Any) -> Any:
 
 
 def _f32(array: Any) -> Array:
-    return np.ascontiguousarray(array, dtype=np.float32)
+    with np.errstate(over="ignore"):
+        result: Array = np.ascontiguousarray(array, dtype=np.float32)
+    if not is_finite(result):
+        raise NotFinite
+    return result
+
+
+def is_finite(array: Array) -> bool:
+    """Whether no number is NaN or infinite: one pass over memory, unless finite squares add up to infinity."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return math.isfinite(np.vdot(array, array)) or bool(np.isfinite(array).all())
 
 
 def _optional(array: Any) -> Array | None:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minigpt_cli import checkpoints, durable
+from minigpt_cli import checkpoints, durable, tensorfiles
 from minigpt_cli.config import ModelConfig
 from minigpt_cli.errors import RunNotFound, UsageError
 from minigpt_cli.interchange import huggingface, nanogpt, pytorch
@@ -85,7 +85,8 @@ def initial_weights(
     store: RunStore | None = None,
 ) -> tuple[dict[str, Tensor], Report]:
     """A complete state dict for `config`: the source's tensors laid over a fresh model drawn from `seed`; and what fitted.
-    Raises UsageError unless everything matches or `partial` is given, and whenever nothing does."""
+    Raises UsageError unless everything matches or `partial` is given, and whenever nothing does; RunDamaged for weights that are not
+    finite."""
     found = source if isinstance(source, Source) else open_source(source, store)
     checkpoints.check_model_fits(config, tokenizer.vocab_size, copies=2)  # one to draw, one to return
     fresh = {name: tensor.clone() for name, tensor in build_model(config, tokenizer.vocab_size, seed).state_dict().items()}
@@ -98,7 +99,9 @@ def initial_weights(
         first = next(iter([*report.misshaped, *report.missing, *report.unexpected]))
         detail = f"{first[0]} has shape {first[1]} there and {first[2]} here" if len(first) == 3 else f"such as {first[0]} {first[1]}"
         raise UsageError(f"{found.label} does not fit: {report.counts()} ({detail}); use its own settings, or --partial to take what fits")
-    return fresh | {name: tensors[name].to(fresh[name].dtype) for name, _ in report.loaded}, report
+    weights = fresh | {name: tensors[name].to(fresh[name].dtype) for name, _ in report.loaded}
+    tensorfiles.check_finite(found.label, weights)
+    return weights, report
 
 
 def open_source(what: str | Path, store: RunStore | None = None) -> Source:

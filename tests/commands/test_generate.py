@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.numpy
 
+from minigpt_cli import durable, snapshots
+from minigpt_cli.generation.native.decoder import available
+from minigpt_cli.records import FileRecord
 from minigpt_cli.runstore import RunStore
 
 pytestmark = pytest.mark.usefixtures("trained")
@@ -268,3 +273,43 @@ def test_last_and_best_are_the_weights_of_their_steps(cli: Any) -> None:
     assert f"step {record.stop_step}" in cli("generate", "--ckpt", "last", "--max-new-tokens", "2").err
     assert record.best is not None
     assert f"step {record.best.step}" in cli("generate", "--ckpt", "best", "--max-new-tokens", "2").err
+
+
+def change_weights(change: Any) -> None:
+    """Change the best weights of `first` as a stranger would: with a record that vouches for them, and no save before."""
+    run = RunStore(Path("runs")).find("first")
+    tensors = {name: tensor.copy() for name, tensor in safetensors.numpy.load_file(run.file("best.safetensors")).items()}
+    change(tensors)
+    data = safetensors.numpy.save(tensors)
+    run.file("best.safetensors").write_bytes(data)
+    files = {**run.record.files, "best.safetensors": FileRecord(sha256=durable.sha256(data), bytes=len(data))}
+    run.file("run.json").write_text(run.record.model_copy(update={"files": files}).to_json())
+    shutil.rmtree(run.file("previous"), ignore_errors=True)
+    snapshots.forget()
+
+
+@pytest.mark.parametrize("flags", [["--num-samples", "16"], ["--probs"], ["--greedy"], ["--engine", "numpy"], ["--json"]])
+def test_a_token_whose_weights_are_not_numbers_is_named_and_nothing_is_written(flags: list[str], cli: Any) -> None:
+    change_weights(lambda tensors: tensors["token_embedding.weight"][5].fill(float("nan")))
+    done = cli("generate", "first", "--prompt", "To", "--max-new-tokens", "40", "--seed", "1", *flags)
+    assert (done.code, done.out) == (1, "")
+    assert "token_embedding.weight holds numbers that are not finite" in done.err
+    assert len(done.err.strip().splitlines()) == 1
+    assert "not finite" in cli("runs", "verify", "first").out
+
+
+@pytest.mark.parametrize("scale", [1e12, 1e30])
+@pytest.mark.parametrize("flags", [["--num-samples", "3"], ["--probs"], ["--greedy"]])
+@pytest.mark.parametrize("engine", ["auto", "native-fp32", "numpy"])
+def test_weights_too_large_to_compute_with_end_in_one_line_or_in_text(engine: str, flags: list[str], scale: float, cli: Any) -> None:
+    if engine == "native-fp32" and not available():
+        pytest.skip("no C compiler")
+    change_weights(lambda tensors: [tensor.__imul__(scale) for tensor in tensors.values()])
+    done = cli("generate", "first", "--prompt", "To", "--max-new-tokens", "20", "--seed", "1", "--engine", engine, *flags)
+    assert "Traceback" not in done.err
+    if done.code:
+        assert done.code == 1
+        assert "not finite" in done.err
+        assert len([line for line in done.err.strip().splitlines() if "first" not in line]) <= 1
+    else:
+        assert done.out.startswith("To")

@@ -140,7 +140,9 @@ def test_nats_are_those_of_the_bare_model() -> None:
 @pytest.mark.parametrize(
     "wrong",
     [{"temperature": -0.1}, {"temperature": math.nan}, {"temperature": math.inf}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.1},
-     {"top_p": math.nan}, {"min_p": -0.1}, {"min_p": 2}, {"repetition_penalty": 0}, {"repetition_penalty": math.nan}],
+     {"top_p": math.nan}, {"min_p": -0.1}, {"min_p": 2}, {"repetition_penalty": 0},
+     {"repetition_penalty": math.nan}, {"repetition_penalty": 1e-320},
+     {"repetition_penalty": 1e300}],
 )  # fmt: skip
 def test_values_out_of_range_are_refused_by_name(wrong: dict[str, float]) -> None:
     with pytest.raises(UsageError, match="--" + next(iter(wrong)).replace("_", "-")):

@@ -13,7 +13,7 @@ import torch
 
 from minigpt_cli import checkpoints, tensorfiles
 from minigpt_cli.config import ClassicConfig, DataConfig, ModernConfig
-from minigpt_cli.errors import MiniGPTError, RunNotFound, UsageError
+from minigpt_cli.errors import MiniGPTError, RunDamaged, RunNotFound, UsageError
 from minigpt_cli.interchange import huggingface
 from minigpt_cli.interchange.initialise import Report, initial_weights, model_settings, open_source
 from minigpt_cli.models.contract import build_model
@@ -174,6 +174,18 @@ def test_what_does_not_fit_is_refused_with_counts_unless_partial(make_run: MakeR
     for name, *_ in [*report.missing, *report.misshaped]:
         assert torch.equal(weights[name], fresh[name])
     assert {name for name, _ in report.unexpected} == {f"blocks.{i}.attention.{x}_norm.weight" for i in range(2) for x in "qk"}
+
+
+@pytest.mark.parametrize(("value", "dtype"), [(float("nan"), torch.float32), (float("-inf"), torch.bfloat16), (1e300, torch.float64)])
+def test_weights_that_are_not_finite_in_float32_are_refused_by_name(
+    make_run: MakeRun, tmp_path: Path, value: float, dtype: torch.dtype
+) -> None:
+    loaded = checkpoints.load(make_run())
+    state = {name: tensor.to(dtype) for name, tensor in loaded.model.state_dict().items()}
+    state["final_norm.weight"][0] = value
+    torch.save(state, tmp_path / "weights.pt")
+    with pytest.raises(RunDamaged, match=r"weights\.pt is damaged: tensor 'final_norm\.weight'"):
+        initial_weights(tmp_path / "weights.pt", loaded.config.model, loaded.tokenizer)
 
 
 def test_nothing_that_fits_is_an_error_even_when_partial(tmp_path: Path) -> None:
