@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
+import signal
+import time
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +16,7 @@ import torch
 
 from minigpt_cli import compiled
 from minigpt_cli.config import BigramConfig, ClassicConfig, ModernConfig, MoEConfig
+from minigpt_cli.errors import MiniGPTError
 from minigpt_cli.generation.choosing import decoder_for
 from minigpt_cli.generation.decoder import Decoder, ForwardDecoder
 from minigpt_cli.generation.native.decoder import NativeDecoder, available, quantised
@@ -217,6 +223,93 @@ def test_forward_decoder_is_the_model_itself() -> None:
     decoder = ForwardDecoder(model, 1)
     decoder.extend(0, [1, 2], 0)
     np.testing.assert_array_equal(decoder.step([3], [0], [2])[0], reference(model, [1, 2, 3])[-1])
+
+
+@native
+@pytest.mark.parametrize("name", ["classic", "modern"])
+@pytest.mark.parametrize(
+    ("ids", "slots", "positions", "says"),
+    [
+        ([-1], [0], [0], "token"),
+        ([V], [0], [0], "token"),
+        ([2**31 - 1], [0], [0], "token"),
+        ([1], [-1], [0], "slot"),
+        ([1], [3], [0], "slot"),
+        ([1, 1, 1], [0, 1, 0], [0, 0, 1], "slot"),  # two threads would write to it
+        ([1], [0], [-1], "position"),
+        ([1, 1], [0, 1], [0, -(2**31)], "position"),
+        ([], [], [], "rows"),
+    ],
+)
+def test_the_native_decoder_checks_every_index(name: str, ids: list[int], slots: list[int], positions: list[int], says: str) -> None:
+    decoder = NativeDecoder(plan_of(make(name)), 3, threads=2)
+    expected = decoder.extend(0, [1, 2], 0).copy()
+    with pytest.raises(MiniGPTError, match=says) as caught:
+        decoder.step(ids, slots, positions)
+    assert "\n" not in str(caught.value)
+    assert np.array_equal(decoder.extend(0, [1, 2], 0), expected)
+
+
+@native
+def test_the_native_decoder_checks_what_it_copies_and_learned_positions() -> None:
+    decoder = NativeDecoder(plan_of(make("classic")), 2)
+    for source, target, length in ((0, 2, 1), (-1, 0, 1), (0, 1, -1)):
+        with pytest.raises(MiniGPTError, match=r"slot|position"):
+            decoder.copy(source, target, length)
+    decoder.copy(0, 1, 10 * T)  # no more than the window is there
+    with pytest.raises(MiniGPTError, match="position"):
+        decoder.step([1], [0], [T])
+
+
+@native
+def test_a_model_whose_sizes_do_not_agree_is_refused() -> None:
+    plan = plan_of(make("moe"))
+    for change in ({"vocab_size": V + 1}, {"n_head": 3}, {"n_embd": 8}, {"moe_top_k": 9}, {"moe_top_k": 0}, {"block_size": 2**31 - 1}):
+        with pytest.raises(MiniGPTError, match="do not agree"):
+            NativeDecoder(dataclasses.replace(plan, **change), 1)
+
+
+@native
+def test_too_little_memory_is_one_line() -> None:
+    plan = dataclasses.replace(plan_of(make("modern")), block_size=1 << 24)
+    with pytest.raises(MiniGPTError, match="no memory for the decoder"):
+        NativeDecoder(plan, 1 << 22)
+
+
+@native
+def test_a_step_of_another_number_of_threads_may_begin_while_one_is_still_leaving_the_barrier() -> None:
+    """The threads of a step may not look at anything that the next step writes."""
+    plan = plan_of(make("modern"))
+    decoder, alone = NativeDecoder(plan, 1, threads=3), NativeDecoder(plan, 1, threads=1)
+    for i in range(300):
+        for each, threads in ((decoder, 1 + i % 3), (alone, 1)):
+            each._ids[0], each._slots[0], each._positions[0] = i % V, 0, i
+            each._call(1, 0, threads)
+        assert np.array_equal(decoder._logits[0], alone._logits[0])
+
+
+@native
+def test_a_forked_child_decodes_and_ends_without_the_threads_of_its_parent() -> None:
+    decoder = NativeDecoder(plan_of(make("modern")), 1, threads=2)
+    expected = decoder.extend(0, [1, 2, 3], 0).copy()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # newer Pythons warn of forks in processes with threads
+        child = os.fork()
+    if child == 0:
+        same = np.array_equal(decoder.extend(0, [1, 2, 3], 0), expected)
+        decoder.__del__()
+        os._exit(0 if same else 1)
+    for _ in range(1000):
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            break
+        time.sleep(0.01)
+    else:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        pytest.fail("the child hangs")
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert np.array_equal(decoder.extend(0, [1, 2, 3], 0), expected)
 
 
 @native

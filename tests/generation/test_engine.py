@@ -13,9 +13,11 @@ from minigpt_cli.errors import UsageError
 from minigpt_cli.generation.choosing import decoder_for
 from minigpt_cli.generation.decoder import ForwardDecoder
 from minigpt_cli.generation.engine import Engine, Request, Step, generate
-from minigpt_cli.generation.native.decoder import available
+from minigpt_cli.generation.native.decoder import NativeDecoder, available
+from minigpt_cli.generation.numpy_decoder import NumpyDecoder
 from minigpt_cli.generation.samples import Sample, collect, distinct, in_order, prompt_ids, run
-from minigpt_cli.generation.sampling import Sampling
+from minigpt_cli.generation.sampling import NotFinite, Sampling
+from minigpt_cli.generation.sampling import choose as sampling_choose
 from minigpt_cli.generation.weights import build_plan
 from minigpt_cli.models.contract import build_model
 
@@ -172,10 +174,47 @@ def test_leaving_the_reader_frees_the_slots() -> None:
     assert not engine.busy
 
 
-@pytest.mark.parametrize(("ids", "new", "count"), [([], 5, 1), ([1], 0, 1), ([1], 5, 0)])
+@pytest.mark.parametrize(("ids", "new", "count"), [([], 5, 1), ([1], 0, 1), ([1], 5, 0), ([-1], 5, 1), ([1, V], 5, 1)])
 def test_what_cannot_be_decoded_is_refused(ids: list[int], new: int, count: int) -> None:
     with pytest.raises(UsageError):
         list(generate(decoder_for(plan_of(make("modern")), 1, "numpy"), ids, max_new_tokens=new, num_samples=count))
+
+
+class Overflowing(NumpyDecoder):
+    """A decoder whose second row of logits is not finite from the second step on, as one rare token of huge weights makes it."""
+
+    bad = np.nan
+
+    def step(self, ids: Any, slots: Any, positions: Any) -> Any:
+        logits = super().step(ids, slots, positions)
+        logits[1:] = self.bad
+        return logits
+
+
+@pytest.mark.parametrize("settings", [{}, {"temperature": 0}, {"top_k": 2, "top_p": 0.5, "min_p": 0.1}, {"repetition_penalty": 2}])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_logits_that_are_not_finite_give_an_error_and_never_a_token(bad: float, settings: dict[str, Any]) -> None:
+    for choose in (native_choose(), sampling_choose):
+        decoder = Overflowing(plan_of(make("modern")), 3)
+        decoder.bad, decoder.choose = bad, choose  # type: ignore[misc,method-assign]
+        steps = []
+        with pytest.raises(NotFinite, match="not finite"):
+            steps.extend(generate(decoder, [1], sampling=Sampling(**settings), num_samples=3, max_new_tokens=5))
+        assert all(0 <= step.token < V for step in steps)
+
+
+def native_choose() -> Any:
+    """The native decoder's choice, or the plain one where there is no compiler."""
+    return NativeDecoder(plan_of(make("modern")), 1).choose if available() else sampling_choose
+
+
+def test_a_prompt_whose_logits_are_not_finite_is_not_scored() -> None:
+    plan = plan_of(make("modern"))
+    plan.head[:] = 3e38
+    engine = Engine(NumpyDecoder(plan, 1))
+    engine.submit(Request([1, 2, 3], max_new_tokens=2, alternatives=3, score_prompt=True))
+    with pytest.raises(NotFinite), np.errstate(over="ignore", invalid="ignore"):
+        engine.step()
 
 
 def test_samples_come_in_order_the_first_one_streaming() -> None:

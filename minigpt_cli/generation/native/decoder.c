@@ -36,7 +36,11 @@ enum { LANES = 8, WIDE = 2, TILE = 6 };
 #else
 enum { LANES = 4, WIDE = 4, TILE = 4 };
 #endif
-enum { PANEL = LANES * WIDE, MAX_THREADS = 16, MAX_TOP_K = 64 };
+enum { PANEL = LANES * WIDE, MAX_THREADS = 16, MAX_TOP_K = 64, MAX_ROWS = 64 };
+enum { LARGEST = 1 << 24 }; /* that any size of a model may be, so that int holds every product of two of a row's sizes */
+
+/* What the functions that Python calls return; decoder.py has a line for each. */
+enum Status { OK, NO_MEMORY, BAD_MODEL, BAD_ROWS, BAD_TOKEN, BAD_SLOT, BAD_POSITION, NOT_FINITE };
 
 typedef float vec __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
 typedef int32_t ivec __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
@@ -145,6 +149,12 @@ INLINE float largest_size(const float *x, int n) {
     return top;
 }
 
+/* The nearest whole number, of |x| < 2^22: the low bits of x + 1.5 * 2^23. Something, and not undefined, for what is no number. */
+INLINE int32_t whole_number(float x) {
+    union { float f; int32_t bits; } sum = {x + 12582912.0f};
+    return (int32_t)((uint32_t)sum.bits - 0x4b400000u);
+}
+
 static float inverse_rms(const float *x, int n, float eps) { return 1.0f / sqrtf(sum_of_squares(x, n) / n + eps); }
 
 /* ---- products: one panel of outputs for up to TILE rows, R and bits known to the compiler */
@@ -216,17 +226,17 @@ static _Thread_local int8_t *planes; /* of the inputs: (2, rows up to a multiple
 
 static void split(const float *x, int inputs, int padded, int8_t *high, int8_t *low, float *scale) {
     typedef int8_t bytes __attribute__((vector_size(LANES), aligned(1), may_alias));
-    int i, whole = inputs / LANES * LANES;
+    int i, vectors = inputs / LANES * LANES;
     const float most = largest_size(x, inputs), levels = most > 0 ? MOST / most : 0;
     const float magic = 12582912.0f; /* as in vexp: adding it rounds */
     *scale = most / MOST;
-    for (i = 0; i < whole; i += LANES) {
+    for (i = 0; i < vectors; i += LANES) {
         ivec q = (ivec)(load(x + i) * levels + magic) - (ivec)splat(magic), h = (q + 128) >> 8;
         *(bytes *)(high + i) = __builtin_convertvector(h, bytes);
         *(bytes *)(low + i) = __builtin_convertvector(q - (h << 8), bytes);
     }
     for (; i < inputs; i++) {
-        int32_t q = (int32_t)rintf(x[i] * levels), h = (q + 128) >> 8;
+        int32_t q = whole_number(x[i] * levels), h = (q + 128) >> 8;
         high[i] = (int8_t)h;
         low[i] = (int8_t)(q - h * 256);
     }
@@ -320,7 +330,20 @@ INLINE void product(const Matrix *m, int first, int last, int rows, const float 
 /* ---- threads: workers that spin while a step is on, and sleep soon after */
 
 typedef struct Pool Pool;
-typedef struct { Pool *pool; int number; } Worker;
+typedef struct { int expert[MAX_TOP_K]; float weight[MAX_TOP_K]; } Choice;
+
+/* A thread, and what it alone reads and writes. */
+typedef struct {
+    Pool *pool;
+    int number, active; /* which thread of how many that share the step under way */
+    float *scores;      /* of attention */
+    int8_t *planes;     /* for product_in_tiles */
+    Choice *choices;    /* of experts, by row; what follows is by (expert, row) pair */
+    float *probs, *factors, *shares;
+    const float **inputs;
+    float **outputs;
+    int *begin; /* (E + 1): the first pair of each expert */
+} Worker;
 
 typedef struct {
     const int32_t *ids, *slots, *positions;
@@ -330,16 +353,14 @@ typedef struct {
 
 struct Pool {
     Model model;
-    int threads, active;
+    int threads, forks;
     pthread_t handles[MAX_THREADS];
     Worker workers[MAX_THREADS];
     pthread_mutex_t mutex;
     pthread_cond_t wake;
     _Atomic int turn, arrived, generation, sleepers, quitting;
     Task task;
-    float *x, *qkv, *mixed, *hidden, *rope, *scores;
-    int8_t *planes;
-    int64_t planes_each; /* bytes for each thread */
+    float *x, *qkv, *mixed, *hidden, *rope;
 };
 
 static inline void pause_(int spins) {
@@ -351,12 +372,15 @@ static inline void pause_(int spins) {
     if (spins > 2000 && spins % 64 == 0) sched_yield(); /* somebody else needs this core, perhaps the one waited for */
 }
 
-static void meet(Pool *p) {
-    if (p->active == 1) return;
+/* Wait until every thread of the step is here. How many those are each thread knows by itself: whoever is held up between arriving and
+   counting may find that the next step, of another number of threads, has begun. */
+static void meet(const Worker *me) {
+    Pool *p = me->pool;
+    if (me->active == 1) return;
     int generation = atomic_load_explicit(&p->generation, memory_order_acquire);
-    if (atomic_fetch_add_explicit(&p->arrived, 1, memory_order_acq_rel) == p->active - 1) {
+    if (atomic_fetch_add_explicit(&p->arrived, 1, memory_order_acq_rel) == me->active - 1) {
         atomic_store_explicit(&p->arrived, 0, memory_order_relaxed);
-        atomic_store_explicit(&p->generation, generation + 1, memory_order_release);
+        atomic_store_explicit(&p->generation, (int)((unsigned)generation + 1), memory_order_release);
         return;
     }
     for (int i = 0; atomic_load_explicit(&p->generation, memory_order_acquire) == generation; i++) pause_(i);
@@ -367,7 +391,7 @@ INLINE void share(int n, int of, int number, int *first, int *last) {
     *last = (int)((int64_t)n * (number + 1) / of);
 }
 
-/* ---- parts of a step; thread `me` of p->active does its share of each */
+/* ---- parts of a step; each thread does its share of each */
 
 typedef struct { float *y; int64_t stride; const float *factor; const float *bias; int outputs, accumulate; } Write;
 
@@ -388,9 +412,9 @@ static void write_out(void *context, int row, int panel, const vec *values) {
     }
 }
 
-static void project(const Pool *p, int me, const Matrix *m, int rows, const float *const *x, Write w) {
+static void project(const Worker *me, const Matrix *m, int rows, const float *const *x, Write w) {
     int first, last;
-    share(m->padded / PANEL, p->active, me, &first, &last);
+    share(m->padded / PANEL, me->active, me->number, &first, &last);
     w.bias = m->bias;
     w.outputs = m->outputs;
     product(m, first, last, rows, x, &w, write_out);
@@ -418,10 +442,10 @@ static void rise_gated(void *context, int row, int panel, const vec *values) {
     }
 }
 
-static void rise(const Pool *p, int me, const Matrix *m, int rows, const float *const *x, float *y, const float *factor) {
-    const Model *d = &p->model;
+static void rise(const Worker *me, const Matrix *m, int rows, const float *const *x, float *y, const float *factor) {
+    const Model *d = &me->pool->model;
     int first, last, gated = d->activation == SWIGLU, unit = gated ? 2 : 1;
-    share(m->padded / PANEL / unit, p->active, me, &first, &last);
+    share(m->padded / PANEL / unit, me->active, me->number, &first, &last);
     Rise w = {y, (d->F + PANEL - 1) / PANEL * PANEL, factor, m->bias, d->activation};
     product(m, first * unit, last * unit, rows, x, &w, gated ? rise_gated : rise_plain);
 }
@@ -456,7 +480,7 @@ INLINE Seen seen_by(const Model *d, int64_t cell) {
 /* x as whole numbers up to 32767, `step` apart; the scale */
 INLINE float shorten(const float *x, int n, int16_t *y, int step) {
     float most = largest_size(x, n), levels = most > 0 ? 32767.0f / most : 0;
-    for (int i = 0; i < n; i++) y[i * step] = (int16_t)((x[i] * levels + 12582912.0f) - 12582912.0f);
+    for (int i = 0; i < n; i++) y[i * step] = (int16_t)whole_number(x[i] * levels);
     return most / 32767.0f;
 }
 
@@ -542,19 +566,20 @@ static void attend_short(int D, const float *q, const Seen *seen, const char *ne
     attend_head(D, q, seen, next, n, scores, y, 16);
 }
 
-static void attend(const Pool *p, int me, int number) {
+static void attend(const Worker *me, int number) {
+    const Pool *p = me->pool;
     const Model *d = &p->model;
     const Layer *layer = d->layers + number;
     const Task *task = &p->task;
-    int D = d->D, G = d->H / d->K, stride = (d->W + LANES - 1) / LANES * LANES, width = (d->H + 2 * d->K) * D;
-    float *scores = p->scores + (int64_t)me * stride;
+    int D = d->D, G = d->H / d->K, width = (d->H + 2 * d->K) * D;
+    float *scores = me->scores;
     int jobs = 0; /* (rows of one slot in a row, key/value head): the rows go in order, each writing its key before it looks */
     for (int begin = 0, end; begin < task->rows; begin = end) {
         for (end = begin + 1; end < task->rows && task->slots[end] == task->slots[begin]; end++) {}
         for (int head = 0; head < d->K; head++, jobs++) {
-            if (jobs % p->active != me) continue;
+            if (jobs % me->active != me->number) continue;
             int64_t cell = ((int64_t)number * d->slots + task->slots[begin]) * d->K + head;
-            Seen seen = seen_by(d, cell), next = seen_by(d, cell + p->active);
+            Seen seen = seen_by(d, cell), next = seen_by(d, cell + me->active);
             for (int row = begin; row < end; row++) {
                 float *qkv = p->qkv + (int64_t)row * width, *k = qkv + (d->H + head) * D, *v = k + d->K * D;
                 const float *rope = p->rope + (int64_t)row * D;
@@ -570,8 +595,6 @@ static void attend(const Pool *p, int me, int number) {
         }
     }
 }
-
-typedef struct { int expert[MAX_TOP_K]; float weight[MAX_TOP_K]; } Choice;
 
 static void route(const Model *d, const Layer *layer, float *probs, Choice *out) {
     float top = -INFINITY, sum = 0, kept = 0;
@@ -602,51 +625,49 @@ static void pour(void *context, int row, int panel, const vec *values) {
     for (int l = 0; l < PANEL && panel * PANEL + l < w->outputs; l++) y[l] += values[l / LANES][l % LANES] * w->weights[row];
 }
 
-static void experts(Pool *p, int me, const Layer *layer, const float *const *rows, const float *factors) {
+static void experts(const Worker *me, const Layer *layer, const float *const *rows, const float *factors) {
     /* every thread finds the same routes; hidden row j belongs to the j-th (expert, row) pair, experts ascending */
+    Pool *p = me->pool;
     const Model *d = &p->model;
-    int R = p->task.rows, k = d->top_k, pairs = 0;
+    int R = p->task.rows, k = d->top_k, pairs = 0, *begin = me->begin;
     int64_t hidden = (d->F + PANEL - 1) / PANEL * PANEL;
-    Choice *choices = malloc(R * sizeof(Choice));
-    float *probs = malloc((int64_t)R * d->E * sizeof(float)), *factor = malloc(R * k * sizeof(float)), *weight = malloc(R * k * sizeof(float));
-    const float **x = malloc(R * k * sizeof(float *));
-    float **y = malloc(R * k * sizeof(float *));
-    int *begin = malloc((d->E + 1) * sizeof(int));
-    Write scores = {probs, d->E, factors, 0, d->E, 0};
+    const float **x = me->inputs;
+    float **y = me->outputs;
+    Write scores = {me->probs, d->E, factors, 0, d->E, 0};
     product(&layer->router, 0, layer->router.padded / PANEL, R, rows, &scores, write_out);
-    for (int r = 0; r < R; r++) route(d, layer, probs + (int64_t)r * d->E, choices + r);
+    for (int r = 0; r < R; r++) route(d, layer, me->probs + (int64_t)r * d->E, me->choices + r);
     for (int e = 0; e < d->E; e++) {
         begin[e] = pairs;
         for (int r = 0; r < R; r++)
             for (int j = 0; j < k; j++)
-                if (choices[r].expert[j] == e) {
+                if (me->choices[r].expert[j] == e) {
                     x[pairs] = y[pairs] = p->x + (int64_t)r * d->C;
-                    factor[pairs] = factors[r];
-                    weight[pairs++] = choices[r].weight[j];
+                    me->factors[pairs] = factors[r];
+                    me->shares[pairs++] = me->choices[r].weight[j];
                 }
     }
     begin[d->E] = pairs;
     for (int e = 0; e < d->E; e++)
         if (begin[e + 1] > begin[e])
-            rise(p, me, layer->up + e, begin[e + 1] - begin[e], x + begin[e], p->hidden + begin[e] * hidden, factor + begin[e]);
-    meet(p);
+            rise(me, layer->up + e, begin[e + 1] - begin[e], x + begin[e], p->hidden + begin[e] * hidden, me->factors + begin[e]);
+    meet(me);
     for (int j = 0; j < pairs; j++) x[j] = p->hidden + j * hidden;
     for (int e = 0; e < d->E; e++)
         if (begin[e + 1] > begin[e]) {
             const Matrix *m = layer->down + e;
             int first, last;
-            share(m->padded / PANEL, p->active, me, &first, &last);
-            Pour w = {y + begin[e], weight + begin[e], m->outputs};
+            share(m->padded / PANEL, me->active, me->number, &first, &last);
+            Pour w = {y + begin[e], me->shares + begin[e], m->outputs};
             product(m, first, last, begin[e + 1] - begin[e], x + begin[e], &w, pour);
         }
-    free(choices), free(probs), free(factor), free(weight), free(x), free(y), free(begin);
 }
 
 static void rows_of(const float **out, const float *base, int64_t stride, int rows) {
     for (int r = 0; r < rows; r++) out[r] = base + r * stride;
 }
 
-static void work(Pool *p, int me) {
+static void work(const Worker *me) {
+    Pool *p = me->pool;
     const Model *d = &p->model;
     const Task *task = &p->task;
     int R = task->rows, C = d->C;
@@ -654,7 +675,7 @@ static void work(Pool *p, int me) {
     float factors[R];
     const float *x[R], *mixed[R], *up[R];
 #if defined(TILES)
-    planes = p->planes + me * p->planes_each;
+    planes = me->planes;
 #endif
     rows_of(x, p->x, C, R);
     rows_of(mixed, p->mixed, d->H * d->D, R);
@@ -662,34 +683,34 @@ static void work(Pool *p, int me) {
     for (int i = 0; i < d->L; i++) {
         const Layer *layer = d->layers + i;
         for (int r = 0; r < R; r++) factors[r] = inverse_rms(x[r], C, d->eps);
-        project(p, me, &layer->qkv, R, x, (Write){p->qkv, (d->H + 2 * d->K) * d->D, factors, 0, 0, 0});
-        meet(p);
-        attend(p, me, i);
-        meet(p);
-        project(p, me, &layer->out, R, mixed, (Write){p->x, C, 0, 0, 0, 1});
-        meet(p);
+        project(me, &layer->qkv, R, x, (Write){p->qkv, (d->H + 2 * d->K) * d->D, factors, 0, 0, 0});
+        meet(me);
+        attend(me, i);
+        meet(me);
+        project(me, &layer->out, R, mixed, (Write){p->x, C, 0, 0, 0, 1});
+        meet(me);
         for (int r = 0; r < R; r++) factors[r] = inverse_rms(x[r], C, d->eps);
         if (layer->router.data) {
-            experts(p, me, layer, x, factors);
+            experts(me, layer, x, factors);
         } else {
-            rise(p, me, layer->up, R, x, p->hidden, factors);
-            meet(p);
-            project(p, me, layer->down, R, up, (Write){p->x, C, 0, 0, 0, 1});
+            rise(me, layer->up, R, x, p->hidden, factors);
+            meet(me);
+            project(me, layer->down, R, up, (Write){p->x, C, 0, 0, 0, 1});
         }
-        meet(p);
+        meet(me);
     }
     int skip = task->first_logits, n = R - skip;
     for (int r = 0; r < n; r++) factors[r] = inverse_rms(x[skip + r], C, d->eps);
-    project(p, me, &d->head, n, x + skip, (Write){task->logits, d->V, factors, 0, 0, 0});
+    project(me, &d->head, n, x + skip, (Write){task->logits, d->V, factors, 0, 0, 0});
 #if defined(TILES)
     if (d->head.bits == 8) _tile_release(); /* eight kilobytes that the kernel would save whenever it runs somebody else */
 #endif
-    meet(p);
+    meet(me);
 }
 
 static void *serve(void *argument) {
-    Worker *worker = argument;
-    Pool *p = worker->pool;
+    Worker *me = argument;
+    Pool *p = me->pool;
     for (int seen = 0;;) {
         int spins = 0;
         while (atomic_load_explicit(&p->turn, memory_order_acquire) == seen) {
@@ -703,7 +724,8 @@ static void *serve(void *argument) {
         }
         seen = atomic_load_explicit(&p->turn, memory_order_acquire);
         if (atomic_load(&p->quitting)) return 0;
-        if (worker->number < seen % 256) work(p, worker->number); /* the turn's low byte says how many take part */
+        me->active = seen % 256; /* the turn's low byte says how many take part */
+        if (me->number < me->active) work(me);
     }
 }
 
@@ -723,80 +745,171 @@ int mg_tiles(void) {
 
 enum { HUGE_PAGE = 1 << 21 };
 
+/* a times b, neither negative; the largest number where that is too large, which no allocation grants */
+static int64_t times(int64_t a, int64_t b) {
+    int64_t product;
+    return __builtin_mul_overflow(a, b, &product) ? INT64_MAX : product;
+}
+
 /* Zeroed memory, in large pages where it is worth it: a step reads all of it, and thousands of small pages cost time to look up. */
 void *mg_memory(int64_t bytes) {
     void *memory = 0;
-    bytes = (bytes + 4 * PANEL + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
-    if (posix_memalign(&memory, HUGE_PAGE, bytes)) return 0;
+    int64_t page = bytes < HUGE_PAGE ? 64 : HUGE_PAGE;
+    if (bytes < 0 || bytes > INT64_MAX - HUGE_PAGE) return 0;
+    bytes = (bytes + page - 1) / page * page;
+    if (posix_memalign(&memory, page, bytes ? bytes : page)) return 0;
 #if defined(MADV_HUGEPAGE)
-    madvise(memory, bytes, MADV_HUGEPAGE);
+    if (page == HUGE_PAGE) madvise(memory, bytes, MADV_HUGEPAGE);
 #endif
     return memset(memory, 0, bytes);
 }
 
 void mg_release(void *memory) { free(memory); }
 
-static float *floats(int64_t n) {
-    void *memory = 0;
-    if (n * (int64_t)sizeof(float) >= HUGE_PAGE) return mg_memory(n * sizeof(float));
-    if (posix_memalign(&memory, 64, (n + PANEL) * sizeof(float))) return 0;
-    return memset(memory, 0, (n + PANEL) * sizeof(float));
-}
+/* How often this process is the child of a fork: it has the memory of its parent's decoders and none of their threads. */
+static _Atomic int forks;
+static void forked(void) { atomic_fetch_add(&forks, 1); }
+static void watch_forks(void) { pthread_atfork(0, 0, forked); }
+
+static int is_orphan(Pool *p) { return p->forks != atomic_load_explicit(&forks, memory_order_relaxed); }
 
 void mg_free(Pool *p) {
     if (!p) return;
-    pthread_mutex_lock(&p->mutex);
-    atomic_store(&p->quitting, 1);
-    atomic_fetch_add(&p->turn, 1);
-    pthread_cond_broadcast(&p->wake);
-    pthread_mutex_unlock(&p->mutex);
-    for (int i = 1; i < p->threads; i++) pthread_join(p->handles[i], 0);
-    free(p->x), free(p->qkv), free(p->mixed), free(p->hidden), free(p->rope), free(p->scores), free(p->planes);
+    if (!is_orphan(p)) {
+        pthread_mutex_lock(&p->mutex);
+        atomic_store(&p->quitting, 1);
+        atomic_fetch_add(&p->turn, 1);
+        pthread_cond_broadcast(&p->wake);
+        pthread_mutex_unlock(&p->mutex);
+        for (int i = 1; i < p->threads; i++) pthread_join(p->handles[i], 0);
+        pthread_cond_destroy(&p->wake);
+        pthread_mutex_destroy(&p->mutex);
+    }
+    for (int i = 0; i < MAX_THREADS; i++) {
+        Worker *w = p->workers + i;
+        free(w->scores), free(w->planes), free(w->choices), free(w->probs), free(w->factors), free(w->shares);
+        free(w->inputs), free(w->outputs), free(w->begin);
+    }
+    free(p->x), free(p->qkv), free(p->mixed), free(p->hidden), free(p->rope);
     free(p->model.keys), free(p->model.values), free(p->model.key_scales), free(p->model.value_scales);
     free(p);
 }
 
-/* A decoder of `model`, whose arrays the caller keeps alive; 0 without memory. */
-Pool *mg_new(const Model *model, int threads) {
-    Pool *p = calloc(1, sizeof(Pool));
-    if (!p) return 0;
-    p->model = *model;
+static int is_size(int64_t n) { return n >= 1 && n <= LARGEST; }
+
+static int fits(const Matrix *m, int outputs, int inputs, int bits) {
+    return m->data && (m->scale || bits == 32) && m->bits == bits && m->inputs == inputs && m->outputs == outputs && is_size(m->padded) &&
+           m->padded >= outputs && m->padded % PANEL == 0;
+}
+
+/* Whether sizes and matrices agree, so that no step can leave its arrays. */
+static int is_sound(const Model *d) {
+    int64_t sizes[] = {d->V, d->C, d->H, d->K, d->D, d->F, d->E, d->L, d->W, d->slots, d->top_k, d->max_rows,
+                       (int64_t)d->D * ((int64_t)d->H + 2 * (int64_t)d->K), 2 * ((int64_t)d->F + PANEL)};
+    for (unsigned i = 0; i < sizeof sizes / sizeof *sizes; i++)
+        if (!is_size(sizes[i])) return 0;
+    int bits = d->head.bits, hidden = (d->F + PANEL - 1) / PANEL * PANEL, up = d->activation == SWIGLU ? 2 * hidden : d->F;
+    if (d->H % d->K || d->top_k > d->E || d->top_k > MAX_TOP_K || d->max_rows > MAX_ROWS) return 0;
+    if (!d->embedding || !d->layers || (d->learned && !d->positions) || !fits(&d->head, d->V, d->C, bits)) return 0;
+#if defined(TILES)
+    if (bits != 8 && bits != 16 && bits != 32) return 0;
+#else
+    if (bits != 16 && bits != 32) return 0;
+#endif
+    for (int i = 0; i < d->L; i++) {
+        const Layer *layer = d->layers + i;
+        if (!fits(&layer->qkv, (d->H + 2 * d->K) * d->D, d->C, bits) || !fits(&layer->out, d->C, d->H * d->D, bits)) return 0;
+        if (d->qk_norm && !layer->qk_gain) return 0;
+        if (layer->router.data ? !fits(&layer->router, d->E, d->C, 32) : d->E != 1) return 0;
+        for (int e = 0; e < d->E; e++)
+            if (!fits(layer->up + e, up, d->C, bits) || !fits(layer->down + e, d->C, d->F, bits)) return 0;
+    }
+    return 1;
+}
+
+/* Room for a thread; whether there is enough. */
+static int make_worker(Worker *w, Pool *p, int number) {
+    const Model *d = &p->model;
+    int64_t R = d->max_rows, pairs = R * d->top_k, stride = (d->W + LANES - 1) / LANES * LANES;
+    int64_t widest = d->C > d->F ? d->C : d->F, room = (R + 15) / 16 * 16;
+    if (d->H * d->D > widest) widest = d->H * d->D;
+    *w = (Worker){.pool = p, .number = number};
+    w->scores = mg_memory(stride * sizeof(float));
+    if (d->head.bits == 8 && !(w->planes = mg_memory(2 * room * ((widest + 63) / 64 * 64)))) return 0;
+    if (d->layers[0].router.data) {
+        w->choices = mg_memory(R * sizeof(Choice));
+        w->probs = mg_memory(R * d->E * sizeof(float));
+        w->factors = mg_memory(pairs * sizeof(float));
+        w->shares = mg_memory(pairs * sizeof(float));
+        w->inputs = mg_memory(pairs * sizeof(float *));
+        w->outputs = mg_memory(pairs * sizeof(float *));
+        w->begin = mg_memory((d->E + 1) * sizeof(int));
+        if (!w->choices || !w->probs || !w->factors || !w->shares || !w->inputs || !w->outputs || !w->begin) return 0;
+    }
+    return w->scores != 0;
+}
+
+/* Room for what the threads share; whether there is enough. */
+static int make_room(Pool *p) {
     Model *d = &p->model;
-    int64_t R = d->max_rows, stride = (d->W + LANES - 1) / LANES * LANES, cells = (int64_t)d->L * d->slots * d->K;
+    int64_t R = d->max_rows, stride = (d->W + LANES - 1) / LANES * LANES, size = d->cache_bits / 8;
+    int64_t cells = times(times(d->L, d->slots), d->K), hidden = (d->F + PANEL - 1) / PANEL * PANEL;
+    p->x = mg_memory(R * d->C * sizeof(float));
+    p->qkv = mg_memory(R * (d->H + 2 * d->K) * d->D * sizeof(float));
+    p->mixed = mg_memory(R * d->H * d->D * sizeof(float));
+    p->hidden = mg_memory(R * d->top_k * hidden * sizeof(float));
+    p->rope = mg_memory(R * d->D * sizeof(float));
+    d->keys = mg_memory(times(times(cells, d->D * size), stride));
+    d->values = mg_memory(times(times(cells, d->D * size), d->W));
+    d->key_scales = mg_memory(times(cells, stride * sizeof(float)));
+    d->value_scales = mg_memory(times(cells, stride * sizeof(float)));
+    return p->x && p->qkv && p->mixed && p->hidden && p->rope && d->keys && d->values && d->key_scales && d->value_scales;
+}
+
+/* A decoder of `model`, whose arrays the caller keeps alive, to *made. */
+int mg_new(const Model *model, int threads, Pool **made) {
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, watch_forks);
+    *made = 0;
+    if (!is_sound(model)) return BAD_MODEL;
+    Pool *p = calloc(1, sizeof(Pool));
+    if (!p) return NO_MEMORY;
+    p->model = *model;
+    p->forks = atomic_load(&forks);
+    p->model.cache_bits = model->head.bits == 32 ? 32 : 16;
+    p->model.keys = p->model.values = 0;
+    p->model.key_scales = p->model.value_scales = 0;
     pthread_mutex_init(&p->mutex, 0);
     pthread_cond_init(&p->wake, 0);
-    p->threads = threads < 1 ? 1 : threads > MAX_THREADS ? MAX_THREADS : threads;
-    p->active = p->threads;
-    p->x = floats(R * d->C);
-    p->qkv = floats(R * (d->H + 2 * d->K) * d->D);
-    p->mixed = floats(R * d->H * d->D);
-    p->hidden = floats(R * (d->E > 1 ? d->top_k : 1) * ((d->F + PANEL - 1) / PANEL * PANEL));
-    p->rope = floats(R * d->D);
-    p->scores = floats(stride * MAX_THREADS);
-    int64_t widest = d->C > d->F ? d->C : d->F, room = (R + 15) / 16 * 16;
-    p->planes_each = 2 * room * ((widest + 63) / 64 * 64);
-    p->planes = d->head.bits == 8 ? (int8_t *)floats(p->planes_each * p->threads / 4) : 0;
-    d->cache_bits = d->head.bits == 32 ? 32 : 16;
-    d->keys = floats(cells * d->D * stride * d->cache_bits / 32);
-    d->values = floats(cells * d->W * d->D * d->cache_bits / 32);
-    d->key_scales = floats(cells * stride);
-    d->value_scales = floats(cells * stride);
-    int ok = p->x && p->qkv && p->mixed && p->hidden && p->rope && p->scores && d->keys && d->values && d->key_scales && d->value_scales && (p->planes || d->head.bits != 8);
-    int wanted = p->threads;
-    for (p->threads = 1; ok && p->threads < wanted; p->threads++) {
-        p->workers[p->threads] = (Worker){p, p->threads};
-        if (pthread_create(p->handles + p->threads, 0, serve, p->workers + p->threads)) break; /* fewer, then */
+    p->threads = 1;
+    if (!make_room(p) || !make_worker(p->workers, p, 0)) return mg_free(p), NO_MEMORY;
+    for (int wanted = threads < MAX_THREADS ? threads : MAX_THREADS; p->threads < wanted; p->threads++) { /* or fewer, where they cannot be had */
+        Worker *w = p->workers + p->threads;
+        if (!make_worker(w, p, p->threads) || pthread_create(p->handles + p->threads, 0, serve, w)) break;
     }
-    p->active = p->threads;
-    if (!ok) return mg_free(p), (Pool *)0;
-    return p;
+    *made = p;
+    return OK;
+}
+
+static enum Status check_rows(const Model *d, const int32_t *ids, const int32_t *slots, const int32_t *positions, int rows) {
+    for (int r = 0; r < rows; r++) {
+        if (ids[r] < 0 || ids[r] >= d->V) return BAD_TOKEN;
+        if (slots[r] < 0 || slots[r] >= d->slots) return BAD_SLOT;
+        if (positions[r] < 0 || (d->learned && positions[r] >= d->W)) return BAD_POSITION;
+        for (int before = 0; r && slots[r] != slots[r - 1] && before < r; before++)
+            if (slots[before] == slots[r]) return BAD_SLOT; /* two threads would write to it */
+    }
+    return OK;
 }
 
 /* One more token in each of `rows` rows (at most max_rows; rows of one slot stand together, in order). Logits of the rows from
-   `first_logits` on go to `logits` (rows - first_logits, V). */
-void mg_step(Pool *p, const int32_t *ids, const int32_t *slots, const int32_t *positions, int rows, int first_logits, float *logits,
-             int threads) {
+   `first_logits` on go to `logits` (rows - first_logits, V). Nothing is done if anything is out of range. */
+int mg_step(Pool *p, const int32_t *ids, const int32_t *slots, const int32_t *positions, int rows, int first_logits, float *logits,
+            int threads) {
     Model *d = &p->model;
+    if (rows < 1 || rows > d->max_rows || first_logits < 0 || first_logits >= rows) return BAD_ROWS;
+    enum Status status = check_rows(d, ids, slots, positions, rows);
+    if (status != OK) return status;
     p->task = (Task){ids, slots, positions, rows, first_logits, logits};
     for (int r = 0; r < rows; r++) {
         float *x = p->x + (int64_t)r * d->C;
@@ -810,22 +923,27 @@ void mg_step(Pool *p, const int32_t *ids, const int32_t *slots, const int32_t *p
                 p->rope[r * d->D + d->D / 2 + i] = (float)sin(angle);
             }
     }
-    p->active = threads < 1 ? 1 : threads > p->threads ? p->threads : threads;
-    if (p->active > 1) {
+    Worker *me = p->workers;
+    me->active = threads < 1 || is_orphan(p) ? 1 : threads > p->threads ? p->threads : threads;
+    if (me->active > 1) {
         int turn = atomic_load(&p->turn);
-        atomic_store(&p->turn, (int)(((unsigned)turn / 256 + 1) * 256 % (1u << 30)) + p->active);
+        atomic_store(&p->turn, (int)(((unsigned)turn / 256 + 1) * 256 % (1u << 30)) + me->active);
         if (atomic_load(&p->sleepers)) {
             pthread_mutex_lock(&p->mutex);
             pthread_cond_broadcast(&p->wake);
             pthread_mutex_unlock(&p->mutex);
         }
     }
-    work(p, 0);
+    work(me);
+    return OK;
 }
 
 /* The first `length` tokens of slot `source` into slot `target`. */
-void mg_copy(Pool *p, int source, int target, int length) {
+int mg_copy(Pool *p, int source, int target, int length) {
     Model *d = &p->model;
+    if (source < 0 || source >= d->slots || target < 0 || target >= d->slots) return BAD_SLOT;
+    if (length < 0) return BAD_POSITION;
+    if (source == target) return OK;
     if (length > d->W) length = d->W;
     int64_t whole = (length + LANES - 1) / LANES * LANES, size = d->cache_bits / 8;
     for (int l = 0; l < d->L; l++)
@@ -836,6 +954,7 @@ void mg_copy(Pool *p, int source, int target, int length) {
             memcpy(to.key_scales, from.key_scales, length * sizeof(float));
             memcpy(to.value_scales, from.value_scales, length * sizeof(float));
         }
+    return OK;
 }
 
 /* ---- choosing a token, as sampling.py does it: the same settings, in the same order, in double precision */
@@ -868,11 +987,9 @@ static int by_weight(const void *a, const void *b) {
     return x->p != y->p ? (x->p < y->p ? 1 : -1) : (x->token > y->token) - (x->token < y->token);
 }
 
-static void keep_top_p(double *z, int V, double top_p, double top) {
-    Weighed *kept = malloc(V * sizeof(Weighed));
+static void keep_top_p(double *z, int V, double top_p, double top, Weighed *kept) {
     double total = 0, before = 0;
     int n = 0;
-    if (!kept) return;
     for (int i = 0; i < V; i++)
         if (z[i] > -INFINITY) total += (kept[n] = (Weighed){exp(z[i] - top), i}).p, n++;
     qsort(kept, n, sizeof(Weighed), by_weight);
@@ -880,21 +997,23 @@ static void keep_top_p(double *z, int V, double top_p, double top) {
         if (before >= top_p * total) z[kept[i].token] = -INFINITY;
         before += kept[i].p;
     }
-    free(kept);
 }
 
 typedef struct { double temperature, top_p, min_p, penalty; int32_t top_k; } Settings;
 
+/* The token, or -1 if a logit is not finite. z and spare (V) are room to work, and so is kept (V) where top_p is below 1. */
 static int32_t choose_token(const float *logits, int V, const Settings *s, const uint8_t *seen, double uniform, double *z, double *spare,
-                            double *margin) {
+                            Weighed *kept, double *margin) {
     double top = -INFINITY, second = -INFINITY;
-    int32_t best = 0;
+    int32_t best = 0, odd = 0;
     for (int i = 0; i < V; i++) {
         z[i] = logits[i];
         if (seen && seen[i]) z[i] = z[i] > 0 ? z[i] / s->penalty : z[i] * s->penalty;
+        odd |= !(fabs(z[i]) < INFINITY);
         if (z[i] > top) second = top, top = z[i], best = i;
         else if (z[i] > second) second = z[i];
     }
+    if (odd) return -1;
     *margin = top - second;
     if (s->temperature == 0) return best;
     for (int i = 0; i < V; i++) z[i] = (z[i] - top) / s->temperature;
@@ -904,7 +1023,7 @@ static int32_t choose_token(const float *logits, int V, const Settings *s, const
         for (int i = 0; i < V; i++)
             if (z[i] < least) z[i] = -INFINITY;
     }
-    if (s->top_p < 1) keep_top_p(z, V, s->top_p, 0);
+    if (s->top_p < 1) keep_top_p(z, V, s->top_p, 0, kept);
     if (s->min_p > 0) {
         double least = log(s->min_p);
         for (int i = 0; i < V; i++)
@@ -913,7 +1032,7 @@ static int32_t choose_token(const float *logits, int V, const Settings *s, const
     double total = 0, target, nearest = INFINITY;
     for (int i = 0; i < V; i++) spare[i] = total += z[i] > -INFINITY ? exp(z[i]) : 0;
     target = uniform * total;
-    if (target >= total) target = nextafter(total, 0);
+    if (!(target < total)) target = nextafter(total, 0);
     int32_t token = -1;
     for (int i = 0; i < V; i++) {
         if (token < 0 && spare[i] > target) token = i;
@@ -924,11 +1043,18 @@ static int32_t choose_token(const float *logits, int V, const Settings *s, const
     return token;
 }
 
-/* The next token of each row of logits (rows, V), and how narrow each choice was; `seen` (rows, V) or NULL; -1 without memory. */
-void mg_choose(const float *logits, int rows, int V, const Settings *s, const uint8_t *seen, const double *uniforms, int64_t *ids,
-               double *margins) {
-    double *z = malloc(2 * (int64_t)V * sizeof(double));
-    for (int r = 0; r < rows; r++)
-        ids[r] = z ? choose_token(logits + (int64_t)r * V, V, s, seen ? seen + (int64_t)r * V : 0, uniforms[r], z, z + V, margins + r) : -1;
+/* The next token of each row of logits (rows, V), and how narrow each choice was; `seen` (rows, V) or NULL. */
+int mg_choose(const float *logits, int rows, int V, const Settings *s, const uint8_t *seen, const double *uniforms, int64_t *ids,
+              double *margins) {
+    if (rows < 0) return BAD_ROWS;
+    if (V < 1) return BAD_MODEL;
+    double *z = malloc(V * (2 * sizeof(double) + (s->top_p < 1 ? sizeof(Weighed) : 0)));
+    int status = z ? OK : NO_MEMORY;
+    for (int r = 0; r < rows && status == OK; r++) {
+        const uint8_t *marks = seen ? seen + (int64_t)r * V : 0;
+        ids[r] = choose_token(logits + (int64_t)r * V, V, s, marks, uniforms[r], z, z + V, (Weighed *)(z + 2 * (int64_t)V), margins + r);
+        if (ids[r] < 0) status = NOT_FINITE;
+    }
     free(z);
+    return status;
 }

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from minigpt_cli import compiled
 from minigpt_cli.errors import MiniGPTError
 from minigpt_cli.generation.decoder import Logits
-from minigpt_cli.generation.sampling import Sampling
+from minigpt_cli.generation.sampling import NotFinite, Sampling
 from minigpt_cli.generation.weights import Array, Layer, Plan
 
 SOURCE = Path(__file__).with_name("decoder.c")
@@ -33,6 +33,15 @@ MANY = 4  # rows from which a step counts as one of several
 _ACTIVATIONS = {"gelu": 0, "gelu_tanh": 1, "relu": 2, "swiglu": 3}
 _LEVELS = 32639  # the largest whole number whose halves, 256 h + l, are both bytes: some processors multiply those
 _FLOATS = POINTER(c_float)
+_NOT_FINITE = 7  # the last of decoder.c's Status
+_PROBLEMS = (  # one for each Status but OK
+    "no memory for the decoder: use fewer samples or close other programs",
+    "the decoder was given a model whose sizes do not agree: report this as a bug",
+    f"the decoder was given no rows or too many: it takes 1 to {MAX_ROWS} at once",
+    "the decoder was given a token outside of its vocabulary",
+    "the decoder was given a slot that it does not have, or one slot twice",
+    "the decoder was given a position outside of its block",
+)
 
 
 class _Matrix(Structure):
@@ -107,9 +116,9 @@ class NativeDecoder:
         self._arena = _Arena(self._lib)  # and the matrices
         # A step of several rows has more to share out than one of a single row.
         self._threads = (_Threads(threads, plan.matrix_bytes), _Threads(threads, plan.matrix_bytes * MANY))
-        self._pool = self._lib.mg_new(ctypes.byref(self._model()), self._threads[0].most)
-        if not self._pool:
-            raise MiniGPTError(f"no memory for {slots} sequences of {plan.block_size} tokens: use fewer samples")
+        pool = c_void_p()
+        _check(self._lib.mg_new(ctypes.byref(self._model()), self._threads[0].most, ctypes.byref(pool)))
+        self._pool = pool.value
         self._ids, self._slots, self._positions = (np.zeros(MAX_ROWS, np.int32) for _ in range(3))
         self._logits = np.empty((MAX_ROWS, plan.vocab_size), np.float32)
         self._pointers = [a.ctypes.data for a in (self._ids, self._slots, self._positions)]
@@ -171,17 +180,16 @@ class NativeDecoder:
         source = logits.__array_interface__["data"][0]  # a third of the time of .ctypes.data
         marks = None if seen is None or sampling.repetition_penalty == 1 else np.ascontiguousarray(seen).ctypes.data
         self._uniforms[:rows] = uniforms
-        self._lib.mg_choose(source, rows, self.vocab_size, self._settings, marks, *self._choice_pointers)
-        if rows and self._chosen[0] < 0:
-            raise MiniGPTError("no memory to choose a token with: close other programs")
+        if status := self._lib.mg_choose(source, rows, self.vocab_size, self._settings, marks, *self._choice_pointers):
+            _check(status)
         return self._chosen[:rows], self._margins[:rows]
 
     def copy(self, source: int, target: int, length: int) -> None:
-        if source != target:
-            self._lib.mg_copy(self._pool, source, target, length)
+        _check(self._lib.mg_copy(self._pool, source, target, length))
 
     def _call(self, rows: int, first_logits: int, threads: int) -> None:
-        self._lib.mg_step(self._pool, *self._pointers, rows, first_logits, self._out, threads)
+        if status := self._lib.mg_step(self._pool, *self._pointers, rows, first_logits, self._out, threads):
+            _check(status)
 
     # ---- the plan in C's form
 
@@ -301,12 +309,20 @@ class _Threads:
             self._seconds = dict.fromkeys(self._seconds, 0.0)
 
 
+def _check(status: int) -> None:
+    """Raise the error that decoder.c reports, if any."""
+    if status == _NOT_FINITE:
+        raise NotFinite
+    if status:
+        raise MiniGPTError(_PROBLEMS[status - 1])
+
+
 def quantised(matrix: Array, bits: int) -> tuple[npt.NDArray[Any], Array | None]:
     """Whole numbers and the scale of each row, (N, I) and (N,); at 32 bits the matrix itself and None."""
     if bits == 32:
         return matrix, None
     scale = (np.abs(matrix).max(axis=1) / _LEVELS).astype(np.float32)
-    scale[scale == 0] = 1
+    scale[scale < np.finfo(np.float32).tiny] = 1  # of a row of zeros, or so near to it that a scale could not be told exactly
     return np.rint(matrix / scale[:, None]).astype(np.int16), scale
 
 
@@ -322,16 +338,11 @@ def _gate_beside_up(matrix: Array) -> Array:
 
 
 def _declared(lib: ctypes.CDLL) -> ctypes.CDLL:
-    lib.mg_new.restype = c_void_p
-    lib.mg_new.argtypes = (POINTER(_Model), c_int32)
+    lib.mg_new.argtypes = (POINTER(_Model), c_int32, POINTER(c_void_p))
     lib.mg_memory.restype, lib.mg_memory.argtypes = c_void_p, (ctypes.c_int64,)
     lib.mg_release.restype, lib.mg_release.argtypes = None, (c_void_p,)
-    lib.mg_free.restype = None
-    lib.mg_free.argtypes = (c_void_p,)
+    lib.mg_free.restype, lib.mg_free.argtypes = None, (c_void_p,)
     lib.mg_step.argtypes = (c_void_p, c_void_p, c_void_p, c_void_p, c_int32, c_int32, c_void_p, c_int32)
-    lib.mg_step.restype = None
     lib.mg_choose.argtypes = (c_void_p, c_int32, c_int32, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p)
-    lib.mg_choose.restype = None
     lib.mg_copy.argtypes = (c_void_p, c_int32, c_int32, c_int32)
-    lib.mg_copy.restype = None
     return lib
