@@ -144,8 +144,9 @@ typedef struct {
     uint8_t rows[16];
 } TileConfig;
 
-/* Share out the B * K tasks; oneDNN's tile configuration is put back afterwards. */
-static void run(const Task *a, size_t scratch_bytes, void (*task)(const Task *, int64_t b, int64_t k, char *scratch)) {
+/* Share out the B * K tasks; oneDNN's tile configuration is put back afterwards. 0, or 1 if there was no memory. */
+static int run(const Task *a, size_t scratch_bytes, void (*task)(const Task *, int64_t b, int64_t k, char *scratch)) {
+    int failed = 0;
 #pragma omp parallel
     {
         TileConfig before __attribute__((aligned(64))), ours __attribute__((aligned(64)));
@@ -157,11 +158,15 @@ static void run(const Task *a, size_t scratch_bytes, void (*task)(const Task *, 
         char *scratch = aligned_alloc(64, (scratch_bytes + 63) / 64 * 64);
         int64_t n = a->B * a->K, threads = omp_get_num_threads(), me = omp_get_thread_num();
         for (int64_t i = n * me / threads; scratch && i < n * (me + 1) / threads; i++) task(a, i / a->K, i % a->K, scratch);
+        if (!scratch) __atomic_store_n(&failed, 1, __ATOMIC_RELAXED);
         free(scratch);
         if (before.palette) _tile_loadconfig(&before);
         else _tile_release();
     }
+    return failed;
 }
+
+static int fits_tiles(int64_t T, int64_t H, int64_t K, int64_t D) { return T > 0 && D > 0 && K > 0 && T % 32 == 0 && D % 32 == 0 && H % K == 0; }
 
 INLINE const half *head(const Task *a, const half *heads, int64_t b, int64_t h) { return heads + (b * a->T * (a->H + 2 * a->K) + h) * a->D; }
 
@@ -223,10 +228,12 @@ static void forward_task(const Task *a, int64_t b, int64_t k, char *scratch) {
     }
 }
 
-void forward(const half *heads, half *out, float *lse, int64_t B, int64_t T, int64_t H, int64_t K, int64_t D, uint64_t seed, int32_t threshold,
-             float drop_scale) {
+/* 0, or 1 where the shape does not fit tiles or there is no memory; so too below. */
+int32_t forward(const half *heads, half *out, float *lse, int64_t B, int64_t T, int64_t H, int64_t K, int64_t D, uint64_t seed, int32_t threshold,
+                float drop_scale) {
+    if (!fits_tiles(T, H, K, D)) return 1;
     Task a = {heads, B, T, H, K, D, seed, threshold, drop_scale, out, lse, 0, 0};
-    run(&a, 2 * (2 * T * D + 16 * T) + 4 * (16 * T + 256), forward_task);
+    return run(&a, 2 * (2 * T * D + 16 * T) + 4 * (16 * T + 256), forward_task);
 }
 
 /* ---- backward: with P the probabilities, M the mask times its scale, G the gradient of y = (P M) v, and delta = sum(G y) of each row,
@@ -341,11 +348,12 @@ static void backward_task(const Task *a, int64_t b, int64_t k, char *scratch) {
     write_turned(s.dv, a->drop_scale, (half *)head(a, a->d_heads, b, H + a->K + k), stride, T, D);
 }
 
-void backward(const half *heads, const half *out, const float *lse, const half *grad, half *d_heads, int64_t B, int64_t T, int64_t H, int64_t K,
-              int64_t D, uint64_t seed, int32_t threshold, float drop_scale) {
+int32_t backward(const half *heads, const half *out, const float *lse, const half *grad, half *d_heads, int64_t B, int64_t T, int64_t H, int64_t K,
+                 int64_t D, uint64_t seed, int32_t threshold, float drop_scale) {
+    if (!fits_tiles(T, H, K, D)) return 1;
     Task a = {heads, B, T, H, K, D, seed, threshold, drop_scale, (half *)out, (float *)lse, grad, d_heads};
     Scratch s;
-    run(&a, lay_out(&s, 0, T, D), backward_task);
+    return run(&a, lay_out(&s, 0, T, D), backward_task);
 }
 
 #else

@@ -7,6 +7,13 @@
 
 enum { MOST_EXPERTS = 64 };
 
+/* Whether every one of n numbers is in [0, below). */
+static int all_below(const int64_t *numbers, int64_t n, int64_t below) {
+    int outside = 0;
+    for (int64_t i = 0; i < n; i++) outside |= numbers[i] < 0 || numbers[i] >= below;
+    return !outside;
+}
+
 /* ---- the router: probabilities (N, E), float32, from x (N, C) and weights (E, C), float32 */
 
 INLINE void route_part(const void *x, const float *w, float *probs, int64_t E, int64_t C, int64_t from, int64_t to, int bf16) {
@@ -51,24 +58,30 @@ INLINE void route_back_part(const void *x, const float *w, const float *probs, c
 }
 
 /* dx (N, C); dw (chunks, E, C), partial sums that begin at zero. */
-void route_backward(const void *x, const float *w, const float *probs, const float *grad, void *dx, float *dw, int64_t N, int64_t E, int64_t C,
-                    int bf16) {
+int32_t route_backward(const void *x, const float *w, const float *probs, const float *grad, void *dx, float *dw, int64_t N, int64_t E,
+                       int64_t C, int bf16) {
+    if (E > MOST_EXPERTS) return 1;
 #define BODY(t) route_back_part(x, w, probs, grad, dx, dw, N, E, C, from, to, t)
     PARALLEL((N + CHUNK - 1) / CHUNK, BODY)
 #undef BODY
+    return 0;
 }
 
 /* ---- pairs of token and expert, token by token, sorted by expert */
 
 /* counts (E): rows of each expert of the n pairs, rounded up to a multiple of pad, and whatever is left of M the last one's; order (M): which
-   pair stands at each place, n at padding; back (n): where each pair stands; next (E): room to work. */
-void sort_pairs(const int64_t *chosen, int64_t n, int64_t E, int64_t pad, int64_t M, int64_t *counts, int64_t *next, int64_t *order, int64_t *back) {
+   pair stands at each place, n at padding; back (n): where each pair stands; next (E): room to work. Refused if an expert is none of E
+   or M has no room for all. */
+int32_t sort_pairs(const int64_t *chosen, int64_t n, int64_t E, int64_t pad, int64_t M, int64_t *counts, int64_t *next, int64_t *order,
+                   int64_t *back) {
+    if (pad < 1 || !all_below(chosen, n, E)) return 1;
     memset(counts, 0, E * sizeof *counts);
     for (int64_t j = 0; j < n; j++) counts[chosen[j]]++;
     int64_t end = 0;
     for (int64_t e = 0; e < E; e++) {
         int64_t used = counts[e];
         counts[e] = e < E - 1 ? (used + pad - 1) / pad * pad : M - end;
+        if (counts[e] < used || end + counts[e] > M) return 1;
         next[e] = end;
         for (int64_t place = end + used; place < end + counts[e]; place++) order[place] = n;
         end += counts[e];
@@ -78,12 +91,14 @@ void sort_pairs(const int64_t *chosen, int64_t n, int64_t E, int64_t pad, int64_
         order[place] = j;
         back[j] = place;
     }
+    return 0;
 }
 
 /* ---- rows of C: to the experts, and back (`back` says which row of x belongs to each pair) */
 
 /* out (M, C): the row of x (N, C) that belongs to each pair in `order`, zero at padding; `row` bytes each. */
-void spread(const char *x, const int64_t *order, char *out, int64_t M, int64_t n_pairs, int64_t k, int64_t row) {
+int32_t spread(const char *x, const int64_t *order, char *out, int64_t M, int64_t n_pairs, int64_t k, int64_t row) {
+    if (k < 1 || !all_below(order, M, n_pairs + 1)) return 1;
 #pragma omp parallel
     {
         MINE(M, from, to);
@@ -92,6 +107,7 @@ void spread(const char *x, const int64_t *order, char *out, int64_t M, int64_t n
             else memset(out + m * row, 0, row);
         }
     }
+    return 0;
 }
 
 /* Rows of out (M, ...) that stand at padding become zero. */
@@ -109,11 +125,13 @@ INLINE void gather_part(const void *x, const float *weights, const int64_t *back
         }
 }
 
-/* out (N, C): for each token the sum of its k rows of x, times weights (N, k) unless NULL. */
-void gather_sum(const void *x, const float *weights, const int64_t *back, void *out, int64_t tokens, int64_t k, int64_t C, int bf16) {
+/* out (N, C): for each token the sum of its k rows of x (M, C), times weights (N, k) unless NULL. */
+int32_t gather_sum(const void *x, const float *weights, const int64_t *back, void *out, int64_t tokens, int64_t k, int64_t C, int64_t M, int bf16) {
+    if (!all_below(back, tokens * k, M)) return 1;
 #define BODY(t) gather_part(x, weights, back, out, k, C, from, to, t)
     PARALLEL(tokens, BODY)
 #undef BODY
+    return 0;
 }
 
 INLINE void scatter_part(const void *grad, const void *x, const float *weights, const int64_t *back, void *dx, float *d_weights, int64_t k, int64_t C,
@@ -130,9 +148,11 @@ INLINE void scatter_part(const void *grad, const void *x, const float *weights, 
 }
 
 /* The gradients of gather_sum by x, at the rows that pairs have, and by weights. */
-void gather_sum_backward(const void *grad, const void *x, const float *weights, const int64_t *back, void *dx, float *d_weights, int64_t tokens,
-                         int64_t k, int64_t C, int bf16) {
+int32_t gather_sum_backward(const void *grad, const void *x, const float *weights, const int64_t *back, void *dx, float *d_weights,
+                            int64_t tokens, int64_t k, int64_t C, int64_t M, int bf16) {
+    if (!all_below(back, tokens * k, M)) return 1;
 #define BODY(t) scatter_part(grad, x, weights, back, dx, d_weights, k, C, from, to, t)
     PARALLEL(tokens, BODY)
 #undef BODY
+    return 0;
 }

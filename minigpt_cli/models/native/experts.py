@@ -20,19 +20,17 @@ _SIGNATURES = {
     "sort_pairs": (P, N, N, N, N, P, P, P, P),
     "spread": (P, P, P, N, N, N, N),
     "clear_padding": (P, P, N, N, N),
-    "gather_sum": (P, P, P, P, N, N, N, I),
-    "gather_sum_backward": (P, P, P, P, P, P, N, N, N, I),
+    "gather_sum": (P, P, P, P, N, N, N, N, I),
+    "gather_sum_backward": (P, P, P, P, P, P, N, N, N, N, I),
 }
+_REFUSING = ("route_backward", "sort_pairs", "spread", "gather_sum", "gather_sum_backward")
 
 
 @cache
 def library() -> ctypes.CDLL | None:
     """The functions, built at the first call; None where they cannot be."""
     found = compiled.load(SOURCE.with_name("experts.c"), FLAGS) if operations.library() else None
-    for name, signature in _SIGNATURES.items() if found else ():
-        function = getattr(found, name)
-        function.argtypes, function.restype = signature, None
-    return found
+    return operations.declared(found, _SIGNATURES, refusing=_REFUSING)
 
 
 def usable(x: Tensor, n_experts: int = 0) -> bool:
@@ -41,7 +39,7 @@ def usable(x: Tensor, n_experts: int = 0) -> bool:
 
 
 def _call(name: str, *arguments: Tensor | int | None) -> None:
-    getattr(library(), name)(*(a.data_ptr() if isinstance(a, Tensor) else a for a in arguments))
+    operations.check(getattr(library(), name)(*(a.data_ptr() if isinstance(a, Tensor) else a for a in arguments)), name)
 
 
 class Route(torch.autograd.Function):
@@ -87,7 +85,7 @@ def gather_sum(x: Tensor, weights: Tensor | None, back: Tensor, k: int) -> Tenso
     """(N, C): for each token the sum of its k rows of x (M, C), those that `back` (N k,) names, times weights (N, k) float32."""
     tokens, C = len(back) // k, x.size(-1)
     result = x.new_empty(tokens, C)
-    _call("gather_sum", x.contiguous(), weights, back, result, tokens, k, C, x.dtype == torch.bfloat16)
+    _call("gather_sum", x.contiguous(), weights, back, result, tokens, k, C, len(x), x.dtype == torch.bfloat16)
     return result
 
 
@@ -95,7 +93,7 @@ def gather_sum_backward(grad: Tensor, x: Tensor, weights: Tensor, order: Tensor,
     """The gradients by x, zero at padding, and by weights."""
     (tokens, k), C = weights.shape, x.size(-1)
     dx, d_weights = torch.empty_like(x), torch.empty_like(weights)
-    _call("gather_sum_backward", grad.contiguous(), x, weights, back, dx, d_weights, tokens, k, C, x.dtype == torch.bfloat16)
+    _call("gather_sum_backward", grad.contiguous(), x, weights, back, dx, d_weights, tokens, k, C, len(x), x.dtype == torch.bfloat16)
     if len(order) > len(back):
         _call("clear_padding", order, dx, len(order), len(back), C * x.element_size())
     return dx, d_weights

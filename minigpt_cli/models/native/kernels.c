@@ -5,7 +5,8 @@
 
    Tensors are contiguous, float32 or bfloat16 (`bf16` says which); arithmetic and statistics are float32. Row lengths are multiples
    of LANES, except of attention scores. Results do not depend on the number of threads: rows are independent, and sums over rows
-   are made in chunks of fixed size, whose partial sums the caller adds.
+   are made in chunks of fixed size, whose partial sums the caller adds. A function that could be led out of its arrays by a number
+   returns whether it was refused for that: 0 is well.
 
    Dropout masks are not stored but computed twice: byte j of the hash of (seed, group) says whether element j of 64 is kept. */
 
@@ -295,6 +296,10 @@ void heads_backward(const void *x, const float *gain, const float *table, const 
 
 /* ---- causal softmax with dropout: rows of e scores, of which row r sees the first start + r % t + 1; e at most LONGEST */
 
+static int fits_rows(int64_t rows, int64_t e, int64_t start, int64_t t) {
+    return rows >= 0 && t >= 1 && start >= 0 && e <= LONGEST && start + t <= e;
+}
+
 INLINE void softmax_row(const void *scores, void *p, void *dropped_p, int64_t at, int64_t e, int64_t seen, uint64_t group, const Dropout *d, int bf16) {
     float buffer[LONGEST + GROUP];
     vec top = splat(-INFINITY);
@@ -340,14 +345,16 @@ INLINE void softmax_row(const void *scores, void *p, void *dropped_p, int64_t at
 
 /* p = softmax(scores), dropped_p = p with its mask but unscaled (not written without dropout; may be scores).
    Row r uses the hash groups from first + r * ceil(e / GROUP). */
-void softmax_forward(const void *scores, void *p, void *dropped_p, int64_t rows, int64_t e, int64_t start, int64_t t, uint64_t first, uint64_t seed,
-                     int32_t threshold, int bf16) {
+int32_t softmax_forward(const void *scores, void *p, void *dropped_p, int64_t rows, int64_t e, int64_t start, int64_t t, uint64_t first,
+                        uint64_t seed, int32_t threshold, int bf16) {
+    if (!fits_rows(rows, e, start, t)) return 1;
     Dropout d = {seed, threshold, 1};
     int64_t groups = (e + GROUP - 1) / GROUP;
 #define BODY(b)                                                                                                          \
     for (int64_t r = from; r < to; r++) softmax_row(scores, p, dropped_p, r * e, e, start + r % t + 1, first + r * groups, &d, b)
     PARALLEL(rows, BODY)
 #undef BODY
+    return 0;
 }
 
 INLINE void softmax_back_row(const void *p, void *grad, void *dropped_p, int64_t at, int64_t e, int64_t seen, uint64_t group, const Dropout *d,
@@ -386,12 +393,14 @@ INLINE void softmax_back_row(const void *p, void *grad, void *dropped_p, int64_t
 }
 
 /* grad, of the dropped probabilities, becomes that of the scores, in place; dropped_p is written again if there is dropout. */
-void softmax_backward(const void *p, void *grad, void *dropped_p, int64_t rows, int64_t e, int64_t start, int64_t t, uint64_t first, uint64_t seed,
-                      int32_t threshold, int bf16) {
+int32_t softmax_backward(const void *p, void *grad, void *dropped_p, int64_t rows, int64_t e, int64_t start, int64_t t, uint64_t first,
+                         uint64_t seed, int32_t threshold, int bf16) {
+    if (!fits_rows(rows, e, start, t)) return 1;
     Dropout d = {seed, threshold, 1};
     int64_t groups = (e + GROUP - 1) / GROUP;
 #define BODY(b)                                                                                                          \
     for (int64_t r = from; r < to; r++) softmax_back_row(p, grad, dropped_p, r * e, e, start + r % t + 1, first + r * groups, &d, b)
     PARALLEL(rows, BODY)
 #undef BODY
+    return 0;
 }

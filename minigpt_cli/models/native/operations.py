@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+from collections.abc import Collection, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from minigpt_cli import compiled
+from minigpt_cli.errors import MiniGPTError
 
 LANES, GROUP, CHUNK, LONGEST = 16, 64, 256, 8192  # as in kernels.c
 SOURCE = Path(__file__).with_name("kernels.c")
@@ -33,16 +35,32 @@ _SIGNATURES = {
     "softmax_forward": (P, P, P, N, N, N, N, U, U, I, I),
     "softmax_backward": (P, P, P, N, N, N, N, U, U, I, I),
 }
+_TILED = {
+    "forward": (P, P, P, N, N, N, N, N, U, I, F),
+    "backward": (P, P, P, P, P, N, N, N, N, N, U, I, F),
+}
 
 
 @cache
 def library() -> ctypes.CDLL | None:
     """The kernels, built at the first call; None where they cannot be."""
-    found = compiled.load(SOURCE, FLAGS)
-    for name, signature in _SIGNATURES.items() if found else ():
-        function = getattr(found, name)
-        function.argtypes, function.restype = signature, None
-    return found
+    return declared(compiled.load(SOURCE, FLAGS), _SIGNATURES, refusing=("softmax_forward", "softmax_backward"))
+
+
+def declared(library: ctypes.CDLL | None, signatures: Mapping[str, tuple[Any, ...]], refusing: Collection[str]) -> ctypes.CDLL | None:
+    """`library` with the types of its functions' arguments; of those that may refuse them also of the result."""
+    for name, signature in signatures.items() if library else ():
+        function = getattr(library, name)
+        function.argtypes, function.restype = signature, I if name in refusing else None
+    return library
+
+
+def check(refused: int | None, name: str) -> None:
+    """Raise MiniGPTError if a function refused what it was given."""
+    if refused:
+        raise MiniGPTError(
+            f"the C function {name} was given sizes or indices outside of its arrays, or found no memory: try MINIGPT_NATIVE=0"
+        )
 
 
 @cache
@@ -51,9 +69,7 @@ def tiles() -> ctypes.CDLL | None:
     found = compiled.load(SOURCE.with_name("attention.c"), FLAGS) if library() else None
     if found is None or not found.available():
         return None
-    found.forward.argtypes, found.forward.restype = (P, P, P, N, N, N, N, N, U, I, F), None
-    found.backward.argtypes, found.backward.restype = (P, P, P, P, P, N, N, N, N, N, U, I, F), None
-    return found
+    return declared(found, _TILED, refusing=_TILED)
 
 
 def in_use() -> str:
@@ -73,7 +89,7 @@ def usable(x: Tensor, width: int = 0) -> bool:
 
 def _call(name: str, like: Tensor, *arguments: Tensor | float | None) -> None:
     values = [a.data_ptr() if isinstance(a, Tensor) else a for a in arguments]
-    getattr(library(), name)(*values, like.dtype == torch.bfloat16)
+    check(getattr(library(), name)(*values, like.dtype == torch.bfloat16), name)
 
 
 def _float(x: Tensor | None) -> Tensor | None:
@@ -233,7 +249,7 @@ class TiledAttention(torch.autograd.Function):
         B, T, all_heads, D = heads.shape
         result, lse = heads.new_empty(B, T, n_head * D), torch.empty(B, n_head, T)
         ctx.sizes = (B, T, n_head, (all_heads - n_head) // 2, D, *mask)
-        tiles().forward(heads.data_ptr(), result.data_ptr(), lse.data_ptr(), *ctx.sizes)  # type: ignore[union-attr]
+        check(tiles().forward(heads.data_ptr(), result.data_ptr(), lse.data_ptr(), *ctx.sizes), "forward")  # type: ignore[union-attr]
         ctx.save_for_backward(heads, result, lse)
         return result
 
@@ -242,7 +258,7 @@ class TiledAttention(torch.autograd.Function):
         heads, result, lse = ctx.saved_tensors
         grad, d_heads = grad.contiguous(), torch.empty_like(heads)
         pointers = [t.data_ptr() for t in (heads, result, lse, grad, d_heads)]
-        tiles().backward(*pointers, *ctx.sizes)  # type: ignore[union-attr]
+        check(tiles().backward(*pointers, *ctx.sizes), "backward")  # type: ignore[union-attr]
         return d_heads, None, None
 
 
