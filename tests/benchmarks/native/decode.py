@@ -1,0 +1,153 @@
+"""decoder.c over odd shapes, against the NumPy decoder: python decode.py LIBRARY CASES SEED. Run by sanitizers.py."""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import random
+import sys
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from minigpt_cli import compiled
+from minigpt_cli.config import ClassicConfig, ModernConfig, MoEConfig
+from minigpt_cli.errors import MiniGPTError
+from minigpt_cli.generation import sampling
+from minigpt_cli.generation.native import decoder as native
+from minigpt_cli.generation.numpy_decoder import NumpyDecoder
+from minigpt_cli.generation.sampling import NotFinite, Sampling
+from minigpt_cli.generation.weights import build_plan, expected_shapes
+
+HEADS = (1, 2, 3, 4, 5, 7, 8, 15, 16, 17, 31, 32, 33, 63, 64, 65, 96, 100, 127, 128, 130)
+BLOCKS = (1, 2, 3, 7, 8, 16, 17, 31, 64, 100)
+VOCABULARIES = (1, 2, 3, 15, 16, 17, 63, 64, 65, 127, 257, 1000)
+FAR = {32: 2e-3, 16: 3e-2}  # of the largest logit
+
+
+class Exact:
+    """In place of the arena: each matrix in a piece of its own and of its own size, so that every step beyond it is seen."""
+
+    def __init__(self, lib: ctypes.CDLL) -> None:
+        self.kept: list[Any] = []
+
+    def array(self, shape: tuple[int, ...], dtype: Any) -> Any:
+        self.kept.append(np.zeros(shape, dtype))
+        return self.kept[-1]
+
+
+def plan_of(config: Any, vocab_size: int, rng: np.random.Generator, scale: float = 0.3) -> Any:
+    """A plan of random weights; gains are around 1."""
+    shapes = expected_shapes(config, vocab_size)
+    return build_plan(config, {n: (rng.normal(size=s) * (scale if len(s) > 1 else 1)).astype(np.float32) for n, s in shapes.items()})
+
+
+def some_config(rnd: random.Random) -> Any:
+    D, H = rnd.choice(HEADS), rnd.choice((1, 2, 3, 5))
+    sizes: dict[str, Any] = {"block_size": rnd.choice(BLOCKS), "n_layer": rnd.choice((1, 2)), "n_head": H, "n_embd": D * H}
+    kind = rnd.choice(("classic", "modern", "moe"))
+    if kind == "classic":
+        return ClassicConfig(**sizes, activation=rnd.choice(("gelu", "relu", "gelu_tanh")), bias=rnd.random() < 0.5)
+    sizes |= {"ffn_mult": rnd.choice((0.1, 1, 8 / 3)), "n_kv_head": rnd.choice((0, 1)), "qk_norm": rnd.random() < 0.5}
+    if kind == "modern":
+        return ModernConfig(**sizes)
+    E = rnd.choice((1, 2, 5, 70))
+    experts: dict[str, Any] = {"n_experts": E, "moe_top_k": rnd.randint(1, min(E, 64)), "moe_norm_topk": rnd.random() < 0.5}
+    return MoEConfig(**sizes | {"ffn_mult": 0.1}, **experts, moe_balance=rnd.choice(("aux", "bias")))
+
+
+def difference(found: Any, expected: Any) -> float:
+    return float(np.abs(found - expected).max() / (1e-2 + np.abs(expected).max()))
+
+
+def drive(config: Any, vocab_size: int, slots: int, threads: int, bits: int, rnd: random.Random, rng: np.random.Generator) -> float:
+    """Prompts, copies, steps of one and many rows with changing numbers of threads, beyond the block; the largest difference."""
+    plan = plan_of(config, vocab_size, rng)
+    ours = native.NativeDecoder(plan, slots, bits=bits, threads=threads, tiles=rnd.random() < 0.7)
+    plain = NumpyDecoder(plan, slots)
+    length = min(config.block_size, rnd.choice((1, 2, 63, 64, 65, 130)))
+    ids = rng.integers(0, vocab_size, length).tolist()
+    worst = difference(ours.extend(0, ids, 0), plain.extend(0, ids, 0))
+    for slot in range(1, slots):
+        ours.copy(0, slot, length)
+        plain.copy(0, slot, length)
+    rows = list(range(min(slots, native.MAX_ROWS)))
+    more = config.block_size - length if not ours.endless else min(3 * config.block_size, 20)
+    for position in range(length, length + min(more, 20)):
+        for tuning in ours._threads:
+            tuning.best = rnd.randint(1, threads)
+        tokens = rng.integers(0, vocab_size, len(rows)).tolist()
+        if rnd.random() < 0.3:
+            rnd.shuffle(rows)
+        found, expected = ours.step(tokens, rows, [position] * len(rows)).copy(), plain.step(tokens, rows, [position] * len(rows))
+        worst = max(worst, difference(found, expected))
+        check_choice(ours, found, rnd, rng)
+    for bad in ([vocab_size], [0], [0]), ([0], [slots], [0]), ([-1], [0], [0]), ([0], [0], [-1]):
+        with suppress(MiniGPTError):
+            ours.step(*bad)
+            raise SystemExit(f"indices {bad} were taken")
+    return worst
+
+
+def check_choice(decoder: Any, logits: Any, rnd: random.Random, rng: np.random.Generator) -> None:
+    V = logits.shape[1]
+    settings = Sampling(
+        rnd.choice((0, 0.5, 1.0)),
+        rnd.choice((0, 1, 5, V, V + 3)),
+        rnd.choice((1.0, 0.5, 1e-9)),
+        rnd.choice((0, 0.1, 1.0)),
+        rnd.choice((1.0, 1.3)),
+    )
+    uniforms, seen = rng.random(len(logits)), rng.random(logits.shape) < 0.2
+    found, expected = decoder.choose(logits, settings, uniforms, seen)[0], sampling.choose(logits, settings, uniforms, seen)[0]
+    if found.tolist() != expected.tolist():
+        raise SystemExit(f"{settings} chose {found.tolist()} and should have chosen {expected.tolist()}")
+
+
+def drive_overflow(rng: np.random.Generator) -> None:
+    """Finite weights whose products are not: an error, and nothing undefined on the way to it."""
+    for bits in (16, 32):
+        plan = plan_of(MoEConfig(block_size=8, n_layer=2, n_head=2, n_embd=16), 11, rng)
+        plan = dataclasses.replace(plan, embedding=plan.embedding * np.float32(1e37), head=plan.head * np.float32(1e38))
+        for layer in plan.layers:
+            layer.qkv[:], layer.down[:] = 1e38, -1e38
+        decoder = native.NativeDecoder(plan, 3, bits=bits, threads=2)
+        decoder.extend(0, [1, 2, 3], 0)
+        logits = decoder.step([1, 2, 3], [0, 1, 2], [3, 3, 3])
+        if not np.isfinite(logits).all():
+            with suppress(NotFinite):
+                decoder.choose(logits, Sampling(), np.full(3, 0.5))
+                raise SystemExit("a token was chosen from logits that are not finite")
+
+
+def main(library: str, cases: int, seed: int) -> None:
+    found = ctypes.CDLL(library)
+    compiled.load = lambda source, flags=(): found
+    native._Arena = Exact  # type: ignore[assignment, misc]
+    rnd, rng = random.Random(seed), np.random.default_rng(seed)
+    done, worst = 0, {16: 0.0, 32: 0.0}
+    while done < cases:
+        try:
+            config = some_config(rnd)
+        except ValidationError:
+            continue
+        bits = rnd.choice((16, 32))
+        vocab_size, slots, threads = rnd.choice(VOCABULARIES), rnd.choice((1, 2, 7, 64)), rnd.choice((1, 2, 3, 5, 8))
+        far = drive(config, vocab_size, slots, threads, bits, rnd, rng)
+        if far > FAR[bits]:
+            raise SystemExit(f"{config!r} with {vocab_size} tokens at {bits} bits is off by {far:.2g}")
+        worst[bits], done = max(worst[bits], far), done + 1
+    small = ClassicConfig(block_size=8, n_layer=1, n_head=1, n_embd=8)
+    for vocab_size in (70_000, 65_536, 50_257)[: 1 + cases // 50]:
+        drive(small, vocab_size, 3, 2, 16, rnd, rng)
+    drive_overflow(rng)
+    with np.errstate(all="ignore"):
+        print(
+            f"decoder: {done} models, tiles {bool(found.mg_tiles())}, largest difference {worst[32]:.1e} and, in 16 bits, {worst[16]:.1e}"
+        )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
