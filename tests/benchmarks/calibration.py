@@ -1,11 +1,13 @@
 """Do intervals cover, and are equal models told apart no oftener than they may be? Simulated losses, and the losses of real runs.
 
     python tests/benchmarks/calibration.py [--rounds 1000] [--chars 100000] [--runs-dir DIR --run RUN --other RUN]
+    python tests/benchmarks/calibration.py --rounds 600 --runs-dir DIR --group GROUP
 
 Simulated: series of known mean with the correlation of different kinds of text, `rounds` each: coverage of the block bootstrap and
 of the i.i.d. one; false positives of two equal models; power at differences of 2, 3 and 4 standard errors beside the power that a
 normal test would have; false positives of recipes that differ only by their seeds. Real (if runs are named): the per-character
-differences of two runs, whose signs are flipped block by block, so that neither is better, and tested `rounds` times. JSON.
+differences of two runs, whose signs are flipped block by block, so that neither is better, and tested `rounds` times. A group of 20 or
+more seeds (train --seeds 24 --name GROUP) is cut at random into sides of 2, 3 and 5 seeds, which are one recipe. JSON.
 """
 
 from __future__ import annotations
@@ -131,6 +133,33 @@ def real(rounds: int, runs_dir: Path, names: list[str]) -> dict[str, object]:
     return {"runs": names, "flipped_block": block, "false_positives": share(hits, rounds), "verdict": vars(replace(paired_test(a, b)))}
 
 
+def same_recipe(rounds: int, runs_dir: Path, group: str) -> dict[str, object]:
+    """Real seeds of one recipe, drawn into disjoint sides: how many pairs, or fours with Holm's correction, are called different."""
+    from minigpt_cli.evaluation.comparison import Side, compare_pairs
+    from minigpt_cli.evaluation.evaluating import evaluate_run
+    from minigpt_cli.evaluation.recipes import by_recipe, observations
+    from minigpt_cli.runstore import RunStore
+
+    runs, _ = observations([run for run in RunStore(runs_dir).runs() if run.record.group == group])
+    if len(by_recipe(runs)) != 1 or len(runs) < 20:
+        raise SystemExit(f"group {group!r} has {len(runs)} seeds of {len(by_recipe(runs))} recipes: 20 or more of one are needed")
+    scores = [evaluate_run(run).score for run in runs]
+    rng = np.random.default_rng(6)
+
+    def called_different(sides: int, seeds: int) -> bool:
+        drawn = rng.permutation(len(scores))[: sides * seeds].reshape(sides, seeds)
+        found = compare_pairs([Side(str(i), tuple(scores[j] for j in side)) for i, side in enumerate(drawn)])
+        return any(pair.verdict != "indistinguishable" for pair in found)
+
+    return {
+        "seeds": len(scores),
+        "sd_over_seeds": float(np.std([score.nats_per_char for score in scores], ddof=1)),
+        **{f"two sides of {n} seeds": share(sum(called_different(2, n) for _ in range(rounds)), rounds) for n in (2, 3, 5)},
+        "four sides of 3 seeds, any pair": share(sum(called_different(4, 3) for _ in range(rounds // 3)), rounds // 3),
+        "one seed taken for a recipe": share(sum(called_different(2, 1) for _ in range(rounds)), rounds),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=1000)
@@ -138,7 +167,11 @@ def main() -> None:
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"))
     parser.add_argument("--run")
     parser.add_argument("--other")
+    parser.add_argument("--group")
     asked = parser.parse_args()
+    if asked.group:
+        print(json.dumps({"rounds": asked.rounds, **same_recipe(asked.rounds, asked.runs_dir, asked.group)}, indent=2))
+        return
     document: dict[str, object] = {
         "numpy": np.__version__,
         "python": platform.python_version(),
