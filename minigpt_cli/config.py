@@ -319,7 +319,7 @@ class RunConfig(_Frozen):
     lora: LoraConfig = LoraConfig()
     seed: int = Field(1337, ge=0, lt=1 << 63)
     """Seed of initial weights, batches and dropout."""
-    resume_changes: str = Field("", max_length=CHANGES_LIMIT)
+    resume_changes: str = Field("", max_length=CHANGES_LIMIT, json_schema_extra={"flag": False})
     """What was changed when the run was resumed, in order, as STEP:setting=VALUE_BEFORE with spaces between; written by resuming."""
 
     @model_validator(mode="after")

@@ -29,7 +29,8 @@ def with_settings(*, only: tuple[str, ...] | None = None, leave_out: tuple[str, 
 
     def decorate(command: _Command) -> _Command:
         own = inspect.signature(command, eval_str=True)
-        chosen = [s for s in settings().values() if s.name not in leave_out and (only is None or s.section in only or s.name in only)]
+        typed = [s for s in settings().values() if s.is_typed and s.name not in leave_out]
+        chosen = [s for s in typed if only is None or s.section in only or s.name in only]
         parameters = [p.replace(kind=p.KEYWORD_ONLY) for p in own.parameters.values() if p.name != "settings"]
         parameters += [_parameter(setting) for setting in chosen]
 

@@ -58,7 +58,11 @@ def resolve(
         _Layer(beneath[0], dict(beneath[1]), chosen=False) if beneath else None,
         _Layer(f"preset {preset}", flatten(read_preset(preset), f"preset {preset}"), chosen=False) if preset else None,
         _Layer(str(file), flatten(read_settings_file(file), str(file)), chosen=False) if file else None,
-        _Layer("environment", {s.name: environment[s.variable] for s in settings().values() if environment.get(s.variable)}, chosen=True),
+        _Layer(
+            "environment",
+            {s.name: environment[s.variable] for s in settings().values() if s.is_typed and environment.get(s.variable)},
+            chosen=True,
+        ),
         _Layer("flags", dict(flags), chosen=True),
     ]
     return _merge([layer for layer in layers if layer], preset)

@@ -42,6 +42,12 @@ class Setting:
         return f"MINIGPT_{self.name.upper()}"
 
     @property
+    def is_typed(self) -> bool:
+        """Whether a person sets it, by flag or variable; what only training writes is read from a configuration alone."""
+        extra = self.info.json_schema_extra
+        return not isinstance(extra, dict) or extra.get("flag") is not False
+
+    @property
     def info(self) -> FieldInfo:
         return self.fields.get(DEFAULT_ARCH) or next(iter(self.fields.values()))
 

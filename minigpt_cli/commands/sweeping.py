@@ -136,8 +136,8 @@ def _pruner(asked: Any) -> Callable[[Event], int | None]:
 
 def _check_settings(names: Sequence[str]) -> None:
     for name in names:
-        if name not in settings():
-            raise unknown_name("setting", name, settings())
+        if name not in (typed := [s.name for s in settings().values() if s.is_typed]):
+            raise unknown_name("setting", name, typed)
 
 
 def _one(

@@ -22,7 +22,7 @@ from minigpt_cli.runstore import RunStore
 _MANY = "Many runs"
 
 
-@with_settings(leave_out=("source", "resume_changes"))
+@with_settings(leave_out=("source",))
 def train(
     source: SourceArgument = None,
     preset: Annotated[

@@ -55,6 +55,7 @@ def test_one_failure_does_not_end_the_rest(trained: Path, cli: Any, tiny: list[s
     ("flags", "hint"),
     [
         (["--sweep", "lrr=1"], "did you mean 'lr'"),
+        (["--sweep", "resume_changes=1:lr=2"], "unknown setting"),
         (["--sweep", "lr=fast"], "--lr fast"),
         (["--sweep", "n_head=3"], "does not divide"),
         (["--sweep", "lr"], "--sweep lr"),
