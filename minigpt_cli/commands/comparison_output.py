@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from minigpt_cli.display import console, words
 from minigpt_cli.errors import UsageError
+from minigpt_cli.escaping import markdown, one_line
 from minigpt_cli.runstore import Run
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def print_comparison(found: Compared, samples: list[tuple[str, str]], prompt: st
     from minigpt_cli.display.run_tables import print_differences
 
     names = [side.name for side in found.sides]
-    console.write(f"text    {console.one_line(_what(found))}")
+    console.write(f"text    {one_line(_what(found))}")
     show.heading("settings that differ")
     print_differences(names, _shown_differences(found))
     show.heading("scores")
@@ -87,8 +88,8 @@ def print_markdown(found: Compared) -> None:
     used = [i for i in range(len(SCORE_COLUMNS)) if i == 0 or any(row[i] for row in rows)]
     columns = [SCORE_COLUMNS[i] for i in used]
     table = as_markdown([c.name for c in columns], [[row[i] for i in used] for row in rows], [c.right for c in columns])
-    lines = [f"- {verdict_sentence(pair)}" for pair in found.pairs] + ["", *scope_lines(found.pairs)]
-    console.write(f"{table}\n\n" + "\n".join(lines) + f"\n\nOn the {_what(found)}.")
+    lines = [f"- {markdown(verdict_sentence(pair))}" for pair in found.pairs] + ["", *map(markdown, scope_lines(found.pairs))]
+    console.write(f"{table}\n\n" + "\n".join(lines) + f"\n\nOn the {markdown(_what(found))}.")
 
 
 def _curves(found: Compared, x: str) -> list[Curve]:

@@ -13,6 +13,7 @@ from minigpt_cli.commands.layers import resolve
 from minigpt_cli.commands.options import CheckpointOption, JsonFlag, RunArgument, RunsDir, complete_tokenizer
 from minigpt_cli.commands.samples import generate_command
 from minigpt_cli.display import console
+from minigpt_cli.escaping import one_line
 from minigpt_cli.runstore import RunStore, check_name
 
 if TYPE_CHECKING:
@@ -54,7 +55,8 @@ def export(
         facts = {"run": found.name, "ckpt": ckpt, "step": loaded.step, "format": format, "architecture": exported.architecture}
         console.write_json(facts | {"out": str(exported.out), "files": exported.files})
         return
-    console.write(f"{found.name} (step {loaded.step}) is in {exported.out} as {exported.architecture}: {', '.join(exported.files)}")
+    files = ", ".join(exported.files)
+    console.write(one_line(f"{found.name} (step {loaded.step}) is in {exported.out} as {exported.architecture}: {files}"))
 
 
 @with_settings(only=("model",))
@@ -105,9 +107,9 @@ def import_run(
     from minigpt_cli.display.tensor_report import print_tensor_report
 
     print_tensor_report(len(report.loaded), report.missing, report.unexpected, report.misshaped, report.notes)
-    name = console.one_line(run.name)
+    name = one_line(run.name)
     console.write(f"run     {name}: {record.arch}, {record.n_params:,} parameters, {record.vocab_size:,} tokens")
-    console.write(f"next    {console.one_line(generate_command(run, store))}")
+    console.write(f"next    {one_line(generate_command(run, store))}")
 
 
 def _named_tokenizer(name: str | None) -> Tokenizer | None:

@@ -12,6 +12,7 @@ from minigpt_cli.commands.options import CsvFlag, JsonFlag, MarkdownFlag, Option
 from minigpt_cli.commands.run_fields import RunFields, listing, one_format, ordered, select, warn_of_unreadable
 from minigpt_cli.display import console
 from minigpt_cli.errors import RunNotFound, UsageError, unknown_name
+from minigpt_cli.escaping import one_line, printable
 from minigpt_cli.leaderboard import Row
 from minigpt_cli.runstore import Annotations, DamagedRun, Run, RunStore
 
@@ -207,7 +208,7 @@ def remove(
     if not yes:
         if not (console.is_terminal(sys.stdin) and console.is_terminal(sys.stderr)):
             raise UsageError("removing runs needs --yes where no question can be asked")
-        typer.confirm(f"Remove {', '.join(console.one_line(name) for name in run)} for good?", abort=True, err=True)
+        typer.confirm(f"Remove {', '.join(one_line(name) for name in run)} for good?", abort=True, err=True)
     for name in dict.fromkeys(run):
         store.remove(found[name])
         console.notice(f"removed {name}")
@@ -273,7 +274,7 @@ def note(
     """
     found = RunStore(runs_dir).find(run)
     if text is None:
-        console.write(console.printable(found.annotations.note))
+        console.write(printable(found.annotations.note))
     else:
         found.annotate(lambda before: Annotations(tags=before.tags, note=text))
 

@@ -13,6 +13,7 @@ from minigpt_cli.commands.options import JsonFlag, OptionalRunArguments, RunsDir
 from minigpt_cli.commands.run_fields import find_readable
 from minigpt_cli.display import console
 from minigpt_cli.display.watching import Observed, show_live
+from minigpt_cli.escaping import one_line
 from minigpt_cli.events import Started, Stopped
 from minigpt_cli.runstore import Run, RunStore
 
@@ -107,7 +108,7 @@ def _lines(runs: list[Run], every: float, *, once: bool, json: bool) -> None:
         for started, evaluations, *_ in observed:
             for event in evaluations[seen[started.run] :]:
                 line = evaluation_line(event, started.max_steps)
-                prefix = f"{console.one_line(started.run)}  " if len(runs) > 1 else ""
+                prefix = f"{one_line(started.run)}  " if len(runs) > 1 else ""
                 console.write_json({"event": event.event, **event.model_dump(mode="json")}, indent=None) if json else console.write(
                     prefix + line
                 )

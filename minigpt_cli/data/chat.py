@@ -26,6 +26,7 @@ from minigpt_cli.data.dataset import RECORD, SPLITS, TOKENIZER, Dataset, Dataset
 from minigpt_cli.data.workshop import put_in_place, workshop
 from minigpt_cli.durable import explained, parse_json, write_atomic
 from minigpt_cli.errors import RunDamaged, TextTooShort, UsageError
+from minigpt_cli.escaping import file_name
 from minigpt_cli.tokenization.char import code_points
 from minigpt_cli.tokenization.contract import Tokenizer
 from minigpt_cli.tokenization.pretrained import load_tokenizer
@@ -201,7 +202,7 @@ def prepare_chat(config: Any, recipe: Any, data_dir: Path, out: Path | None) -> 
     counts = _split(count, config, path)
     settings = {"format": 1, "chat": 1, "text": digest.hexdigest(), "tokenizer": recipe.identity, "splits": counts}
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode("utf-8")).hexdigest()
-    target = out or data_dir / f"{path.stem[:40]}-chat-{recipe.name[:20]}-{key[:12]}"
+    target = out or data_dir / f"{file_name(path.stem, 40)}-chat-{file_name(recipe.name, 20)}-{key[:12]}"
     if (found := cached(target, key)) is None:
         tokenizer = with_chat_tokens(
             recipe.build(config, _Corpus(path, counts["train"], np.flatnonzero(seen).astype(np.uint32), n_bytes * counts["train"] // count))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -41,6 +40,7 @@ from minigpt_cli.data.passes import Counted, Cutter, Text, named
 from minigpt_cli.data.workshop import Preparing, put_in_place, watched, workshop
 from minigpt_cli.durable import explained, write_atomic
 from minigpt_cli.errors import TextTooShort, UsageError, unknown_name
+from minigpt_cli.escaping import file_name
 from minigpt_cli.tokenization.contract import Builder, Tokenizer
 from minigpt_cli.tokenization.pretrained import load_tokenizer
 
@@ -232,4 +232,4 @@ def _check_out(out: Path | None) -> None:
 
 def _slug(label: str) -> str:
     """A short, plain file name for a label."""
-    return re.sub(r"[^A-Za-z0-9_.]+", "-", Path(label).stem if label != "-" else "stdin").strip("-.")[:40] or "text"
+    return file_name(Path(label).stem if label != "-" else "stdin", 40)

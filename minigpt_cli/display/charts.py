@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from minigpt_cli.escaping import one_line
+
 
 @dataclass(frozen=True)
 class Curve:
@@ -34,7 +36,7 @@ def terminal_chart(curves: Sequence[Curve], *, width: int, height: int, colour: 
             height=height,
             line_length_hard_cap=width,
             color=["cyan", "magenta", "yellow", "green", "blue", "red"][: len(drawn)] if colour and len(drawn) <= 6 else colour,
-            legend_labels=[curve.label for curve in drawn] if len(drawn) > 1 else None,
+            legend_labels=[one_line(curve.label) for curve in drawn] if len(drawn) > 1 else None,
             x_unit=x_unit,
             y_min=min(ys) - margin,
             y_max=max(ys) + margin,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from minigpt_cli.display import console, words
 from minigpt_cli.display.tables import Column, print_renderable, print_table
+from minigpt_cli.escaping import one_line, printable
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -74,7 +75,7 @@ def print_scores(sides: Sequence[Side], extra: Sequence[tuple[int, float]]) -> N
 
 def verdict_sentence(pair: Pair) -> str:
     """The verdict on one pair in words."""
-    a, b, test = console.one_line(pair.a), console.one_line(pair.b), pair.test
+    a, b, test = one_line(pair.a), one_line(pair.b), pair.test
     p = f"p = {pair.p_holm:.2g}" if pair.p_holm > 0.0004 else "p < 0.0005"
     if pair.verdict == "indistinguishable":
         return f"{a} and {b} are indistinguishable: {test.delta:+.4f} (95 %: {test.low:+.4f} to {test.high:+.4f}; {p})"
@@ -117,7 +118,7 @@ def scope_lines(pairs: Sequence[Pair]) -> list[str]:
 def print_parts(title: str, names: Sequence[str], parts: Sequence[Part]) -> None:
     """Print nats per character by part of the text, a column for each side; with two sides also the difference."""
     two = len(names) == 2
-    columns = [Column(""), Column("share", 1, right=True), *(Column(console.one_line(name), right=True, most=24) for name in names)]
+    columns = [Column(""), Column("share", 1, right=True), *(Column(one_line(name), right=True, most=24) for name in names)]
     columns += [Column("a − b", right=True)] if two else []
     rows = []
     for part in parts:
@@ -131,7 +132,7 @@ def print_parts(title: str, names: Sequence[str], parts: Sequence[Part]) -> None
 
 def print_passages(a: str, b: str, passages: Sequence[Passage]) -> None:
     """Print the most different passages: side by side and coloured on a terminal, a line each elsewhere."""
-    a, b = console.one_line(a), console.one_line(b)
+    a, b = one_line(a), one_line(b)
     heading("most different passages")
     colour = console.is_terminal(sys.stdout) and not console.stdout().no_color
     for passage in passages:
@@ -140,7 +141,7 @@ def print_passages(a: str, b: str, passages: Sequence[Passage]) -> None:
         if colour:
             _print_side_by_side(a, b, passage, about)
         else:
-            text = console.printable(passage.text.replace("\n", "⏎"), keep="")
+            text = printable(passage.text.replace("\n", "⏎"), keep="")
             console.write(f"  {about}\n    {text}")
 
 
@@ -164,7 +165,7 @@ def _coloured(passage: Passage, sign: int, colour: str) -> Text:
     some, much = Style(color=colour), Style(color="#ffffff", bgcolor=colour, bold=True)
     text = Text()
     for character, difference in zip(passage.text, passage.differences.tolist(), strict=True):
-        shown = "⏎\n" if character == "\n" else console.printable(character, keep="")
+        shown = "⏎\n" if character == "\n" else printable(character, keep="")
         text.append(shown, much if sign * difference >= _MUCH else some if sign * difference >= _SOME else None)
     return text
 
@@ -174,7 +175,7 @@ def print_samples(prompt: str, samples: Sequence[tuple[str, str]]) -> None:
     heading("from one prompt and seed")
     if not console.is_terminal(sys.stdout):
         for name, text in samples:
-            lines = [f"  {console.one_line(name)}", *("    " + line for line in console.printable(prompt + text).splitlines())]
+            lines = [f"  {one_line(name)}", *("    " + line for line in printable(prompt + text).splitlines())]
             console.write("\n".join(lines))
         return
     from rich import box
@@ -183,6 +184,6 @@ def print_samples(prompt: str, samples: Sequence[tuple[str, str]]) -> None:
 
     table = Table(box=box.SIMPLE, expand=True)
     for name, _ in samples:
-        table.add_column(Text(console.one_line(name)), ratio=1)
-    table.add_row(*(Text.assemble((console.printable(prompt), "dim"), console.printable(text)) for _, text in samples))
+        table.add_column(Text(one_line(name)), ratio=1)
+    table.add_row(*(Text.assemble((printable(prompt), "dim"), printable(text)) for _, text in samples))
     print_renderable(table)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from html import escape
 from typing import TYPE_CHECKING
 
 from minigpt_cli.display import words
 from minigpt_cli.display.charts import Curve
 from minigpt_cli.display.comparison import SCORE_COLUMNS, outlook_sentence, scope_lines, score_rows, verdict_sentence
 from minigpt_cli.display.svg import line_chart
+from minigpt_cli.escaping import html
 
 if TYPE_CHECKING:
     from minigpt_cli.evaluation.comparison import Pair, Part, Passage, Side
@@ -59,8 +59,8 @@ def comparison_page(content: PageContent) -> str:
     names = [side.name for side in content.sides]
     title = " against ".join(names)
     parts = [
-        f"<h1>{escape(title)}</h1>",
-        f'<p class="dim">{escape(content.text)}</p>',
+        f"<h1>{html(title)}</h1>",
+        f'<p class="dim">{html(content.text)}</p>',
         "<h2>Verdict, nats per character</h2>",
         *_verdicts(content.pairs),
         "<h2>Scores</h2>",
@@ -75,7 +75,7 @@ def comparison_page(content: PageContent) -> str:
         *_passages(names, content.passages),
         *_samples(content.prompt, content.samples),
     ]
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{escape(title)}</title><style>{_STYLE}</style>'
+    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{html(title)}</title><style>{_STYLE}</style>'
     return f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(parts)}</body></html>\n'
 
 
@@ -88,15 +88,15 @@ def _verdicts(pairs: Sequence[Pair]) -> list[str]:
     lines = []
     for pair in pairs:
         further = outlook_sentence(pair.outlook) if pair.outlook else ""
-        lines.append(f'<p class="verdict"><strong>{escape(verdict_sentence(pair))}</strong></p>')
-        lines += [f"<p>{escape(further)}</p>"] if further else []
-    return lines + [f'<p class="dim">{escape(line)}</p>' for line in scope_lines(pairs)]
+        lines.append(f'<p class="verdict"><strong>{html(verdict_sentence(pair))}</strong></p>')
+        lines += [f"<p>{html(further)}</p>"] if further else []
+    return lines + [f'<p class="dim">{html(line)}</p>' for line in scope_lines(pairs)]
 
 
 def _table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     used = [i for i in range(len(names)) if i == 0 or any(row[i] for row in rows)]
-    head = "".join(f'<th class="{"right" if i else ""}">{escape(names[i])}</th>' for i in used)
-    lines = ["".join(f'<td class="{"right" if i else ""}">{escape(row[i])}</td>' for i in used) for row in rows]
+    head = "".join(f'<th class="{"right" if i else ""}">{html(names[i])}</th>' for i in used)
+    lines = ["".join(f'<td class="{"right" if i else ""}">{html(row[i])}</td>' for i in used) for row in rows]
     body = "".join(f"<tr>{line}</tr>" for line in lines)
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
@@ -113,10 +113,10 @@ def _passages(names: Sequence[str], passages: Sequence[Passage]) -> list[str]:
         better = names[0] if passage.delta < 0 else names[1]
         about = f"{better} is better by {abs(passage.delta):.3f} nats per character, from character {passage.start:,}"
         sides = [
-            f'<div class="{css}"><div class="dim">{escape(name)}</div><pre>{_coloured(passage, sign)}</pre></div>'
+            f'<div class="{css}"><div class="dim">{html(name)}</div><pre>{_coloured(passage, sign)}</pre></div>'
             for name, css, sign in zip(names, "ab", (-1, 1), strict=False)
         ]
-        out.append(f'<p class="dim">{escape(about)}</p><div class="pair">{"".join(sides)}</div>')
+        out.append(f'<p class="dim">{html(about)}</p><div class="pair">{"".join(sides)}</div>')
     return out
 
 
@@ -124,7 +124,7 @@ def _coloured(passage: Passage, sign: int) -> str:
     pieces = []
     for character, difference in zip(passage.text, passage.differences.tolist(), strict=True):
         strength = min(1.0, max(0.0, sign * difference) / _STRONG)
-        shown = escape(character)
+        shown = html(character)
         pieces.append(f'<span style="--d:{strength:.2f}" title="{-abs(difference):.2f} nats">{shown}</span>' if strength >= 0.1 else shown)
     return "".join(pieces)
 
@@ -133,7 +133,7 @@ def _samples(prompt: str, samples: Sequence[tuple[str, str]]) -> list[str]:
     if not samples:
         return []
     shown = [
-        f'<div><div class="dim">{escape(name)}</div><pre><span class="dim">{escape(prompt)}</span>{escape(text)}</pre></div>'
+        f'<div><div class="dim">{html(name)}</div><pre><span class="dim">{html(prompt)}</span>{html(text)}</pre></div>'
         for name, text in samples
     ]
     return ["<h2>From one prompt and seed</h2>", f'<div class="pair">{"".join(shown)}</div>']

@@ -1,7 +1,7 @@
 """Where words go: results to stdout, progress, notices and errors to stderr. Light: rich is imported when something needs it.
 
-Texts that a stranger may have written (names, notes, generated text, paths) pass through `printable` before they reach a
-terminal, so that no escape sequence in them moves the cursor, retitles the window or hides what is there.
+Texts that a stranger may have written (names, notes, generated text, paths) pass through `printable` or `one_line` (escaping.py) before
+they reach a terminal.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ import json
 import math
 import os
 import sys
-import unicodedata
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TextIO
+
+from minigpt_cli.escaping import json_text, one_line, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -28,23 +29,6 @@ def is_terminal(stream: TextIO) -> bool:
 def use_colour(stream: TextIO) -> bool:
     """Whether colour may be written to `stream`."""
     return is_terminal(stream) and not os.environ.get("NO_COLOR")
-
-
-def printable(text: str, keep: str = "\n\t") -> str:
-    """`text` with control characters (escape sequences, bells, bidirectional overrides) written out as \\x1b and the like."""
-    if text.isprintable():
-        return text
-    return "".join(c if c in keep or _harmless(c) else c.encode("unicode_escape").decode("ascii") for c in text)
-
-
-def _harmless(character: str) -> bool:
-    category = unicodedata.category(character)
-    return category not in {"Cc", "Cf", "Cs", "Zl", "Zp"} or character in "\u200c\u200d\ufeff\u00ad"  # joiners shape ordinary words
-
-
-def one_line(text: str) -> str:
-    """`text` on one line, safe to show."""
-    return printable(" ".join(text.splitlines()).strip(), keep="")
 
 
 def stdout() -> Console:
@@ -72,8 +56,7 @@ def write(text: str, end: str = "\n") -> None:
 
 def write_json(value: Any, *, indent: int | None = 2) -> None:
     """Print one JSON document to stdout; numbers that JSON cannot write (NaN, infinities) become null, what commands a terminal \\u009b."""
-    text = json.dumps(finite(value), ensure_ascii=False, allow_nan=False, indent=indent)
-    write(text if text.isprintable() else "".join(c if c == "\n" or _harmless(c) else json.dumps(c)[1:-1] for c in text))
+    write(json_text(json.dumps(finite(value), ensure_ascii=False, allow_nan=False, indent=indent)))
 
 
 def write_rows(text: str) -> None:

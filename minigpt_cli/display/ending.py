@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from minigpt_cli.display import console, words
+from minigpt_cli.escaping import one_line, printable
 from minigpt_cli.events import Stopped
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ _REASONS = {
 
 def print_ending(run: Run, stopped: Stopped, commands: Sequence[str], sample: str = "") -> None:
     """Print the score with its interval, a sample, and the commands that come next, to stdout."""
-    name = console.one_line(run.name)
+    name = one_line(run.name)
     reason = _REASONS.get(stopped.stop_reason, stopped.stop_reason)
     lines = [f"run     {name}: {reason} at step {stopped.step:,}, {words.duration(stopped.elapsed_s)}"]
     best = run.record.best
@@ -36,6 +37,6 @@ def print_ending(run: Run, stopped: Stopped, commands: Sequence[str], sample: st
         where = "the whole validation text" if best.whole_split else "samples of the validation text"
         lines += [f"best    {score}", f"        {best.nats_per_token:.4f} nats per token, on {where}, at step {best.step:,}"]
     if sample:
-        lines += ["sample", *(f"  {line}".rstrip() for line in console.printable(sample).splitlines())]
-    lines += ["next    " + "\n        ".join(map(console.one_line, commands))]
+        lines += ["sample", *(f"  {line}".rstrip() for line in printable(sample).splitlines())]
+    lines += ["next    " + "\n        ".join(map(one_line, commands))]
     console.write("\n".join(lines))

@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from minigpt_cli.display import console, words
+from minigpt_cli.escaping import one_line, printable
 
 if TYPE_CHECKING:
     from minigpt_cli.evaluation.baselines import Baselines
@@ -22,8 +23,8 @@ def print_evaluation(found: Evaluation, what: str, baselines: Baselines | None, 
     windows = f"windows slide by {stride} tokens" if stride else "consecutive windows"
     ppl = f"{score.perplexity:.2f}" if math.isfinite(score.perplexity) else "beyond measure"
     lines = [
-        f"run     {console.one_line(found.run.name)}, {found.ckpt} checkpoint, step {found.step:,}",
-        f"text    {console.one_line(what)}{words.answers_alone(score.n_answers)}: {score.n_chars:,} characters, {score.n_tokens:,} tokens;"
+        f"run     {one_line(found.run.name)}, {found.ckpt} checkpoint, step {found.step:,}",
+        f"text    {one_line(what)}{words.answers_alone(score.n_answers)}: {score.n_chars:,} characters, {score.n_tokens:,} tokens;"
         f" {windows}",
         f"score   {score.nats_per_char:.4f} nats per character (95 %: {words.interval(score.ci95)})",
         f"        {score.nats_per_token:.4f} nats per token; {score.bits_per_byte:.4f} bits per byte; perplexity {ppl} per token",
@@ -63,4 +64,4 @@ def print_memorisation(found: Memorisation) -> None:
 
 def _quoted(found: Copies) -> str:
     text = found.longest_text if len(found.longest_text) <= 60 else found.longest_text[:57] + "…"
-    return "“" + console.printable(text.replace("\n", "⏎"), keep="") + "”"
+    return "“" + printable(text.replace("\n", "⏎"), keep="") + "”"

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from minigpt_cli.display import console
+from minigpt_cli.escaping import one_line
 
 _MARKS = {"ok": ("✓", "32"), "note": ("·", "2"), "problem": ("✗", "31")}
 
@@ -17,6 +18,6 @@ def print_findings(name: str, findings: Sequence[tuple[str, str, str]]) -> None:
     for level, file, message in findings:
         mark, code = _MARKS[level]
         mark = f"\x1b[{code}m{mark}\x1b[0m" if colour else mark
-        console.write(f"{mark} {console.one_line(file):<{width}}  {console.one_line(message)}")
+        console.write(f"{mark} {one_line(file):<{width}}  {one_line(message)}")
     wrong = sum(level == "problem" for level, _, _ in findings)
-    console.write(f"{console.one_line(name)}: " + (f"{wrong} problem{'s' * (wrong > 1)}" if wrong else "everything checks out"))
+    console.write(f"{one_line(name)}: " + (f"{wrong} problem{'s' * (wrong > 1)}" if wrong else "everything checks out"))

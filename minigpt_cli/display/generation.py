@@ -9,7 +9,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from minigpt_cli.display.console import is_terminal, printable, stdout
+from minigpt_cli.display.console import is_terminal, stdout
+from minigpt_cli.escaping import one_line, printable
 
 _DIM, _RESET = "\x1b[2m", "\x1b[0m"
 
@@ -140,10 +141,12 @@ def probabilities_page(run: str, prompt: str, tokens: Sequence[ShownToken], fact
     import json
 
     data: dict[str, Any] = {
-        "run": run,
-        "prompt": prompt,
-        "facts": facts,
-        "tokens": [[t.name, round(t.probability, 4), [[name, round(p, 4)] for name, p in t.alternatives]] for t in tokens],
+        "run": one_line(run),
+        "prompt": printable(prompt),
+        "facts": one_line(facts),
+        "tokens": [
+            [printable(t.name), round(t.probability, 4), [[printable(name), round(p, 4)] for name, p in t.alternatives]] for t in tokens
+        ],
     }
     # "</script>" or "<!--" inside a string would end the script or hide its end: no "<" is left.
     return page("probabilities.html", DATA=json.dumps(data, ensure_ascii=False).replace("<", "\\u003c"))

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
 
-from minigpt_cli.display.console import printable
+from minigpt_cli.escaping import html
 
 # Colours after Okabe and Ito, told apart by colour-blind people; in each theme dark or light enough to read.
 STYLE = """
@@ -26,8 +25,8 @@ td.share { background: color-mix(in srgb, var(--c0) calc(var(--s) * 60%), transp
 
 def html_page(title: str, parts: Sequence[str], style: str = STYLE) -> str:
     """A whole page of `parts`, which are HTML already."""
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{text(title)}</title><style>{style}</style>'
-    return f'<!doctype html><html lang="en"><head>{head}</head><body><h1>{text(title)}</h1>{"".join(parts)}</body></html>\n'
+    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{html(title)}</title><style>{style}</style>'
+    return f'<!doctype html><html lang="en"><head>{head}</head><body><h1>{html(title)}</h1>{"".join(parts)}</body></html>\n'
 
 
 def html_table(names: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[bool] = (), best: int | None = None) -> str:
@@ -35,12 +34,7 @@ def html_table(names: Sequence[str], rows: Sequence[Sequence[str]], right: Seque
     used = [i for i in range(len(names)) if any(row[i] for row in rows)]
 
     def line(tag: str, cells: Sequence[str]) -> str:
-        return "".join(f'<{tag} class="{"right" if i < len(right) and right[i] else ""}">{text(cells[i])}</{tag}>' for i in used)
+        return "".join(f'<{tag} class="{"right" if i < len(right) and right[i] else ""}">{html(cells[i])}</{tag}>' for i in used)
 
     body = "".join(f'<tr class="{"best" if n == best else ""}">{line("td", row)}</tr>' for n, row in enumerate(rows))
     return f'<div class="wide"><table><thead><tr>{line("th", names)}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
-def text(content: str) -> str:
-    """`content` as HTML text, control characters written out."""
-    return escape(printable(content))

@@ -9,6 +9,7 @@ from typing import Any
 
 from minigpt_cli.display.charts import Curve
 from minigpt_cli.errors import MissingExtra, UsageError
+from minigpt_cli.escaping import one_line
 
 # Okabe and Ito's palette: told apart by colour-blind people, and legible on white and on near-black.
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#999999")
@@ -52,7 +53,7 @@ def _drawn(curves: Sequence[Curve], *, x_label: str, y_label: str, dark: bool, m
         axes = figure.add_subplot()
         for position, curve in enumerate(curves):
             dash = _DASHES[position // len(PALETTE) % len(_DASHES)]
-            label = curve.label.replace("$", r"\$")  # a dollar would begin mathematics
+            label = one_line(curve.label).replace("$", r"\$")  # a dollar would begin mathematics
             axes.plot(curve.xs, curve.ys, dash, color=PALETTE[position % len(PALETTE)], linewidth=1.8, label=f" {label}")
         if marks:
             axes.plot([x for x, _ in marks], [y for _, y in marks], "*", color=ink, markersize=11, linestyle="none", label=" best")

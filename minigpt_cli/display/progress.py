@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from minigpt_cli.display import console
+from minigpt_cli.escaping import one_line
 
 Advance = Callable[[str, float, float | None], None]
 """Called with what is being done, how much is done, and how much there is in all (None: not known)."""
@@ -26,7 +27,7 @@ def progress(*, in_bytes: bool = False, quiet: bool = False) -> Iterator[Advance
         task = bar.add_task("", total=None, visible=False)
 
         def advance(what: str, done: float, total: float | None) -> None:
-            bar.update(task, description=console.one_line(what), completed=done, total=total, visible=True)
+            bar.update(task, description=one_line(what), completed=done, total=total, visible=True)
 
         yield advance
 

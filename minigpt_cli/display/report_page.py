@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 from minigpt_cli.display import words
 from minigpt_cli.display.charts import Curve
-from minigpt_cli.display.page import html_page, html_table, text
+from minigpt_cli.display.page import html_page, html_table
 from minigpt_cli.display.run_tables import leaderboard_markdown
 from minigpt_cli.display.svg import line_chart
+from minigpt_cli.escaping import html
 from minigpt_cli.events import Evaluated
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def report_page(report: Report) -> str:
     names = [run.record.name for run in report.runs]
     shown = {row.run for row in report.rows} & set(names)
     best = next((n for n, row in enumerate(report.rows) if row.run in shown), None)
-    parts = [f'<p class="dim">{text(_summary(run))}</p>' for run in report.runs]
+    parts = [f'<p class="dim">{html(_summary(run))}</p>' for run in report.runs]
     parts += ["<h2>Loss</h2>", f'<p class="dim">{_BEST} best validation step, {_END} where training stopped</p>', _losses(report.runs)]
     parts += _optional("Learning rate", [Curve(r.record.name, *_series(r, "lr")) for r in report.runs], "learning rate")
     parts += _optional(
@@ -58,8 +59,8 @@ def report_page(report: Report) -> str:
     if len(names) > 1:
         parts += ["<h2>What differs</h2>", html_table(["setting", *names], [[name, *row] for name, row in report.differences])]
     for run in report.runs:
-        parts += [f"<h2>Settings of {text(run.record.name)}</h2>", html_table(["setting", "value"], [list(pair) for pair in run.settings])]
-    parts += [f"<h2>{text(run.record.name)} writes</h2><pre>{text(run.sample)}</pre>" for run in report.runs if run.sample]
+        parts += [f"<h2>Settings of {html(run.record.name)}</h2>", html_table(["setting", "value"], [list(pair) for pair in run.settings])]
+    parts += [f"<h2>{html(run.record.name)} writes</h2><pre>{html(run.sample)}</pre>" for run in report.runs if run.sample]
     return html_page(" and ".join(names), parts)
 
 
@@ -110,5 +111,5 @@ def _experts(run: Reported) -> list[str]:
     for layer, shares in enumerate(load):
         cells = "".join(f'<td class="share right" style="--s:{min(1.0, share * len(shares) / 2):.2f}">{share:.1%}</td>' for share in shares)
         rows += f"<tr><th>layer {layer}</th>{cells}</tr>"
-    caption = f'<p class="dim">{text(run.record.name)}: share of the tokens by layer and expert, at the last evaluation</p>'
+    caption = f'<p class="dim">{html(run.record.name)}: share of the tokens by layer and expert, at the last evaluation</p>'
     return ["<h2>Expert load</h2>", caption, f'<div class="wide"><table><tr><th></th>{head}</tr>{rows}</table></div>']

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from minigpt_cli.display import console, words
 from minigpt_cli.display.tables import Column, Style, print_renderable, print_table
+from minigpt_cli.escaping import one_line, printable
 
 if TYPE_CHECKING:
     from minigpt_cli.leaderboard import Row
@@ -129,9 +130,9 @@ def print_run(record: RunRecord, status: str, annotations: Annotations, settings
     grid.add_column(overflow="fold")
     for name, value in [*_facts(record, status, annotations), *(settings and [("settings", "")])]:
         if value or name == "settings":
-            grid.add_row(name, Text(console.printable(value)))
+            grid.add_row(name, Text(printable(value)))
     for name, value in settings:
-        grid.add_row(Text(f"  {console.one_line(name)}", style="not bold"), Text(console.one_line(value)))
+        grid.add_row(Text(f"  {one_line(name)}", style="not bold"), Text(one_line(value)))
     print_renderable(grid)
     if chart:
         print_renderable(Text.from_ansi("\n" + chart))
@@ -184,5 +185,5 @@ def print_differences(names: Sequence[str], rows: Sequence[tuple[str, Sequence[s
     if not rows:
         console.write("no difference")
         return
-    columns = [Column("", most=28), *(Column(console.one_line(name), most=28) for name in names)]
+    columns = [Column("", most=28), *(Column(one_line(name), most=28) for name in names)]
     print_table(columns, [[label, *values] for label, values in rows])

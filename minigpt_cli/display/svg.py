@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from html import escape
 
 from minigpt_cli.display.charts import Curve
+from minigpt_cli.escaping import html
 
 _WIDTH, _HEIGHT = 860, 420
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 16, 12, 48
@@ -32,14 +32,14 @@ def line_chart(curves: Sequence[Curve], *, x_label: str, y_label: str, marks: Se
     parts = [_axes(x_ticks, y_ticks, at, x_label, y_label)]
     for number, curve in enumerate(drawn):
         points = " ".join(at(x, y) for x, y in zip(curve.xs, curve.ys, strict=True) if math.isfinite(y))
-        title = f"<title>{escape(curve.label)}</title>"
+        title = f"<title>{html(curve.label)}</title>"
         parts.append(f'<polyline points="{points}" fill="none" stroke-width="2" {_stroke(number)}>{title}</polyline>')
     for x, y, sign in marks:
         across, down = at(x, y).split(",")
-        parts.append(f'<text x="{across}" y="{float(down) + 6:.1f}" text-anchor="middle" style="font-size: 19px">{escape(sign)}</text>')
+        parts.append(f'<text x="{across}" y="{float(down) + 6:.1f}" text-anchor="middle" style="font-size: 19px">{html(sign)}</text>')
     if len(drawn) > 1:
         parts += [_legend(number, curve.label) for number, curve in enumerate(drawn)]
-    described = escape(f"{y_label} against {x_label}: {', '.join(curve.label for curve in drawn)}")
+    described = html(f"{y_label} against {x_label}: {', '.join(curve.label for curve in drawn)}")
     return f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{described}">{"".join(parts)}</svg>'
 
 
@@ -59,8 +59,8 @@ def _axes(x_ticks: Sequence[float], y_ticks: Sequence[float], place: Callable[[f
         parts.append(f'<line class="axis" x1="{left}" x2="{right}" y1="{down}" y2="{down}"/>')
         parts.append(f'<text x="{float(left) - 8:.1f}" y="{float(down) + 4:.1f}" text-anchor="end">{y:g}</text>')
     middle = (_LEFT + _WIDTH - _RIGHT) / 2
-    parts.append(f'<text x="{middle:.0f}" y="{_HEIGHT - 8}" text-anchor="middle">{escape(x_label)}</text>')
-    parts.append(f'<text transform="translate(14 {_HEIGHT / 2:.0f}) rotate(-90)" text-anchor="middle">{escape(y_label)}</text>')
+    parts.append(f'<text x="{middle:.0f}" y="{_HEIGHT - 8}" text-anchor="middle">{html(x_label)}</text>')
+    parts.append(f'<text transform="translate(14 {_HEIGHT / 2:.0f}) rotate(-90)" text-anchor="middle">{html(y_label)}</text>')
     return "".join(parts)
 
 
@@ -69,7 +69,7 @@ def _legend(number: int, label: str) -> str:
     x = _WIDTH - _RIGHT - 250
     shown = label if len(label) <= 30 else label[:29] + "…"
     line = f'<line x1="{x}" x2="{x + 28}" y1="{y}" y2="{y}" stroke-width="2" {_stroke(number)}/>'
-    return line + f'<text x="{x + 36}" y="{y + 4}">{escape(shown)}</text>'
+    return line + f'<text x="{x + 36}" y="{y + 4}">{html(shown)}</text>'
 
 
 def _ticks(low: float, high: float) -> list[float]:

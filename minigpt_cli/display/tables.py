@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from minigpt_cli.display import console
+from minigpt_cli.escaping import csv_cell, markdown, one_line
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -38,7 +39,7 @@ def print_table(columns: Sequence[Column], rows: Sequence[Sequence[str]], *, sty
 
     out = console.stdout()
     on_terminal = console.is_terminal(sys.stdout)
-    cells = [[console.one_line(cell) for cell in row] for row in rows]
+    cells = [[one_line(cell) for cell in row] for row in rows]
     if on_terminal:
         cells = [[_cut(cell, column.most) for cell, column in zip(row, columns, strict=True)] for row in cells]
     widths = [max([cell_len(column.name), *(cell_len(row[i]) for row in cells)]) for i, column in enumerate(columns)]
@@ -53,7 +54,7 @@ def print_table(columns: Sequence[Column], rows: Sequence[Sequence[str]], *, sty
 
     text = Text("\n" if on_terminal else "", no_wrap=True, overflow="ellipsis")
     if title:
-        text.append(f"{console.one_line(title)}\n", "bold")
+        text.append(f"{one_line(title)}\n", "bold")
     text.append(line([column.name for column in columns]) + "\n", "bold")
     if on_terminal:
         text.append("─" * (sum(widths[i] + _GAP for i in kept) - _GAP) + "\n", "dim")
@@ -92,14 +93,13 @@ def as_csv(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """Rows as CSV with a header; missing values are empty."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(names)
-    writer.writerows([["" if value is None else value for value in row] for row in rows])
+    writer.writerows([[csv_cell(value) for value in row] for row in (names, *rows)])
     return text.getvalue().rstrip("\n")
 
 
 def as_markdown(names: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[bool] = ()) -> str:
     """Rows as a Markdown table, aligned in the source too."""
-    cells = [[str(name) for name in names], *([console.one_line(str(cell)).replace("|", "\\|") for cell in row] for row in rows)]
+    cells = [[markdown(str(cell)) for cell in row] for row in (names, *rows)]
     widths = [max(3, *(len(row[i]) for row in cells)) for i in range(len(names))]
     to_right = [i < len(right) and right[i] for i in range(len(names))]
     rule = ["-" * (width - 1) + ":" if end else "-" * width for width, end in zip(widths, to_right, strict=True)]
@@ -121,5 +121,5 @@ def print_settings(rows: Sequence[tuple[str, str, str, str]]) -> None:
             table.add_section()
             table.add_row(group, style="bold")
             section = group
-        table.add_row(f"  {name}", console.one_line(value), console.one_line(source), style=None if source != "default" else "dim")
+        table.add_row(f"  {name}", one_line(value), one_line(source), style=None if source != "default" else "dim")
     print_renderable(table)

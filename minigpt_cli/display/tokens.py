@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from minigpt_cli.display import console
+from minigpt_cli.escaping import one_line
 
 
 def print_summary(label: str, summary: Mapping[str, Any]) -> None:
@@ -18,7 +19,7 @@ def print_summary(label: str, summary: Mapping[str, Any]) -> None:
         ("written to", summary["out"]),
         ("sha256", summary["sha256"]),
     ):
-        console.write(console.one_line(f"{name:<11} {value}"))
+        console.write(one_line(f"{name:<11} {value}"))
 
 
 def print_pieces(pieces: Sequence[tuple[int, bytes]]) -> None:

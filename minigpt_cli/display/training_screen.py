@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from minigpt_cli.display import console, words
+from minigpt_cli.display import words
 from minigpt_cli.display.charts import Curve, terminal_chart
+from minigpt_cli.escaping import one_line
 from minigpt_cli.events import Evaluated, Event, Progress, Resumed, Skipped, Started, Stopped
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ class TrainingScreen:
         else:
             yield heading(state.started)
         for notice in state.notices[-3:]:
-            yield Text(f"  {console.one_line(notice)}", style="dim", overflow="ellipsis", no_wrap=True)
+            yield Text(f"  {one_line(notice)}", style="dim", overflow="ellipsis", no_wrap=True)
         spare = height - _LEAST_HEIGHT - min(3, len(state.notices))
         chart_height = min(8, spare - 4) if len(state.evaluations) >= 3 else 0
         rows = max(3, height - 9 - min(3, len(state.notices)) - (chart_height + 4 if chart_height >= 4 else 0))
@@ -175,8 +176,8 @@ def standings_text(standings: Standings) -> Any:
     """The group, how far it is, and its best runs, a line each."""
     from rich.text import Text
 
-    lines = [f"  {score:.4f}  {console.one_line(name)}" for name, score in standings.best]
-    head = f"{console.one_line(standings.group)}: {standings.done} of {standings.total} runs done"
+    lines = [f"  {score:.4f}  {one_line(name)}" for name, score in standings.best]
+    head = f"{one_line(standings.group)}: {standings.done} of {standings.total} runs done"
     return Text("\n".join([head, *lines]), overflow="ellipsis", no_wrap=True)
 
 
@@ -185,7 +186,7 @@ def heading(event: Started) -> Any:
     from rich.text import Text
 
     text = describe_start(event).removeprefix(event.run)
-    return Text.assemble((console.one_line(event.run), "bold"), text, overflow="fold")
+    return Text.assemble((one_line(event.run), "bold"), text, overflow="fold")
 
 
 def evaluation_table(evaluations: list[Evaluated], rows: int) -> Table:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from minigpt_cli.display import console, words
 from minigpt_cli.display.charts import Curve, terminal_chart
 from minigpt_cli.display.training_screen import TrainingScreen, TrainingState
+from minigpt_cli.escaping import one_line
 from minigpt_cli.events import Evaluated, Started, Stopped
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class Several:
             last, best = (evaluations[-1] if evaluations else None), state.best
             left = state.remaining_s if stopped is None else None
             table.add_row(
-                console.one_line(started.run),
+                one_line(started.run),
                 f"{last.step if last else 0:,}/{started.max_steps:,}",
                 words.loss(last.val_loss if last else None),
                 words.loss(best.nats_per_char if best else None),
@@ -74,7 +75,7 @@ class Several:
                 stopped.stop_reason if stopped and entry.status == "finished" else entry.status,
             )
             points = [(event.step, event.nats_per_char) for event in evaluations if event.nats_per_char is not None]
-            curves.append(Curve(console.one_line(started.run)[:20], [x for x, _ in points], [y for _, y in points]))
+            curves.append(Curve(one_line(started.run)[:20], [x for x, _ in points], [y for _, y in points]))
         yield table
         height = min(14, screen.size.height - len(self.observed) - 10)
         if height >= 5 and (chart := terminal_chart(curves, width=min(options.max_width, 110), height=height, colour=not screen.no_color)):

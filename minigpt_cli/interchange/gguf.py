@@ -26,6 +26,7 @@ from minigpt_cli.checkpoints import Loaded
 from minigpt_cli.data.chat import END, TEMPLATE
 from minigpt_cli.data.opening import opening_of
 from minigpt_cli.errors import MissingExtra, UsageError
+from minigpt_cli.escaping import file_name, one_line
 from minigpt_cli.interchange.folders import new_folder
 from minigpt_cli.interchange.gguf_vocabulary import Vocabulary, vocabulary
 from minigpt_cli.interchange.hf_weights import to_hf
@@ -78,7 +79,7 @@ _EXPERT_NAME = re.compile(r"^model\.layers\.(\d+)\.(?:mlp|block_sparse_moe)\.exp
 def export(loaded: Loaded, out: Path, dtype: str = "f16") -> Exported:
     """Write `out/` with the GGUF file, a Modelfile for Ollama and a card. Raises UsageError, before writing, for what it cannot express."""
     name = loaded.record.name
-    file = f"{name}-{dtype}.gguf"
+    file = f"{file_name(name)}-{dtype}.gguf"
     config, tensors = to_hf(loaded.config.model, loaded.model.state_dict())
     tokenizer_json = loaded.tokenizer.to_json()
     arch = architecture(config)
@@ -89,7 +90,7 @@ def export(loaded: Loaded, out: Path, dtype: str = "f16") -> Exported:
         write(folder / file, name, config, tensors, tokenizer_json, dtype)
         (folder / "Modelfile").write_text(modelfile(file, loaded.config.model.block_size), encoding="utf-8")
         prompt = opening_of(loaded.record, loaded.tokenizer).raw
-        card = gguf_card(loaded.record, loaded.config, loaded.step, arch, file, re.sub(r"[^a-z0-9._-]", "-", name.lower()), prompt)
+        card = gguf_card(loaded.record, loaded.config, loaded.step, arch, file, file_name(name).lower(), prompt)
         (folder / "README.md").write_text(card, encoding="utf-8")
     return Exported(out, ["Modelfile", "README.md", file], arch)
 
@@ -115,7 +116,7 @@ def write(path: Path, name: str, config: dict[str, Any], tensors: dict[str, Tens
     arch = architecture(config)
     words = vocabulary(tokenizer_json, config["vocab_size"])
     writer = gguf.GGUFWriter(path, arch)
-    writer.add_name(name)
+    writer.add_name(one_line(name))
     writer.add_file_type(_FILE_TYPE[dtype])
     if dtype == "q8_0":
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)

@@ -7,13 +7,14 @@ import shlex
 from typing import Any
 
 from minigpt_cli.config import RunConfig
+from minigpt_cli.escaping import json_text, markdown, markdown_code, one_line
 from minigpt_cli.records import RunRecord
 
 _HF_USE = """```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-model = AutoModelForCausalLM.from_pretrained("{folder}")
-tokenizer = AutoTokenizer.from_pretrained("{folder}")
+model = AutoModelForCausalLM.from_pretrained({folder})
+tokenizer = AutoTokenizer.from_pretrained({folder})
 ids = tokenizer({prompt}, return_tensors="pt").input_ids
 print(tokenizer.decode(model.generate(ids, max_new_tokens=200, do_sample=True, temperature=0.9, top_k=50)[0]))
 ```
@@ -28,16 +29,20 @@ ollama create {name} -f Modelfile && ollama run {name} {prompt}
 def hf_card(record: RunRecord, config: RunConfig, step: int, family: str, folder: str, prompt: str) -> str:
     """The card of a Hugging Face directory."""
     front = f"---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags:\n- minigpt\n- {family}\n---\n\n"
-    return front + _card(
-        record, config, step, f"a `{family}` model", _HF_USE.format(folder=folder, prompt=json.dumps(prompt, ensure_ascii=False))
-    )
+    use = _HF_USE.format(folder=_string(folder), prompt=_string(prompt))
+    return front + _card(record, config, step, f"a `{family}` model", use)
 
 
 def gguf_card(record: RunRecord, config: RunConfig, step: int, family: str, file: str, name: str, prompt: str) -> str:
     """The card of a folder with a GGUF file."""
     front = "---\npipeline_tag: text-generation\ntags:\n- minigpt\n- gguf\n---\n\n"
-    use = _GGUF_USE.format(file=file, name=name, prompt=shlex.quote(prompt))
+    use = _GGUF_USE.format(file=file, name=name, prompt=shlex.quote(one_line(prompt)))
     return front + _card(record, config, step, f"a GGUF file of architecture `{family}`", use)
+
+
+def _string(text: str) -> str:
+    """`text` as a string of Python."""
+    return json_text(json.dumps(text, ensure_ascii=False))
 
 
 def modelfile(file: str, context: int) -> str:
@@ -48,7 +53,7 @@ def modelfile(file: str, context: int) -> str:
 
 def _card(record: RunRecord, config: RunConfig, step: int, what: str, use: str) -> str:
     intro = f"Trained with minigpt: `{config.model.arch}`, {record.n_params:,} parameters, as {what}.\n"
-    parts = [f"# {record.name}\n", intro, "## Use\n", use, "## Score\n", _score(record, step)]
+    parts = [f"# {markdown(record.name)}\n", intro, "## Use\n", use, "## Score\n", _score(record, step)]
     if record.corpus:
         parts += ["## Text\n", _text(record)]
     parts += ["## Configuration\n", _configuration(config)]
@@ -63,16 +68,23 @@ def _score(record: RunRecord, step: int) -> str:
     scope = "the whole validation split" if best.whole_split else "samples of the validation split"
     return (
         f"Validation: **{best.nats_per_char:.4f} nats per character**{interval}, {best.nats_per_token:.4f} nats per token, on {scope}.\n"
-        f"Weights of step {step:,} of {record.stop_step:,}; {record.tokens_seen:,} tokens in {record.elapsed_s:.0f} s on {record.device}.\n"
+        f"Weights of step {step:,} of {record.stop_step:,}; "
+        f"{record.tokens_seen:,} tokens in {record.elapsed_s:.0f} s on {markdown(record.device)}.\n"
     )
 
 
 def _text(record: RunRecord) -> str:
     corpus = record.corpus
     assert corpus is not None
-    rows = [f"`{corpus.label}`, sha256 `{corpus.sha256}`, tokenizer `{record.tokenizer}` with {record.vocab_size:,} tokens.\n"]
+    rows = [
+        f"{markdown_code(corpus.label)}, sha256 {markdown_code(corpus.sha256)}, "
+        f"tokenizer {markdown_code(record.tokenizer)} with {record.vocab_size:,} tokens.\n"
+    ]
     rows += ["| split | characters | tokens | sha256 |", "|---|---|---|---|"]
-    rows += [f"| {name} | {split.n_chars:,} | {split.n_tokens:,} | `{split.sha256[:16]}` |" for name, split in corpus.splits.items()]
+    rows += [
+        f"| {markdown(name)} | {split.n_chars:,} | {split.n_tokens:,} | {markdown(split.sha256[:16])} |"
+        for name, split in corpus.splits.items()
+    ]
     return "\n".join(rows) + "\n"
 
 
@@ -81,5 +93,5 @@ def _configuration(config: RunConfig) -> str:
     rows = ["| setting | value |", "|---|---|"]
     for section in ("model", "data", "optim"):
         values: dict[str, Any] = getattr(config, section).model_dump()
-        rows += [f"| {name} | {value} |" for name, value in values.items() if value not in ("", None)]
+        rows += [f"| {name} | {markdown(str(value))} |" for name, value in values.items() if value not in ("", None)]
     return "\n".join([*rows, f"| seed | {config.seed} |"]) + "\n"

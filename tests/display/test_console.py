@@ -12,30 +12,31 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from minigpt_cli import escaping
 from minigpt_cli.display import console, words
 
 
 @given(st.text())
 def test_no_control_character_is_printable(text: str) -> None:
-    shown = console.printable(text)
+    shown = escaping.printable(text)
     assert not any(unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t" for c in shown)
-    assert console.printable(shown) == shown
+    assert escaping.printable(shown) == shown
     shown.encode("utf-8")
 
 
 @pytest.mark.parametrize("hostile", ["\x1b[2J", "\x9b31m", "\x07", "\r", "\u202egnp.exe", "\u2066x\u2069", "\x00", "\ud800"])
 def test_what_moves_or_hides_is_written_out(hostile: str) -> None:
-    assert hostile[0] not in console.printable(f"a{hostile}b")
+    assert hostile[0] not in escaping.printable(f"a{hostile}b")
 
 
 def test_ordinary_text_of_any_script_stays() -> None:
     text = "naïve — 東京 🙂 می‌خواهم\n\ttab"
-    assert console.printable(text) == text
+    assert escaping.printable(text) == text
 
 
 @given(st.text())
 def test_one_line_is_one_line(text: str) -> None:
-    assert len(console.one_line(text).splitlines()) <= 1
+    assert len(escaping.one_line(text).splitlines()) <= 1
 
 
 def test_json_has_null_for_what_is_not_finite(capsys: pytest.CaptureFixture[str]) -> None:
@@ -47,7 +48,7 @@ def test_json_has_null_for_what_is_not_finite(capsys: pytest.CaptureFixture[str]
 def test_json_commands_no_terminal_and_loses_nothing(text: str) -> None:
     with contextlib.redirect_stdout(io.StringIO()) as out:
         console.write_json({"text": text})
-    assert console.printable(out.getvalue()) == out.getvalue()
+    assert escaping.printable(out.getvalue()) == out.getvalue()
     assert json.loads(out.getvalue()) == {"text": text}
 
 

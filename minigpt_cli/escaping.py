@@ -1,0 +1,93 @@
+"""Text that a stranger may have written, for each medium that it goes to: one function a medium, used by every writer. No torch.
+
+terminal   printable, one_line       no escape sequence moves the cursor, retitles the window or hides what is there
+HTML, SVG  html                      no markup, and what a terminal must not get, which a page must not get either
+Markdown   markdown, markdown_code   no markup, no HTML, one line
+CSV        csv_cell                  no formula, which a spreadsheet would compute
+JSON       json_text                 the same document with what a terminal must not get as \\u0000
+files      file_name                 no folder, nothing hidden, nothing that a shell or a Modelfile would read otherwise
+"""
+
+from __future__ import annotations
+
+import html as _html
+import json
+import re
+import unicodedata
+from typing import Any
+
+_JOINERS = "\u200c\u200d\ufeff\u00ad"  # they shape ordinary words
+_ACCENT = r"[\u0300-\u036f\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\ufe20-\ufe2f]"
+_STACKED = re.compile(f"(?<={_ACCENT * 4}){_ACCENT}")  # no language puts five on a letter
+_MARKDOWN = re.compile(r"[\\`*_\[\]|~$]|<(?=[A-Za-z/!?])|&(?=[#\w]+;)|^(?:[#>=+-]|\d+(?=[.)]))")
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+_UNFIT_FOR_FILES = re.compile(r"[^A-Za-z0-9_.]+")
+
+
+def printable(text: str, keep: str = "\n\t") -> str:
+    """`text` with control characters (escape sequences, bells, bidirectional overrides) and towers of accents written out as \\x1b and the
+    like."""
+    if not text.isascii():
+        text = _STACKED.sub(lambda match: _written_out(match[0]), text)
+    if text.isprintable():
+        return text
+    return "".join(c if c in keep or _is_harmless(c) else _written_out(c) for c in text)
+
+
+def _is_harmless(character: str) -> bool:
+    """Whether a terminal takes the character for one to show."""
+    return unicodedata.category(character) not in {"Cc", "Cf", "Cs", "Zl", "Zp"} or character in _JOINERS
+
+
+def _written_out(text: str) -> str:
+    return text.encode("unicode_escape").decode("ascii")
+
+
+def one_line(text: str) -> str:
+    """`text` on one line, safe to show."""
+    return printable(" ".join(text.splitlines()).strip(), keep="")
+
+
+def html(text: str) -> str:
+    """`text` as the content of an element or attribute of HTML or SVG."""
+    return _html.escape(printable(text))
+
+
+def markdown(text: str) -> str:
+    """`text` as plain words on a line of Markdown, in a table too."""
+    return _MARKDOWN.sub(lambda match: f"{match[0]}\\" if match[0].isdigit() else f"\\{match[0]}", one_line(text))
+
+
+def markdown_code(text: str) -> str:
+    """`text` as code within a line of Markdown, outside of tables."""
+    shown = one_line(text)
+    fence = "`" * (max(map(len, re.findall("`+", shown)), default=0) + 1)
+    space = " " if shown.startswith("`") or shown.endswith("`") or not shown else ""
+    return f"{fence}{space}{shown}{space}{fence}"
+
+
+def csv_cell(value: Any) -> Any:
+    """`value` as a cell: None is empty, numbers stay what they are, a text that a spreadsheet would compute gets an apostrophe."""
+    if not isinstance(value, str):
+        return "" if value is None else value
+    return f"'{value}" if value.lstrip(" ").startswith(_FORMULA) and not _is_numbers(value) else value
+
+
+def _is_numbers(text: str) -> bool:
+    try:
+        return bool([float(part) for part in text.split()])
+    except ValueError:
+        return False
+
+
+def json_text(document: str) -> str:
+    """A JSON document that holds the same and commands no terminal."""
+    document = document if document.isascii() else _STACKED.sub(lambda match: _written_out(match[0]), document)
+    if document.isprintable():
+        return document
+    return "".join(c if c == "\n" or _is_harmless(c) else json.dumps(c)[1:-1] for c in document)
+
+
+def file_name(text: str, most: int = 100) -> str:
+    """`text` as the name of a file in plain characters, at most `most` long."""
+    return _UNFIT_FOR_FILES.sub("-", text).strip("-.")[:most] or "text"

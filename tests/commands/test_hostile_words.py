@@ -1,0 +1,237 @@
+"""Whatever a run directory says of itself, nothing in it reaches a terminal, a page, a table or an export raw."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import re
+import shlex
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from minigpt_cli import cli as cli_module
+from minigpt_cli import escaping
+from minigpt_cli.records import Base, Corpus, Sitting, SplitRecord
+from minigpt_cli.runstore import Annotations, RunStore
+
+EVIL = (
+    "\x1b]0;pwned\x07\x1b[31mRED\x9b2J\u202egnp\u2066<script>alert(1)</script>|`x` [x](javascript:alert(1)) ![i](http://evil/i.png)"
+    "\r\n---\n# H\x00 Z" + "\u0301" * 60 + " </title> </style> -->"
+)
+FORMULA = "=cmd|' /C calc'!A0"
+NAME = "e\x1b]0;p\x07\u202e<b>'\"|`=1`\n# H"
+
+RAW = re.compile(r"\x1b\]|\x07|\x9b|\x00|\u202e|\u2066|\x1b\[31mRED|\u0301{5}")
+MARKUP = re.compile(r"<script>alert|<b>'|</title> </style>")
+ACTIVE = re.compile(r"(?<!\\)<script>|(?<!\\)<b>|(?<!\\)\[x\]\(|(?<!\\)!\[i|^---$\n# H|^# H", re.MULTILINE)
+
+TABLES = ["runs list", "runs leaderboard", "runs leaderboard --fold-seeds", "runs leaderboard --budget tokens"]
+READERS = [
+    *TABLES, "runs show EVIL", "runs diff EVIL first", "runs watch EVIL first --once", "runs plot EVIL first", "runs note EVIL",
+    "runs tag EVIL more", "runs verify EVIL", "eval EVIL", "compare EVIL first", "compare EVIL first --prompt To",
+    "generate EVIL --prompt To --max-new-tokens 3 --seed 1", "generate EVIL --prompt To --max-new-tokens 3 --seed 1 --probs",
+    "generate EVIL --sweep temperature=0.5,1 --max-new-tokens 3 --seed 1", "runs import EVIL --name copy", "runs show EVI",
+]  # fmt: skip
+
+
+@pytest.fixture
+def evil(trained: Path) -> Path:
+    """Beside the run `first` one of the same weights, whose every free text is hostile, and whose folder is named so too."""
+    store = RunStore("runs")
+    run = store.find("first")
+    run.annotate(lambda _: Annotations(tags=["first"]))
+    os.rename(run.dir, "runs/" + NAME)
+    (Path("runs") / NAME / "annotations.json").unlink()
+    cli_module.run(["train", "text.txt", "--name", "first", *TINY_BIGRAM])
+    run = store.find(NAME)
+    split = SplitRecord(sha256=EVIL, n_tokens=1, n_chars=1, n_bytes=1)
+    assert run.record.corpus is not None
+    corpus = run.record.corpus
+    run.write_record(
+        run.record.model_copy(
+            update={
+                "corpus": Corpus(label=EVIL, sha256=corpus.sha256, dataset_dir=corpus.dataset_dir, splits={**corpus.splits, EVIL: split}),
+                "arch": EVIL,
+                "tokenizer": FORMULA,
+                "argv": [EVIL, EVIL],
+                "device": EVIL,
+                "device_name": EVIL,
+                "group": FORMULA,
+                "versions": {EVIL: EVIL},
+                "git_commit": EVIL,
+                "git_dirty": True,
+                "preset": EVIL,
+                "base": Base(run=EVIL, sha256=EVIL),
+                "resume_exact_history": [Sitting(step=1, exact=False, reasons=[EVIL])],
+            }
+        )
+    )
+    run.annotate(lambda _: Annotations(tags=[FORMULA[:10], "@SUM(1)", "\x1b[31mRED"], note=EVIL * 20))
+    return Path("runs")
+
+
+TINY_BIGRAM = shlex.split("--arch bigram --block-size 8 --batch-size 4 --max-steps 2 --device cpu --precision fp32 --compile off")
+
+
+class Terminal(io.StringIO):
+    """A stream that a person looks at."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def shown(evil: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Everything that a command writes, to a pipe or to a terminal."""
+    monkeypatch.setenv("COLUMNS", "150")
+    monkeypatch.setenv("TERM", "xterm-256color")
+
+    def run(command: str, *, terminal: bool = False, code: int | None = 0) -> str:
+        out = Terminal() if terminal else io.StringIO()
+        arguments = [NAME if word == "EVIL" else NAME[:3] if word == "EVI" else word for word in shlex.split(command)]
+        with monkeypatch.context() as patched:
+            for stream in ("stdout", "stderr"):
+                patched.setattr(sys, stream, out)
+            found = cli_module.run(arguments)
+        assert code is None or found == code, f"{command}: {out.getvalue()[-500:]!r}"
+        assert "Traceback" not in out.getvalue()
+        return out.getvalue()
+
+    return run
+
+
+def test_no_command_writes_to_a_terminal_or_a_pipe_what_would_command_it(shown: Callable[..., str]) -> None:
+    for command in READERS:
+        for terminal in (True, False):
+            text = shown(command, terminal=terminal, code=None if command.startswith(("runs import", "runs verify")) else 0)
+            if terminal or not command.startswith("generate"):  # a program gets the text that a model writes as it is
+                assert not RAW.search(text), f"{command}: {text[RAW.search(text).start() - 60 :][:120]!r}"  # type: ignore[union-attr]
+
+
+def test_json_on_a_terminal_holds_no_commands_and_comes_back_whole(shown: Callable[..., str]) -> None:
+    for command in ("runs list --json", "runs leaderboard --json", "runs show EVIL --json", "runs diff EVIL first --json"):
+        text = shown(command, terminal=True)
+        assert not re.search(r"\x1b|\x07|\x9b|\x00|\u202e", text)
+        json.loads(text[text.index("[" if "list" in command or "board" in command else "{") :])
+    assert json.loads(shown("runs list --json"))[-1]["corpus"] in (EVIL, "text.txt")
+
+
+def test_csv_holds_no_formula_and_numbers_stay_numbers(shown: Callable[..., str]) -> None:
+    for command in TABLES[:3]:
+        rows = list(csv.reader(io.StringIO(shown(f"{command} --csv"))))
+        cells = [cell for row in rows for cell in row]
+        assert not RAW.search(shown(f"{command} --csv", terminal=True))
+        assert not [cell for cell in cells if cell.startswith(("=", "+", "-", "@", "\t", "\r"))]
+        assert len({len(row) for row in rows}) == 1
+        score = rows[0].index("nats_per_char")
+        assert all(float(row[score]) > 0 for row in rows[1:])
+    assert any(cell.startswith("'=cmd") for cell in cells) or "tokenizer" not in rows[0]
+
+
+def test_markdown_holds_no_markup(shown: Callable[..., str]) -> None:
+    for command in (*(f"{table} --md" for table in TABLES), "runs diff EVIL first --md", "compare EVIL first --md"):
+        text = shown(command)
+        assert not RAW.search(text), command
+        assert not ACTIVE.search(text), f"{command}: {ACTIVE.search(text)}"
+        for line in text.splitlines():
+            if line.startswith("|"):
+                assert len(re.findall(r"(?<!\\)\|", line)) == len(re.findall(r"(?<!\\)\|", text[text.index("|") :].splitlines()[0]))
+
+
+def test_pages_and_pictures_hold_no_markup(shown: Callable[..., str]) -> None:
+    for command, file in (
+        ("runs plot EVIL first --html a.html", "a.html"),
+        ("compare EVIL first --prompt To --plot b.html", "b.html"),
+        ("generate EVIL --prompt To --max-new-tokens 3 --html c.html", "c.html"),
+        ("runs plot EVIL first --out d.svg", "d.svg"),
+    ):
+        if file == "d.svg" and not find_spec("matplotlib"):
+            continue
+        shown(command)
+        page = Path(file).read_text(encoding="utf-8")
+        assert not RAW.search(page), f"{file}: {page[RAW.search(page).start() - 60 :][:120]!r}"  # type: ignore[union-attr]
+        assert not MARKUP.search(page), file
+
+
+@pytest.mark.parametrize("kind", ["hf", "gguf"])
+def test_exports_hold_no_markup_and_no_further_instructions(shown: Callable[..., str], kind: str) -> None:
+    if kind == "gguf":
+        pytest.importorskip("gguf")
+    shown(f"runs export EVIL --format {kind} --out exported")
+    card = Path("exported/README.md").read_text(encoding="utf-8")
+    assert not RAW.search(card)
+    inline = re.sub(r"(?<!`)(`+)(?!`).*?(?<!`)\1(?!`)", "", re.sub(r"^```.*?^```$", "", card, flags=re.MULTILINE | re.DOTALL))
+    assert not ACTIVE.search(inline), inline
+    assert card.count("\n---\n") == 1  # the end of the front matter
+    for path in Path("exported").iterdir():
+        assert path.name == escaping.file_name(path.name)
+    if kind == "gguf":
+        assert [line.split()[0] for line in Path("exported/Modelfile").read_text().splitlines()] == ["FROM", "TEMPLATE", *["PARAMETER"] * 4]
+
+
+# ---- one function a medium
+
+
+def test_words_stay_what_they_are_in_every_medium() -> None:
+    for text in (
+        "modern-1",
+        "p1_base",
+        "Zürich",
+        "naïve é",
+        "lr=1e-4",
+        "漢字",
+        "می‌خواهم",
+        "a b",
+        "text.txt",
+        "±0.0012 (95 %: 1 to 2; p < 0.0005)",
+    ):
+        assert escaping.printable(text) == escaping.one_line(text) == escaping.csv_cell(text) == text
+        assert escaping.markdown(text).replace("\\_", "_") == text
+        assert escaping.markdown_code(text) == f"`{text}`"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [("a|b", r"a\|b"), ("*a*", r"\*a\*"), ("<b>", r"\<b>"), ("a < b", "a < b"), ("&lt;", r"\&lt;"), ("# a", r"\# a"), ("1. a", r"1\. a"),
+     ("- a", r"\- a"), ("a\nb", "a b"), ("[a](b)", r"\[a\](b)"), ("\x1b[2J", r"\\x1b\[2J"), ("$x$", r"\$x\$"), ("a\\|b", r"a\\\|b")],
+)  # fmt: skip
+def test_markdown_is_plain_words(text: str, shown: str) -> None:
+    assert escaping.markdown(text) == shown.replace(r"\\x1b", r"\\x1b")
+
+
+@pytest.mark.parametrize("text", ["`", "``a``", "a`b", "", "`a"])
+def test_code_in_markdown_ends_where_it_should(text: str) -> None:
+    shown = escaping.markdown_code(text)
+    fence = re.match("`+", shown)
+    assert fence is not None
+    assert shown.endswith(fence[0])
+    assert not re.search(f"(?<!`){fence[0]}(?!`)", shown[len(fence[0]) : -len(fence[0])])
+
+
+@pytest.mark.parametrize(
+    ("value", "cell"),
+    [("=1+1", "'=1+1"), ("+a", "'+a"), ("-a", "'-a"), ("@a", "'@a"), ("\ta", "'\ta"), (" =1", "' =1"), ("-1.5", "-1.5"), ("-1 +2", "-1 +2"),
+     (-1.5, -1.5), (None, ""), (True, True), ("-", "'-"), ("a=1", "a=1")],
+)  # fmt: skip
+def test_cells_are_no_formulas(value: object, cell: object) -> None:
+    assert escaping.csv_cell(value) == cell
+
+
+@pytest.mark.parametrize("text", ["../../etc/passwd", "a\nSYSTEM x", "", "...", "-rf", "a/b", "\x00", "é" * 300, ".hidden", "x" * 500])
+def test_file_names_are_plain(text: str) -> None:
+    assert re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}", escaping.file_name(text))
+
+
+def test_html_is_text() -> None:
+    assert escaping.html("<a href='x'>\x1b\u202e\"") == r"&lt;a href=&#x27;x&#x27;&gt;\x1b\u202e&quot;"
+
+
+def test_towers_of_accents_are_cut_down() -> None:
+    assert escaping.printable("Z" + "\u0301" * 6) == "Z" + "\u0301" * 4 + r"\u0301\u0301"
+    assert escaping.printable("q\u0323\u0307") == "q\u0323\u0307"
