@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -28,3 +33,32 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no shared data at {folder}: set MINIGPT_SHARED to the folder that holds data/")
     return folder
+
+
+class Ended(NamedTuple):
+    """How a process ended; `code` is None where it had to be killed."""
+
+    code: int | None
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="module")
+def processes() -> Iterator[Callable[..., list[Ended]]]:
+    """Run one command line in so many processes that train together; how each of them ended. Hooks: see processes.py."""
+    with subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("processes.py"))], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as server:
+        assert server.stdin is not None
+        assert server.stdout is not None
+
+        def run(
+            folder: Path, args: list[str], size: int = 1, hook: str = "", values: tuple[str, ...] = (), limit_s: float = 60
+        ) -> list[Ended]:
+            wanted = [{"args": args, "hook": hook, "value": values[rank] if values else ""} for rank in range(size)]
+            server.stdin.write(json.dumps({"folder": str(folder), "processes": wanted, "limit_s": limit_s}) + "\n")
+            server.stdin.flush()
+            return [Ended(**ended) for ended in json.loads(server.stdout.readline())]
+
+        yield run
+        server.stdin.close()

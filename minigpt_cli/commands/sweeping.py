@@ -17,7 +17,7 @@ from minigpt_cli.commands.settings import settings
 from minigpt_cli.display import console
 from minigpt_cli.display.training_screen import Standings
 from minigpt_cli.errors import Interrupted, MiniGPTError, RunDamaged, UsageError, unknown_name
-from minigpt_cli.events import Evaluated, Event
+from minigpt_cli.events import Evaluated, Event, Resumed
 from minigpt_cli.runstore import Run, RunStore, check_name
 from minigpt_cli.training.sweeps import Space, Study, Trial, grid, group_name, parse_axis, parse_space, run_name
 
@@ -49,6 +49,11 @@ class Tally:
     scores: dict[str, float] = field(default_factory=dict)  # nats per character by run
     failures: dict[str, str] = field(default_factory=dict)
     signal_number: int | None = None
+
+    def fail(self, name: str, error: MiniGPTError) -> None:
+        """Count a run that failed, and say why."""
+        self.failures[name] = str(error)
+        console.warn(f"{name}: {error}")
 
     def standings(self, group: str) -> Standings:
         """For the screen: the best so far."""
@@ -92,26 +97,22 @@ def run_search(recipe: Recipe, name: str | None, searches: Sequence[str], n_tria
     group = check_name(name) if name else group_name("search", recipe.flags, recipe.preset, str(recipe.file), searches)
     whole = [space.setting for space in spaces if settings()[space.setting].annotation is int]
     study = Study(recipe.store.dir / f".{group}.journal", spaces, whole, recipe.resolved(Trial("", {})).config.seed)
-    for number, run in study.running():
-        if run and (recipe.store.dir / run).is_dir() and not Run(recipe.store.dir / run).is_live():
-            study.give_up(number)
-    tally = Tally(n_trials)
-    while study.begun() < n_trials:
-        asked, trial = study.ask()
+    tally = Tally(n_trials, {run_name(group, trial): score for trial, score in study.scores().items()})
+    while len(tally.failures) < n_trials and (given := study.ask(n_trials)) is not None:
+        asked, trial = given
         run = run_name(group, trial.name)
-        asked.set_user_attr("run", run)
         try:
-            resolved = recipe.resolved(trial)
+            going_on = _one(recipe, group, run, recipe.resolved(trial), tally, _pruner(study, asked, Run(recipe.store.dir / run)))
         except UsageError as error:  # values that are allowed each, and not together
             study.tell(asked, None)
-            tally.failures[run] = str(error)
-            console.warn(f"{run}: {error}")
+            if not tally.scores and not tally.failures:
+                raise
+            tally.fail(run, error)
             continue
-        going_on = _one(recipe, group, run, resolved, tally, _pruner(asked))
-        pruned = run in tally.scores and Run(recipe.store.dir / run).record.stop_reason == "pruned"
-        study.tell(asked, tally.scores.get(run) if going_on else None, pruned=pruned)
         if not going_on:
-            break
+            break  # the trial is left as it is, to go on when the same command is typed again
+        pruned = run in tally.scores and Run(recipe.store.dir / run).record.stop_reason == "pruned"
+        study.tell(asked, tally.scores.get(run), pruned=pruned)
     return group, tally
 
 
@@ -119,17 +120,18 @@ def _as_typed(space: Space, value: float) -> str:
     return str(round(value)) if settings()[space.setting].annotation is int else f"{value:.6g}"
 
 
-def _pruner(asked: Any) -> Callable[[Event], int | None]:
+def _pruner(study: Study, asked: Any, run: Run) -> Callable[[Event], int | None]:
     """Tells the search of every evaluation; gives the wish to stop once it has seen enough."""
     count = 0
 
     def watch(event: Event) -> int | None:
         nonlocal count
+        if isinstance(event, Resumed):
+            count = sum(evaluated.nats_per_char is not None for evaluated in run.metrics())
         if not isinstance(event, Evaluated) or event.nats_per_char is None:
             return None
         count += 1
-        asked.report(event.nats_per_char, count)
-        return _PRUNED if asked.should_prune() else None
+        return _PRUNED if study.should_prune(asked, count, event.nats_per_char) else None
 
     return watch
 
@@ -152,8 +154,7 @@ def _one(
     except MiniGPTError as error:
         if isinstance(error, UsageError) and not tally.scores and not tally.failures:
             raise  # the first run already: what is wrong is wrong with all of them
-        tally.failures[name] = str(error)
-        console.warn(f"{name}: {error}")
+        tally.fail(name, error)
         return True
     run = Run(recipe.store.dir / name)
     if run.record.best is not None:

@@ -10,13 +10,15 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+from minigpt_cli import locks
 from minigpt_cli.errors import MissingExtra, UsageError
 
 _LONGEST_NAME = 100  # of a run
@@ -110,7 +112,10 @@ def run_name(group: str, trial: str) -> str:
 
 
 class Study:
-    """A search in progress, shared through its journal file."""
+    """A search in progress, shared through its journal file.
+
+    Every trial that is on its way is locked by its process. One without a lock was left by a killed process, and is the next to go on.
+    """
 
     def __init__(self, journal: Path, spaces: Sequence[Space], whole_numbers: Sequence[str], seed: int) -> None:
         try:
@@ -120,47 +125,98 @@ class Study:
         except ImportError:
             raise MissingExtra("--search", "search") from None
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self._optuna, self._spaces, self._whole = optuna, spaces, set(whole_numbers)
+        self._optuna, self._spaces, self._whole, self._journal = optuna, spaces, set(whole_numbers), journal
+        self._states = optuna.trial.TrialState
+        self._let_go: dict[int, Callable[[], None]] = {}  # of the trials that this process holds
         journal.parent.mkdir(parents=True, exist_ok=True)
-        storage = JournalStorage(JournalFileBackend(str(journal)))
+        storage = JournalStorage(JournalFileBackend(str(journal), JournalLock(journal)))  # type: ignore[arg-type] # all that it calls is there
         sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
         pruner = optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=3)
         self._study = optuna.create_study(study_name="minigpt", storage=storage, sampler=sampler, pruner=pruner, load_if_exists=True)
-        if begun := len(self._study.get_trials(deepcopy=False)):
+        if begun := len(self._trials()):
             self._study.sampler = optuna.samplers.TPESampler(seed=seed + begun, constant_liar=True)  # or every process would ask alike
 
-    def begun(self) -> int:
-        """Trials that are done, or on their way in some process; failed ones are not counted."""
-        failed = self._optuna.trial.TrialState.FAIL
-        return sum(trial.state != failed for trial in self._study.get_trials(deepcopy=False))
+    def _trials(self, *states: Any) -> list[Any]:
+        return list(self._study.get_trials(deepcopy=False, states=states or None))
 
-    def running(self) -> Iterator[tuple[int, str]]:
-        """Number and run of the trials that no process has finished."""
-        for trial in self._study.get_trials(deepcopy=False, states=(self._optuna.trial.TrialState.RUNNING,)):
-            yield trial.number, str(trial.user_attrs.get("run", ""))
-
-    def give_up(self, number: int) -> None:
-        """Count a trial as failed: its process died."""
-        self._study.tell(number, state=self._optuna.trial.TrialState.FAIL, skip_if_finished=True)
-
-    def ask(self) -> tuple[Any, Trial]:
-        """The next trial, and its settings as they would be typed."""
-        asked = self._study.ask()
+    def ask(self, wanted: int) -> tuple[Any, Trial] | None:
+        """The next trial, and its settings as they would be typed: one that a killed process left, else a new one. None as soon as
+        `wanted` trials are finished or on their way in other processes; those that failed are not counted."""
+        release = _wait_for(self._journal.with_suffix(".asking.lock"))  # nobody takes a trial for left that is only just being asked for
+        try:
+            left = (trial for trial in self._trials(self._states.RUNNING) if self._hold(trial.number))
+            if (trial := next(left, None)) is not None:
+                asked = self._optuna.trial.Trial(self._study, trial._trial_id)
+            elif len(self._trials(self._states.RUNNING, self._states.COMPLETE, self._states.PRUNED)) >= wanted:
+                return None
+            else:
+                asked = self._study.ask()
+                self._hold(asked.number)
+        finally:
+            release()
         return asked, Trial(f"t{asked.number}", {space.setting: self._draw(asked, space) for space in self._spaces})
 
+    def _hold(self, number: int) -> bool:
+        """Lock a trial; False if another process has."""
+        release = locks.acquire(self._lock_of(number))
+        if release is not None:
+            self._let_go[number] = release
+        return release is not None
+
+    def _lock_of(self, number: int) -> Path:
+        return self._journal.with_suffix(f".t{number}.lock")
+
     def _draw(self, asked: Any, space: Space) -> str:
+        """The trial's value, the same whenever it is asked for."""
         if space.choices:
             return str(asked.suggest_categorical(space.setting, list(space.choices)))
         if space.setting in self._whole:
             return str(asked.suggest_int(space.setting, math.ceil(space.low), math.floor(space.high), log=space.log))
         return f"{asked.suggest_float(space.setting, space.low, space.high, log=space.log):.4g}"
 
+    def scores(self) -> dict[str, float]:
+        """Nats per character of the trials that ran to their end, by their names."""
+        return {f"t{trial.number}": float(trial.value) for trial in self._trials(self._states.COMPLETE)}
+
+    def should_prune(self, asked: Any, count: int, score: float) -> bool:
+        """Whether a trial is worth no more work after its evaluation number `count`; a trial that goes on may give the same one again."""
+        if count not in self._trials()[asked.number].intermediate_values:
+            asked.report(score, count)
+        return bool(asked.should_prune())
+
     def tell(self, asked: Any, score: float | None, *, pruned: bool = False) -> None:
         """How a trial ended: its score, pruned, or failed."""
-        states = self._optuna.trial.TrialState
-        if pruned:
-            self._study.tell(asked, state=states.PRUNED)
-        elif score is None:
-            self._study.tell(asked, state=states.FAIL)
+        if pruned or score is None:
+            self._study.tell(asked, state=self._states.PRUNED if pruned else self._states.FAIL)
         else:
             self._study.tell(asked, score)
+        self._lock_of(asked.number).unlink(missing_ok=True)
+        self._let_go.pop(asked.number)()
+
+
+class JournalLock:
+    """Optuna's lock of a journal, freed by the kernel when its process dies; whoever gets it mends what a killed process left."""
+
+    def __init__(self, journal: Path) -> None:
+        self._journal = journal
+        self._release: Callable[[], None] = lambda: None
+
+    def acquire(self) -> bool:
+        """Wait for the lock, and drop a line that was never finished."""
+        self._release = _wait_for(self._journal.with_suffix(".writing.lock"))
+        with open(self._journal, "rb+") as file:
+            if file.seek(0, os.SEEK_END) and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n":
+                file.seek(0)
+                file.truncate(file.read().rfind(b"\n") + 1)
+        return True
+
+    def release(self) -> None:
+        """Let the next one write."""
+        self._release()
+
+
+def _wait_for(lock: Path) -> Callable[[], None]:
+    """Lock the file, whoever has it now; how to release it."""
+    while (release := locks.acquire(lock)) is None:
+        pass
+    return release

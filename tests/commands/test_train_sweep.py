@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -85,3 +86,21 @@ def test_search_trains_and_goes_on_to_its_number_of_trials(trained: Path, cli: A
     runs = [run for run in RunStore("runs").runs() if run.record.group == "s"]
     assert {run.name for run in runs} == {"s~t0", "s~t1", "s~t2"}
     assert all(1e-4 <= run.config.optim.lr <= 1e-2 and run.config.model.n_layer in (1, 2) for run in runs)  # type: ignore[union-attr]
+
+
+def test_a_search_killed_at_any_moment_comes_to_its_number_of_trials(trained: Path, tiny: list[str], processes: Any) -> None:
+    """Each process goes on with the trial that the one before it left, and is killed a little further on; none is lost."""
+    optuna = pytest.importorskip("optuna")
+    command = ["train", "text.txt", *tiny, "--name", "s", "--search", "lr=1e-4..1e-2:log", "--search", "n_layer=1..2", "--trials", "3"]
+    for moment in ("asked", "drawn", "planned", "begun", "saved", "saved", "scored", "telling", "asked", "begun", "telling"):
+        assert processes(trained, command, hook="killed", values=(moment,))[0].code == -signal.SIGKILL, moment
+    done = processes(trained, command)[0]
+    assert done.code == 0, done.err
+    assert "group s: 3 runs, 0 failed" in done.err
+    runs = {run.name: run.record for run in RunStore("runs").runs() if run.record.group == "s"}
+    assert {(name, record.status) for name, record in runs.items()} == {("s~t0", "finished"), ("s~t1", "finished"), ("s~t2", "finished")}
+    assert any(record.resume_exact_history for record in runs.values()), "what was saved was not trained again"
+    backend = optuna.storages.journal.JournalFileBackend("runs/.s.journal")
+    states = [trial.state.name for trial in optuna.load_study(study_name=None, storage=optuna.storages.JournalStorage(backend)).trials]
+    assert states == ["COMPLETE"] * 3
+    assert not list(Path("runs").glob(".s.t*.lock"))

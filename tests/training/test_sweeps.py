@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from minigpt_cli.errors import UsageError
 from minigpt_cli.runstore import check_name
-from minigpt_cli.training.sweeps import Axis, Space, Study, grid, group_name, parse_axis, parse_space, run_name
+from minigpt_cli.training.sweeps import Axis, Space, Study, Trial, grid, group_name, parse_axis, parse_space, run_name
 
 
 def test_grid_is_every_combination_once_with_every_seed() -> None:
@@ -67,18 +68,34 @@ def test_same_sweep_has_the_same_group() -> None:
     assert re.fullmatch(r"sweep-[0-9a-f]{6}", group_name("sweep"))
 
 
-def test_two_processes_share_a_study_and_a_dead_one_is_given_up(tmp_path: Path) -> None:
+SPACES = ["lr=1e-4..1e-2:log", "n_layer=2..6", "optimizer=adamw,muon"]
+
+
+def study(folder: Path) -> Study:
+    """What a process that searches opens."""
     pytest.importorskip("optuna")
-    spaces = [parse_space("lr=1e-4..1e-2:log"), parse_space("n_layer=2..6"), parse_space("optimizer=adamw,muon")]
-    first, second = (Study(tmp_path / "study.journal", spaces, ["n_layer"], 1) for _ in range(2))
-    asked, trial = first.ask()
-    asked.set_user_attr("run", "dead")
+    return Study(folder / "study.journal", [parse_space(text) for text in SPACES], ["n_layer"], 1)
+
+
+def asked(offered: tuple[Any, Trial] | None) -> tuple[Any, Trial]:
+    assert offered is not None
+    return offered
+
+
+def test_processes_share_a_study_until_it_has_the_trials_that_were_asked_for(tmp_path: Path) -> None:
+    first, second = study(tmp_path), study(tmp_path)
+    one, trial = asked(first.ask(2))
     assert 1e-4 <= float(trial.settings["lr"]) <= 1e-2
     assert 2 <= int(trial.settings["n_layer"]) <= 6
     assert trial.settings["optimizer"] in ("adamw", "muon")
-    assert list(second.running()) == [(0, "dead")]
-    second.give_up(0)
-    assert second.begun() == 0
-    other, _ = second.ask()
-    second.tell(other, 1.5)
-    assert first.begun() == 1
+    other, _ = asked(second.ask(2))
+    assert (one.number, other.number) == (0, 1)
+    assert first.ask(2) is None
+    second.tell(other, None)
+    again, _ = asked(second.ask(2))
+    assert again.number == 2, "a failed trial is replaced"
+    second.tell(again, 1.5)
+    first.tell(one, 1.0)
+    assert first.ask(2) is second.ask(2) is None
+    assert first.scores() == {"t0": 1.0, "t2": 1.5}
+    assert not list(tmp_path.glob("*.t*.lock"))
