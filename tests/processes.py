@@ -45,7 +45,7 @@ def unequal(rank: int, path: str) -> None:
     count = iter(range(1, 1_000_000))
     time.perf_counter = lambda: real_clock() * (1 + 3 * rank)
     precision.bf16_speedup = lambda device_type: 9.0 - 8.5 * rank
-    memory.available = lambda device: (1 << 30) // (1 + 999 * rank)
+    memory.available = lambda device: int(memory._WORKSPACE / memory._SAFE_SHARE) + (1 << 19 if rank else 2 << 30)
     torch.get_num_threads = lambda: 1 + rank
     measuring.Measuring.__call__ = measure
     trainer._Trainer._finish = finish

@@ -39,6 +39,10 @@ class Beginning:
     store: RunStore
     partial: bool = False
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """To another process it goes without what was read."""
+        return Beginning, (self.what, self.store, self.partial)
+
     @cached_property
     def source(self) -> Source:
         """The model, read once. Raises UsageError, RunNotFound or RunDamaged."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from minigpt_cli.commands.beginning import Beginning
 from minigpt_cli.commands.layers import Resolved, override, resolve
@@ -20,6 +20,9 @@ from minigpt_cli.errors import Interrupted, MiniGPTError, RunDamaged, UsageError
 from minigpt_cli.events import Evaluated, Event, Resumed
 from minigpt_cli.runstore import Run, RunStore, check_name
 from minigpt_cli.training.sweeps import Space, Study, Trial, grid, group_name, parse_axis, parse_space, run_name
+
+if TYPE_CHECKING:
+    from minigpt_cli.training.distributed import World
 
 _PRUNED = 98  # what training calls the wish of a search to give up a run
 
@@ -34,6 +37,7 @@ class Recipe:
     file: Path | None
     beginning: Beginning | None
     output: Output
+    world: World | None = None
 
     def resolved(self, trial: Trial) -> Resolved:
         """The configuration of one run. Raises UsageError."""
@@ -154,6 +158,8 @@ def _one(
     except MiniGPTError as error:
         if isinstance(error, UsageError) and not tally.scores and not tally.failures:
             raise  # the first run already: what is wrong is wrong with all of them
+        if recipe.world is not None and recipe.world.broken:
+            raise  # the other processes are stuck in the run that failed here
         tally.fail(name, error)
         return True
     run = Run(recipe.store.dir / name)
@@ -161,7 +167,7 @@ def _one(
         tally.scores[name] = run.record.best.nats_per_char
     if outcome is not None:
         tally.signal_number = outcome.signal_number
-        if not recipe.output.json and outcome.is_writer and run.record.best is not None:
+        if not recipe.output.json and run.record.best is not None:
             console.notice(f"{name}: {run.record.best.nats_per_char:.4f} nats per character ({len(tally.scores)} of {tally.total})")
         return outcome.stopped.stop_reason not in ("interrupted_keyboard", "terminated")
     return True
@@ -172,7 +178,7 @@ def _trained(recipe: Recipe, group: str, name: str, resolved: Resolved, output: 
     folder = recipe.store.dir / name
     if not folder.exists():
         notices = resolved.notices
-        request = Request(resolved.config, recipe.store, name, recipe.preset, group, output, notices, recipe.beginning)
+        request = Request(resolved.config, recipe.store, name, recipe.preset, group, output, notices, recipe.beginning, recipe.world)
         return train_new(request)
     run = Run(folder)
     try:
@@ -192,4 +198,4 @@ def _trained(recipe: Recipe, group: str, name: str, resolved: Resolved, output: 
     if not record.files:
         recipe.store.remove(run)
         return _trained(recipe, group, name, resolved, output)
-    return train_on(run, recipe.store, lambda saved: override(saved, {}), output)
+    return train_on(run, recipe.store, lambda saved: override(saved, {}), output, recipe.world)

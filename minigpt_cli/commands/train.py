@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,13 +11,16 @@ from minigpt_cli.commands.beginning import Beginning
 from minigpt_cli.commands.config_flags import with_settings
 from minigpt_cli.commands.layers import Resolved, layer_lines, override, resolve
 from minigpt_cli.commands.options import JsonFlag, RunsDir, SourceArgument, complete_preset, complete_run
-from minigpt_cli.commands.running import Outcome, Output, Request, read_data, train_new, train_on
+from minigpt_cli.commands.running import Outcome, Output, Request, follow, read_data, together, train_new, train_on
 from minigpt_cli.commands.samples import next_commands, sample_of
 from minigpt_cli.commands.sweeping import Recipe, run_search, run_sweep
 from minigpt_cli.config import RunConfig
 from minigpt_cli.display import console
 from minigpt_cli.errors import UsageError
 from minigpt_cli.runstore import RunStore
+
+if TYPE_CHECKING:
+    from minigpt_cli.training.distributed import World
 
 _MANY = "Many runs"
 
@@ -95,42 +98,46 @@ def train(
     Trains a model on a text and keeps it in a run directory: the best weights, the last ones, and everything to go on from.
     Settings come from the defaults, then --preset, then --config, then MINIGPT_<NAME>, then flags; 0 switches a setting off.
     """
-    store = RunStore(runs_dir)
-    if source is not None and data is not None:
-        raise UsageError("SOURCE and --data mean the same: leave one out")
-    source = source or data
-    if resume is not None:
-        alone: dict[str, object] = {"SOURCE": source, "--preset": preset, "--config": config, "--name": name, "--init-from": init_from}
-        alone |= {"--sweep": sweep, "--search": search, "--seeds": seeds > 1, "--dry-run": dry_run, "--print-config": print_config}
-        if wrong := [flag for flag, value in alone.items() if value]:
-            raise UsageError(f"--resume continues a run as it was: leave out {', '.join(wrong)}")
-        _resume(resume, store, settings, Output(json, tuple(log)), merge=merge)
-        return
-    settings = settings if source is None else {**settings, "source": source}
-    beginning = Beginning(init_from, store, partial) if init_from is not None else None
-    beneath = (f"--init-from {init_from}", beginning.settings()) if beginning else None
-    resolved = resolve(settings, preset=preset, file=config, beneath=beneath)
-    if merge:
-        _check_merge(store, name, resolved.config)
-    if print_config:
-        _print_config(resolved, json=json)
-        return
-    if dry_run:
-        _dry_run(resolved, json=json)
-        return
-    output = Output(json, tuple(log))
-    if sweep or search or seeds > 1:
-        if search and (sweep or seeds > 1):
-            raise UsageError("--search chooses settings itself: leave out --sweep and --seeds, or give them a command of their own")
+    with together() as world:
+        if world is not None and not world.leads:
+            follow(world)
+            return
+        store = RunStore(runs_dir)
+        if source is not None and data is not None:
+            raise UsageError("SOURCE and --data mean the same: leave one out")
+        source = source or data
+        if resume is not None:
+            alone: dict[str, object] = {"SOURCE": source, "--preset": preset, "--config": config, "--name": name, "--init-from": init_from}
+            alone |= {"--sweep": sweep, "--search": search, "--seeds": seeds > 1, "--dry-run": dry_run, "--print-config": print_config}
+            if wrong := [flag for flag, value in alone.items() if value]:
+                raise UsageError(f"--resume continues a run as it was: leave out {', '.join(wrong)}")
+            _resume(resume, store, settings, Output(json, tuple(log)), world, merge=merge)
+            return
+        settings = settings if source is None else {**settings, "source": source}
+        beginning = Beginning(init_from, store, partial) if init_from is not None else None
+        beneath = (f"--init-from {init_from}", beginning.settings()) if beginning else None
+        resolved = resolve(settings, preset=preset, file=config, beneath=beneath)
         if merge:
-            raise UsageError("--merge is for one run: leave it out, and merge the best of them afterwards with minigpt runs import RUN")
-        _many(Recipe(store, settings, preset, config, beginning, output), name, sweep, seeds, search, trials)
-        return
-    request = Request(resolved.config, store, name, preset, output=output, notices=resolved.notices, beginning=beginning)
-    outcome = train_new(request)
-    if merge:
-        _merge(outcome, store)
-    _finish(outcome, store, json=json)
+            _check_merge(store, name, resolved.config)
+        if print_config:
+            _print_config(resolved, json=json)
+            return
+        if dry_run:
+            _dry_run(resolved, json=json)
+            return
+        output = Output(json, tuple(log))
+        if sweep or search or seeds > 1:
+            if search and (sweep or seeds > 1):
+                raise UsageError("--search chooses settings itself: leave out --sweep and --seeds, or give them a command of their own")
+            if merge:
+                raise UsageError("--merge is for one run: leave it out, and merge the best of them afterwards with minigpt runs import RUN")
+            _many(Recipe(store, settings, preset, config, beginning, output, world), name, sweep, seeds, search, trials)
+            return
+        request = Request(resolved.config, store, name, preset, output=output, notices=resolved.notices, beginning=beginning, world=world)
+        outcome = train_new(request)
+        if merge:
+            _merge(outcome, store)
+        _finish(outcome, store, json=json)
 
 
 def _check_merge(store: RunStore, name: str | None, config: RunConfig) -> None:
@@ -141,8 +148,6 @@ def _check_merge(store: RunStore, name: str | None, config: RunConfig) -> None:
 
 def _merge(outcome: Outcome, store: RunStore) -> None:
     """Make NAME-merged of a run that ended by itself; one that was stopped is merged when it is resumed."""
-    if not outcome.is_writer:
-        return
     if outcome.signal_number is not None:
         console.notice(f"not merged: minigpt train --resume {outcome.run.name} --merge goes on, and merges at the end")
         return
@@ -185,13 +190,13 @@ def _many(recipe: Recipe, name: str | None, sweep: list[str], seeds: int, search
         raise typer.Exit(1)
 
 
-def _resume(wanted: str, store: RunStore, settings: dict[str, Any], output: Output, *, merge: bool) -> None:
+def _resume(wanted: str, store: RunStore, settings: dict[str, Any], output: Output, world: World | None, *, merge: bool) -> None:
     run = store.find(wanted)
     if wanted != run.name and not output.json:
         console.notice(f"resuming {run.name}")
     if merge:
         _check_merge(store, run.name, run.config)
-    outcome = train_on(run, store, lambda saved: override(saved, settings), output)
+    outcome = train_on(run, store, lambda saved: override(saved, settings), output, world)
     if merge:
         _merge(outcome, store)
     _finish(outcome, store, json=output.json)
@@ -213,7 +218,7 @@ def _finish(outcome: Outcome, store: RunStore, *, json: bool) -> None:
     """Show the end of a run, and exit as the signal that ended it asks."""
     from minigpt_cli.display.ending import print_ending
 
-    if outcome.is_writer and not json:
+    if not json:
         commands = next_commands(outcome.run, store, outcome.stopped.stop_reason)
         print_ending(outcome.run, outcome.stopped, commands, sample_of(outcome.run) if outcome.signal_number is None else "")
     if outcome.signal_number is not None:

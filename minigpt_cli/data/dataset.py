@@ -79,6 +79,7 @@ class Dataset:
     dir: Path
     label: str
     sha256: str  # of the whole text's UTF-8
+    key: str  # of the text and the settings that made these tokens
     n_chars: int
     n_bytes: int
     tokenizer: Tokenizer
@@ -138,6 +139,7 @@ def open_dataset(folder: Path) -> Dataset:
         dir=folder,
         label=record.label,
         sha256=record.sha256,
+        key=record.key,
         n_chars=record.n_chars,
         n_bytes=record.n_bytes,
         tokenizer=tokenizer,

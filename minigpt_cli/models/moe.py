@@ -88,11 +88,9 @@ class Experts(nn.Module):
         return entropy
 
     @torch.no_grad()
-    def update_bias(self) -> None:
-        """With moe_balance="bias", make overloaded experts a little less and idle ones a little more likely to be chosen."""
-        if self.config.moe_balance == "bias":
-            load = self.expert_load()
-            self.balance_bias += BIAS_STEP * (load.mean() - load).sign()
+    def update_bias(self, load: Tensor) -> None:
+        """For moe_balance="bias": make overloaded experts a little less and idle ones a little more likely to be chosen; `load` is (E,)."""
+        self.balance_bias += BIAS_STEP * (load.mean() - load).sign()
 
 
 class Block(nn.Module):

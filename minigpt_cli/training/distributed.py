@@ -1,43 +1,159 @@
-"""One run on several processes: who writes, how they agree, how gradients are averaged.
+"""One run on several processes: who decides, how the others learn of it, how gradients are averaged.
 
-Started by torchrun, which sets RANK, LOCAL_RANK and WORLD_SIZE; without them every function here is a cheap no-op.
+Started by torchrun, which sets RANK, LOCAL_RANK and WORLD_SIZE; without them every function here is a cheap no-op. The first
+process leads: it alone reads the command line, the clock, the folders and what was measured, decides, writes and speaks. The others
+follow: they take part in what it announces (`follow`), and wherever something must be decided on the way they are told (`World.lead`).
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import pickle
+import time
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
-_PATIENCE = timedelta(minutes=10)  # how long a process waits for the others before it gives up
+from minigpt_cli.errors import Interrupted, MiniGPTError, UsageError
+
+T = TypeVar("T")
+
+_PATIENCE = timedelta(minutes=10)  # how long a process waits in a collective operation before it gives the others up
+_FAREWELL_S = 3.0  # how long the first process waits for the others to hear that it leaves
+_ASK_AGAIN_S = 0.05  # while waiting to be told
+GONE, FAILED = b"gone", b"failed"  # what is told when there is no value: the first process has left, or did not succeed
+_LOST = ("gloo", "nccl", "connection", "socket", "broken pipe", "timed out", "process group")  # in the words of a broken collective
 
 
-@dataclass(frozen=True)
+class Dismissed(Exception):
+    """In a process that follows: the first one has ended what they were doing, and has said why."""
+
+
+class PeerLost(MiniGPTError):
+    """Another process of this training is gone."""
+
+
+class Channel:
+    """From the first process to all others: values, in order, that wait in a store until they are read."""
+
+    def __init__(self, store: Store) -> None:
+        self._store, self._count = store, 0
+        self.closed = False
+
+    def tell(self, message: bytes) -> None:
+        """Put a message where the others find it."""
+        self._store.set(str(self._count), message)  # type: ignore[arg-type] # bytes are taken as they are
+        self._count += 1
+
+    def close(self, listeners: int) -> None:
+        """Tell that no more will come, and wait until so many have heard it: whoever leaves while others talk to it breaks their work."""
+        self.tell(GONE)
+        deadline = time.monotonic() + _FAREWELL_S
+        while self._store.add("heard", 0) < listeners and time.monotonic() < deadline:
+            time.sleep(_ASK_AGAIN_S)
+
+    def hear(self) -> Any:
+        """The next value, whenever it comes; signals are heard meanwhile. Raises Dismissed for a failure, or if none will come."""
+        key = str(self._count)
+        while not self._store.check([key]):
+            time.sleep(_ASK_AGAIN_S)
+        message = self._store.get(key)
+        self._count += 1
+        if message == GONE:
+            self.closed = True
+            self._store.add("heard", 1)
+        if message in (GONE, FAILED):
+            raise Dismissed
+        return pickle.loads(message)  # from a process of this very training
+
+
+@dataclass
 class World:
     """The processes that train one run together."""
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
+    channel: Channel | None = None
+    shared_error: MiniGPTError | None = None  # the last one that every process knows of
+    broken: bool = False  # by an error that the others do not know of: nothing can be done together any more
 
     @property
-    def is_writer(self) -> bool:
-        """One process alone writes the run directory and the screen."""
+    def leads(self) -> bool:
+        """Whether this process decides, writes the run directory and speaks."""
         return self.rank == 0
 
     def device(self, kind: str) -> torch.device:
         """This process's device of a kind."""
         return torch.device(kind, self.local_rank) if kind == "cuda" else torch.device(kind)
 
+    def lead(self, action: Callable[[], T]) -> T:
+        """What `action` returns in the first process, in every process. The others do not run it; they raise Dismissed if it fails.
+
+        However long it takes, nobody gives up, and a signal to a process that waits is heard.
+        """
+        if self.channel is None:
+            return action()
+        if not self.leads:
+            return self.channel.hear()  # type: ignore[no-any-return]
+        try:
+            value = action()
+        except MiniGPTError as error:
+            self.channel.tell(FAILED)
+            self.shared_error = error
+            raise
+        self.channel.tell(pickle.dumps(value))
+        return value
+
+    def each(self, action: Callable[[], T]) -> T:
+        """What `action` returns, in every process its own; where it fails in one, it fails in all, and the first one says why."""
+        if self.channel is None:
+            return action()
+        value: list[T] = []
+        problem: MiniGPTError | None = None
+        try:
+            value.append(action())
+        except Interrupted:
+            raise
+        except MiniGPTError as error:
+            problem = error
+        problems = self.gather(problem and (str(problem), problem.exit_code))
+        if not any(problems):
+            return value[0]
+        if not self.leads:
+            raise Dismissed
+        if problem is None:
+            message, code = next(told for told in problems if told)
+            problem = UsageError(message) if code == UsageError.exit_code else MiniGPTError(message)
+        self.shared_error = problem
+        raise problem
+
+    @contextmanager
+    def doing(self, job: object) -> Iterator[None]:
+        """In the first process: have the others take part in `job` for the length of a `with`; `jobs` gives it to them."""
+        self.lead(lambda: job)
+        try:
+            yield
+        except BaseException as error:
+            self.broken = self.size > 1 and error is not self.shared_error
+            raise
+
+    def jobs(self) -> Iterator[Any]:
+        """In a process that follows: what the first one announces, until that leaves."""
+        while self.channel is not None and not self.channel.closed:
+            with suppress(Dismissed):
+                yield self.channel.hear()
+
     def agree(self, value: int, device: torch.device) -> int:
-        """The largest `value` of any process, known to all: a signal or an error in one reaches every one."""
+        """The largest `value` of any process, known to all: a signal or the clock of one reaches every one."""
         if self.size == 1:
             return value
         shared = torch.tensor(value, device=device)
@@ -52,49 +168,50 @@ class World:
         dist.all_reduce(shared)
         return shared / self.size
 
-    def share(self, value: Any) -> Any:
-        """The writer's `value`, in every process."""
-        if self.size == 1:
-            return value
-        box = [value]
-        dist.broadcast_object_list(box, src=0)
-        return box[0]
-
-    def gather(self, value: Any) -> list[Any]:
+    def gather(self, value: T) -> list[T]:
         """The `value` of every process, by rank, in every process."""
         if self.size == 1:
             return [value]
-        values = [None] * self.size
+        values: list[Any] = [None] * self.size
         dist.all_gather_object(values, value)
         return values
 
-    def wait(self) -> None:
-        """Return when every process has come here."""
-        if self.size > 1:
-            dist.barrier()
-
-
-def world_from_environment() -> World:
-    """The place of this process among torchrun's, or the only one."""
-    return World(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0)))
-
 
 @contextmanager
-def joined(device_type: str) -> Iterator[World]:
-    """Join the other processes for the length of a `with`: NCCL between GPUs, gloo between CPUs."""
-    world = world_from_environment()
-    if world.size == 1:
-        yield world
-        return
-    if device_type == "cuda":
-        torch.cuda.set_device(world.local_rank)
-    dist.init_process_group("nccl" if device_type == "cuda" else "gloo", timeout=_PATIENCE)
+def joined() -> Iterator[World]:
+    """Join the other processes of torchrun for the length of a `with`: gloo between CPUs, NCCL between GPUs.
+
+    Raises PeerLost where one of them is gone.
+    """
     try:
-        yield world
-        with suppress(RuntimeError):  # another failed and is gone: it has said so
-            world.wait()  # whoever leaves while the others still talk breaks their connections, and gloo then aborts
+        world, channel = _join()
+        try:
+            yield world
+        finally:
+            if world.leads:
+                with suppress(RuntimeError):  # nobody can be told: they have lost this process too
+                    channel.close(world.size - 1)
+    except RuntimeError as error:
+        if not any(word in str(error).lower() for word in _LOST):
+            raise
+        raise PeerLost(
+            "another process of this training is gone or cannot be reached: what was saved is whole; "
+            "start all of them again, with --resume RUN to go on from there"
+        ) from error
     finally:
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _join() -> tuple[World, Channel]:
+    store, rank, size = next(iter(rendezvous("env://")))
+    channel = Channel(PrefixStore("told", store))
+    together = World(rank, size, int(os.environ.get("LOCAL_RANK", rank)), channel)
+    backend = together.lead(lambda: "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    if "cuda" in backend and torch.cuda.is_available():
+        torch.cuda.set_device(together.local_rank)
+    dist.init_process_group(backend, store=PrefixStore("group", store), rank=rank, world_size=size, timeout=_PATIENCE)
+    return together, channel
 
 
 def replicate(model: nn.Module, world: World, device: torch.device) -> nn.Module:
@@ -106,6 +223,12 @@ def replicate(model: nn.Module, world: World, device: torch.device) -> nn.Module
     return DistributedDataParallel(
         model, device_ids=[device.index] if device.type == "cuda" else None, find_unused_parameters=_is_sparse(model)
     )
+
+
+def copy_from_first(model: nn.Module) -> None:
+    """Give every process the weights of the first, whatever its own hardware drew."""
+    for tensor in model.state_dict().values():
+        dist.broadcast(tensor, src=0)
 
 
 def shard(model: nn.Module) -> nn.Module:

@@ -67,16 +67,15 @@ def resolve(config: RunConfig, dataset: Dataset, world: World | None = None) -> 
     Raises UsageError if the device is not there or the text is too short, and OutOfMemory if a step would not fit.
     """
     world = world or World()
-    notices: list[str] = []
-    _check_sharding(config, world)
-    check_long_enough(dataset, config.model.block_size)
-    config = _choose_compute(config, notices)
-    check_threads(config.compute.threads)
+    asked = config
+    config, notices = world.lead(lambda: _choose_compute(asked, dataset, world))
+    world.each(lambda: _check_machine(config))
     torch.set_num_threads(config.compute.threads)
-    config = _fit_memory(config, dataset, notices)
-    config = _choose_by_measuring(config, dataset, world, notices)
-    notices += poor_plan(config, dataset)
-    return config, notices
+    free = [left for left in world.gather(memory.available(world.device(config.compute.device))) if left is not None]
+    config, more = world.lead(lambda: _fit_memory(config, dataset, min(free, default=None)))
+    notices += more
+    config, more = _choose_by_measuring(config, dataset, world)
+    return config, [*notices, *more, *poor_plan(config, dataset)]
 
 
 def dry_run(config: RunConfig, dataset: Dataset) -> Plan:
@@ -124,7 +123,11 @@ def _n_params(config: RunConfig, dataset: Dataset) -> int:
 # ---- device, precision
 
 
-def _choose_compute(config: RunConfig, notices: list[str]) -> RunConfig:
+def _choose_compute(config: RunConfig, dataset: Dataset, world: World) -> tuple[RunConfig, list[str]]:
+    """Device, precision and threads, and what to say of them. Raises UsageError for what cannot be trained at all."""
+    notices: list[str] = []
+    _check_sharding(config, world)
+    check_long_enough(dataset, config.model.block_size)
     device, why = choose_device(config.compute.device)
     chosen, reason = precision.choose(config.compute.precision, device)
     if chosen == "fp16" and device == "cpu":
@@ -136,7 +139,13 @@ def _choose_compute(config: RunConfig, notices: list[str]) -> RunConfig:
     if device == "cpu" and (reason := operations.why_not()):
         notices.append(f"kernels torch, slower: {reason}")
     threads = config.compute.threads or torch.get_num_threads()
-    return _with(config, compute={"device": device, "precision": chosen, "threads": threads})
+    return _with(config, compute={"device": device, "precision": chosen, "threads": threads}), notices
+
+
+def _check_machine(config: RunConfig) -> None:
+    """Raise MiniGPTError where this machine lacks the device or the threads."""
+    choose_device(config.compute.device)
+    check_threads(config.compute.threads)
 
 
 def _check_sharding(config: RunConfig, world: World) -> None:
@@ -172,47 +181,58 @@ def _why_missing(device: str) -> str:
 # ---- memory
 
 
-def _fit_memory(config: RunConfig, dataset: Dataset, notices: list[str]) -> RunConfig:
-    """Refuse a batch that cannot fit, or with --auto-batch halve it and accumulate twice as often until it does."""
-    device = torch.device(config.compute.device)
-    free = memory.available(device)
+def _fit_memory(config: RunConfig, dataset: Dataset, free: int | None) -> tuple[RunConfig, list[str]]:
+    """Refuse a batch that does not fit into `free` bytes, or with --auto-batch halve it and accumulate twice as often until it does; and
+    what to say of it."""
     if free is None or config.model.arch == "bigram":
-        return config
+        return config, []
     if _n_params(config, dataset) * 4 * _LEAST_COPIES > free:  # before anything of that size is asked for
         raise memory.too_large(config, 0)
     with memory.explained_out_of_memory(config):
         need = memory.measure(config, dataset.tokenizer.vocab_size)
     # Asked anew: the first model that is made brings a hundred megabytes of torch's modules and of kernels along.
-    fits = need.largest_batch(memory.available(device) or free)
+    fits = need.largest_batch(min(free, memory.available(torch.device(config.compute.device)) or free))
     batch, accum = config.optim.batch_size, config.optim.grad_accum
     if batch <= fits:
-        return config
+        return config, []
     if not config.optim.auto_batch:
         raise memory.too_large(config, fits)
     while batch > fits and batch % 2 == 0:
         batch, accum = batch // 2, accum * 2
     if batch > fits:
         raise memory.too_large(config, fits)
-    notices.append(f"batch {config.optim.batch_size} does not fit in memory: {batch} windows, accumulated {accum} times, at the same total")
-    return _with(config, optim={"batch_size": batch, "grad_accum": accum})
+    notice = f"batch {config.optim.batch_size} does not fit in memory: {batch} windows, accumulated {accum} times, at the same total"
+    return _with(config, optim={"batch_size": batch, "grad_accum": accum}), [notice]
 
 
 # ---- speed
 
 
-def _choose_by_measuring(config: RunConfig, dataset: Dataset, world: World, notices: list[str]) -> RunConfig:
-    """What only real steps can tell; with --auto-batch in smaller batches where they run out of memory."""
-    said: list[str] = []
+def _choose_by_measuring(config: RunConfig, dataset: Dataset, world: World) -> tuple[RunConfig, list[str]]:
+    """What only real steps can tell, with --auto-batch in smaller batches where they run out of memory; and what to say of it."""
     try:
-        chosen = _choose_steps(_choose_attention(config, dataset, said), dataset, world, said)
-        notices += said
-        return chosen
+        shaped, said = world.lead(lambda: _choose_shape(config, dataset))
+        speed = None if config.optim.max_steps else max(world.gather(measure_speed(shaped, dataset, world)))  # the slowest sets the pace
+        chosen, more = world.lead(lambda: _choose_steps(shaped, dataset, world, speed))
+        return chosen, [*said, *more]
     except memory.OutOfMemory:
         if (smaller := memory.smaller(config, world.size)) is None:
             raise
     memory.release_memory()
-    notices.append(memory.smaller_notice(smaller))
-    return _choose_by_measuring(smaller, dataset, world, notices)
+    chosen, said = _choose_by_measuring(smaller, dataset, world)
+    return chosen, [memory.smaller_notice(smaller), *said]
+
+
+def _choose_shape(config: RunConfig, dataset: Dataset) -> tuple[RunConfig, list[str]]:
+    """Attention, compilation and the size of an evaluation, and what to say of them."""
+    notices: list[str] = []
+    config = _choose_attention(config, dataset, notices)
+    if config.eval.eval_iters == 0 and len(dataset.val.tokens) > _SMALL_SPLIT_TOKENS:
+        config = _with(config, eval={"eval_iters": _SAMPLED_ITERS})
+        notices.append(
+            f"the validation split is large: evaluations draw {_SAMPLED_ITERS} batches; the best is scored on all of it at the end"
+        )
+    return config, notices
 
 
 def _choose_attention(config: RunConfig, dataset: Dataset, notices: list[str]) -> RunConfig:
@@ -248,10 +268,13 @@ def measure_speed(config: RunConfig, dataset: Dataset, world: World, trial_s: fl
         batches = DeviceBatches(scratch, dataset, device, world)
         times: list[float] = []
         begun = time.perf_counter()
-        while len(times) < 3 or (time.perf_counter() - begun < trial_s and len(times) < 200):
+        going_on = True
+        while going_on:
             start = time.perf_counter()
             state.step(len(times), batches).loss.item()
             times.append(time.perf_counter() - start)
+            going_on = len(times) < 3 or (time.perf_counter() - begun < trial_s and len(times) < 200)
+            going_on = bool(world.agree(int(going_on), device))  # as many steps in every process, whatever its clock says
         return Speed(statistics.median(times[1:]), min(times[1:]), _evaluation_s(config, dataset, state), memory.peak(device))
 
 
@@ -271,32 +294,25 @@ def _evaluation_s(config: RunConfig, dataset: Dataset, state: TrainingState) -> 
     return per_token * (len(dataset.val.tokens) + TRAIN_SAMPLE_TOKENS)
 
 
-def _choose_steps(config: RunConfig, dataset: Dataset, world: World, notices: list[str]) -> RunConfig:
-    """The number of steps that fills the time budget, and how often to evaluate on the way."""
-    if config.eval.eval_iters == 0 and len(dataset.val.tokens) > _SMALL_SPLIT_TOKENS:
-        config = _with(config, eval={"eval_iters": _SAMPLED_ITERS})
-        notices.append(
-            f"the validation split is large: evaluations draw {_SAMPLED_ITERS} batches; the best is scored on all of it at the end"
-        )
-    if config.optim.max_steps == 0:
-        speed = world.share(measure_speed(config, dataset, world))
+def _choose_steps(config: RunConfig, dataset: Dataset, world: World, speed: Speed | None) -> tuple[RunConfig, list[str]]:
+    """The number of steps that fills the time budget at this speed, how often to evaluate on the way, and what to say of it."""
+    notices: list[str] = []
+    evaluations = _EVALUATIONS
+    if speed is not None:
         budget = config.optim.time_budget * (1 - _SPARE)
         evaluations = int(min(_EVALUATIONS, max(_FEWEST_EVALUATIONS, budget * _EVALUATION_SHARE / max(1e-6, speed.evaluation_s))))
         if config.eval.eval_every:
             steps = budget / (speed.step_s + speed.evaluation_s / config.eval.eval_every)
         else:
             steps = max(0.0, budget - evaluations * speed.evaluation_s) / speed.step_s
-        steps = max(1, int(steps))
-        steps = _before_memorised(steps, config, dataset, world, notices)
+        steps = _before_memorised(max(1, int(steps)), config, dataset, world, notices)
         notices.append(
             f"{steps:,} steps for {config.optim.time_budget:g} s: {speed.step_s * 1e3:.1f} ms each, {speed.evaluation_s:.2f} s a check"
         )
         config = _with(config, optim={"max_steps": steps})
-    else:
-        evaluations = _EVALUATIONS
     if config.eval.eval_every == 0:
         config = _with(config, eval={"eval_every": max(1, -(-config.optim.max_steps // evaluations))})
-    return config
+    return config, notices
 
 
 def _with(config: RunConfig, **sections: dict[str, Any]) -> RunConfig:

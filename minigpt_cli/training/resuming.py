@@ -22,6 +22,35 @@ _MAY_CHANGE_SECTIONS = ("eval.",)
 _CHANGES_BITS = {"compute.device", "compute.threads", "compute.attention", "compute.compile", "compute.fsdp", "optim.auto_batch"}
 
 
+def on_processes(config: RunConfig, before: int, now: int) -> tuple[RunConfig, list[str]]:
+    """The same steps on another number of processes: as many windows in each, accumulated as often as that takes; and what to say of it.
+
+    Where the windows of a step cannot be divided among them, each process goes on as before.
+    """
+    if before == now:
+        return config, []
+    batch, accum = config.optim.batch_size, config.optim.grad_accum
+    total, left_over = batch * accum * before, batch * accum * before % now
+    if left_over:
+        notice = f"{total} windows a step cannot be divided among {now} processes: from here on a step reads {batch * accum * now}"
+    else:
+        share = total // now
+        batch = max(size for size in range(1, batch + 1) if share % size == 0)
+        accum = share // batch
+        notice = f"a step still reads {total} windows: batches of {batch} in {now} process{'es' * (now > 1)}, accumulated {accum} times"
+    divided = config.model_copy(update={"optim": config.optim.model_copy(update={"batch_size": batch, "grad_accum": accum})})
+    compute = config.compute.model_copy(update={"fsdp": config.compute.fsdp and now > 1})
+    return divided.model_copy(update={"compute": compute}), [notice]
+
+
+def divided_as(wanted: RunConfig, saved: RunConfig) -> RunConfig:
+    """The saved configuration, with other windows in the step of a process where the one that is wanted has others."""
+    if _windows_a_step(wanted) == _windows_a_step(saved):
+        return saved
+    division = {"batch_size": wanted.optim.batch_size, "grad_accum": wanted.optim.grad_accum}
+    return saved.model_copy(update={"optim": saved.optim.model_copy(update=division)})
+
+
 def check_changes(saved: RunConfig, wanted: RunConfig, steps_done: int) -> list[str]:
     """Reasons why the continued run will not be bit for bit the one that was saved.
 
@@ -104,13 +133,15 @@ def check_text(record: RunRecord, dataset: Dataset) -> None:
         )
 
 
-def inexact_reasons(record: RunRecord, device: torch.device, world: World) -> list[str]:
-    """Why results may differ in the last bits from those of the uninterrupted run; empty where they may not."""
+def inexact_reasons(resume: ResumePoint, config: RunConfig, device: torch.device, world: World) -> list[str]:
+    """Why results may differ from those of the uninterrupted run; empty where they may not, not even in their last bits."""
+    record = resume.record
     pairs = {
         "torch": (record.versions.get("torch"), torch.__version__),
         "the device": (record.device_name, device_name(device)),
         "the number of threads": (record.threads, torch.get_num_threads()),
         "the number of processes": (record.world_size, world.size),
+        "the number of windows in a step": (_windows_a_step(resume.config) * record.world_size, _windows_a_step(config) * world.size),
     }
     return [f"{what} was {old} and is now {new}" for what, (old, new) in pairs.items() if old != new]
 

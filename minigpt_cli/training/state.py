@@ -62,7 +62,8 @@ class TrainingState:
         self._averaged = [(n, p) for n, p in self.model.named_parameters() if p.requires_grad] if config.optim.ema else []
         self.average = {n: p.detach().clone() for n, p in self._averaged}
         self.refused_in_a_row = torch.zeros((), device=device)
-        self._routers = [block.moe for block in getattr(self.model, "blocks", []) if hasattr(block, "moe")]
+        balanced = getattr(config.model, "moe_balance", None) == "bias"
+        self._routers = [block.moe for block in getattr(self.model, "blocks", [])] if balanced else []
         self._forward: nn.Module = self.model if config.compute.fsdp else distributed.replicate(self.model, self.world, device)
         self._loss = torch.compile(_loss, dynamic=False) if config.compute.compile == "on" else _loss
 
@@ -79,7 +80,10 @@ class TrainingState:
         model.set_compute_dtype(precision.DTYPES[compute.precision])  # type: ignore[operator]
         model.set_grad_checkpoint(compute.grad_checkpoint)  # type: ignore[operator]
         model.set_dropout_generator(self.dropout_generator)  # type: ignore[operator]
-        return distributed.shard(model) if compute.fsdp and self.world.size > 1 else model
+        if not compute.fsdp or self.world.size == 1:
+            return model
+        distributed.copy_from_first(model)  # as replicate does
+        return distributed.shard(model)
 
     def step(self, number: int, batch: BatchSource) -> StepResult:
         """One optimizer step on global batch `number`; refused, changing nothing, if a loss or gradient is not finite."""
@@ -91,6 +95,7 @@ class TrainingState:
                 cross_entropy, aux_loss = self._loss(self._forward, x, y)
                 torch.autograd.backward((cross_entropy + aux_loss) * (self.scaler.scale / optim.grad_accum))
             total += cross_entropy.detach() / optim.grad_accum
+        total = self.world.mean(total)  # so that all refuse a step, or none
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         norm = self._unscale_and_clip(gradients)
         refused = (~torch.isfinite(norm + total)).float()
@@ -119,7 +124,7 @@ class TrainingState:
         else:
             self.optimizer.step(factor, refused)
         for router in self._routers:
-            router.update_bias()
+            router.update_bias(self.world.mean(router.expert_load()))
         self.scaler.update(refused)
         self.refused_in_a_row = torch.where(refused > 0, self.refused_in_a_row + 1, torch.zeros_like(self.refused_in_a_row))
         if self.average:

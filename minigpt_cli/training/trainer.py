@@ -38,6 +38,7 @@ _BEAT_S = 0.5  # between two heartbeats; on an accelerator each makes the host w
 _REFUSED_LIMIT = 10  # steps in a row with non-finite numbers after which a run counts as diverged
 _TAIL_LIMIT = 2  # cosine-plateau trains at most this many times max_steps
 _SIGNALS: dict[int, StopReason] = {2: "interrupted_keyboard", 15: "terminated", 98: "pruned"}  # 98: a search gave up on it
+_WISHES: tuple[StopReason | None, ...] = (None, "time_limit", "diverged", "pruned", "interrupted_keyboard", "terminated")  # weakest first
 _STATUS = {"interrupted_keyboard": "interrupted", "terminated": "interrupted", "diverged": "failed"}
 
 ShouldStop = Callable[[], int | None]
@@ -101,8 +102,7 @@ def _sitting(
     with explained_out_of_memory(config):
         trainer = _Trainer(run, resume.record if resume else run.record, config, dataset, device, world, weights, whole)
         yield trainer.started(notices)
-        if world.is_writer:
-            trainer.check_space()
+        world.lead(trainer.check_space)
         if resume is not None:
             yield trainer.continue_from(resume)
         yield from trainer.train(should_stop)
@@ -138,6 +138,7 @@ class _Trainer:
         self.reference_nats: Tensor | None = None  # of the evaluation that the next must undercut; with --min-delta auto
         self.steps_done = 0
         self.elapsed_before_s = 0.0  # in earlier sittings
+        self.steps_before = self.tokens_before = 0  # likewise
         self.started_at = self.beat_at = time.perf_counter()
         self.beat_step = self.evaluated_step = self.saved_step = -1
         self.speed = 0.0  # tokens per second since the last beat
@@ -197,15 +198,16 @@ class _Trainer:
         return self.steps_done < limit or (self.config.optim.schedule == "cosine-plateau" and self.steps_done < limit * _TAIL_LIMIT)
 
     def _reason_at_any_step(self, should_stop: ShouldStop) -> StopReason | None:
-        """A signal, an error or the clock, agreed on by all processes."""
+        """A signal, an error or the clock of any process, agreed on by all."""
         limit = self.config.eval.time_limit
-        wish = should_stop() or (99 if limit and self.elapsed_s() >= limit else 0)
-        agreed = self.world.agree(wish, self.device)
-        if agreed:
-            return _SIGNALS.get(agreed, "time_limit")
-        if self._may_look() and self.state.refused_in_a_row >= _REFUSED_LIMIT:
-            return "diverged"
-        return None if self._more_to_do() else "max_steps"
+        wish: StopReason | None = None
+        if number := should_stop():
+            wish = _SIGNALS.get(number, "terminated")
+        elif self._may_look() and self.state.refused_in_a_row >= _REFUSED_LIMIT:
+            wish = "diverged"
+        elif limit and self.elapsed_s() >= limit:
+            wish = "time_limit"
+        return _WISHES[self.world.agree(_WISHES.index(wish), self.device)] or (None if self._more_to_do() else "max_steps")
 
     def _reason_after_evaluation(self) -> StopReason | None:
         if self.state.refused_in_a_row >= _REFUSED_LIMIT:
@@ -219,6 +221,10 @@ class _Trainer:
 
     def elapsed_s(self) -> float:
         return self.elapsed_before_s + time.perf_counter() - self.started_at
+
+    def tokens_seen(self) -> int:
+        """In all sittings, each with its own number of processes."""
+        return self.tokens_before + (self.steps_done - self.steps_before) * self.tokens_per_step
 
     # ---- events
 
@@ -243,8 +249,9 @@ class _Trainer:
 
     def continue_from(self, resume: ResumePoint) -> Resumed:
         """Take over a save. Raises RunDamaged if it does not fit this configuration."""
-        changes = resuming.check_changes(resume.config, self.config, resume.resume_state["step"])
-        reasons = [*changes, *resuming.inexact_reasons(resume.record, self.device, self.world)]
+        saved = resume.config if resume.record.world_size == self.world.size else resuming.divided_as(self.config, resume.config)
+        changes = resuming.check_changes(saved, self.config, resume.resume_state["step"])
+        reasons = [*changes, *resuming.inexact_reasons(resume, self.config, self.device, self.world)]
         try:
             self._take_over(resume)
         except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
@@ -253,8 +260,7 @@ class _Trainer:
             ) from error
         history = [*resume.record.resume_exact_history, Sitting(step=self.steps_done, exact=not reasons, reasons=reasons)]
         self.record = self.record.model_copy(update={"resume_exact_history": history})
-        if self.world.is_writer:
-            self.record = checkpoints.continue_from(self.run, resume, self.record, self.config)
+        self.record = self.world.lead(lambda: checkpoints.continue_from(self.run, resume, self.record, self.config))
         notices = [*resume.notices, *(f"not exact to the bit: {reason}" for reason in reasons)]
         return Resumed(run=self.run.name, step=self.steps_done, exact=not reasons, notices=notices)
 
@@ -267,6 +273,7 @@ class _Trainer:
         self.steps_done = self.saved_step = self.figures_step = state["step"]
         self.evaluated_step = int(state["evaluated_step"])
         self.elapsed_before_s = max(0.0, float(state["elapsed_s"]))
+        self.steps_before, self.tokens_before = self.steps_done, resume.record.tokens_seen
         self.progress = Progress.from_state(state["progress"])
         if any((change.step, change.setting) == (self.steps_done, "max_steps") for change in parse_changes(self.config.resume_changes)):
             self.progress.leave_tail()
@@ -282,7 +289,7 @@ class _Trainer:
         if self._may_look() and result.refused.item():
             reason = f"loss {result.loss.item():g}, gradient norm {result.grad_norm.item():g}"
             event = Skipped(run=self.run.name, step=self.steps_done, reason=reason)
-            if self.world.is_writer:
+            if self.world.leads:
                 self.run.append(event)
             yield event
 
@@ -296,27 +303,37 @@ class _Trainer:
             step=self.steps_done,
             train_loss=loss if np.isfinite(loss) else None,
             lr=self.state.lr(self.steps_done - 1),
-            tokens_seen=self.steps_done * self.tokens_per_step,
+            tokens_seen=self.tokens_seen(),
             tokens_per_s=self.speed,
             elapsed_s=self.elapsed_s(),
         )
 
     def _evaluate(self) -> Iterator[Evaluated]:
-        measured = self.measuring()
+        measured = self.measuring() if self.world.leads or self.config.compute.fsdp else None  # of split weights all compute a part
+        figures = self._figures()
+        event, self.progress, self.record = self.world.lead(lambda: self._judged(measured, figures))
+        if event.is_best:
+            self.new_best = self.state.measured_weights()
+        self.evaluated_step = self.steps_done
+        yield event
+        self.beat_at, self.beat_step = time.perf_counter(), self.steps_done  # evaluations are not part of the speed
+
+    def _judged(self, measured: Measured | None, figures: dict[str, Any]) -> tuple[Evaluated, Progress, RunRecord]:
+        """What an evaluation means for the run. The first process alone judges: others may have measured something else."""
+        if measured is None:
+            raise ValueError("nothing was measured")
         val_loss = float("nan") if measured.val_loss is None else measured.val_loss
         is_best = self.progress.observe(self.steps_done, val_loss, self._min_delta(measured))
         if self.config.eval.min_delta == "auto" and self.progress.without_improvement == 0:
             self.reference_nats = torch.from_numpy(measured.val_nats.astype(np.float32))
+        update: dict[str, Any] = {"final_train_loss": measured.train_loss, "final_val_loss": measured.val_loss}
         if is_best:
-            self.new_best = self.state.measured_weights()
-            best = Best(
+            update["best"] = Best(
                 step=self.steps_done,
                 nats_per_token=val_loss,
                 nats_per_char=measured.nats_per_char,
                 whole_split=self.config.eval.eval_iters == 0,
             )
-            self.record = self.record.model_copy(update={"best": best})
-        self.evaluated_step = self.steps_done
         event = Evaluated(
             run=self.run.name,
             step=self.steps_done,
@@ -324,18 +341,15 @@ class _Trainer:
             val_loss=measured.val_loss,
             nats_per_char=measured.nats_per_char,
             lr=self.state.lr(self.steps_done - 1),
-            tokens_seen=self.steps_done * self.tokens_per_step,
+            tokens_seen=self.tokens_seen(),
             tokens_per_s=self.speed,
             elapsed_s=self.elapsed_s(),
             is_best=is_best,
             patience_left=self.progress.patience_left(self.config.eval),
-            **self._figures(),
+            **figures,
         )
-        self.record = self.record.model_copy(update={"final_train_loss": measured.train_loss, "final_val_loss": measured.val_loss})
-        if self.world.is_writer:
-            self.run.append(event)
-        yield event
-        self.beat_at, self.beat_step = time.perf_counter(), self.steps_done  # evaluations are not part of the speed
+        self.run.append(event)
+        return event, self.progress, self.record.model_copy(update=update)
 
     def _min_delta(self, measured: Measured) -> float:
         """What counts as improvement: as given, or what the noise of the difference from the reference evaluation leaves open."""
@@ -378,18 +392,18 @@ class _Trainer:
         if self.reference_nats is not None:
             resume = {**resume, "reference_nats": self.reference_nats}
         self.saved_step = self.steps_done
-        self.record = self.record.model_copy(
-            update={"stop_step": self.steps_done, "tokens_seen": self.steps_done * self.tokens_per_step, "elapsed_s": self.elapsed_s()}
+        state = {
+            "step": self.steps_done,
+            "evaluated_step": self.evaluated_step,
+            "elapsed_s": self.elapsed_s(),
+            "progress": self.progress.state(),
+            "figures": self._figures(),
+        }
+        update = {"stop_step": self.steps_done, "tokens_seen": self.tokens_seen(), "elapsed_s": state["elapsed_s"]}
+        record = self.record.model_copy(update=update)
+        self.record = self.world.lead(
+            lambda: checkpoints.save(self.run, record, last=last, resume=resume, resume_state=state, best=self.new_best)
         )
-        if self.world.is_writer:
-            state = {
-                "step": self.steps_done,
-                "evaluated_step": self.evaluated_step,
-                "elapsed_s": self.elapsed_s(),
-                "progress": self.progress.state(),
-                "figures": self._figures(),
-            }
-            self.record = checkpoints.save(self.run, self.record, last=last, resume=resume, resume_state=state, best=self.new_best)
         self.new_best = None
         yield Saved(run=self.run.name, step=self.steps_done)
 
@@ -402,9 +416,7 @@ class _Trainer:
             if self.evaluated_step != self.steps_done:
                 yield from self._evaluate()
             yield from self._save()  # still "running": killed before its final score, the run counts as crashed and can be resumed for it
-            if self.world.is_writer:
-                self.record = rescoring.rescored(self.run, self.record, self.dataset, self.device).model_copy(update=ending)
-                self.record = self.run.write_record(self.record)
+            self.record = self.world.lead(lambda: self._scored(ending))
         best = self.record.best
         yield Stopped(
             run=self.run.name,
@@ -417,8 +429,16 @@ class _Trainer:
             tokens_seen=self.record.tokens_seen,
         )
         if reason == "diverged":
-            raise Diverged(
-                f"training diverged: {_REFUSED_LIMIT} steps in a row had non-finite numbers; "
-                f"run {self.run.name!r} keeps its best and last good weights; "
-                "try a lower --lr or --muon-lr, or --grad-clip 1"
-            )
+            self.world.lead(self._raise_diverged)
+
+    def _scored(self, ending: Mapping[str, Any]) -> RunRecord:
+        """The record with the score of the best weights and how it all ended, written."""
+        record = rescoring.rescored(self.run, self.record, self.dataset, self.device).model_copy(update=ending)
+        return self.run.write_record(record)
+
+    def _raise_diverged(self) -> None:
+        raise Diverged(
+            f"training diverged: {_REFUSED_LIMIT} steps in a row had non-finite numbers; "
+            f"run {self.run.name!r} keeps its best and last good weights; "
+            "try a lower --lr or --muon-lr, or --grad-clip 1"
+        )
