@@ -239,6 +239,8 @@ def _read_resume(folder: Path, record: RunRecord) -> ResumePoint:
     last = _read_tensors(folder, record, LAST, config, tokenizer.vocab_size)
     resume = tensorfiles.read(folder / RESUME, _recorded(folder, record, RESUME))
     state = durable.parse_json(resume.metadata.get(_STATE, "null").encode("utf-8", "surrogatepass"), f"the state in {folder / RESUME}")
+    if state == {} and not resume.tensors:
+        raise UsageError(f"{folder} was imported or merged and has nothing to continue: begin a new run from it with --init-from")
     if not isinstance(state, dict) or type(state.get("step")) is not int or not 0 <= state["step"] <= COUNT_LIMIT:
         raise RunDamaged(f"{folder / RESUME} holds no training state")
     return ResumePoint(last.tensors, resume.tensors, state, record, config, tokenizer)
@@ -342,8 +344,18 @@ def _verify_generation(run: Run, folder: Path, prefix: str) -> Iterator[Finding]
         yield _verify_file(run, folder, name, expected, prefix)
     for name in (n for n in (BEST, LAST) if n in record.files):
         yield _try(prefix + name, "weights fit the configuration", partial(_read_model, folder, record, "best" if name == BEST else "last"))
-    yield _try(prefix + RESUME, "training can be continued from here", partial(_read_resume, folder, record))
+    yield _verify_resume(folder, record, prefix + RESUME)
     yield _try(prefix + TOKENIZER, "text survives the tokenizer", partial(_round_trip, folder, record))
+
+
+def _verify_resume(folder: Path, record: RunRecord, name: str) -> Finding:
+    try:
+        _read_resume(folder, record)
+    except UsageError as error:  # imported or merged: whole, and without a training
+        return Finding("note", name, str(error))
+    except (MiniGPTError, OSError) as error:
+        return Finding("problem", name, durable.one_line(str(error)))
+    return Finding("ok", name, "training can be continued from here")
 
 
 def _verify_file(run: Run, folder: Path, name: str, expected: FileRecord, prefix: str) -> Finding:

@@ -67,6 +67,15 @@ def test_export_then_import_gives_the_same_run(runs: RunStore, capsys: pytest.Ca
     )
 
 
+def test_an_imported_run_is_whole_and_has_no_training_to_continue(runs: RunStore, capsys: pytest.CaptureFixture[str]) -> None:
+    assert minigpt(["runs", "export", "small", "--out", "hf"]) == 0
+    assert minigpt(["runs", "import", "hf", "--name", "back"]) == 0
+    assert minigpt(["runs", "verify", "back"]) == 0
+    assert "nothing to continue" in capsys.readouterr().out
+    assert minigpt(["train", "--resume", "back", "--max-steps", "9"]) == 2
+    assert "--init-from" in capsys.readouterr().err
+
+
 def test_export_gguf_writes_file_card_and_modelfile(runs: RunStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("gguf", reason="the gguf library is not installed")
     assert minigpt(["runs", "export", "small", "--format", "gguf", "--out", "g"]) == 0
