@@ -13,7 +13,9 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
 import stat
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,6 +26,7 @@ from minigpt_cli.errors import MiniGPTError, RunDamaged
 JSON_LIMIT = 4 << 20  # bytes; a run.json is a few kilobytes
 JSON_DEPTH = 100  # lists in lists; ours have five
 TEMPORARY = ".tmp"
+_ABANDONED_S = 24 * 3600.0
 
 NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
 NONBLOCK = getattr(os, "O_NONBLOCK", 0)
@@ -137,6 +140,20 @@ def sweep(folder: Path) -> None:
                     os.unlink(entry.path)
 
 
+def sweep_abandoned(folder: Path, prefix: str = ".", suffix: str = TEMPORARY) -> None:
+    """Remove the files and folders so named in `folder` that nobody has touched for a day: killed processes left them."""
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith(prefix) and entry.name.endswith(suffix):
+                with suppress(OSError):
+                    if time.time() - entry.stat(follow_symlinks=False).st_mtime < _ABANDONED_S:
+                        continue
+                    if entry.is_dir(follow_symlinks=False):
+                        shutil.rmtree(entry.path, ignore_errors=True)
+                    else:
+                        os.unlink(entry.path)
+
+
 def open_regular(path: Path, flags: int = os.O_RDONLY) -> int:
     """A descriptor of a regular file. Raises RunDamaged for a symbolic link, folder, device or pipe; OSError where it cannot be opened."""
     try:
@@ -244,8 +261,6 @@ def check_space(folder: Path, n_bytes: int, advice: str = "") -> None:
             disk = os.statvfs(folder)
             free = disk.f_bavail * disk.f_frsize
         else:  # pragma: no cover
-            import shutil
-
             free = shutil.disk_usage(folder).free
     except OSError:
         return  # a disk that does not tell its space is tried

@@ -226,8 +226,10 @@ class RunStore:
         """Delete a run directory. Raises RunLocked if it is live."""
         if not durable.is_inside_real_folder(run.dir):
             raise RunDamaged(f"{run.dir} is a symbolic link: remove it yourself")
+        durable.sweep_abandoned(self.dir)  # runs of which a kill left a part
         with self.lock(Run(run.dir)), Run(run.dir).annotating(), durable.explained("remove"):
             doomed = self.dir / f".{run.name[:100]}.{secrets.token_hex(4)}{durable.TEMPORARY}"
+            os.utime(run.dir)  # somebody is at work on it, however old it is
             os.rename(run.dir, doomed)  # gone at once for every reader, even if deleting is interrupted
             try:
                 shutil.rmtree(doomed)

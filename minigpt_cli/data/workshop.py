@@ -6,7 +6,6 @@ import os
 import shutil
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from minigpt_cli.downloads import Report
-from minigpt_cli.durable import explained, sync_folder
+from minigpt_cli.durable import explained, sweep_abandoned, sync_folder
 
 try:
     import fcntl
@@ -24,7 +23,6 @@ except ImportError:  # pragma: no cover: Windows
 T = TypeVar("T")
 
 UNFINISHED = ".building-"  # how the name of a folder in the making begins
-_ABANDONED_S = 24 * 3600.0  # an unfinished folder that old was left by a killed process
 _POLL_S = 0.1
 
 
@@ -43,7 +41,7 @@ def workshop(parent: Path) -> Iterator[Path]:
     with explained("make the folder"):
         made = [folder for folder in (parent, *parent.parents) if not folder.exists()]
         parent.mkdir(parents=True, exist_ok=True)
-        _sweep(parent)
+        sweep_abandoned(parent, UNFINISHED, "")
         folder = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=parent))
         folder.chmod(0o777 & ~_umask())
     try:
@@ -59,14 +57,6 @@ def _umask() -> int:
     mask = os.umask(0o077)
     os.umask(mask)
     return mask
-
-
-def _sweep(parent: Path) -> None:
-    """Remove what killed processes left in `parent` long ago."""
-    with suppress(OSError):
-        for entry in os.scandir(parent):
-            if entry.name.startswith(UNFINISHED) and time.time() - entry.stat(follow_symlinks=False).st_mtime > _ABANDONED_S:
-                shutil.rmtree(entry.path, ignore_errors=True)
 
 
 def put_in_place(folder: Path, target: Path, is_good: Callable[[Path], bool]) -> None:

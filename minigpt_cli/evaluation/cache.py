@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_safetensors
 
 from minigpt_cli.bounds import NATS_LIMIT, Count, Nats
-from minigpt_cli.durable import open_regular, parse_json, write_atomic
+from minigpt_cli.durable import open_regular, parse_json, sweep_abandoned, write_atomic
 from minigpt_cli.errors import MiniGPTError
 from minigpt_cli.evaluation.scores import Score
 
@@ -77,6 +77,7 @@ def keep(run_dir: Path, key: ScoreKey, score: Score) -> None:
         path.parent.mkdir(exist_ok=True)
     except OSError as error:
         raise MiniGPTError(f"cannot keep scores in {path.parent}: {error.strerror}") from error
+    sweep_abandoned(path.parent)
     write_atomic(path, to_safetensors(tensors, metadata=header))
 
 

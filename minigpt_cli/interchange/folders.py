@@ -20,6 +20,7 @@ def new_folder(out: Path) -> Iterator[Path]:
         raise UsageError(f"{out} exists already: choose another --out, or remove it first")
     with durable.explained("write"):
         out.parent.mkdir(parents=True, exist_ok=True)
+        durable.sweep_abandoned(out.parent, f".{out.name}.")
         temporary = durable.temporary_beside(out)
         temporary.mkdir()
         try:
