@@ -20,10 +20,14 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from harness import tiny
+
 from minigpt_cli import checkpoints
 from minigpt_cli.config import RunConfig
 from minigpt_cli.models.contract import build_model
-from minigpt_cli.runstore import Best, Run, RunRecord, RunStore, now
+from minigpt_cli.runstore import Best, Run, RunStore
 from minigpt_cli.tokenization.char import CharTokenizer
 
 LETTERS = [ord(c) for c in "abcdefghijklmnopqrstuvwxyz ABCDEFGHIJKLMNOPQRSTUVWXYZ.,;:'!?-\n"]
@@ -39,11 +43,7 @@ def median_ms(work: Callable[[], object], repeats: int = 15) -> float:
 
 
 def make(store: RunStore, name: str, settings: RunConfig) -> Run:
-    run = store.create(name)
-    run.write_config(settings)
-    run.write_tokenizer(CharTokenizer(LETTERS).to_json())
-    run.write_record(RunRecord(name=name, created_at=now(), vocab_size=len(LETTERS)))
-    return run
+    return tiny.begun(store, name, settings, CharTokenizer(LETTERS).to_json(), vocab_size=len(LETTERS))
 
 
 def saving(folder: Path, settings: RunConfig) -> dict[str, float]:

@@ -1,27 +1,24 @@
-"""A tiny text, tiny runs and a saboteur of system calls, for the tests that break things."""
+"""A tiny text, tiny runs and the saboteur of system calls, for the tests that break things."""
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from harness import results, tiny
+from harness.sabotage import Killed, Saboteur
 
 from minigpt_cli import checkpoints
 from minigpt_cli.config import DataConfig, RunConfig
 from minigpt_cli.data.dataset import Dataset
 from minigpt_cli.data.encoding import prepared
-from minigpt_cli.errors import Interrupted
 from minigpt_cli.events import Event
-from minigpt_cli.runstore import Run, RunRecord, RunStore, now
+from minigpt_cli.runstore import Run, RunStore
 from minigpt_cli.training.trainer import fit
-
-TEXT = "".join("abcdefghijk"[(i * i + i // 7) % 11] for i in range(2000))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -42,7 +39,7 @@ def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Dataset]:
     """name of a tokenizer → the tiny text in its tokens."""
     folder = tmp_path_factory.mktemp("data")
-    (folder / "text.txt").write_text(TEXT)
+    (folder / "text.txt").write_text(tiny.text())
     made: dict[str, Dataset] = {}
 
     def build(tokenizer: str = "char") -> Dataset:
@@ -83,11 +80,7 @@ class Sittings:
 
     def begin(self, name: str, config: RunConfig, dataset: Dataset) -> Run:
         """A run as the train command leaves it before step 0."""
-        run = self.store.create(name)
-        run.write_config(config)
-        run.write_tokenizer(dataset.tokenizer.to_json())
-        run.write_record(RunRecord(name=name, created_at=now()))
-        return run
+        return tiny.begun(self.store, name, config, dataset.tokenizer.to_json())
 
     def train(
         self, run: Run, config: RunConfig, dataset: Dataset, *, stop_at: int | None = None, signal: int = 2, resume: bool = False
@@ -110,94 +103,10 @@ def sittings(tmp_path: Path) -> Sittings:
     return Sittings(tmp_path / "runs")
 
 
-_TIMES = {
-    "elapsed_s",
-    "tokens_per_s",
-    "created_at",
-    "updated_at",
-    "placed_at",
-    "resume_exact_history",
-    "name",
-    "run",
-    "files",
-    "metrics_bytes",
-    "checksum",
-}
-
-
-def timeless(value: Any) -> Any:
-    """JSON without what depends on the clock, the name or the number of sittings."""
-    if isinstance(value, dict):
-        return {k: timeless(v) for k, v in value.items() if k not in _TIMES}
-    return [timeless(v) for v in value] if isinstance(value, list) else value
-
-
 @pytest.fixture(scope="session")
 def everything() -> Callable[[Run], dict[str, Any]]:
-    """All that a run's directory says, times aside: weights, optimizer, counters, metrics and record."""
-
-    def read(run: Run) -> dict[str, Any]:
-        point = checkpoints.load_resume(run.refresh())
-        best = checkpoints.load_tensors(run.file("best.safetensors"))
-        return {
-            "last": {n: t.numpy().tobytes() for n, t in point.last.items()},
-            "best": {n: t.numpy().tobytes() for n, t in best.items()},
-            "resume": {n: t.numpy().tobytes() for n, t in point.resume.items()},
-            "state": timeless(point.resume_state),
-            "metrics": [timeless(e.model_dump()) for e in run.metrics()],
-            "record": timeless(run.record.model_dump()),
-            "config": run.config.model_dump(),
-        }
-
-    return read
-
-
-class Killed(BaseException):
-    """The process died here: nothing after it may have an effect."""
-
-
-class Saboteur:
-    """Fails the Nth write, fsync, rename, link or open of the code under test.
-
-    mode "kill": the call dies and every later one too, so no clean-up code has an effect; a write dies after half of its bytes.
-    mode "error": the one call raises `number` (a full disk), later ones work.
-    mode "signal": a second Ctrl-C arrives in the one call, later ones work.
-    mode "full": that call and all later writes and creations raise ENOSPC, as on a full disk; removing works.
-    """
-
-    CALLS = ("write", "fsync", "replace", "rename", "link", "open", "mkdir", "unlink", "ftruncate")
-    GROWING = ("write", "fsync", "link", "open", "mkdir")
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._monkeypatch = monkeypatch
-        self.count = 0
-        self.log: list[str] = []
-
-    @contextmanager
-    def strikes(self, nth: int, mode: str, number: int = errno.ENOSPC) -> Iterator[None]:
-        self.count, self.log = 0, []
-        with self._monkeypatch.context() as patch:
-            for name in self.CALLS:
-                patch.setattr(os, name, self._sabotaged(name, getattr(os, name), nth, mode, number))
-            yield
-
-    def _sabotaged(self, name: str, real: Callable[..., Any], nth: int, mode: str, number: int) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            if mode != "kill" and (name == "unlink" or (name == "open" and not args[1] & (os.O_WRONLY | os.O_RDWR))):
-                return real(*args, **kwargs)
-            self.count += 1
-            self.log.append(name)
-            if self.count < nth or (mode in ("error", "signal") and self.count > nth) or (mode == "full" and name not in self.GROWING):
-                return real(*args, **kwargs)
-            if mode == "kill":
-                if self.count == nth and name == "write":
-                    real(args[0], bytes(args[1])[: len(args[1]) // 2])
-                raise Killed
-            if mode == "signal":
-                raise Interrupted("stopped at once; the last save is intact", 2)
-            raise OSError(number, os.strerror(number), args[0] if isinstance(args[0], str | Path) else None)
-
-        return call
+    """All that a run's directory says, times aside: weights, optimizer, counters, metrics, record and configuration."""
+    return results.everything
 
 
 @pytest.fixture(scope="session")
@@ -206,5 +115,5 @@ def killed() -> type[BaseException]:
 
 
 @pytest.fixture
-def saboteur(monkeypatch: pytest.MonkeyPatch) -> Saboteur:
-    return Saboteur(monkeypatch)
+def saboteur() -> Saboteur:
+    return Saboteur()

@@ -9,39 +9,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from harness import tiny
 
 from minigpt_cli import cli as cli_module
 from minigpt_cli.config import RunConfig
 from minigpt_cli.runstore import RunRecord, RunStore, now
 
-TINY = [
-    "--arch",
-    "modern",
-    "--n-layer",
-    "1",
-    "--n-head",
-    "2",
-    "--n-embd",
-    "8",
-    "--block-size",
-    "8",
-    "--batch-size",
-    "4",
-    "--max-steps",
-    "2",
-    "--eval-every",
-    "1",
-    "--device",
-    "cpu",
-    "--precision",
-    "fp32",
-    "--attention",
-    "plain",
-    "--compile",
-    "off",
-    "--threads",
-    "1",
-]
+TINY = tiny.training(2, 1)
 
 
 class Done(NamedTuple):
@@ -69,7 +43,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Runs, one good, the others not, and bad texts."""
     folder = tmp_path_factory.mktemp("table")
     store = RunStore(folder / "runs")
-    (folder / "good.txt").write_text("".join("abcdefghijk"[(i * i + i // 7) % 11] for i in range(1500)))
+    (folder / "good.txt").write_text(tiny.text(1500))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MINIGPT_DATA_DIR", str(folder / "data"))
         patch.setenv("MINIGPT_RUNS_DIR", str(folder / "runs"))

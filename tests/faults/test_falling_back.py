@@ -7,15 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from harness import tiny
 
 from minigpt_cli import cli as cli_module
 from minigpt_cli import snapshots
 
-TINY = (
-    "--arch modern --n-layer 1 --n-head 2 --n-embd 8 --block-size 8 --batch-size 4 --max-steps 4 --eval-every 1 "
-    "--device cpu --precision fp32 "
-    "--attention plain --compile off --threads 1"
-)
 FILES = ["run.json", "config.json", "tokenizer.json", "best.safetensors", "last.safetensors", "resume.safetensors"]
 READERS = ["generate run --prompt a --max-new-tokens 2", "eval run", "compare run other", "runs export run --out exported"]
 
@@ -24,11 +20,11 @@ READERS = ["generate run --prompt a --max-new-tokens 2", "eval run", "compare ru
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two runs, as they are before anything happens to them."""
     folder = tmp_path_factory.mktemp("trained")
-    (folder / "text.txt").write_text("".join("abcdefghijk"[(i * i + i // 7) % 11] for i in range(1500)))
+    (folder / "text.txt").write_text(tiny.text(1500))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         for name in ("run", "other"):
-            assert cli_module.run(["train", "text.txt", "--name", name, *TINY.split()]) == 0
+            assert cli_module.run(["train", "text.txt", "--name", name, *tiny.training(4, 1)]) == 0
     return folder
 
 

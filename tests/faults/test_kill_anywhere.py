@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from harness import tiny
 
 from minigpt_cli import checkpoints, snapshots
 from minigpt_cli.config import RunConfig
@@ -61,10 +62,8 @@ def leftovers(run: Run) -> list[str]:
 def two_generations(tmp_path: Path) -> Callable[[], Run]:
     """Makes a fresh copy of a run with generations 0 and 1 on disk."""
     store = RunStore(tmp_path / "seed")
-    run = store.create("run")
-    run.write_config(SETTINGS)
-    run.write_tokenizer(CharTokenizer(VOCABULARY).to_json())
-    record = run.write_record(RunRecord(name="run", vocab_size=len(VOCABULARY)))
+    run = tiny.begun(store, "run", SETTINGS, CharTokenizer(VOCABULARY).to_json(), vocab_size=len(VOCABULARY))
+    record = run.record
     for generation in (0, 1):
         record = save(run, record, generation)
     made = 0

@@ -12,16 +12,14 @@ from pathlib import Path
 from typing import IO
 
 import pytest
+from harness import tiny
 
 from minigpt_cli import checkpoints
 from minigpt_cli.commands.signals import StopSignals
 from minigpt_cli.errors import Interrupted
 from minigpt_cli.runstore import RunStore
 
-FOREVER = (
-    "--arch modern --n-layer 1 --n-head 2 --n-embd 8 --block-size 8 --batch-size 4 --max-steps 1000000 --eval-every 200 --eval-iters 1 "
-    "--device cpu --precision fp32 --attention plain --compile off --threads 1 --json --name run"
-)
+FOREVER = [*tiny.training(1_000_000, 200), "--eval-iters", "1", "--json", "--name", "run"]
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -47,8 +45,8 @@ def test_a_signal_before_training_ends_the_work() -> None:
 @pytest.fixture
 def training(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     """A real process that trains until it is told to stop."""
-    (tmp_path / "text.txt").write_text("".join("abcdefghijk"[(i * i + i // 7) % 11] for i in range(2000)))
-    command = [sys.executable, "-m", "minigpt_cli", "train", "text.txt", *FOREVER.split()]
+    (tmp_path / "text.txt").write_text(tiny.text())
+    command = [sys.executable, "-m", "minigpt_cli", "train", "text.txt", *FOREVER]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as process:
         yield process
