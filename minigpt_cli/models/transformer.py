@@ -107,17 +107,16 @@ class Transformer(nn.Module):
         if not (self.grad_checkpoint and self.training and torch.is_grad_enabled()):
             return block(x, cache, rope)  # type: ignore[no-any-return]
         generator = next((m.generator for m in block.modules() if isinstance(m, Dropout)), None)
-        return checkpoint(  # type: ignore[no-any-return]
-            block, x, cache, rope, use_reentrant=False, preserve_rng_state=generator is None, context_fn=_same_masks(generator)
-        )
+        # Of its default generator, from which fused attention and compiled dropout draw, torch takes care itself.
+        replayed: dict[str, Any] = {} if generator is None else {"context_fn": _same_masks(generator)}
+        return checkpoint(block, x, cache, rope, use_reentrant=False, **replayed)  # type: ignore[no-any-return]
 
 
-def _same_masks(generator: torch.Generator | None) -> Callable[[], tuple[AbstractContextManager[None], AbstractContextManager[None]]]:
+def _same_masks(generator: torch.Generator) -> Callable[[], tuple[AbstractContextManager[None], AbstractContextManager[None]]]:
     """Contexts for a block's first and second computation: the second starts `generator` where the first did, then puts it back."""
 
     @contextmanager
     def replay(state: Tensor) -> Iterator[None]:
-        assert generator is not None
         now = generator.get_state()
         generator.set_state(state)
         try:
@@ -126,6 +125,6 @@ def _same_masks(generator: torch.Generator | None) -> Callable[[], tuple[Abstrac
             generator.set_state(now)
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return nullcontext(), nullcontext() if generator is None else replay(generator.get_state())
+        return nullcontext(), replay(generator.get_state())
 
     return contexts
