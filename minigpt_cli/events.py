@@ -57,7 +57,7 @@ class Progress(_Event):
     """A heartbeat between evaluations, for the screen alone: never stored, never in --json."""
 
     event: Literal["progress"] = "progress"
-    train_loss: float | None  # running mean since the last evaluation, when known without waiting for the device
+    train_loss: float | None  # nats per token, of the last step's batch alone; None where it was not finite
     lr: float
     tokens_seen: int
     tokens_per_s: float
