@@ -105,7 +105,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 def _inverse_rms(x: Tensor, eps: float) -> Tensor:
     """(..., 1) in the dtype of x. torch accumulates the norm in float32; to ask for a float32 result would convert all of x first."""
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True).float()
-    inverse: Tensor = norm.square_().div_(x.size(-1)).add_(eps).rsqrt_().to(x.dtype)
+    inverse: Tensor = norm.square().div_(x.size(-1)).add_(eps).rsqrt_().to(x.dtype)
     return inverse
 
 
