@@ -88,9 +88,10 @@ class Experts(nn.Module):
         return entropy
 
     @torch.no_grad()
-    def update_bias(self, load: Tensor) -> None:
-        """For moe_balance="bias": make overloaded experts a little less and idle ones a little more likely to be chosen; `load` is (E,)."""
-        self.balance_bias += BIAS_STEP * (load.mean() - load).sign()
+    def update_bias(self, load: Tensor, kept: Tensor | float = 1.0) -> None:
+        """For moe_balance="bias": make overloaded experts a little less and idle ones a little more likely to be chosen; `load` is (E,).
+        `kept` 0 leaves the bias as it is."""
+        self.balance_bias += BIAS_STEP * ((load.mean() - load).sign() * kept)
 
 
 class Block(nn.Module):

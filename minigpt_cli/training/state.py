@@ -118,18 +118,26 @@ class TrainingState:
 
     def _apply(self, number: int, refused: Tensor) -> None:
         factor = self._lr_factor(number)
-        if self.device.type == "cpu":  # waiting for a number costs nothing here
-            if not refused.item():
-                self.optimizer.step(factor)
-        else:
-            self.optimizer.step(factor, refused)
-        for router in self._routers:
-            router.update_bias(self.world.mean(router.expert_load()))
         self.scaler.update(refused)
         self.refused_in_a_row = torch.where(refused > 0, self.refused_in_a_row + 1, torch.zeros_like(self.refused_in_a_row))
+        if self.device.type == "cpu":  # waiting for a number costs nothing here
+            if refused.item():
+                return
+            self.optimizer.step(factor)
+        else:
+            self.optimizer.step(factor, refused)
+        kept = 1 - refused
+        for router in self._routers:
+            router.update_bias(self.world.mean(router.expert_load()), kept)
         if self.average:
             decay = min(self.config.optim.ema, (1 + number) / (10 + number))  # a young average forgets its start
-            torch._foreach_lerp_(list(self.average.values()), [p.detach() for _, p in self._averaged], 1 - decay)
+            averages, weights = list(self.average.values()), [p.detach() for _, p in self._averaged]
+            if self.device.type == "cpu":
+                torch._foreach_lerp_(averages, weights, 1 - decay)
+            else:  # the same in more passes, since lerp would wait for `kept`
+                differences = torch._foreach_sub(weights, averages)
+                torch._foreach_mul_(differences, kept * (1 - decay))
+                torch._foreach_add_(averages, differences)
 
     lr_scale: float = 1.0  # lowered by the tail of cosine-plateau
 
