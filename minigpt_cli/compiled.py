@@ -135,12 +135,12 @@ def _identity(compiler: str) -> list[str | int]:
 def _fingerprint(source: Path, flags: tuple[str, ...]) -> str:
     """Of everything that the built file depends on: source and headers beside it, flags, processor."""
     texts = [source.read_bytes(), *(header.read_bytes() for header in sorted(source.parent.glob("*.h")))]
-    about = [*texts, repr((FLAGS, flags)).encode(), platform.machine().encode(), sys.platform.encode(), _processor()]
+    about = [*texts, repr((FLAGS, flags)).encode(), platform.machine().encode(), sys.platform.encode(), processor()]
     return hashlib.sha256(b"\0".join(about)).hexdigest()[:20]
 
 
 @cache
-def _processor() -> bytes:
+def processor() -> bytes:
     """What -march=native depends on: on Linux the flags of the first processor."""
     try:
         with open("/proc/cpuinfo", "rb") as file:

@@ -101,6 +101,8 @@ class RunRecord(_Record):
     device_name: Line = ""
     threads: Count = 0
     world_size: Count = 1
+    computed_by: dict[Line, Line] = Field({}, max_length=1000)
+    """What the last bits depend on besides the configuration: versions, kernels, processor, threads, variables that steer libraries."""
     arch: Line = ""
     tokenizer: Line = ""
     corpus: Corpus | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -33,6 +34,21 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no shared data at {folder}: set MINIGPT_SHARED to the folder that holds data/")
     return folder
+
+
+@pytest.fixture
+def quick_compile(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """torch.compile without its C++ compiler, which takes a minute: "eager" runs graphs as they are, "aot_eager" derives gradients too."""
+    import torch
+
+    real = torch.compile
+    chosen = ["eager"]
+    monkeypatch.setattr(torch, "compile", lambda function, **options: real(function, backend=chosen[0], **options))
+    logging.disable(logging.INFO)  # thousands of lines, which pytest would keep
+    torch.compiler.reset()
+    yield lambda backend: chosen.__setitem__(0, backend)
+    torch.compiler.reset()
+    logging.disable(logging.NOTSET)
 
 
 class Ended(NamedTuple):

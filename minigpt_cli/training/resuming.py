@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import platform
-
 import torch
 
 from minigpt_cli.bounds import line
@@ -14,6 +12,7 @@ from minigpt_cli.durable import one_line
 from minigpt_cli.errors import RunDamaged, UsageError
 from minigpt_cli.records import Corpus, RunRecord, SplitRecord
 from minigpt_cli.training.distributed import World
+from minigpt_cli.training.environment import computed_by, device_name
 from minigpt_cli.training.schedules import join_steps, lr_factor
 from minigpt_cli.training.stopping import Progress
 
@@ -133,30 +132,23 @@ def check_text(record: RunRecord, dataset: Dataset) -> None:
         )
 
 
-def inexact_reasons(resume: ResumePoint, config: RunConfig, device: torch.device, world: World) -> list[str]:
-    """Why results may differ from those of the uninterrupted run; empty where they may not, not even in their last bits."""
-    record = resume.record
-    pairs = {
-        "torch": (record.versions.get("torch"), torch.__version__),
-        "the device": (record.device_name, device_name(device)),
-        "the number of threads": (record.threads, torch.get_num_threads()),
-        "the number of processes": (record.world_size, world.size),
-        "the number of windows in a step": (_windows_a_step(resume.config) * record.world_size, _windows_a_step(config) * world.size),
+def inexact_reasons(before: dict[str, str], now: dict[str, str]) -> list[str]:
+    """Why results may differ in the last bits from those of the uninterrupted run, where what `computed_by` says has changed."""
+    if not before:
+        return ["an older minigpt did not record what computed this run"]
+    changed = [name for name in (before | now) if before.get(name) != now.get(name)]
+    return [f"{name} was {before.get(name, 'not set')} and is now {now.get(name, 'not set')}" for name in changed]
+
+
+def computed_by_all(device: torch.device, config: RunConfig, world: World) -> dict[str, str]:
+    """What computes this run in all its processes; where they differ, one after the other."""
+    here = world.gather(computed_by(device, compiled_graph=config.compute.compile == "on"))
+    names = {name: None for one in here for name in one}
+    found = {name: [one.get(name, "not set") for one in here] for name in names}
+    windows = _windows_a_step(config) * world.size
+    return {"the number of processes": str(world.size), "the number of windows in a step": str(windows)} | {
+        n: one_line(" / ".join(values if len(set(values)) > 1 else values[:1])) for n, values in found.items()
     }
-    return [f"{what} was {old} and is now {new}" for what, (old, new) in pairs.items() if old != new]
-
-
-def device_name(device: torch.device) -> str:
-    """What the device calls itself."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    if device.type == "mps":
-        return f"Apple {platform.machine()} GPU"
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as lines:
-            return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def described(
@@ -182,6 +174,7 @@ def described(
             "device_name": device_name(device),
             "threads": torch.get_num_threads(),
             "world_size": world.size,
+            "computed_by": computed_by_all(device, config, world),
             "arch": config.model.arch,
             "tokenizer": dataset.tokenizer.name,
             "corpus": corpus,

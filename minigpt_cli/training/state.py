@@ -65,7 +65,20 @@ class TrainingState:
         balanced = getattr(config.model, "moe_balance", None) == "bias"
         self._routers = [block.moe for block in getattr(self.model, "blocks", [])] if balanced else []
         self._forward: nn.Module = self.model if config.compute.fsdp else distributed.replicate(self.model, self.world, device)
-        self._loss = torch.compile(_loss, dynamic=False) if config.compute.compile == "on" else _loss
+        self._loss = self._compiled() if config.compute.compile == "on" else _loss
+        self.recompiled = False  # in a later step than the first: what computes a step then depends on the steps before it
+        self._graphs: int | None = None  # compiled up to the end of the first step
+
+    def _compiled(self) -> Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """The loss, compiled for one shape, so that what computes a step depends on the configuration alone.
+
+        After eight compilations of a function torch runs it as plain Python, without an error. So those of other models in this
+        process are forgotten, and experts stay out: their shares of the tokens, and with them the shapes, change at every step.
+        """
+        torch.compiler.reset()
+        for experts in (block.moe for block in getattr(self.model, "blocks", []) if hasattr(block, "moe")):
+            experts.forward = torch.compiler.disable(experts.forward)  # type: ignore[no-untyped-call]
+        return torch.compile(_loss, dynamic=False)
 
     def _prepare(self, model: nn.Module) -> nn.Module:
         if self.device.type == "cpu":
@@ -73,13 +86,15 @@ class TrainingState:
         model = model.to(self.device).train()
         seed, compute = self.config.seed ^ _DROPOUT_STREAM + self.world.rank, self.config.compute
         self.dropout_generator = torch.Generator(self.device).manual_seed(seed)
-        self._generators = {"dropout": self.dropout_generator}
-        if compute.attention == "sdpa":  # torch's fused attention takes no generator but the default one
-            self._generators["default"] = _default_generator(self.device).manual_seed(seed)
+        # torch's fused attention and compiled dropout take no generator but the default one.
+        self._generators = {"dropout": self.dropout_generator, "default": _default_generator(self.device).manual_seed(seed)}
+        if self.device.type != "cpu":
+            self._generators["host"] = torch.default_generator.manual_seed(seed)
         model.set_attention(compute.attention)  # type: ignore[operator]
         model.set_compute_dtype(precision.DTYPES[compute.precision])  # type: ignore[operator]
         model.set_grad_checkpoint(compute.grad_checkpoint)  # type: ignore[operator]
-        model.set_dropout_generator(self.dropout_generator)  # type: ignore[operator]
+        # What is compiled draws from the default generator, so then what is not compiled does too.
+        model.set_dropout_generator(None if compute.compile == "on" else self.dropout_generator)  # type: ignore[operator]
         if not compute.fsdp or self.world.size == 1:
             return model
         distributed.copy_from_first(model)  # as replicate does
@@ -102,7 +117,14 @@ class TrainingState:
         self._apply(number, refused)
         for parameter in self.model.parameters():
             parameter.grad = None
+        self._notice_compilation()
         return StepResult(total, norm, refused)
+
+    def _notice_compilation(self) -> None:
+        if self.config.compute.compile == "on":
+            graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+            self.recompiled |= self._graphs is not None and graphs != self._graphs
+            self._graphs = graphs
 
     def _unscale_and_clip(self, gradients: list[Tensor]) -> Tensor:
         if self.scaler.active:
@@ -173,8 +195,9 @@ class TrainingState:
             tensors |= {f"generator.{name}.{rank}": state for name, state in states.items()}
         return {n: t.detach().cpu().clone() for n, t in tensors.items()}
 
-    def load_resume_tensors(self, weights: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
-        """Continue from a save. A generator whose state is not there, or is another kind of device's, starts from the seed again."""
+    def load_resume_tensors(self, weights: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> list[str]:
+        """Continue from a save. Returns the names of generators whose state is not there, or is another kind of device's: they start from
+        the seed again."""
         with torch.no_grad():
             for name, tensor in self._trained().items():
                 tensor.copy_(distributed.like(weights[name], tensor))
@@ -183,10 +206,14 @@ class TrainingState:
             average.copy_(distributed.like(tensors[f"average.{name}"], average))
         self.scaler.load_state_tensors(dict(tensors))
         self.refused_in_a_row = tensors["refused_in_a_row"].reshape(()).to(self.device, copy=True)
+        again = []
         for name, generator in self._generators.items():
             state = tensors.get(f"generator.{name}.{self.world.rank}")
             if state is not None and state.shape == generator.get_state().shape:
                 generator.set_state(state.clone())
+            else:
+                again.append(name)
+        return again
 
 
 def _default_generator(device: torch.device) -> torch.Generator:

@@ -38,7 +38,10 @@ _BEAT_S = 0.5  # between two heartbeats; on an accelerator each makes the host w
 _REFUSED_LIMIT = 10  # steps in a row with non-finite numbers after which a run counts as diverged
 _TAIL_LIMIT = 2  # cosine-plateau trains at most this many times max_steps
 _SIGNALS: dict[int, StopReason] = {2: "interrupted_keyboard", 15: "terminated", 98: "pruned"}  # 98: a search gave up on it
-_WISHES: tuple[StopReason | None, ...] = (None, "time_limit", "diverged", "pruned", "interrupted_keyboard", "terminated")  # weakest first
+_WISHES: tuple[StopReason | None, ...] = (  # weakest first
+    *(None, "time_limit", "max_steps", "early_stopping", "plateau", "target_loss"),
+    *("diverged", "pruned", "interrupted_keyboard", "terminated"),
+)
 _STATUS = {"interrupted_keyboard": "interrupted", "terminated": "interrupted", "diverged": "failed"}
 
 ShouldStop = Callable[[], int | None]
@@ -154,7 +157,7 @@ class _Trainer:
     def train(self, should_stop: ShouldStop) -> Iterator[Event]:
         self.started_at = self.beat_at = time.perf_counter()
         self.beat_step = self.steps_done
-        reason = self._reason_before_any_step()
+        reason = self._reason()
         while reason is None:
             result = self.state.step(self.steps_done, self.batches)
             self.steps_done += 1
@@ -163,26 +166,33 @@ class _Trainer:
             yield from self._skipped(result)
             if self._evaluation_due():
                 yield from self._evaluate()
-                reason = self._reason_after_evaluation()
+                self._lower_tail_rate()
                 yield from self._save()
             elif beat is not None:
                 yield beat
             if self.saved_step != self.steps_done and self._save_due():
                 yield from self._save()
-            reason = self._reason_at_any_step(should_stop) or reason
+            reason = self._agreed_reason(should_stop)
         yield from self._finish(reason)
 
-    def _reason_before_any_step(self) -> StopReason | None:
-        """Why a resumed run has nothing left to do: it was killed between the save that followed its last evaluation and its end."""
+    def _reason(self) -> StopReason | None:
+        """Why training ends here, if it does; by what is saved alone, so that a run killed after its last save ends as it would have."""
+        if self._may_look() and self.state.refused_in_a_row >= _REFUSED_LIMIT:
+            return "diverged"
         if self.steps_done and self.evaluated_step == self.steps_done:
-            if self.state.refused_in_a_row >= _REFUSED_LIMIT:
-                return "diverged"
-            past_the_end = self.config.optim.schedule == "cosine-plateau" and self.steps_done >= self.config.optim.max_steps
-            if past_the_end and self.progress.is_exhausted():
+            if self._in_tail() and self.progress.is_exhausted():
                 return "plateau"
             if reason := self.progress.reason(self.config.eval):
                 return reason
         return None if self._more_to_do() else "max_steps"
+
+    def _in_tail(self) -> bool:
+        return self.config.optim.schedule == "cosine-plateau" and self.steps_done >= self.config.optim.max_steps
+
+    def _lower_tail_rate(self) -> None:
+        if self._in_tail():
+            self.progress.tail()
+            self.state.lr_scale = self.progress.tail_factor
 
     def _evaluation_due(self) -> bool:
         return self.steps_done % self.config.eval.eval_every == 0
@@ -197,27 +207,13 @@ class _Trainer:
         limit = self.config.optim.max_steps
         return self.steps_done < limit or (self.config.optim.schedule == "cosine-plateau" and self.steps_done < limit * _TAIL_LIMIT)
 
-    def _reason_at_any_step(self, should_stop: ShouldStop) -> StopReason | None:
-        """A signal, an error or the clock of any process, agreed on by all."""
+    def _agreed_reason(self, should_stop: ShouldStop) -> StopReason | None:
+        """Why training ends here, if it does: the strongest reason of any process, a signal and the clock among them."""
         limit = self.config.eval.time_limit
-        wish: StopReason | None = None
-        if number := should_stop():
-            wish = _SIGNALS.get(number, "terminated")
-        elif self._may_look() and self.state.refused_in_a_row >= _REFUSED_LIMIT:
-            wish = "diverged"
-        elif limit and self.elapsed_s() >= limit:
+        wish = _SIGNALS.get(number, "terminated") if (number := should_stop()) else self._reason()
+        if wish is None and limit and self.elapsed_s() >= limit:
             wish = "time_limit"
-        return _WISHES[self.world.agree(_WISHES.index(wish), self.device)] or (None if self._more_to_do() else "max_steps")
-
-    def _reason_after_evaluation(self) -> StopReason | None:
-        if self.state.refused_in_a_row >= _REFUSED_LIMIT:
-            return "diverged"
-        if self.config.optim.schedule == "cosine-plateau" and self.steps_done >= self.config.optim.max_steps:
-            exhausted = self.progress.tail()
-            self.state.lr_scale = self.progress.tail_factor
-            if exhausted:
-                return "plateau"
-        return self.progress.reason(self.config.eval)
+        return _WISHES[self.world.agree(_WISHES.index(wish), self.device)]
 
     def elapsed_s(self) -> float:
         return self.elapsed_before_s + time.perf_counter() - self.started_at
@@ -251,9 +247,9 @@ class _Trainer:
         """Take over a save. Raises RunDamaged if it does not fit this configuration."""
         saved = resume.config if resume.record.world_size == self.world.size else resuming.divided_as(self.config, resume.config)
         changes = resuming.check_changes(saved, self.config, resume.resume_state["step"])
-        reasons = [*changes, *resuming.inexact_reasons(resume, self.config, self.device, self.world)]
+        reasons = [*changes, *resuming.inexact_reasons(resume.record.computed_by, self.record.computed_by)]
         try:
-            self._take_over(resume)
+            reasons += self._take_over(resume)
         except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
             raise RunDamaged(
                 f"the training state of run {self.run.name!r} does not fit its configuration: {one_line(str(error))}"
@@ -261,12 +257,14 @@ class _Trainer:
         history = [*resume.record.resume_exact_history, Sitting(step=self.steps_done, exact=not reasons, reasons=reasons)]
         self.record = self.record.model_copy(update={"resume_exact_history": history})
         self.record = self.world.lead(lambda: checkpoints.continue_from(self.run, resume, self.record, self.config))
-        notices = [*resume.notices, *(f"not exact to the bit: {reason}" for reason in reasons)]
+        notices = [*resume.notices, *([f"not exact to the bit: {'; '.join(reasons)}"] if reasons else [])]
         return Resumed(run=self.run.name, step=self.steps_done, exact=not reasons, notices=notices)
 
-    def _take_over(self, resume: ResumePoint) -> None:
+    def _take_over(self, resume: ResumePoint) -> list[str]:
+        """Go on from a save; why that is not exact, where the save itself says so."""
         state = resume.resume_state
-        self.state.load_resume_tensors(resume.last, resume.resume)
+        again = self.state.load_resume_tensors(resume.last, resume.resume)
+        self.state.recompiled = state.get("recompiled") is True
         if resume.record.stop_reason == "diverged":  # whoever resumes such a run wants it to try again
             self.state.refused_in_a_row.zero_()
         self.reference_nats = resume.resume.get("reference_nats")
@@ -279,6 +277,8 @@ class _Trainer:
             self.progress.leave_tail()
         self.figures = _Figures(**state["figures"]).model_dump()
         self.state.lr_scale = self.progress.tail_factor
+        reasons = [f"random numbers ({', '.join(again)}) start again from the seed"] if again else []
+        return reasons + (["torch.compile compiled other code as training went on"] if self.state.recompiled else [])
 
     def _may_look(self) -> bool:
         """Whether reading a number off the device costs nothing: always on the CPU, elsewhere only at a heartbeat."""
@@ -398,6 +398,7 @@ class _Trainer:
             "elapsed_s": self.elapsed_s(),
             "progress": self.progress.state(),
             "figures": self._figures(),
+            "recompiled": self.state.recompiled,
         }
         update = {"stop_step": self.steps_done, "tokens_seen": self.tokens_seen(), "elapsed_s": state["elapsed_s"]}
         record = self.record.model_copy(update=update)
@@ -415,6 +416,9 @@ class _Trainer:
         else:
             if self.evaluated_step != self.steps_done:
                 yield from self._evaluate()
+                if reason == "max_steps":
+                    reason = self._reason() or reason  # that evaluation may have reached the target
+                    ending["stop_reason"] = reason
             yield from self._save()  # still "running": killed before its final score, the run counts as crashed and can be resumed for it
             self.record = self.world.lead(lambda: self._scored(ending))
         best = self.record.best

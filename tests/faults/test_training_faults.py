@@ -280,7 +280,11 @@ def test_where_it_cannot_be_exact_it_says_so_and_goes_on(sittings: Any, dataset:
     settings = tiny_config(optim__max_steps=8, model__dropout=0.1)
     run = sittings.begin("run", settings, dataset())
     sittings.train(run, settings, dataset(), stop_at=4)
-    run.write_record(run.refresh().record.model_copy(update={"versions": {"torch": "2.0"}, "threads": 64, "world_size": 2}))
+    run.write_record(
+        run.refresh().record.model_copy(
+            update={"computed_by": {"torch": "2.0", "the number of threads": "64", "the number of processes": "2"}}
+        )
+    )
     divided = tiny_config(optim__max_steps=8, model__dropout=0.1, optim__batch_size=2, optim__grad_accum=2)
     events = sittings.train(run, divided, dataset(), resume=True)
     resumed = next(e for e in events if isinstance(e, Resumed))
@@ -392,13 +396,13 @@ def test_auto_batch_divides_the_batch_and_goes_on_at_the_same_total(
 def test_auto_batch_divides_the_batch_where_measuring_already_runs_out_of_memory(
     dataset: Any, tiny_config: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = tiny_config(optim__batch_size=8, optim__auto_batch=True, compute__attention="auto", compute__device="cpu")
+    settings = tiny_config(optim__batch_size=8, optim__auto_batch=True, optim__max_steps=0)  # planned by the speed of real steps
     out_of_memory_above(monkeypatch, 2, RuntimeError("could not create a primitive"))
     config, notices = planning.resolve(settings, dataset())
     assert (config.optim.batch_size, config.optim.grad_accum) == (2, 4)
     assert sum("memory ran out" in notice for notice in notices) == 2
     with pytest.raises(memory.OutOfMemory, match="--batch-size 4 would"):
-        planning.resolve(tiny_config(optim__batch_size=8, compute__attention="auto", compute__device="cpu"), dataset())
+        planning.resolve(tiny_config(optim__batch_size=8, optim__max_steps=0), dataset())
 
 
 def test_auto_batch_gives_up_on_a_batch_that_cannot_be_halved(
