@@ -16,9 +16,10 @@ from minigpt_cli.config import RunConfig
 from minigpt_cli.data.dataset import Dataset, check_long_enough
 from minigpt_cli.errors import UsageError
 from minigpt_cli.memory import check_threads
+from minigpt_cli.models.attention import CausalAttention
 from minigpt_cli.models.contract import outline
 from minigpt_cli.models.native import operations
-from minigpt_cli.training import memory, precision
+from minigpt_cli.training import choices, memory, precision
 from minigpt_cli.training.distributed import World
 from minigpt_cli.training.feeding import DeviceBatches
 from minigpt_cli.training.measuring import TRAIN_SAMPLE_TOKENS, Measuring
@@ -40,8 +41,7 @@ _MOST_EPOCHS = 30  # in a time budget: a small text is known by heart long befor
 class Speed(NamedTuple):
     """Measured on real steps of the real configuration."""
 
-    step_s: float  # median: what to plan with
-    fastest_step_s: float  # what to compare with: a neighbour only ever slows
+    step_s: float  # median
     evaluation_s: float
     peak_bytes: int
 
@@ -236,17 +236,19 @@ def _choose_shape(config: RunConfig, dataset: Dataset) -> tuple[RunConfig, list[
 
 
 def _choose_attention(config: RunConfig, dataset: Dataset, notices: list[str]) -> RunConfig:
-    """The faster attention path, measured on real steps; then whether to compile."""
-    compute = config.compute
-    if config.model.arch == "bigram":
+    """The faster attention path on this machine; then whether to compile."""
+    compute, model = config.compute, outline(config.model, dataset.tokenizer.vocab_size)
+    core = next((module for module in model.modules() if isinstance(module, CausalAttention)), None)
+    if core is None:
         return _with(config, compute={"attention": "plain", "compile": "off"})
     if compute.attention == "auto":
-        times = {
-            path: measure_speed(_with(config, compute={"attention": path, "compile": "off"}), dataset, World(), trial_s=0.3).fastest_step_s
-            for path in ("plain", "sdpa")
-        }
-        faster = min(times, key=lambda path: times[path])
-        notices.append(f"attention {faster}: " + ", ".join(f"{path} {s * 1e3:.0f} ms a step" for path, s in times.items()))
+        head_size, dtype = config.model.n_embd // core.n_head, precision.DTYPES[compute.precision]  # type: ignore[union-attr]
+        with memory.explained_out_of_memory(config):
+            seconds = choices.attention_paths(
+                core, head_size, config.model.block_size, config.optim.batch_size, dtype, torch.device(compute.device)
+            )
+        faster, slower = sorted(seconds, key=lambda path: seconds[path])
+        notices.append(f"attention {faster}: {seconds[slower] / seconds[faster]:.1f}x as fast as {slower} for this shape here")
         config = _with(config, compute={"attention": faster})
     if compute.compile == "auto":
         config = _with(config, compute={"compile": _compile_pays(config)})
@@ -259,7 +261,7 @@ def _compile_pays(config: RunConfig) -> str:
     return "on" if config.compute.device == "cuda" and long_run else "off"
 
 
-def measure_speed(config: RunConfig, dataset: Dataset, world: World, trial_s: float = _TRIAL_S) -> Speed:
+def measure_speed(config: RunConfig, dataset: Dataset, world: World) -> Speed:
     """Time real steps and a real evaluation on a scratch copy of the model."""
     device = world.device(config.compute.device)
     scratch = _with(config, optim={"max_steps": config.optim.max_steps or 1_000_000}, eval={"eval_iters": config.eval.eval_iters or 2})
@@ -273,9 +275,9 @@ def measure_speed(config: RunConfig, dataset: Dataset, world: World, trial_s: fl
             start = time.perf_counter()
             state.step(len(times), batches).loss.item()
             times.append(time.perf_counter() - start)
-            going_on = len(times) < 3 or (time.perf_counter() - begun < trial_s and len(times) < 200)
+            going_on = len(times) < 3 or (time.perf_counter() - begun < _TRIAL_S and len(times) < 200)
             going_on = bool(world.agree(int(going_on), device))  # as many steps in every process, whatever its clock says
-        return Speed(statistics.median(times[1:]), min(times[1:]), _evaluation_s(config, dataset, state), memory.peak(device))
+        return Speed(statistics.median(times[1:]), _evaluation_s(config, dataset, state), memory.peak(device))
 
 
 def _evaluation_s(config: RunConfig, dataset: Dataset, state: TrainingState) -> float:

@@ -2,41 +2,25 @@
 
 from __future__ import annotations
 
-import time
 from functools import cache
 
 import torch
 from torch import Tensor
+
+from minigpt_cli.training import choices
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @cache
 def bf16_speedup(device_type: str) -> float:
-    """How many times faster a bfloat16 matrix product is than a float32 one on this device, probed once (about 50 ms)."""
+    """How many times faster a bfloat16 matrix product is than a float32 one on this device, measured once a machine."""
     if device_type == "cuda":
         return 2.0 if torch.cuda.is_bf16_supported(including_emulation=False) else 0.5
     if device_type != "cpu":
         return 0.5  # Apple's GPUs save memory with it, not time
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # two threads would measure the neighbours as well
-    try:
-        float32, bfloat16 = (_product_s(dtype) for dtype in (torch.float32, torch.bfloat16))
-    finally:
-        torch.set_num_threads(threads)
-    return float32 / bfloat16
-
-
-def _product_s(dtype: torch.dtype) -> float:
-    """Seconds of one matrix product of a common training shape; the fastest of several, since a neighbour only ever slows."""
-    a, b = torch.ones(1024, 512, dtype=dtype), torch.ones(512, 512, dtype=dtype)
-    a @ b
-    times = []
-    for _ in range(8):
-        start = time.perf_counter()
-        a @ b
-        times.append(time.perf_counter() - start)
-    return min(times)
+    seconds = choices.products(torch.device("cpu"))
+    return seconds["fp32"] / seconds["bf16"]
 
 
 def choose(requested: str, device_type: str) -> tuple[str, str]:

@@ -1,0 +1,147 @@
+"""Which of several ways of computing the same is the fastest here: measured once, then remembered in the user's cache.
+
+A neighbour must not decide, since another way gives other bits. It only ever slows, so what counts is the fastest of many trials, and
+trials of all ways take turns, so that it slows them alike. On a CPU a trial is the processor time of one thread, which does not run on
+while another program has the processor. And what was found once holds from then on: for this machine, this code and these
+libraries, and for every process that asks at the same time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from minigpt_cli import durable, locks
+from minigpt_cli.downloads import cache_folder
+from minigpt_cli.errors import MiniGPTError
+from minigpt_cli.models.attention import CausalAttention
+from minigpt_cli.training.environment import computed_by
+
+_LEAST_TRIALS, _MOST_TRIALS, _TRIALS_S = 5, 100, 0.25
+_PATIENCE_S = 30.0  # for another process that measures the same
+_SCORES = 1 << 21  # numbers in one trial of attention: so many windows of the batch
+
+Seconds = Mapping[str, float]
+"""By name of the way."""
+
+
+def fastest(question: Mapping[str, Any], ways: Mapping[str, Callable[[], object]], device: torch.device) -> dict[str, float]:
+    """Seconds of each of `ways`, as first measured on this machine for this `question`."""
+    here = {name: value for name, value in computed_by(device, compiled_graph=False).items() if name != "the number of threads"}
+    asked = json.dumps([sorted(ways), question, here], sort_keys=True)
+    with _remembering(asked) as path:
+        if known := _recalled(path, ways):
+            return known
+        found = measured(ways, device)
+        if known := _recalled(path, ways):  # another process was first, and too slow to be waited for
+            return known
+        try:
+            if path is not None:
+                durable.write_atomic(path, json.dumps({"question": question, "seconds": found}))
+        except (OSError, MiniGPTError):
+            pass  # measured again next time
+        return found
+
+
+@contextmanager
+def _remembering(asked: str) -> Iterator[Path | None]:
+    """Where the answer is kept, while no other process measures it; None where nothing can be kept."""
+    release = None
+    try:
+        folder = cache_folder() / "choices"
+        folder.mkdir(parents=True, mode=0o700, exist_ok=True)
+        path: Path | None = folder / f"{hashlib.sha256(asked.encode()).hexdigest()[:20]}.json"
+        deadline = time.monotonic() + _PATIENCE_S
+        while (release := locks.acquire(folder / ".lock")) is None and time.monotonic() < deadline:
+            pass
+    except (OSError, MiniGPTError):
+        path = None
+    try:
+        yield path
+    finally:
+        if release is not None:
+            release()
+
+
+def _recalled(path: Path | None, ways: Mapping[str, Any]) -> dict[str, float] | None:
+    try:
+        seconds = durable.read_json(path)["seconds"] if path is not None else {}
+        if seconds.keys() == ways.keys() and all(isinstance(s, float) and math.isfinite(s) and s > 0 for s in seconds.values()):
+            return {name: seconds[name] for name in ways}
+    except (OSError, MiniGPTError, KeyError, TypeError, AttributeError):
+        pass
+    return None
+
+
+def measured(ways: Mapping[str, Callable[[], object]], device: torch.device) -> dict[str, float]:
+    """Seconds of the fastest of many trials of each way, in turns, the first not counted."""
+    best = dict.fromkeys(ways, math.inf)
+    with _alone(device) as clock:
+        for way in ways.values():
+            way()
+        begun, trials = time.perf_counter(), 0
+        while trials < _LEAST_TRIALS or (trials < _MOST_TRIALS and time.perf_counter() - begun < _TRIALS_S):
+            for name, way in ways.items():
+                start = clock()
+                way()
+                best[name] = min(best[name], clock() - start)
+            trials += 1
+    return {name: max(seconds, 1e-9) for name, seconds in best.items()}
+
+
+@contextmanager
+def _alone(device: torch.device) -> Iterator[Callable[[], float]]:
+    """A clock in seconds that neighbours disturb as little as can be: on a CPU that of a single thread."""
+    threads = torch.get_num_threads()
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    try:
+        yield time.thread_time if device.type == "cpu" else lambda: _after_all_work(device)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _after_all_work(device: torch.device) -> float:
+    (torch.cuda if device.type == "cuda" else torch.mps).synchronize()
+    return time.perf_counter()
+
+
+def attention_paths(
+    core: CausalAttention, head_size: int, block_size: int, batch_size: int, dtype: torch.dtype, device: torch.device
+) -> Seconds:
+    """Seconds of each path of `core` forward and backward, for some windows of a batch: nothing else in a step depends on the path."""
+    H, K, T, p = core.n_head, core.n_kv_head, block_size, core.dropout.p
+    windows = max(1, min(batch_size, _SCORES // (H * T * T))) if device.type == "cpu" else batch_size
+    shape = (windows, T, H + 2 * K, head_size)
+    trial = CausalAttention(H, K, 0, p).to(device).train()
+    trial.dropout.generator = torch.Generator(device).manual_seed(0)
+    heads = torch.ones(shape, dtype=dtype, device=device, requires_grad=True)
+    gradient = torch.ones(windows, T, H * head_size, dtype=dtype, device=device)
+
+    def way(path: Any) -> Callable[[], object]:
+        def run() -> None:
+            trial.path = path
+            torch.autograd.grad(trial(heads), heads, gradient)
+
+        return run
+
+    question = {"attention": [*shape, K], "dtype": str(dtype), "dropout": p}
+    return fastest(question, {path: way(path) for path in ("plain", "sdpa")}, device)
+
+
+def products(device: torch.device) -> Seconds:
+    """Seconds of a matrix product of a common training shape in float32 and in bfloat16."""
+
+    def way(dtype: torch.dtype) -> Callable[[], object]:
+        a, b = torch.ones(1024, 512, dtype=dtype, device=device), torch.ones(512, 512, dtype=dtype, device=device)
+        return lambda: a @ b
+
+    return fastest({"product": [1024, 512, 512]}, {"fp32": way(torch.float32), "bf16": way(torch.bfloat16)}, device)
