@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
@@ -38,6 +38,7 @@ class Run:
     def __init__(self, folder: Path) -> None:
         self.dir = Path(folder)
         self.name = self.dir.name
+        self.checkpoint: Literal["best", "last"] | None = None  # "best" or "last", where a path named that file
         self.notices: list[str] = []  # filled when the newest record or configuration is damaged and the save before it is read
 
     def __repr__(self) -> str:

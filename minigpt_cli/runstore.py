@@ -15,6 +15,7 @@ import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Literal
 
 from minigpt_cli import durable, leaderboard, locks
 from minigpt_cli.durable import check_space, write_atomic
@@ -42,6 +43,7 @@ __all__ = [
 ]
 
 RESERVED_NAMES = ("latest", "top")
+_CHECKPOINTS: dict[str, Literal["best", "last"]] = {"best.safetensors": "best", "last.safetensors": "last"}
 
 _NAME = re.compile(r"[^\W_][\w.+=,@~-]{0,99}")
 _TWINS = str.maketrans("авекмнорстухіјѕһԁԛԝαβεικνορτυχ", "abekmhopctyxijshdqwabeikvoptux")  # Cyrillic and Greek that look Latin
@@ -71,6 +73,29 @@ def check_name(name: str) -> str:
 def look(name: str) -> str:
     """What names that are easily taken for one another have in common: without case, look-alike letters as Latin ones."""
     return name.casefold().translate(_TWINS)
+
+
+def run_at(path: Path) -> Run | None:
+    """The run whose folder this is, or whose best.safetensors or last.safetensors; None for anything else."""
+    path = path.expanduser()
+    checkpoint = _CHECKPOINTS.get(path.name) if os.path.isfile(path) else None
+    folder = Path(os.path.abspath(path.parent if checkpoint else path))
+    if not os.path.isfile(folder / RECORD) or folder.name == PREVIOUS:
+        return None
+    run = Run(folder)
+    run.checkpoint = checkpoint
+    return run
+
+
+def _readable(run: Run) -> Run:
+    """`run`, once its record is read. Raises RunDamaged."""
+    if not durable.is_inside_real_folder(run.dir):
+        raise RunDamaged(f"{run.dir} is a symbolic link: runs are folders of their own")
+    try:
+        _ = run.record
+    except RunDamaged as error:
+        raise RunDamaged(f"run {durable.one_line(run.name, 100)} is damaged: {error}") from error
+    return run
 
 
 class RunStore:
@@ -111,7 +136,22 @@ class RunStore:
         return run
 
     def find(self, wanted: str = "latest") -> Run:
-        """The run of this name or prefix, `latest` (last saved) or `top` (first on the leaderboard). Raises RunNotFound, RunDamaged."""
+        """The run of this name or prefix, `latest` (last saved), `top` (first on the leaderboard), or at this path: its folder or one of
+        its checkpoints, wherever it is. Raises RunNotFound, RunDamaged."""
+        if not re.search(r"[/\\]", wanted):
+            try:
+                return self.find_name(wanted)
+            except RunNotFound:
+                if (run := run_at(Path(wanted))) is None:
+                    raise
+        elif (run := run_at(Path(wanted))) is None:
+            shown = durable.one_line(wanted, 200)
+            raise RunNotFound(f"there is no run at {shown}: name a run's folder, or the best.safetensors or last.safetensors in it")
+        return _readable(run)
+
+    def find_name(self, wanted: str) -> Run:
+        """The run of this name or prefix, `latest` or `top`, in this folder alone: for those who may not choose a path. Raises RunNotFound,
+        RunDamaged."""
         if wanted == "latest":
             if not (runs := self.runs()):
                 raise RunNotFound(f"no runs in {self.dir} yet: start with minigpt train")
@@ -129,14 +169,7 @@ class RunStore:
             if not matches:
                 raise self._no_such_run(wanted, names)
             wanted = matches[0]
-        run = Run(self.dir / wanted)
-        if not durable.is_inside_real_folder(run.dir):
-            raise RunDamaged(f"{run.dir} is a symbolic link: runs are folders of their own")
-        try:
-            _ = run.record
-        except RunDamaged as error:
-            raise RunDamaged(f"run {durable.one_line(wanted, 100)} is damaged: {error}") from error
-        return run
+        return _readable(Run(self.dir / wanted))
 
     def _no_such_run(self, wanted: str, names: Sequence[str]) -> RunNotFound:
         if not names:
@@ -207,19 +240,20 @@ class RunStore:
     def rename(self, run: Run, name: str) -> Run:
         """Give `run` another name. Raises UsageError if that exists, RunLocked if the run is live."""
         check_name(name)
-        target = self.dir / name
-        self._check_look(name, run.name)
+        store = RunStore(run.dir.parent)  # where it is, which a path may say to be elsewhere
+        target = store.dir / name
+        store._check_look(name, run.name)
         with self.lock(run), run.annotating(), durable.explained("rename"):
             try:
                 os.mkdir(target)  # the name is ours now, or somebody else's
             except FileExistsError:
-                raise UsageError(f"run {name!r} exists already in {self.dir}: choose another name") from None
+                raise UsageError(f"run {name!r} exists already in {store.dir}: choose another name") from None
             try:
                 os.rename(run.dir, target)
             except OSError:
                 os.rmdir(target)
                 raise
-            durable.sync_folder(self.dir)
+            durable.sync_folder(store.dir)
         return Run(target)
 
     def remove(self, run: Run | DamagedRun) -> None:
@@ -228,7 +262,7 @@ class RunStore:
             raise RunDamaged(f"{run.dir} is a symbolic link: remove it yourself")
         durable.sweep_abandoned(self.dir)  # runs of which a kill left a part
         with self.lock(Run(run.dir)), Run(run.dir).annotating(), durable.explained("remove"):
-            doomed = self.dir / f".{run.name[:100]}.{secrets.token_hex(4)}{durable.TEMPORARY}"
+            doomed = run.dir.parent / f".{run.name[:100]}.{secrets.token_hex(4)}{durable.TEMPORARY}"
             os.utime(run.dir)  # somebody is at work on it, however old it is
             os.rename(run.dir, doomed)  # gone at once for every reader, even if deleting is interrupted
             try:

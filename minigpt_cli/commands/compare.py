@@ -107,7 +107,9 @@ def _compared(groups: Sequence[tuple[str, Sequence[Run]]], target: Target, ckpt:
 
     sides = []
     for name, runs in groups:
-        evaluations = [evaluate_run(r, target, ckpt=ckpt, stride=stride, device=choose, on_model=_say_scoring) for r in runs]
+        evaluations = [
+            evaluate_run(r, target, ckpt=r.checkpoint or ckpt, stride=stride, device=choose, on_model=_say_scoring) for r in runs
+        ]
         for notice in (line for evaluation in evaluations for line in evaluation.notices):
             console.warn(notice)
         sides.append(comparison.Side(name, tuple(evaluation.score for evaluation in evaluations)))
@@ -155,7 +157,7 @@ def _samples(groups: Sequence[tuple[str, Sequence[Run]]], prompt: str, ckpt: str
 
     out = []
     for _, runs in groups:
-        writer = open_writer(runs[0], ckpt)
+        writer = open_writer(runs[0], runs[0].checkpoint or ckpt)
         asked, stop = question(writer, prompt, []) if scores_answers(runs[0], Target()) else (prompt, [])
         request = Request(samples.prompt_ids(writer.tokenizer, asked), max_new_tokens=_SAMPLE_TOKENS, seed=seed, stop=tuple(stop))
         engine = Engine(writer.decoder(), writer.token_bytes)

@@ -63,6 +63,7 @@ def evaluate(
         raise UsageError(f"--memorisation does not go with --{wanted[0].replace('_', '-')}: choose one")
     store = RunStore(runs_dir)
     chosen = store.find(run or "latest")
+    ckpt = chosen.checkpoint or ckpt
     if chosen.name != run:
         console.notice(f"scoring {chosen.name}" + (f" ({run})" if run else ", the newest run"))
     target = _target(split, data)

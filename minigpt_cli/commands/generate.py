@@ -117,6 +117,7 @@ def generate(
         return serve_runs(store, host=host, port=port, api_key=api_key, engine=engine, first=run, ckpt=ckpt)
     wanted = run or "latest"
     found = store.find(wanted)
+    ckpt = found.checkpoint or ckpt
     if interactive:
         from minigpt_cli.commands.interactive import loop
 

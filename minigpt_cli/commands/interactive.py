@@ -132,7 +132,8 @@ def _seed(state: _State, arguments: Sequence[str]) -> None:
 def _run(state: _State, arguments: Sequence[str]) -> None:
     if len(arguments) != 1:
         raise UsageError("/run takes the name of a run")
-    state.writer = open_writer(state.store.find(arguments[0]), state.ckpt)
+    found = state.store.find(arguments[0])
+    state.writer = open_writer(found, found.checkpoint or state.ckpt)
     state.decoding = _decoding(state.writer, state.engine)
     console.notice(f"{state.writer.run}, step {state.writer.step}")
 

@@ -47,6 +47,7 @@ def export(
     from minigpt_cli import checkpoints
 
     found = RunStore(runs_dir).find(run)
+    ckpt = found.checkpoint or ckpt
     loaded = checkpoints.load(found, ckpt)
     exported = write(loaded, out, dtype or _DEFAULT_DTYPE.get(format, "f32"))
     for notice in [*loaded.notices, *exported.notices]:
@@ -109,7 +110,7 @@ def import_run(
     print_tensor_report(len(report.loaded), report.missing, report.unexpected, report.misshaped, report.notes)
     name = one_line(run.name)
     console.write(f"run     {name}: {record.arch}, {record.n_params:,} parameters, {record.vocab_size:,} tokens")
-    console.write(f"next    {one_line(generate_command(run, store))}")
+    console.write(f"next    {one_line(generate_command(run))}")
 
 
 def _named_tokenizer(name: str | None) -> Tokenizer | None:

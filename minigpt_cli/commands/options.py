@@ -59,7 +59,7 @@ def complete_tokenizer(incomplete: str) -> Iterator[str]:
     yield from (path for path in complete_source(incomplete) if path.endswith((".json", "/")))
 
 
-_RUN_HELP = "A run's name, an unambiguous prefix of it, 'latest', or 'top' (first on the leaderboard)."
+_RUN_HELP = "A run's name, an unambiguous prefix of it, 'latest', 'top' (first on the leaderboard), or a path to it."
 
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help=_RUN_HELP, autocompletion=complete_run)]
 """A run that must be named."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -14,7 +15,7 @@ from minigpt_cli.display import console
 from minigpt_cli.errors import RunNotFound, UsageError, unknown_name
 from minigpt_cli.escaping import one_line, printable
 from minigpt_cli.leaderboard import Row
-from minigpt_cli.runstore import Annotations, DamagedRun, Run, RunStore
+from minigpt_cli.runstore import Annotations, DamagedRun, Run, RunStore, run_at
 
 app = typer.Typer(
     name="runs",
@@ -201,8 +202,10 @@ def remove(
     Removes runs with everything in them. A run that is being trained is refused.
     """
     store = RunStore(runs_dir)
-    found = {entry.name: entry for entry in store.list()}
+    found: dict[str, Run | DamagedRun] = {entry.name: entry for entry in store.list()}
     for name in run:
+        if name not in found and (at := run_at(Path(name))) is not None and at.checkpoint is None:
+            found[name] = at
         if name not in found:
             raise RunNotFound(str(unknown_name("run", name, found)) if found else f"no runs in {store.dir}")
     if not yes:
@@ -308,6 +311,8 @@ def _even_if_damaged(store: RunStore, name: str | None) -> Run:
     for entry in store.list():
         if entry.name == name:
             return Run(entry.dir)
+    if name is not None and (at := run_at(Path(name))) is not None:
+        return at
     return store.find(name or "latest")
 
 

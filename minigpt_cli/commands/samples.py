@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from minigpt_cli.display import console, words
 from minigpt_cli.errors import MiniGPTError
 from minigpt_cli.events import StopReason
-from minigpt_cli.runstore import Run, RunStore, resolve_runs_dir
+from minigpt_cli.runstore import Run, resolve_runs_dir
 
 if TYPE_CHECKING:
     from minigpt_cli.data.opening import Opening
@@ -41,26 +42,26 @@ def sample_of(run: Run) -> str:
         return ""
 
 
-def next_commands(run: Run, store: RunStore, stop_reason: StopReason | None = None) -> list[str]:
+def next_commands(run: Run, stop_reason: StopReason | None = None) -> list[str]:
     """What a person is likely to type now: commands that work as they are, with a prompt that the run knows."""
-    name, where = words.quoted(run.name), _elsewhere(store)
+    name, where = words.quoted(run.name), _elsewhere(run)
     commands = []
     if stop_reason in ("interrupted_keyboard", "terminated", "time_limit"):
         without_limit = " --time-limit 0" if stop_reason == "time_limit" else ""  # which counts all the time that the run ever took
         commands.append(f"minigpt train --resume {name}{without_limit}{where}")
     if run.record.best is not None:
-        commands += [generate_command(run, store), f"minigpt eval {name}{where}", f"minigpt runs leaderboard{where}"]
+        commands += [generate_command(run), f"minigpt eval {name}{where}", f"minigpt runs leaderboard{where}"]
     return commands or [f"minigpt runs list{where}"]
 
 
-def generate_command(run: Run, store: RunStore) -> str:
+def generate_command(run: Run) -> str:
     """The command that lets this run write."""
     command, opening = f"minigpt generate {words.quoted(run.name)}", _opening(run)
     if opening.chat:
         command += " --chat"
     if opening.text:
         command += f" --prompt {words.quoted(opening.text)}"
-    return command + _elsewhere(store)
+    return command + _elsewhere(run)
 
 
 def _opening(run: Run) -> Opening:
@@ -73,6 +74,7 @@ def _opening(run: Run) -> Opening:
         return Opening("")
 
 
-def _elsewhere(store: RunStore) -> str:
-    """The flag that finds the runs again, where they are not where they are looked for without it."""
-    return "" if store.dir == resolve_runs_dir() else f" --runs-dir {words.quoted(str(store.dir))}"
+def _elsewhere(run: Run) -> str:
+    """The flag that finds the run again, where it is not where runs are looked for without it."""
+    folder = run.dir.parent
+    return "" if os.path.abspath(folder) == os.path.abspath(resolve_runs_dir()) else f" --runs-dir {words.quoted(str(folder))}"

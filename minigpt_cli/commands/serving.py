@@ -31,8 +31,10 @@ def serve(store: RunStore, *, host: str, port: int, api_key: str | None, engine:
     local = is_loopback(host)
     if not local and api_key is None:
         raise UsageError(f"--host {host} is open to the network: add --api-key KEY, or leave --host out to serve this machine alone")
-    first_name = store.find(first).name if first is not None else None
-    app = build_app(store, api_key=api_key, engine=engine, first=first_name, ckpt=ckpt, local_only=local)
+    found = store.find(first) if first is not None else None
+    if found is not None:
+        store, ckpt = RunStore(found.dir.parent), found.checkpoint or ckpt
+    app = build_app(store, api_key=api_key, engine=engine, first=found.name if found else None, ckpt=ckpt, local_only=local)
     listener = _listen(host, port)
     shown = f"[{host}]" if ":" in host else host
     console.notice(f"serving {len(store.runs())} runs at http://{shown}:{listener.getsockname()[1]}/ (stop with Ctrl-C)")
@@ -50,8 +52,8 @@ def build_app(store: RunStore, *, api_key: str | None, engine: str, first: str |
 
     models = Models(
         lambda: listed(store, first),
-        lambda name: open_writer(store.find(name), ckpt),
-        lambda name: _version(store.find(name)),
+        lambda name: open_writer(store.find_name(name), ckpt),
+        lambda name: _version(store.find_name(name)),
         slots=SLOTS, max_waiting=MAX_WAITING, engine=engine,
     )  # fmt: skip
     return create_app(models, page("serve.html"), api_key=api_key, any_host=not local_only)

@@ -137,7 +137,7 @@ def train(
         outcome = train_new(request)
         if merge:
             _merge(outcome, store)
-        _finish(outcome, store, json=json)
+        _finish(outcome, json=json)
 
 
 def _check_merge(store: RunStore, name: str | None, config: RunConfig) -> None:
@@ -192,6 +192,7 @@ def _many(recipe: Recipe, name: str | None, sweep: list[str], seeds: int, search
 
 def _resume(wanted: str, store: RunStore, settings: dict[str, Any], output: Output, world: World | None, *, merge: bool) -> None:
     run = store.find(wanted)
+    store = RunStore(run.dir.parent)
     if wanted != run.name and not output.json:
         console.notice(f"resuming {run.name}")
     if merge:
@@ -199,7 +200,7 @@ def _resume(wanted: str, store: RunStore, settings: dict[str, Any], output: Outp
     outcome = train_on(run, store, lambda saved: override(saved, settings), output, world)
     if merge:
         _merge(outcome, store)
-    _finish(outcome, store, json=output.json)
+    _finish(outcome, json=output.json)
 
 
 def _print_config(resolved: Resolved, *, json: bool) -> None:
@@ -214,12 +215,12 @@ def _print_config(resolved: Resolved, *, json: bool) -> None:
         print_settings(layer_lines(resolved))
 
 
-def _finish(outcome: Outcome, store: RunStore, *, json: bool) -> None:
+def _finish(outcome: Outcome, *, json: bool) -> None:
     """Show the end of a run, and exit as the signal that ended it asks."""
     from minigpt_cli.display.ending import print_ending
 
     if not json:
-        commands = next_commands(outcome.run, store, outcome.stopped.stop_reason)
+        commands = next_commands(outcome.run, outcome.stopped.stop_reason)
         print_ending(outcome.run, outcome.stopped, commands, sample_of(outcome.run) if outcome.signal_number is None else "")
     if outcome.signal_number is not None:
         raise typer.Exit(128 + outcome.signal_number)

@@ -23,7 +23,7 @@ from minigpt_cli.errors import RunNotFound, UsageError
 from minigpt_cli.interchange import huggingface, nanogpt, pytorch
 from minigpt_cli.interchange.hf_weights import family, weight_mapping
 from minigpt_cli.models.contract import build_model
-from minigpt_cli.runstore import Run, RunStore
+from minigpt_cli.runstore import Run, RunStore, run_at
 from minigpt_cli.tokenization.contract import Tokenizer
 
 VOCABULARY = ("token_embedding.weight", "head.weight", "table")
@@ -107,8 +107,8 @@ def initial_weights(
 def open_source(what: str | Path, store: RunStore | None = None) -> Source:
     """The model that a path or the name of a run stands for. Raises UsageError, RunNotFound or RunDamaged."""
     path = Path(what).expanduser()
-    if os.path.isfile(path / "run.json"):  # which, unlike Path.is_file, is False for a name too long
-        return run_source(Run(path))
+    if (at := run_at(path)) is not None:
+        return run_source(at)
     if os.path.isdir(path):
         return directory_source(path)
     if os.path.isfile(path):
@@ -120,10 +120,10 @@ def open_source(what: str | Path, store: RunStore | None = None) -> Source:
 
 
 def run_source(run: Run) -> Source:
-    """The best weights of a run."""
-    loaded = checkpoints.load(run)
+    """The best weights of a run, or those that its path named."""
+    loaded = checkpoints.load(run, run.checkpoint or "best")
     files = loaded.record.files
-    weights = files.get(checkpoints.BEST) or files[checkpoints.LAST]
+    weights = files[checkpoints.LAST] if run.checkpoint == "last" else files.get(checkpoints.BEST) or files[checkpoints.LAST]
     state = dict(loaded.model.state_dict())
     words = run.file("tokenizer.json")
     return Source(loaded.record.name, "run", weights.sha256, state, loaded.config.model, loaded.tokenizer, words, loaded.notices)
