@@ -164,6 +164,8 @@ def open_regular(path: Path, flags: int = os.O_RDONLY) -> int:
         if error.errno in (errno.EISDIR, errno.ENXIO):
             raise RunDamaged(f"{path} is not a regular file") from error
         raise
+    except ValueError as error:  # a null character, which no path may hold
+        raise RunDamaged(f"{one_line(str(path), 100)} cannot be a path: {error}") from error
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
         raise RunDamaged(f"{path} is not a regular file")

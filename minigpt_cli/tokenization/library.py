@@ -158,6 +158,7 @@ class LibraryTokenizer:
 
     def _checked(self, texts: list[str]) -> list[list[int]]:
         """The library's ids of each text. Raises UsageError if their bytes are not the text's."""
+        _ = self.backend  # one that cannot even be opened says so itself
         try:
             found = self._encode_batch(texts)
         except UsageError:  # as of a vocabulary of whole words without one for what it does not know

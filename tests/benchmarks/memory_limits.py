@@ -25,7 +25,13 @@ def train(text: str, folder: str, auto_batch: bool, begin: Callable[[], None]) -
     command = [sys.executable, "-m", "minigpt_cli", "train", text, *SHAPE.split(), "--runs-dir", folder, *["--auto-batch"] * auto_batch]
     done = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=begin)
     lines = (done.stderr or done.stdout).strip().splitlines()
-    return done.returncode, "Traceback" if any(line.startswith("Traceback") for line in lines) else lines[-1] if lines else ""
+    return done.returncode, _verdict(lines)
+
+
+def _verdict(lines: list[str]) -> str:
+    """The last line, marked where it ends a traceback."""
+    last = lines[-1] if lines else ""
+    return f"Traceback: {last}" if any(line.startswith("Traceback") for line in lines) else last
 
 
 def main() -> None:
@@ -49,7 +55,7 @@ def main() -> None:
         for auto_batch in (False, True):
             with tempfile.TemporaryDirectory() as folder:
                 code, line = train(asked.text, folder, auto_batch, begin)
-            bad = code < 0 or line == "Traceback"
+            bad = code < 0 or line.startswith("Traceback")
             failed += bad
             print(f"{megabytes:5} MB{' --auto-batch' * auto_batch:13} {'FAILED' if bad else 'ok'}  exit {code}: {line[:120]}", flush=True)
     if asked.group:

@@ -200,3 +200,22 @@ def test_a_hostile_file_of_settings_is_one_line(cli: Cli, home: Path, name: str,
     assert done.code == 2
     assert done.err.startswith("Error: ")
     assert done.err.count("\n") == 1
+
+
+def test_a_preset_may_name_its_text_and_a_source_as_typed_wins(cli: Any, home: Path) -> None:
+    assert values("mini-gpt")["source"] == "tinyshakespeare"
+    assert (values("minilm")["source"], values("minilm")["eval_every"]) == ("wikitext-2", 50)
+    said = [cli("train", *typed, "--preset", "minilm", "--print-config", "--json").json for typed in ([], ["mine.txt"])]
+    assert [document["config"]["data"]["source"] for document in said] == ["wikitext-2", "mine.txt"]
+    assert [document["sources"]["source"] for document in said] == ["preset minilm", "--source"]
+
+
+def test_recipes_say_what_they_are_not_and_what_was_not_measured() -> None:
+    text = {name: (files("minigpt_cli") / "presets" / f"{name}.toml").read_text(encoding="utf-8") for name in preset_names()}
+    assert [name for name, words in text.items() if "expert" in words] == ["modern_dense_char", "modern_moe_char_02"]
+    assert all("expert" not in line for line in text["modern_dense_char"].splitlines()[1:] if line.startswith("dropout"))
+    for name in ("fast-gpu", "shakespeare-best"):
+        assert preset_summary(name).endswith("not yet measured.")
+    for name in TABLE:
+        if name.startswith("p"):
+            assert "Not known: whether it was held" in text[name]

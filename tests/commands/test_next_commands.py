@@ -137,6 +137,11 @@ def test_a_text_that_is_gone_gets_a_prompt_that_the_tokenizer_knows(trained: Pat
     record = RunStore("runs").find("first").record.model_copy(update={"corpus": None})
     assert opening_of(record, CharTokenizer([ord(c) for c in "The "])) == Opening("The ")
     assert opening_of(record, CharTokenizer([ord("x")])) == Opening("")
+    corpus = RunStore("runs").find("first").record.corpus
+    assert corpus is not None
+    for folder in ("gone", "no\0path"):
+        elsewhere = record.model_copy(update={"corpus": corpus.model_copy(update={"dataset_dir": folder})})
+        assert opening_of(elsewhere, CharTokenizer([ord("x")])) == Opening("")
 
 
 @pytest.mark.parametrize("text", ["plain", "two words", 'a "quoted" one', "$HOME", "`date`", "it's", "a\\b", "bang!", "", "漢字", "-x"])

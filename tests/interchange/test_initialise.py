@@ -289,12 +289,22 @@ def test_the_source_is_never_written_to(make_run: MakeRun) -> None:
     assert {p: p.read_bytes() for p in run.dir.rglob("*") if p.is_file()} == before
 
 
-def test_safetensors_alone_takes_the_tokenizer_beside_it(make_run: MakeRun) -> None:
+def test_safetensors_alone_takes_the_tokenizer_beside_it(make_run: MakeRun, tmp_path: Path) -> None:
     run = make_run()
-    source = open_source(run.file("best.safetensors"))
+    (tmp_path / "alone").mkdir()
+    for name in ("best.safetensors", "tokenizer.json"):
+        (tmp_path / "alone" / name).write_bytes(run.file(name).read_bytes())
+    source = open_source(tmp_path / "alone" / "best.safetensors")
     assert source.kind == "tensors"
     assert source.tokenizer is not None
     assert initial_weights(source, run.config.model, source.tokenizer)[1].matches
+
+
+def test_a_checkpoint_in_a_run_is_that_run(make_run: MakeRun) -> None:
+    run = make_run()
+    source = open_source(run.file("last.safetensors"))
+    assert (source.kind, source.config) == ("run", run.config.model)
+    assert source.sha256 == run.record.files["last.safetensors"].sha256
 
 
 def test_report_counts_are_one_line() -> None:
