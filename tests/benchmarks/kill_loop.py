@@ -1,11 +1,11 @@
 """SIGKILL real processes at random moments and in random system calls, go on, and compare the end, bit for bit, with what was left alone.
 
-    python tests/benchmarks/kill_loop.py --rounds 500 [--seed 0] [--arch modern] [--kind train compiled sweep command]
+    python tests/benchmarks/kill_loop.py --rounds 500 [--seed 0] [--arch modern] [--kind train compiled sweep search command]
 
-A round is one kill. Recipes are drawn at random from the product of all that is promised to be exact; each is run
-once undisturbed, then killed and resumed as a person would until it ends. Weights, optimizer, generators, metrics, configuration
-and record must then be equal; a save that was announced must never be lost, and every sitting must call itself exact. A kind "command"
-kills the other commands that write, and looks whether the store is whole. Prints one JSON document.
+A round is one kill. Recipes are drawn at random from the product of all that is promised to be exact; each is run once undisturbed, then
+killed and resumed as a person would until it ends. Weights, optimizer, generators, metrics, configuration and record must then be equal
+(the runs of a search: each to one of the same configuration), a save that was announced must never be lost, and every sitting must call
+itself exact. A kind "command" kills the other commands that write, and looks whether the store is whole. Prints one JSON document.
 """
 
 from __future__ import annotations

@@ -171,7 +171,7 @@ class Crowd:
         sent = set(typed.process.sent)
         if ended.code < 0:
             return None if -ended.code in sent else f"died of signal {-ended.code}"
-        if wrong := complaint(ended.code, ended.err, findings=typed.kind == "verify", signalled=bool(sent)):
+        if wrong := complaint(ended.code, ended.err, findings=_tells_apart(ended), signalled=bool(sent)):
             return wrong
         if ended.code == 0 and "--json" in ended.arguments:
             with suppress(json.JSONDecodeError):
@@ -232,6 +232,11 @@ class Crowd:
             "said": dict(self.said.most_common(40)),
             "elapsed_s": round(time.monotonic() - self.begun, 1),
         }
+
+
+def _tells_apart(ended: Ended) -> bool:
+    """Whether the command says of each of several things how it went, and fails if one did."""
+    return "verify" in ended.arguments or any(word.startswith("--sweep") for word in ended.arguments)
 
 
 def _general(line: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -15,12 +16,13 @@ from minigpt_cli.runstore import Run, RunStore
 
 from . import tiny
 from .processes import Ended, Process, Processes
-from .recipes import ARCHITECTURES, Recipe, recipe, sweep
+from .recipes import ARCHITECTURES, TRIALS, Recipe, recipe, search, sweep
 from .results import complaint, differences
 from .writers import SCENES, Scene, broken, is_saved
 
-SHARES = {"train": 0.80, "compiled": 0.02, "sweep": 0.06, "command": 0.12}
+SHARES = {"train": 0.80, "compiled": 0.02, "sweep": 0.05, "search": 0.03, "command": 0.10}
 """How often a recipe is of each kind."""
+DRAW = {"train": recipe, "compiled": partial(recipe, compiled=True), "sweep": sweep, "search": search}
 HANGS_S = 300.0
 REPEATS = 3
 RUN = "run"
@@ -62,27 +64,19 @@ class Loop:
         if chance.random() < 0.3:
             shutil.rmtree(self.folder / "data", ignore_errors=True)  # so that preparing the data is killed too
         before = self.kills
-        what: list[str] = []
+        drawn = chance.choice(SCENES) if kind == "command" else DRAW[kind](chance, arch)
         try:
-            if kind == "command":
-                scene = chance.choice(SCENES)
-                what, features = list(scene.arguments), [scene.name]
-                self._command(chance, scene)
-            elif kind == "sweep":
-                drawn = sweep(chance, arch)
-                what, features = drawn.flags, drawn.features
-                self._sweep(chance, drawn)
+            if isinstance(drawn, Scene):
+                self._command(chance, drawn)
             else:
-                drawn = recipe(chance, arch, compiled=kind == "compiled")
-                what, features = drawn.flags, drawn.features
-                self._train(chance, drawn)
+                {"sweep": self._sweep, "search": self._search}.get(kind, self._train)(chance, drawn)
         except Wrong as wrong:
-            self.findings.append({"number": number, "kind": kind, "wrong": str(wrong), "arguments": what})
+            self.findings.append({"number": number, "kind": kind, "wrong": str(wrong), "arguments": drawn.flags})
             if self.keep:
                 for folder in (self.runs, self.whole, self.parts, self.out):
                     shutil.copytree(folder, self.keep / str(number) / folder.name, dirs_exist_ok=True) if folder.is_dir() else None
         self.recipes += 1
-        for feature in features:
+        for feature in drawn.features:
             self.features[feature] += self.kills - before
 
     def stop(self) -> None:
@@ -164,7 +158,7 @@ class Loop:
         arguments = chance.choice(words).split()
         self._judge(self._run(arguments), wanted=(0, 1, 2), findings="verify" in arguments)
 
-    # ---- a sweep
+    # ---- a group
 
     def _sweep(self, chance: Random, drawn: Recipe) -> None:
         command = ["train", *self._flags(drawn.flags), "--name", "group", "--json"]
@@ -172,7 +166,7 @@ class Loop:
         self.runs.rename(self.whole)
         for _ in self._repeats():
             shutil.rmtree(self.parts, ignore_errors=True)
-            self._until_the_sweep_ends(chance, command, alone)
+            self._until_the_group_is_done(chance, command, alone)
             self.runs.rename(self.parts)
             names, found = ([run.name for run in RunStore(store).runs()] for store in (self.whole, self.parts))
             if names != found:
@@ -180,7 +174,25 @@ class Loop:
             self._compare(names)
             self.ends += len(names)
 
-    def _until_the_sweep_ends(self, chance: Random, command: list[str], alone: Ended) -> None:
+    def _search(self, chance: Random, drawn: Recipe) -> None:
+        """What a search asks for depends on what it has seen, so each of its runs is compared with one of the same configuration."""
+        command = ["train", *self._flags(drawn.flags), "--name", "group", "--json"]
+        alone = self._alone(command)
+        for _ in self._repeats():
+            for store in (self.runs, self.whole, self.parts):
+                shutil.rmtree(store, ignore_errors=True)
+            self._until_the_group_is_done(chance, command, alone)
+            self.runs.rename(self.parts)
+            runs = RunStore(self.parts).runs()
+            if [run.status for run in runs] != ["finished"] * TRIALS:
+                raise Wrong(f"of {TRIALS} trials these came out: {', '.join(f'{run.name} {run.status}' for run in runs)}")
+            for run in runs:
+                self._alone(["train", "--config", str(run.file("config.json")), "--name", run.name], wanted=(0,))
+            self.runs.rename(self.whole)
+            self._compare([run.name for run in runs], repeated=True)
+            self.ends += TRIALS
+
+    def _until_the_group_is_done(self, chance: Random, command: list[str], alone: Ended) -> None:
         seen: dict[str, int] = {}
         for _ in range(chance.randint(10, 50)):
             ended = self._killed(chance, command, alone)
@@ -197,7 +209,7 @@ class Loop:
 
     def _command(self, chance: Random, scene: Scene) -> None:
         """Kill a command until it ends; at every moment its effect is there whole or not at all."""
-        arguments = [word.replace("FOLDER", str(self.folder)).replace("OUT", str(self.out)) for word in scene.arguments]
+        arguments = [word.replace("FOLDER", str(self.folder)).replace("OUT", str(self.out)) for word in scene.flags]
         self._set(scene)
         alone = self._alone(arguments, wanted=(0,))
         after = scene.state(self.runs, self.out)

@@ -6,6 +6,7 @@ from random import Random
 from typing import Any, NamedTuple
 
 ARCHITECTURES = ("bigram", "classic", "modern", "moe")
+TRIALS = 3  # of a search: too few for one to be pruned
 
 
 class Recipe(NamedTuple):
@@ -58,15 +59,26 @@ def recipe(chance: Random, arch: str, *, compiled: bool = False) -> Recipe:
     return Recipe(draw.flags, draw.features, measures)
 
 
+def search(chance: Random, arch: str) -> Recipe:
+    """A search of `TRIALS` runs."""
+    draw = _many(chance, arch, "search")
+    return Recipe([*draw.flags, "--search", "lr=1e-3..1e-2:log", "--trials", str(TRIALS)], draw.features)
+
+
 def sweep(chance: Random, arch: str) -> Recipe:
     """A grid with seeds."""
-    draw = _Drawing(chance, "sweep", arch)
-    _new(draw, arch)
-    _optimizer(draw)
-    draw.flags += ["--device=cpu", "--compile=off", "--threads=1", "--precision=fp32", *(["--attention=plain"] if arch != "bigram" else [])]
+    draw = _many(chance, arch, "sweep")
     rates, seeds = chance.choice([(1, 2), (2, 1), (2, 2), (3, 1)])
     draw.flags += ["--sweep", "lr=" + ",".join(["1e-3", "3e-3", "1e-2"][:rates]), "--seeds", str(seeds)]
     return Recipe(draw.flags, draw.features)
+
+
+def _many(chance: Random, arch: str, feature: str) -> _Drawing:
+    draw = _Drawing(chance, feature, arch)
+    _new(draw, arch)
+    _optimizer(draw)
+    draw.flags += ["--device=cpu", "--compile=off", "--threads=1", "--precision=fp32", *(["--attention=plain"] if arch != "bigram" else [])]
+    return draw
 
 
 def _from_a_base(draw: _Drawing, arch: str) -> None:

@@ -54,10 +54,10 @@ def _bits(tensor: Tensor) -> bytes:
 
 def differences(whole: Run, parts: Run, *, repeated: bool = False) -> list[str]:
     """What of `parts` is not as in `whole`, each a line; and whatever a kill left behind in it. If `whole` was `repeated` from the
-    configuration of `parts`, it does not know what was left open there."""
+    configuration of `parts`, it does not know what was left open there, nor of a group."""
     expected, found = everything(whole), everything(parts)
     for record in (expected["record"], found["record"]) if repeated else ():
-        record.pop("left_open", None)
+        record.update(left_open=None, group=None)
     wrong = [_where(part, expected.get(part), found.get(part)) for part in {**expected, **found} if expected.get(part) != found.get(part)]
     changed = {sitting.step for sitting in whole.record.resume_exact_history if not sitting.exact}  # by who resumed
     inexact = [s for s in parts.record.resume_exact_history if not s.exact and s.step not in changed]

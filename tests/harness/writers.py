@@ -20,11 +20,16 @@ class Scene(NamedTuple):
     """A command that writes."""
 
     name: str
-    arguments: tuple[str, ...]
+    flags: tuple[str, ...]  # all that is typed; FOLDER holds the texts, OUT is for results
     state: Callable[[Path, Path], Any]  # of the store and of the folder for results: all that the command changes
     prepared: tuple[tuple[str, ...], ...] = ()  # commands to run first
     again: bool = True  # whether it can be repeated once it is done
     making: str = ""  # the run that it makes, which is no run before it is saved
+
+    @property
+    def features(self) -> list[str]:
+        """For counting."""
+        return [self.name]
 
 
 def files(folder: Path) -> dict[str, str]:
