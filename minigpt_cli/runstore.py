@@ -116,7 +116,7 @@ class RunStore:
 
     def list(self) -> list[Run | DamagedRun]:
         """Every folder here, oldest first, damaged and foreign ones last."""
-        found = [self._open(name) for name in self.names()]
+        found = [self._open(name) for name in self.names()]  # None for what was renamed or removed since its name was read
         good = [run for run in found if isinstance(run, Run)]
         return [*sorted(good, key=lambda r: (r.record.created_at, r.name)), *(run for run in found if isinstance(run, DamagedRun))]
 
@@ -124,15 +124,14 @@ class RunStore:
         """The readable runs, oldest first."""
         return [run for run in self.list() if isinstance(run, Run)]
 
-    def _open(self, name: str) -> Run | DamagedRun:
-        folder = self.dir / name
-        if not durable.is_inside_real_folder(folder):
-            return DamagedRun(name, folder, "a symbolic link: runs are folders of their own")
-        run = Run(folder)
+    def _open(self, name: str) -> Run | DamagedRun | None:
+        run = Run(self.dir / name)
         try:
+            if not durable.is_inside_real_folder(run.dir):
+                raise RunDamaged("a symbolic link: runs are folders of their own")
             run.read()
         except RunDamaged as error:
-            return DamagedRun(name, folder, str(error))
+            return DamagedRun(name, run.dir, str(error)) if os.path.lexists(run.dir) else None
         return run
 
     def find(self, wanted: str = "latest") -> Run:
@@ -169,7 +168,13 @@ class RunStore:
             if not matches:
                 raise self._no_such_run(wanted, names)
             wanted = matches[0]
-        return _readable(Run(self.dir / wanted))
+        run = Run(self.dir / wanted)
+        try:
+            return _readable(run)
+        except RunDamaged as error:
+            if not os.path.lexists(run.dir):
+                raise self._no_such_run(wanted, self.names()) from error
+            raise
 
     def _no_such_run(self, wanted: str, names: Sequence[str]) -> RunNotFound:
         if not names:

@@ -629,6 +629,26 @@ def test_renaming_and_removing(store: RunStore, tmp_path: Path) -> None:
     assert store.names() == ["a", "link"]
 
 
+@pytest.mark.parametrize(("place", "name"), [(RunStore, "names"), (durable, "is_inside_real_folder")])
+def test_a_run_that_is_renamed_while_it_is_looked_for_is_not_called_damaged(
+    place: object, name: str, store: RunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(store, "a"), make(store, "b")
+    real = getattr(place, name)
+
+    def renamed_in_between(where: object) -> object:
+        found = real(where)
+        if (store.dir / "a").exists():
+            os.rename(store.dir / "a", store.dir / "c")
+        return found
+
+    monkeypatch.setattr(place, name, renamed_in_between)
+    assert [entry.name for entry in store.list() if isinstance(entry, DamagedRun)] == []
+    os.rename(store.dir / "c", store.dir / "a")
+    with pytest.raises(RunNotFound, match="unknown run 'a'"):
+        store.find("a")
+
+
 def test_a_run_that_cannot_be_deleted_stays_in_sight(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make(store, "a")
 

@@ -198,7 +198,7 @@ class Crowd:
             except RunLocked:
                 self.findings["at the end: a run is locked"] += 1
             problems = without_a_whole_generation(entry)
-            if problems and not any(message.endswith(NOT_YET) for message in problems):
+            if problems and not any(message.endswith((*NOT_YET, NO_BASE)) for message in problems):
                 self.findings[f"at the end: {_general(problems[0])}"] += 1
             with suppress(MiniGPTError):
                 tags |= set(entry.annotations.tags)
