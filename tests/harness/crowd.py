@@ -25,10 +25,9 @@ from .results import complaint, without_a_whole_generation
 HANGS_S = 300.0
 KEPT = 3  # runs that are never removed, so that their tags can be asked for at the end
 MANY = 30  # runs: from here on more are removed than made
-NOT_YET = (
-    "run.json is missing: not a run, or one that never saved",
-    "names no files: no checkpoint was saved",
-)  # a run between its folder and its first save, or killed there
+NOT_YET = ("run.json is missing: not a run, or one that never saved", "names no files: no checkpoint was saved")
+"""What is said of a run between its folder and its first save, or killed there."""
+NO_BASE = "has those weights (any more)"  # somebody removed the run that its adapters are for
 COMPUTE = ["--device=cpu", "--precision=fp32", "--compile=off", "--threads=1"]
 TRAINING = [*COMPUTE, "--attention=plain", "--batch-size=4", "--eval-every=4", "--eval-iters=2", "--warmup-steps=2"]
 
