@@ -40,8 +40,8 @@ def describe_start(event: Started) -> str:
 
 
 def describe_resume(event: Resumed) -> str:
-    """Where training goes on, and whether to the bit."""
-    return f"{event.run}: going on from step {event.step:,}" + ("" if event.exact else ", not exact to the bit")
+    """Where training goes on; its notices say why not to the bit, where that is so."""
+    return f"{event.run}: going on from step {event.step:,}"
 
 
 def evaluation_line(event: Evaluated, max_steps: int) -> str:
