@@ -20,13 +20,14 @@ import torch
 from torch import Tensor, nn
 
 from minigpt_cli import durable, snapshots, tensorfiles
+from minigpt_cli.accel.install import install
 from minigpt_cli.bounds import COUNT_LIMIT
 from minigpt_cli.config import RunConfig
 from minigpt_cli.durable import check_space
 from minigpt_cli.errors import MiniGPTError, RunDamaged, UsageError
 from minigpt_cli.memory import check_memory
 from minigpt_cli.models import lora
-from minigpt_cli.models.contract import build_model, outline
+from minigpt_cli.models.contract import build_model, meta_model
 from minigpt_cli.records import FileRecord, RunRecord
 from minigpt_cli.rundir import (
     ANNOTATIONS,
@@ -202,7 +203,7 @@ def _read_model(folder: Path, record: RunRecord, which: str, depth: int = 0) -> 
     except (KeyError, RuntimeError) as error:  # only with adapters: the rest is checked against the configuration before it is read
         raise RunDamaged(f"{folder / name} holds adapters for another model: {durable.one_line(str(error))}") from error
     step = record.best.step if name == BEST and record.best else record.stop_step
-    return Loaded(model.eval(), tokenizer, config, record, step)
+    return Loaded(install(model.eval()), tokenizer, config, record, step)
 
 
 def frozen_weights(run: Run, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -289,7 +290,7 @@ def _check_against_model(path: Path, settings: RunConfig, vocab_size: int, found
     config: Any = settings.model
     if getattr(config, "n_layer", 0) > len(found):
         raise RunDamaged(f"{path} holds {len(found)} tensors, too few for the {config.n_layer} layers of its configuration")
-    skeleton = outline(config, vocab_size)
+    skeleton = meta_model(config, vocab_size)
     required = None
     if settings.lora.lora_rank:
         lora.attach(skeleton, settings.lora, 0)
@@ -308,12 +309,10 @@ def _check_against_model(path: Path, settings: RunConfig, vocab_size: int, found
 
 
 def check_model_fits(config: Any, vocab_size: int, copies: int = 1) -> int:
-    """Parameters of the model that `config` describes. Raises MiniGPTError where `copies` of them (weights, gradients, averages) and the
-    tables that depend on the block size are more than the memory of this machine; nothing is allocated."""
-    skeleton = outline(config, vocab_size)
-    n_params = sum(p.numel() for p in skeleton.parameters())
-    tables = sum(b.numel() * b.element_size() for b in skeleton.buffers())
-    check_memory(4 * n_params * copies + 4 * tables, f"a model of {n_params:,} parameters with block size {config.block_size:,}")
+    """Parameters of the model that `config` describes. Raises MiniGPTError where `copies` of them (weights, gradients, averages) are more
+    than the memory of this machine; nothing is allocated."""
+    n_params = sum(p.numel() for p in meta_model(config, vocab_size).parameters())
+    check_memory(4 * n_params * copies, f"a model of {n_params:,} parameters with block size {config.block_size:,}")
     return n_params
 
 

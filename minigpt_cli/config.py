@@ -88,6 +88,11 @@ class _Transformer(_Architecture):
         return self
 
 
+def _hidden_width(width: int, multiple: float) -> int:
+    """`multiple` times the width, rounded to a multiple of 16 for the matrix units."""
+    return max(16, round(width * multiple / 16) * 16)
+
+
 class ClassicConfig(_Transformer):
     """GPT-2's architecture."""
 
@@ -101,6 +106,16 @@ class ClassicConfig(_Transformer):
     """Hidden width of the feed-forward as a multiple of --n-embd."""
     bias: bool = False
     """Give linear layers and layer norms a bias."""
+
+    @property
+    def kv_heads(self) -> int:
+        """Heads that keys and values have."""
+        return self.n_head
+
+    @property
+    def hidden(self) -> int:
+        """Hidden width of the feed-forward."""
+        return round(self.ffn_mult * self.n_embd)
 
 
 class ModernConfig(_Transformer):
@@ -122,6 +137,16 @@ class ModernConfig(_Transformer):
     """Normalise queries and keys of each head."""
     zero_init: bool = True
     """Start output projections and head at zero and embeddings at unit variance, instead of --init-std."""
+
+    @property
+    def kv_heads(self) -> int:
+        """Heads that keys and values have."""
+        return self.n_kv_head or self.n_head
+
+    @property
+    def hidden(self) -> int:
+        """Hidden width of the feed-forward, of one expert in a mixture."""
+        return _hidden_width(self.n_embd, self.ffn_mult)
 
     @model_validator(mode="after")
     def _kv_heads_divide_heads(self) -> ModernConfig:

@@ -65,7 +65,7 @@ class Beginning:
     def check(self, config: RunConfig) -> None:
         """Raise UsageError for adapters on weights that may be gone tomorrow."""
         if config.lora.quantize_base != "off":
-            from minigpt_cli.models.quantized import library
+            from minigpt_cli.accel.quantized import library
 
             library()
         if config.lora.lora_rank and self.source.kind != "run":

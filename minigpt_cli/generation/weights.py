@@ -103,7 +103,7 @@ def build_plan(config: Any, tensors: Mapping[str, npt.NDArray[Any]]) -> Plan:
         block_size=config.block_size,
         n_embd=config.n_embd,
         n_head=config.n_head,
-        n_kv_head=config.n_head if classic else config.n_kv_head or config.n_head,
+        n_kv_head=config.kv_heads,
         norm_eps=1e-5 if classic else config.rms_norm_eps,
         qk_norm=not classic and config.qk_norm,
         rope_theta=0.0 if classic else config.rope_theta,
@@ -130,7 +130,7 @@ def _layer(config: Any, w: Mapping[str, Any], at: str, classic: bool) -> Layer:
     qkv, qkv_bias = _after_norm(w[at + "attention.qkv.weight"], w.get(at + "attention.qkv.bias"), w, at + "norm1")
     gain = None
     if at + "attention.q_norm.weight" in w:
-        kv_heads = config.n_kv_head or heads
+        kv_heads = config.kv_heads
         gain = np.concatenate(
             (np.tile(w[at + "attention.q_norm.weight"] * D**-0.5, (heads, 1)), np.tile(w[at + "attention.k_norm.weight"], (kv_heads, 1)))
         )
@@ -203,7 +203,7 @@ def expected_shapes(config: Any, vocab_size: int) -> dict[str, tuple[int, ...]]:
             if bias:
                 shapes[f"blocks.{i}.{name}.bias"] = shape[:1]
         if config.arch == "moe":
-            E, F = config.n_experts, hidden_width(C, config.ffn_mult)
+            E, F = config.n_experts, config.hidden
             shapes |= {f"blocks.{i}.moe.gate_up": (E * 2 * F, C), f"blocks.{i}.moe.down": (E * C, F)}
             if config.moe_balance == "bias":
                 shapes[f"blocks.{i}.moe.balance_bias"] = (E,)
@@ -215,20 +215,14 @@ def expected_shapes(config: Any, vocab_size: int) -> dict[str, tuple[int, ...]]:
 
 def _layer_shapes(config: Any, classic: bool) -> dict[str, tuple[int, ...]]:
     C, D = config.n_embd, config.n_embd // config.n_head
-    kv_heads = config.n_head if classic else config.n_kv_head or config.n_head
+    kv_heads = config.kv_heads
     shapes: dict[str, tuple[int, ...]] = {"norm1": (C,), "norm2": (C,)}
     shapes |= {"attention.qkv": ((config.n_head + 2 * kv_heads) * D, C), "attention.out": (C, C)}
     if classic:
-        F = round(config.ffn_mult * C)
-        return shapes | {"mlp.up": (F, C), "mlp.down": (C, F)}
+        return shapes | {"mlp.up": (config.hidden, C), "mlp.down": (C, config.hidden)}
     if config.qk_norm:
         shapes |= {"attention.q_norm": (D,), "attention.k_norm": (D,)}
     if config.arch == "moe":
         return shapes | {"moe.router": (config.n_experts, C)}
-    F = hidden_width(C, config.ffn_mult)
+    F = config.hidden
     return shapes | {"mlp.gate_up": (2 * F, C), "mlp.down": (C, F)}
-
-
-def hidden_width(width: int, multiple: float) -> int:
-    """As in models/layers.py, which cannot be imported without torch; a test holds the two together."""
-    return max(16, round(width * multiple / 16) * 16)

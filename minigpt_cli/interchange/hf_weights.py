@@ -20,7 +20,6 @@ from torch import Tensor
 
 from minigpt_cli.config import ARCHITECTURES, ClassicConfig, ModelConfig, ModernConfig, MoEConfig
 from minigpt_cli.errors import UsageError, unknown_name
-from minigpt_cli.models.layers import hidden_width
 
 State = dict[str, Tensor]
 FAMILIES = ("gpt2", "llama", "qwen3", "mixtral", "qwen3_moe", "qwen2_moe")
@@ -134,7 +133,7 @@ def _gpt2_rules(c: ClassicConfig) -> Iterator[Rule]:
 def _gpt2_zeros(c: ClassicConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
     if not c.bias:
         C = c.n_embd
-        width = {"attn.c_attn": 3 * C, "mlp.c_fc": round(c.ffn_mult * C)}
+        width = {"attn.c_attn": 3 * C, "mlp.c_fc": c.hidden}
         for i in range(c.n_layer):
             for theirs, _ in _GPT2_BLOCK.values():
                 yield f"transformer.h.{i}.{theirs}.bias", (width.get(theirs, C),)
@@ -162,13 +161,13 @@ def _llama_rules(c: ModernConfig) -> Iterator[Rule]:
 
 
 def _swiglu_rules(c: ModernConfig, ours: str, theirs: str) -> Iterator[Rule]:
-    F = hidden_width(c.n_embd, c.ffn_mult)
+    F = c.hidden
     yield Rule(f"{ours}.mlp.gate_up.weight", (f"{theirs}.mlp.gate_proj.weight", f"{theirs}.mlp.up_proj.weight"), rows=(F, F))
     yield Rule(f"{ours}.mlp.down.weight", (f"{theirs}.mlp.down_proj.weight",))
 
 
 def _expert_rules(c: MoEConfig, ours: str, theirs: str) -> Iterator[Rule]:
-    E, F = c.n_experts, hidden_width(c.n_embd, c.ffn_mult)
+    E, F = c.n_experts, c.hidden
     mixtral = family(c) == "mixtral"
     theirs += ".block_sparse_moe" if mixtral else ".mlp"
     gate, up, down = ("w1", "w3", "w2") if mixtral else ("gate_proj", "up_proj", "down_proj")
@@ -214,7 +213,7 @@ def hf_config(config: ModelConfig, vocab_size: int) -> dict[str, Any]:
     if isinstance(config, ClassicConfig):
         c = config
         sizes = {"n_positions": c.block_size, "n_embd": c.n_embd, "n_layer": c.n_layer, "n_head": c.n_head}
-        sizes |= {} if c.ffn_mult == 4 else {"n_inner": round(c.ffn_mult * c.n_embd)}
+        sizes |= {} if c.ffn_mult == 4 else {"n_inner": c.hidden}
         dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), c.dropout)
         rest = {"activation_function": _ACTIVATIONS[c.activation], "layer_norm_epsilon": 1e-5, "initializer_range": c.init_std}
         return common | sizes | dropout | rest | {"tie_word_embeddings": c.tie_weights}
@@ -225,7 +224,7 @@ def hf_config(config: ModelConfig, vocab_size: int) -> dict[str, Any]:
 def _llama_config(c: ModernConfig) -> dict[str, Any]:
     return {
         "hidden_size": c.n_embd,
-        "intermediate_size": hidden_width(c.n_embd, c.ffn_mult),
+        "intermediate_size": c.hidden,
         "num_hidden_layers": c.n_layer,
         "num_attention_heads": c.n_head,
         "num_key_value_heads": c.n_kv_head or c.n_head,
@@ -246,7 +245,7 @@ def _moe_config(c: MoEConfig, kind: str) -> dict[str, Any]:
     common: dict[str, Any] = {"num_experts_per_tok": c.moe_top_k, "router_aux_loss_coef": c.moe_aux_loss_coef, "sliding_window": None}
     if kind == "mixtral":
         return common | {"num_local_experts": c.n_experts}
-    common |= {"num_experts": c.n_experts, "moe_intermediate_size": hidden_width(c.n_embd, c.ffn_mult), "norm_topk_prob": c.moe_norm_topk}
+    common |= {"num_experts": c.n_experts, "moe_intermediate_size": c.hidden, "norm_topk_prob": c.moe_norm_topk}
     common |= {"decoder_sparse_step": 1, "mlp_only_layers": []}
     if kind == "qwen2_moe":
         common |= {"shared_expert_intermediate_size": _SHARED_EXPERT, "qkv_bias": True}
@@ -291,7 +290,7 @@ def _from_llama(t: Mapping[str, Any], kind: str) -> ModernConfig:
         _require(t, sliding_window=t["max_position_embeddings"])
     expert = kind in ("qwen3_moe", "qwen2_moe")
     F = t["moe_intermediate_size"] if expert else t["intermediate_size"]
-    if hidden_width(C, F / C) != F:
+    if F % 16:
         raise UsageError(f"this {kind} has a hidden width of {F}, and minigpt computes only with multiples of 16")
     fields: dict[str, Any] = {
         "block_size": t["max_position_embeddings"],

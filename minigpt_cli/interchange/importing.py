@@ -6,7 +6,7 @@ from minigpt_cli import checkpoints
 from minigpt_cli.config import LoraConfig, RunConfig
 from minigpt_cli.errors import UsageError
 from minigpt_cli.interchange.initialise import Report, Source, initial_weights
-from minigpt_cli.models.contract import outline
+from minigpt_cli.models.contract import meta_model
 from minigpt_cli.records import Base, RunRecord
 from minigpt_cli.rundir import RECORD, Run
 from minigpt_cli.runstore import RunStore, check_name
@@ -22,7 +22,7 @@ def import_source(
     if words is None:
         raise UsageError(f"{source.label} does not say which tokens it knows: name its tokenizer with --tokenizer char|byte|gpt2|FILE")
     weights, report = initial_weights(source, config.model, words, partial=partial, seed=config.seed)
-    skeleton = outline(config.model, words.vocab_size)
+    skeleton = meta_model(config.model, words.vocab_size)
     record = record.model_copy(
         update={
             "status": "finished",

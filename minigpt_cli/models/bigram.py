@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from minigpt_cli.config import BigramConfig
 from minigpt_cli.errors import UsageError
-from minigpt_cli.models.attention import AttentionPath
 from minigpt_cli.models.contract import MatrixParts, Output
 
 MAX_VOCAB = 1 << 15  # a table of 4 GiB
@@ -22,6 +21,8 @@ MAX_VOCAB = 1 << 15  # a table of 4 GiB
 
 class Bigram(nn.Module):
     """Row i of `table` holds the logits of the token after token i."""
+
+    compute_dtype = torch.float32
 
     def __init__(self, config: BigramConfig, vocab_size: int) -> None:
         super().__init__()
@@ -47,9 +48,3 @@ class Bigram(nn.Module):
 
     def n_active_params(self) -> int:
         return self.table.numel()
-
-    # What there is to switch in larger models.
-    def set_attention(self, path: AttentionPath) -> None: ...
-    def set_compute_dtype(self, dtype: torch.dtype) -> None: ...
-    def set_dropout_generator(self, generator: torch.Generator | None) -> None: ...
-    def set_grad_checkpoint(self, on: bool) -> None: ...

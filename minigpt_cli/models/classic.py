@@ -2,7 +2,7 @@
 
 New over bigram: context. Each token looks at those before it (attention) and thinks about what it found (feed-forward), several
 times over, writing into a residual stream. This is GPT-2 (Radford et al. 2019), weight for weight.
-Shapes: B batch, T tokens, C channels, H heads, D = C // H, V vocabulary.
+Shapes: B batch, T tokens, N tokens with those in the cache, C channels, H heads, D = C // H, V vocabulary.
 """
 
 from __future__ import annotations
@@ -25,16 +25,21 @@ class Attention(nn.Module):
 
     def __init__(self, config: ClassicConfig, layer: int) -> None:
         super().__init__()
+        self.layer = layer
         self.n_head = config.n_head
         self.qkv = Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
-        self.core = CausalAttention(config.n_head, config.n_head, layer, config.dropout)
+        self.attend = CausalAttention(config.dropout)
         self.out = Linear(config.n_embd, config.n_embd, bias=config.bias)
 
     def forward(self, x: Tensor, cache: KVCache | None) -> Tensor:
         B, T, C = x.shape
-        heads = self.qkv(x).view(B, T, 3 * self.n_head, C // self.n_head)
-        y: Tensor = self.out(self.core(heads, cache))  # (B, T, C)
-        return y
+        qkv = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, H, T, D) each
+        if cache is not None:
+            k, v = cache.extend(self.layer, k, v)  # (B, H, N, D)
+        y = self.attend(q, k, v)  # (B, H, T, D)
+        y = y.transpose(1, 2).reshape(B, T, C)  # the heads side by side
+        return self.out(y)  # type: ignore[no-any-return]
 
 
 class Block(nn.Module):
@@ -45,12 +50,12 @@ class Block(nn.Module):
         self.norm1 = LayerNorm(config.n_embd, config.bias)
         self.attention = Attention(config, layer)
         self.norm2 = LayerNorm(config.n_embd, config.bias)
-        self.mlp = FeedForward(config.n_embd, round(config.ffn_mult * config.n_embd), config.activation, config.bias)
+        self.mlp = FeedForward(config.n_embd, config.hidden, config.activation, config.bias)
         self.dropout = Dropout(config.dropout)
 
-    def forward(self, x: Tensor, cache: KVCache | None, rope: None) -> tuple[Tensor, float]:
-        x = self.dropout.add(x, self.attention(self.norm1(x), cache))
-        x = self.dropout.add(x, self.mlp(self.norm2(x)))
+    def forward(self, x: Tensor, cache: KVCache | None, angles: None) -> tuple[Tensor, float]:
+        x = x + self.dropout(self.attention(self.norm1(x), cache))
+        x = x + self.dropout(self.mlp(self.norm2(x)))
         return x, 0.0
 
     def matrices(self) -> Iterator[MatrixParts]:
@@ -65,7 +70,7 @@ class Classic(Transformer):
 
     def __init__(self, config: ClassicConfig, vocab_size: int) -> None:
         blocks = [Block(config, layer) for layer in range(config.n_layer)]
-        super().__init__(config, vocab_size, blocks, LayerNorm(config.n_embd, config.bias), n_kv_head=config.n_head)
+        super().__init__(config, vocab_size, blocks, LayerNorm(config.n_embd, config.bias))
         self.position_embedding = Embedding(config.block_size, config.n_embd)
         self.embedding_dropout = Dropout(config.dropout)
 

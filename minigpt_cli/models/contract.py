@@ -41,6 +41,7 @@ class Model(Protocol):
 
     config: Any  # its frozen pydantic config
     vocab_size: int
+    compute_dtype: torch.dtype  # of activations and products; parameters and their gradients stay float32
 
     def forward(self, ids: Tensor, cache: Any = None) -> Output:
         """Logits (B, T, V) for ids (B, T); with a cache, ids are the tokens after those that it holds, and it grows by T."""
@@ -57,20 +58,6 @@ class Model(Protocol):
     def n_active_params(self) -> int:
         """Parameters that take part in computing one token; equals the total except for a mixture of experts."""
 
-    # ---- switches, off until turned
-
-    def set_attention(self, path: Any) -> None:
-        """Compute attention by "plain" matrix products or by torch's fused "sdpa"."""
-
-    def set_compute_dtype(self, dtype: torch.dtype | None) -> None:
-        """Compute activations and products in `dtype`, without autocast; parameters and their gradients stay as they are (float32)."""
-
-    def set_dropout_generator(self, generator: torch.Generator | None) -> None:
-        """Draw every dropout mask from `generator`."""
-
-    def set_grad_checkpoint(self, on: bool) -> None:
-        """Recompute each block's activations in the backward pass instead of keeping them."""
-
 
 def build_model(config: Any, vocab_size: int, seed: int | None = None) -> nn.Module:
     """The model that `config.arch` names, on the CPU at float32; its weights drawn from `seed`, or left unset for loading."""
@@ -80,8 +67,7 @@ def build_model(config: Any, vocab_size: int, seed: int | None = None) -> nn.Mod
     return model
 
 
-def outline(config: Any, vocab_size: int) -> nn.Module:
+def meta_model(config: Any, vocab_size: int) -> nn.Module:
     """The model that `config.arch` names without memory for its numbers: names, shapes and counts, however large it is."""
     with torch.device("meta"):
-        model: nn.Module = registry.load("architecture", config.arch)(config, vocab_size)
-    return model
+        return build_model(config, vocab_size)

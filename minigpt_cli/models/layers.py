@@ -1,11 +1,10 @@
-"""The small parts that every architecture is put together from: linear maps, norms, feed-forwards, dropout.
+"""The small parts that every architecture is put together from: linear maps, norms, dropout, feed-forwards.
 
-A layer computes in the dtype of its input. Parameters stay float32 and are cast on use, so that one model trains in
-bfloat16 with float32 master weights and without autocast: the casts are a few megabytes a step, where autocast casts
-activations again and again. Statistics of norms are float32 whatever the dtype.
+A layer computes in the dtype of its input. Parameters stay float32 and are cast where they are used, so that one model trains
+in bfloat16 with float32 master weights. Statistics of norms are float32 whatever the dtype.
 
-Sources: LayerNorm (Ba et al. 2016), RMSNorm (Zhang & Sennrich 2019), GELU (Hendrycks & Gimpel 2016), SwiGLU (Shazeer 2020),
-dropout (Srivastava et al. 2014).
+Sources: LayerNorm (Ba et al. 2016), RMSNorm (Zhang & Sennrich 2019), dropout (Srivastava et al. 2014), GELU (Hendrycks & Gimpel
+2016), SwiGLU (Shazeer 2020).
 Shapes: B batch, T tokens, C channels of the residual stream, F hidden width of a feed-forward.
 """
 
@@ -15,11 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minigpt_cli.models import dropout, kernels
-
 
 class Linear(nn.Linear):
-    """`x @ weight.T + bias`, in the dtype of x."""
+    """`x @ weight.T + bias`."""
 
     weight: nn.Parameter  # torch itself declares a mere Tensor
 
@@ -37,21 +34,22 @@ class Embedding(nn.Embedding):
     weight: nn.Parameter
 
     def reset_parameters(self) -> None:
-        """Nothing, as above; and to draw for a mere outline torch would import for a second."""
+        """Nothing, as above."""
 
 
 class LayerNorm(nn.Module):
     """Subtract the mean over channels, divide by the standard deviation, scale; `bias` is optional."""
 
-    eps = 1e-5
-
-    def __init__(self, width: int, bias: bool) -> None:
+    def __init__(self, width: int, bias: bool, eps: float = 1e-5) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
         self.bias = nn.Parameter(torch.zeros(width)) if bias else None
+        self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return kernels.layer_norm(x, self.weight, self.bias, self.eps)
+        centered = x.float() - x.float().mean(-1, keepdim=True)
+        y = centered * torch.rsqrt(centered.square().mean(-1, keepdim=True) + self.eps) * self.weight
+        return (y if self.bias is None else y + self.bias).to(x.dtype)
 
 
 class RMSNorm(nn.Module):
@@ -63,30 +61,23 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return kernels.rms_norm(x, self.weight, self.eps)
+        y = x.float() * torch.rsqrt(x.float().square().mean(-1, keepdim=True) + self.eps)
+        return (y * self.weight).to(x.dtype)
 
 
 class Dropout(nn.Module):
-    """Zero each element with probability p while training and scale the rest by 1 / (1 - p).
-
-    Masks come from `generator`, or from torch's default one while it is None.
-    """
+    """Zero each element with probability p while training, and scale the rest by 1 / (1 - p) so that the mean stays."""
 
     def __init__(self, p: float) -> None:
         super().__init__()
         self.p = p
-        self.generator: torch.Generator | None = None
-
-    @property
-    def active(self) -> bool:
-        return self.training and self.p > 0
+        self.generator: torch.Generator | None = None  # where the masks come from; None: torch's default one
 
     def forward(self, x: Tensor) -> Tensor:
-        return dropout.dropout(x, self.p, self.generator) if self.active else x
-
-    def add(self, residual: Tensor, x: Tensor) -> Tensor:
-        """`residual + dropout(x)`."""
-        return dropout.add_dropped(residual, x, self.p, self.generator) if self.active else residual + x
+        if not self.training or self.p == 0:
+            return x
+        keep = torch.empty_like(x).bernoulli_(1 - self.p, generator=self.generator)
+        return x * keep / (1 - self.p)
 
 
 class FeedForward(nn.Module):
@@ -99,12 +90,19 @@ class FeedForward(nn.Module):
         self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
-        h: Tensor = self.down(kernels.activation(self.up(x), self.activation))  # (B, T, C) -> (B, T, F) -> (B, T, C)
-        return h
+        y: Tensor = self.down(activate(self.up(x), self.activation))  # (B, T, C) -> (B, T, F) -> (B, T, C)
+        return y
+
+
+def activate(x: Tensor, name: str) -> Tensor:
+    """ReLU: `max(x, 0)`. GELU: `x` times the probability that a standard normal is below x; gelu_tanh is GPT-2's approximation of it."""
+    if name == "relu":
+        return F.relu(x)
+    return F.gelu(x, approximate="tanh" if name == "gelu_tanh" else "none")
 
 
 class SwiGLU(nn.Module):
-    """`down(silu(gate(x)) * up(x))`; gate and up are one matrix, gate's rows first."""
+    """`down(silu(gate(x)) * up(x))`, silu(z) = z * sigmoid(z); gate and up are one matrix, gate's rows first."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
@@ -112,10 +110,18 @@ class SwiGLU(nn.Module):
         self.down = Linear(hidden, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.down(kernels.swiglu(self.gate_up(x)))  # (B, T, 2F) -> (B, T, F) -> (B, T, C)
+        y: Tensor = self.down(swiglu(self.gate_up(x)))  # (B, T, C) -> (B, T, 2F) -> (B, T, F) -> (B, T, C)
         return y
 
 
-def hidden_width(width: int, multiple: float) -> int:
-    """Hidden width of a feed-forward: `multiple` times the width, rounded to a multiple of 16 for the matrix units."""
-    return max(16, round(width * multiple / 16) * 16)
+def swiglu(gate_up: Tensor) -> Tensor:
+    """`silu(gate) * up` of (..., 2F), gate first: (..., F)."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    return F.silu(gate) * up
+
+
+def set_dropout_generator(model: nn.Module, generator: torch.Generator | None) -> None:
+    """Draw every dropout mask of `model` from `generator`, which lives on the model's device."""
+    for module in model.modules():
+        if isinstance(module, Dropout):
+            module.generator = generator

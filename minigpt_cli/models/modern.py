@@ -3,7 +3,7 @@
 New over classic: positions turn queries and keys instead of being added to the input (RoPE), so attention sees distances;
 norms without mean or bias; a gated feed-forward; fewer key/value heads if wanted; QK-norm, which bounds attention scores.
 This is Llama (Touvron et al. 2023), and with `qk_norm` Qwen3 (Yang et al. 2025), weight for weight.
-Shapes: B batch, T tokens, C channels, H query heads, K key/value heads, D = C // H, F hidden width, V vocabulary.
+Shapes: B batch, T tokens, N tokens with those in the cache, C channels, H query heads, K key/value heads, D = C // H, V vocabulary.
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from minigpt_cli.config import ModernConfig
-from minigpt_cli.models import kernels
-from minigpt_cli.models.attention import CausalAttention, KVCache, RotaryTable
+from minigpt_cli.models.attention import CausalAttention, KVCache, rotate
 from minigpt_cli.models.contract import MatrixParts
-from minigpt_cli.models.layers import Dropout, Linear, RMSNorm, SwiGLU, hidden_width
+from minigpt_cli.models.layers import Dropout, Linear, RMSNorm, SwiGLU
 from minigpt_cli.models.transformer import Transformer
 
 
@@ -26,30 +25,28 @@ class Attention(nn.Module):
 
     def __init__(self, config: ModernConfig, layer: int) -> None:
         super().__init__()
-        self.n_head = config.n_head
-        self.n_kv_head = config.n_kv_head or config.n_head
+        self.layer = layer
+        self.n_head, self.n_kv_head = config.n_head, config.kv_heads
         self.head_size = config.n_embd // config.n_head
         self.qkv = Linear(config.n_embd, (self.n_head + 2 * self.n_kv_head) * self.head_size, bias=False)
         # One gain for all queries and one for all keys; without QK-norm there is nothing to hold.
         self.q_norm = RMSNorm(self.head_size, config.rms_norm_eps) if config.qk_norm else None
         self.k_norm = RMSNorm(self.head_size, config.rms_norm_eps) if config.qk_norm else None
-        self.core = CausalAttention(self.n_head, self.n_kv_head, layer)
+        self.attend = CausalAttention()
         self.out = Linear(config.n_embd, config.n_embd, bias=False)
 
-    def forward(self, x: Tensor, cache: KVCache | None, rope: Tensor) -> Tensor:
-        B, T, _ = x.shape
-        heads = self.qkv(x).view(B, T, self.n_head + 2 * self.n_kv_head, self.head_size)
-        heads = kernels.norm_and_rotate(heads, self.n_head + self.n_kv_head, self._gains(), rope)  # q and k of its heads
-        y: Tensor = self.out(self.core(heads, cache))  # (B, T, C)
-        return y
-
-    def _gains(self) -> kernels.Gains | None:
-        """(H + K, D) gains of each query's and key's norm, and their epsilon."""
-        if self.q_norm is None or self.k_norm is None:
-            return None
-        q = self.q_norm.weight.expand(self.n_head, -1)
-        k = self.k_norm.weight.expand(self.n_kv_head, -1)
-        return kernels.Gains(torch.cat((q, k)), self.q_norm.eps)
+    def forward(self, x: Tensor, cache: KVCache | None, angles: Tensor) -> Tensor:
+        (B, T, C), (H, K) = x.shape, (self.n_head, self.n_kv_head)
+        heads = self.qkv(x).view(B, T, H + 2 * K, self.head_size).transpose(1, 2)
+        q, k, v = heads.split((H, K, K), dim=1)  # (B, H, T, D), (B, K, T, D), (B, K, T, D)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = rotate(q, angles), rotate(k, angles)
+        if cache is not None:
+            k, v = cache.extend(self.layer, k, v)  # (B, K, N, D)
+        y = self.attend(q, k, v)  # (B, H, T, D)
+        y = y.transpose(1, 2).reshape(B, T, C)  # the heads side by side
+        return self.out(y)  # type: ignore[no-any-return]
 
 
 class Block(nn.Module):
@@ -60,12 +57,12 @@ class Block(nn.Module):
         self.norm1 = RMSNorm(config.n_embd, config.rms_norm_eps)
         self.attention = Attention(config, layer)
         self.norm2 = RMSNorm(config.n_embd, config.rms_norm_eps)
-        self.mlp = SwiGLU(config.n_embd, hidden_width(config.n_embd, config.ffn_mult))
+        self.mlp = SwiGLU(config.n_embd, config.hidden)
         self.dropout = Dropout(config.dropout)
 
-    def forward(self, x: Tensor, cache: KVCache | None, rope: Tensor) -> tuple[Tensor, float]:
-        x = self.dropout.add(x, self.attention(self.norm1(x), cache, rope))
-        x = self.dropout.add(x, self.mlp(self.norm2(x)))
+    def forward(self, x: Tensor, cache: KVCache | None, angles: Tensor) -> tuple[Tensor, float]:
+        x = x + self.dropout(self.attention(self.norm1(x), cache, angles))
+        x = x + self.dropout(self.mlp(self.norm2(x)))
         return x, 0.0
 
     def matrices(self) -> Iterator[MatrixParts]:
@@ -84,10 +81,8 @@ class Modern(Transformer):
     """Llama or Qwen3 of any size."""
 
     def __init__(self, config: ModernConfig, vocab_size: int) -> None:
-        c = config
-        blocks = [Block(c, layer) for layer in range(c.n_layer)]
-        rope = RotaryTable(c.block_size, c.n_embd // c.n_head, c.rope_theta)
-        super().__init__(c, vocab_size, blocks, RMSNorm(c.n_embd, c.rms_norm_eps), c.n_kv_head or c.n_head, rope)
+        blocks = [Block(config, layer) for layer in range(config.n_layer)]
+        super().__init__(config, vocab_size, blocks, RMSNorm(config.n_embd, config.rms_norm_eps), config.rope_theta)
 
     def init_weights(self, generator: torch.Generator) -> None:
         init_modern(self, generator)

@@ -16,10 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from minigpt_cli.config import MoEConfig
-from minigpt_cli.models import grouped, kernels
-from minigpt_cli.models.attention import KVCache, RotaryTable
+from minigpt_cli.models.attention import KVCache
 from minigpt_cli.models.contract import MatrixParts
-from minigpt_cli.models.layers import Dropout, Linear, RMSNorm, hidden_width
+from minigpt_cli.models.layers import Dropout, Linear, RMSNorm, swiglu
 from minigpt_cli.models.modern import Attention, attention_matrices, init_modern
 from minigpt_cli.models.transformer import Transformer
 
@@ -34,7 +33,7 @@ class Experts(nn.Module):
     def __init__(self, config: MoEConfig) -> None:
         super().__init__()
         self.config = config
-        E, C, F = config.n_experts, config.n_embd, hidden_width(config.n_embd, config.ffn_mult)
+        E, C, F = config.n_experts, config.n_embd, config.hidden
         self.router = Linear(C, E, bias=False)
         # Experts are stacked along the rows, so that every matrix in the model has two dimensions.
         self.gate_up = nn.Parameter(torch.empty(E * 2 * F, C))
@@ -45,7 +44,7 @@ class Experts(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         c, flat = self.config, x.reshape(-1, x.size(-1))  # (N, C)
-        probs = grouped.probabilities(flat, self.router)  # (N, E)
+        probs = self.route(flat)  # (N, E)
         chosen = (probs.detach() + self.balance_bias).topk(c.moe_top_k, dim=-1).indices  # (N, k)
         weights = probs.gather(-1, chosen)
         if c.moe_norm_topk:
@@ -53,16 +52,24 @@ class Experts(nn.Module):
         counts = torch.bincount(chosen.flatten(), minlength=c.n_experts)  # (E,)
         if self.training:
             self._probs, self._counts = probs.detach(), counts
-        y = self._mix(flat, chosen, weights)
+        y = self.mix(flat, chosen, weights)
         return y.view_as(x), self._aux_loss(probs, counts)
 
-    def _mix(self, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
-        """Sum over each token's experts: one pair of products per expert, over its tokens laid side by side."""
+    def route(self, x: Tensor) -> Tensor:
+        """How likely each expert is for each row of x (N, C): (N, E), float32."""
+        probs: Tensor = self.router(x).float().softmax(-1)
+        return probs
+
+    def mix(self, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+        """The sum over each token's experts, chosen (N, k), of weight (N, k) times their output: (N, C)."""
         E, C = self.config.n_experts, x.size(-1)
-        pairs = grouped.pairs_by_expert(chosen, E)
-        h = grouped.grouped_linear(grouped.spread(x, pairs), self.gate_up.to(x.dtype).view(E, -1, C), pairs.counts)  # (N k, 2F)
-        y = grouped.grouped_linear(kernels.swiglu(h), self.down.to(x.dtype).view(E, C, -1), pairs.counts)  # (N k, C)
-        return grouped.combined(y, weights, pairs)
+        gate_up, down = self.gate_up.to(x.dtype).view(E, -1, C), self.down.to(x.dtype).view(E, C, -1)
+        y = torch.zeros_like(x)
+        for expert in range(E):
+            token, nth = (chosen == expert).nonzero(as_tuple=True)  # the pairs that chose this expert
+            output = swiglu(x[token] @ gate_up[expert].T) @ down[expert].T  # (n, C) -> (n, 2F) -> (n, F) -> (n, C)
+            y = y.index_add(0, token, output * weights[token, nth, None].to(x.dtype))
+        return y
 
     def _aux_loss(self, probs: Tensor, counts: Tensor) -> Tensor:
         """E times the sum over experts of share of tokens times mean probability: 1 when balanced (Switch, equation 4)."""
@@ -105,10 +112,10 @@ class Block(nn.Module):
         self.moe = Experts(config)
         self.dropout = Dropout(config.dropout)
 
-    def forward(self, x: Tensor, cache: KVCache | None, rope: Tensor) -> tuple[Tensor, Tensor]:
-        x = self.dropout.add(x, self.attention(self.norm1(x), cache, rope))
+    def forward(self, x: Tensor, cache: KVCache | None, angles: Tensor) -> tuple[Tensor, Tensor]:
+        x = x + self.dropout(self.attention(self.norm1(x), cache, angles))
         y, aux_loss = self.moe(self.norm2(x))
-        return self.dropout.add(x, y), aux_loss
+        return x + self.dropout(y), aux_loss
 
     def matrices(self) -> Iterator[MatrixParts]:
         yield from attention_matrices(self.attention)
@@ -120,10 +127,8 @@ class MixtureOfExperts(Transformer):
     """Mixtral, Qwen3-MoE or Qwen2-MoE of any size."""
 
     def __init__(self, config: MoEConfig, vocab_size: int) -> None:
-        c = config
-        blocks = [Block(c, layer) for layer in range(c.n_layer)]
-        rope = RotaryTable(c.block_size, c.n_embd // c.n_head, c.rope_theta)
-        super().__init__(c, vocab_size, blocks, RMSNorm(c.n_embd, c.rms_norm_eps), c.n_kv_head or c.n_head, rope)
+        blocks = [Block(config, layer) for layer in range(config.n_layer)]
+        super().__init__(config, vocab_size, blocks, RMSNorm(config.n_embd, config.rms_norm_eps), config.rope_theta)
 
     def init_weights(self, generator: torch.Generator) -> None:
         init_modern(self, generator)

@@ -20,9 +20,11 @@ from typing import Any
 import torch
 
 from minigpt_cli import durable, locks
+from minigpt_cli.accel.install import install
 from minigpt_cli.downloads import cache_folder
 from minigpt_cli.errors import MiniGPTError
-from minigpt_cli.models.attention import CausalAttention
+from minigpt_cli.models.contract import build_model
+from minigpt_cli.models.layers import set_dropout_generator
 from minigpt_cli.training.environment import computed_by
 
 _LEAST_TRIALS, _MOST_TRIALS, _TRIALS_S = 5, 100, 0.25
@@ -114,26 +116,24 @@ def _after_all_work(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def attention_paths(
-    core: CausalAttention, head_size: int, block_size: int, batch_size: int, dtype: torch.dtype, device: torch.device
-) -> Seconds:
-    """Seconds of each path of `core` forward and backward, for some windows of a batch: nothing else in a step depends on the path."""
-    H, K, T, p = core.n_head, core.n_kv_head, block_size, core.dropout.p
-    windows = max(1, min(batch_size, _SCORES // (H * T * T))) if device.type == "cpu" else batch_size
-    shape = (windows, T, H + 2 * K, head_size)
-    trial = CausalAttention(H, K, 0, p).to(device).train()
-    trial.dropout.generator = torch.Generator(device).manual_seed(0)
-    heads = torch.ones(shape, dtype=dtype, device=device, requires_grad=True)
-    gradient = torch.ones(windows, T, H * head_size, dtype=dtype, device=device)
+def attention_paths(model: Any, batch_size: int, dtype: torch.dtype, device: torch.device) -> Seconds:
+    """Seconds of a model of one layer, with this configuration, forward and backward with each path of attention, for some windows of a
+    batch: nothing else in a step depends on the path."""
+    one_layer, T = model.model_copy(update={"n_layer": 1}), model.block_size
+    windows = max(1, min(batch_size, _SCORES // (model.n_head * T * T))) if device.type == "cpu" else batch_size
+    trial = build_model(one_layer, vocab_size=2, seed=0).to(device).train()
+    trial.compute_dtype = dtype  # type: ignore[assignment]
+    set_dropout_generator(trial, torch.Generator(device).manual_seed(0))
+    ids = torch.zeros(windows, T, dtype=torch.int64, device=device)
 
-    def way(path: Any) -> Callable[[], object]:
+    def way(path: str) -> Callable[[], object]:
         def run() -> None:
-            trial.path = path
-            torch.autograd.grad(trial(heads), heads, gradient)
+            output = install(trial, path)(ids)
+            torch.autograd.grad(output.logits.sum() + output.aux_loss, list(trial.parameters()))
 
         return run
 
-    question = {"attention": [*shape, K], "dtype": str(dtype), "dropout": p}
+    question = {"attention": one_layer.model_dump(mode="json"), "windows": windows, "dtype": str(dtype)}
     return fastest(question, {path: way(path) for path in ("plain", "sdpa")}, device)
 
 

@@ -15,10 +15,9 @@ import numpy as np
 import torch
 
 import minigpt_cli
-from minigpt_cli import compiled
+from minigpt_cli.accel import expert_kernels, kernels, native_build
 from minigpt_cli.durable import one_line
 from minigpt_cli.generation.native import decoder
-from minigpt_cli.models.native import experts, operations
 
 # Variables that make a library choose other instructions, algorithms or numbers of threads. How to wait, where to log and what is said
 # otherwise here (OMP_NUM_THREADS, MINIGPT_NATIVE) are not among them.
@@ -34,13 +33,18 @@ def describe() -> dict[str, str]:
         device = f"cuda, {torch.cuda.get_device_name()}"
     else:
         device = "mps" if torch.backends.mps.is_available() else f"cpu, {torch.get_num_threads()} threads"
-    kernels = {
+    training = {
         "tiles": "C, attention on the processor's matrix tiles",
         "c": "C",
-        "torch": f"torch, slower: {operations.why_not()}",
-    }[operations.in_use()]
+        "torch": f"torch, slower: {kernels.why_not()}",
+    }[kernels.in_use()]
     reason = decoder.why_not()
-    return {"torch": torch.__version__, "device": device, "kernels": kernels, "decoder": f"numpy, slower: {reason}" if reason else "native"}
+    return {
+        "torch": torch.__version__,
+        "device": device,
+        "kernels": training,
+        "decoder": f"numpy, slower: {reason}" if reason else "native",
+    }
 
 
 def computed_by(device: torch.device, *, compiled_graph: bool) -> dict[str, str]:
@@ -64,9 +68,9 @@ def computed_by(device: torch.device, *, compiled_graph: bool) -> dict[str, str]
 
 def _of_processor() -> dict[str, str]:
     """Batches, and whatever a GPU does not do, are made here too."""
-    made = {"c": operations.library(), "experts": experts.library(), "tiles": operations.tiles()}
+    made = {"c": kernels.library(), "experts": expert_kernels.library(), "tiles": kernels.tiles()}
     return {
-        "processor": hashlib.sha256(compiled.processor()).hexdigest()[:8],
+        "processor": hashlib.sha256(native_build.processor()).hexdigest()[:8],
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "kernels": ", ".join(f"{name} {_content(library)}" for name, library in made.items() if library) or "torch",
     }

@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 
 import torch
 
+from minigpt_cli.accel import kernels
 from minigpt_cli.config import RunConfig
 from minigpt_cli.data.dataset import Dataset, check_long_enough
 from minigpt_cli.errors import UsageError
 from minigpt_cli.memory import check_threads
 from minigpt_cli.models.attention import CausalAttention
-from minigpt_cli.models.contract import outline
-from minigpt_cli.models.native import operations
+from minigpt_cli.models.contract import meta_model
 from minigpt_cli.training import choices, memory, precision
 from minigpt_cli.training.distributed import World
 from minigpt_cli.training.feeding import DeviceBatches
@@ -117,7 +117,7 @@ def poor_plan(config: RunConfig, dataset: Dataset) -> list[str]:
 
 
 def _n_params(config: RunConfig, dataset: Dataset) -> int:
-    return sum(p.numel() for p in outline(config.model, dataset.tokenizer.vocab_size).parameters())
+    return sum(p.numel() for p in meta_model(config.model, dataset.tokenizer.vocab_size).parameters())
 
 
 # ---- device, precision
@@ -136,7 +136,7 @@ def _choose_compute(config: RunConfig, dataset: Dataset, world: World) -> tuple[
         notices.append(f"precision {chosen}: {reason}")
     if config.compute.device == "auto":
         notices.append(f"device {device}: {why}")
-    if device == "cpu" and (reason := operations.why_not()):
+    if device == "cpu" and (reason := kernels.why_not()):
         notices.append(f"kernels torch, slower: {reason}")
     threads = config.compute.threads or torch.get_num_threads()
     return _with(config, compute={"device": device, "precision": chosen, "threads": threads}), notices
@@ -237,18 +237,15 @@ def _choose_shape(config: RunConfig, dataset: Dataset) -> tuple[RunConfig, list[
 
 def _choose_attention(config: RunConfig, dataset: Dataset, notices: list[str]) -> RunConfig:
     """The faster attention path on this machine; then whether to compile."""
-    compute, model = config.compute, outline(config.model, dataset.tokenizer.vocab_size)
-    core = next((module for module in model.modules() if isinstance(module, CausalAttention)), None)
-    if core is None:
+    compute = config.compute
+    if not any(isinstance(module, CausalAttention) for module in meta_model(config.model, dataset.tokenizer.vocab_size).modules()):
         return _with(config, compute={"attention": "plain", "compile": "off"})
     if compute.attention == "auto":
-        head_size, dtype = config.model.n_embd // core.n_head, precision.DTYPES[compute.precision]  # type: ignore[union-attr]
         with memory.explained_out_of_memory(config):
-            seconds = choices.attention_paths(
-                core, head_size, config.model.block_size, config.optim.batch_size, dtype, torch.device(compute.device)
-            )
+            dtype, device = precision.DTYPES[compute.precision], torch.device(compute.device)
+            seconds = choices.attention_paths(config.model, config.optim.batch_size, dtype, device)
         faster, slower = sorted(seconds, key=lambda path: seconds[path])
-        notices.append(f"attention {faster}: {seconds[slower] / seconds[faster]:.1f}x as fast as {slower} for this shape here")
+        notices.append(f"attention {faster}: a layer is {seconds[slower] / seconds[faster]:.1f}x as fast as with {slower} here")
         config = _with(config, compute={"attention": faster})
     if compute.compile == "auto":
         config = _with(config, compute={"compile": _compile_pays(config)})

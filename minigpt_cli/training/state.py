@@ -12,10 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minigpt_cli.accel import grad_checkpoint, quantized
+from minigpt_cli.accel.allocator import keep_freed_memory
+from minigpt_cli.accel.install import install
 from minigpt_cli.config import RunConfig
-from minigpt_cli.models import lora, quantized
-from minigpt_cli.models.allocator import keep_freed_memory
+from minigpt_cli.models import lora
 from minigpt_cli.models.contract import build_model
+from minigpt_cli.models.layers import set_dropout_generator
 from minigpt_cli.training import distributed, precision
 from minigpt_cli.training.distributed import World
 from minigpt_cli.training.optimizers import build_optimizer
@@ -90,11 +93,12 @@ class TrainingState:
         self._generators = {"dropout": self.dropout_generator, "default": _default_generator(self.device).manual_seed(seed)}
         if self.device.type != "cpu":
             self._generators["host"] = torch.default_generator.manual_seed(seed)
-        model.set_attention(compute.attention)  # type: ignore[operator]
-        model.set_compute_dtype(precision.DTYPES[compute.precision])  # type: ignore[operator]
-        model.set_grad_checkpoint(compute.grad_checkpoint)  # type: ignore[operator]
+        install(model, compute.attention)
+        model.compute_dtype = precision.DTYPES[compute.precision]  # type: ignore[assignment]
         # What is compiled draws from the default generator, so then what is not compiled does too.
-        model.set_dropout_generator(None if compute.compile == "on" else self.dropout_generator)  # type: ignore[operator]
+        set_dropout_generator(model, None if compute.compile == "on" else self.dropout_generator)
+        if compute.grad_checkpoint:
+            grad_checkpoint.install(model)
         if not compute.fsdp or self.world.size == 1:
             return model
         distributed.copy_from_first(model)  # as replicate does

@@ -16,8 +16,8 @@ import time
 
 import torch
 
+from minigpt_cli.accel.allocator import keep_freed_memory
 from minigpt_cli.config import ComputeConfig, ModelConfig, ModernConfig, MoEConfig, OptimConfig, RunConfig
-from minigpt_cli.models.allocator import keep_freed_memory
 from minigpt_cli.training.state import TrainingState
 
 BATCH, BLOCK, VOCAB = 48, 192, 65

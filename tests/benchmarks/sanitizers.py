@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = Path(__file__).with_name("native")
 SOURCES = {
     "decoder": ROOT / "minigpt_cli/generation/native/decoder.c",
-    **{name: ROOT / f"minigpt_cli/models/native/{name}.c" for name in ("kernels", "experts", "attention")},
+    **{name: ROOT / f"minigpt_cli/accel/{name}.c" for name in ("kernels", "experts", "attention")},
 }
 WATCHES = {
     "address": ("-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"),

@@ -40,8 +40,8 @@ THEIRS = {
 def our_step(precision: str, compile: str = "off") -> Callable[[], None]:
     import torch
 
+    from minigpt_cli.accel.allocator import keep_freed_memory
     from minigpt_cli.config import ClassicConfig, ComputeConfig, OptimConfig, RunConfig
-    from minigpt_cli.models.allocator import keep_freed_memory
     from minigpt_cli.training.state import TrainingState
 
     keep_freed_memory()

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from minigpt_cli import compiled
+from minigpt_cli.accel import native_build
 from minigpt_cli.config import BigramConfig, ClassicConfig, ModernConfig, MoEConfig
 from minigpt_cli.errors import MiniGPTError
 from minigpt_cli.generation.choosing import decoder_for
@@ -24,6 +24,7 @@ from minigpt_cli.generation.numpy_decoder import NumpyDecoder
 from minigpt_cli.generation.sampling import Sampling, choose
 from minigpt_cli.generation.torch_decoder import TorchDecoder
 from minigpt_cli.generation.weights import KNOWN, build_plan, expected_shapes
+from minigpt_cli.models.attention import CausalAttention
 from minigpt_cli.models.contract import build_model
 
 V, T = 11, 8
@@ -152,8 +153,8 @@ def test_beyond_the_block_each_token_sees_the_window_before_it(name: str, make_d
     for i in range(T - 2, len(ids)):
         logits = decoder.step([ids[i]], [0], [i])[0]
     for module in model.modules():
-        if hasattr(module, "path"):
-            module.path, module._sdpa = "sdpa", _banded
+        if isinstance(module, CausalAttention):
+            module.forward = _banded
     np.testing.assert_allclose(logits, reference(model, ids)[-1], atol=1e-4)
 
 
@@ -209,13 +210,13 @@ def test_quantised_rows_come_back_within_half_a_level() -> None:
 
 
 def test_without_the_library_numpy_decodes(monkeypatch: pytest.MonkeyPatch) -> None:
-    compiled.forget()
+    native_build.forget()
     monkeypatch.setenv("MINIGPT_NATIVE", "0")
     try:
         assert isinstance(decoder_for(plan_of(make("classic"))), NumpyDecoder)
     finally:
         monkeypatch.undo()
-        compiled.forget()
+        native_build.forget()
 
 
 def test_forward_decoder_is_the_model_itself() -> None:

@@ -110,5 +110,5 @@ def test_routers_are_adapted_only_by_name() -> None:
 
 def test_bfloat16_activations_pass_through() -> None:
     model, _, _ = adapted("modern")
-    model.set_compute_dtype(torch.bfloat16)
+    model.compute_dtype = torch.bfloat16
     assert model(IDS).logits.dtype == torch.bfloat16

@@ -1,68 +1,32 @@
-"""What every architecture promises (models/contract.py), over the registry: a new one is covered by being registered."""
+"""What every architecture promises (models/contract.py), over the registry.
+
+Every law holds for the formulas alone and for the model made fast (accel/), with either path of attention.
+"""
 
 from __future__ import annotations
 
 import pytest
 import torch
 import torch.nn.functional as F
-from pydantic import TypeAdapter
-from torch import Tensor, nn
+from architectures import B, T, V, build, configure, every_model, gradients, loss_of, made, tokens
+from torch import Tensor
 
-from minigpt_cli.config import ARCHITECTURES as CLASSES
-from minigpt_cli.config import ModelConfig
+from minigpt_cli.accel import grad_checkpoint
 from minigpt_cli.errors import MiniGPTError, UsageError
-from minigpt_cli.models import attention
 from minigpt_cli.models.contract import build_model
-from minigpt_cli.registry import ARCHITECTURES
-
-V, T, B = 11, 8, 3
-SMALL = {"block_size": T, "n_layer": 2, "n_head": 4, "n_embd": 32}
-VARIANTS: dict[str, list[dict[str, object]]] = {  # beside the defaults of each architecture
-    "bigram": [],
-    "classic": [{"bias": True, "activation": "relu", "ffn_mult": 1.3}, {"tie_weights": True}, {"dropout": 0.3}],
-    "modern": [{"n_kv_head": 2, "zero_init": False}, {"qk_norm": False, "tie_weights": True}, {"dropout": 0.3}],
-    "moe": [{"moe_top_k": 1, "n_kv_head": 1}, {"moe_norm_topk": True, "moe_balance": "bias"}, {"dropout": 0.3, "moe_balance": "none"}],
-}
-CASES = [(arch, variant) for arch in ARCHITECTURES for variant in [{}, *VARIANTS.get(arch, [])]]
-every_model = pytest.mark.parametrize(("arch", "variant"), CASES, ids=[f"{a}-{'-'.join(map(str, v)) or 'default'}" for a, v in CASES])
+from minigpt_cli.models.layers import set_dropout_generator
 
 
-def configure(arch: str, **fields: object) -> ModelConfig:
-    """The configuration of `arch`, with those of `fields` that it has."""
-    known = CLASSES[arch].model_fields
-    return TypeAdapter(ModelConfig).validate_python({"arch": arch, **{n: v for n, v in (SMALL | fields).items() if n in known}})
-
-
-def build(arch: str, variant: dict[str, object], seed: int = 0) -> nn.Module:
-    """A model whose every weight is away from zero, since a zero head would satisfy most laws."""
-    model = build_model(configure(arch, **variant), V, seed)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(seed)), alpha=0.2)
-    return model.eval()
-
-
-def tokens(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randint(V, shape, generator=torch.Generator().manual_seed(seed))
-
-
-def loss_of(model: nn.Module, ids: Tensor) -> Tensor:
-    out = model(ids[:, :-1])
-    return F.cross_entropy(out.logits.float().flatten(0, 1), ids[:, 1:].flatten()) + out.aux_loss
-
-
-def gradients(model: nn.Module, ids: Tensor) -> dict[str, Tensor]:
-    model.zero_grad()
-    loss_of(model, ids).backward()
-    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+@pytest.fixture(params=["formulas", "plain", "sdpa"], autouse=True)
+def path(request: pytest.FixtureRequest) -> str:
+    """The formulas alone, or what accel makes of them with this path of attention."""
+    return str(request.param)
 
 
 @every_model
-@pytest.mark.parametrize("path", ["plain", "sdpa"])
 @torch.no_grad()
 def test_future_tokens_do_not_change_past_logits(arch: str, variant: dict[str, object], path: str) -> None:
-    model = build(arch, variant)
-    model.set_attention(path)
+    model = build(arch, variant, path)
     ids = tokens(B, T)
     before = model(ids).logits
     for t in range(1, T):
@@ -74,11 +38,9 @@ def test_future_tokens_do_not_change_past_logits(arch: str, variant: dict[str, o
 
 
 @every_model
-@pytest.mark.parametrize("path", ["plain", "sdpa"])
 @torch.no_grad()
 def test_cached_decoding_equals_the_full_forward(arch: str, variant: dict[str, object], path: str) -> None:
-    model = build(arch, variant)
-    model.set_attention(path)
+    model = build(arch, variant, path)
     for batch_size in (1, 2, 5):
         ids = tokens(batch_size, T)
         full = model(ids).logits
@@ -90,8 +52,8 @@ def test_cached_decoding_equals_the_full_forward(arch: str, variant: dict[str, o
 
 @every_model
 @torch.no_grad()
-def test_a_cache_can_be_used_again_and_does_not_overflow_silently(arch: str, variant: dict[str, object]) -> None:
-    model = build(arch, variant)
+def test_a_cache_can_be_used_again_and_does_not_overflow_silently(arch: str, variant: dict[str, object], path: str) -> None:
+    model = build(arch, variant, path)
     cache = model.new_cache(1, 4)
     if cache is None:
         return
@@ -104,7 +66,7 @@ def test_a_cache_can_be_used_again_and_does_not_overflow_silently(arch: str, var
 
 
 @every_model
-def test_weights_depend_on_the_seed_alone(arch: str, variant: dict[str, object]) -> None:
+def test_weights_depend_on_the_seed_alone(arch: str, variant: dict[str, object], path: str) -> None:
     config = configure(arch, **variant)
     torch.manual_seed(1)
     first = build_model(config, V, seed=3).state_dict()
@@ -117,8 +79,8 @@ def test_weights_depend_on_the_seed_alone(arch: str, variant: dict[str, object])
 
 
 @every_model
-def test_matrices_are_the_two_dimensional_weights_of_blocks_but_the_router(arch: str, variant: dict[str, object]) -> None:
-    model = build(arch, variant)
+def test_matrices_are_the_two_dimensional_weights_of_blocks_but_the_router(arch: str, variant: dict[str, object], path: str) -> None:
+    model = build(arch, variant, path)
     names = {id(p): name for name, p in model.named_parameters()}
     found = [names[id(m.weight)] for m in model.matrices()]
     expected = {n for n, p in model.named_parameters() if n.startswith("blocks.") and p.dim() == 2 and "router" not in n}
@@ -130,8 +92,8 @@ def test_matrices_are_the_two_dimensional_weights_of_blocks_but_the_router(arch:
 
 
 @every_model
-def test_tied_weights_are_one_tensor(arch: str, variant: dict[str, object]) -> None:
-    model = build(arch, variant)
+def test_tied_weights_are_one_tensor(arch: str, variant: dict[str, object], path: str) -> None:
+    model = build(arch, variant, path)
     if not getattr(model.config, "tie_weights", False):
         return
     assert model.output_weight is model.token_embedding.weight
@@ -142,11 +104,11 @@ def test_tied_weights_are_one_tensor(arch: str, variant: dict[str, object]) -> N
 
 @every_model
 @torch.no_grad()
-def test_bfloat16_is_close_to_float32(arch: str, variant: dict[str, object]) -> None:
-    model = build(arch, variant)
+def test_bfloat16_is_close_to_float32(arch: str, variant: dict[str, object], path: str) -> None:
+    model = build(arch, variant, path)
     ids = tokens(B, T)
     exact = model(ids).logits
-    model.set_compute_dtype(torch.bfloat16)
+    model.compute_dtype = torch.bfloat16
     rounded = model(ids).logits
     assert all(p.dtype == torch.float32 for p in model.parameters())
     error = (rounded.float() - exact).norm(dim=-1) / exact.norm(dim=-1)
@@ -155,10 +117,10 @@ def test_bfloat16_is_close_to_float32(arch: str, variant: dict[str, object]) -> 
 
 
 @every_model
-def test_bfloat16_gradients_are_float32_and_close(arch: str, variant: dict[str, object]) -> None:
-    model = build(arch, variant)  # in eval mode: without dropout
+def test_bfloat16_gradients_are_float32_and_close(arch: str, variant: dict[str, object], path: str) -> None:
+    model = build(arch, variant, path)  # in eval mode: without dropout
     exact = gradients(model, tokens(B, T))
-    model.set_compute_dtype(torch.bfloat16)
+    model.compute_dtype = torch.bfloat16
     rounded = gradients(model, tokens(B, T))
     assert all(g.dtype == torch.float32 for g in rounded.values())
     share = 0.3 if arch == "moe" else 0.1  # near a tie, rounding sends a token to another expert
@@ -168,24 +130,23 @@ def test_bfloat16_gradients_are_float32_and_close(arch: str, variant: dict[str, 
 
 
 @every_model
-def test_every_parameter_gets_a_gradient(arch: str, variant: dict[str, object]) -> None:
-    model = build(arch, variant).train()
+def test_every_parameter_gets_a_gradient(arch: str, variant: dict[str, object], path: str) -> None:
+    model = build(arch, variant, path).train()
     found = gradients(model, tokens(16, T))
     assert found.keys() == dict(model.named_parameters()).keys()
     assert all(g.abs().sum() > 0 for g in found.values())
 
 
 @every_model
-@pytest.mark.parametrize("path", ["plain", "sdpa"])
-def test_checkpointing_changes_no_gradient(path: str, arch: str, variant: dict[str, object]) -> None:
-    model = build(arch, variant).train()
-    model.set_attention(path)
+def test_checkpointing_changes_no_gradient(arch: str, variant: dict[str, object], path: str) -> None:
     found = []
     for on in (False, True):
         generator = torch.Generator().manual_seed(5)
-        torch.manual_seed(5)  # fused attention draws its masks from the default generator
-        model.set_dropout_generator(generator)
-        model.set_grad_checkpoint(on)
+        torch.manual_seed(5)  # of torch's fused attention, which takes no other generator
+        model = build(arch, variant, path).train()
+        set_dropout_generator(model, generator)
+        if on:
+            grad_checkpoint.install(model)
         found.append(gradients(model, tokens(B, T)))
         drawn_after = torch.rand(3, generator=generator)
         found[-1]["generator"] = drawn_after  # the stream goes on where it would have
@@ -194,14 +155,15 @@ def test_checkpointing_changes_no_gradient(path: str, arch: str, variant: dict[s
 
 
 @every_model
-def test_dropout_acts_in_training_alone_and_follows_its_generator(arch: str, variant: dict[str, object]) -> None:
-    model = build(arch, variant)
+def test_dropout_acts_in_training_alone_and_follows_its_generator(arch: str, variant: dict[str, object], path: str) -> None:
+    model = build(arch, variant, path)
     ids = tokens(B, T)
     assert torch.equal(model(ids).logits, model(ids).logits)
     model.train()
 
     def run(seed: int) -> Tensor:
-        model.set_dropout_generator(torch.Generator().manual_seed(seed))
+        set_dropout_generator(model, torch.Generator().manual_seed(seed))
+        torch.manual_seed(seed)  # as above
         return model(ids).logits
 
     assert torch.equal(run(1), run(1))
@@ -209,8 +171,9 @@ def test_dropout_acts_in_training_alone_and_follows_its_generator(arch: str, var
 
 
 @every_model
-def test_a_tiny_batch_is_learned_by_heart(arch: str, variant: dict[str, object]) -> None:
-    model = build_model(configure(arch, **{**variant, "dropout": 0.0} if "dropout" in variant else variant), V, seed=0).train()
+def test_a_tiny_batch_is_learned_by_heart(arch: str, variant: dict[str, object], path: str) -> None:
+    config = configure(arch, **{**variant, "dropout": 0.0} if "dropout" in variant else variant)
+    model = made(build_model(config, V, seed=0), path).train()
     ids = (torch.arange(T + 1) * torch.tensor([[1], [3]]) + torch.tensor([[0], [5]])) % V if arch != "bigram" else torch.arange(T + 1)[None]
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.3 if arch == "bigram" else 1e-2)
     for _ in range(60):
@@ -222,31 +185,22 @@ def test_a_tiny_batch_is_learned_by_heart(arch: str, variant: dict[str, object])
 
 
 @every_model
-def test_a_model_built_for_loading_computes_the_same_once_loaded(arch: str, variant: dict[str, object]) -> None:
-    model = build(arch, variant)
-    empty = build_model(model.config, V).eval()
+def test_a_model_built_for_loading_computes_the_same_once_loaded(arch: str, variant: dict[str, object], path: str) -> None:
+    model = build(arch, variant, path)
+    empty = made(build_model(model.config, V).eval(), path)
     empty.load_state_dict(model.state_dict())
     assert torch.equal(empty(tokens(B, T)).logits, model(tokens(B, T)).logits)
 
 
-def test_learned_positions_end_at_the_block_and_rotary_ones_do_not() -> None:
+def test_learned_positions_end_at_the_block_and_rotary_ones_do_not(path: str) -> None:
     with pytest.raises(UsageError, match="8 positions"):
-        build("classic", {})(tokens(1, T + 1))
-    model = build("modern", {})
+        build("classic", {}, path)(tokens(1, T + 1))
+    model = build("modern", {}, path)
     assert model(tokens(1, 3 * T)).logits.shape == (1, 3 * T, V)
 
 
-def test_active_parameters_leave_out_idle_experts_only() -> None:
-    moe, dense = build("moe", {"moe_top_k": 1, "ffn_mult": 1.0}), build("modern", {"ffn_mult": 1.0})
+def test_active_parameters_leave_out_idle_experts_only(path: str) -> None:
+    moe, dense = build("moe", {"moe_top_k": 1, "ffn_mult": 1.0}, path), build("modern", {"ffn_mult": 1.0}, path)
     routers = sum(p.numel() for name, p in moe.named_parameters() if "router" in name)
     assert moe.n_active_params() == dense.n_active_params() + routers
     assert dense.n_active_params() == sum(p.numel() for p in dense.parameters())
-
-
-@torch.no_grad()
-def test_a_long_context_needs_no_square_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, ids = build("modern", {}), tokens(B, T)
-    expected = model(ids).logits
-    monkeypatch.setattr(attention, "_MOST_SCORES", 1)
-    monkeypatch.setattr(attention.CausalAttention, "_plain", None)
-    torch.testing.assert_close(model(ids).logits, expected, atol=1e-5, rtol=1e-5)

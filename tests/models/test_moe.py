@@ -7,8 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from minigpt_cli.accel import expert_kernels
+from minigpt_cli.accel import experts as fast
+from minigpt_cli.accel.install import install
 from minigpt_cli.config import MoEConfig
-from minigpt_cli.models import grouped
 from minigpt_cli.models.contract import build_model
 from minigpt_cli.models.moe import BIAS_STEP, Experts
 
@@ -38,13 +40,16 @@ def one_by_one(layer: Experts, x: Tensor) -> Tensor:
     return torch.stack(rows).view_as(x)
 
 
-@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("by", ["formulas", "accel", "accel, padded", "accel without C"])
 @pytest.mark.parametrize("fields", [{"moe_top_k": 1}, {"moe_top_k": 2}, {"moe_top_k": 3, "moe_norm_topk": True}, {"moe_balance": "bias"}])
-def test_output_and_gradients_equal_one_token_at_a_time(fields: dict[str, object], padded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grouped, "PAD", 1 if padded else 1 << 20)
-    if padded:
-        monkeypatch.setattr(grouped, "PAD", 3)  # 48 rows are enough for it to apply; groups seldom are multiples of 3
+def test_output_and_gradients_equal_one_token_at_a_time(fields: dict[str, object], by: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if by == "accel, padded":
+        monkeypatch.setattr(fast, "PAD", 3)  # 48 rows are enough for it to apply; groups seldom are multiples of 3
+    if by == "accel without C":
+        monkeypatch.setattr(expert_kernels, "library", lambda: None)
     layer = experts(**fields)
+    if by != "formulas":
+        install(layer)
     if layer.config.moe_balance == "bias":
         layer.balance_bias.copy_(torch.tensor([0.5, 0.0, -0.5, 0.0]))
     x = torch.randn(4, 30, C, generator=torch.Generator().manual_seed(0)).requires_grad_()
@@ -54,17 +59,6 @@ def test_output_and_gradients_equal_one_token_at_a_time(fields: dict[str, object
     inputs = [x, *layer.parameters()]
     for found, right in zip(torch.autograd.grad(y, inputs, weight), torch.autograd.grad(expected, inputs, weight), strict=True):
         torch.testing.assert_close(found, right, atol=1e-4, rtol=1e-4)
-
-
-def test_padding_makes_every_group_a_multiple_and_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grouped, "PAD", 4)
-    chosen = torch.randint(E, (100, 2), generator=torch.Generator().manual_seed(0))
-    pairs = grouped.pairs_by_expert(chosen, E)
-    assert all(count % 4 == 0 for count in pairs.counts)
-    assert sum(pairs.counts) == len(pairs.order) > 200
-    assert torch.equal(pairs.order[pairs.back], torch.arange(200))
-    expert_of_place = torch.repeat_interleave(torch.arange(E), torch.tensor(pairs.counts))
-    assert torch.equal(expert_of_place[pairs.back], chosen.flatten())
 
 
 def test_the_router_learns_at_top_1_from_the_task_alone() -> None:

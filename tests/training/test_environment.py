@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import minigpt_cli
-from minigpt_cli.models.native import experts, operations
+from minigpt_cli.accel import expert_kernels, kernels
 from minigpt_cli.training import environment, resuming
 
 CPU = torch.device("cpu")
@@ -42,7 +42,7 @@ def test_a_variable_that_changes_no_bit_is_none(name: str, monkeypatch: pytest.M
 
 def test_kernels_that_are_gone_or_built_otherwise_are_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     before = here()
-    for module, name in ((operations, "library"), (operations, "tiles"), (experts, "library")):
+    for module, name in ((kernels, "library"), (kernels, "tiles"), (expert_kernels, "library")):
         monkeypatch.setattr(module, name, lambda: None)
     assert here()["kernels"] == "torch"
     if before["kernels"] == "torch":

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from minigpt_cli import compiled
+from minigpt_cli.accel import native_build
 from minigpt_cli.errors import MiniGPTError
 from minigpt_cli.generation.decoder import Logits
 from minigpt_cli.generation.sampling import NotFinite, Sampling
@@ -75,12 +75,12 @@ class _Model(Structure):
 
 def library() -> ctypes.CDLL | None:
     """decoder.c, built at the first call; None where it cannot be."""
-    return compiled.load(SOURCE, _FLAGS)
+    return native_build.load(SOURCE, _FLAGS)
 
 
 def why_not() -> str:
     """Why there is no library; empty where there is one."""
-    return compiled.why_not(SOURCE, _FLAGS)
+    return native_build.why_not(SOURCE, _FLAGS)
 
 
 def available() -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from minigpt_cli import compiled
+from minigpt_cli.accel import native_build
 from minigpt_cli.config import ClassicConfig, ModernConfig, MoEConfig
 from minigpt_cli.errors import MiniGPTError
 from minigpt_cli.generation import sampling
@@ -124,7 +124,7 @@ def drive_overflow(rng: np.random.Generator) -> None:
 
 def main(library: str, cases: int, seed: int) -> None:
     found = ctypes.CDLL(library)
-    compiled.load = lambda source, flags=(): found
+    native_build.load = lambda source, flags=(): found
     native._Arena = Exact  # type: ignore[assignment, misc]
     rnd, rng = random.Random(seed), np.random.default_rng(seed)
     done, worst = 0, {16: 0.0, 32: 0.0}

@@ -167,7 +167,7 @@ def heads(c: Library, x: Numbers, rnd: random.Random) -> None:
     a, gain = x.draw(rows, H, D), rnd.choice((None, x.rng.normal(size=(h, D)).astype(np.float32)))
     angles = x.rng.normal(size=(T, D // 2))
     cos, sin = np.tile(np.cos(angles), 2), np.concatenate((-np.sin(angles), np.sin(angles)), 1)
-    table = np.stack((cos, sin)).astype(np.float32)
+    table = np.stack((np.cos(angles), np.sin(angles))).astype(np.float32)
     out, stats, eps = x.empty(rows, H, D), np.full((rows, h), np.nan, np.float32), 1e-5
     c("heads_forward", a, gain, table, out, stats, rows, H, h, D, T, eps, x.bf16)
     at = np.arange(rows) % T

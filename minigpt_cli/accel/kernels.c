@@ -1,4 +1,4 @@
-/* The elementwise work of a training step, each operation in one pass over memory; kernels.py and its neighbours hold the formulas.
+/* The elementwise work of a training step, each operation in one pass over memory; models/ holds the formulas.
 
    Built on the user's machine for exactly its processor; without a compiler torch does the work in several passes. Plain C with
    GCC's and Clang's vector extensions. Threads are torch's own: the OpenMP symbols are those of the library torch has loaded.
@@ -204,13 +204,13 @@ void norm_backward(const void *x, const float *stats, const float *w, const void
 }
 
 /* ---- heads (rows, H, D), row r at position r % T: the first h RMS-normed with gain (h, D), or not (NULL), and rotated.
-   table (2, T, D) is cos and signed sin. D is a multiple of 2 LANES. */
+   table (2, T, D / 2) is cos and sin. D is a multiple of 2 LANES. */
 
 INLINE void heads_part(const void *x, const float *gain, const float *table, void *out, float *stats, int64_t H, int64_t h, int64_t D, int64_t T,
                        float eps, int64_t from, int64_t to, int bf16) {
     int64_t half = D / 2;
     for (int64_t r = from; r < to; r++) {
-        const float *cos = table + r % T * D, *sin = cos + T * D;
+        const float *cos = table + r % T * half, *sin = cos + T * half;
         for (int64_t k = 0; k < H; k++) {
             int64_t at = (r * H + k) * D;
             if (k >= h) {
@@ -229,8 +229,8 @@ INLINE void heads_part(const void *x, const float *gain, const float *table, voi
             for (int64_t i = 0; i < half; i += LANES) {
                 vec a = load(x, at + i, bf16) * inverse, b = load(x, at + half + i, bf16) * inverse;
                 if (gain) a *= load(gain, k * D + i, 0), b *= load(gain, k * D + half + i, 0);
-                store(out, at + i, a * load(cos, i, 0) + b * load(sin, i, 0), bf16);
-                store(out, at + half + i, b * load(cos, half + i, 0) + a * load(sin, half + i, 0), bf16);
+                store(out, at + i, a * load(cos, i, 0) - b * load(sin, i, 0), bf16);
+                store(out, at + half + i, b * load(cos, i, 0) + a * load(sin, i, 0), bf16);
             }
         }
     }
@@ -249,7 +249,7 @@ INLINE void heads_back_part(const void *x, const float *gain, const float *table
     for (int64_t chunk = from; chunk < to; chunk++) {
         int64_t last = (chunk + 1) * CHUNK < rows ? (chunk + 1) * CHUNK : rows;
         for (int64_t r = chunk * CHUNK; r < last; r++) {
-            const float *cos = table + r % T * D, *sin = cos + T * D;
+            const float *cos = table + r % T * half, *sin = cos + T * half;
             for (int64_t k = 0; k < H; k++) {
                 int64_t at = (r * H + k) * D;
                 if (k >= h) {
@@ -261,8 +261,8 @@ INLINE void heads_back_part(const void *x, const float *gain, const float *table
                     vec total = splat(0);
                     for (int64_t i = 0; i < half; i += LANES) {
                         vec ga = load(grad, at + i, bf16), gb = load(grad, at + half + i, bf16);
-                        vec a = ga * load(cos, i, 0) + gb * load(sin, half + i, 0); /* rotated back */
-                        vec b = gb * load(cos, half + i, 0) + ga * load(sin, i, 0);
+                        vec a = ga * load(cos, i, 0) + gb * load(sin, i, 0); /* rotated back */
+                        vec b = gb * load(cos, i, 0) - ga * load(sin, i, 0);
                         if (!gain) {
                             store(dx, at + i, a, bf16), store(dx, at + half + i, b, bf16);
                             continue;

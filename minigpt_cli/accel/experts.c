@@ -1,5 +1,5 @@
-/* What a mixture of experts needs beside matrix products: routing, and rows on their way to the experts and back. grouped.py has the
-   formulas; conventions are those of kernels.c.
+/* What a mixture of experts needs beside matrix products: routing, and rows on their way to the experts and back. models/moe.py has
+   the formulas; conventions are those of kernels.c.
 
    Shapes: N tokens, k experts of each, E experts, C channels; M rows sorted by expert. */
 

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 
+from minigpt_cli.accel import quantized
 from minigpt_cli.config import LoraConfig, ModernConfig
 from minigpt_cli.errors import MissingExtra
-from minigpt_cli.models import lora, quantized
+from minigpt_cli.models import lora
 from minigpt_cli.models.contract import build_model
 
 CONFIG = ModernConfig(block_size=8, n_layer=2, n_head=2, n_embd=32, zero_init=False)
@@ -47,7 +48,7 @@ def test_logits_stay_near_and_weights_take_less(bits: str, error: float) -> None
 def test_adapters_learn_on_a_quantized_base(bits: str) -> None:
     pytest.importorskip("torchao", reason="torchao is not installed")
     small = model(bits)
-    small.set_compute_dtype(torch.bfloat16)
+    small.compute_dtype = torch.bfloat16
     optimizer = torch.optim.AdamW([p for p in small.parameters() if p.requires_grad], lr=0.03)
     losses = []
     for _ in range(60):

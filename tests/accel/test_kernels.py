@@ -1,4 +1,4 @@
-"""Each hand-written gradient agrees with autograd's of the plain formula, and dropout drops what it says."""
+"""Each operation in C, and its gradient, agrees with autograd's of the plain formula; dropout drops what it says."""
 
 from __future__ import annotations
 
@@ -8,29 +8,27 @@ import pytest
 import torch
 from torch import Tensor
 
-from minigpt_cli.models import grouped, kernels, training_attention
-from minigpt_cli.models.attention import CausalAttention, RotaryTable
-from minigpt_cli.models.dropout import add_dropped, draw_mask, draw_seed, dropout, zeroed
-from minigpt_cli.models.native import experts
-from minigpt_cli.models.native import operations as native
+from minigpt_cli.accel import attention, experts, kernels
+from minigpt_cli.models.attention import rotary_angles
 
+pytestmark = pytest.mark.skipif(kernels.library() is None, reason="no C compiler")
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(params=["c", "torch"], autouse=True)
-def by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Everything here holds for the functions in C and for those made of torch operations, which run where C cannot be compiled."""
-    if request.param == "torch":
-        monkeypatch.setattr(native, "library", lambda: None)
-        monkeypatch.setattr(native, "tiles", lambda: None)
-    elif native.library() is None:
-        pytest.skip("no C compiler")
-    return str(request.param)
+def attend(heads: Tensor, n_head: int, p: float = 0.0, seed: int = 0) -> Tensor:
+    """Attention of `heads` in chunks or on tiles, dropping weights with probability p by a mask drawn from `seed`."""
+    core = attention.CausalAttention(p).train()
+    core.dropout.generator = torch.Generator().manual_seed(seed)
+    return core.in_chunks(heads, n_head)
+
+
+def dropout(x: Tensor, p: float, seed: int) -> Tensor:
+    return kernels.Dropped.apply(x, kernels.draw_mask(p, torch.Generator().manual_seed(seed)))
 
 
 def kept_by(shape: tuple[int, ...], p: float, seed: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, float]:
     """Which elements a mask keeps, and the scale of the others."""
-    ones = dropout(torch.ones(shape, dtype=dtype), p, torch.Generator().manual_seed(seed))
+    ones = dropout(torch.ones(shape, dtype=dtype), p, seed)
     return (ones != 0).float(), ones.max().item()
 
 
@@ -79,72 +77,56 @@ def naive_attention(heads: Tensor, n_head: int) -> Tensor:
     return torch.stack(rows, 1).view(B, T, n_head * D)
 
 
-TABLE = RotaryTable(6, 8, 100.0)(0, 6, torch.float32)
-WIDE_TABLE = RotaryTable(40, 64, 100.0)(0, 40, torch.float32)
-PAIRS_OF_TWO = grouped.pairs_by_expert(torch.tensor([[2, 1], [0, 1], [2, 0]]), 3)  # experts 0: tokens 1, 2; 1: 0, 1; 2: 0, 2
+ANGLES = rotary_angles(0, 40, 64, 100.0, CPU)
+PAIRS_OF_TWO = experts.pairs_by_expert(torch.tensor([[2, 1], [0, 1], [2, 0]]), 3, in_c=True)  # experts 0: tokens 1, 2; 1: 0, 1; 2: 0, 2
 PAIRS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], list[Tensor]]] = {
-    "rms_norm": (lambda x, w: kernels.rms_norm(x, w, 1e-3), naive_rms_norm, [random(2, 300, 16), random(16, seed=1)]),
-    "rms_norm odd": (lambda x, w: kernels.rms_norm(x, w, 1e-3), naive_rms_norm, [random(2, 5, 8), random(8, seed=1)]),
+    "rms_norm": (lambda x, w: kernels.Norm.apply(x, w, None, 1e-3, False), naive_rms_norm, [random(2, 300, 16), random(16, seed=1)]),
     "layer_norm": (
-        lambda x, w: kernels.layer_norm(x, w, None, 1e-3),
+        lambda x, w: kernels.Norm.apply(x, w, None, 1e-3, True),
         lambda x, w: naive_layer_norm(x, w, torch.zeros(32)),
         [random(2, 5, 32), random(32, seed=1)],
     ),
     "layer_norm bias": (
-        lambda x, w, b: kernels.layer_norm(x, w, b, 1e-3),
+        lambda x, w, b: kernels.Norm.apply(x, w, b, 1e-3, True),
         naive_layer_norm,
         [random(3, 200, 48), random(48, seed=1), random(48, seed=2)],
     ),
-    "swiglu": (kernels.swiglu, naive_swiglu, [random(3, 4, 64)]),
-    "swiglu odd": (kernels.swiglu, naive_swiglu, [random(3, 4, 10)]),
-    "gelu": (lambda x: kernels.activation(6 * x, "gelu"), lambda x: 6 * x * (1 + torch.erf(6 * x / 2**0.5)) / 2, [random(5, 32)]),
+    "swiglu": (kernels.SwiGLU.apply, naive_swiglu, [random(3, 4, 64)]),
+    "gelu": (lambda x: kernels.Gelu.apply(6 * x, False), lambda x: 6 * x * (1 + torch.erf(6 * x / 2**0.5)) / 2, [random(5, 32)]),
     "gelu_tanh": (
-        lambda x: kernels.activation(6 * x, "gelu_tanh"),
+        lambda x: kernels.Gelu.apply(6 * x, True),
         lambda x: 3 * x * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (6 * x + 0.044715 * (6 * x) ** 3))),
         [random(5, 32)],
     ),
-    "relu": (lambda x: kernels.activation(x, "relu"), lambda x: x * (x > 0), [random(5, 32)]),
-    "rotate": (lambda x: kernels.norm_and_rotate(x, 3, None, TABLE), lambda x: naive_heads(x, None), [random(2, 6, 4, 8)]),
-    "norm_and_rotate": (
-        lambda x, w: kernels.norm_and_rotate(x, 3, kernels.Gains(w, 1e-3), TABLE),
-        naive_heads,
-        [random(2, 6, 4, 8), random(3, 8, seed=1)],
-    ),
-    "spread": (lambda x: grouped.spread(x, PAIRS_OF_TWO), lambda x: torch.stack([x[t] for t in (1, 2, 0, 1, 0, 2)]), [random(3, 4)]),
     "combined wide": (
-        lambda y, w: grouped.combined(y, w, PAIRS_OF_TWO),
+        lambda y, w: experts.combined(y, w, PAIRS_OF_TWO),
         lambda y, w: torch.stack([w[0, 0] * y[4] + w[0, 1] * y[2], w[1, 0] * y[0] + w[1, 1] * y[3], w[2, 0] * y[5] + w[2, 1] * y[1]]),
         [random(6, 32), random(3, 2, seed=1)],
     ),
-    "spread wide": (lambda x: grouped.spread(x, PAIRS_OF_TWO), lambda x: torch.stack([x[t] for t in (1, 2, 0, 1, 0, 2)]), [random(3, 32)]),
-    "combined": (
-        lambda y, w: grouped.combined(y, w, PAIRS_OF_TWO),
-        lambda y, w: torch.stack([w[0, 0] * y[4] + w[0, 1] * y[2], w[1, 0] * y[0] + w[1, 1] * y[3], w[2, 0] * y[5] + w[2, 1] * y[1]]),
-        [random(6, 4), random(3, 2, seed=1)],
-    ),
+    "spread wide": (lambda x: experts.spread(x, PAIRS_OF_TWO), lambda x: torch.stack([x[t] for t in (1, 2, 0, 1, 0, 2)]), [random(3, 32)]),
     "grouped_linear": (
-        lambda x, w: grouped.grouped_linear(x, w, [2, 0, 4]),
+        lambda x, w: experts.grouped_linear(x, w, [2, 0, 4]),
         lambda x, w: torch.stack([w[0 if i < 2 else 2] @ x[i] for i in range(6)]),
         [random(6, 3), random(3, 5, 3, seed=1)],
     ),
     "wide heads": (
-        lambda x, w: kernels.norm_and_rotate(x, 3, kernels.Gains(w, 1e-3), WIDE_TABLE),
+        lambda x, w: kernels.NormAndRotate.apply(x, 3, w, 1e-3, ANGLES),
         naive_heads,
         [random(8, 40, 4, 64), random(3, 64, seed=1)],
     ),
     "wide heads, rotated only": (
-        lambda x: kernels.norm_and_rotate(x, 3, None, WIDE_TABLE),
+        lambda x: kernels.NormAndRotate.apply(x, 3, None, 0.0, ANGLES),
         lambda x: naive_heads(x, None),
         [random(8, 40, 4, 64)],
     ),
     "long attention": (
-        lambda x: training_attention.causal_attention(x, 2, 0.0, None),
+        lambda x: attend(x, 2),
         lambda x: naive_attention(x, 2),
         [random(2, 150, 6, 16)],
     ),
-    "attention": (lambda x: training_attention.causal_attention(x, 4, 0.0, None), lambda x: naive_attention(x, 4), [random(5, 7, 12, 6)]),
+    "attention": (lambda x: attend(x, 4), lambda x: naive_attention(x, 4), [random(5, 7, 12, 6)]),
     "grouped attention": (
-        lambda x: training_attention.causal_attention(x, 4, 0.0, None),
+        lambda x: attend(x, 4),
         lambda x: naive_attention(x, 4),
         [random(5, 7, 8, 6)],
     ),
@@ -155,13 +137,12 @@ PAIRS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], list[Tensor
 @pytest.mark.parametrize("tiny_chunks", [False, True])
 def test_values_and_gradients_equal_the_plain_formula(name: str, tiny_chunks: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if tiny_chunks:  # several chunks of the batch, the last one smaller, and several blocks of queries
-        monkeypatch.setattr(training_attention, "CHUNK_BYTES", 2 * 4 * 7 * 7 * 4)
-        monkeypatch.setattr(training_attention, "LEAST_BLOCK", 2)
+        monkeypatch.setattr(attention, "CHUNK_BYTES", 2 * 4 * 7 * 7 * 4)
+        monkeypatch.setattr(attention, "LEAST_BLOCK", 2)
     ours, plain, inputs = PAIRS[name]
     expected = plain(*inputs)
     weight = torch.randn(expected.shape, generator=torch.Generator().manual_seed(9))
     expected_grads = torch.autograd.grad((expected * weight).sum(), inputs)
-    assert kernels.by_hand(*inputs)
     found = ours(*inputs)
     found_grads = torch.autograd.grad((found * weight).sum(), inputs)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
@@ -172,21 +153,17 @@ def test_values_and_gradients_equal_the_plain_formula(name: str, tiny_chunks: bo
 
 
 @pytest.mark.parametrize("T", [6, 70])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_dropped_attention_equals_the_formula_with_the_same_mask(T: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """The mask is laid out by pieces; here one piece covers all: (B * K, R * T, T)."""
-    monkeypatch.setattr(training_attention, "LEAST_BLOCK", T)
+    monkeypatch.setattr(attention, "LEAST_BLOCK", T)
     B, H, K, D, p = 3, 4, 2, 8, 0.4
     heads = random(B, T, H + 2 * K, D).to(dtype).detach().requires_grad_()
-    y = training_attention.causal_attention(heads, H, p, torch.Generator().manual_seed(3))
-    if native.usable(heads):
-        mask = draw_seed(p, torch.Generator().manual_seed(3))
-        ones = torch.zeros(B * H, T, T)  # a uniform softmax over all keys: what is not zero is kept
-        native.softmax_forward(ones, torch.empty_like(ones), T - 1, 1, 0, mask)
-        keep, scale = (ones != 0).to(dtype), mask.scale
-    else:
-        bits, scale = draw_mask((B * H * T * T,), p, torch.Generator().manual_seed(3), CPU)
-        keep = bits.to(dtype)
+    y = attend(heads, H, p, 3)
+    mask = kernels.draw_mask(p, torch.Generator().manual_seed(3))
+    ones = torch.zeros(B * H, T, T)  # a uniform softmax over all keys: what is not zero is kept
+    kernels.softmax_forward(ones, torch.empty_like(ones), T - 1, 1, 0, mask)
+    keep, scale = (ones != 0).to(dtype), mask.scale
     q, k, v = heads.transpose(1, 2).split((H, K, K), dim=1)
     scores = (q @ k.repeat_interleave(H // K, 1).mT) / D**0.5 + torch.full((T, T), -torch.inf).triu(1).to(dtype)
     dropped = scores.softmax(-1) * keep.view(B, H, T, T) * scale
@@ -195,15 +172,6 @@ def test_dropped_attention_equals_the_formula_with_the_same_mask(T: int, dtype: 
     close = {"atol": 1e-5, "rtol": 1e-5} if dtype == torch.float32 else {"atol": 0.05, "rtol": 0.05}
     torch.testing.assert_close(y, expected, **close)
     torch.testing.assert_close(torch.autograd.grad(y, heads, weight)[0], torch.autograd.grad(expected, heads, weight)[0], **close)
-
-
-def test_attention_module_takes_the_trained_path_and_the_plain_one_alike() -> None:
-    core = CausalAttention(4, 2, layer=0)
-    heads = random(2, 9, 8, 4)
-    trained = core(heads)
-    assert "CausalAttention" in type(trained.grad_fn).__name__
-    with torch.no_grad():
-        torch.testing.assert_close(core(heads), trained)
 
 
 @pytest.mark.parametrize("p", [0.001, 0.1, 0.2, 0.5, 0.9])
@@ -224,37 +192,28 @@ def test_neighbours_and_rows_of_a_mask_are_independent() -> None:
         assert abs((a * b).mean().item() * 4) < 5 / 1e6**0.5
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_dropout_zeroes_and_scales_values_and_gradients_alike(dtype: torch.dtype) -> None:
     x = torch.full((5, 13), 3.0, dtype=dtype, requires_grad=True)
-    residual = torch.ones(5, 13, dtype=dtype, requires_grad=True)
     keep, scale = kept_by((5, 13), 0.4, 7, dtype)
     expected = (keep * 3 * scale).to(dtype)
-    y = dropout(x, 0.4, torch.Generator().manual_seed(7))
+    y = dropout(x, 0.4, 7)
     torch.testing.assert_close(y, expected, rtol=0.01, atol=0)
     (grad,) = torch.autograd.grad(y.sum(), x)
     torch.testing.assert_close(grad * 3, expected, rtol=0.01, atol=0)
-    y = add_dropped(residual, x, 0.4, torch.Generator().manual_seed(7))
-    torch.testing.assert_close(y, expected + 1, rtol=0.01, atol=0)
-    grads = torch.autograd.grad(y.sum(), (residual, x))
-    torch.testing.assert_close(grads[0], torch.ones_like(residual))
-    torch.testing.assert_close(grads[1] * 3, expected, rtol=0.01, atol=0)
-
-
-def test_zeroing_bits_removes_what_multiplication_would_not() -> None:
-    x = torch.tensor([1.5, float("nan"), float("inf"), -2.0])
-    assert zeroed(x, torch.tensor([1, 0, 0, 1], dtype=torch.uint8)).tolist() == [1.5, 0.0, 0.0, -2.0]
 
 
 def test_softmax_probabilities_are_kept_for_less_than_the_full_square() -> None:
     """Of a masked square in four blocks, 10 of 16 are computed."""
     heads = random(1, 256, 3, 4)
-    pieces = list(training_attention._pieces(heads, 1))
+    pieces = list(attention._pieces(heads, 1))
     assert pieces[-1].kept.stop == 256 * 256 * 10 // 16
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("name", ["rms_norm", "layer_norm bias", "swiglu", "gelu", "gelu_tanh", "spread", "attention", "long attention"])
+@pytest.mark.parametrize(
+    "name", ["rms_norm", "layer_norm bias", "swiglu", "gelu", "gelu_tanh", "spread wide", "attention", "long attention"]
+)
 def test_bfloat16_agrees_with_float32(name: str, dtype: torch.dtype) -> None:
     ours, _, inputs = PAIRS[name]
     exact = ours(*inputs)
@@ -270,12 +229,12 @@ def test_not_a_number_stays_one() -> None:
     """A loss that is not finite must be noticed, so no kernel may turn it into a number."""
     bad = torch.full((2, 32), float("nan"), requires_grad=True)
     weight = torch.ones(32, requires_grad=True)
-    assert kernels.rms_norm(bad, weight, 1e-5).isnan().all()
-    assert kernels.layer_norm(bad, weight, None, 1e-5).isnan().all()
-    assert kernels.activation(bad, "gelu").isnan().all()
-    assert kernels.activation(bad, "gelu_tanh").isnan().all()
-    assert kernels.swiglu(bad).isnan().all()
-    assert training_attention.causal_attention(bad.view(1, 4, 2, 8).repeat(1, 1, 2, 1)[:, :, :3].contiguous(), 1, 0.0, None).isnan().all()
+    assert kernels.Norm.apply(bad, weight, None, 1e-5, False).isnan().all()
+    assert kernels.Norm.apply(bad, weight, None, 1e-5, True).isnan().all()
+    assert kernels.Gelu.apply(bad, False).isnan().all()
+    assert kernels.Gelu.apply(bad, True).isnan().all()
+    assert kernels.SwiGLU.apply(bad).isnan().all()
+    assert attend(bad.view(1, 4, 2, 8).repeat(1, 1, 2, 1)[:, :, :3].contiguous(), 1).isnan().all()
 
 
 @pytest.mark.parametrize(("B", "T", "H", "K", "D"), [(2, 32, 2, 2, 32), (3, 96, 4, 2, 32), (1, 128, 3, 3, 32), (2, 64, 2, 1, 64)])
@@ -283,16 +242,16 @@ def test_not_a_number_stays_one() -> None:
 def test_tiled_attention_equals_float32_with_the_same_mask(
     B: int, T: int, H: int, K: int, D: int, p: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if native.tiles() is None:
+    if kernels.tiles() is None:
         pytest.skip("this processor has no matrix tiles")
-    monkeypatch.setattr(training_attention, "LEAST_BLOCK", T)  # masks are laid out by pieces: one piece
+    monkeypatch.setattr(attention, "LEAST_BLOCK", T)  # masks are laid out by pieces: one piece
     heads = random(B, T, H + 2 * K, D).detach().bfloat16().requires_grad_()
     exact = heads.detach().float().requires_grad_()
     weight = random(B, T, H * D, seed=1).detach()
-    y = training_attention.causal_attention(heads, H, p, torch.Generator().manual_seed(3))
+    y = attend(heads, H, p, 3)
     assert "Tiled" in type(y.grad_fn).__name__
     (grad,) = torch.autograd.grad(y, heads, weight.bfloat16())
-    expected = training_attention.causal_attention(exact, H, p, torch.Generator().manual_seed(3))
+    expected = attend(exact, H, p, 3)
     (expected_grad,) = torch.autograd.grad(expected, exact, weight)
     assert (y - expected).norm() < 0.005 * expected.norm()
     for found, right in zip(grad.split((H, K, K), 2), expected_grad.split((H, K, K), 2), strict=True):
@@ -300,12 +259,12 @@ def test_tiled_attention_equals_float32_with_the_same_mask(
 
 
 def test_tiled_attention_sees_no_future_and_loses_no_nan() -> None:
-    if native.tiles() is None:
+    if kernels.tiles() is None:
         pytest.skip("this processor has no matrix tiles")
     heads = random(1, 64, 3, 32).detach().bfloat16()
-    before = training_attention.causal_attention(heads.clone().requires_grad_(), 1, 0.0, None)
+    before = attend(heads.clone().requires_grad_(), 1)
     heads[:, 40:] = float("nan")
-    after = training_attention.causal_attention(heads.requires_grad_(), 1, 0.0, None)
+    after = attend(heads.requires_grad_(), 1)
     assert torch.equal(after[:, :32], before[:, :32])
     assert after[:, 40:].isnan().all()
 
@@ -313,12 +272,22 @@ def test_tiled_attention_sees_no_future_and_loses_no_nan() -> None:
 @pytest.mark.parametrize("shape", [(64, 2, 4), (4096, 1, 4), (5000, 2, 3)])
 def test_pairs_are_sorted_alike_in_c_and_in_torch(shape: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     N, k, E = shape
+    monkeypatch.setattr(experts, "PAD", 1)
     chosen = torch.rand(N, E, generator=torch.Generator().manual_seed(0)).topk(k).indices
-    found = grouped.pairs_by_expert(chosen, E)
-    monkeypatch.setattr(experts, "library", lambda: None)
-    plain = grouped.pairs_by_expert(chosen, E)
+    found, plain = experts.pairs_by_expert(chosen, E, in_c=True), experts.pairs_by_expert(chosen, E, in_c=False)
     assert found.counts == plain.counts
-    assert sum(found.counts) == len(found.order) >= N * k
     assert torch.equal(found.order, plain.order)
     assert torch.equal(found.back, plain.back)
-    assert torch.equal(found.order[found.back], torch.arange(N * k))
+
+
+@pytest.mark.parametrize("shape", [(100, 2, 4), (5000, 1, 4)])
+def test_padding_makes_every_group_a_multiple_and_loses_nothing(shape: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    N, k, E = shape
+    monkeypatch.setattr(experts, "PAD", 4)
+    chosen = torch.randint(E, (N, k), generator=torch.Generator().manual_seed(0))
+    pairs = experts.pairs_by_expert(chosen, E, in_c=True)
+    assert all(count % 4 == 0 for count in pairs.counts)
+    assert sum(pairs.counts) == len(pairs.order) > N * k
+    assert torch.equal(pairs.order[pairs.back], torch.arange(N * k))
+    expert_of_place = torch.repeat_interleave(torch.arange(E), torch.tensor(pairs.counts))
+    assert torch.equal(expert_of_place[pairs.back], chosen.flatten())

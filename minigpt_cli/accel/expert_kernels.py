@@ -1,4 +1,4 @@
-"""experts.c: routing, and rows on their way to the experts and back. The formulas, and the shapes, are in grouped.py."""
+"""experts.c: routing, and rows on their way to the experts and back. The formulas, and the shapes, are in models/moe.py and experts.py."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minigpt_cli import compiled
-from minigpt_cli.models.native import operations
-from minigpt_cli.models.native.operations import CHUNK, FLAGS, SOURCE, I, N, P
+from minigpt_cli.accel import kernels, native_build
+from minigpt_cli.accel.kernels import CHUNK, FLAGS, SOURCE, I, N, P
 
 MOST_EXPERTS = 64  # as in experts.c
 _SIGNATURES = {
@@ -29,17 +28,17 @@ _REFUSING = ("route_backward", "sort_pairs", "spread", "gather_sum", "gather_sum
 @cache
 def library() -> ctypes.CDLL | None:
     """The functions, built at the first call; None where they cannot be."""
-    found = compiled.load(SOURCE.with_name("experts.c"), FLAGS) if operations.library() else None
-    return operations.declared(found, _SIGNATURES, refusing=_REFUSING)
+    found = native_build.load(SOURCE.with_name("experts.c"), FLAGS) if kernels.library() else None
+    return kernels.declared(found, _SIGNATURES, refusing=_REFUSING)
 
 
 def usable(x: Tensor, n_experts: int = 0) -> bool:
     """Whether the functions can work on x (..., C), and on the choice between so many experts."""
-    return operations.usable(x, x.size(-1)) and n_experts <= MOST_EXPERTS and library() is not None
+    return kernels.usable(x, x.size(-1)) and n_experts <= MOST_EXPERTS and library() is not None
 
 
 def _call(name: str, *arguments: Tensor | int | None) -> None:
-    operations.check(getattr(library(), name)(*(a.data_ptr() if isinstance(a, Tensor) else a for a in arguments)), name)
+    kernels.check(getattr(library(), name)(*(a.data_ptr() if isinstance(a, Tensor) else a for a in arguments)), name)
 
 
 class Route(torch.autograd.Function):

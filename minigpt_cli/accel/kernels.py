@@ -1,6 +1,6 @@
-"""kernels.c as autograd functions. The formulas are in kernels.py and layers.py; here are only pointers, shapes and what is kept.
+"""kernels.c as autograd functions. The formulas are in models/; here are only pointers, shapes and what is kept for the gradient.
 
-Where `usable` says no (no compiler, another device or dtype, odd widths), torch does the same in several passes.
+Where `usable` says no (no compiler, another device or dtype, odd widths, inside torch.compile), the plain formulas run.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from minigpt_cli import compiled
+from minigpt_cli.accel import native_build
 from minigpt_cli.errors import MiniGPTError
 
 LANES, GROUP, CHUNK, LONGEST = 16, 64, 256, 8192  # as in kernels.c
@@ -44,7 +44,7 @@ _TILED = {
 @cache
 def library() -> ctypes.CDLL | None:
     """The kernels, built at the first call; None where they cannot be."""
-    return declared(compiled.load(SOURCE, FLAGS), _SIGNATURES, refusing=("softmax_forward", "softmax_backward"))
+    return declared(native_build.load(SOURCE, FLAGS), _SIGNATURES, refusing=("softmax_forward", "softmax_backward"))
 
 
 def declared(library: ctypes.CDLL | None, signatures: Mapping[str, tuple[Any, ...]], refusing: Collection[str]) -> ctypes.CDLL | None:
@@ -66,7 +66,7 @@ def check(refused: int | None, name: str) -> None:
 @cache
 def tiles() -> ctypes.CDLL | None:
     """Attention on matrix tiles; None where the processor has none or the system does not lend them."""
-    found = compiled.load(SOURCE.with_name("attention.c"), FLAGS) if library() else None
+    found = native_build.load(SOURCE.with_name("attention.c"), FLAGS) if library() else None
     if found is None or not found.available():
         return None
     return declared(found, _TILED, refusing=_TILED)
@@ -79,12 +79,18 @@ def in_use() -> str:
 
 def why_not() -> str:
     """Why torch computes, and not C; empty where C does."""
-    return compiled.why_not(SOURCE, FLAGS)
+    return native_build.why_not(SOURCE, FLAGS)
 
 
 def usable(x: Tensor, width: int = 0) -> bool:
     """Whether the kernels can work on `x`, whose rows have `width` elements."""
-    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16) and width % LANES == 0 and library() is not None
+    return (
+        not torch.compiler.is_compiling()
+        and x.device.type == "cpu"
+        and x.dtype in (torch.float32, torch.bfloat16)
+        and width % LANES == 0
+        and library() is not None
+    )
 
 
 def _call(name: str, like: Tensor, *arguments: Tensor | float | None) -> None:
@@ -103,6 +109,9 @@ class Mask(NamedTuple):
     seed: int
     threshold: int
     scale: float
+
+
+NO_MASK = Mask(0, 0, 1.0)
 
 
 # ---- activations
@@ -178,49 +187,57 @@ class Norm(torch.autograd.Function):
 
 
 class NormAndRotate(torch.autograd.Function):
-    """The first h heads of (B, T, H, D) normed with gain (h, D), if there is one, and rotated by table (2, T, 1, D)."""
+    """The first h heads of (B, T, H, D) normed with gain (h, D), if there is one, and rotated by angles (2, T, D / 2)."""
 
     @staticmethod
-    def forward(ctx: Any, heads: Tensor, h: int, gain: Tensor | None, eps: float, table: Tensor) -> Tensor:
-        heads, table = heads.contiguous(), table.detach().float().contiguous()
+    def forward(ctx: Any, heads: Tensor, h: int, gain: Tensor | None, eps: float, angles: Tensor) -> Tensor:
+        heads = heads.contiguous()
         B, T, H, D = heads.shape
         result, stats = torch.empty_like(heads), torch.empty(B * T, h)
-        _call("heads_forward", heads, heads, _float(gain), table, result, stats, B * T, H, h, D, T, eps)
-        ctx.save_for_backward(heads, gain, stats, table)
+        _call("heads_forward", heads, heads, _float(gain), angles, result, stats, B * T, H, h, D, T, eps)
+        ctx.save_for_backward(heads, gain, stats, angles)
         ctx.h = h
         return result
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        heads, gain, stats, table = ctx.saved_tensors
+        heads, gain, stats, angles = ctx.saved_tensors
         grad = grad.contiguous()
         B, T, H, D = heads.shape
         dx = torch.empty_like(heads)
         sums = torch.zeros(-(-B * T // CHUNK), ctx.h, D)
-        _call("heads_backward", heads, heads, _float(gain), table, stats, grad, dx, sums, B * T, H, ctx.h, D, T)
+        _call("heads_backward", heads, heads, _float(gain), angles, stats, grad, dx, sums, B * T, H, ctx.h, D, T)
         return dx, None, None if gain is None else sums.sum(0).to(gain.dtype), None, None
 
 
 # ---- dropout
 
 
-class AddDropped(torch.autograd.Function):
-    """`residual + dropout(x)`, or `dropout(x)` where residual is None."""
+def draw_mask(p: float, generator: torch.Generator | None) -> Mask:
+    """A mask that drops with probability p: over masks exactly p, though a byte resolves only 1/256, since the threshold is
+    p * 256 rounded up or down at random; each mask is scaled by what it really keeps."""
+    seed, rounding = torch.randint(1 << 62, (2,), generator=generator).tolist()
+    threshold = min(255, int(p * 256 + rounding * 2.0**-62))
+    return Mask(seed, threshold, 256 / (256 - threshold))
+
+
+class Dropped(torch.autograd.Function):
+    """`dropout(x)`."""
 
     @staticmethod
-    def forward(ctx: Any, residual: Tensor | None, x: Tensor, mask: Mask) -> Tensor:
+    def forward(ctx: Any, x: Tensor, mask: Mask) -> Tensor:
         ctx.mask = mask
-        return _dropped(residual, x, mask)
+        return _dropped(x, mask)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, None]:
-        return grad if ctx.needs_input_grad[0] else None, _dropped(None, grad, ctx.mask), None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return _dropped(grad, ctx.mask), None
 
 
-def _dropped(residual: Tensor | None, x: Tensor, mask: Mask) -> Tensor:
+def _dropped(x: Tensor, mask: Mask) -> Tensor:
     x = x.contiguous()
     result = torch.empty_like(x)
-    _call("dropped", x, None if residual is None else residual.contiguous(), x, result, x.numel(), mask.seed, mask.threshold, mask.scale)
+    _call("dropped", x, None, x, result, x.numel(), mask.seed, mask.threshold, mask.scale)
     return result
 
 
@@ -262,7 +279,7 @@ class TiledAttention(torch.autograd.Function):
         return d_heads, None, None
 
 
-# ---- attention's softmax, for training_attention
+# ---- attention's softmax, for attention.py
 
 
 def softmax_forward(scores: Tensor, p: Tensor, start: int, t: int, first: int, mask: Mask) -> None:

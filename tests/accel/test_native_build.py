@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from minigpt_cli import compiled
+from minigpt_cli.accel import native_build
 
 SOURCE = "int answer(void) { return 42; }\n"
 
@@ -21,13 +21,13 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         pytest.skip("nothing is built here")
     cache = tmp_path / "cache"
     cache.mkdir(mode=0o700)
-    monkeypatch.setattr(compiled, "_cache_folder", lambda: cache)
+    monkeypatch.setattr(native_build, "_cache_folder", lambda: cache)
     monkeypatch.delenv("MINIGPT_NATIVE", raising=False)
-    compiled.forget()
+    native_build.forget()
     path = tmp_path / "small.c"
     path.write_text(SOURCE, encoding="utf-8")
     yield path
-    compiled.forget()
+    native_build.forget()
 
 
 def built(source: Path) -> list[Path]:
@@ -35,18 +35,18 @@ def built(source: Path) -> list[Path]:
 
 
 def test_a_source_is_built_once_and_again_when_it_changes(source: Path) -> None:
-    library = compiled.load(source)
+    library = native_build.load(source)
     if library is None:
         pytest.skip("no C compiler")
     assert library.answer() == 42
     (first,) = built(source)
     written = first.stat().st_mtime_ns
-    compiled.forget()
-    assert compiled.load(source) is not None
+    native_build.forget()
+    assert native_build.load(source) is not None
     assert first.stat().st_mtime_ns == written
     source.write_text(SOURCE.replace("42", "43"), encoding="utf-8")
-    compiled.forget()
-    changed = compiled.load(source)
+    native_build.forget()
+    changed = native_build.load(source)
     assert changed is not None
     assert changed.answer() == 43
     assert len(built(source)) == 2
@@ -54,10 +54,10 @@ def test_a_source_is_built_once_and_again_when_it_changes(source: Path) -> None:
 
 def test_a_source_that_does_not_compile_is_tried_once(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source.write_text("not C", encoding="utf-8")
-    assert compiled.load(source) is None
-    monkeypatch.setattr(compiled.subprocess, "run", lambda *a, **k: pytest.fail("compiled again"))
-    compiled.forget()
-    assert compiled.load(source) is None
+    assert native_build.load(source) is None
+    monkeypatch.setattr(native_build.subprocess, "run", lambda *a, **k: pytest.fail("compiled again"))
+    native_build.forget()
+    assert native_build.load(source) is None
 
 
 def compiler(source: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> Path:
@@ -66,7 +66,7 @@ def compiler(source: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> Path
     path.write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
     path.chmod(0o755)
     monkeypatch.setenv("CC", str(path))
-    compiled.forget()
+    native_build.forget()
     return path
 
 
@@ -75,33 +75,33 @@ def test_a_repaired_compiler_is_tried_again(source: Path, monkeypatch: pytest.Mo
         pytest.skip("no C compiler")
     broken = compiler(source, monkeypatch, "echo 'mycc: fatal error: stdio.h: No such file' >&2; echo once >> $0.log; exit 1")
     for _ in range(2):
-        compiled.forget()
-        assert compiled.load(source) is None
-        assert compiled.why_not(source) == f"{broken} failed: mycc: fatal error: stdio.h: No such file"
+        native_build.forget()
+        assert native_build.load(source) is None
+        assert native_build.why_not(source) == f"{broken} failed: mycc: fatal error: stdio.h: No such file"
     assert Path(f"{broken}.log").read_text() == "once\n"
     compiler(source, monkeypatch, f'exec {real} "$@"')
-    library = compiled.load(source)
+    library = native_build.load(source)
     assert library is not None
-    assert (library.answer(), compiled.why_not(source)) == (42, "")
+    assert (library.answer(), native_build.why_not(source)) == (42, "")
 
 
 def test_the_same_compiler_is_tried_again_after_a_day(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     broken = compiler(source, monkeypatch, "echo tried >> $0.log; exit 1")
-    assert compiled.load(source) is None
+    assert native_build.load(source) is None
     (note,) = built(source)
     os.utime(note, (note.stat().st_mtime - 25 * 3600,) * 2)
-    compiled.forget()
-    assert compiled.why_not(source) == f"{broken} failed: it ended with 1"
+    native_build.forget()
+    assert native_build.why_not(source) == f"{broken} failed: it ended with 1"
     assert Path(f"{broken}.log").read_text() == "tried\n" * 2
 
 
 @pytest.mark.parametrize("note", ["not JSON", "[]", "{}", '{"compiler": 1, "failure": "x"}'])
 def test_a_note_that_cannot_be_read_is_as_good_as_none(note: str, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     broken = compiler(source, monkeypatch, "echo tried >> $0.log; exit 1")
-    assert compiled.load(source) is None
+    assert native_build.load(source) is None
     built(source)[0].write_text(note, encoding="utf-8")
-    compiled.forget()
-    assert compiled.load(source) is None
+    native_build.forget()
+    assert native_build.load(source) is None
     assert Path(f"{broken}.log").read_text() == "tried\n" * 2
 
 
@@ -113,23 +113,23 @@ def test_without_a_compiler_or_a_safe_folder_there_is_no_library(source: Path, r
         monkeypatch.setenv("PATH", str(source.parent))
         monkeypatch.delenv("CC", raising=False)
     elif reason == "no folder":
-        monkeypatch.setattr(compiled, "_cache_folder", lambda: None)
+        monkeypatch.setattr(native_build, "_cache_folder", lambda: None)
     else:
-        if compiled.load(source) is None:
+        if native_build.load(source) is None:
             pytest.skip("no C compiler")
         built(source)[0].chmod(0o777)
-        compiled.forget()
-    assert compiled.load(source) is None
+        native_build.forget()
+    assert native_build.load(source) is None
     said = {
         "switched off": "MINIGPT_NATIVE=0",
         "no compiler": "no C compiler",
         "no folder": "cache folder",
         "folder of others": "others",
     }
-    assert said[reason] in compiled.why_not(source)
+    assert said[reason] in native_build.why_not(source)
 
 
 def test_a_library_that_cannot_be_loaded_says_so(source: Path) -> None:
-    source.with_name("cache").joinpath(f"small-{compiled._fingerprint(source, ())}.so").write_bytes(b"cut short")
-    assert compiled.load(source) is None
-    assert "cannot be loaded" in compiled.why_not(source)
+    source.with_name("cache").joinpath(f"small-{native_build._fingerprint(source, ())}.so").write_bytes(b"cut short")
+    assert native_build.load(source) is None
+    assert "cannot be loaded" in native_build.why_not(source)

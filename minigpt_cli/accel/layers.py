@@ -1,0 +1,60 @@
+"""The textbook's layers as C does them: one pass over memory for an operation that takes torch several, gradients included."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+from torch.compiler import is_compiling
+
+from minigpt_cli.accel import kernels
+from minigpt_cli.models import layers
+
+
+class LayerNorm(layers.LayerNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        if kernels.usable(x, x.size(-1)):
+            return kernels.Norm.apply(x, self.weight, self.bias, self.eps, True)  # type: ignore[no-any-return,no-untyped-call]
+        return F.layer_norm(x, self.weight.shape, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype), self.eps)
+
+
+class RMSNorm(layers.RMSNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        if kernels.usable(x, x.size(-1)):
+            return kernels.Norm.apply(x, self.weight, None, self.eps, False)  # type: ignore[no-any-return,no-untyped-call]
+        return super().forward(x)
+
+
+class Dropout(layers.Dropout):
+    """A mask is only a seed: its bytes are hashed from it where they are needed, twice (torch draws one number per element, 7 ns each)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.p == 0:
+            return x
+        if is_compiling():  # a compiler fuses torch's own dropout, which knows the default generator alone
+            return F.dropout(x, self.p)
+        if kernels.usable(x):
+            return kernels.Dropped.apply(x, kernels.draw_mask(self.p, self.generator))  # type: ignore[no-any-return,no-untyped-call]
+        return super().forward(x)
+
+
+class FeedForward(layers.FeedForward):
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.up(x)
+        if self.activation == "relu" or not kernels.usable(h, h.numel()):
+            y: Tensor = self.down(layers.activate(h, self.activation))
+        else:
+            y = self.down(kernels.Gelu.apply(h, self.activation == "gelu_tanh"))  # type: ignore[no-untyped-call]
+        return y
+
+
+class SwiGLU(layers.SwiGLU):
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.down(swiglu(self.gate_up(x)))
+        return y
+
+
+def swiglu(gate_up: Tensor) -> Tensor:
+    """As models.layers.swiglu."""
+    if kernels.usable(gate_up, gate_up.size(-1) // 2):
+        return kernels.SwiGLU.apply(gate_up)  # type: ignore[no-any-return,no-untyped-call]
+    return layers.swiglu(gate_up)
