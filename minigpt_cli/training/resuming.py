@@ -133,11 +133,13 @@ def check_text(record: RunRecord, dataset: Dataset) -> None:
 
 
 def inexact_reasons(before: dict[str, str], now: dict[str, str]) -> list[str]:
-    """Why results may differ in the last bits from those of the uninterrupted run, where what `computed_by` says has changed."""
+    """Why results may differ in the last bits from those of the uninterrupted run: where what `computed_by` says has changed, and for
+    kernels that are chosen by measuring them in each session."""
     if not before:
         return ["an older minigpt did not record what computed this run"]
     changed = [name for name in (before | now) if before.get(name) != now.get(name)]
-    return [f"{name} was {before.get(name, 'not set')} and is now {now.get(name, 'not set')}" for name in changed]
+    timed = ["torch.compile chooses a GPU's kernels by timing them, anew each time"] if "cuda" in now and "compiler" in now else []
+    return timed + [f"{name} was {before.get(name, 'not set')} and is now {now.get(name, 'not set')}" for name in changed]
 
 
 def computed_by_all(device: torch.device, config: RunConfig, world: World) -> dict[str, str]:

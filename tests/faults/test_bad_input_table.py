@@ -77,11 +77,11 @@ def _bad_texts(folder: Path) -> None:
 
 
 def tree(folder: Path) -> dict[str, tuple[int, int]]:
-    """Every file under `folder` but caches, with size and time of change."""
+    """Every file under `folder` but caches and locks, with size and time of change."""
     return {
         str(p.relative_to(folder)): (p.lstat().st_size, p.lstat().st_mtime_ns)
         for p in folder.rglob("*")
-        if not p.is_dir() and p.relative_to(folder).parts[0] != "data" and p.name != ".lock"
+        if not p.is_dir() and p.relative_to(folder).parts[0] != "data" and p.name not in (".lock", ".annotations.lock")
     }
 
 

@@ -23,6 +23,12 @@ def test_the_same_place_twice_gives_no_reason() -> None:
     assert resuming.inexact_reasons(here(), here()) == []
 
 
+def test_a_compiled_run_on_a_gpu_is_not_called_exact() -> None:
+    compiled = here() | {"cuda": "12.8", "compiler": "triton 3.4"}
+    assert len(resuming.inexact_reasons(compiled, compiled)) == 1
+    assert resuming.inexact_reasons(here() | {"cuda": "12.8"}, here() | {"cuda": "12.8"}) == []
+
+
 @pytest.mark.parametrize(
     "name", ["ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "ATEN_CPU_CAPABILITY", "OMP_DYNAMIC"]
 )
