@@ -101,7 +101,7 @@ def options(watch: str) -> dict[str, str]:
 def build(watch: str, program: str, processor: str, folder: Path) -> Path:
     """The shared library of a source. Raises Unavailable."""
     gcc = compiler(watch, processor)
-    flags = ("-O1", "-g1", "-std=gnu11", "-fPIC", "-ffp-contract=fast", *WATCHES[watch])
+    flags = ("-O1", "-g1", "-Wno-psabi", "-std=gnu11", "-fPIC", "-ffp-contract=fast", *WATCHES[watch])
     sources = [(SOURCES[program], (*PROCESSORS[processor], "-fopenmp" if program != "decoder" else "-pthread"))]
     if program != "decoder":
         sources.append((PROGRAMS / "team.c", ()))
