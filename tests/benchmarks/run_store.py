@@ -27,7 +27,7 @@ from harness import tiny
 from minigpt_cli import checkpoints
 from minigpt_cli.config import RunConfig
 from minigpt_cli.models.contract import build_model
-from minigpt_cli.runstore import Best, Run, RunStore
+from minigpt_cli.runstore import Best, Run, RunStore, now
 from minigpt_cli.tokenization.char import CharTokenizer
 
 LETTERS = [ord(c) for c in "abcdefghijklmnopqrstuvwxyz ABCDEFGHIJKLMNOPQRSTUVWXYZ.,;:'!?-\n"]
@@ -43,7 +43,7 @@ def median_ms(work: Callable[[], object], repeats: int = 15) -> float:
 
 
 def make(store: RunStore, name: str, settings: RunConfig) -> Run:
-    return tiny.begun(store, name, settings, CharTokenizer(LETTERS).to_json(), vocab_size=len(LETTERS))
+    return tiny.begun(store, name, settings, CharTokenizer(LETTERS).to_json(), vocab_size=len(LETTERS), placed_at=now())
 
 
 def saving(folder: Path, settings: RunConfig) -> dict[str, float]:
