@@ -131,13 +131,18 @@ def replace(temporary: Path, path: Path) -> None:
         raise
 
 
-def sweep(folder: Path) -> None:
-    """Remove what a killed writer left in `folder`. Only for whoever holds the run's lock."""
+def leftovers(folder: Path) -> list[str]:
+    """Paths of what killed writers left in `folder`, or living ones are about to rename."""
     with suppress(OSError), os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith(".") and entry.name.endswith(TEMPORARY):
-                with suppress(OSError):
-                    os.unlink(entry.path)
+        return [entry.path for entry in entries if entry.name.startswith(".") and entry.name.endswith(TEMPORARY)]
+    return []
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed writers left in `folder`. Only for whoever holds the run's locks."""
+    for path in leftovers(folder):
+        with suppress(OSError):
+            os.unlink(path)
 
 
 def sweep_abandoned(folder: Path, prefix: str = ".", suffix: str = TEMPORARY) -> None:

@@ -234,8 +234,9 @@ class RunStore:
         if release is None:
             raise RunLocked(f"run {run.name!r} is being trained by another process: wait for it or stop it first")
         try:
-            with run.annotating():  # whose temporary file is none of a killed writer's
-                durable.sweep(run.dir)
+            if durable.leftovers(run.dir):
+                with run.annotating():  # whose temporary file is none of a killed writer's
+                    durable.sweep(run.dir)
             if durable.is_inside_real_folder(run.dir / PREVIOUS):
                 durable.sweep(run.dir / PREVIOUS)
             yield
