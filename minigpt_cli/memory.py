@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from minigpt_cli import threads
 from minigpt_cli.durable import size
 from minigpt_cli.errors import MiniGPTError
 
@@ -48,7 +49,7 @@ def check_threads(count: int) -> None:
     try:
         for _ in range(count):
             thread = threading.Thread(target=end.wait, daemon=True)
-            thread.start()
+            threads.start(thread)
             started.append(thread)
     except RuntimeError:
         most = max(1, len(started))

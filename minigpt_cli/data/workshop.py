@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from minigpt_cli import threads
 from minigpt_cli.downloads import Report
 from minigpt_cli.durable import explained, sweep_abandoned, sync_folder
 
@@ -103,7 +104,7 @@ def watched(work: Callable[[Report], T], phase: str) -> Generator[Preparing, Non
             errors.append(error)
 
     thread = threading.Thread(target=run, daemon=True)
-    thread.start()
+    threads.start(thread)
     busy = True
     while busy:
         thread.join(_POLL_S)
