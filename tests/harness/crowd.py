@@ -162,7 +162,7 @@ class Crowd:
         if ended.code > 0 and ended.err.strip():
             self.said[_general(ended.err.strip().splitlines()[-1])] += 1
         if wrong := self._wrong(typed, ended):
-            self.findings[f"{typed.kind}: {wrong}"[:600]] += 1
+            self.findings[f"{typed.kind}: {wrong}"[:900]] += 1
         if ended.code == 0 and typed.tag:
             self.tags.add(typed.tag)
 

@@ -95,7 +95,7 @@ def complaint(code: int, said: str, *, findings: bool = False, signalled: bool =
     if code not in (0, 1, 2, 3) and not (signalled and code in (130, 143)):
         return f"exit code {code}: {said[-200:]!r}"
     if "Traceback" in said or "panicked" in said:
-        return f"traceback printed: {said.strip().splitlines()[-1][:200]}"
+        return f"traceback printed: {' | '.join(line.strip() for line in said.strip().splitlines()[-6:])[-600:]}"
     if "\x1b[31m" in said or "\x1b]0" in said:
         return "escape sequence on stderr"
     errors = sum(line.lower().startswith("error") for line in said.splitlines())
