@@ -249,11 +249,14 @@ class RunStore:
         store = RunStore(run.dir.parent)  # where it is, which a path may say to be elsewhere
         target = store.dir / name
         store._check_look(name, run.name)
+        taken = UsageError(f"run {name!r} exists already in {store.dir}: choose another name")
+        if os.path.lexists(target):
+            raise taken
         with self.lock(run), run.annotating(), durable.explained("rename"):
             try:
                 os.mkdir(target)  # the name is ours now, or somebody else's
             except FileExistsError:
-                raise UsageError(f"run {name!r} exists already in {store.dir}: choose another name") from None
+                raise taken from None
             try:
                 os.rename(run.dir, target)
             except OSError:
