@@ -68,8 +68,8 @@ def differences(whole: Run, parts: Run, *, repeated: bool = False) -> list[str]:
 
 
 def _matters(name: str) -> bool:
-    """Whether two equal runs must both have this file: not so for scores, which are a cache, and for files of the save before."""
-    return not name.startswith("scores/") and (name.endswith(".tmp") or not name.startswith(f"{PREVIOUS}/"))
+    """Whether two equal runs must both have this file: not so for scores (a cache), locks and files of the save before."""
+    return not name.startswith("scores/") and not name.endswith(".lock") and (name.endswith(".tmp") or not name.startswith(f"{PREVIOUS}/"))
 
 
 def _where(part: str, expected: Any, found: Any) -> str:
