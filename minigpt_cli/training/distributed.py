@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import os
 import pickle
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 import torch
@@ -44,8 +46,8 @@ class PeerLost(MiniGPTError):
 class Channel:
     """From the first process to all others: values, in order, that wait in a store until they are read."""
 
-    def __init__(self, store: Store) -> None:
-        self._store, self._count = store, 0
+    def __init__(self, store: Store, rank: int) -> None:
+        self._store, self._rank, self._count = store, rank, 0
         self.closed = False
 
     def tell(self, message: bytes) -> None:
@@ -53,26 +55,49 @@ class Channel:
         self._store.set(str(self._count), message)  # type: ignore[arg-type] # bytes are taken as they are
         self._count += 1
 
-    def close(self, listeners: int) -> None:
-        """Tell that no more will come, and wait until so many have heard it: whoever leaves while others talk to it breaks their work."""
+    def close(self, size: int) -> None:
+        """Tell that no more will come, and wait until all have heard it: whoever leaves while others talk to it breaks their work."""
         self.tell(GONE)
         deadline = time.monotonic() + _FAREWELL_S
-        while self._store.add("heard", 0) < listeners and time.monotonic() < deadline:
+        others = [f"heard/{rank}" for rank in range(1, size)]
+        while not self._store.check(others) and time.monotonic() < deadline:
             time.sleep(_ASK_AGAIN_S)
 
     def hear(self) -> Any:
         """The next value, whenever it comes; signals are heard meanwhile. Raises Dismissed for a failure, or if none will come."""
-        key = str(self._count)
-        while not self._store.check([key]):
-            time.sleep(_ASK_AGAIN_S)
-        message = self._store.get(key)
+        message = self._wait_for(str(self._count))
         self._count += 1
         if message == GONE:
             self.closed = True
-            self._store.add("heard", 1)
+            self._store.set(f"heard/{self._rank}", "")  # the last word, which nobody answers: the store may be gone a moment later
         if message in (GONE, FAILED):
             raise Dismissed
         return pickle.loads(message)  # from a process of this very training
+
+    def _wait_for(self, key: str) -> bytes:
+        """What stands under `key`, as soon as something does. Asked for in a thread: over a dead network a question takes a quarter of an
+        hour to fail, and no signal is heard."""
+        answers: SimpleQueue[bytes | RuntimeError | None] = SimpleQueue()
+
+        def ask() -> None:
+            try:
+                while not self._store.check([key]):
+                    answers.put(None)
+                    time.sleep(_ASK_AGAIN_S)
+                answers.put(self._store.get(key))
+            except RuntimeError as error:
+                answers.put(error)
+
+        threading.Thread(target=ask, daemon=True).start()
+        while True:
+            try:
+                answer = answers.get(timeout=_PATIENCE.total_seconds())
+            except Empty:
+                raise RuntimeError("timed out: the store does not answer") from None
+            if isinstance(answer, RuntimeError):
+                raise answer
+            if answer is not None:
+                return answer
 
 
 @dataclass
@@ -185,14 +210,18 @@ def joined() -> Iterator[World]:
     """
     try:
         world, channel = _join()
+        farewell = world.leads
         try:
             yield world
+        except RuntimeError as error:
+            farewell = farewell and not _is_broken(error)  # nobody may be there to be told
+            raise
         finally:
-            if world.leads:
-                with suppress(RuntimeError):  # nobody can be told: they have lost this process too
-                    channel.close(world.size - 1)
+            if farewell:
+                with suppress(RuntimeError):
+                    channel.close(world.size)
     except RuntimeError as error:
-        if not any(word in str(error).lower() for word in _LOST):
+        if not _is_broken(error):
             raise
         raise PeerLost(
             "another process of this training is gone or cannot be reached: what was saved is whole; "
@@ -203,9 +232,14 @@ def joined() -> Iterator[World]:
             dist.destroy_process_group()
 
 
+def _is_broken(error: RuntimeError) -> bool:
+    """Whether this is how torch says that a connection is lost; it has no class of errors for that."""
+    return any(word in str(error).lower() for word in _LOST)
+
+
 def _join() -> tuple[World, Channel]:
     store, rank, size = next(iter(rendezvous("env://")))
-    channel = Channel(PrefixStore("told", store))
+    channel = Channel(PrefixStore("told", store), rank)
     together = World(rank, size, int(os.environ.get("LOCAL_RANK", rank)), channel)
     backend = together.lead(lambda: "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     if "cuda" in backend and torch.cuda.is_available():
