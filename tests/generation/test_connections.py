@@ -109,3 +109,20 @@ def test_an_answer_that_takes_longer_than_the_patience_is_waited_for(impatient: 
         lines = [line for line in stream.iter_lines() if line]
     assert lines[-1] == "data: [DONE]"
     assert time.monotonic() - began > 0.3
+
+
+def test_who_does_not_read_is_let_go_too(impatient: Server) -> None:
+    impatient.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # of connections to come: the answer has to wait for its reader
+    body = json.dumps({"model": "first", "prompt": "a", "max_tokens": 200, "n": 4, "logprobs": 11, "stream": True}).encode()
+    with socket.socket() as reader:
+        reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        reader.connect(("127.0.0.1", impatient.socket.getsockname()[1]))
+        reader.sendall(HEAD + b"content-length: %d\r\n\r\n" % len(body) + body)
+        deadline = time.monotonic() + 8  # seen from the server: to a peer that reads nothing the end does not come through
+        while not any(one._unread for one in impatient.server.server_state.connections):
+            assert time.monotonic() < deadline, "the answer never had to wait"
+            time.sleep(0.01)
+        while impatient.server.server_state.connections:
+            assert time.monotonic() < deadline, "the connection is still held"
+            time.sleep(0.01)
+    impatient.wait_until_idle()
