@@ -49,26 +49,26 @@ INLINE vec kept(vec v, uint64_t bits, int i) {
 #endif
 }
 
-INLINE void dropped_part(const void *residual, const void *x, void *out, int64_t n, const Dropout *d, int64_t from, int64_t to, int bf16) {
+INLINE void dropped_part(const void *x, void *out, int64_t n, const Dropout *d, int64_t from, int64_t to, int bf16) {
     for (int64_t g = from; g < to; g++) {
         uint64_t bits = kept_bits(d, g);
         for (int k = 0; k < GROUP / LANES; k++) {
             int64_t i = g * GROUP + k * LANES;
             if (i + LANES <= n) {
                 vec v = kept(load(x, i, bf16), bits, k * LANES) * d->scale;
-                store(out, i, residual ? load(residual, i, bf16) + v : v, bf16);
+                store(out, i, v, bf16);
             } else if (i < n) {
                 vec v = kept(load_n(x, i, n - i, 0, bf16), bits, k * LANES) * d->scale;
-                store_n(out, i, n - i, residual ? load_n(residual, i, n - i, 0, bf16) + v : v, bf16);
+                store_n(out, i, n - i, v, bf16);
             }
         }
     }
 }
 
-/* out = residual + dropout(x), or dropout(x) where residual is NULL; n elements. */
-void dropped(const void *residual, const void *x, void *out, int64_t n, uint64_t seed, int32_t threshold, float scale, int bf16) {
+/* out = dropout(x); n elements. */
+void dropped(const void *x, void *out, int64_t n, uint64_t seed, int32_t threshold, float scale, int bf16) {
     Dropout d = {seed, threshold, scale};
-#define BODY(t) dropped_part(residual, x, out, n, &d, from, to, t)
+#define BODY(t) dropped_part(x, out, n, &d, from, to, t)
     PARALLEL((n + GROUP - 1) / GROUP, BODY)
 #undef BODY
 }
