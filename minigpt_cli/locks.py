@@ -42,21 +42,24 @@ def _acquire(path: Path, patience_s: float) -> Callable[[], None] | None:
     except ImportError:  # pragma: no cover
         return _acquire_without_flock(path, patience_s)
     deadline = time.monotonic() + patience_s
-    while True:
-        with durable.explained("lock"):
-            fd = durable.open_regular(path, os.O_RDWR | os.O_CREAT)
+    with durable.explained("lock"):
+        while True:
+            fd = None
             try:
+                fd = durable.open_regular(path, os.O_RDWR | os.O_CREAT)
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if os.path.samestat(os.fstat(fd), os.lstat(path)):  # else its folder was renamed or removed, and this is another's lock
-                    return lambda: os.close(fd)  # closing frees the lock; the file stays, since unlinking it would race
+                    held, fd = fd, None
+                    return lambda: os.close(held)  # closing frees the lock; the file stays, since unlinking it would race
             except BlockingIOError:
                 if time.monotonic() > deadline:
-                    os.close(fd)
                     return None
-            except BaseException:
-                os.close(fd)
-                raise
-            os.close(fd)
+            except FileNotFoundError:  # the folder was renamed; another may take its place at once
+                if time.monotonic() > deadline:
+                    raise
+            finally:
+                if fd is not None:
+                    os.close(fd)
             time.sleep(0.01)
 
 
