@@ -19,17 +19,14 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from minigpt_cli import durable, snapshots, tensorfiles
 from minigpt_cli.accel.install import install
 from minigpt_cli.bounds import COUNT_LIMIT
 from minigpt_cli.config import RunConfig
-from minigpt_cli.durable import check_space
 from minigpt_cli.errors import MiniGPTError, RunDamaged, UsageError
-from minigpt_cli.memory import check_memory
 from minigpt_cli.models import lora
 from minigpt_cli.models.contract import build_model, meta_model
-from minigpt_cli.records import FileRecord, RunRecord
-from minigpt_cli.rundir import (
+from minigpt_cli.runstore import snapshots
+from minigpt_cli.runstore.directory import (
     ANNOTATIONS,
     CONFIG,
     METRICS,
@@ -42,7 +39,11 @@ from minigpt_cli.rundir import (
     parse_config,
     read_record,
 )
-from minigpt_cli.tensorfiles import TensorInfo
+from minigpt_cli.runstore.records import FileRecord, RunRecord
+from minigpt_cli.storage import atomic_io, tensorfiles
+from minigpt_cli.storage.atomic_io import check_space
+from minigpt_cli.storage.memory import check_memory
+from minigpt_cli.storage.tensorfiles import TensorInfo
 from minigpt_cli.tokenization.contract import Tokenizer
 from minigpt_cli.tokenization.pretrained import load_tokenizer
 
@@ -114,7 +115,7 @@ def save(
     record that `load_resume` or the last `save` gave. Raises MiniGPTError, with the generation before whole and no temporary file left."""
     tensors = {LAST: last, RESUME: resume} | ({BEST: best} if best is not None else {})
     metadata = {LAST: {"format": "pt"}, BEST: {"format": "pt"}, RESUME: {_STATE: json.dumps(resume_state, allow_nan=False)}}
-    with run.writing(), durable.explained(f"save run {run.name!r}"), snapshots.Staging(run) as staging:
+    with run.writing(), atomic_io.explained(f"save run {run.name!r}"), snapshots.Staging(run) as staging:
         n_bytes = SLACK + sum(t.numel() * t.element_size() for group in tensors.values() for t in group.values())
         check_space(run.dir, n_bytes, f"free some space and go on with --resume {run.name}" if record.files else "")
         files = {n: staging.add(n, partial(tensorfiles.write, tensors=group, metadata=metadata[n])) for n, group in tensors.items()}
@@ -130,11 +131,11 @@ def continue_from(run: Run, point: ResumePoint, record: RunRecord, config: RunCo
     """Make the generation of `point` the newest (again), with what `record` says and this configuration, and drop metrics beyond it.
     Returns the record as written. Raises MiniGPTError with nothing lost."""
     files = dict(point.record.files)
-    with run.writing(), durable.explained(f"continue run {run.name!r}"), snapshots.Staging(run) as staging:
+    with run.writing(), atomic_io.explained(f"continue run {run.name!r}"), snapshots.Staging(run) as staging:
         for name in (n for n in files if n not in (METRICS, CONFIG)):
             staging.keep(name, files[name])
         text = config_text(config).encode("utf-8")
-        if durable.sha256(text) == files[CONFIG].sha256:
+        if atomic_io.sha256(text) == files[CONFIG].sha256:
             staging.keep(CONFIG, files[CONFIG])
         else:
             files[CONFIG] = staging.add_bytes(CONFIG, text)
@@ -158,7 +159,7 @@ def _best_so_far(run: Run, record: RunRecord) -> FileRecord | None:
 
 def _flushed_metrics(run: Run) -> FileRecord:
     path = run.file(METRICS)
-    fd = durable.open_regular(path, os.O_RDWR | os.O_CREAT)
+    fd = atomic_io.open_regular(path, os.O_RDWR | os.O_CREAT)
     try:
         os.fsync(fd)
     finally:
@@ -201,7 +202,7 @@ def _read_model(folder: Path, record: RunRecord, which: str, depth: int = 0) -> 
             tensors = lora.merged(_base_weights(folder, record, depth), tensors, config.lora)
         model.load_state_dict(tensors)
     except (KeyError, RuntimeError) as error:  # only with adapters: the rest is checked against the configuration before it is read
-        raise RunDamaged(f"{folder / name} holds adapters for another model: {durable.one_line(str(error))}") from error
+        raise RunDamaged(f"{folder / name} holds adapters for another model: {atomic_io.one_line(str(error))}") from error
     step = record.best.step if name == BEST and record.best else record.stop_step
     return Loaded(install(model.eval()), tokenizer, config, record, step)
 
@@ -228,7 +229,7 @@ def _base_weights(folder: Path, record: RunRecord, depth: int = 0) -> dict[str, 
                 if which is not None:
                     return dict(_read_model(candidate, found, which.partition(".")[0], depth + 1).model.state_dict())
     raise RunDamaged(
-        f"run {record.name!r} holds adapters for run {durable.one_line(wanted.run, 80)!r} (weights {wanted.sha256[:12]}), "
+        f"run {record.name!r} holds adapters for run {atomic_io.one_line(wanted.run, 80)!r} (weights {wanted.sha256[:12]}), "
         f"and no run in {runs_dir} has those weights (any more)"
     )
 
@@ -239,7 +240,7 @@ def _read_resume(folder: Path, record: RunRecord) -> ResumePoint:
         raise RunDamaged(f"{folder / BEST} does not match its checksum")
     last = _read_tensors(folder, record, LAST, config, tokenizer.vocab_size)
     resume = tensorfiles.read(folder / RESUME, _recorded(folder, record, RESUME))
-    state = durable.parse_json(resume.metadata.get(_STATE, "null").encode("utf-8", "surrogatepass"), f"the state in {folder / RESUME}")
+    state = atomic_io.parse_json(resume.metadata.get(_STATE, "null").encode("utf-8", "surrogatepass"), f"the state in {folder / RESUME}")
     if state == {} and not resume.tensors:
         raise UsageError(f"{folder} was imported or merged and has nothing to continue: begin a new run from it with --init-from")
     if not isinstance(state, dict) or type(state.get("step")) is not int or not 0 <= state["step"] <= COUNT_LIMIT:
@@ -256,15 +257,15 @@ def _recorded(folder: Path, record: RunRecord, name: str) -> FileRecord:
 
 
 def _read_bytes(folder: Path, record: RunRecord, name: str, limit: int) -> bytes:
-    data = durable.read_bounded(folder / name, limit)
-    if durable.sha256(data) != _recorded(folder, record, name).sha256:
+    data = atomic_io.read_bounded(folder / name, limit)
+    if atomic_io.sha256(data) != _recorded(folder, record, name).sha256:
         raise RunDamaged(f"{folder / name} does not match its checksum")
     return data
 
 
 def _read_config(folder: Path, record: RunRecord) -> RunConfig:
-    data = _read_bytes(folder, record, CONFIG, durable.JSON_LIMIT)
-    return parse_config(durable.parse_json(data, str(folder / CONFIG)), folder / CONFIG)
+    data = _read_bytes(folder, record, CONFIG, atomic_io.JSON_LIMIT)
+    return parse_config(atomic_io.parse_json(data, str(folder / CONFIG)), folder / CONFIG)
 
 
 def _read_tokenizer(folder: Path, record: RunRecord) -> Tokenizer:
@@ -274,7 +275,7 @@ def _read_tokenizer(folder: Path, record: RunRecord) -> Tokenizer:
     try:
         return load_tokenizer(data.decode("utf-8"))
     except (UnicodeDecodeError, UsageError) as error:
-        raise RunDamaged(f"{folder / TOKENIZER} is not a tokenizer: {durable.one_line(str(error))}") from error
+        raise RunDamaged(f"{folder / TOKENIZER} is not a tokenizer: {atomic_io.one_line(str(error))}") from error
 
 
 def _read_tensors(folder: Path, record: RunRecord, name: str, config: RunConfig, vocab_size: int) -> tensorfiles.TensorFile:
@@ -304,7 +305,8 @@ def _check_against_model(path: Path, settings: RunConfig, vocab_size: int, found
         if found[name].shape != shape:
             raise RunDamaged(f"{path}: tensor {name} is {found[name].shape} and its configuration asks for {shape}")
     if surplus := found.keys() - expected.keys():
-        raise RunDamaged(f"{path} holds {len(surplus)} tensors that its configuration does not know: {durable.one_line(min(surplus), 80)}")
+        unknown = atomic_io.one_line(min(surplus), 80)
+        raise RunDamaged(f"{path} holds {len(surplus)} tensors that its configuration does not know: {unknown}")
     check_model_fits(config, vocab_size)
 
 
@@ -322,7 +324,7 @@ def verify(run: Run) -> Iterator[Finding]:
     previous = run.file(PREVIOUS)
     if not os.path.lexists(previous):
         yield Finding("note", PREVIOUS, "no generation before the newest yet")
-    elif not durable.is_inside_real_folder(previous):
+    elif not atomic_io.is_inside_real_folder(previous):
         yield Finding("problem", PREVIOUS, "is not a folder")
     else:
         yield from _verify_generation(run, previous, f"{PREVIOUS}/")
@@ -353,20 +355,20 @@ def _verify_resume(folder: Path, record: RunRecord, name: str) -> Finding:
     except UsageError as error:  # imported or merged: whole, and without a training
         return Finding("note", name, str(error))
     except (MiniGPTError, OSError) as error:
-        return Finding("problem", name, durable.one_line(str(error)))
+        return Finding("problem", name, atomic_io.one_line(str(error)))
     return Finding("ok", name, "training can be continued from here")
 
 
 def _verify_file(run: Run, folder: Path, name: str, expected: FileRecord, prefix: str) -> Finding:
     if Path(name).name != name:
-        return Finding("problem", prefix + RECORD, f"names a file outside of the run: {durable.one_line(repr(name), 80)}")
+        return Finding("problem", prefix + RECORD, f"names a file outside of the run: {atomic_io.one_line(repr(name), 80)}")
     path, n_bytes = (run.file(name), expected.bytes) if name == METRICS else (folder / name, None)  # metrics only grow
     try:
         if n_bytes is None and (size := os.lstat(path).st_size) != expected.bytes:
             return Finding("problem", prefix + name, f"has {size:,} bytes and the record says {expected.bytes:,}")
         found = snapshots.checksum(path, n_bytes)
     except (OSError, RunDamaged) as error:
-        return Finding("problem", prefix + name, durable.one_line(str(error)))
+        return Finding("problem", prefix + name, atomic_io.one_line(str(error)))
     if found.bytes != expected.bytes:
         return Finding("problem", prefix + name, f"has {found.bytes:,} bytes and the record says {expected.bytes:,}")
     if found.sha256 != expected.sha256:
@@ -378,7 +380,7 @@ def _try(name: str, success: str, read: Callable[[], object]) -> Finding:
     try:
         read()
     except (MiniGPTError, OSError) as error:
-        return Finding("problem", name, durable.one_line(str(error)))
+        return Finding("problem", name, atomic_io.one_line(str(error)))
     return Finding("ok", name, success)
 
 

@@ -13,9 +13,9 @@ from typing import Annotated, Any
 import typer
 from typer.main import get_command
 
-from minigpt_cli.commands.mounting import Mount, lazy_group
+from minigpt_cli.commands.lazy_commands import Mount, lazy_group
 from minigpt_cli.errors import MiniGPTError
-from minigpt_cli.memory import ran_out
+from minigpt_cli.storage.memory import ran_out
 
 COMMANDS = {
     "train": Mount("minigpt_cli.commands.train:train", "Train a model on a text; alone, a good small one on the default text."),

@@ -74,7 +74,7 @@ class Evaluated(_Event):
     lr: Figure
     tokens_seen: Count
     tokens_per_s: Figure
-    elapsed_s: Seconds  # of training, over all sittings
+    elapsed_s: Seconds  # of training, over all sessions
     is_best: bool
     patience_left: Count | None = None  # None: no early stopping
     grad_norm: MaybeFigure = None

@@ -15,14 +15,16 @@ import pytest
 import safetensors.torch
 import torch
 
-from minigpt_cli import checkpoints, durable, memory, snapshots, tensorfiles
+from minigpt_cli import checkpoints
 from minigpt_cli.config import RunConfig
 from minigpt_cli.errors import MiniGPTError, RunDamaged, UsageError
-from minigpt_cli.generation.loading import open_writer
+from minigpt_cli.generation.open_run import open_model
 from minigpt_cli.models import lora
 from minigpt_cli.models.contract import build_model
-from minigpt_cli.records import Base
-from minigpt_cli.runstore import Best, FileRecord, Run, RunRecord, RunStore
+from minigpt_cli.runstore import snapshots
+from minigpt_cli.runstore.records import Base
+from minigpt_cli.runstore.store import Best, FileRecord, Run, RunRecord, RunStore
+from minigpt_cli.storage import atomic_io, memory, tensorfiles
 from minigpt_cli.tokenization.char import CharTokenizer
 
 LETTERS = "abcdefghijk"
@@ -172,7 +174,7 @@ def test_resuming_with_nothing_changed_keeps_the_older_generation(run: Run) -> N
     save(run, 2)
     point = checkpoints.load_resume(run)
     checkpoints.continue_from(run, point, point.record, point.config)
-    assert durable.read_json(run.dir / "previous" / "run.json")["stop_step"] == 1
+    assert atomic_io.read_json(run.dir / "previous" / "run.json")["stop_step"] == 1
 
 
 def test_a_full_disk_is_known_before_anything_is_written(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -335,7 +337,7 @@ def forge(run: Run, name: str, data: bytes) -> None:
     """Replace a file as a stranger would: with a record that vouches for it."""
     run.file(name).write_bytes(data)
     record = run.refresh().record
-    files = {**record.files, name: FileRecord(sha256=durable.sha256(data), bytes=len(data))}
+    files = {**record.files, name: FileRecord(sha256=atomic_io.sha256(data), bytes=len(data))}
     run.file("run.json").write_text(record.model_copy(update={"files": files}).to_json())
     run.refresh()
     snapshots.forget()
@@ -373,7 +375,7 @@ def test_weights_that_are_not_finite_are_refused_by_every_reader_and_found_by_ve
     with pytest.raises(RunDamaged, match=says):
         checkpoints.load(run, name)
     with pytest.raises(RunDamaged, match=says):
-        open_writer(run, name)
+        open_model(run, name)
     assert "token_embedding.weight" in problems(run)[file]
     if name == "last":
         with pytest.raises(RunDamaged, match=says):
@@ -478,7 +480,7 @@ def test_verify_never_leaves_the_run_directory(run: Run, tmp_path: Path) -> None
     save(run, 1)
     (tmp_path / "outside").write_text("secret")
     record = run.record
-    files = {**record.files, "../../outside": FileRecord(sha256=durable.sha256(b"secret"), bytes=6)}
+    files = {**record.files, "../../outside": FileRecord(sha256=atomic_io.sha256(b"secret"), bytes=6)}
     run.file("run.json").write_text(record.model_copy(update={"files": files}).to_json())
     assert any("outside of the run" in finding.message for finding in checkpoints.verify(run))
 
@@ -534,7 +536,7 @@ def test_a_save_over_an_unreadable_record_leaves_the_generation_before_alone(run
     weights = build_model(SETTINGS.model, 11, seed=3).state_dict()
     later = record.model_copy(update={"stop_step": 3})
     checkpoints.save(run, later, last=weights, resume={}, resume_state={"step": 3})
-    assert durable.read_json(run.dir / "previous" / "run.json")["stop_step"] == 1
+    assert atomic_io.read_json(run.dir / "previous" / "run.json")["stop_step"] == 1
     assert checkpoints.load(run, "last").step == 3
 
 
@@ -572,13 +574,13 @@ def test_a_link_that_fails_for_another_reason_leaves_nothing_behind(run: Run, mo
     with pytest.raises((OSError, MiniGPTError), match=r"broken|input/output error"):
         save(run, 2)
     monkeypatch.undo()
-    assert not [path for path in run.dir.rglob("*") if path.name.endswith(durable.TEMPORARY)]
+    assert not [path for path in run.dir.rglob("*") if path.name.endswith(atomic_io.TEMPORARY)]
     assert checkpoints.load(Run(run.dir)).step == 1
 
 
 def test_a_file_half_staged_is_removed(tmp_path: Path) -> None:
     def fail() -> None:
-        with durable.staged(tmp_path / "file") as (fd, _):
+        with atomic_io.staged(tmp_path / "file") as (fd, _):
             os.write(fd, b"half")
             raise KeyError
 

@@ -75,7 +75,7 @@ def test_the_reference_is_current() -> None:
 
 
 def test_the_reference_names_every_command_and_setting() -> None:
-    from minigpt_cli.commands.settings import settings
+    from minigpt_cli.commands.config_fields import settings
 
     page = reference.page()
     for command in ("train", "eval", "generate", "compare", "tokenize", "runs export", "runs import", "runs leaderboard"):

@@ -17,8 +17,9 @@ from typing import Any
 import pytest
 from typer.main import get_command
 
-from minigpt_cli import cli, recipes
+from minigpt_cli import cli
 from minigpt_cli.config import RunConfig
+from minigpt_cli.presets import catalog
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -44,15 +45,15 @@ def sizes(model: Any) -> str:
 
 
 def recipe_table() -> str:
-    """The table of recipes, from the recipes."""
+    """The table of catalog, from the recipes."""
     rows = ["| preset | what it is | architecture | layers × width | block | batch | steps | optimizer, rate |", "|" + "---|" * 8]
-    for name in recipes.preset_names():
-        settings = recipes.read_preset(name)
+    for name in catalog.preset_names():
+        settings = catalog.read_preset(name)
         c = RunConfig.model_validate(settings | {"model": {"arch": "modern"} | settings.get("model", {})})
         batch = f"{c.optim.batch_size}" + (f" × {c.optim.grad_accum}" if c.optim.grad_accum > 1 else "")
         steps = f"{c.optim.max_steps:,}" if c.optim.max_steps else f"{c.optim.time_budget:g} s"
         rate = f"{c.optim.optimizer} {c.optim.muon_lr if c.optim.optimizer == 'muon' else c.optim.lr:g}"
-        what = recipes.preset_summary(name).rstrip(".")
+        what = catalog.preset_summary(name).rstrip(".")
         rows.append(f"| `{name}` | {what} | {c.model.arch} | {sizes(c.model)} | {c.model.block_size} | {batch} | {steps} | {rate} |")
     return "\n".join(rows)
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from minigpt_cli.data.workshop import watched
+from minigpt_cli.data.atomic_folder import watched
 from minigpt_cli.errors import Interrupted
-from minigpt_cli.memory import check_threads
+from minigpt_cli.storage.memory import check_threads
 
 
 @pytest.mark.parametrize("work", [lambda: list(watched(lambda report: None, "reading")), lambda: check_threads(2)])

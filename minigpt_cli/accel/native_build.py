@@ -20,7 +20,7 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
-from minigpt_cli.durable import one_line
+from minigpt_cli.storage.atomic_io import one_line
 
 FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-ffp-contract=fast")
 TIMEOUT_S = 120

@@ -11,11 +11,11 @@ import typer
 from minigpt_cli.commands.options import CheckpointOption, JsonFlag, MarkdownFlag, RunArguments, RunsDir, complete_source
 from minigpt_cli.display import console
 from minigpt_cli.errors import UsageError
-from minigpt_cli.runstore import Run, RunStore
+from minigpt_cli.runstore.store import Run, RunStore
 
 if TYPE_CHECKING:
-    from minigpt_cli.commands.comparison_output import Compared
-    from minigpt_cli.evaluation.targets import Target
+    from minigpt_cli.commands.compare_output import Compared
+    from minigpt_cli.evaluation.eval_target import Target
 
 _SAMPLE_TOKENS = 300
 
@@ -61,7 +61,7 @@ def compare(
         raise UsageError("--md and --json exclude each other: choose one")
     if plot is not None and plot.suffix.lower() not in (".png", ".svg", ".html"):
         raise UsageError(f"--plot {plot} does not end in .png, .svg or .html: choose one")
-    from minigpt_cli.commands import comparison_output as out
+    from minigpt_cli.commands import compare_output as out
     from minigpt_cli.evaluation.grouping import chosen_sides
 
     groups, notices = chosen_sides(RunStore(runs_dir), run, by_config=group_by == "config")
@@ -81,27 +81,27 @@ def compare(
 
 
 def _target(split: Literal["val", "test"], data: str | None) -> Target:
-    from minigpt_cli.evaluation.targets import Target
+    from minigpt_cli.evaluation.eval_target import Target
 
     if data is None:
         return Target(split)
     if split != "val":
         raise UsageError(f"--data compares on a text of its own and --split {split} on the runs': choose one")
-    from minigpt_cli.evaluation.evaluating import read_text
+    from minigpt_cli.evaluation.evaluate_run import read_text
 
     return read_text(data)
 
 
 def _compared(groups: Sequence[tuple[str, Sequence[Run]]], target: Target, ckpt: str, stride: int, device: str) -> Compared:
-    from minigpt_cli.commands.comparison_output import Compared
+    from minigpt_cli.commands.compare_output import Compared
     from minigpt_cli.evaluation import comparison
-    from minigpt_cli.evaluation.evaluating import evaluate_run
-    from minigpt_cli.evaluation.targets import check_common_text
+    from minigpt_cli.evaluation.eval_target import check_common_text
+    from minigpt_cli.evaluation.evaluate_run import evaluate_run
 
     check_common_text([run for _, runs in groups for run in runs], target)
 
     def choose() -> str:
-        from minigpt_cli.training.planning import choose_device
+        from minigpt_cli.training.planner import choose_device
 
         return choose_device(device)[0]
 
@@ -133,8 +133,8 @@ def _say_scoring(name: str) -> None:
 
 def _differences(groups: Sequence[tuple[str, Sequence[Run]]]) -> dict[str, list[Any]]:
     """Settings in which the sides differ. A side of several runs has the value that they share, or None where they differ."""
+    from minigpt_cli.commands.config_fields import settings
     from minigpt_cli.commands.run_fields import RunFields
-    from minigpt_cli.commands.settings import settings
 
     out = {}
     for name in settings():
@@ -150,14 +150,14 @@ def _differences(groups: Sequence[tuple[str, Sequence[Run]]]) -> dict[str, list[
 def _samples(groups: Sequence[tuple[str, Sequence[Run]]], prompt: str, ckpt: str, seed: int) -> list[tuple[str, str]]:
     """What the first run of each side writes after the prompt, with the same seed; what it answers, if it learned conversations."""
     from minigpt_cli.commands.generate import question
-    from minigpt_cli.evaluation.targets import Target, scores_answers
+    from minigpt_cli.evaluation.eval_target import Target, scores_answers
     from minigpt_cli.generation import samples
     from minigpt_cli.generation.engine import Engine, Request
-    from minigpt_cli.generation.loading import open_writer
+    from minigpt_cli.generation.open_run import open_model
 
     out = []
     for _, runs in groups:
-        writer = open_writer(runs[0], runs[0].checkpoint or ckpt)
+        writer = open_model(runs[0], runs[0].checkpoint or ckpt)
         asked, stop = question(writer, prompt, []) if scores_answers(runs[0], Target()) else (prompt, [])
         request = Request(samples.prompt_ids(writer.tokenizer, asked), max_new_tokens=_SAMPLE_TOKENS, seed=seed, stop=tuple(stop))
         engine = Engine(writer.decoder(), writer.token_bytes)

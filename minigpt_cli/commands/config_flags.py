@@ -12,8 +12,8 @@ import annotated_types
 import typer
 from pydantic import BeforeValidator
 
+from minigpt_cli.commands.config_fields import DEFAULT_ARCH, PANELS, Setting, settings, show_value
 from minigpt_cli.commands.options import complete_tokenizer
-from minigpt_cli.commands.settings import DEFAULT_ARCH, PANELS, Setting, settings, show_value
 from minigpt_cli.config import ARCHITECTURES
 
 _COMPLETION = {"tokenizer": complete_tokenizer}

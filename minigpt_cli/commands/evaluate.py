@@ -9,13 +9,13 @@ import typer
 from minigpt_cli.commands.options import CheckpointOption, JsonFlag, OptionalRun, RunsDir, complete_source
 from minigpt_cli.display import console
 from minigpt_cli.errors import UsageError
-from minigpt_cli.runstore import RunStore
+from minigpt_cli.runstore.store import RunStore
 
 if TYPE_CHECKING:
-    from minigpt_cli.evaluation.evaluating import Evaluation
+    from minigpt_cli.evaluation.eval_target import Target
+    from minigpt_cli.evaluation.evaluate_run import Evaluation
     from minigpt_cli.evaluation.overfitting import Memorisation
-    from minigpt_cli.evaluation.targets import Target
-    from minigpt_cli.runstore import Run
+    from minigpt_cli.runstore.store import Run
 
 _ONE = "Print this one number alone"
 
@@ -76,19 +76,19 @@ def evaluate(
 
 
 def _target(split: Literal["val", "test", "train"], data: str | None) -> Target:
-    from minigpt_cli.evaluation.targets import Target
+    from minigpt_cli.evaluation.eval_target import Target
 
     if data is None:
         return Target(split)
     if split != "val":
         raise UsageError(f"--data scores a text of its own and --split {split} one of the run's: choose one")
-    from minigpt_cli.evaluation.evaluating import read_text
+    from minigpt_cli.evaluation.evaluate_run import read_text
 
     return read_text(data)
 
 
 def _scored(run: Run, target: Target, ckpt: str, stride: int, device: str, fresh: bool) -> Evaluation:
-    from minigpt_cli.evaluation.evaluating import evaluate_run
+    from minigpt_cli.evaluation.evaluate_run import evaluate_run
 
     found = evaluate_run(run, target, ckpt=ckpt, stride=stride, device=_chooser(device), fresh=fresh)
     for notice in found.notices:
@@ -100,7 +100,7 @@ def _chooser(device: str) -> Any:
     """Which device, asked only when a model is run: choosing imports torch."""
 
     def choose() -> str:
-        from minigpt_cli.training.planning import choose_device
+        from minigpt_cli.training.planner import choose_device
 
         return choose_device(device)[0]
 
@@ -115,7 +115,7 @@ def _memorisation(run: Run, ckpt: str, device: str) -> Memorisation:
 
 def _print(found: Evaluation, target: Target, copied: Memorisation | None, stride: int) -> None:
     from minigpt_cli.display.evaluation import print_evaluation, print_memorisation, print_test_gap
-    from minigpt_cli.evaluation.evaluating import baselines_of
+    from minigpt_cli.evaluation.evaluate_run import baselines_of
 
     corpus = found.run.record.corpus
     names = {"val": "validation", "test": "test", "train": "training"}
@@ -132,7 +132,7 @@ def _print(found: Evaluation, target: Target, copied: Memorisation | None, strid
 def _write_json(found: Evaluation, target: Target, copied: Memorisation | None, stride: int) -> None:
     from dataclasses import asdict
 
-    from minigpt_cli.evaluation.evaluating import baselines_of
+    from minigpt_cli.evaluation.evaluate_run import baselines_of
 
     score, best = found.score, found.run.record.best
     baselines = None if target.text is None and target.split == "train" else baselines_of(found.run, score)

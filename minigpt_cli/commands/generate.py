@@ -15,7 +15,7 @@ from minigpt_cli.generation.sampling import Sampling, style, with_setting
 
 if TYPE_CHECKING:
     from minigpt_cli.generation.engine import Request
-    from minigpt_cli.generation.loading import Writer
+    from minigpt_cli.generation.open_run import LoadedModel
 
 _SAMPLING, _VIEW, _OTHER = "Sampling (applied in this order)", "What is shown", "Other ways to run"
 
@@ -97,8 +97,8 @@ def generate(
 
     Streams the prompt and its continuation. The same seed gives the same text, however many samples are drawn.
     """
-    from minigpt_cli.generation.choosing import check_engine
-    from minigpt_cli.runstore import RunStore
+    from minigpt_cli.generation.select_decoder import check_engine
+    from minigpt_cli.runstore.store import RunStore
 
     rooms = {"--interactive": interactive, "--serve": serve}
     views = {"--probs or --html": probs or html is not None, "--sweep": sweep is not None, **rooms}
@@ -112,7 +112,7 @@ def generate(
     check_engine(engine)
     store = RunStore(runs_dir)
     if serve:
-        from minigpt_cli.commands.serving import serve as serve_runs
+        from minigpt_cli.commands.serve import serve as serve_runs
 
         return serve_runs(store, host=host, port=port, api_key=api_key, engine=engine, first=run, ckpt=ckpt)
     wanted = run or "latest"
@@ -122,11 +122,11 @@ def generate(
         from minigpt_cli.commands.interactive import loop
 
         return loop(store, found, sampling, max_new_tokens=max_new_tokens, ckpt=ckpt, engine=engine, seed=seed, stop=stop or [])
-    from minigpt_cli.generation.loading import open_writer
+    from minigpt_cli.generation.open_run import open_model
     from minigpt_cli.generation.samples import prompt_ids
 
     prompt = _read_stdin() if prompt == "-" else prompt
-    writer = open_writer(found, ckpt)
+    writer = open_model(found, ckpt)
     seed = _new_seed() if seed is None else seed
     asked, stop = question(writer, prompt, stop or []) if chat else (prompt, stop or [])
     request = _request(prompt_ids(writer.tokenizer, asked), sampling, max_new_tokens, num_samples, seed, stop)
@@ -162,7 +162,7 @@ def _request(ids: list[int], sampling: Sampling, max_new_tokens: int, num_sample
     return Request(ids, sampling, max_new_tokens, num_samples, seed, tuple(stop))
 
 
-def question(writer: Writer, prompt: str, stop: list[str]) -> tuple[str, list[str]]:
+def question(writer: LoadedModel, prompt: str, stop: list[str]) -> tuple[str, list[str]]:
     """The prompt in the template of conversations, and where the answer ends. Raises UsageError for a run that knows no such template."""
     from minigpt_cli.data.chat import TOKENS, prompt_for, token_ids
 
@@ -188,7 +188,7 @@ def _new_seed() -> int:
     return SystemRandom().randrange(1 << 31)
 
 
-def _say_what(writer: Writer, wanted: str, seed: int, sampling: Sampling, top_k: int | None) -> None:
+def _say_what(writer: LoadedModel, wanted: str, seed: int, sampling: Sampling, top_k: int | None) -> None:
     for notice in writer.notices:
         console.warn(notice)
     if top_k is not None and top_k > writer.tokenizer.vocab_size:
@@ -198,13 +198,13 @@ def _say_what(writer: Writer, wanted: str, seed: int, sampling: Sampling, top_k:
     console.notice(f"{writer.run}{chosen}, step {writer.step}{drawn}")
 
 
-def _engine(writer: Writer, request: Request, engine: str) -> Any:
+def _engine(writer: LoadedModel, request: Request, engine: str) -> Any:
     from minigpt_cli.generation.engine import Engine
 
     return Engine(writer.decoder(request.num_samples, engine), writer.token_bytes)
 
 
-def _stream(writer: Writer, prompt: str, request: Request, engine: str) -> None:
+def _stream(writer: LoadedModel, prompt: str, request: Request, engine: str) -> None:
     from minigpt_cli.display.generation import TextStreamer
     from minigpt_cli.generation import samples
 
@@ -221,7 +221,7 @@ def _stream(writer: Writer, prompt: str, request: Request, engine: str) -> None:
         out.end()
 
 
-def _json(writer: Writer, prompt: str, request: Request, engine: str) -> None:
+def _json(writer: LoadedModel, prompt: str, request: Request, engine: str) -> None:
     from minigpt_cli.generation import samples
 
     request, watch = replace(request, score=True), samples.Stopwatch()
@@ -229,13 +229,13 @@ def _json(writer: Writer, prompt: str, request: Request, engine: str) -> None:
     console.write_json(samples.as_json(writer.run, prompt, done, watch, request.seed))
 
 
-def _probabilities(writer: Writer, prompt: str, request: Request, engine: str, *, show: bool, html: Path | None) -> None:
+def _probabilities(writer: LoadedModel, prompt: str, request: Request, engine: str, *, show: bool, html: Path | None) -> None:
     import math
 
     from minigpt_cli.display.generation import ShownToken, print_probabilities, probabilities_page
-    from minigpt_cli.durable import write_atomic
     from minigpt_cli.generation import samples
     from minigpt_cli.generation.streaming import TextStream, pieces_of
+    from minigpt_cli.storage.atomic_io import write_atomic
 
     request, whole = replace(request, alternatives=5), TextStream(writer.token_bytes)
     sample = samples.collect(samples.run(_engine(writer, request, engine), request), 1)[0]
@@ -260,7 +260,7 @@ def _settings(sampling: Sampling, sweep: str) -> dict[str, Sampling]:
     return {f"{name} {value}": with_setting(sampling, name, value) for value in values.split(",")}
 
 
-def _sweep(writer: Writer, prompt: str, request: Request, settings: dict[str, Sampling], engine: str) -> None:
+def _sweep(writer: LoadedModel, prompt: str, request: Request, settings: dict[str, Sampling], engine: str) -> None:
     from minigpt_cli.display.generation import Setting, print_sweep
     from minigpt_cli.generation import samples
 

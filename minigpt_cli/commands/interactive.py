@@ -12,10 +12,10 @@ from minigpt_cli.display.generation import TextStreamer, line_reader
 from minigpt_cli.errors import MiniGPTError, UsageError, unknown_name
 from minigpt_cli.generation import samples
 from minigpt_cli.generation.engine import Engine, Request
-from minigpt_cli.generation.loading import Writer, open_writer
+from minigpt_cli.generation.open_run import LoadedModel, open_model
 from minigpt_cli.generation.sampling import STYLES, Sampling, style, with_setting
-from minigpt_cli.rundir import Run
-from minigpt_cli.runstore import RunStore
+from minigpt_cli.runstore.directory import Run
+from minigpt_cli.runstore.store import RunStore
 
 HELP = """\
 Type the beginning of a text; \\n in it is a line break. Ctrl-C ends what is being written.
@@ -32,7 +32,7 @@ class _State:
     """What the loop knows."""
 
     store: RunStore
-    writer: Writer
+    writer: LoadedModel
     decoding: Engine
     sampling: Sampling
     max_new_tokens: int
@@ -46,7 +46,7 @@ def loop(
     store: RunStore, run: Run, sampling: Sampling, *, max_new_tokens: int, ckpt: str, engine: str, seed: int | None, stop: Sequence[str]
 ) -> None:
     """Read prompts and write their continuations until the end of input."""
-    writer = open_writer(run, ckpt)
+    writer = open_model(run, ckpt)
     for notice in writer.notices:
         console.warn(notice)
     state = _State(store, writer, _decoding(writer, engine), sampling, max_new_tokens, seed, stop, ckpt, engine)
@@ -69,7 +69,7 @@ def loop(
             console.error(str(error))
 
 
-def _decoding(writer: Writer, engine: str) -> Engine:
+def _decoding(writer: LoadedModel, engine: str) -> Engine:
     return Engine(writer.decoder(1, engine), writer.token_bytes)
 
 
@@ -133,7 +133,7 @@ def _run(state: _State, arguments: Sequence[str]) -> None:
     if len(arguments) != 1:
         raise UsageError("/run takes the name of a run")
     found = state.store.find(arguments[0])
-    state.writer = open_writer(found, found.checkpoint or state.ckpt)
+    state.writer = open_model(found, found.checkpoint or state.ckpt)
     state.decoding = _decoding(state.writer, state.engine)
     console.notice(f"{state.writer.run}, step {state.writer.step}")
 

@@ -9,12 +9,12 @@ import typer
 
 from minigpt_cli import registry
 from minigpt_cli.commands.config_flags import with_settings
-from minigpt_cli.commands.layers import resolve
+from minigpt_cli.commands.config_sources import resolve
 from minigpt_cli.commands.options import CheckpointOption, JsonFlag, RunArgument, RunsDir, complete_tokenizer
 from minigpt_cli.commands.samples import generate_command
 from minigpt_cli.display import console
 from minigpt_cli.escaping import one_line
-from minigpt_cli.runstore import RunStore, check_name
+from minigpt_cli.runstore.store import RunStore, check_name
 
 if TYPE_CHECKING:
     from minigpt_cli.tokenization.contract import Tokenizer

@@ -19,7 +19,7 @@ from minigpt_cli import registry
 def complete_run(ctx: typer.Context, incomplete: str) -> Iterator[tuple[str, str]]:
     """Names of runs, newest first, and what each is."""
     from minigpt_cli.errors import MiniGPTError
-    from minigpt_cli.runstore import RunStore, resolve_runs_dir
+    from minigpt_cli.runstore.store import RunStore, resolve_runs_dir
 
     yield from (pair for pair in [("latest", "the newest run"), ("top", "first on the leaderboard")] if pair[0].startswith(incomplete))
     folder = resolve_runs_dir(ctx.params.get("runs_dir"))
@@ -34,7 +34,7 @@ def complete_run(ctx: typer.Context, incomplete: str) -> Iterator[tuple[str, str
 
 def complete_preset(incomplete: str) -> Iterator[tuple[str, str]]:
     """Names of presets, and what each is for."""
-    from minigpt_cli.recipes import preset_names, preset_summary
+    from minigpt_cli.presets.catalog import preset_names, preset_summary
 
     yield from ((name, preset_summary(name)) for name in preset_names() if name.startswith(incomplete))
 

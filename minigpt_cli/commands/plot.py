@@ -11,7 +11,7 @@ from minigpt_cli.commands.options import JsonFlag, OptionalRunArguments, RunsDir
 from minigpt_cli.commands.run_fields import find_readable
 from minigpt_cli.display import console
 from minigpt_cli.errors import UsageError
-from minigpt_cli.runstore import Run, RunStore
+from minigpt_cli.runstore.store import Run, RunStore
 
 _X = {"steps": "step", "tokens": "tokens_seen", "seconds": "elapsed_s"}
 _Y = {"val": "val_loss", "train": "train_loss", "nats-per-char": "nats_per_char", "lr": "lr", "speed": "tokens_per_s"}

@@ -8,7 +8,7 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 
 from minigpt_cli.bounds import line
-from minigpt_cli.records import RunRecord, now
+from minigpt_cli.runstore.records import RunRecord, now
 
 _PACKAGES = {"minigpt": "minigpt-cli", "torch": "torch", "numpy": "numpy", "tokenizers": "tokenizers"}
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from minigpt_cli.commands.layers import differing_from_defaults
-from minigpt_cli.commands.ranking import ranked
+from minigpt_cli.commands.config_fields import settings, show_value
+from minigpt_cli.commands.config_sources import differing_from_defaults
+from minigpt_cli.commands.leaderboard import ranked
 from minigpt_cli.commands.run_fields import RunFields
 from minigpt_cli.commands.samples import sample_of
-from minigpt_cli.commands.settings import settings, show_value
 from minigpt_cli.display import console
-from minigpt_cli.durable import write_atomic
 from minigpt_cli.errors import UsageError
-from minigpt_cli.runstore import Run, RunStore
+from minigpt_cli.runstore.store import Run, RunStore
+from minigpt_cli.storage.atomic_io import write_atomic
 
 _ROWS = 20  # of the leaderboard
 

@@ -7,8 +7,7 @@ from typing import Any
 
 from minigpt_cli.display import console
 from minigpt_cli.errors import MiniGPTError, RunDamaged, UsageError, unknown_name
-from minigpt_cli.leaderboard import text_sha256
-from minigpt_cli.runstore import DamagedRun, Run, RunStore
+from minigpt_cli.runstore.store import DamagedRun, Run, RunStore
 
 _OF_RECORD = (
     "arch", "tokenizer", "created_at", "updated_at", "preset", "group", "git_commit", "git_dirty", "device", "device_name", "threads",
@@ -25,7 +24,7 @@ _OF_BEST = {"nats_per_char": "nats_per_char", "val_loss": "nats_per_token", "bes
 
 def field_names() -> list[str]:
     """Every field that a run may have."""
-    from minigpt_cli.commands.settings import settings
+    from minigpt_cli.commands.config_fields import settings
 
     own = ["run", "status", "corpus", "text_sha256", "tag", "note", *_OF_RECORD, *_OF_BEST]
     return list(dict.fromkeys([*own, *settings()]))
@@ -45,13 +44,13 @@ class RunFields(Mapping[str, Any]):
             return getattr(record.best, _OF_BEST[name]) if record.best else None
         if name in ("tag", "note"):
             return _annotations(self.run)[name]
-        own = {"run": self.run.name, "corpus": record.corpus.label if record.corpus else None, "text_sha256": text_sha256(self.run)}
+        own = {"run": self.run.name, "corpus": record.corpus.label if record.corpus else None, "text_sha256": record.text_sha256}
         if name == "status":
             return self.run.status
         return own[name] if name in own else self._setting(name)
 
     def _setting(self, name: str) -> Any:
-        from minigpt_cli.commands.settings import settings
+        from minigpt_cli.commands.config_fields import settings
 
         config, section = self.run.config, settings()[name].section
         place = getattr(config, section) if section else config
@@ -83,7 +82,7 @@ def _annotations(run: Run) -> dict[str, Any]:
 
 def select(runs: Iterable[Run], *, where: str | None, tags: list[str]) -> list[Run]:
     """The runs that meet the condition and carry every tag. Raises UsageError for a condition that is not understood."""
-    from minigpt_cli.commands.where import parse_where
+    from minigpt_cli.commands.run_filter import parse_where
 
     meets = parse_where(where, field_names()) if where else None
     return [run for run in runs if (not tags or set(tags) <= set(_annotations(run)["tag"])) and (meets is None or meets(RunFields(run)))]

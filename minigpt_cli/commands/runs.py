@@ -8,14 +8,13 @@ from typing import Annotated, Any
 
 import typer
 
-from minigpt_cli.commands.mounting import Mount, lazy_group
+from minigpt_cli.commands.lazy_commands import Mount, lazy_group
 from minigpt_cli.commands.options import CsvFlag, JsonFlag, MarkdownFlag, OptionalRun, RunArgument, RunArguments, RunsDir, YesFlag
 from minigpt_cli.commands.run_fields import RunFields, listing, one_format, ordered, select, warn_of_unreadable
 from minigpt_cli.display import console
 from minigpt_cli.errors import RunNotFound, UsageError, unknown_name
 from minigpt_cli.escaping import one_line, printable
-from minigpt_cli.leaderboard import Row
-from minigpt_cli.runstore import Annotations, DamagedRun, Run, RunStore, run_at
+from minigpt_cli.runstore.store import Annotations, DamagedRun, Run, RunStore, run_at
 
 app = typer.Typer(
     name="runs",
@@ -139,18 +138,18 @@ def leaderboard(
     runs that cannot be told from the first are marked ≈.
     """
     one_format(json=json, csv=csv, md=md)
-    from minigpt_cli.commands import ranking
-    from minigpt_cli.evaluation.ranking import Folded
+    from minigpt_cli.commands import leaderboard as board
+    from minigpt_cli.evaluation.leaderboard import Folded, Row, by_field
 
     everything = RunStore(runs_dir).list()
     warn_of_unreadable(everything)
     chosen = select((run for run in everything if isinstance(run, Run)), where=where, tags=tag)
     if fold_seeds:
-        recipes = ranking.by_field(ranking.folded(ranking.within(chosen, budget)), sort, list(Folded.__dataclass_fields__))
-        ranking.show_folded(recipes[: top or None], json=json, csv=csv, md=md)
+        recipes = by_field(board.folded(board.within(chosen, budget)), sort, list(Folded.__dataclass_fields__))
+        board.show_folded(recipes[: top or None], json=json, csv=csv, md=md)
         return
-    rows = ranking.by_field(ranking.ranked(chosen, budget), sort, list(Row.model_fields))
-    ranking.show(chosen, rows[: top or None], json=json, csv=csv, md=md)
+    rows = by_field(board.ranked(chosen, budget), sort, list(Row.model_fields))
+    board.show(chosen, rows[: top or None], json=json, csv=csv, md=md)
 
 
 @app.command(short_help="One run in full.")
@@ -173,7 +172,7 @@ def show(run: OptionalRun = None, json: JsonFlag = False, runs_dir: RunsDir = No
         document = {"run": found.name, "record": record, "config": found.config.model_dump(mode="json"), "tags": annotations.tags}
         console.write_json(document | {"note": annotations.note, "evaluations": len(evaluations)})
         return
-    from minigpt_cli.commands.layers import differing_from_defaults
+    from minigpt_cli.commands.config_sources import differing_from_defaults
     from minigpt_cli.display.charts import terminal_chart
     from minigpt_cli.display.run_tables import print_run
     from minigpt_cli.display.training_screen import loss_curves

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from minigpt_cli.display import console, words
+from minigpt_cli.display import console, format
 from minigpt_cli.errors import MiniGPTError
 from minigpt_cli.events import StopReason
-from minigpt_cli.runstore import Run, resolve_runs_dir
+from minigpt_cli.runstore.store import Run, resolve_runs_dir
 
 if TYPE_CHECKING:
     from minigpt_cli.data.opening import Opening
@@ -24,11 +24,11 @@ def sample_of(run: Run) -> str:
     from minigpt_cli.data.chat import TOKENS
     from minigpt_cli.data.opening import opening_of
     from minigpt_cli.generation.engine import BALANCED, generate
-    from minigpt_cli.generation.loading import open_writer
+    from minigpt_cli.generation.open_run import open_model
     from minigpt_cli.generation.samples import prompt_ids
 
     try:
-        writer = open_writer(run)
+        writer = open_model(run)
         opening = opening_of(run.record, writer.tokenizer)
         asked = opening.raw if opening.chat else ""
         steps = generate(
@@ -44,7 +44,7 @@ def sample_of(run: Run) -> str:
 
 def next_commands(run: Run, stop_reason: StopReason | None = None) -> list[str]:
     """What a person is likely to type now: commands that work as they are, with a prompt that the run knows."""
-    name, where = words.quoted(run.name), _elsewhere(run)
+    name, where = format.quoted(run.name), _elsewhere(run)
     commands = []
     if stop_reason in ("interrupted_keyboard", "terminated", "time_limit"):
         without_limit = " --time-limit 0" if stop_reason == "time_limit" else ""  # which counts all the time that the run ever took
@@ -56,11 +56,11 @@ def next_commands(run: Run, stop_reason: StopReason | None = None) -> list[str]:
 
 def generate_command(run: Run) -> str:
     """The command that lets this run write."""
-    command, opening = f"minigpt generate {words.quoted(run.name)}", _opening(run)
+    command, opening = f"minigpt generate {format.quoted(run.name)}", _opening(run)
     if opening.chat:
         command += " --chat"
     if opening.text:
-        command += f" --prompt {words.quoted(opening.text)}"
+        command += f" --prompt {format.quoted(opening.text)}"
     return command + _elsewhere(run)
 
 
@@ -77,4 +77,4 @@ def _opening(run: Run) -> Opening:
 def _elsewhere(run: Run) -> str:
     """The flag that finds the run again, where it is not where runs are looked for without it."""
     folder = run.dir.parent
-    return "" if os.path.abspath(folder) == os.path.abspath(resolve_runs_dir()) else f" --runs-dir {words.quoted(str(folder))}"
+    return "" if os.path.abspath(folder) == os.path.abspath(resolve_runs_dir()) else f" --runs-dir {format.quoted(str(folder))}"

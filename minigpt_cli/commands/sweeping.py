@@ -10,15 +10,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minigpt_cli.commands.beginning import Beginning
-from minigpt_cli.commands.layers import Resolved, override, resolve
-from minigpt_cli.commands.running import Outcome, Output, Request, train_new, train_on
-from minigpt_cli.commands.settings import settings
+from minigpt_cli.commands.config_fields import settings
+from minigpt_cli.commands.config_sources import Resolved, override, resolve
+from minigpt_cli.commands.init_from import Beginning
+from minigpt_cli.commands.train_run import Outcome, Output, Request, train_new, train_on
 from minigpt_cli.display import console
 from minigpt_cli.display.training_screen import Standings
 from minigpt_cli.errors import Interrupted, MiniGPTError, RunDamaged, UsageError, unknown_name
 from minigpt_cli.events import Evaluated, Event, Resumed
-from minigpt_cli.runstore import Run, RunStore, check_name
+from minigpt_cli.runstore.store import Run, RunStore, check_name
 from minigpt_cli.training.sweeps import Space, Study, Trial, grid, group_name, parse_axis, parse_space, run_name
 
 if TYPE_CHECKING:

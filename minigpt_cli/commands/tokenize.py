@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from minigpt_cli.commands.config_flags import with_settings
-from minigpt_cli.commands.layers import resolve
+from minigpt_cli.commands.config_sources import resolve
 from minigpt_cli.commands.options import JsonFlag, complete_source
 from minigpt_cli.display import console
 from minigpt_cli.display.progress import progress

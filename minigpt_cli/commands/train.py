@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from minigpt_cli.commands.beginning import Beginning
 from minigpt_cli.commands.config_flags import with_settings
-from minigpt_cli.commands.layers import Resolved, layer_lines, override, resolve
+from minigpt_cli.commands.config_sources import Resolved, layer_lines, override, resolve
+from minigpt_cli.commands.init_from import Beginning
 from minigpt_cli.commands.options import JsonFlag, RunsDir, SourceArgument, complete_preset, complete_run
-from minigpt_cli.commands.running import Outcome, Output, Request, follow, read_data, together, train_new, train_on
 from minigpt_cli.commands.samples import next_commands, sample_of
 from minigpt_cli.commands.sweeping import Recipe, run_search, run_sweep
+from minigpt_cli.commands.train_run import Outcome, Output, Request, follow, read_data, together, train_new, train_on
 from minigpt_cli.config import RunConfig
 from minigpt_cli.display import console
 from minigpt_cli.errors import UsageError
-from minigpt_cli.runstore import RunStore
+from minigpt_cli.runstore.store import RunStore
 
 if TYPE_CHECKING:
     from minigpt_cli.training.distributed import World
@@ -159,10 +159,10 @@ def _merge(outcome: Outcome, store: RunStore) -> None:
 def _dry_run(resolved: Resolved, *, json: bool) -> None:
     """Plan the run on real steps, and show what it would cost."""
     from minigpt_cli.display.plans import plan_as_json, print_plan
-    from minigpt_cli.training import planning
+    from minigpt_cli.training import planner
 
-    planning.choose_device(resolved.config.compute.device)
-    plan = planning.dry_run(resolved.config, read_data(resolved.config, quiet=json))
+    planner.choose_device(resolved.config.compute.device)
+    plan = planner.dry_run(resolved.config, read_data(resolved.config, quiet=json))
     for notice in (*resolved.notices, *plan.notices):
         console.notice(notice)
     facts = {name: value for name, value in plan._asdict().items() if name not in ("config", "notices")}
@@ -175,14 +175,14 @@ def _dry_run(resolved: Resolved, *, json: bool) -> None:
 
 def _many(recipe: Recipe, name: str | None, sweep: list[str], seeds: int, search: list[str], trials: int) -> None:
     """Train a group of runs, and rank it."""
-    from minigpt_cli.commands import ranking
+    from minigpt_cli.commands import leaderboard
 
     group, tally = run_search(recipe, name, search, trials) if search else run_sweep(recipe, name, sweep, seeds)
     members = [run for run in recipe.store.runs() if run.record.group == group]
     if not recipe.output.json:
-        ranking.show(members, ranking.ranked(members), json=False, csv=False, md=False)
+        leaderboard.show(members, leaderboard.ranked(members), json=False, csv=False, md=False)
         if seeds > 1 and len(members) > seeds:
-            ranking.show_folded(ranking.folded(members), json=False, csv=False, md=False)
+            leaderboard.show_folded(leaderboard.folded(members), json=False, csv=False, md=False)
         console.notice(f"group {group}: {len(tally.scores)} runs, {len(tally.failures)} failed; the same command goes on where it stopped")
     if tally.signal_number is not None:
         raise typer.Exit(128 + tally.signal_number)

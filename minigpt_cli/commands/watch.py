@@ -15,7 +15,7 @@ from minigpt_cli.display import console
 from minigpt_cli.display.watching import Observed, show_live
 from minigpt_cli.escaping import one_line
 from minigpt_cli.events import Started, Stopped
-from minigpt_cli.runstore import Run, RunStore
+from minigpt_cli.runstore.store import Run, RunStore
 
 _ENDS: dict[str, Any] = {"crashed": "failed", "failed": "failed"}
 

@@ -22,11 +22,11 @@ import numpy as np
 import numpy.typing as npt
 
 from minigpt_cli.bounds import line
+from minigpt_cli.data.atomic_folder import put_in_place, workshop
 from minigpt_cli.data.dataset import RECORD, SPLITS, TOKENIZER, Dataset, DatasetRecord, SplitRecord, cached, dtype_for, open_dataset
-from minigpt_cli.data.workshop import put_in_place, workshop
-from minigpt_cli.durable import explained, parse_json, write_atomic
 from minigpt_cli.errors import RunDamaged, TextTooShort, UsageError
 from minigpt_cli.escaping import file_name
+from minigpt_cli.storage.atomic_io import explained, parse_json, write_atomic
 from minigpt_cli.tokenization.char import code_points
 from minigpt_cli.tokenization.contract import Tokenizer
 from minigpt_cli.tokenization.pretrained import load_tokenizer

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from minigpt_cli import downloads, registry
-from minigpt_cli.downloads import RemoteFile, Report
+from minigpt_cli import registry
 from minigpt_cli.errors import UsageError, unknown_name
+from minigpt_cli.storage import downloads
+from minigpt_cli.storage.downloads import RemoteFile, Report
 
 BLOCK = 1 << 18  # bytes read at once
 EMBEDDED = "python-docs"  # the corpus that needs no network

@@ -16,8 +16,8 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from minigpt_cli.bounds import Count, Figure, Line
-from minigpt_cli.durable import first_line_of, open_regular, read_bounded, read_json
 from minigpt_cli.errors import RunDamaged, TextTooShort, UsageError
+from minigpt_cli.storage.atomic_io import first_line_of, open_regular, read_bounded, read_json
 from minigpt_cli.tokenization.contract import Tokenizer
 from minigpt_cli.tokenization.json_format import SIZE_LIMIT
 from minigpt_cli.tokenization.pretrained import load_tokenizer

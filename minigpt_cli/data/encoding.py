@@ -22,6 +22,7 @@ import numpy.typing as npt
 from minigpt_cli import registry
 from minigpt_cli.bounds import line
 from minigpt_cli.config import DataConfig
+from minigpt_cli.data.atomic_folder import Preparing, put_in_place, watched, workshop
 from minigpt_cli.data.chat import is_chat, prepare_chat
 from minigpt_cli.data.corpora import TextSource, data_folder, open_source
 from minigpt_cli.data.dataset import (
@@ -36,11 +37,10 @@ from minigpt_cli.data.dataset import (
     dtype_for,
     open_dataset,
 )
-from minigpt_cli.data.passes import Counted, Cutter, Text, named
-from minigpt_cli.data.workshop import Preparing, put_in_place, watched, workshop
-from minigpt_cli.durable import explained, write_atomic
+from minigpt_cli.data.text_reader import Counted, Cutter, Text, named
 from minigpt_cli.errors import TextTooShort, UsageError, unknown_name
 from minigpt_cli.escaping import file_name
+from minigpt_cli.storage.atomic_io import explained, write_atomic
 from minigpt_cli.tokenization.contract import Builder, Tokenizer
 from minigpt_cli.tokenization.pretrained import load_tokenizer
 

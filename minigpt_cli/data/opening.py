@@ -13,7 +13,7 @@ from typing import NamedTuple
 from minigpt_cli.data.chat import END, is_chat, prompt_for, token_ids
 from minigpt_cli.data.dataset import first_tokens
 from minigpt_cli.errors import RunDamaged, UsageError
-from minigpt_cli.records import RunRecord
+from minigpt_cli.runstore.records import RunRecord
 from minigpt_cli.tokenization.contract import Tokenizer
 
 _TOKENS = 4096  # of the validation text, among which a prompt is looked for

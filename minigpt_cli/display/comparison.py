@@ -1,4 +1,4 @@
-"""A comparison for people: scores, verdicts in words, where the sides differ, and their samples side by side."""
+"""A comparison for people: scores, verdicts in format, where the sides differ, and their samples side by side."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from minigpt_cli.display import console, words
+from minigpt_cli.display import console, format
 from minigpt_cli.display.tables import Column, print_renderable, print_table
 from minigpt_cli.escaping import one_line, printable
 
@@ -53,14 +53,14 @@ def score_rows(sides: Sequence[Side], extra: Sequence[tuple[int, float]]) -> lis
         rows.append(
             [
                 side.name,
-                words.loss(group.mean),
-                words.plus_minus(scores[0].nats_per_char, scores[0].ci95) if alone else words.plus_minus(group.mean, side.ci95),
+                format.loss(group.mean),
+                format.plus_minus(scores[0].nats_per_char, scores[0].ci95) if alone else format.plus_minus(group.mean, side.ci95),
                 "" if alone else str(group.n),
                 "" if group.std is None else f"{group.std:.4f}",
-                words.loss(math.fsum(score.nats_per_token for score in scores) / len(scores)),
-                words.loss(math.fsum(score.bits_per_byte for score in scores) / len(scores)),
-                words.count(n_params),
-                words.duration(elapsed_s),
+                format.loss(math.fsum(score.nats_per_token for score in scores) / len(scores)),
+                format.loss(math.fsum(score.bits_per_byte for score in scores) / len(scores)),
+                format.count(n_params),
+                format.duration(elapsed_s),
             ]
         )
     return rows
@@ -122,7 +122,7 @@ def print_parts(title: str, names: Sequence[str], parts: Sequence[Part]) -> None
     columns += [Column("a − b", right=True)] if two else []
     rows = []
     for part in parts:
-        values = [words.loss(None if math.isnan(value) else value) for value in part.nats_per_char]
+        values = [format.loss(None if math.isnan(value) else value) for value in part.nats_per_char]
         difference = part.nats_per_char[0] - part.nats_per_char[1] if two else math.nan
         shown = "" if math.isnan(difference) else f"{difference:+.4f}"
         rows.append([part.name, f"{part.share:.1%}", *values, *([shown] if two else [])])

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from minigpt_cli.display import words
+from minigpt_cli.display import format
 from minigpt_cli.display.charts import Curve
 from minigpt_cli.display.comparison import SCORE_COLUMNS, outlook_sentence, scope_lines, score_rows, verdict_sentence
 from minigpt_cli.display.svg import line_chart
@@ -102,7 +102,7 @@ def _table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _part_rows(parts: Sequence[Part]) -> list[list[str]]:
-    return [[p.name, f"{p.share:.1%}", *(words.loss(None if math.isnan(v) else v) for v in p.nats_per_char)] for p in parts]
+    return [[p.name, f"{p.share:.1%}", *(format.loss(None if math.isnan(v) else v) for v in p.nats_per_char)] for p in parts]
 
 
 def _passages(names: Sequence[str], passages: Sequence[Passage]) -> list[str]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from minigpt_cli.display import console, words
+from minigpt_cli.display import console, format
 from minigpt_cli.escaping import one_line, printable
 from minigpt_cli.events import Stopped
 
 if TYPE_CHECKING:
-    from minigpt_cli.runstore import Run
+    from minigpt_cli.runstore.store import Run
 
 _REASONS = {
     "max_steps": "all steps done",
@@ -28,12 +28,12 @@ def print_ending(run: Run, stopped: Stopped, commands: Sequence[str], sample: st
     """Print the score with its interval, a sample, and the commands that come next, to stdout."""
     name = one_line(run.name)
     reason = _REASONS.get(stopped.stop_reason, stopped.stop_reason)
-    lines = [f"run     {name}: {reason} at step {stopped.step:,}, {words.duration(stopped.elapsed_s)}"]
+    lines = [f"run     {name}: {reason} at step {stopped.step:,}, {format.duration(stopped.elapsed_s)}"]
     best = run.record.best
     if best is not None:
         score = f"{best.nats_per_char:.4f} nats per character"
         if best.ci95:
-            score += f" (95 %: {words.interval(best.ci95)})"
+            score += f" (95 %: {format.interval(best.ci95)})"
         where = "the whole validation text" if best.whole_split else "samples of the validation text"
         lines += [f"best    {score}", f"        {best.nats_per_token:.4f} nats per token, on {where}, at step {best.step:,}"]
     if sample:

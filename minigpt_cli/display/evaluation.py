@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from minigpt_cli.display import console, words
+from minigpt_cli.display import console, format
 from minigpt_cli.escaping import one_line, printable
 
 if TYPE_CHECKING:
     from minigpt_cli.evaluation.baselines import Baselines
-    from minigpt_cli.evaluation.evaluating import Evaluation
+    from minigpt_cli.evaluation.evaluate_run import Evaluation
     from minigpt_cli.evaluation.memorisation import Copies
     from minigpt_cli.evaluation.overfitting import Memorisation
 
@@ -24,9 +24,9 @@ def print_evaluation(found: Evaluation, what: str, baselines: Baselines | None, 
     ppl = f"{score.perplexity:.2f}" if math.isfinite(score.perplexity) else "beyond measure"
     lines = [
         f"run     {one_line(found.run.name)}, {found.ckpt} checkpoint, step {found.step:,}",
-        f"text    {one_line(what)}{words.answers_alone(score.n_answers)}: {score.n_chars:,} characters, {score.n_tokens:,} tokens;"
+        f"text    {one_line(what)}{format.answers_alone(score.n_answers)}: {score.n_chars:,} characters, {score.n_tokens:,} tokens;"
         f" {windows}",
-        f"score   {score.nats_per_char:.4f} nats per character (95 %: {words.interval(score.ci95)})",
+        f"score   {score.nats_per_char:.4f} nats per character (95 %: {format.interval(score.ci95)})",
         f"        {score.nats_per_token:.4f} nats per token; {score.bits_per_byte:.4f} bits per byte; perplexity {ppl} per token",
     ]
     console.write("\n".join(lines))

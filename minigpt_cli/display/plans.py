@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from minigpt_cli.display import console, words
+from minigpt_cli.display import console, format
 
 
 def print_plan(facts: Mapping[str, Any]) -> None:
@@ -14,11 +14,11 @@ def print_plan(facts: Mapping[str, Any]) -> None:
     largest = facts["largest_batch"]
     lines = {
         "parameters": f"{facts['n_params']:,}{active}",
-        "speed": f"{facts['step_ms']:.1f} ms a step, {words.count(facts['tokens_per_s'])} tokens/s on {facts['device']}",
-        "memory": f"{words.size(facts['peak_bytes'])} at the peak",
+        "speed": f"{facts['step_ms']:.1f} ms a step, {format.count(facts['tokens_per_s'])} tokens/s on {facts['device']}",
+        "memory": f"{format.size(facts['peak_bytes'])} at the peak",
         "largest batch": "not known here" if largest is None else f"about {largest:,} (chosen: {facts['batch_size']:,})",
         "steps": f"{facts['max_steps']:,}, {facts['epochs']:.2f} times over the training text",
-        "time": f"about {words.duration(facts['estimated_s'])}, evaluations included",
+        "time": f"about {format.duration(facts['estimated_s'])}, evaluations included",
     }
     width = max(map(len, lines))
     console.write("\n".join(f"{name:<{width}}  {value}" for name, value in lines.items()))

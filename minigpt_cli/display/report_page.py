@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from minigpt_cli.display import words
+from minigpt_cli.display import format
 from minigpt_cli.display.charts import Curve
 from minigpt_cli.display.page import html_page, html_table
 from minigpt_cli.display.run_tables import leaderboard_markdown
@@ -15,8 +15,8 @@ from minigpt_cli.escaping import html
 from minigpt_cli.events import Evaluated
 
 if TYPE_CHECKING:
-    from minigpt_cli.leaderboard import Row
-    from minigpt_cli.records import RunRecord
+    from minigpt_cli.evaluation.leaderboard import Row
+    from minigpt_cli.runstore.records import RunRecord
 
 _BEST, _END = "★", "■"
 
@@ -67,11 +67,11 @@ def report_page(report: Report) -> str:
 def _summary(run: Reported) -> str:
     record = run.record
     best = record.best
-    score = f"{best.nats_per_char:.4f} nats per character {words.plus_minus(best.nats_per_char, best.ci95)}" if best else "not scored"
+    score = f"{best.nats_per_char:.4f} nats per character {format.plus_minus(best.nats_per_char, best.ci95)}" if best else "not scored"
     text_label = f" on {record.corpus.label}" if record.corpus else ""
     return (
         f"{record.name}: {record.arch}, {record.n_params:,} parameters{text_label}; {score.strip()}; "
-        f"{record.stop_step:,} steps in {words.duration(record.elapsed_s)}; {record.stop_reason or run.status}"
+        f"{record.stop_step:,} steps in {format.duration(record.elapsed_s)}; {record.stop_reason or run.status}"
     )
 
 

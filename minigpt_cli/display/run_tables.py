@@ -6,13 +6,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from minigpt_cli.display import console, words
+from minigpt_cli.display import console, format
 from minigpt_cli.display.tables import Column, Style, print_renderable, print_table
 from minigpt_cli.escaping import one_line, printable
 
 if TYPE_CHECKING:
-    from minigpt_cli.leaderboard import Row
-    from minigpt_cli.records import Annotations, RunRecord
+    from minigpt_cli.evaluation.leaderboard import Row
+    from minigpt_cli.runstore.records import Annotations, RunRecord
 
 _LIST = (
     Column("run", most=40),
@@ -44,13 +44,13 @@ def print_list(runs: Sequence[Mapping[str, Any]]) -> None:
                 run["run"],
                 run["status"],
                 run["arch"],
-                words.loss(run["nats_per_char"]),
-                words.count(run["n_params"]),
+                format.loss(run["nats_per_char"]),
+                format.count(run["n_params"]),
                 f"{run['stop_step']:,}",
-                words.duration(run["elapsed_s"]),
+                format.duration(run["elapsed_s"]),
                 run["corpus"] or "",
                 run["tokenizer"],
-                words.ago(run["created_at"]),
+                format.ago(run["created_at"]),
                 " ".join(run["tags"]),
                 run["note"],
             ]
@@ -95,18 +95,18 @@ def _leaderboard_cells(row: Row) -> list[str]:
     return [
         str(row.rank),
         row.run,
-        words.loss(row.nats_per_char),
-        words.plus_minus(row.nats_per_char, row.ci95),
+        format.loss(row.nats_per_char),
+        format.plus_minus(row.nats_per_char, row.ci95),
         "≈" if row.tied_with_best and row.rank > 1 else "",
         row.arch,
-        words.count(row.n_params),
-        words.count(row.n_active_params) if row.n_active_params != row.n_params else "",
+        format.count(row.n_params),
+        format.count(row.n_active_params) if row.n_active_params != row.n_params else "",
         f"{row.best_step:,}",
         f"{row.stop_step:,}",
-        words.count(row.tokens_seen),
-        words.duration(row.elapsed_s),
+        format.count(row.tokens_seen),
+        format.duration(row.elapsed_s),
         row.tokenizer,
-        words.loss(row.val_loss),
+        format.loss(row.val_loss),
         row.status if row.status != "finished" else "",
     ]
 
@@ -142,7 +142,7 @@ def _facts(record: RunRecord, status: str, annotations: Annotations) -> list[tup
     best, corpus = record.best, record.corpus
     score = ""
     if best is not None:
-        score = f"{best.nats_per_char:.4f} nats per character" + (f", 95 %: {words.interval(best.ci95)}" if best.ci95 else "")
+        score = f"{best.nats_per_char:.4f} nats per character" + (f", 95 %: {format.interval(best.ci95)}" if best.ci95 else "")
         score += f"; {best.nats_per_token:.4f} nats per token; step {best.step:,}" + (
             "" if best.whole_split else "; on samples of the split"
         )
@@ -158,8 +158,8 @@ def _facts(record: RunRecord, status: str, annotations: Annotations) -> list[tup
         ("run", record.name),
         ("status", status + (f": {record.stop_reason}" if record.stop_reason and record.stop_reason != status else "")),
         ("best", score),
-        ("at the end", f"train {words.loss(record.final_train_loss)}, validation {words.loss(record.final_val_loss)} nats per token"),
-        ("trained", f"{record.stop_step:,} steps, {record.tokens_seen:,} tokens, {words.duration(record.elapsed_s)}"),
+        ("at the end", f"train {format.loss(record.final_train_loss)}, validation {format.loss(record.final_val_loss)} nats per token"),
+        ("trained", f"{record.stop_step:,} steps, {record.tokens_seen:,} tokens, {format.duration(record.elapsed_s)}"),
         ("model", f"{record.arch}, {record.n_params:,} parameters{active}, vocabulary {record.vocab_size:,} ({record.tokenizer})"),
         ("text", text),
         ("", sizes),
@@ -169,10 +169,10 @@ def _facts(record: RunRecord, status: str, annotations: Annotations) -> list[tup
         ("command", " ".join(record.argv)),
         ("preset", record.preset or ""),
         ("group", record.group or ""),
-        ("begun", f"{record.created_at} ({words.ago(record.created_at)})"),
+        ("begun", f"{record.created_at} ({format.ago(record.created_at)})"),
         (
             "resumed",
-            ", ".join(f"at {sitting.step:,}{'' if sitting.exact else ' (not exactly)'}" for sitting in record.resume_exact_history),
+            ", ".join(f"at {session.step:,}{'' if session.exact else ' (not exactly)'}" for session in record.resume_exact_history),
         ),
         ("from", f"{record.base.run} (sha256 {record.base.sha256[:12]})" if record.base else ""),
         ("tags", " ".join(annotations.tags)),

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from minigpt_cli.display import words
+from minigpt_cli.display import format
 from minigpt_cli.display.charts import Curve, terminal_chart
 from minigpt_cli.escaping import one_line
 from minigpt_cli.events import Evaluated, Event, Progress, Resumed, Skipped, Started, Stopped
@@ -31,10 +31,10 @@ class Standings:
 
 def describe_start(event: Started) -> str:
     """The run in a line: what is trained, on what, where."""
-    active = "" if event.n_active_params == event.n_params else f" ({words.count(event.n_active_params)} active)"
+    active = "" if event.n_active_params == event.n_params else f" ({format.count(event.n_active_params)} active)"
     how = f"{event.precision}, {event.attention} attention{', compiled' if event.compiled else ''}"
     return (
-        f"{event.run}: {event.arch}, {words.count(event.n_params)} parameters{active}, vocabulary {event.vocab_size:,}, "
+        f"{event.run}: {event.arch}, {format.count(event.n_params)} parameters{active}, vocabulary {event.vocab_size:,}, "
         f"{event.train_tokens:,} training tokens; {event.device}, {how}; {event.max_steps:,} steps"
     )
 
@@ -49,9 +49,9 @@ def evaluation_line(event: Evaluated, max_steps: int) -> str:
     step = f"{event.step}/{max_steps}" if max_steps else str(event.step)
     patience = "" if event.patience_left is None else f"  patience {event.patience_left}"
     return (
-        f"step {step:>11}  train {words.loss(event.train_loss)}  val {words.loss(event.val_loss)}  "
-        f"nats/char {words.loss(event.nats_per_char)}{' *' if event.is_best else '  '}  lr {words.rate(event.lr):<7}  "
-        f"{words.count(event.tokens_per_s)} tokens/s  {words.duration(event.elapsed_s)}{patience}"
+        f"step {step:>11}  train {format.loss(event.train_loss)}  val {format.loss(event.val_loss)}  "
+        f"nats/char {format.loss(event.nats_per_char)}{' *' if event.is_best else '  '}  lr {format.rate(event.lr):<7}  "
+        f"{format.count(event.tokens_per_s)} tokens/s  {format.duration(event.elapsed_s)}{patience}"
     ).rstrip()
 
 
@@ -64,7 +64,7 @@ class TrainingState:
     beat: Progress | None = None
     stopped: Stopped | None = None
     notices: list[str] = field(default_factory=list)
-    resumed_at: tuple[int, float] | None = None  # step and seconds where this sitting began
+    resumed_at: tuple[int, float] | None = None  # step and seconds where this session began
     time_limit_s: float = 0.0
     standings: Standings | None = None
 
@@ -155,11 +155,11 @@ class TrainingScreen:
         if (last := state.evaluations[-1] if state.evaluations else None) and last.expert_load:
             yield expert_text(last.expert_load, last.router_entropy)
         line = Table.grid(padding=(0, 1), expand=False)
-        parts = [f"step {now.step:,}/{total:,}", f"{words.duration(now.elapsed_s)} elapsed"]
+        parts = [f"step {now.step:,}/{total:,}", f"{format.duration(now.elapsed_s)} elapsed"]
         if state.stopped is not None:
             parts.append(f"stopped: {state.stopped.stop_reason}")
         elif (left := state.remaining_s) is not None:
-            parts.append(f"{words.duration(left)} left")
+            parts.append(f"{format.duration(left)} left")
         if last is not None and last.patience_left is not None:
             parts.append(f"patience {last.patience_left}")
         text = " · ".join(parts)
@@ -168,7 +168,7 @@ class TrainingScreen:
         yield line
         if state.stopped is None and state.beat is not None:
             beat = state.beat
-            now_text = f"now: train {words.loss(beat.train_loss)} · lr {words.rate(beat.lr)} · {words.count(beat.tokens_per_s)} tokens/s"
+            now_text = f"now: train {format.loss(beat.train_loss)} · lr {format.rate(beat.lr)} · {format.count(beat.tokens_per_s)} tokens/s"
             yield Text(now_text, style="dim")
 
 
@@ -204,13 +204,13 @@ def evaluation_table(evaluations: list[Evaluated], rows: int) -> Table:
     for event in shown:
         table.add_row(
             f"{event.step:,}",
-            words.loss(event.train_loss),
-            words.loss(event.val_loss),
-            words.loss(event.nats_per_char),
+            format.loss(event.train_loss),
+            format.loss(event.val_loss),
+            format.loss(event.nats_per_char),
             "★" if event is best else "",
-            words.rate(event.lr),
-            words.count(event.tokens_per_s),
-            words.duration(event.elapsed_s),
+            format.rate(event.lr),
+            format.count(event.tokens_per_s),
+            format.duration(event.elapsed_s),
             style="bold green" if event is best else None,
             end_section=event is best and event is not evaluations[-1] and shown.index(event) == 0 and len(evaluations) > rows,
         )

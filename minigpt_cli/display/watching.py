@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from minigpt_cli.display import console, words
+from minigpt_cli.display import console, format
 from minigpt_cli.display.charts import Curve, terminal_chart
 from minigpt_cli.display.training_screen import TrainingScreen, TrainingState
 from minigpt_cli.escaping import one_line
@@ -67,11 +67,11 @@ class Several:
             table.add_row(
                 one_line(started.run),
                 f"{last.step if last else 0:,}/{started.max_steps:,}",
-                words.loss(last.val_loss if last else None),
-                words.loss(best.nats_per_char if best else None),
-                words.count(last.tokens_per_s) if last else "",
-                words.duration(last.elapsed_s) if last else "",
-                "" if left is None else words.duration(left),
+                format.loss(last.val_loss if last else None),
+                format.loss(best.nats_per_char if best else None),
+                format.count(last.tokens_per_s) if last else "",
+                format.duration(last.elapsed_s) if last else "",
+                "" if left is None else format.duration(left),
                 stopped.stop_reason if stopped and entry.status == "finished" else entry.status,
             )
             points = [(event.step, event.nats_per_char) for event in evaluations if event.nats_per_char is not None]

@@ -20,8 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from minigpt_cli.bounds import NATS_LIMIT
-from minigpt_cli.durable import read_json, write_atomic
 from minigpt_cli.errors import MiniGPTError
+from minigpt_cli.storage.atomic_io import read_json, write_atomic
 
 TRAINING_CHARS = 1 << 25  # of a longer training text only the end is counted (xz -9 looks back 64 MiB)
 _VERSION = 1

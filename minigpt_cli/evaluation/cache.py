@@ -24,9 +24,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_safetensors
 
 from minigpt_cli.bounds import NATS_LIMIT, Count, Nats
-from minigpt_cli.durable import open_regular, parse_json, sweep_abandoned, write_atomic
 from minigpt_cli.errors import MiniGPTError
 from minigpt_cli.evaluation.scores import Score
+from minigpt_cli.storage.atomic_io import open_regular, parse_json, sweep_abandoned, write_atomic
 
 FOLDER = "scores"
 MAX_CELLS = 4096

@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 
 from minigpt_cli.errors import RunNotFound, UsageError
 from minigpt_cli.evaluation.recipes import by_recipe, differing, observations, repeat_notice
-from minigpt_cli.runstore import Run, RunStore
+from minigpt_cli.runstore.store import Run, RunStore
 
 Sides = list[tuple[str, list[Run]]]
 """Name and runs of each side."""

@@ -12,9 +12,9 @@ import numpy as np
 from minigpt_cli.data import chat
 from minigpt_cli.data.dataset import Dataset
 from minigpt_cli.evaluation.characters import spelled
-from minigpt_cli.evaluation.evaluating import Device, dataset_of, evaluate_run, place
+from minigpt_cli.evaluation.evaluate_run import Device, dataset_of, evaluate_run, place
 from minigpt_cli.evaluation.memorisation import Copies, copies
-from minigpt_cli.runstore import Run
+from minigpt_cli.runstore.store import Run
 
 SAMPLES, SAMPLE_CHARS = 10, 1000
 _PIECE = 1 << 20  # tokens of the training text read at once
@@ -83,10 +83,10 @@ def sampled_texts(run: Run, dataset: Dataset, ckpt: str, seed: int) -> list[str]
     questions from all over the validation split."""
     from minigpt_cli.generation import samples
     from minigpt_cli.generation.engine import Engine, Request
-    from minigpt_cli.generation.loading import open_writer
+    from minigpt_cli.generation.open_run import open_model
     from minigpt_cli.generation.sampling import Sampling
 
-    writer = open_writer(run, ckpt)
+    writer = open_model(run, ckpt)
     chars_per_token = run.record.corpus.splits["val"].n_chars / run.record.corpus.splits["val"].n_tokens if run.record.corpus else 1.0
     freely, length = Sampling(temperature=1.0, top_k=0), max(1, round(SAMPLE_CHARS / chars_per_token))
     if questions := _questions(dataset, writer.config.model.block_size):

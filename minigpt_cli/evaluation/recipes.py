@@ -14,8 +14,8 @@ from typing import Any
 
 from minigpt_cli.config import leaves, parse_changes
 from minigpt_cli.errors import RunDamaged
-from minigpt_cli.evaluation.targets import weights_file
-from minigpt_cli.runstore import Run
+from minigpt_cli.evaluation.eval_target import weights_file
+from minigpt_cli.runstore.store import Run
 
 _OF_THE_MACHINE = (
     "compute.device", "compute.threads", "compute.attention", "compute.compile", "compute.fsdp", "compute.grad_checkpoint",

@@ -25,8 +25,8 @@ from minigpt_cli.data import chat
 from minigpt_cli.data.dataset import Dataset
 from minigpt_cli.errors import MiniGPTError, UsageError
 from minigpt_cli.evaluation.characters import per_character, spelled, token_lengths
+from minigpt_cli.evaluation.eval_target import BEFORE
 from minigpt_cli.evaluation.scores import Score, make_score
-from minigpt_cli.evaluation.targets import BEFORE
 from minigpt_cli.tokenization.contract import Tokenizer
 
 __all__ = ["Score", "score_ids", "score_split", "score_text", "token_nats"]

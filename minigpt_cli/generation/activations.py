@@ -8,7 +8,7 @@ from typing import cast
 
 import numpy as np
 
-from minigpt_cli.generation.weights import Array
+from minigpt_cli.generation.decoders.plan import Array
 
 _SQRT_HALF = math.sqrt(0.5)
 _TANH_SCALE = math.sqrt(2 / math.pi)

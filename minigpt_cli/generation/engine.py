@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from minigpt_cli.errors import UsageError
-from minigpt_cli.generation.decoder import Decoder
+from minigpt_cli.generation.decoders.contract import Decoder
 from minigpt_cli.generation.sampling import Sampling, nats, probabilities
 from minigpt_cli.generation.streaming import TextStream
 
@@ -270,7 +270,7 @@ def generate(
     score: bool = False,
 ) -> Iterator[Step]:
     """Continue `ids` with a model or a decoder, streaming one Step per token; with `token_bytes` also its text."""
-    from minigpt_cli.generation.choosing import decoder_of
+    from minigpt_cli.generation.select_decoder import decoder_of
 
     request = Request(ids, sampling, max_new_tokens, num_samples, seed, stop, alternatives, score)
     engine = Engine(decoder_of(model, num_samples), token_bytes)

@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from minigpt_cli.generation.activations import ACTIVATIONS, silu
-from minigpt_cli.generation.decoder import Logits
+from minigpt_cli.generation.decoders.contract import Logits
+from minigpt_cli.generation.decoders.plan import Array, Layer, Plan
 from minigpt_cli.generation.sampling import choose
-from minigpt_cli.generation.weights import Array, Layer, Plan
 
 CHUNK = 256  # rows of a prefill that are computed at once
 _WITHOUT_WARNINGS = np.errstate(over="ignore", invalid="ignore", divide="ignore")  # logits are looked at before a token is chosen

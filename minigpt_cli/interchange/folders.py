@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from minigpt_cli import durable
 from minigpt_cli.errors import UsageError
+from minigpt_cli.storage import atomic_io
 
 
 @contextmanager
@@ -18,27 +18,27 @@ def new_folder(out: Path) -> Iterator[Path]:
     out = Path(out)
     if os.path.lexists(out) and (out.is_symlink() or not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} exists already: choose another --out, or remove it first")
-    with durable.explained("write"):
+    with atomic_io.explained("write"):
         out.parent.mkdir(parents=True, exist_ok=True)
-        durable.sweep_abandoned(out.parent, f".{out.name}.")
-        temporary = durable.temporary_beside(out)
+        atomic_io.sweep_abandoned(out.parent, f".{out.name}.")
+        temporary = atomic_io.temporary_beside(out)
         temporary.mkdir()
         try:
             yield temporary
             for path in temporary.iterdir():
                 _flush(path)
-            durable.sync_folder(temporary)
+            atomic_io.sync_folder(temporary)
             if out.is_dir():
                 out.rmdir()  # empty, as seen above; where it no longer is, this fails and nothing is lost
             temporary.rename(out)
-            durable.sync_folder(out.parent)
+            atomic_io.sync_folder(out.parent)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
 
 
 def _flush(path: Path) -> None:
-    fd = os.open(path, os.O_RDWR | durable.CLOEXEC)
+    fd = os.open(path, os.O_RDWR | atomic_io.CLOEXEC)
     try:
         os.fsync(fd)
     finally:

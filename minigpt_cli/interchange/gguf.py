@@ -21,7 +21,6 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from minigpt_cli import durable
 from minigpt_cli.checkpoints import Loaded
 from minigpt_cli.data.chat import END, TEMPLATE
 from minigpt_cli.data.opening import opening_of
@@ -32,6 +31,7 @@ from minigpt_cli.interchange.gguf_vocabulary import Vocabulary, vocabulary
 from minigpt_cli.interchange.hf_weights import to_hf
 from minigpt_cli.interchange.huggingface import Exported
 from minigpt_cli.interchange.model_card import gguf_card, modelfile
+from minigpt_cli.storage import atomic_io
 
 Array = npt.NDArray[np.float32]
 DTYPES = ("f32", "f16", "q8_0")
@@ -85,7 +85,7 @@ def export(loaded: Loaded, out: Path, dtype: str = "f16") -> Exported:
     arch = architecture(config)
     library(dtype)
     vocabulary(tokenizer_json, config["vocab_size"])
-    durable.check_space(out, 6 * sum(t.numel() for t in tensors.values()))
+    atomic_io.check_space(out, 6 * sum(t.numel() for t in tensors.values()))
     with new_folder(out) as folder:
         write(folder / file, name, config, tensors, tokenizer_json, dtype)
         (folder / "Modelfile").write_text(modelfile(file, loaded.config.model.block_size), encoding="utf-8")

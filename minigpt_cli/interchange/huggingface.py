@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minigpt_cli import durable, tensorfiles
 from minigpt_cli.checkpoints import Loaded
 from minigpt_cli.config import ModelConfig
 from minigpt_cli.data.chat import END, TEMPLATE
@@ -24,6 +23,7 @@ from minigpt_cli.interchange import pytorch
 from minigpt_cli.interchange.folders import new_folder
 from minigpt_cli.interchange.hf_weights import from_hf, to_hf
 from minigpt_cli.interchange.model_card import hf_card
+from minigpt_cli.storage import atomic_io, tensorfiles
 from minigpt_cli.tokenization.contract import Tokenizer
 from minigpt_cli.tokenization.pretrained import load_tokenizer
 
@@ -57,13 +57,13 @@ def export(loaded: Loaded, out: Path, dtype: str = "f32") -> Exported:
         "README.md": hf_card(loaded.record, loaded.config, loaded.step, config["model_type"], out.name, prompt),
     }
     weights = {name: tensor.detach().to("cpu", DTYPES[dtype]) for name, tensor in tensors.items()}
-    durable.check_space(out, 2 * sum(t.numel() * t.element_size() for t in weights.values()))
+    atomic_io.check_space(out, 2 * sum(t.numel() * t.element_size() for t in weights.values()))
     with new_folder(out) as folder:
         for name, text in files.items():
             (folder / name).write_text(text, encoding="utf-8")
-        with durable.staged(folder / "model.safetensors") as (fd, temporary):
+        with atomic_io.staged(folder / "model.safetensors") as (fd, temporary):
             tensorfiles.write(fd, weights, {"format": "pt"})
-        durable.replace(temporary, folder / "model.safetensors")
+        atomic_io.replace(temporary, folder / "model.safetensors")
     return Exported(out, sorted([*files, "model.safetensors"]), config["model_type"])
 
 
@@ -108,7 +108,7 @@ class Foreign:
 
 def read(folder: Path) -> Foreign:
     """The model in a Hugging Face directory. Raises UsageError or RunDamaged."""
-    theirs = durable.read_json(folder / "config.json")
+    theirs = atomic_io.read_json(folder / "config.json")
     if not isinstance(theirs, dict):
         raise UsageError(f"{folder / 'config.json'} is not a table")
     tensors, notes = read_weights(folder)
@@ -122,7 +122,7 @@ def read(folder: Path) -> Foreign:
         RuntimeError,
     ) as error:  # a setting is missing or of the wrong kind (pydantic's
         # error is a ValueError), or tensors have shapes that cannot be put together
-        reason = durable.one_line(repr(error), 150)
+        reason = atomic_io.one_line(repr(error), 150)
         raise UsageError(f"{folder / 'config.json'} is not a configuration that can be read: {reason}") from error
     return Foreign(config, ours, read_tokenizer(folder), notes)
 
@@ -130,7 +130,7 @@ def read(folder: Path) -> Foreign:
 def read_weights(folder: Path) -> tuple[dict[str, Tensor], list[str]]:
     """All tensors of a directory: one safetensors file, several with an index, or a pickle as the last resort."""
     if (index := folder / "model.safetensors.index.json").is_file():
-        content = durable.read_json(index, 64 << 20)
+        content = atomic_io.read_json(index, 64 << 20)
         table = content.get("weight_map") if isinstance(content, dict) else None
         listed = list(table.values()) if isinstance(table, dict) else []
         if not listed or any(not isinstance(n, str) or Path(n).name != n for n in listed):

@@ -7,9 +7,9 @@ from minigpt_cli.config import LoraConfig, RunConfig
 from minigpt_cli.errors import UsageError
 from minigpt_cli.interchange.initialise import Report, Source, initial_weights
 from minigpt_cli.models.contract import meta_model
-from minigpt_cli.records import Base, RunRecord
-from minigpt_cli.rundir import RECORD, Run
-from minigpt_cli.runstore import RunStore, check_name
+from minigpt_cli.runstore.directory import RECORD, Run
+from minigpt_cli.runstore.records import Base, RunRecord
+from minigpt_cli.runstore.store import RunStore, check_name
 from minigpt_cli.tokenization.contract import Tokenizer
 
 

@@ -17,13 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minigpt_cli import checkpoints, durable, tensorfiles
+from minigpt_cli import checkpoints
 from minigpt_cli.config import ModelConfig
 from minigpt_cli.errors import RunNotFound, UsageError
 from minigpt_cli.interchange import huggingface, nanogpt, pytorch
 from minigpt_cli.interchange.hf_weights import family, weight_mapping
 from minigpt_cli.models.contract import build_model
-from minigpt_cli.runstore import Run, RunStore, run_at
+from minigpt_cli.runstore.store import Run, RunStore, run_at
+from minigpt_cli.storage import atomic_io, tensorfiles
 from minigpt_cli.tokenization.contract import Tokenizer
 
 VOCABULARY = ("token_embedding.weight", "head.weight", "table")
@@ -116,7 +117,9 @@ def open_source(what: str | Path, store: RunStore | None = None) -> Source:
     try:
         return run_source((store or RunStore()).find(str(what)))
     except RunNotFound as error:
-        raise RunNotFound(f"{durable.one_line(str(what), 100)} is neither a file, a Hugging Face directory, nor a run: {error}") from error
+        raise RunNotFound(
+            f"{atomic_io.one_line(str(what), 100)} is neither a file, a Hugging Face directory, nor a run: {error}"
+        ) from error
 
 
 def run_source(run: Run) -> Source:
@@ -153,7 +156,7 @@ def file_source(path: Path) -> Source:
 
 
 def _file_sha256(path: Path) -> str:
-    with durable.explained("read"), open(path, "rb") as stream:
+    with atomic_io.explained("read"), open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 

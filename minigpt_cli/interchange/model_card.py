@@ -8,7 +8,7 @@ from typing import Any
 
 from minigpt_cli.config import RunConfig
 from minigpt_cli.escaping import json_text, markdown, markdown_code, one_line
-from minigpt_cli.records import RunRecord
+from minigpt_cli.runstore.records import RunRecord
 
 _HF_USE = """```python
 from transformers import AutoModelForCausalLM, AutoTokenizer

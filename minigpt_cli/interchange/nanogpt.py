@@ -13,12 +13,12 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from minigpt_cli import durable
 from minigpt_cli.config import ClassicConfig
 from minigpt_cli.errors import UsageError
 from minigpt_cli.interchange.hf_weights import weight_mapping
 from minigpt_cli.interchange.pickles import read_meta
 from minigpt_cli.interchange.pytorch import TensorSource
+from minigpt_cli.storage import atomic_io
 from minigpt_cli.tokenization.char import CharTokenizer
 from minigpt_cli.tokenization.contract import Tokenizer
 
@@ -46,7 +46,7 @@ def read(path: Path, found: TensorSource) -> tuple[ClassicConfig, dict[str, Tens
         )
     except (KeyError, TypeError, ValueError) as error:
         reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else repr(error)
-        raise UsageError(f"the model_args in {path} are not nanoGPT's: {durable.one_line(reason, 120)}") from error
+        raise UsageError(f"the model_args in {path} are not nanoGPT's: {atomic_io.one_line(reason, 120)}") from error
     tensors = {name: t for name, t in found.tensors.items() if not name.endswith((".attn.bias", ".attn.masked_bias"))}
     head, embedding = tensors.pop("lm_head.weight", None), tensors.get("transformer.wte.weight")
     if head is not None and embedding is not None and not (head.shape == embedding.shape and torch.equal(head, embedding)):

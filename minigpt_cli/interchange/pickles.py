@@ -10,8 +10,8 @@ import pickletools
 from pathlib import Path
 from typing import Any
 
-from minigpt_cli import durable
 from minigpt_cli.errors import UsageError
+from minigpt_cli.storage import atomic_io
 
 META_LIMIT = 16 << 20  # bytes
 _MOST = 4_000_000  # instructions: both tables of 600,000 characters
@@ -24,7 +24,7 @@ _RECALL = {"BINGET", "LONG_BINGET", "GET"}
 def read_meta(path: Path) -> list[str]:
     """The characters of a nanoGPT meta.pkl, by id. Raises UsageError for a file that holds, or does, anything else."""
     try:
-        meta = read_plain(durable.read_bounded(path, META_LIMIT), str(path))
+        meta = read_plain(atomic_io.read_bounded(path, META_LIMIT), str(path))
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror or error}") from error
     itos = meta.get("itos") if isinstance(meta, dict) else None
@@ -79,7 +79,7 @@ def read_plain(data: bytes, where: str) -> Any:
             else:
                 raise UsageError(f"{where} is refused: it is a pickle that asks for {name}, where only a table of characters belongs")
     except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError, MemoryError, RecursionError) as error:
-        raise UsageError(f"{where} is not a sound pickle: {durable.one_line(str(error), 100)}") from error
+        raise UsageError(f"{where} is not a sound pickle: {atomic_io.one_line(str(error), 100)}") from error
     raise UsageError(f"{where} is not a sound pickle: it has no end")
 
 

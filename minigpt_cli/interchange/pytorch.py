@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minigpt_cli import durable, tensorfiles
 from minigpt_cli.errors import UsageError
-from minigpt_cli.memory import check_memory
+from minigpt_cli.storage import atomic_io, tensorfiles
+from minigpt_cli.storage.memory import check_memory
 
 SAFE_SINCE = (2, 10)
 PICKLED = (".pt", ".pth", ".bin", ".ckpt")
@@ -93,9 +93,9 @@ def _ordinary(path: Path, name: str, tensor: Tensor) -> Tensor:
     }
     if kind := next((kind for kind, found in kinds.items() if found), None):
         raise UsageError(
-            f"{path}: tensor {durable.one_line(name, 80)} is {kind}: save it as an ordinary one, with .to_dense() or .dequantize()"
+            f"{path}: tensor {atomic_io.one_line(name, 80)} is {kind}: save it as an ordinary one, with .to_dense() or .dequantize()"
         )
-    check_memory(4 * tensor.numel(), f"tensor {durable.one_line(name, 80)} in {path}")  # a view can claim more than is stored
+    check_memory(4 * tensor.numel(), f"tensor {atomic_io.one_line(name, 80)} in {path}")  # a view can claim more than is stored
     return tensor
 
 
@@ -120,7 +120,7 @@ def _check_archive(path: Path) -> None:
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror or error}") from error
     except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
-        raise UsageError(f"{path} is damaged: {durable.one_line(str(error), 100)}") from error
+        raise UsageError(f"{path} is damaged: {atomic_io.one_line(str(error), 100)}") from error
     if any(part.compress_type != zipfile.ZIP_STORED for part in parts):
         raise UsageError(f"{path} is refused: torch stores tensors uncompressed, and this file does not")
     check_memory(sum(part.file_size for part in parts), str(path))
@@ -130,7 +130,7 @@ def _reason(error: BaseException) -> str:
     """The line of torch's long message that names what it refused."""
     text = str(error)
     match = re.search(r"GLOBAL ([\w.]+)|Unsupported (?:global|operand|class)[^.\n]*", text)
-    return durable.one_line(f"it asks for {match[1]}" if match and match[1] else match[0] if match else text, 120)
+    return atomic_io.one_line(f"it asks for {match[1]}" if match and match[1] else match[0] if match else text, 120)
 
 
 def without_prefixes(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from minigpt_cli.config import DataConfig
-from minigpt_cli.durable import write_atomic
+from minigpt_cli.storage.atomic_io import write_atomic
 from minigpt_cli.tokenization.bytelevel import CHARACTER_OF_BYTE, bytes_of
 from minigpt_cli.tokenization.contract import Corpus, Ids, checked_ids, unicode_error
 from minigpt_cli.tokenization.library import LibraryTokenizer, library_errors

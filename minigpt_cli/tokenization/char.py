@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from minigpt_cli.config import DataConfig
-from minigpt_cli.durable import write_atomic
 from minigpt_cli.errors import UnknownCharacters
+from minigpt_cli.storage.atomic_io import write_atomic
 from minigpt_cli.tokenization.contract import Corpus, Ids, checked_ids, unicode_error
 
 _UNKNOWN = np.uint32(0xFFFF_FFFF)

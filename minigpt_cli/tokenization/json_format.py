@@ -17,8 +17,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from minigpt_cli.durable import one_line, parse_json
 from minigpt_cli.errors import RunDamaged, UsageError
+from minigpt_cli.storage.atomic_io import one_line, parse_json
 from minigpt_cli.tokenization.bytelevel import bytes_of
 
 SIZE_LIMIT = 48 << 20  # bytes; the largest in common use (256,000 tokens) has 33 MB

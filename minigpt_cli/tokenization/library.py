@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from minigpt_cli.durable import one_line, write_atomic
 from minigpt_cli.errors import UsageError
+from minigpt_cli.storage.atomic_io import one_line, write_atomic
 from minigpt_cli.tokenization.char import unknown_characters
 from minigpt_cli.tokenization.contract import Ids, checked_ids, unicode_error
 from minigpt_cli.tokenization.segments import segments

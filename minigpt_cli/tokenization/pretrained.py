@@ -10,9 +10,9 @@ import os
 from pathlib import Path
 
 from minigpt_cli.config import DataConfig
-from minigpt_cli.downloads import RemoteFile, download
-from minigpt_cli.durable import one_line, parse_json
 from minigpt_cli.errors import RunDamaged, UsageError
+from minigpt_cli.storage.atomic_io import one_line, parse_json
+from minigpt_cli.storage.downloads import RemoteFile, download
 from minigpt_cli.tokenization.bpe import ByteTokenizer, byte_level_json
 from minigpt_cli.tokenization.char import CharTokenizer
 from minigpt_cli.tokenization.contract import Corpus, Tokenizer

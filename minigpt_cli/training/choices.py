@@ -19,12 +19,13 @@ from typing import Any
 
 import torch
 
-from minigpt_cli import durable, locks
 from minigpt_cli.accel.install import install
-from minigpt_cli.downloads import cache_folder
 from minigpt_cli.errors import MiniGPTError
 from minigpt_cli.models.contract import build_model
 from minigpt_cli.models.layers import set_dropout_generator
+from minigpt_cli.runstore import locks
+from minigpt_cli.storage import atomic_io
+from minigpt_cli.storage.downloads import cache_folder
 from minigpt_cli.training.environment import computed_by
 
 _LEAST_TRIALS, _MOST_TRIALS, _TRIALS_S = 5, 100, 0.25
@@ -47,7 +48,7 @@ def fastest(question: Mapping[str, Any], ways: Mapping[str, Callable[[], object]
             return known
         try:
             if path is not None:
-                durable.write_atomic(path, json.dumps({"question": question, "seconds": found}))
+                atomic_io.write_atomic(path, json.dumps({"question": question, "seconds": found}))
         except (OSError, MiniGPTError):
             pass  # measured again next time
         return found
@@ -75,7 +76,7 @@ def _remembering(asked: str) -> Iterator[Path | None]:
 
 def _recalled(path: Path | None, ways: Mapping[str, Any]) -> dict[str, float] | None:
     try:
-        seconds = durable.read_json(path)["seconds"] if path is not None else {}
+        seconds = atomic_io.read_json(path)["seconds"] if path is not None else {}
         if seconds.keys() == ways.keys() and all(isinstance(s, float) and math.isfinite(s) and s > 0 for s in seconds.values()):
             return {name: seconds[name] for name in ways}
     except (OSError, MiniGPTError, KeyError, TypeError, AttributeError):

@@ -16,8 +16,8 @@ import torch
 
 import minigpt_cli
 from minigpt_cli.accel import expert_kernels, kernels, native_build
-from minigpt_cli.durable import one_line
-from minigpt_cli.generation.native import decoder
+from minigpt_cli.generation.decoders import c
+from minigpt_cli.storage.atomic_io import one_line
 
 # Variables that make a library choose other instructions, algorithms or numbers of threads. How to wait, where to log and what is said
 # otherwise here (OMP_NUM_THREADS, MINIGPT_NATIVE) are not among them.
@@ -38,7 +38,7 @@ def describe() -> dict[str, str]:
         "c": "C",
         "torch": f"torch, slower: {kernels.why_not()}",
     }[kernels.in_use()]
-    reason = decoder.why_not()
+    reason = c.why_not()
     return {
         "torch": torch.__version__,
         "device": device,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from minigpt_cli.config import RunConfig
 from minigpt_cli.errors import MiniGPTError
-from minigpt_cli.memory import available_memory, ran_out
+from minigpt_cli.storage.memory import available_memory, ran_out
 
 _SAFE_SHARE = 0.85  # of what is free; the rest is for temporaries and for the neighbours
 _WORKSPACE = 96 << 20  # bytes: modules loaded late, kernels made to measure, the final score; 20 to 95 MB were measured

@@ -8,9 +8,9 @@ from minigpt_cli.bounds import line
 from minigpt_cli.checkpoints import ResumePoint
 from minigpt_cli.config import CHANGES_LIMIT, RunConfig, leaves
 from minigpt_cli.data.dataset import Dataset
-from minigpt_cli.durable import one_line
 from minigpt_cli.errors import RunDamaged, UsageError
-from minigpt_cli.records import Corpus, RunRecord, SplitRecord
+from minigpt_cli.runstore.records import Corpus, RunRecord, SplitRecord
+from minigpt_cli.storage.atomic_io import one_line
 from minigpt_cli.training.distributed import World
 from minigpt_cli.training.environment import computed_by, device_name
 from minigpt_cli.training.schedules import join_steps, lr_factor

@@ -18,8 +18,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from minigpt_cli import locks
 from minigpt_cli.errors import MissingExtra, UsageError
+from minigpt_cli.runstore import locks
 
 _LONGEST_NAME = 100  # of a run
 _MOST_RUNS = 10_000  # of a grid: more is a slip of the finger

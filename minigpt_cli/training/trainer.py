@@ -19,17 +19,17 @@ from minigpt_cli import checkpoints
 from minigpt_cli.checkpoints import ResumePoint
 from minigpt_cli.config import RunConfig, parse_changes
 from minigpt_cli.data.dataset import Dataset
-from minigpt_cli.durable import one_line
 from minigpt_cli.errors import Diverged, RunDamaged
 from minigpt_cli.evaluation.noise import improvement_noise
 from minigpt_cli.events import Evaluated, Event, Resumed, Saved, Skipped, Started, Stopped, StopReason
 from minigpt_cli.events import Progress as Beat
-from minigpt_cli.records import Best, RunRecord, Sitting
-from minigpt_cli.runstore import Run
-from minigpt_cli.training import rescoring, resuming
+from minigpt_cli.runstore.records import Best, RunRecord, Session
+from minigpt_cli.runstore.store import Run
+from minigpt_cli.storage.atomic_io import one_line
+from minigpt_cli.training import final_score, resuming
+from minigpt_cli.training.device_batches import DeviceBatches
 from minigpt_cli.training.distributed import World
-from minigpt_cli.training.feeding import DeviceBatches
-from minigpt_cli.training.measuring import Measured, Measuring
+from minigpt_cli.training.evaluator import Measured, Measuring
 from minigpt_cli.training.memory import OutOfMemory, explained_out_of_memory, release_memory, smaller, smaller_notice
 from minigpt_cli.training.state import StepResult, TrainingState
 from minigpt_cli.training.stopping import Progress
@@ -140,7 +140,7 @@ class _Trainer:
         self.progress = Progress()
         self.reference_nats: Tensor | None = None  # of the evaluation that the next must undercut; with --min-delta auto
         self.steps_done = 0
-        self.elapsed_before_s = 0.0  # in earlier sittings
+        self.elapsed_before_s = 0.0  # in earlier sessions
         self.steps_before = self.tokens_before = 0  # likewise
         self.started_at = self.beat_at = time.perf_counter()
         self.beat_step = self.evaluated_step = self.saved_step = -1
@@ -219,7 +219,7 @@ class _Trainer:
         return self.elapsed_before_s + time.perf_counter() - self.started_at
 
     def tokens_seen(self) -> int:
-        """In all sittings, each with its own number of processes."""
+        """In all sessions, each with its own number of processes."""
         return self.tokens_before + (self.steps_done - self.steps_before) * self.tokens_per_step
 
     # ---- events
@@ -254,7 +254,7 @@ class _Trainer:
             raise RunDamaged(
                 f"the training state of run {self.run.name!r} does not fit its configuration: {one_line(str(error))}"
             ) from error
-        history = [*resume.record.resume_exact_history, Sitting(step=self.steps_done, exact=not reasons, reasons=reasons)]
+        history = [*resume.record.resume_exact_history, Session(step=self.steps_done, exact=not reasons, reasons=reasons)]
         self.record = self.record.model_copy(update={"resume_exact_history": history})
         self.record = self.world.lead(lambda: checkpoints.continue_from(self.run, resume, self.record, self.config))
         notices = [*resume.notices, *([f"not exact to the bit: {'; '.join(reasons)}"] if reasons else [])]
@@ -437,7 +437,7 @@ class _Trainer:
 
     def _scored(self, ending: Mapping[str, Any]) -> RunRecord:
         """The record with the score of the best weights and how it all ended, written."""
-        record = rescoring.rescored(self.run, self.record, self.dataset, self.device).model_copy(update=ending)
+        record = final_score.rescored(self.run, self.record, self.dataset, self.device).model_copy(update=ending)
         return self.run.write_record(record)
 
     def _raise_diverged(self) -> None:

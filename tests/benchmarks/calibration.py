@@ -118,8 +118,8 @@ def recipes(rounds: int, chars: int) -> dict[str, object]:
 
 
 def real(rounds: int, runs_dir: Path, names: list[str]) -> dict[str, object]:
-    from minigpt_cli.evaluation.evaluating import evaluate_run
-    from minigpt_cli.runstore import RunStore
+    from minigpt_cli.evaluation.evaluate_run import evaluate_run
+    from minigpt_cli.runstore.store import RunStore
 
     a, b = (evaluate_run(RunStore(runs_dir).find(name)).score.char_nats for name in names)
     difference = a - b - (a - b).mean()
@@ -136,9 +136,9 @@ def real(rounds: int, runs_dir: Path, names: list[str]) -> dict[str, object]:
 def same_recipe(rounds: int, runs_dir: Path, group: str) -> dict[str, object]:
     """Real seeds of one recipe, drawn into disjoint sides: how many pairs, or fours with Holm's correction, are called different."""
     from minigpt_cli.evaluation.comparison import Side, compare_pairs
-    from minigpt_cli.evaluation.evaluating import evaluate_run
+    from minigpt_cli.evaluation.evaluate_run import evaluate_run
     from minigpt_cli.evaluation.recipes import by_recipe, observations
-    from minigpt_cli.runstore import RunStore
+    from minigpt_cli.runstore.store import RunStore
 
     runs, _ = observations([run for run in RunStore(runs_dir).runs() if run.record.group == group])
     if len(by_recipe(runs)) != 1 or len(runs) < 20:

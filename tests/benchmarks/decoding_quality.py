@@ -18,12 +18,12 @@ from typing import Any
 
 import numpy as np
 
+from minigpt_cli.generation.decoders.c import NativeDecoder
+from minigpt_cli.generation.decoders.plan import Plan
 from minigpt_cli.generation.engine import KEPT_OF_WINDOW
-from minigpt_cli.generation.loading import open_writer
-from minigpt_cli.generation.native.decoder import NativeDecoder
+from minigpt_cli.generation.open_run import open_model
 from minigpt_cli.generation.sampling import nats
-from minigpt_cli.generation.weights import Plan
-from minigpt_cli.runstore import RunStore
+from minigpt_cli.runstore.store import RunStore
 
 ROWS = 64
 
@@ -77,7 +77,7 @@ def main() -> None:
     text = text[int(len(text) * options.from_frac) :]
     report: dict[str, Any] = {}
     for name in options.runs:
-        writer = open_writer(RunStore(options.runs_dir).find(name))
+        writer = open_model(RunStore(options.runs_dir).find(name))
         assert writer.plan is not None
         ids = np.asarray(writer.tokenizer.encode(text), np.int64)
         exact, rounded = inside(writer.plan, ids, 32), inside(writer.plan, ids, 16)

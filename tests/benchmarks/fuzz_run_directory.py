@@ -38,9 +38,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from harness import tiny
 from harness.results import complaint
 
-from minigpt_cli import cli, durable, snapshots
+from minigpt_cli import cli
 from minigpt_cli.errors import RunDamaged
-from minigpt_cli.records import FileRecord, _checksum
+from minigpt_cli.runstore import snapshots
+from minigpt_cli.runstore.records import FileRecord, _checksum
+from minigpt_cli.storage import atomic_io
 
 TINY = [*tiny.training(4, 2, 16), "--save-every", "1"]
 COMMANDS = [
@@ -226,7 +228,7 @@ def signed(run: Path, changed: dict[str, bytes]) -> dict[str, bytes]:
             for name in files:
                 data = changed.get(folder + name)
                 if data is not None:
-                    files[name] = FileRecord(sha256=durable.sha256(data), bytes=len(data)).model_dump()
+                    files[name] = FileRecord(sha256=atomic_io.sha256(data), bytes=len(data)).model_dump()
             content.pop("checksum", None)
             made[folder + "run.json"] = json.dumps({**content, "checksum": _checksum(content)}).encode()
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):

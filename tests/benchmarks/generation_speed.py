@@ -34,7 +34,7 @@ def build(shape: str) -> Any:
     from minigpt_cli.checkpoints import Loaded
     from minigpt_cli.config import ClassicConfig, RunConfig
     from minigpt_cli.models.contract import build_model
-    from minigpt_cli.records import RunRecord
+    from minigpt_cli.runstore.records import RunRecord
     from minigpt_cli.tokenization.char import CharTokenizer
 
     layers, heads, width, block = SHAPES[shape]
@@ -48,11 +48,11 @@ def build(shape: str) -> Any:
 
 def ours(loaded: Any, threads: int, engine: str = "auto", samples: int = 1) -> tuple[Side, Callable[[int], list[int]]]:
     """minigpt's engine as `generate` runs it, text included."""
-    from minigpt_cli.generation.choosing import decoder_for
+    from minigpt_cli.generation.decoders.plan import build_plan
     from minigpt_cli.generation.engine import Engine, Request
     from minigpt_cli.generation.samples import run
     from minigpt_cli.generation.sampling import Sampling
-    from minigpt_cli.generation.weights import build_plan
+    from minigpt_cli.generation.select_decoder import decoder_for
 
     plan = build_plan(loaded.model.config, {name: t.numpy() for name, t in loaded.model.state_dict().items()})
     decoding = Engine(decoder_for(plan, samples, engine), loaded.tokenizer.token_bytes())

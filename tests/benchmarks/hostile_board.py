@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from minigpt_cli.config import RunConfig
-from minigpt_cli.records import Best, Corpus, RunRecord, SplitRecord, _checksum, now
+from minigpt_cli.runstore.records import Best, Corpus, RunRecord, SplitRecord, _checksum, now
 
 COMMANDS = [
     "runs leaderboard", "runs leaderboard --md", "runs leaderboard --fold-seeds", "runs leaderboard --budget tokens",

@@ -4,7 +4,7 @@
 
 A round is one kill. Recipes are drawn at random from the product of all that is promised to be exact; each is run once undisturbed, then
 killed and resumed as a person would until it ends. Weights, optimizer, generators, metrics, configuration and record must then be equal
-(the runs of a search: each to one of the same configuration), a save that was announced must never be lost, and every sitting must call
+(the runs of a search: each to one of the same configuration), a save that was announced must never be lost, and every session must call
 itself exact. A kind "command" kills the other commands that write, and looks whether the store is whole. Prints one JSON document.
 """
 

@@ -23,7 +23,7 @@ from minigpt_cli import checkpoints
 from minigpt_cli.checkpoints import Loaded
 from minigpt_cli.cli import run as minigpt
 from minigpt_cli.interchange import gguf, huggingface
-from minigpt_cli.runstore import RunStore
+from minigpt_cli.runstore.store import RunStore
 
 RUNS = {
     "classic-char": ["--arch", "classic"],

@@ -131,10 +131,10 @@ class Bench:
             return {"step": step, "failed": resumed.stderr.strip().splitlines()[-1:], "kept": False}
         found = everything(self.run("parts"))
         different = sorted(name for name in expected if found.get(name) != expected[name])
-        (sitting,) = json.loads((self.run("parts") / "run.json").read_text())["resume_exact_history"]
+        (session,) = json.loads((self.run("parts") / "run.json").read_text())["resume_exact_history"]
         said = sum("not exact to the bit" in line for line in resumed.stderr.splitlines())
-        kept = (sitting["exact"] or said == 1) and not (different and sitting["exact"]) and (sitting["exact"] or not case.same)
-        return {"step": step, "equal": not different, "exact": sitting["exact"], "reasons": sitting["reasons"], "kept": kept}
+        kept = (session["exact"] or said == 1) and not (different and session["exact"]) and (session["exact"] or not case.same)
+        return {"step": step, "equal": not different, "exact": session["exact"], "reasons": session["reasons"], "kept": kept}
 
     def attention_under_load(self, runs: int = 6) -> list[str]:
         """What attention=auto chooses in runs one after the other, the first with an empty cache, beside two busy processes."""

@@ -25,11 +25,11 @@ import torch
 
 from minigpt_cli.config import ClassicConfig, ModernConfig, RunConfig
 from minigpt_cli.evaluation import cache, scoring
+from minigpt_cli.evaluation.eval_target import Target, score_key
 from minigpt_cli.evaluation.scores import Score, make_score
-from minigpt_cli.evaluation.targets import Target, score_key
 from minigpt_cli.models.contract import build_model
-from minigpt_cli.records import Best, Corpus, FileRecord, RunRecord, SplitRecord
-from minigpt_cli.runstore import Run
+from minigpt_cli.runstore.records import Best, Corpus, FileRecord, RunRecord, SplitRecord
+from minigpt_cli.runstore.store import Run
 
 MODELS = {
     "modern 4 x 128, 65 characters": (ModernConfig(), 65, 60_000),

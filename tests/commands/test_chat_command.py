@@ -14,11 +14,11 @@ import torch
 
 from minigpt_cli import checkpoints
 from minigpt_cli.cli import run as minigpt
-from minigpt_cli.commands.serving import build_app
+from minigpt_cli.commands.serve import build_app
 from minigpt_cli.data import chat
 from minigpt_cli.data.dataset import open_dataset
 from minigpt_cli.interchange import gguf, huggingface
-from minigpt_cli.runstore import RunStore
+from minigpt_cli.runstore.store import RunStore
 
 ANSWERS = {"cat": "meow", "dog": "woof", "cow": "moo", "owl": "hoot"}
 QUICK = [

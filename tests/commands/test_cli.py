@@ -18,7 +18,7 @@ import pytest
 from typer.main import get_command
 
 from minigpt_cli import cli as cli_module
-from minigpt_cli.commands.mounting import LazyGroup, load_mount
+from minigpt_cli.commands.lazy_commands import LazyGroup, load_mount
 from minigpt_cli.config import ARCHITECTURES
 
 HEAVY = ("torch", "tokenizers", "matplotlib", "transformers")
@@ -212,7 +212,7 @@ def test_keyboard_interrupt_is_130(cli: Any, monkeypatch: pytest.MonkeyPatch) ->
     def interrupted(self: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("minigpt_cli.runstore.RunStore.list", interrupted)
+    monkeypatch.setattr("minigpt_cli.runstore.store.RunStore.list", interrupted)
     assert cli("runs", "list").code == 130
 
 
@@ -220,7 +220,7 @@ def test_disk_trouble_is_one_line_exit_1(cli: Any, monkeypatch: pytest.MonkeyPat
     def full(self: Any) -> None:
         raise OSError(28, "No space left on device", "runs")
 
-    monkeypatch.setattr("minigpt_cli.runstore.RunStore.list", full)
+    monkeypatch.setattr("minigpt_cli.runstore.store.RunStore.list", full)
     done = cli("runs", "list")
     assert (done.code, done.out, done.err.count("\n")) == (1, "", 1)
     assert "No space left" in done.err

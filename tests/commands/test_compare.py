@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from minigpt_cli import cli as cli_module
-from minigpt_cli import durable
 from minigpt_cli.evaluation.recipes import observations, repeat_notice
-from minigpt_cli.records import FileRecord
-from minigpt_cli.runstore import Run
+from minigpt_cli.runstore.records import FileRecord
+from minigpt_cli.runstore.store import Run
+from minigpt_cli.storage import atomic_io
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,7 @@ def test_a_copied_run_is_one_observation_whatever_its_seed_says(four: Path) -> N
     config = Path("runs/bpe-3/config.json")
     config.write_text(config.read_text().replace('"seed": 1', '"seed": 3'))
     record = Run(Path("runs/bpe-3")).record
-    files = {**record.files, "config.json": FileRecord(sha256=durable.sha256(config.read_bytes()), bytes=config.stat().st_size)}
+    files = {**record.files, "config.json": FileRecord(sha256=atomic_io.sha256(config.read_bytes()), bytes=config.stat().st_size)}
     Run(Path("runs/bpe-3")).file("run.json").write_text(record.model_copy(update={"files": files}).to_json())
     runs = [Run(Path("runs", name)) for name in ("bpe-1", "bpe-2", "bpe-3")]
     own, repeats = observations(runs)

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from minigpt_cli.commands.layers import flatten, resolve
-from minigpt_cli.commands.settings import settings
+from minigpt_cli.commands.config_fields import settings
+from minigpt_cli.commands.config_sources import flatten, resolve
 from minigpt_cli.errors import UsageError
-from minigpt_cli.recipes import preset_names, preset_summary, read_preset
+from minigpt_cli.presets.catalog import preset_names, preset_summary, read_preset
 
 from .conftest import Cli
 

@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 import safetensors.numpy
 
-from minigpt_cli import durable, snapshots
-from minigpt_cli.generation.native.decoder import available
-from minigpt_cli.records import FileRecord
-from minigpt_cli.runstore import RunStore
+from minigpt_cli.generation.decoders.c import available
+from minigpt_cli.runstore import snapshots
+from minigpt_cli.runstore.records import FileRecord
+from minigpt_cli.runstore.store import RunStore
+from minigpt_cli.storage import atomic_io
 
 pytestmark = pytest.mark.usefixtures("trained")
 
@@ -282,7 +283,7 @@ def change_weights(change: Any) -> None:
     change(tensors)
     data = safetensors.numpy.save(tensors)
     run.file("best.safetensors").write_bytes(data)
-    files = {**run.record.files, "best.safetensors": FileRecord(sha256=durable.sha256(data), bytes=len(data))}
+    files = {**run.record.files, "best.safetensors": FileRecord(sha256=atomic_io.sha256(data), bytes=len(data))}
     run.file("run.json").write_text(run.record.model_copy(update={"files": files}).to_json())
     shutil.rmtree(run.file("previous"), ignore_errors=True)
     snapshots.forget()

@@ -12,16 +12,16 @@ from typing import Any
 
 import pytest
 
-from minigpt_cli import durable
 from minigpt_cli.commands.provenance import new_record
-from minigpt_cli.commands.serving import listed
+from minigpt_cli.commands.serve import listed
 from minigpt_cli.display.charts import Curve
 from minigpt_cli.display.svg import line_chart
 from minigpt_cli.errors import MiniGPTError, RunDamaged
 from minigpt_cli.evaluation import baselines, cache
 from minigpt_cli.events import Evaluated
-from minigpt_cli.rundir import Run
-from minigpt_cli.runstore import Annotations, RunRecord, RunStore
+from minigpt_cli.runstore.directory import Run
+from minigpt_cli.runstore.store import Annotations, RunRecord, RunStore
+from minigpt_cli.storage import atomic_io
 
 from .conftest import Cli, record
 
@@ -86,7 +86,7 @@ def crowd(trained: Path, make_run: Callable[..., Run]) -> RunStore:
     store = RunStore("runs")
     for name in RECORDS:
         run = store.create(f"bad-{name}")
-        durable.write_atomic(run.file("run.json"), changed(name))
+        atomic_io.write_atomic(run.file("run.json"), changed(name))
     return store
 
 
@@ -209,7 +209,7 @@ def hostile_score(folder: Path, key: cache.ScoreKey, **figures: Any) -> None:
     "figures", [{"nats_per_char": 1e308}, {"n_tokens": HUGE}, {"block_chars": 0}, {"n_chars": "many"}, {"n_chars": 2}, {"more": 1}]
 )
 def test_a_hostile_kept_score_is_as_good_as_absent(figures: dict[str, Any], trained: Path) -> None:
-    from minigpt_cli.evaluation.targets import Target, score_key
+    from minigpt_cli.evaluation.eval_target import Target, score_key
 
     run = RunStore("runs").find("first")
     key = score_key(run, Target())
@@ -241,14 +241,14 @@ def test_a_chart_is_drawn_of_any_numbers(ys: list[float]) -> None:
 
 
 def test_json_is_refused_where_it_is_nested_beyond_all_sense_or_holds_half_a_pair() -> None:
-    assert durable.parse_json(b'{"a": [[["[[[["]]]}' + b" " * 200, "it") == {"a": [[["[[[["]]]}
-    assert durable.parse_json(b'"\\ud83d\\ude00"', "it") == "\N{GRINNING FACE}"
+    assert atomic_io.parse_json(b'{"a": [[["[[[["]]]}' + b" " * 200, "it") == {"a": [[["[[[["]]]}
+    assert atomic_io.parse_json(b'"\\ud83d\\ude00"', "it") == "\N{GRINNING FACE}"
     for data in (b"[" * 150 + b"]" * 150, b'{"a":' * 100_000):
         with pytest.raises(RunDamaged, match="nested too deeply"):
-            durable.parse_json(data, "it")
+            atomic_io.parse_json(data, "it")
     for data in (b'"\\ud800"', b'{"\\uDC00": 1}'):
         with pytest.raises(RunDamaged, match=r"half of a surrogate pair, \\u"):
-            durable.parse_json(data, "it")
+            atomic_io.parse_json(data, "it")
 
 
 def test_a_note_is_bounded(make_run: Callable[..., Run], cli: Cli) -> None:

@@ -17,8 +17,8 @@ import pytest
 
 from minigpt_cli import cli as cli_module
 from minigpt_cli import escaping
-from minigpt_cli.records import Base, Corpus, Sitting, SplitRecord
-from minigpt_cli.runstore import Annotations, RunStore
+from minigpt_cli.runstore.records import Base, Corpus, Session, SplitRecord
+from minigpt_cli.runstore.store import Annotations, RunStore
 
 EVIL = (
     "\x1b]0;pwned\x07\x1b[31mRED\x9b2J\u202egnp\u2066<script>alert(1)</script>|`x` [x](javascript:alert(1)) ![i](http://evil/i.png)"
@@ -68,7 +68,7 @@ def evil(trained: Path) -> Path:
                 "git_dirty": True,
                 "preset": EVIL,
                 "base": Base(run=EVIL, sha256=EVIL),
-                "resume_exact_history": [Sitting(step=1, exact=False, reasons=[EVIL])],
+                "resume_exact_history": [Session(step=1, exact=False, reasons=[EVIL])],
             }
         )
     )

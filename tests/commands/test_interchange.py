@@ -13,8 +13,8 @@ from minigpt_cli import checkpoints
 from minigpt_cli.cli import run as minigpt
 from minigpt_cli.config import DataConfig, RunConfig
 from minigpt_cli.models.contract import build_model
-from minigpt_cli.records import RunRecord, now
-from minigpt_cli.runstore import RunStore
+from minigpt_cli.runstore.records import RunRecord, now
+from minigpt_cli.runstore.store import RunStore
 from minigpt_cli.tokenization.char import CharTokenizer
 from minigpt_cli.tokenization.contract import Alphabet
 

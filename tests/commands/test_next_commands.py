@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from minigpt_cli.commands.running import StopSignals
+from minigpt_cli.commands.train_run import StopSignals
 from minigpt_cli.data.opening import Opening, opening_of
-from minigpt_cli.display.words import quoted
-from minigpt_cli.runstore import RunStore
+from minigpt_cli.display.format import quoted
+from minigpt_cli.runstore.store import RunStore
 from minigpt_cli.tokenization.char import CharTokenizer
 from minigpt_cli.tokenization.pretrained import load_tokenizer
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from minigpt_cli.commands.serving import build_app
+from minigpt_cli.commands.serve import build_app
 from minigpt_cli.errors import RunNotFound
-from minigpt_cli.runstore import RunStore
+from minigpt_cli.runstore.store import RunStore
 
 PATHS = ["runs/first", "runs/first/", "./runs/first", "runs/first/best.safetensors", "runs/first/last.safetensors", "elsewhere/first"]
 COMMANDS = [

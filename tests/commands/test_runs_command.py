@@ -13,8 +13,8 @@ import pytest
 
 from minigpt_cli.config import ClassicConfig, ComputeConfig, ModernConfig, RunConfig
 from minigpt_cli.events import Evaluated
-from minigpt_cli.records import Best, Corpus, SplitRecord
-from minigpt_cli.runstore import RunStore
+from minigpt_cli.runstore.records import Best, Corpus, SplitRecord
+from minigpt_cli.runstore.store import RunStore
 
 LEADERBOARD = (
     "rank run arch tokenizer nats_per_char ci95 val_loss best_step stop_step n_params n_active_params tokens_seen elapsed_s status "

@@ -10,9 +10,9 @@ from typing import Any
 import httpx
 import pytest
 
-from minigpt_cli.commands.serving import build_app
-from minigpt_cli.records import FileRecord, _checksum
-from minigpt_cli.runstore import RunStore
+from minigpt_cli.commands.serve import build_app
+from minigpt_cli.runstore.records import FileRecord, _checksum
+from minigpt_cli.runstore.store import RunStore
 
 FILES = {"best.safetensors": FileRecord(sha256="a" * 64, bytes=1)}
 ODD = {

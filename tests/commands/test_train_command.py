@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from minigpt_cli.runstore import Run, RunStore
+from minigpt_cli.runstore.store import Run, RunStore
 
 
 def test_training_leaves_a_whole_run_and_says_what_comes_next(trained: Path, cli: Any, tiny: list[str]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from minigpt_cli.evaluation.recipes import by_recipe
-from minigpt_cli.runstore import RunStore
+from minigpt_cli.runstore.store import RunStore
 
 
 def test_grid_trains_ordinary_runs_of_one_group_and_is_resumed_by_typing_it_again(trained: Path, cli: Any, tiny: list[str]) -> None:

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from minigpt_cli import registry
 from minigpt_cli.config import DataConfig
-from minigpt_cli.data import corpora, encoding, workshop
+from minigpt_cli.data import atomic_folder, corpora, encoding
 from minigpt_cli.data.corpora import open_sources
 from minigpt_cli.data.dataset import RECORD, Dataset
 from minigpt_cli.data.encoding import Preparing, open_dataset, prepare, prepared
@@ -403,7 +403,7 @@ def test_a_full_disk_leaves_nothing(number: int, text: Path, monkeypatch: pytest
         message = "the disk is full" if count[0] < number else "finished on a full disk"
     assert "the disk is full" in message
     monkeypatch.undo()
-    assert [path for path in tree() if workshop.UNFINISHED in path or path.endswith(".tmp")] == []
+    assert [path for path in tree() if atomic_folder.UNFINISHED in path or path.endswith(".tmp")] == []
 
 
 def test_an_abandoned_preparation_leaves_nothing(text: Path) -> None:

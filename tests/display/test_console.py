@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minigpt_cli import escaping
-from minigpt_cli.display import console, words
+from minigpt_cli.display import console, format
 
 
 @given(st.text())
@@ -75,11 +75,11 @@ def test_words_say_which_stream_they_belong_to(capsys: pytest.CaptureFixture[str
     [(0, "0"), (999, "999"), (1000, "1 k"), (795_321, "795 k"), (10_700_000, "10.7 M"), (124_000_000, "124 M"), (999_999, "1 M")],
 )
 def test_counts_have_three_digits_and_a_unit(n: int, text: str) -> None:
-    assert words.count(n) == text
+    assert format.count(n) == text
 
 
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0, "0.0 s"), (9.94, "9.9 s"), (9.96, "0:10"), (59.6, "1:00"), (187, "3:07"), (3849, "1:04:09")]
 )
 def test_durations_read_like_a_clock(seconds: float, text: str) -> None:
-    assert words.duration(seconds) == text
+    assert format.duration(seconds) == text

@@ -17,7 +17,7 @@ from minigpt_cli.config import DataConfig, RunConfig
 from minigpt_cli.data.dataset import Dataset
 from minigpt_cli.data.encoding import prepared
 from minigpt_cli.events import Event
-from minigpt_cli.runstore import Run, RunStore
+from minigpt_cli.runstore.store import Run, RunStore
 from minigpt_cli.training.trainer import fit
 
 
@@ -72,7 +72,7 @@ def tiny_config() -> Callable[..., RunConfig]:
     return config
 
 
-class Sittings:
+class Sessions:
     """Trains runs in one store, interrupted or not."""
 
     def __init__(self, folder: Path) -> None:
@@ -99,8 +99,8 @@ class Sittings:
 
 
 @pytest.fixture
-def sittings(tmp_path: Path) -> Sittings:
-    return Sittings(tmp_path / "runs")
+def sessions(tmp_path: Path) -> Sessions:
+    return Sessions(tmp_path / "runs")
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import torch
 
 from minigpt_cli import checkpoints
 from minigpt_cli.events import Resumed, Stopped
-from minigpt_cli.training import rescoring
+from minigpt_cli.training import final_score
 
 CASES: dict[str, dict[str, Any]] = {
     "bigram": {"model__arch": "bigram"},
@@ -34,16 +34,16 @@ CASES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_an_interrupted_run_ends_bit_for_bit_like_the_uninterrupted(
-    case: str, sittings: Any, dataset: Any, tiny_config: Any, everything: Any
+    case: str, sessions: Any, dataset: Any, tiny_config: Any, everything: Any
 ) -> None:
     settings, text = tiny_config(**CASES[case]), dataset("bpe" if case == "bpe" else "char")
-    whole = sittings.begin("whole", settings, text)
-    sittings.train(whole, settings, text)
+    whole = sessions.begin("whole", settings, text)
+    sessions.train(whole, settings, text)
     expected = everything(whole)
-    parts = sittings.begin("parts", settings, text)
+    parts = sessions.begin("parts", settings, text)
     resumed = False
     for stop_at in (1, 3, 1, 2, 1, None):
-        sittings.train(parts, settings, text, stop_at=stop_at, resume=resumed)
+        sessions.train(parts, settings, text, stop_at=stop_at, resume=resumed)
         resumed = True
     found = everything(parts)
     for part, value in expected.items():
@@ -51,12 +51,12 @@ def test_an_interrupted_run_ends_bit_for_bit_like_the_uninterrupted(
 
 
 @pytest.mark.parametrize("steps", range(1, 13))
-def test_a_run_may_be_interrupted_after_any_step(steps: int, sittings: Any, dataset: Any, tiny_config: Any, everything: Any) -> None:
+def test_a_run_may_be_interrupted_after_any_step(steps: int, sessions: Any, dataset: Any, tiny_config: Any, everything: Any) -> None:
     settings = tiny_config(optim__max_steps=12, eval__eval_every=5, eval__patience=1, eval__min_delta=0.01, eval__save_every=3)
-    whole, parts = (sittings.begin(name, settings, dataset()) for name in ("whole", "parts"))
-    sittings.train(whole, settings, dataset())
-    sittings.train(parts, settings, dataset(), stop_at=steps)
-    sittings.train(parts, settings, dataset(), resume=True)
+    whole, parts = (sessions.begin(name, settings, dataset()) for name in ("whole", "parts"))
+    sessions.train(whole, settings, dataset())
+    sessions.train(parts, settings, dataset(), stop_at=steps)
+    sessions.train(parts, settings, dataset(), resume=True)
     assert everything(parts) == everything(whole)
 
 
@@ -76,29 +76,29 @@ COMPILED: dict[str, dict[str, Any]] = {
 @pytest.mark.usefixtures("quick_compile")
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch asks for it while it compiles, and hides the warning
 @pytest.mark.parametrize("case", COMPILED)
-def test_a_compiled_run_is_resumed_to_the_bit(case: str, sittings: Any, dataset: Any, tiny_config: Any, everything: Any) -> None:
+def test_a_compiled_run_is_resumed_to_the_bit(case: str, sessions: Any, dataset: Any, tiny_config: Any, everything: Any) -> None:
     settings = tiny_config(compute__compile="on", optim__max_steps=9, **COMPILED[case])
-    whole, parts = (sittings.begin(name, settings, dataset()) for name in ("whole", "parts"))
-    sittings.train(whole, settings, dataset())
+    whole, parts = (sessions.begin(name, settings, dataset()) for name in ("whole", "parts"))
+    sessions.train(whole, settings, dataset())
     torch.manual_seed(99)  # another process begins with other random numbers
-    sittings.train(parts, settings, dataset(), stop_at=5)
+    sessions.train(parts, settings, dataset(), stop_at=5)
     torch.manual_seed(100)
-    events = sittings.train(parts, settings, dataset(), resume=True)
+    events = sessions.train(parts, settings, dataset(), resume=True)
     assert everything(parts) == everything(whole)
     assert next(e for e in events if isinstance(e, Resumed)).exact
 
 
 def test_other_libraries_are_said_in_one_line_and_kept(
-    sittings: Any, dataset: Any, tiny_config: Any, monkeypatch: pytest.MonkeyPatch
+    sessions: Any, dataset: Any, tiny_config: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = tiny_config(optim__max_steps=6)
-    run = sittings.begin("run", settings, dataset())
-    sittings.train(run, settings, dataset(), stop_at=2)
+    run = sessions.begin("run", settings, dataset())
+    sessions.train(run, settings, dataset(), stop_at=2)
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
     monkeypatch.setenv("MKL_CBWR", "COMPATIBLE")
-    sittings.train(run, settings, dataset(), stop_at=2, resume=True)
-    again = sittings.train(run, settings, dataset(), resume=True)
-    assert next(e for e in again if isinstance(e, Resumed)).exact  # nothing has changed since the second sitting
+    sessions.train(run, settings, dataset(), stop_at=2, resume=True)
+    again = sessions.train(run, settings, dataset(), resume=True)
+    assert next(e for e in again if isinstance(e, Resumed)).exact  # nothing has changed since the second session
     first, second = run.refresh().record.resume_exact_history
     assert (first.exact, second.exact) == (False, True)
     assert first.reasons == ["MKL_CBWR was not set and is now COMPATIBLE", "ONEDNN_MAX_CPU_ISA was not set and is now AVX2"]
@@ -106,15 +106,15 @@ def test_other_libraries_are_said_in_one_line_and_kept(
 
 
 @pytest.mark.parametrize("lost", ["generator.default.0", "graphs"])
-def test_what_a_save_itself_cannot_continue_is_said(lost: str, sittings: Any, dataset: Any, tiny_config: Any) -> None:
+def test_what_a_save_itself_cannot_continue_is_said(lost: str, sessions: Any, dataset: Any, tiny_config: Any) -> None:
     settings = tiny_config(optim__max_steps=6)
-    run = sittings.begin("run", settings, dataset())
-    sittings.train(run, settings, dataset(), stop_at=2)
+    run = sessions.begin("run", settings, dataset())
+    sessions.train(run, settings, dataset(), stop_at=2)
     point = checkpoints.load_resume(run)
     tensors = {name: tensor for name, tensor in point.resume.items() if name != lost}
     state = {**point.resume_state, "recompiled": lost == "graphs"}
     checkpoints.save(run, point.record, last=point.last, resume=tensors, resume_state=state)
-    events = sittings.train(run, settings, dataset(), resume=True)
+    events = sessions.train(run, settings, dataset(), resume=True)
     resumed = next(e for e in events if isinstance(e, Resumed))
     assert not resumed.exact
     assert len(resumed.notices) == 1
@@ -129,7 +129,7 @@ def test_a_run_killed_after_its_last_save_ends_for_the_same_reason(
     eval_changes: dict[str, Any],
     reason: str,
     max_steps: int,
-    sittings: Any,
+    sessions: Any,
     dataset: Any,
     tiny_config: Any,
     killed: Any,
@@ -138,8 +138,8 @@ def test_a_run_killed_after_its_last_save_ends_for_the_same_reason(
     first = max_steps if "target_loss" in eval_changes else 4
     changes = {f"eval__{name}": value for name, value in eval_changes.items()}
     settings = tiny_config(optim__max_steps=max_steps, eval__eval_every=8 if first == max_steps else 4, **changes)
-    whole, parts = (sittings.begin(name, settings, dataset()) for name in ("whole", "parts"))
-    *_, stopped = sittings.train(whole, settings, dataset())
+    whole, parts = (sessions.begin(name, settings, dataset()) for name in ("whole", "parts"))
+    *_, stopped = sessions.train(whole, settings, dataset())
     assert isinstance(stopped, Stopped)
     assert stopped.stop_reason == reason
 
@@ -147,9 +147,9 @@ def test_a_run_killed_after_its_last_save_ends_for_the_same_reason(
         raise killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(rescoring, "rescored", dies)
+        patch.setattr(final_score, "rescored", dies)
         with pytest.raises(killed):
-            sittings.train(parts, settings, dataset())
+            sessions.train(parts, settings, dataset())
     assert parts.refresh().record.status == "running"
-    *_, resumed = sittings.train(parts, settings, dataset(), resume=True)
+    *_, resumed = sessions.train(parts, settings, dataset(), resume=True)
     assert (resumed.stop_reason, resumed.step) == (stopped.stop_reason, stopped.step)

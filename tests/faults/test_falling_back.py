@@ -10,7 +10,7 @@ import pytest
 from harness import tiny
 
 from minigpt_cli import cli as cli_module
-from minigpt_cli import snapshots
+from minigpt_cli.runstore import snapshots
 
 FILES = ["run.json", "config.json", "tokenizer.json", "best.safetensors", "last.safetensors", "resume.safetensors"]
 READERS = ["generate run --prompt a --max-new-tokens 2", "eval run", "compare run other", "runs export run --out exported"]

@@ -15,11 +15,12 @@ import pytest
 import torch
 from harness import tiny
 
-from minigpt_cli import checkpoints, snapshots
+from minigpt_cli import checkpoints
 from minigpt_cli.config import RunConfig
 from minigpt_cli.errors import MiniGPTError
 from minigpt_cli.models.contract import build_model
-from minigpt_cli.runstore import Best, Run, RunRecord, RunStore
+from minigpt_cli.runstore import snapshots
+from minigpt_cli.runstore.store import Best, Run, RunRecord, RunStore
 from minigpt_cli.tokenization.char import CharTokenizer
 
 VOCABULARY = [ord(c) for c in "abcdefghijk"]

@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minigpt_cli import durable
-from minigpt_cli.data.workshop import UNFINISHED, workshop
+from minigpt_cli.data.atomic_folder import UNFINISHED, workshop
 from minigpt_cli.evaluation import cache
 from minigpt_cli.evaluation.scores import make_score
 from minigpt_cli.interchange.folders import new_folder
-from minigpt_cli.runstore import RunStore
+from minigpt_cli.runstore.store import RunStore
+from minigpt_cli.storage import atomic_io
 
-NAME = f".thing.0123abcd{durable.TEMPORARY}"
+NAME = f".thing.0123abcd{atomic_io.TEMPORARY}"
 
 
 def remove_a_run(folder: Path) -> None:
@@ -54,7 +54,7 @@ def test_after_a_day_what_a_kill_left_is_removed_and_before_it_is_not(
     work: Callable[[Path], None], place: str, left: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / place
-    for name in (left, "mine/kept", f".other{durable.TEMPORARY}.txt"):
+    for name in (left, "mine/kept", f".other{atomic_io.TEMPORARY}.txt"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("")
     first = folder / Path(left).parts[0]
@@ -65,4 +65,4 @@ def test_after_a_day_what_a_kill_left_is_removed_and_before_it_is_not(
     work(folder)
     assert not first.exists()
     assert (folder / "mine" / "kept").exists()
-    assert (folder / f".other{durable.TEMPORARY}.txt").exists()
+    assert (folder / f".other{atomic_io.TEMPORARY}.txt").exists()

@@ -17,7 +17,7 @@ from harness import tiny
 from minigpt_cli import checkpoints
 from minigpt_cli.commands.signals import StopSignals
 from minigpt_cli.errors import Interrupted
-from minigpt_cli.runstore import RunStore
+from minigpt_cli.runstore.store import RunStore
 
 FOREVER = [*tiny.training(1_000_000, 200), "--eval-iters", "1", "--json", "--name", "run"]
 

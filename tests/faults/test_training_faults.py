@@ -17,9 +17,9 @@ from minigpt_cli import checkpoints
 from minigpt_cli.errors import Diverged, MiniGPTError, UsageError
 from minigpt_cli.evaluation.recipes import recipe_of
 from minigpt_cli.events import Evaluated, Resumed, Skipped, Started
-from minigpt_cli.runstore import Run
-from minigpt_cli.training import memory, planning, resuming, state, trainer
-from minigpt_cli.training.measuring import Measured, Measuring
+from minigpt_cli.runstore.store import Run
+from minigpt_cli.training import memory, planner, resuming, state, trainer
+from minigpt_cli.training.evaluator import Measured, Measuring
 from minigpt_cli.training.schedules import lr_factor
 
 Poison = Callable[[Callable[[int], bool]], None]
@@ -56,11 +56,11 @@ def strict_lines(run: Run) -> list[dict[str, Any]]:
 # ---- numbers that are not finite
 
 
-def test_a_step_that_is_not_finite_is_not_applied_and_is_recorded(sittings: Any, dataset: Any, tiny_config: Any, poison: Poison) -> None:
+def test_a_step_that_is_not_finite_is_not_applied_and_is_recorded(sessions: Any, dataset: Any, tiny_config: Any, poison: Poison) -> None:
     settings = tiny_config(optim__max_steps=4, eval__eval_every=1)
-    run = sittings.begin("run", settings, dataset())
+    run = sessions.begin("run", settings, dataset())
     poison(lambda call: call == 3)
-    events = sittings.train(run, settings, dataset())
+    events = sessions.train(run, settings, dataset())
     assert [e.step for e in events if isinstance(e, Skipped)] == [3]
     losses = {e.step: e.val_loss for e in events if isinstance(e, Evaluated)}
     assert losses[3] == losses[2]  # nothing changed
@@ -70,25 +70,25 @@ def test_a_step_that_is_not_finite_is_not_applied_and_is_recorded(sittings: Any,
 
 
 def test_a_run_that_skipped_a_step_resumes_to_the_bit(
-    sittings: Any, dataset: Any, tiny_config: Any, poison: Poison, everything: Any
+    sessions: Any, dataset: Any, tiny_config: Any, poison: Poison, everything: Any
 ) -> None:
     settings = tiny_config(optim__max_steps=6, eval__eval_every=2, optim__ema=0.9)
-    whole, parts = (sittings.begin(name, settings, dataset()) for name in ("whole", "parts"))
+    whole, parts = (sessions.begin(name, settings, dataset()) for name in ("whole", "parts"))
     poison(lambda call: call == 3)
-    sittings.train(whole, settings, dataset())
+    sessions.train(whole, settings, dataset())
     poison(lambda call: call == 3)
-    sittings.train(parts, settings, dataset(), stop_at=3)
+    sessions.train(parts, settings, dataset(), stop_at=3)
     poison(lambda call: False)
-    sittings.train(parts, settings, dataset(), resume=True)
+    sessions.train(parts, settings, dataset(), resume=True)
     assert everything(parts) == everything(whole)
 
 
-def test_steps_that_stay_broken_end_the_run_with_its_best_intact(sittings: Any, dataset: Any, tiny_config: Any, poison: Poison) -> None:
+def test_steps_that_stay_broken_end_the_run_with_its_best_intact(sessions: Any, dataset: Any, tiny_config: Any, poison: Poison) -> None:
     settings = tiny_config(optim__max_steps=40, eval__eval_every=2)
-    run = sittings.begin("run", settings, dataset())
+    run = sessions.begin("run", settings, dataset())
     poison(lambda call: call > 4)
     with pytest.raises(Diverged) as caught:
-        sittings.train(run, settings, dataset())
+        sessions.train(run, settings, dataset())
     assert caught.value.exit_code == 3
     assert "\n" not in str(caught.value)
     record = run.refresh().record
@@ -97,22 +97,22 @@ def test_steps_that_stay_broken_end_the_run_with_its_best_intact(sittings: Any, 
     assert record.best.step == 4
     assert all(t.isfinite().all() for t in checkpoints.load(run).model.state_dict().values())
     poison(lambda call: False)
-    events = sittings.train(run, settings, dataset(), resume=True)  # whoever resumes it wants it to try again
+    events = sessions.train(run, settings, dataset(), resume=True)  # whoever resumes it wants it to try again
     assert events[-1].step == 40
 
 
 def test_a_validation_loss_that_is_not_finite_is_never_best(
-    sittings: Any, dataset: Any, tiny_config: Any, monkeypatch: pytest.MonkeyPatch
+    sessions: Any, dataset: Any, tiny_config: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = tiny_config(optim__max_steps=6, eval__eval_every=2)
-    run, real = sittings.begin("run", settings, dataset()), Measuring.__call__
+    run, real = sessions.begin("run", settings, dataset()), Measuring.__call__
 
     def broken(self: Measuring) -> Measured:
         measured = real(self)
         return Measured(None, None, None, measured.val_nats * math.nan)
 
     monkeypatch.setattr(Measuring, "__call__", broken)
-    sittings.train(run, settings, dataset())
+    sessions.train(run, settings, dataset())
     assert run.refresh().record.best is None
     assert "best.safetensors" not in run.record.files
     assert [line["val_loss"] for line in strict_lines(run)] == [None, None, None]
@@ -122,50 +122,50 @@ def test_a_validation_loss_that_is_not_finite_is_never_best(
 # ---- the disk, and kills, in the middle of training
 
 
-def work_of(sittings: Any, settings: Any, text: Any) -> Callable[[Run], None]:
-    return lambda run: sittings.train(run, settings, text, resume=bool(run.refresh().record.files))
+def work_of(sessions: Any, settings: Any, text: Any) -> Callable[[Run], None]:
+    return lambda run: sessions.train(run, settings, text, resume=bool(run.refresh().record.files))
 
 
 def test_a_disk_that_fills_up_at_any_moment_costs_at_most_what_came_after_the_last_save(
-    sittings: Any, dataset: Any, tiny_config: Any, saboteur: Any, everything: Any
+    sessions: Any, dataset: Any, tiny_config: Any, saboteur: Any, everything: Any
 ) -> None:
     settings = tiny_config(model__arch="bigram", optim__max_steps=4, eval__eval_every=2, eval__save_every=1)
-    whole = sittings.begin("whole", settings, dataset())
-    sittings.train(whole, settings, dataset())
+    whole = sessions.begin("whole", settings, dataset())
+    sessions.train(whole, settings, dataset())
     expected = everything(whole)
     for nth in _strides(3, 11):
-        run = sittings.begin(f"run-{nth}", settings, dataset())
+        run = sessions.begin(f"run-{nth}", settings, dataset())
         message = None
         try:
             with saboteur.strikes(nth, "full"):
-                work_of(sittings, settings, dataset())(run)
+                work_of(sessions, settings, dataset())(run)
         except MiniGPTError as error:
             message = str(error)
         if message is None and saboteur.count < nth:
             return
         assert message is None or ("disk is full" in message and "\n" not in message)
         assert not list(run.dir.rglob("*.tmp"))
-        work_of(sittings, settings, dataset())(run)
+        work_of(sessions, settings, dataset())(run)
         assert everything(run) == expected, f"call {nth}: {saboteur.log[nth - 1]}"
     pytest.fail("training never finished")
 
 
 def test_a_kill_at_any_system_call_of_training_changes_nothing(
-    sittings: Any, dataset: Any, tiny_config: Any, saboteur: Any, killed: Any, everything: Any
+    sessions: Any, dataset: Any, tiny_config: Any, saboteur: Any, killed: Any, everything: Any
 ) -> None:
     settings = tiny_config(model__arch="bigram", optim__max_steps=4, eval__eval_every=2, eval__save_every=1)
-    whole = sittings.begin("whole", settings, dataset())
-    sittings.train(whole, settings, dataset())
+    whole = sessions.begin("whole", settings, dataset())
+    sessions.train(whole, settings, dataset())
     expected = everything(whole)
     for nth in _strides(2, 11):
-        run = sittings.begin(f"run-{nth}", settings, dataset())
+        run = sessions.begin(f"run-{nth}", settings, dataset())
         try:
             with saboteur.strikes(nth, "kill"):
-                work_of(sittings, settings, dataset())(run)
+                work_of(sessions, settings, dataset())(run)
             return
         except killed:
             pass
-        work_of(sittings, settings, dataset())(run)
+        work_of(sessions, settings, dataset())(run)
         assert everything(run) == expected, f"call {nth}: {saboteur.log[nth - 1]}"
     pytest.fail("training never finished")
 
@@ -175,14 +175,14 @@ def _strides(first: int, stride: int) -> Iterator[int]:
     return iter(range(first, 1000, stride))
 
 
-def test_the_disk_is_asked_for_room_before_step_0(sittings: Any, dataset: Any, tiny_config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_disk_is_asked_for_room_before_step_0(sessions: Any, dataset: Any, tiny_config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     import os
 
     settings = tiny_config()
-    run, real = sittings.begin("run", settings, dataset()), os.statvfs("/")
+    run, real = sessions.begin("run", settings, dataset()), os.statvfs("/")
     monkeypatch.setattr(os, "statvfs", lambda _: os.statvfs_result([*real[:4], 1, *real[5:]]))
     with pytest.raises(MiniGPTError, match="are needed"):
-        sittings.train(run, settings, dataset())
+        sessions.train(run, settings, dataset())
     assert not run.file("last.safetensors").exists()
 
 
@@ -205,12 +205,12 @@ def test_what_would_make_another_run_is_refused_by_name(changes: dict[str, Any],
         resuming.check_changes(tiny_config(), tiny_config(**changes), steps_done=4)
 
 
-def test_what_may_change_may_change(sittings: Any, dataset: Any, tiny_config: Any) -> None:
+def test_what_may_change_may_change(sessions: Any, dataset: Any, tiny_config: Any) -> None:
     settings = tiny_config(optim__max_steps=4, optim__schedule="constant")
-    run = sittings.begin("run", settings, dataset())
-    sittings.train(run, settings, dataset())
+    run = sessions.begin("run", settings, dataset())
+    sessions.train(run, settings, dataset())
     longer = tiny_config(optim__max_steps=6, optim__schedule="constant", eval__eval_every=3, eval__patience=5)
-    events = sittings.train(run, longer, dataset(), resume=True)
+    events = sessions.train(run, longer, dataset(), resume=True)
     assert events[-1].step == 6
     noted = "4:max_steps=4 4:eval_every=4 4:patience=0"
     assert run.refresh().config == longer.model_copy(update={"resume_changes": noted})
@@ -219,18 +219,18 @@ def test_what_may_change_may_change(sittings: Any, dataset: Any, tiny_config: An
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine-plateau"])
 def test_an_extended_run_never_jumps_and_is_no_straight_one(
-    schedule: str, sittings: Any, dataset: Any, tiny_config: Any, everything: Any, monkeypatch: pytest.MonkeyPatch
+    schedule: str, sessions: Any, dataset: Any, tiny_config: Any, everything: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The plateau's tail ends when validation no longer improves: here, at once.
     monkeypatch.setattr(Measuring, "__call__", lambda self: Measured(2.0, 2.0, 2.0, np.ones(8)))
     first, longer = (tiny_config(optim__max_steps=n, optim__schedule=schedule, eval__eval_every=1) for n in (6, 24))
     found = []
     for name, stops in (("whole", [None]), ("parts", [1, 3, None])):
-        run = sittings.begin(name, first, dataset())
-        sittings.train(run, first, dataset())
+        run = sessions.begin(name, first, dataset())
+        sessions.train(run, first, dataset())
         ended = run.refresh().record.stop_step
         for stop_at in stops:
-            sittings.train(run, longer, dataset(), stop_at=stop_at, resume=True)
+            sessions.train(run, longer, dataset(), stop_at=stop_at, resume=True)
         found.append(everything(run))
         rates = [event.lr for event in run.metrics()]
         assert max(abs(a - b) for a, b in pairwise(rates[ended - 1 : ended + 4])) <= 0.34 * longer.optim.lr  # over two steps
@@ -239,30 +239,30 @@ def test_an_extended_run_never_jumps_and_is_no_straight_one(
         assert (joined.exact, joined.reasons) == (False, ["max_steps was 6 and is now 24"])
         assert run.config.resume_changes.split()[0] == f"{ended}:max_steps=6"
     assert found[0] == found[1]
-    straight = sittings.begin("straight", longer, dataset())
-    sittings.train(straight, longer, dataset())
+    straight = sessions.begin("straight", longer, dataset())
+    sessions.train(straight, longer, dataset())
     assert recipe_of(straight.refresh()) != recipe_of(run.refresh())
     assert everything(straight)["last"] != found[0]["last"]
 
 
-def test_an_extended_run_is_repeated_to_the_bit_from_its_configuration(sittings: Any, dataset: Any, tiny_config: Any) -> None:
+def test_an_extended_run_is_repeated_to_the_bit_from_its_configuration(sessions: Any, dataset: Any, tiny_config: Any) -> None:
     first, longer = (tiny_config(optim__max_steps=n, optim__schedule="wsd") for n in (6, 12))
-    run = sittings.begin("run", first, dataset())
-    sittings.train(run, first, dataset(), stop_at=5)
-    sittings.train(run, longer, dataset(), resume=True)
-    again = sittings.begin("again", run.refresh().config, dataset())
-    sittings.train(again, again.config, dataset())
+    run = sessions.begin("run", first, dataset())
+    sessions.train(run, first, dataset(), stop_at=5)
+    sessions.train(run, longer, dataset(), resume=True)
+    again = sessions.begin("again", run.refresh().config, dataset())
+    sessions.train(again, again.config, dataset())
     assert again.refresh().config == run.config
     assert again.record.files["last.safetensors"] == run.record.files["last.safetensors"]
     assert recipe_of(again) == recipe_of(run)
 
 
-def test_sessions_and_threads_do_not_make_another_recipe_and_patience_does(sittings: Any, dataset: Any, tiny_config: Any) -> None:
+def test_sessions_and_threads_do_not_make_another_recipe_and_patience_does(sessions: Any, dataset: Any, tiny_config: Any) -> None:
     settings = tiny_config(optim__max_steps=8)
-    whole, parts, other = (sittings.begin(name, settings, dataset()) for name in ("whole", "parts", "other"))
+    whole, parts, other = (sessions.begin(name, settings, dataset()) for name in ("whole", "parts", "other"))
     for run, change in ((whole, {}), (parts, {"compute__threads": 2}), (other, {"eval__patience": 9})):
-        sittings.train(run, tiny_config(optim__max_steps=8, eval__time_limit=60.0), dataset(), stop_at=4)
-        sittings.train(run, tiny_config(optim__max_steps=8, **change), dataset(), resume=True)
+        sessions.train(run, tiny_config(optim__max_steps=8, eval__time_limit=60.0), dataset(), stop_at=4)
+        sessions.train(run, tiny_config(optim__max_steps=8, **change), dataset(), resume=True)
     assert recipe_of(parts.refresh()) == recipe_of(whole.refresh())
     assert "4:patience=0" in other.refresh().config.resume_changes
     assert recipe_of(other) != recipe_of(whole)
@@ -276,17 +276,17 @@ def test_changes_that_cannot_be_read_are_refused(text: str, tiny_config: Any) ->
         tiny_config(resume_changes=text)
 
 
-def test_where_it_cannot_be_exact_it_says_so_and_goes_on(sittings: Any, dataset: Any, tiny_config: Any) -> None:
+def test_where_it_cannot_be_exact_it_says_so_and_goes_on(sessions: Any, dataset: Any, tiny_config: Any) -> None:
     settings = tiny_config(optim__max_steps=8, model__dropout=0.1)
-    run = sittings.begin("run", settings, dataset())
-    sittings.train(run, settings, dataset(), stop_at=4)
+    run = sessions.begin("run", settings, dataset())
+    sessions.train(run, settings, dataset(), stop_at=4)
     run.write_record(
         run.refresh().record.model_copy(
             update={"computed_by": {"torch": "2.0", "the number of threads": "64", "the number of processes": "2"}}
         )
     )
     divided = tiny_config(optim__max_steps=8, model__dropout=0.1, optim__batch_size=2, optim__grad_accum=2)
-    events = sittings.train(run, divided, dataset(), resume=True)
+    events = sessions.train(run, divided, dataset(), resume=True)
     resumed = next(e for e in events if isinstance(e, Resumed))
     assert not resumed.exact
     for word in ("torch", "threads", "processes", "batch_size", "grad_accum"):
@@ -305,27 +305,27 @@ def test_where_it_cannot_be_exact_it_says_so_and_goes_on(sittings: Any, dataset:
         {"figures": {"grad_norm": "x"}},
     ],
 )
-def test_a_training_state_that_does_not_fit_is_one_line(damage: dict[str, Any], sittings: Any, dataset: Any, tiny_config: Any) -> None:
+def test_a_training_state_that_does_not_fit_is_one_line(damage: dict[str, Any], sessions: Any, dataset: Any, tiny_config: Any) -> None:
     settings = tiny_config(optim__max_steps=2)
-    run = sittings.begin("run", settings, dataset())
-    sittings.train(run, settings, dataset())
+    run = sessions.begin("run", settings, dataset())
+    sessions.train(run, settings, dataset())
     point = checkpoints.load_resume(run)
     broken = {**point.resume_state, **damage}
     checkpoints.save(run, point.record, last=point.last, resume=point.resume, resume_state=broken)
     with pytest.raises(MiniGPTError) as caught:
-        sittings.train(run, tiny_config(optim__max_steps=5), dataset(), resume=True)
+        sessions.train(run, tiny_config(optim__max_steps=5), dataset(), resume=True)
     assert "\n" not in str(caught.value)
 
 
-def test_optimizer_tensors_that_do_not_fit_are_one_line(sittings: Any, dataset: Any, tiny_config: Any) -> None:
+def test_optimizer_tensors_that_do_not_fit_are_one_line(sessions: Any, dataset: Any, tiny_config: Any) -> None:
     settings = tiny_config(optim__max_steps=2, optim__optimizer="muon")
-    run = sittings.begin("run", settings, dataset())
-    sittings.train(run, settings, dataset())
+    run = sessions.begin("run", settings, dataset())
+    sessions.train(run, settings, dataset())
     point = checkpoints.load_resume(run)
     for broken in ({}, {n: t.new_zeros(1) for n, t in point.resume.items()}):
         checkpoints.save(run, point.record, last=point.last, resume=broken, resume_state=point.resume_state)
         with pytest.raises(MiniGPTError, match="does not fit"):
-            sittings.train(run, tiny_config(optim__max_steps=5, optim__optimizer="muon"), dataset(), resume=True)
+            sessions.train(run, tiny_config(optim__max_steps=5, optim__optimizer="muon"), dataset(), resume=True)
 
 
 # ---- memory
@@ -356,35 +356,35 @@ def out_of_memory_above(monkeypatch: pytest.MonkeyPatch, windows: int, error: Ex
     ],
 )
 def test_running_out_of_memory_is_one_line_with_a_batch_that_would_fit(
-    error: Exception, sittings: Any, dataset: Any, tiny_config: Any, monkeypatch: pytest.MonkeyPatch
+    error: Exception, sessions: Any, dataset: Any, tiny_config: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = tiny_config(optim__batch_size=8)
-    run = sittings.begin("run", settings, dataset())
+    run = sessions.begin("run", settings, dataset())
     out_of_memory_above(monkeypatch, 4, error)
     with pytest.raises(memory.OutOfMemory, match="--batch-size 4 would") as caught:
-        sittings.train(run, settings, dataset())
+        sessions.train(run, settings, dataset())
     assert "\n" not in str(caught.value)
     assert caught.value.exit_code == 1
 
 
-def test_another_runtime_error_is_not_called_memory(sittings: Any, dataset: Any, tiny_config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = sittings.begin("run", tiny_config(), dataset())
+def test_another_runtime_error_is_not_called_memory(sessions: Any, dataset: Any, tiny_config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = sessions.begin("run", tiny_config(), dataset())
     out_of_memory_above(monkeypatch, 0, RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     with pytest.raises(RuntimeError, match="mat1"):
-        sittings.train(run, tiny_config(), dataset())
+        sessions.train(run, tiny_config(), dataset())
 
 
 @pytest.mark.parametrize("after", [0, 7])
 def test_auto_batch_divides_the_batch_and_goes_on_at_the_same_total(
-    after: int, sittings: Any, dataset: Any, tiny_config: Any, monkeypatch: pytest.MonkeyPatch
+    after: int, sessions: Any, dataset: Any, tiny_config: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = {"optim__max_steps": 12, "eval__eval_iters": 0, "optim__optimizer": "adamw"}
-    whole = sittings.begin("whole", tiny_config(**plan, optim__batch_size=8), dataset())
-    sittings.train(whole, tiny_config(**plan, optim__batch_size=8), dataset())
+    whole = sessions.begin("whole", tiny_config(**plan, optim__batch_size=8), dataset())
+    sessions.train(whole, tiny_config(**plan, optim__batch_size=8), dataset())
     settings = tiny_config(**plan, optim__batch_size=8, optim__auto_batch=True)
-    run = sittings.begin("run", settings, dataset())
+    run = sessions.begin("run", settings, dataset())
     out_of_memory_above(monkeypatch, 2, MemoryError(), after)
-    events = sittings.train(run, settings, dataset())
+    events = sessions.train(run, settings, dataset())
     assert run.refresh().config.optim.batch_size == 2
     assert run.config.optim.grad_accum == 4
     assert any("memory ran out" in notice for e in events if isinstance(e, Started) for notice in e.notices)
@@ -398,36 +398,36 @@ def test_auto_batch_divides_the_batch_where_measuring_already_runs_out_of_memory
 ) -> None:
     settings = tiny_config(optim__batch_size=8, optim__auto_batch=True, optim__max_steps=0)  # planned by the speed of real steps
     out_of_memory_above(monkeypatch, 2, RuntimeError("could not create a primitive"))
-    config, notices = planning.resolve(settings, dataset())
+    config, notices = planner.resolve(settings, dataset())
     assert (config.optim.batch_size, config.optim.grad_accum) == (2, 4)
     assert sum("memory ran out" in notice for notice in notices) == 2
     with pytest.raises(memory.OutOfMemory, match="--batch-size 4 would"):
-        planning.resolve(tiny_config(optim__batch_size=8, optim__max_steps=0), dataset())
+        planner.resolve(tiny_config(optim__batch_size=8, optim__max_steps=0), dataset())
 
 
 def test_auto_batch_gives_up_on_a_batch_that_cannot_be_halved(
-    sittings: Any, dataset: Any, tiny_config: Any, monkeypatch: pytest.MonkeyPatch
+    sessions: Any, dataset: Any, tiny_config: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = tiny_config(optim__batch_size=6, optim__auto_batch=True)
-    run = sittings.begin("run", settings, dataset())
+    run = sessions.begin("run", settings, dataset())
     out_of_memory_above(monkeypatch, 2, MemoryError())
     with pytest.raises(memory.OutOfMemory):
-        sittings.train(run, settings, dataset())
+        sessions.train(run, settings, dataset())
 
 
-def test_the_signal_of_a_lost_terminal_and_of_a_supervisor_are_recorded(sittings: Any, dataset: Any, tiny_config: Any) -> None:
+def test_the_signal_of_a_lost_terminal_and_of_a_supervisor_are_recorded(sessions: Any, dataset: Any, tiny_config: Any) -> None:
     for number, reason in ((2, "interrupted_keyboard"), (15, "terminated")):
-        run = sittings.begin(f"run-{number}", tiny_config(), dataset())
-        sittings.train(run, tiny_config(), dataset(), stop_at=3, signal=number)
+        run = sessions.begin(f"run-{number}", tiny_config(), dataset())
+        sessions.train(run, tiny_config(), dataset(), stop_at=3, signal=number)
         assert (run.refresh().record.stop_reason, run.record.status, run.record.stop_step) == (reason, "interrupted", 3)
         assert trainer._SIGNALS[number] == reason
 
 
 @pytest.mark.parametrize("step", ["many", None, -1, 1.5, True])
-def test_a_step_that_is_no_number_makes_the_save_a_damaged_one(step: Any, sittings: Any, dataset: Any, tiny_config: Any) -> None:
+def test_a_step_that_is_no_number_makes_the_save_a_damaged_one(step: Any, sessions: Any, dataset: Any, tiny_config: Any) -> None:
     settings = tiny_config(optim__max_steps=2)
-    run = sittings.begin("run", settings, dataset())
-    sittings.train(run, settings, dataset())
+    run = sessions.begin("run", settings, dataset())
+    sessions.train(run, settings, dataset())
     point = checkpoints.load_resume(run)
     checkpoints.save(run, point.record, last=point.last, resume=point.resume, resume_state={**point.resume_state, "step": step})
     assert "using the one before" in checkpoints.load_resume(run).notices[0]

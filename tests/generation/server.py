@@ -13,10 +13,10 @@ import uvicorn
 
 from minigpt_cli.display.generation import page
 from minigpt_cli.errors import RunNotFound
-from minigpt_cli.generation.choosing import decoder_for
 from minigpt_cli.generation.engine import generate
-from minigpt_cli.generation.loading import Writer
+from minigpt_cli.generation.open_run import LoadedModel
 from minigpt_cli.generation.sampling import Sampling
+from minigpt_cli.generation.select_decoder import decoder_for
 from minigpt_cli.generation.serving.app import create_app
 from minigpt_cli.generation.serving.connections import PatientProtocol
 from minigpt_cli.generation.serving.models import Listed, Models
@@ -28,8 +28,8 @@ LETTERS = "abcdefghij\n"
 SLOTS, WAITING = 4, 4
 
 
-def writer(name: str, arch: str = "modern") -> Writer:
-    return Writer(name, 10, None, CharTokenizer([ord(c) for c in LETTERS]), [c.encode() for c in LETTERS], plan_of(make(arch, 3)))
+def writer(name: str, arch: str = "modern") -> LoadedModel:
+    return LoadedModel(name, 10, None, CharTokenizer([ord(c) for c in LETTERS]), [c.encode() for c in LETTERS], plan_of(make(arch, 3)))
 
 
 WRITERS = {"first": writer("first"), "second": writer("second", "classic")}
@@ -39,7 +39,7 @@ class Server:
     """A server in a thread."""
 
     def __init__(self, *, protocol: type[PatientProtocol] = PatientProtocol, **options: Any) -> None:
-        def open_run(name: str) -> Writer:
+        def open_run(name: str) -> LoadedModel:
             if name not in WRITERS:
                 raise RunNotFound(f"unknown run {name!r}")
             return WRITERS[name]

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from minigpt_cli.errors import MiniGPTError
-from minigpt_cli.generation.choosing import decoder_for
 from minigpt_cli.generation.engine import Engine, Request
+from minigpt_cli.generation.select_decoder import decoder_for
 from minigpt_cli.generation.serving.batcher import Batcher, Ticket
 
 from .test_decoders import make, plan_of

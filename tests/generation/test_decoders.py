@@ -17,13 +17,13 @@ import torch
 from minigpt_cli.accel import native_build
 from minigpt_cli.config import BigramConfig, ClassicConfig, ModernConfig, MoEConfig
 from minigpt_cli.errors import MiniGPTError
-from minigpt_cli.generation.choosing import decoder_for
-from minigpt_cli.generation.decoder import Decoder, ForwardDecoder
-from minigpt_cli.generation.native.decoder import NativeDecoder, available, quantised
+from minigpt_cli.generation.decoders.c import NativeDecoder, available, quantised
+from minigpt_cli.generation.decoders.contract import Decoder, ForwardDecoder
+from minigpt_cli.generation.decoders.plan import KNOWN, build_plan, expected_shapes
+from minigpt_cli.generation.decoders.torch import TorchDecoder
 from minigpt_cli.generation.numpy_decoder import NumpyDecoder
 from minigpt_cli.generation.sampling import Sampling, choose
-from minigpt_cli.generation.torch_decoder import TorchDecoder
-from minigpt_cli.generation.weights import KNOWN, build_plan, expected_shapes
+from minigpt_cli.generation.select_decoder import decoder_for
 from minigpt_cli.models.attention import CausalAttention
 from minigpt_cli.models.contract import build_model
 

@@ -10,15 +10,15 @@ import torch
 
 from minigpt_cli.config import ClassicConfig
 from minigpt_cli.errors import UsageError
-from minigpt_cli.generation.choosing import decoder_for
-from minigpt_cli.generation.decoder import ForwardDecoder
+from minigpt_cli.generation.decoders.c import NativeDecoder, available
+from minigpt_cli.generation.decoders.contract import ForwardDecoder
+from minigpt_cli.generation.decoders.plan import build_plan
 from minigpt_cli.generation.engine import Engine, Request, Step, generate
-from minigpt_cli.generation.native.decoder import NativeDecoder, available
 from minigpt_cli.generation.numpy_decoder import NumpyDecoder
 from minigpt_cli.generation.samples import Sample, collect, distinct, in_order, prompt_ids, run
 from minigpt_cli.generation.sampling import NotFinite, Sampling
 from minigpt_cli.generation.sampling import choose as sampling_choose
-from minigpt_cli.generation.weights import build_plan
+from minigpt_cli.generation.select_decoder import decoder_for
 from minigpt_cli.models.contract import build_model
 
 from .test_decoders import CONFIGS, T, V, make, plan_of

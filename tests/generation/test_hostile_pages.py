@@ -21,10 +21,10 @@ import pytest
 import uvicorn
 
 from minigpt_cli.cli import run as minigpt
-from minigpt_cli.commands.serving import build_app
-from minigpt_cli.records import Annotations, RunRecord
-from minigpt_cli.rundir import CONFIG, Run
-from minigpt_cli.runstore import RunStore
+from minigpt_cli.commands.serve import build_app
+from minigpt_cli.runstore.directory import CONFIG, Run
+from minigpt_cli.runstore.records import Annotations, RunRecord
+from minigpt_cli.runstore.store import RunStore
 
 from . import browser
 

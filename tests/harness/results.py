@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from minigpt_cli import checkpoints
-from minigpt_cli.rundir import PREVIOUS, Run
+from minigpt_cli.runstore.directory import PREVIOUS, Run
 
 _TIMES = {
     "argv",
@@ -27,7 +27,7 @@ _TIMES = {
 
 
 def timeless(value: Any) -> Any:
-    """JSON without what depends on the clock, the name, how it was typed or the number of sittings."""
+    """JSON without what depends on the clock, the name, how it was typed or the number of sessions."""
     if isinstance(value, dict):
         return {k: timeless(v) for k, v in value.items() if k not in _TIMES}
     return [timeless(v) for v in value] if isinstance(value, list) else value
@@ -59,12 +59,12 @@ def differences(whole: Run, parts: Run, *, repeated: bool = False) -> list[str]:
     for record in (expected["record"], found["record"]) if repeated else ():
         record.update(left_open=None, group=None)
     wrong = [_where(part, expected.get(part), found.get(part)) for part in {**expected, **found} if expected.get(part) != found.get(part)]
-    changed = {sitting.step for sitting in whole.record.resume_exact_history if not sitting.exact}  # by who resumed
+    changed = {session.step for session in whole.record.resume_exact_history if not session.exact}  # by who resumed
     inexact = [s for s in parts.record.resume_exact_history if not s.exact and s.step not in changed]
     files = [{str(p.relative_to(run.dir)) for p in run.dir.rglob("*") if p.is_file()} for run in (whole, parts)]
     strange = [f"the file {name}" for name in sorted(files[0] ^ files[1]) if _matters(name)]
     problems = [f"verify: {finding.file}: {finding.message}" for finding in checkpoints.verify(parts) if finding.level == "problem"]
-    return wrong + [f"sitting of step {s.step} is not exact: {'; '.join(s.reasons)}" for s in inexact] + strange + problems
+    return wrong + [f"session of step {s.step} is not exact: {'; '.join(s.reasons)}" for s in inexact] + strange + problems
 
 
 def _matters(name: str) -> bool:

@@ -7,7 +7,7 @@ import random
 from typing import Any
 
 from minigpt_cli.config import RunConfig
-from minigpt_cli.runstore import Run, RunRecord, RunStore, now
+from minigpt_cli.runstore.store import Run, RunRecord, RunStore, now
 
 DETERMINED = ["--device", "cpu", "--precision", "fp32", "--attention", "plain", "--compile", "off", "--threads", "1"]
 """Nothing is measured or chosen."""

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from minigpt_cli import durable
 from minigpt_cli.errors import RunDamaged
-from minigpt_cli.rundir import RECORD, Run
-from minigpt_cli.runstore import DamagedRun, RunStore
+from minigpt_cli.runstore.directory import RECORD, Run
+from minigpt_cli.runstore.store import DamagedRun, RunStore
+from minigpt_cli.storage import atomic_io
 
 from .results import timeless, without_a_whole_generation
 
@@ -38,7 +38,7 @@ def files(folder: Path) -> dict[str, str]:
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
         if path.is_file() and not any(part.startswith(".") for part in name.parts):
-            found[str(name)] = durable.sha256(path.read_bytes())
+            found[str(name)] = atomic_io.sha256(path.read_bytes())
     return found
 
 

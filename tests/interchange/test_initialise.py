@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 import torch
 
-from minigpt_cli import checkpoints, tensorfiles
+from minigpt_cli import checkpoints
 from minigpt_cli.config import ClassicConfig, DataConfig, ModernConfig
 from minigpt_cli.errors import MiniGPTError, RunDamaged, RunNotFound, UsageError
 from minigpt_cli.interchange import huggingface
 from minigpt_cli.interchange.initialise import Report, initial_weights, model_settings, open_source
 from minigpt_cli.models.contract import build_model
-from minigpt_cli.runstore import Run, RunStore
+from minigpt_cli.runstore.store import Run, RunStore
+from minigpt_cli.storage import tensorfiles
 from minigpt_cli.tokenization.char import CharTokenizer
 from minigpt_cli.tokenization.contract import Alphabet, Tokenizer
 
@@ -316,7 +317,7 @@ def test_report_counts_are_one_line() -> None:
 def test_sharded_directories_are_put_together(make_run: MakeRun, tmp_path: Path) -> None:
     import json
 
-    from minigpt_cli import durable
+    from minigpt_cli.storage import atomic_io
 
     loaded = checkpoints.load(make_run(model="llama"))
     huggingface.export(loaded, tmp_path / "hf")
@@ -325,7 +326,7 @@ def test_sharded_directories_are_put_together(make_run: MakeRun, tmp_path: Path)
     names = sorted(tensors)
     files = {"model-00001-of-00002.safetensors": names[::2], "model-00002-of-00002.safetensors": names[1::2]}
     for file, part in files.items():
-        with durable.staged(tmp_path / "hf" / file) as (fd, temporary):
+        with atomic_io.staged(tmp_path / "hf" / file) as (fd, temporary):
             tensorfiles.write(fd, {n: tensors[n] for n in part}, {})
         temporary.rename(tmp_path / "hf" / file)
     index = tmp_path / "hf" / "model.safetensors.index.json"

@@ -12,9 +12,9 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-from minigpt_cli import downloads
 from minigpt_cli.config import DataConfig
 from minigpt_cli.errors import MiniGPTError, UsageError
+from minigpt_cli.storage import downloads
 from minigpt_cli.tokenization import library
 from minigpt_cli.tokenization.contract import Alphabet
 from minigpt_cli.tokenization.library import LibraryTokenizer

@@ -16,7 +16,7 @@ import pytest
 import torch.distributed as dist
 
 from minigpt_cli.config import RunConfig
-from minigpt_cli.runstore import Run, RunRecord
+from minigpt_cli.runstore.store import Run, RunRecord
 from minigpt_cli.training.distributed import World
 from minigpt_cli.training.resuming import on_processes
 
@@ -89,9 +89,9 @@ def test_a_run_resumed_on_fewer_and_more_processes_takes_the_same_steps(tmp_path
         assert [e["tokens_seen"] for e in seen] == [e["tokens_seen"] for e in straight]
         moved = record(tmp_path, name)
         assert moved.tokens_seen == 15 * 8 * 16
-        for sitting, (before, now) in zip(moved.resume_exact_history, ((2, 1), (1, 2)), strict=True):
-            assert not sitting.exact
-            assert f"the number of processes was {before} and is now {now}" in sitting.reasons
+        for session, (before, now) in zip(moved.resume_exact_history, ((2, 1), (1, 2)), strict=True):
+            assert not session.exact
+            assert f"the number of processes was {before} and is now {now}" in session.reasons
 
 
 def test_tokens_are_counted_as_seen_where_a_step_cannot_be_divided(tmp_path: Path, text: Path, processes: Processes) -> None:

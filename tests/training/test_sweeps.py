@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minigpt_cli.errors import UsageError
-from minigpt_cli.runstore import check_name
+from minigpt_cli.runstore.store import check_name
 from minigpt_cli.training.sweeps import Axis, Space, Study, Trial, grid, group_name, parse_axis, parse_space, run_name
 
 

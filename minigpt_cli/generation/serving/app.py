@@ -21,13 +21,13 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingRes
 from pydantic import ValidationError
 from starlette.requests import ClientDisconnect
 
-from minigpt_cli.durable import one_line
 from minigpt_cli.errors import MiniGPTError, RunNotFound, UsageError
 from minigpt_cli.generation.samples import prompt_ids
 from minigpt_cli.generation.serving.batcher import Batcher, Busy, Ticket
 from minigpt_cli.generation.serving.guard import Guard
 from minigpt_cli.generation.serving.models import Models, Opened
 from minigpt_cli.generation.serving.protocol import Choice, CompletionRequest, joined, problem
+from minigpt_cli.storage.atomic_io import one_line
 
 MAX_BODY = 4 << 20  # bytes
 _log = logging.getLogger(__name__)

@@ -11,9 +11,9 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 
-from minigpt_cli.durable import one_line
 from minigpt_cli.errors import MiniGPTError
 from minigpt_cli.generation.engine import Engine, Request, Step
+from minigpt_cli.storage.atomic_io import one_line
 
 
 class Busy(MiniGPTError):

@@ -10,7 +10,7 @@ from typing import Any
 
 from minigpt_cli.data.chat import END, token_ids
 from minigpt_cli.generation.engine import Engine
-from minigpt_cli.generation.loading import Writer
+from minigpt_cli.generation.open_run import LoadedModel
 from minigpt_cli.generation.serving.batcher import Batcher, Busy
 from minigpt_cli.generation.streaming import pieces_of
 
@@ -30,7 +30,7 @@ class Listed:
 class Opened:
     """A run in memory."""
 
-    writer: Writer
+    writer: LoadedModel
     batcher: Batcher
     version: object
     pieces: list[str]  # the vocabulary as streaming.pieces_of writes it
@@ -43,7 +43,7 @@ class Models:
     def __init__(
         self,
         list_runs: Callable[[], Sequence[Listed]],
-        open_run: Callable[[str], Writer],
+        open_run: Callable[[str], LoadedModel],
         version: Callable[[str], object],
         *,
         slots: int,

@@ -16,10 +16,10 @@ from minigpt_cli.accel import native_build
 from minigpt_cli.config import ClassicConfig, ModernConfig, MoEConfig
 from minigpt_cli.errors import MiniGPTError
 from minigpt_cli.generation import sampling
-from minigpt_cli.generation.native import decoder as native
+from minigpt_cli.generation.decoders import c as native
+from minigpt_cli.generation.decoders.plan import build_plan, expected_shapes
 from minigpt_cli.generation.numpy_decoder import NumpyDecoder
 from minigpt_cli.generation.sampling import NotFinite, Sampling
-from minigpt_cli.generation.weights import build_plan, expected_shapes
 
 HEADS = (1, 2, 3, 4, 5, 7, 8, 15, 16, 17, 31, 32, 33, 63, 64, 65, 96, 100, 127, 128, 130)
 BLOCKS = (1, 2, 3, 7, 8, 16, 17, 31, 64, 100)

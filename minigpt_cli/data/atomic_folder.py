@@ -1,0 +1,117 @@
+"""Folders that appear complete or not at all, and work whose progress can be watched."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from minigpt_cli import threads
+from minigpt_cli.storage.atomic_io import explained, sweep_abandoned, sync_folder
+from minigpt_cli.storage.downloads import Report
+
+try:
+    import fcntl
+except ImportError:  # pragma: no cover: Windows
+    fcntl = None  # type: ignore[assignment]
+
+T = TypeVar("T")
+
+UNFINISHED = ".building-"  # how the name of a folder in the making begins
+_POLL_S = 0.1
+
+
+@dataclass(frozen=True)
+class Preparing:
+    """How far a preparation is."""
+
+    done_bytes: int
+    total_bytes: int | None
+    phase: str  # "downloading", "reading", "learning tokens from" or "encoding", of a text
+
+
+@contextmanager
+def workshop(parent: Path) -> Iterator[Path]:
+    """A new folder in `parent` to build in; what is left of it at the end is removed, and so is a `parent` that was made for nothing."""
+    with explained("make the folder"):
+        made = [folder for folder in (parent, *parent.parents) if not folder.exists()]
+        parent.mkdir(parents=True, exist_ok=True)
+        sweep_abandoned(parent, UNFINISHED, "")
+        folder = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=parent))
+        folder.chmod(0o777 & ~_umask())
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):
+            for empty in made:
+                empty.rmdir()
+
+
+def _umask() -> int:
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
+def put_in_place(folder: Path, target: Path, is_good: Callable[[Path], bool]) -> None:
+    """Rename the finished `folder` to `target`, in place of whatever is there unless that `is_good`.
+
+    Processes that do so in one parent folder wait for each other, so that none takes away what another has just finished.
+    """
+    with explained("write"), _alone_in(target.parent):
+        if target.exists():
+            if is_good(target):
+                return
+            aside = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=target.parent))
+            os.rename(target, aside / "old")
+            shutil.rmtree(aside, ignore_errors=True)
+        os.rename(folder, target)
+        sync_folder(target.parent)
+
+
+@contextmanager
+def _alone_in(parent: Path) -> Iterator[None]:
+    """Hold the kernel's lock of a folder; it frees itself when the process dies, and leaves no file."""
+    if fcntl is None:  # pragma: no cover: Windows
+        yield
+        return
+    fd = os.open(parent, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some network file systems have no locks
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def watched(work: Callable[[Report], T], phase: str) -> Generator[Preparing, None, T]:
+    """Do `work` in a thread and yield, now and then, what it last reported; returns its result or raises its error."""
+    reports: list[Preparing] = []
+    results: list[T] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(work(lambda done, total: reports.append(Preparing(done, total, phase))))
+        except BaseException as error:  # handed over whole to the thread that waits
+            errors.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    threads.start(thread)
+    busy = True
+    while busy:
+        thread.join(_POLL_S)
+        busy = thread.is_alive()
+        if reports:
+            yield reports[-1]
+            reports.clear()
+    if errors:
+        raise errors[0]
+    return results[0]

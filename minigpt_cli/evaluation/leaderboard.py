@@ -1,0 +1,254 @@
+"""Which run is best: ranked rows out of records and kept scores, ties marked. No torch, and quick: it reads a few kilobytes of each run.
+
+Runs are ranked by the nats per character of their best checkpoint among those scored on the same validation text; other texts are
+groups of their own. Every run is compared with the first of its text over the same stretches of text (paired), and the p-values are
+adjusted (Holm) for how many runs are compared. The first is first partly by luck, but the truly best run is among the tied rows with
+95 % confidence all the same (multiple comparisons with the best: Hsu 1984).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from pydantic import BaseModel, ConfigDict
+
+from minigpt_cli.errors import MiniGPTError, UsageError, unknown_name
+from minigpt_cli.runstore.directory import Run
+from minigpt_cli.runstore.records import Best
+from minigpt_cli.runstore.store import by_text
+
+LEVEL = 0.05
+_AMOUNTS = {"tokens": "tokens_seen", "seconds": "elapsed_s"}
+
+
+class Row(BaseModel):
+    """One line of the leaderboard."""
+
+    model_config = ConfigDict(frozen=True, protected_namespaces=())
+
+    rank: int
+    run: str
+    arch: str
+    tokenizer: str
+    nats_per_char: float
+    ci95: tuple[float, float] | None
+    val_loss: float  # nats per token
+    best_step: int
+    stop_step: int
+    n_params: int
+    n_active_params: int
+    tokens_seen: int
+    elapsed_s: float
+    status: str
+    text_sha256: str
+    tied_with_best: bool
+
+
+@dataclass(frozen=True)
+class Folded:
+    """One recipe on the leaderboard: its seeds in one row."""
+
+    rank: int
+    runs: list[str]
+    n: int
+    nats_per_char: float  # mean over seeds
+    standard_error: float | None  # None for one seed
+    arch: str
+    n_params: int
+    text_sha256: str
+
+
+AnyRow = TypeVar("AnyRow", Row, Folded)
+Tied = Callable[[Run, Run], bool]
+
+
+def rank(runs: Iterable[Run], tied: Tied | None = None) -> list[Row]:
+    """Scored runs, best first within each text; the text of the most recently saved run comes first. `tied` tells whether another run is
+    tied with the first of its text: by default with `ties`."""
+    groups = by_text(runs)
+    tied = tied or ties([run for group in groups for run in group])
+    return [_row(position, run, position == 1 or tied(group[0], run)) for group in groups for position, run in enumerate(group, 1)]
+
+
+def _row(position: int, run: Run, tied_with_best: bool) -> Row:
+    record = run.record
+    best = record.best
+    assert best is not None
+    return Row(
+        rank=position,
+        run=run.name,
+        arch=record.arch,
+        tokenizer=record.tokenizer,
+        nats_per_char=best.nats_per_char,
+        ci95=best.ci95,
+        val_loss=best.nats_per_token,
+        best_step=best.step,
+        stop_step=record.stop_step,
+        n_params=record.n_params,
+        n_active_params=record.n_active_params,
+        tokens_seen=record.tokens_seen,
+        elapsed_s=record.elapsed_s,
+        status=run.status,
+        text_sha256=record.text_sha256,
+        tied_with_best=tied_with_best,
+    )
+
+
+def intervals_overlap(best: Run, other: Run) -> bool:
+    """Whether the two scores' intervals overlap: cautious where no paired test is at hand."""
+    a, b = best.record.best, other.record.best
+    return bool(a and b and a.ci95 and b.ci95 and b.ci95[0] <= a.ci95[1])
+
+
+def ties(runs: Sequence[Run]) -> Tied:
+    """Whether another run is statistically tied with the first of its text. Where scores are not kept, whether intervals overlap."""
+    known: dict[tuple[str, str], bool] = {}
+    for first, *others in by_text(runs):
+        known |= {(first.name, name): tied for name, tied in _tied_with(first, others).items()}
+
+    def tied(first: Run, other: Run) -> bool:
+        pair = (first.name, other.name)
+        return known[pair] if pair in known else intervals_overlap(first, other)
+
+    return tied
+
+
+def _tied_with(first: Run, others: Sequence[Run]) -> dict[str, bool]:
+    """Whether each other run whose kept score can be paired with the first's is tied with it, by name."""
+    import numpy as np
+
+    from minigpt_cli.evaluation.cache import find_cells
+    from minigpt_cli.evaluation.eval_target import Target, score_key
+    from minigpt_cli.evaluation.statistics import Floats, holm, quick_p_values
+
+    def cells(run: Run) -> Floats | None:
+        try:
+            found = find_cells(run.dir, score_key(run, Target()))
+        except MiniGPTError:
+            return None
+        return None if found is None else found[1]
+
+    best = cells(first) if others else None
+    if best is None:
+        return {}
+    paired = [(run.name, own) for run in others if (own := cells(run)) is not None and len(own) == len(best)]
+    if not paired:
+        return {}
+    p_values = holm(quick_p_values(np.stack([own for _, own in paired]) - best).tolist())
+    return {name: p >= LEVEL for (name, _), p in zip(paired, p_values, strict=True)}
+
+
+def fold(runs: Sequence[Run]) -> tuple[list[Folded], list[tuple[Run, Run]]]:
+    """A row for each recipe, best first, each text apart; and the runs that are not counted because they repeat another, with that one."""
+    from minigpt_cli.evaluation.recipes import observations
+    from minigpt_cli.evaluation.seeds import group_of
+
+    ranked, repeats = [], []
+    for on_one_text in by_text(runs):
+        recipes: dict[str, list[Run]] = defaultdict(list)
+        for run in on_one_text:
+            recipes[_recipe_or_name(run)].append(run)
+        rows = []
+        for group in recipes.values():
+            own, again = observations(group)
+            repeats += again
+            seeds = group_of([run.record.best.nats_per_char for run in own if run.record.best])
+            first = own[0].record
+            names = [run.name for run in own]
+            rows.append(Folded(0, names, seeds.n, seeds.mean, seeds.std_error, first.arch, first.n_params, first.text_sha256))
+        rows.sort(key=lambda row: row.nats_per_char)
+        ranked += [replace(row, rank=position) for position, row in enumerate(rows, 1)]
+    return ranked, repeats
+
+
+def _recipe_or_name(run: Run) -> str:
+    """The run's recipe; where its configuration cannot be read, one of its own."""
+    from minigpt_cli.evaluation.recipes import recipe_of
+
+    try:
+        return recipe_of(run)
+    except MiniGPTError:
+        return f"unreadable {run.name}"
+
+
+@dataclass(frozen=True)
+class AtBudget:
+    """Runs as they stood within an equal budget."""
+
+    runs: list[Run]
+    limit: float | None = None  # tokens or seconds
+    unit: str = ""
+    left_out: tuple[str, ...] = ()  # why a run whose metrics cannot be read is not among them, a line each
+
+
+def within(runs: Sequence[Run], budget: str) -> AtBudget:
+    """The runs as they stood within `budget` (`tokens`, `seconds` or `params`, with `=N` or the largest that all reached), those without a
+    score by then left out; of `params`, those that no model of the same size or smaller beats. Raises UsageError for any other budget."""
+    kind, _, amount = budget.partition("=")
+    try:
+        limit = float(amount) if amount else None
+    except ValueError:
+        limit = math.nan
+    if kind not in (*_AMOUNTS, "params") or (limit is not None and not limit > 0):
+        raise UsageError(f"--budget {budget}: write tokens, seconds or params, and a number if it is not to be found, as in seconds=60")
+    if kind == "params":
+        return AtBudget(_best_of_size(runs) if limit is None else [run for run in runs if run.record.n_params <= limit])
+    scored = [run for run in runs if run.record.best is not None]
+    if limit is None:
+        limit = min((getattr(run.record, _AMOUNTS[kind]) for run in scored), default=0)
+    found, left_out = [], []
+    for run in scored:
+        try:
+            cut = _within(run, _AMOUNTS[kind], limit)
+        except MiniGPTError as error:
+            left_out.append(f"{run.name} is left out: {error}")
+            continue
+        if cut is not None:
+            found.append(cut)
+    return AtBudget(found, limit, kind, tuple(left_out))
+
+
+def _best_of_size(runs: Sequence[Run]) -> list[Run]:
+    """Runs that no model of the same size or smaller beats on the same text."""
+    kept: list[Run] = []
+    for group in by_text(runs):
+        lowest = math.inf
+        for run in sorted(group, key=lambda r: r.record.n_params):  # best first within a size
+            if (score := run.record.best.nats_per_char) < lowest:  # type: ignore[union-attr]
+                lowest = score
+                kept.append(run)
+    return kept
+
+
+def _within(run: Run, amount: str, limit: float) -> Run | None:
+    """The run as it stood when it had used up `limit`; None if it had not been evaluated by then."""
+    by_then = [event for event in run.metrics() if getattr(event, amount) <= limit]
+    scored = [(event.nats_per_char, event) for event in by_then if event.nats_per_char is not None and event.val_loss is not None]
+    if not scored:
+        return None
+    nats, best = min(scored, key=lambda pair: pair[0])
+    last = scored[-1][1]
+    cut = Run(run.dir)
+    changes = {
+        "best": Best(step=best.step, nats_per_token=best.val_loss or 0.0, nats_per_char=nats),
+        "stop_step": last.step,
+        "tokens_seen": last.tokens_seen,
+        "elapsed_s": last.elapsed_s,
+    }
+    cut.__dict__["record"] = run.record.model_copy(update=changes)
+    return cut
+
+
+def by_field(rows: Sequence[AnyRow], sort: str | None, names: Collection[str]) -> list[AnyRow]:
+    """Rows by one of their own fields, `-field` for the largest first; those without it last. Raises UsageError for an unknown field."""
+    if sort is None:
+        return list(rows)
+    name = sort.removeprefix("-")
+    if name not in names:
+        raise unknown_name("field", name, names)
+    have = sorted((row for row in rows if getattr(row, name) is not None), key=lambda row: getattr(row, name), reverse=sort.startswith("-"))
+    return have + [row for row in rows if getattr(row, name) is None]

@@ -1,0 +1,348 @@
+"""The native decoder: decoder.c given a plan's weights. Matrices in float32, or in 16-bit integers at half the traffic.
+
+16-bit: each output's row is scaled to whole numbers up to 32,767, an error of about 3e-5 of a typical weight, a tenth of
+float16's; products and sums stay float32.
+Shapes: R rows, N outputs and I inputs of a matrix, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import time
+from collections.abc import Sequence
+from ctypes import POINTER, Structure, c_double, c_float, c_int32, c_void_p
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from minigpt_cli.accel import native_build
+from minigpt_cli.errors import MiniGPTError
+from minigpt_cli.generation.decoders.contract import Logits
+from minigpt_cli.generation.decoders.plan import Array, Layer, Plan
+from minigpt_cli.generation.sampling import NotFinite, Sampling
+
+SOURCE = Path(__file__).with_name("decoder.c")
+_FLAGS = ("-pthread",)
+MAX_ROWS = 64  # rows in one call
+MAX_TOP_K = 64  # as in decoder.c
+_TILE_INPUTS = 64  # as in decoder.c
+MANY = 4  # rows from which a step counts as one of several
+_ACTIVATIONS = {"gelu": 0, "gelu_tanh": 1, "relu": 2, "swiglu": 3}
+_LEVELS = 32639  # the largest whole number whose halves, 256 h + l, are both bytes: some processors multiply those
+_FLOATS = POINTER(c_float)
+_NOT_FINITE = 7  # the last of decoder.c's Status
+_PROBLEMS = (  # one for each Status but OK
+    "no memory for the decoder: use fewer samples or close other programs",
+    "the decoder was given a model whose sizes do not agree: report this as a bug",
+    f"the decoder was given no rows or too many: it takes 1 to {MAX_ROWS} at once",
+    "the decoder was given a token outside of its vocabulary",
+    "the decoder was given a slot that it does not have, or one slot twice",
+    "the decoder was given a position outside of its block",
+)
+
+
+class _Matrix(Structure):
+    _fields_ = (
+        ("data", c_void_p), ("scale", _FLOATS), ("bias", _FLOATS),
+        ("outputs", c_int32), ("inputs", c_int32), ("bits", c_int32), ("padded", c_int32),
+    )  # fmt: skip
+
+
+class _Layer(Structure):
+    _fields_ = (
+        ("qkv", _Matrix), ("out", _Matrix), ("qk_gain", _FLOATS), ("router", _Matrix), ("router_bias", _FLOATS),
+        ("up", POINTER(_Matrix)), ("down", POINTER(_Matrix)),
+    )  # fmt: skip
+
+
+class _Settings(Structure):
+    _fields_ = (*((name, c_double) for name in ("temperature", "top_p", "min_p", "penalty")), ("top_k", c_int32))
+
+
+class _Model(Structure):
+    _fields_ = (
+        *((name, c_int32) for name in (
+            "V", "C", "H", "K", "D", "F", "E", "L", "W", "slots", "top_k", "norm_top_k", "activation", "qk_norm", "learned", "max_rows",
+        )),
+        ("eps", c_float), ("rope_theta", c_double), ("embedding", _FLOATS), ("positions", _FLOATS),
+        ("layers", POINTER(_Layer)), ("head", _Matrix), ("cache_bits", c_int32),
+        *((name, c_void_p) for name in ("keys", "values", "key_scales", "value_scales")),
+    )  # fmt: skip
+
+
+def library() -> ctypes.CDLL | None:
+    """decoder.c, built at the first call; None where it cannot be."""
+    return native_build.load(SOURCE, _FLAGS)
+
+
+def why_not() -> str:
+    """Why there is no library; empty where there is one."""
+    return native_build.why_not(SOURCE, _FLAGS)
+
+
+def available() -> bool:
+    """Whether this machine has the library, or can build it."""
+    return library() is not None
+
+
+def fits(plan: Plan) -> bool:
+    """Whether decoder.c has room for this plan."""
+    return plan.moe_top_k <= MAX_TOP_K
+
+
+class NativeDecoder:
+    """Transformer of any plan, in C. Results do not depend, to the bit, on what else is in a call, nor on the number of threads."""
+
+    draw_slack = 0.0
+
+    def __init__(self, plan: Plan, slots: int = 1, *, bits: int = 32, threads: int = 0, tiles: bool = True) -> None:
+        lib = library()
+        if lib is None:
+            raise MiniGPTError(f"no native decoder: {why_not()}; or use --engine numpy")
+        self._lib = _declared(lib)
+        self.plan, self.bits = plan, bits
+        self.greedy_slack = 1e-5 if bits == 32 else 1e-3
+        self._sampling: Sampling | None = None  # whose settings C was given last
+        self._settings: Any = None
+        self._float32: NativeDecoder | None = None  # for `exact`, made when first needed
+        self.name = f"native {'float32' if bits == 32 else f'int{bits}'}"
+        self.vocab_size, self.window, self.slots = plan.vocab_size, plan.block_size, slots
+        self.endless = plan.rope_theta > 0
+        self._tiles = bool(self._lib.mg_tiles()) and tiles
+        self._kept: list[Any] = []  # arrays that the C side points into
+        self._arena = _Arena(self._lib)  # and the matrices
+        # A step of several rows has more to share out than one of a single row.
+        self._threads = (_Threads(threads, plan.matrix_bytes), _Threads(threads, plan.matrix_bytes * MANY))
+        pool = c_void_p()
+        _check(self._lib.mg_new(ctypes.byref(self._model()), self._threads[0].most, ctypes.byref(pool)))
+        self._pool = pool.value
+        self._ids, self._slots, self._positions = (np.zeros(MAX_ROWS, np.int32) for _ in range(3))
+        self._logits = np.empty((MAX_ROWS, plan.vocab_size), np.float32)
+        self._pointers = [a.ctypes.data for a in (self._ids, self._slots, self._positions)]
+        self._out = self._logits.ctypes.data
+        self._uniforms, self._chosen, self._margins = np.empty(MAX_ROWS), np.empty(MAX_ROWS, np.int64), np.empty(MAX_ROWS)
+        self._choice_pointers = [a.ctypes.data for a in (self._uniforms, self._chosen, self._margins)]
+
+    def __del__(self) -> None:
+        if pool := getattr(self, "_pool", None):
+            self._lib.mg_free(pool)
+            self._pool = None
+
+    def extend(self, slot: int, ids: Sequence[int], start: int) -> Logits:
+        n = len(ids)
+        for at in range(0, n, MAX_ROWS):
+            rows = min(MAX_ROWS, n - at)
+            self._ids[:rows] = ids[at : at + rows]
+            self._slots[:rows] = slot
+            self._positions[:rows] = np.arange(start + at, start + at + rows)
+            self._call(rows, rows - 1, self._threads[rows >= MANY].best)
+        last: Logits = self._logits[0]
+        return last
+
+    def exact(self, ids: Sequence[int]) -> Logits:
+        if self._float32 is None:
+            self._float32 = NativeDecoder(self.plan, 1, bits=32, threads=self._threads[0].most if self._threads[0].fixed else 0)
+        return self._float32.extend(0, ids, 0)
+
+    def step(self, ids: Sequence[int], slots: Sequence[int], positions: Sequence[int]) -> Logits:
+        rows = len(ids)
+        if rows == 1:
+            self._ids[0], self._slots[0], self._positions[0] = ids[0], slots[0], positions[0]
+        else:
+            self._ids[:rows], self._slots[:rows], self._positions[:rows] = ids, slots, positions
+        tuning = self._threads[rows >= MANY]
+        if tuning.fixed:
+            self._call(rows, 0, tuning.best)
+        else:
+            threads, began = tuning.choose(), time.perf_counter()
+            self._call(rows, 0, threads)
+            tuning.took(threads, (time.perf_counter() - began) / rows)
+        return self._logits[:rows]
+
+    def choose(
+        self, logits: npt.NDArray[Any], sampling: Sampling, uniforms: npt.NDArray[np.float64], seen: npt.NDArray[np.bool_] | None = None
+    ) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float64]]:
+        """As sampling.choose, which is what it is tested against, in one call."""
+        rows = len(logits)
+        if sampling is not self._sampling:
+            s = self._sampling = sampling
+            self._settings = ctypes.byref(_Settings(s.temperature, s.top_p, s.min_p, s.repetition_penalty, s.top_k))
+        if rows > MAX_ROWS:
+            ids, margins = np.empty(rows, np.intp), np.empty(rows)
+            for at in range(0, rows, MAX_ROWS):
+                p = slice(at, at + MAX_ROWS)
+                ids[p], margins[p] = self.choose(logits[p], sampling, uniforms[p], None if seen is None else seen[p])
+            return ids, margins
+        logits = np.ascontiguousarray(logits, np.float32)
+        source = logits.__array_interface__["data"][0]  # a third of the time of .ctypes.data
+        marks = None if seen is None or sampling.repetition_penalty == 1 else np.ascontiguousarray(seen).ctypes.data
+        self._uniforms[:rows] = uniforms
+        if status := self._lib.mg_choose(source, rows, self.vocab_size, self._settings, marks, *self._choice_pointers):
+            _check(status)
+        return self._chosen[:rows], self._margins[:rows]
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        _check(self._lib.mg_copy(self._pool, source, target, length))
+
+    def _call(self, rows: int, first_logits: int, threads: int) -> None:
+        if status := self._lib.mg_step(self._pool, *self._pointers, rows, first_logits, self._out, threads):
+            _check(status)
+
+    # ---- the plan in C's form
+
+    def _model(self) -> _Model:
+        p = self.plan
+        layers = (_Layer * len(p.layers))(*(self._layer(layer) for layer in p.layers))
+        self._kept.append(layers)
+        sizes = (p.vocab_size, p.n_embd, p.n_head, p.n_kv_head, p.head_size, p.hidden, p.n_experts, len(p.layers), p.block_size, self.slots)
+        flags = (p.moe_top_k, p.moe_norm_topk, _ACTIVATIONS[p.activation], p.qk_norm, p.rope_theta == 0, MAX_ROWS)
+        tables = self._floats(p.embedding), self._floats(p.positions)
+        return _Model(*sizes, *flags, p.norm_eps, p.rope_theta or 1.0, *tables, layers, self._matrix(p.head, p.head_bias))
+
+    def _layer(self, layer: Layer) -> _Layer:
+        gated = self.plan.activation == "swiglu"
+        biases = [None] * len(layer.up) if layer.up_bias is None else list(layer.up_bias)
+        up = (_Matrix * len(layer.up))(
+            *(self._matrix(_gate_beside_up(m) if gated else m, b) for m, b in zip(layer.up, biases, strict=True))
+        )
+        down = (_Matrix * len(layer.down))(*(self._matrix(m, layer.down_bias) for m in layer.down))
+        self._kept += [up, down]
+        router = _Matrix() if layer.router is None else self._matrix(layer.router, None, bits=32)
+        return _Layer(
+            self._matrix(layer.qkv, layer.qkv_bias), self._matrix(layer.out, layer.out_bias), self._floats(layer.qk_gain),
+            router, self._floats(layer.router_bias), up, down,
+        )  # fmt: skip
+
+    def _matrix(self, matrix: Array, bias: Array | None, bits: int | None = None) -> _Matrix:
+        bits = bits or self.bits
+        panel, (outputs, inputs) = self._lib.mg_panel(), matrix.shape
+        padded = -(-outputs // panel) * panel
+        data, scale = quantised(matrix, bits)
+        tiles = bits == 16 and self._tiles
+        if padded > outputs:
+            data = np.pad(data, ((0, padded - outputs), (0, 0)))
+        if tiles:
+            data = np.pad(data, ((0, 0), (0, -inputs % _TILE_INPUTS)))
+            packed = self._arena.array((padded // 16, data.shape[1] // _TILE_INPUTS, 2, 16, 16, 4), np.int8)
+            blocks = data.reshape(padded // 16, 16, -1, 16, 4).transpose(0, 2, 3, 1, 4)  # (N / 16, I / 64, 16, 16 outputs, 4)
+            high = (blocks + np.int16(128)) >> 8
+            packed[:, :, 0], packed[:, :, 1] = high, blocks - (high << 8)
+        else:
+            packed = self._arena.array((padded // panel, inputs, panel), data.dtype)
+            packed[:] = data.reshape(-1, panel, inputs).transpose(0, 2, 1)
+        vectors = [None if v is None else self._floats(np.pad(v, (0, padded - outputs))) for v in (scale, bias)]
+        return _Matrix(packed.ctypes.data, *vectors, outputs, inputs, 8 if tiles else bits, padded)
+
+    def _floats(self, array: Array | None) -> Any:
+        if array is None:
+            return None
+        array = np.ascontiguousarray(array, np.float32)
+        self._kept.append(array)
+        return array.ctypes.data_as(_FLOATS)
+
+
+class _Arena:
+    """Memory for matrices in few large pieces, which sit in large pages."""
+
+    PIECE = 1 << 23  # bytes
+
+    def __init__(self, lib: ctypes.CDLL) -> None:
+        self._lib = lib
+        self._pieces: list[int] = []
+        self._address = self._end = 0
+
+    def array(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+        """An array of zeros that lives as long as the arena."""
+        n_bytes = -(-int(np.prod(shape)) * np.dtype(dtype).itemsize // 64) * 64
+        if self._address + n_bytes > self._end:
+            size = max(self.PIECE, n_bytes)
+            self._address = self._lib.mg_memory(size) or 0
+            if not self._address:
+                raise MiniGPTError("no memory for the weights: close other programs")
+            self._pieces.append(self._address)
+            self._end = self._address + size
+        buffer = (ctypes.c_char * n_bytes).from_address(self._address)
+        self._address += n_bytes
+        return np.frombuffer(memoryview(buffer), dtype, int(np.prod(shape))).reshape(shape)
+
+    def __del__(self) -> None:
+        for piece in getattr(self, "_pieces", ()):
+            self._lib.mg_release(piece)
+
+
+class _Threads:
+    """How many threads a step gets. Several are faster on a quiet machine and many times slower on a busy one, where each waits for one
+    that is not running, so both ways are timed now and then; the result is the same to the bit."""
+
+    PROBE_EVERY = 512
+    EACH = 4  # steps timed each way
+    SMALL = 4 << 20  # bytes of float32 weights below which a step is over before a second thread has helped
+
+    def __init__(self, threads: int, weight_bytes: int) -> None:
+        self.most = threads or min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+        self.best = self.most if threads else 1
+        self.fixed = threads > 0 or self.most == 1 or weight_bytes < self.SMALL
+        self._count = 0
+        self._seconds = {1: 0.0, self.most: 0.0}
+
+    def choose(self) -> int:
+        """Threads for the next step."""
+        self._count += 1
+        phase = self._count % self.PROBE_EVERY
+        if 0 < phase <= self.EACH:
+            return 1
+        return self.most if self.EACH < phase <= 2 * self.EACH else self.best
+
+    def took(self, threads: int, seconds: float) -> None:
+        """Learn from a step."""
+        phase = self._count % self.PROBE_EVERY
+        if not 0 < phase <= 2 * self.EACH:
+            return
+        self._seconds[threads] += seconds
+        hopeless = self._seconds[self.most] > 2 * self._seconds[1]
+        if phase == 2 * self.EACH or (phase > self.EACH and hopeless):
+            self.best = min(self._seconds, key=lambda n: self._seconds[n])
+            self._count += 2 * self.EACH - phase
+            self._seconds = dict.fromkeys(self._seconds, 0.0)
+
+
+def _check(status: int) -> None:
+    """Raise the error that decoder.c reports, if any."""
+    if status == _NOT_FINITE:
+        raise NotFinite
+    if status:
+        raise MiniGPTError(_PROBLEMS[status - 1])
+
+
+def quantised(matrix: Array, bits: int) -> tuple[npt.NDArray[Any], Array | None]:
+    """Whole numbers and the scale of each row, (N, I) and (N,); at 32 bits the matrix itself and None."""
+    if bits == 32:
+        return matrix, None
+    scale = (np.abs(matrix).max(axis=1) / _LEVELS).astype(np.float32)
+    scale[scale < np.finfo(np.float32).tiny] = 1  # of a row of zeros, or so near to it that a scale could not be told exactly
+    return np.rint(matrix / scale[:, None]).astype(np.int16), scale
+
+
+def _gate_beside_up(matrix: Array) -> Array:
+    """(2F, C), gate first, as panels that alternate between gate and up; F padded to whole panels."""
+    lib = library()
+    assert lib is not None
+    panel, F = int(lib.mg_panel()), len(matrix) // 2
+    padded = -(-F // panel) * panel
+    both = np.zeros((2, padded, matrix.shape[1]), np.float32)
+    both[0, :F], both[1, :F] = matrix[:F], matrix[F:]
+    return np.ascontiguousarray(both.reshape(2, -1, panel, matrix.shape[1]).swapaxes(0, 1).reshape(2 * padded, -1))
+
+
+def _declared(lib: ctypes.CDLL) -> ctypes.CDLL:
+    lib.mg_new.argtypes = (POINTER(_Model), c_int32, POINTER(c_void_p))
+    lib.mg_memory.restype, lib.mg_memory.argtypes = c_void_p, (ctypes.c_int64,)
+    lib.mg_release.restype, lib.mg_release.argtypes = None, (c_void_p,)
+    lib.mg_free.restype, lib.mg_free.argtypes = None, (c_void_p,)
+    lib.mg_step.argtypes = (c_void_p, c_void_p, c_void_p, c_void_p, c_int32, c_int32, c_void_p, c_int32)
+    lib.mg_choose.argtypes = (c_void_p, c_int32, c_int32, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p)
+    lib.mg_copy.argtypes = (c_void_p, c_int32, c_int32, c_int32)
+    return lib

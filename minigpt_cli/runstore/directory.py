@@ -1,0 +1,293 @@
+"""One run directory: its files, record, metrics and notes. No torch.
+
+A run directory is believed only as far as it checks out: what is foreign or damaged ends in RunDamaged, one line that says
+what and where.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from minigpt_cli.config import RunConfig
+from minigpt_cli.errors import RunDamaged, RunLocked, UsageError
+from minigpt_cli.events import Evaluated, Skipped
+from minigpt_cli.runstore import locks
+from minigpt_cli.runstore.records import Annotations, RunRecord, later_than, now
+from minigpt_cli.storage import atomic_io
+from minigpt_cli.storage.atomic_io import write_atomic
+
+CONFIG, RECORD, TOKENIZER, METRICS, ANNOTATIONS, LOCK, ANNOTATIONS_LOCK = (
+    "config.json", "run.json", "tokenizer.json", "metrics.jsonl", "annotations.json", ".lock", ".annotations.lock",
+)  # fmt: skip
+PREVIOUS = "previous"
+PATIENCE_S = 10.0  # several may tag a run at once; each takes as long as the disk does
+TOKENIZER_LIMIT = 64 << 20  # bytes
+LINE_LIMIT = 1 << 20  # bytes of one line in metrics.jsonl
+
+
+class Run:
+    """One readable run directory. What it read is kept; `refresh()` reads anew."""
+
+    def __init__(self, folder: Path) -> None:
+        self.dir = Path(folder)
+        self.name = self.dir.name
+        self.checkpoint: Literal["best", "last"] | None = None  # "best" or "last", where a path named that file
+        self.notices: list[str] = []  # filled when the newest record or configuration is damaged and the save before it is read
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.dir)!r})"
+
+    def file(self, name: str) -> Path:
+        """The path of one of the run's files."""
+        return self.dir / name
+
+    def refresh(self) -> Run:
+        """Forget what was read before."""
+        self.notices.clear()
+        for name in ("config", "record"):
+            self.__dict__.pop(name, None)
+        return self
+
+    @cached_property
+    def config(self) -> RunConfig:
+        """The resolved configuration; where the newest is damaged, that of the save before, with its record. Raises RunDamaged."""
+        try:
+            return self._config_in(self.dir)
+        except RunDamaged as error:
+            self.__dict__["record"] = self._record_before(error)  # of one generation, not of two
+            return self._config_in(self.dir / PREVIOUS)
+
+    @cached_property
+    def record(self) -> RunRecord:
+        """run.json; where the newest is damaged, that of the save before it. Its name is the folder's, whatever it was when it was written.
+        Raises RunDamaged."""
+        try:
+            return self.read()
+        except RunDamaged as error:
+            return self._record_before(error)
+
+    def read(self) -> RunRecord:
+        """Read the newest record now. Raises RunDamaged, whatever there is besides."""
+        record = read_record(self.file(RECORD)).model_copy(update={"name": self.name})
+        self.__dict__["record"] = record
+        return record
+
+    def _config_in(self, folder: Path) -> RunConfig:
+        path, expected = folder / CONFIG, self.record.files.get(CONFIG)
+        try:
+            data = atomic_io.read_bounded(path)
+        except OSError as error:
+            raise RunDamaged(f"cannot read {path}: {error.strerror or error}") from error
+        if expected is not None and atomic_io.sha256(data) != expected.sha256:
+            raise RunDamaged(f"{path} does not match its checksum")
+        return parse_config(atomic_io.parse_json(data, str(path)), path)
+
+    def _record_before(self, error: RunDamaged) -> RunRecord:
+        """The record of the save before the newest, which `error` makes useless; raises it again if there is none."""
+        previous = self.dir / PREVIOUS
+        if not atomic_io.is_inside_real_folder(self.dir) or not atomic_io.is_inside_real_folder(previous):
+            raise error
+        try:
+            record = read_record(previous / RECORD)
+        except RunDamaged:
+            raise error from None
+        self.notices[:] = [before_notice(self.name, error, record)]
+        return record.model_copy(update={"name": self.name})
+
+    @property
+    def status(self) -> str:
+        """The record's status, or `crashed` if it says running and no living process holds the lock."""
+        if self.record.status == "running" and not self.is_live():
+            return "crashed"
+        return self.record.status
+
+    def is_live(self) -> bool:
+        """Whether a living process writes to this run."""
+        return locks.is_locked(self.file(LOCK))
+
+    @property
+    def annotations(self) -> Annotations:
+        """Tags and note; empty where there are none."""
+        path = self.file(ANNOTATIONS)
+        if not os.path.lexists(path):
+            return Annotations()
+        try:
+            return Annotations.model_validate(atomic_io.read_json(path))
+        except ValidationError as error:
+            raise RunDamaged(f"{path} is not valid: {atomic_io.first_line_of(error.errors())}") from error  # type: ignore[arg-type]
+
+    @contextmanager
+    def annotating(self) -> Iterator[None]:
+        """Hold the right to change tags and note, which a run that trains may be given too. Raises RunLocked."""
+        release = locks.acquire(self.file(ANNOTATIONS_LOCK), PATIENCE_S)
+        if release is None:
+            raise RunLocked(f"the tags of run {self.name!r} are being changed by another process: try again")
+        try:
+            yield
+        finally:
+            release()
+
+    def annotate(self, change: Callable[[Annotations], Annotations]) -> Annotations:
+        """Replace tags and note by what `change` makes of them; nobody else's change comes between. Raises UsageError for what cannot be
+        kept, RunLocked."""
+        with self.annotating():
+            try:
+                annotations = change(self.annotations)
+            except ValidationError as error:
+                raise UsageError(f"run {self.name!r} cannot be marked so: {atomic_io.first_line_of(error.errors())}") from error  # type: ignore[arg-type]
+            write_atomic(self.file(ANNOTATIONS), annotations.model_dump_json(indent=2) + "\n")
+        return annotations
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Hold the right to change the record and its files: what this process has already, or takes for the block. Raises RunLocked."""
+        if locks.is_ours(self.file(LOCK)):
+            yield
+            return
+        release = locks.acquire(self.file(LOCK))
+        if release is None:
+            raise RunLocked(f"run {self.name!r} is being trained by another process: wait for it or stop it first")
+        try:
+            yield
+        finally:
+            release()
+
+    def dated(self, record: RunRecord) -> RunRecord:
+        """`record` as it is saved now: under this name, dated by the clock, and placed after whatever was saved before."""
+        with suppress(RunDamaged):
+            if record.placed_at:
+                record = record.model_copy(update={"placed_at": max(record.placed_at, read_record(self.file(RECORD)).placed_at)})
+        moment = now()
+        before = record.placed_at or _last_placed(self.dir.parent)
+        return record.model_copy(update={"name": self.name, "updated_at": moment, "placed_at": max(moment, later_than(before))})
+
+    def write_config(self, config: RunConfig) -> None:
+        """Write config.json of a run that has not saved yet (later: checkpoints.continue_from, or the newest save would not match)."""
+        write_atomic(self.file(CONFIG), config_text(config))
+        self.refresh()
+
+    def write_tokenizer(self, tokenizer_json: str) -> None:
+        """Write tokenizer.json."""
+        write_atomic(self.file(TOKENIZER), tokenizer_json)
+
+    def write_record(self, record: RunRecord) -> RunRecord:
+        """Write run.json, dated now; the record as written. The generation that it names stays: only a save changes that. Raises RunLocked
+        while another process trains here."""
+        with self.writing():
+            with suppress(RunDamaged):
+                on_disk = read_record(self.file(RECORD))
+                record = record.model_copy(update={"files": on_disk.files, "metrics_bytes": on_disk.metrics_bytes})
+            record = self.dated(record)
+            write_atomic(self.file(RECORD), record.to_json())
+        self.refresh()
+        return record
+
+    def append(self, event: Evaluated | Skipped) -> None:
+        """Add one line to metrics.jsonl; where that fails the file is as it was. Raises MiniGPTError."""
+        line = (event.model_dump_json() + "\n").encode("utf-8")
+        path = self.file(METRICS)
+        with atomic_io.explained("write"):
+            fd = atomic_io.open_regular(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+            try:
+                before = os.fstat(fd).st_size
+                try:
+                    atomic_io.write_all(fd, line)
+                except OSError:
+                    os.ftruncate(fd, before)
+                    raise
+            finally:
+                os.close(fd)
+
+    def truncate_metrics(self, n_bytes: int) -> None:
+        """Drop what metrics.jsonl holds beyond the generation that training continues from."""
+        path = self.file(METRICS)
+        if not os.path.lexists(path):
+            return
+        with atomic_io.explained("write"):
+            fd = atomic_io.open_regular(path, os.O_WRONLY)
+            try:
+                if os.fstat(fd).st_size > n_bytes:
+                    os.ftruncate(fd, n_bytes)
+                    os.fsync(fd)
+            finally:
+                os.close(fd)
+
+    def metrics(self) -> Iterator[Evaluated]:
+        """The evaluations so far. A last line that is still being written is not there yet. Raises RunDamaged."""
+        for number, line in enumerate(self._metric_lines(), 1):
+            where = f"{self.file(METRICS)} line {number}"
+            content = atomic_io.parse_json(line, where)
+            if isinstance(content, dict) and content.get("event") == "evaluated":
+                try:
+                    yield Evaluated.model_validate(content)
+                except ValidationError as error:
+                    raise RunDamaged(f"{where} is not valid: {atomic_io.first_line_of(error.errors())}") from error  # type: ignore[arg-type]
+
+    def _metric_lines(self) -> Iterator[bytes]:
+        try:
+            fd = atomic_io.open_regular(self.file(METRICS))
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise atomic_io.explain(error, "read") from error
+        with open(fd, "rb") as stream:
+            while line := stream.readline(LINE_LIMIT):
+                if not line.endswith(b"\n"):
+                    if len(line) == LINE_LIMIT:
+                        raise RunDamaged(f"{self.file(METRICS)} has a line of more than {LINE_LIMIT:,} bytes")
+                    return
+                yield line
+
+
+def before_notice(name: str, error: RunDamaged, record: RunRecord) -> str:
+    """What a person is told when the save before the newest has to do."""
+    return f"the newest save of run {name!r} is damaged or incomplete ({error}): using the one before it, of step {record.stop_step}"
+
+
+@dataclass(frozen=True)
+class DamagedRun:
+    """A folder in the runs directory that cannot be read as a run, and why."""
+
+    name: str
+    dir: Path
+    reason: str
+
+
+def read_record(path: Path) -> RunRecord:
+    """The record in a run.json. Raises RunDamaged."""
+    try:
+        return RunRecord.from_json(atomic_io.read_bounded(path), str(path))
+    except FileNotFoundError as error:
+        raise RunDamaged(f"{path} is missing: not a run, or one that never saved") from error
+    except OSError as error:
+        raise RunDamaged(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def _last_placed(runs_dir: Path) -> str:
+    """The latest place of a run in this folder, or of one saved by an older minigpt its time."""
+    places = [""]
+    for entry in runs_dir.iterdir():
+        with suppress(RunDamaged):
+            places.append(read_record(entry / RECORD).place)
+    return max(places)
+
+
+def config_text(config: RunConfig) -> str:
+    """The text of config.json."""
+    return config.model_dump_json(indent=2) + "\n"
+
+
+def parse_config(content: Any, where: Path) -> RunConfig:
+    """The configuration in the content of a config.json. Raises RunDamaged."""
+    try:
+        return RunConfig.model_validate(content)
+    except ValidationError as error:
+        raise RunDamaged(f"{where} is not a configuration: {atomic_io.first_line_of(error.errors())}") from error  # type: ignore[arg-type]

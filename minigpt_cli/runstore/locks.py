@@ -1,0 +1,99 @@
+"""One writer a run: a lock that the kernel frees when its process dies, however it dies. No torch.
+
+The lock is on `.lock` itself (flock), never on its existence, so there is nothing to clean up after a crash.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from minigpt_cli.errors import MiniGPTError
+from minigpt_cli.storage import atomic_io
+
+PATIENCE_S = 0.5  # a reader's probe holds the lock for microseconds; a writer waits that out
+_held: set[str] = set()  # paths that this process has locked
+
+
+def acquire(path: Path, patience_s: float = PATIENCE_S) -> Callable[[], None] | None:
+    """Lock the file at `path`; how to release it, or None while another process holds it."""
+    free = _acquire(path, patience_s)
+    if free is None:
+        return None
+    _held.add(name := os.path.abspath(path))
+
+    def release() -> None:
+        _held.discard(name)
+        free()
+
+    return release
+
+
+def is_ours(path: Path) -> bool:
+    """Whether this process holds the lock."""
+    return os.path.abspath(path) in _held
+
+
+def _acquire(path: Path, patience_s: float) -> Callable[[], None] | None:
+    try:
+        import fcntl
+    except ImportError:  # pragma: no cover
+        return _acquire_without_flock(path, patience_s)
+    deadline = time.monotonic() + patience_s
+    with atomic_io.explained("lock"):
+        while True:
+            fd = None
+            try:
+                fd = atomic_io.open_regular(path, os.O_RDWR | os.O_CREAT)
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.path.samestat(os.fstat(fd), os.lstat(path)):  # else its folder was renamed or removed, and this is another's lock
+                    held, fd = fd, None
+                    return lambda: os.close(held)  # closing frees the lock; the file stays, since unlinking it would race
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    return None
+            except FileNotFoundError:  # the folder was renamed; another may take its place at once
+                if time.monotonic() > deadline:
+                    raise
+            finally:
+                if fd is not None:
+                    os.close(fd)
+            time.sleep(0.01)
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a living process holds the lock."""
+    try:
+        import fcntl
+    except ImportError:  # pragma: no cover
+        release = _acquire_without_flock(path)
+        if release is not None:
+            release()
+        return release is None
+    try:
+        fd = atomic_io.open_regular(path)
+    except (OSError, MiniGPTError):
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # a file system without locks: believe the record
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+def _acquire_without_flock(path: Path, patience_s: float = PATIENCE_S) -> Callable[[], None] | None:  # pragma: no cover
+    """The same where there is no flock (Windows)."""
+    import filelock
+
+    lock = filelock.FileLock(path)
+    try:
+        lock.acquire(timeout=patience_s)
+    except filelock.Timeout:
+        return None
+    return lock.release

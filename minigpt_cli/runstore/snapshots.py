@@ -1,0 +1,231 @@
+"""Two generations of a run's files on disk, of which at every instant one is whole. No torch.
+
+A generation is a run.json and the files that it names with their checksums. A new one is staged beside the old under
+temporary names and flushed; then the old one is hard-linked into `previous/`; then the new names are renamed into place,
+run.json last. A kill anywhere leaves the newest whole, or `previous/` whole. Files of two generations cannot be mixed,
+because each is read only against the checksums of its own record.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import TypeVar
+
+from minigpt_cli.errors import RunDamaged
+from minigpt_cli.runstore.directory import METRICS, PREVIOUS, RECORD, Run, before_notice, read_record
+from minigpt_cli.runstore.records import FileRecord, RunRecord
+from minigpt_cli.storage import atomic_io, memory
+from minigpt_cli.storage.atomic_io import Written
+
+LIVE_RETRIES = 20
+LIVE_PAUSE_S = 0.02  # a save's renames take milliseconds; a reader that meets them looks again
+
+_CHUNK = 1 << 22
+_SUMS_KEPT = 100  # two generations of a run are twelve files
+_NO_LINKS = {errno.EPERM, errno.EACCES, errno.EXDEV, errno.EMLINK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
+_summed_before: dict[tuple[int, int, int, int], str] = {}  # (device, inode, size, mtime) of files that this process wrote or read → sha256
+
+T = TypeVar("T")
+
+
+def checksum(path: Path, n_bytes: int | None = None) -> FileRecord:
+    """Size and SHA-256 of a regular file, or of its first `n_bytes`. Raises RunDamaged for anything else, and for more bytes than this
+    machine has memory (a sparse file can claim any size, and reading takes time); OSError if it cannot be read."""
+    fd = atomic_io.open_regular(path)
+    try:
+        found = os.fstat(fd).st_size
+        if (found if n_bytes is None else min(found, n_bytes)) > memory.physical_memory():
+            raise RunDamaged(f"{path} has {atomic_io.size(found)}, more than this machine's memory")
+        digest, length = hashlib.sha256(), 0
+        while piece := os.read(fd, _CHUNK if n_bytes is None else min(_CHUNK, n_bytes - length)):
+            digest.update(piece)
+            length += len(piece)
+    finally:
+        os.close(fd)
+    return FileRecord(sha256=digest.hexdigest(), bytes=length)
+
+
+def matches(path: Path, expected: FileRecord) -> bool:
+    """Whether the file is what its record says; one that this process wrote or checked, and nobody touched, is not read again."""
+    try:
+        if (stat := os.lstat(path)).st_size != expected.bytes:
+            return False
+        key = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+        if key not in _summed_before:
+            _keep_sum(key, checksum(path).sha256)
+        return _summed_before[key] == expected.sha256
+    except (OSError, RunDamaged):
+        return False
+
+
+def is_whole(folder: Path, record: RunRecord) -> bool:
+    """Whether every file that the record names is there and as it was (metrics.jsonl, which only grows, is not asked)."""
+    return bool(record.files) and all(matches(folder / name, file) for name, file in record.files.items() if name != METRICS)
+
+
+def forget() -> None:
+    """Trust no earlier reading of any file; for tests, which damage files within one tick of the clock."""
+    _summed_before.clear()
+
+
+class Staging:
+    """The files of a generation to be, under temporary names; `commit` makes them the newest, leaving the block removes what is left."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._temporary: dict[str, Path] = {}
+
+    def __enter__(self) -> Staging:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for path in self._temporary.values():
+            with suppress(OSError):
+                os.unlink(path)
+
+    def add(self, name: str, write: Callable[[int], Written]) -> FileRecord:
+        """Stage what `write` writes to the descriptor that it is given."""
+        with atomic_io.staged(self._run.file(name)) as (fd, temporary):
+            written = write(fd)
+        self._temporary[name] = temporary
+        _remember(temporary, written.sha256)
+        return FileRecord(sha256=written.sha256, bytes=written.n_bytes)
+
+    def add_bytes(self, name: str, data: bytes) -> FileRecord:
+        """Stage `data`."""
+
+        def write(fd: int) -> Written:
+            atomic_io.write_all(fd, data)
+            return Written(atomic_io.sha256(data), len(data))
+
+        return self.add(name, write)
+
+    def keep(self, name: str, expected: FileRecord) -> FileRecord:
+        """Carry an unchanged file over from whichever generation has it whole. Raises RunDamaged if none has."""
+        if matches(self._run.file(name), expected):
+            return expected
+        source = self._run.file(PREVIOUS) / name
+        if not matches(source, expected):
+            raise RunDamaged(f"{self._run.file(name)} does not match its checksum any more: run minigpt runs verify {self._run.name}")
+        temporary = atomic_io.temporary_beside(self._run.file(name))
+        self._temporary[name] = temporary
+        _link_or_copy(source, temporary)
+        return expected
+
+    def commit(self) -> None:
+        """Keep the generation before in previous/, then rename the staged files into place, run.json last. A new record alone needs no more
+        than its own rename, and leaves previous/ the older generation that it is."""
+        if self._temporary.keys() - {RECORD}:
+            _keep_previous(self._run)
+        for name in sorted(self._temporary, key=lambda n: n == RECORD):
+            os.replace(self._temporary[name], self._run.file(name))
+            del self._temporary[name]
+        atomic_io.sync_folder(self._run.dir)
+
+
+def _remember(path: Path, sha256: str) -> None:
+    stat = os.lstat(path)
+    _keep_sum((stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns), sha256)
+
+
+def _keep_sum(key: tuple[int, int, int, int], sha256: str) -> None:
+    _summed_before[key] = sha256
+    while len(_summed_before) > _SUMS_KEPT:
+        del _summed_before[next(iter(_summed_before))]
+
+
+def _keep_previous(run: Run) -> None:
+    """Make previous/ the newest generation, if that is whole; else leave what is there, which then is the one to fall back on."""
+    try:
+        record = read_record(run.file(RECORD))
+    except RunDamaged:
+        return
+    if not is_whole(run.dir, record):
+        return
+    previous = run.file(PREVIOUS)
+    if not atomic_io.is_inside_real_folder(previous):
+        with suppress(FileNotFoundError):
+            os.unlink(previous)  # a link or a file in the way
+        os.mkdir(previous)
+    for name in [*(n for n in record.files if n != METRICS), RECORD]:  # while this goes on the newest is whole, so order is free
+        _put_link(run.file(name), previous / name)
+    for name in os.listdir(previous):
+        if name != RECORD and name not in record.files:
+            with suppress(OSError):
+                os.unlink(previous / name)
+    atomic_io.sync_folder(previous)
+    atomic_io.sync_folder(run.dir)
+
+
+def _put_link(source: Path, target: Path) -> None:
+    with suppress(FileNotFoundError):
+        if os.path.samestat(os.lstat(source), os.lstat(target)):
+            return  # rename() of two links to one file does nothing and would leave the temporary name
+    temporary = atomic_io.temporary_beside(target)
+    try:
+        _link_or_copy(source, temporary)
+        os.replace(temporary, target)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        _copy(source, target)
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy for file systems without hard links."""
+    reading = atomic_io.open_regular(source)
+    try:
+        writing = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | atomic_io.NOFOLLOW | atomic_io.CLOEXEC, 0o666)
+        try:
+            while piece := os.read(reading, _CHUNK):
+                atomic_io.write_all(writing, piece)
+            os.fsync(writing)
+        finally:
+            os.close(writing)
+    finally:
+        os.close(reading)
+
+
+def read_newest(run: Run, read: Callable[[Path, RunRecord], T]) -> tuple[T, list[str]]:
+    """What `read(folder, record)` makes of the newest generation, or aloud, in the notices, of the one before where the newest fails with
+    RunDamaged. While a process writes to the run the newest is tried again for a moment. Raises the newest's RunDamaged if both fail."""
+    tries = 0
+    while True:
+        try:
+            return _read_generation(run.dir, read), []
+        except RunDamaged as error:
+            newest_error = error
+        tries += 1
+        if tries == LIVE_RETRIES or not run.is_live():
+            break
+        time.sleep(LIVE_PAUSE_S)
+    previous = run.file(PREVIOUS)
+    if not atomic_io.is_inside_real_folder(previous):
+        raise newest_error
+    try:
+        result = _read_generation(previous, read)
+    except RunDamaged as error:
+        raise RunDamaged(f"{newest_error}; the save before it is no help: {error}") from newest_error
+    return result, [before_notice(run.name, newest_error, read_record(previous / RECORD))]
+
+
+def _read_generation(folder: Path, read: Callable[[Path, RunRecord], T]) -> T:
+    try:
+        return read(folder, read_record(folder / RECORD))
+    except FileNotFoundError as error:
+        raise RunDamaged(f"{os.fsdecode(error.filename or folder)} is missing") from error

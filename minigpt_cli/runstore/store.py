@@ -1,0 +1,291 @@
+"""runs/<name>/: finding, creating, locking and reading runs. No torch.
+
+A run directory is believed only as far as it checks out: a foreign or damaged one is listed as such and breaks
+nothing. One process at a time writes to a run; the kernel frees its lock when it dies, and a record that still says
+`running` without a lock is shown as `crashed`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import shutil
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Literal
+
+from minigpt_cli.errors import RunDamaged, RunLocked, RunNotFound, UsageError, unknown_name
+from minigpt_cli.runstore import locks
+from minigpt_cli.runstore.directory import LOCK, PREVIOUS, RECORD, DamagedRun, Run
+from minigpt_cli.runstore.records import Annotations, Base, Best, Corpus, FileRecord, RunRecord, Session, SplitRecord, now
+from minigpt_cli.storage import atomic_io
+from minigpt_cli.storage.atomic_io import check_space, write_atomic
+
+__all__ = [
+    "Annotations",
+    "Base",
+    "Best",
+    "Corpus",
+    "DamagedRun",
+    "FileRecord",
+    "Run",
+    "RunRecord",
+    "RunStore",
+    "Session",
+    "SplitRecord",
+    "check_name",
+    "check_space",
+    "now",
+    "resolve_runs_dir",
+    "write_atomic",
+]
+
+RESERVED_NAMES = ("latest", "top")
+_CHECKPOINTS: dict[str, Literal["best", "last"]] = {"best.safetensors": "best", "last.safetensors": "last"}
+
+_NAME = re.compile(r"[^\W_][\w.+=,@~-]{0,99}")
+_TWINS = str.maketrans("авекмнорстухіјѕһԁԛԝαβεικνορτυχ", "abekmhopctyxijshdqwabeikvoptux")  # Cyrillic and Greek that look Latin
+
+
+def resolve_runs_dir(flag: str | Path | None = None) -> Path:
+    """Where runs live: --runs-dir, else MINIGPT_RUNS_DIR, else ./runs."""
+    return Path(flag or os.environ.get("MINIGPT_RUNS_DIR") or "runs").expanduser()
+
+
+def check_name(name: str) -> str:
+    """`name`, if a run may have it. Raises UsageError."""
+    if name in RESERVED_NAMES:
+        raise UsageError(f"a run cannot be named {name!r}: that word already means the {'newest' if name == 'latest' else 'best'} run")
+    if not _NAME.fullmatch(name) or len(name.encode("utf-8")) > 200 or name.endswith((atomic_io.TEMPORARY, ".")):
+        raise UsageError(
+            f"{atomic_io.one_line(repr(name), 80)} cannot name a run: "
+            "use up to 100 letters, digits and . _ + = , @ ~ -, beginning with a letter or digit"
+        )
+    if (plain := unicodedata.normalize("NFKC", name)) != name:
+        raise UsageError(f"{name!r} has letters that look like others: write it {atomic_io.one_line(repr(plain), 110)}")
+    if len(scripts := {unicodedata.name(c, "?").split()[0].title() for c in name if c.lower() != c.upper()}) > 1:
+        raise UsageError(f"{name!r} mixes {' and '.join(sorted(scripts))} letters, which look alike: use those of one alphabet")
+    return name
+
+
+def look(name: str) -> str:
+    """What names that are easily taken for one another have in common: without case, look-alike letters as Latin ones."""
+    return name.casefold().translate(_TWINS)
+
+
+def run_at(path: Path) -> Run | None:
+    """The run whose folder this is, or whose best.safetensors or last.safetensors; None for anything else."""
+    path = path.expanduser()
+    checkpoint = _CHECKPOINTS.get(path.name) if os.path.isfile(path) else None
+    folder = Path(os.path.abspath(path.parent if checkpoint else path))
+    if not os.path.isfile(folder / RECORD) or folder.name == PREVIOUS:
+        return None
+    run = Run(folder)
+    run.checkpoint = checkpoint
+    return run
+
+
+def by_text(runs: Iterable[Run]) -> list[list[Run]]:
+    """Scored runs, those scored on one validation text together and best first; the text of the most recently saved run comes first."""
+    groups: dict[str, list[tuple[float, int, str, Run]]] = defaultdict(list)
+    for run in runs:
+        if (best := run.record.best) is not None:
+            groups[run.record.text_sha256].append((best.nats_per_char, run.record.n_params, run.name, run))
+    ordered = [[run for *_, run in sorted(group, key=lambda entry: entry[:3])] for group in groups.values()]
+    return sorted(ordered, key=lambda group: max((r.record.place, r.record.created_at) for r in group), reverse=True)
+
+
+def _readable(run: Run) -> Run:
+    """`run`, once its record is read. Raises RunDamaged."""
+    if not atomic_io.is_inside_real_folder(run.dir):
+        raise RunDamaged(f"{run.dir} is a symbolic link: runs are folders of their own")
+    try:
+        _ = run.record
+    except RunDamaged as error:
+        raise RunDamaged(f"run {atomic_io.one_line(run.name, 100)} is damaged: {error}") from error
+    return run
+
+
+class RunStore:
+    """All runs in one folder."""
+
+    def __init__(self, runs_dir: Path | str | None = None) -> None:
+        self.dir = resolve_runs_dir(runs_dir)
+
+    def names(self) -> Sequence[str]:
+        """Names of everything that may be a run, sorted; nothing is opened."""
+        try:
+            with os.scandir(self.dir) as entries:
+                return sorted(e.name for e in entries if not e.name.startswith(".") and (e.is_symlink() or e.is_dir(follow_symlinks=False)))
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise atomic_io.explain(error, "read the runs directory") from error
+
+    def list(self) -> list[Run | DamagedRun]:
+        """Every folder here, oldest first, damaged and foreign ones last."""
+        found = [self._open(name) for name in self.names()]  # None for what was renamed or removed since its name was read
+        good = [run for run in found if isinstance(run, Run)]
+        return [*sorted(good, key=lambda r: (r.record.created_at, r.name)), *(run for run in found if isinstance(run, DamagedRun))]
+
+    def runs(self) -> Sequence[Run]:
+        """The readable runs, oldest first."""
+        return [run for run in self.list() if isinstance(run, Run)]
+
+    def _open(self, name: str) -> Run | DamagedRun | None:
+        run = Run(self.dir / name)
+        try:
+            if not atomic_io.is_inside_real_folder(run.dir):
+                raise RunDamaged("a symbolic link: runs are folders of their own")
+            run.read()
+        except RunDamaged as error:
+            return DamagedRun(name, run.dir, str(error)) if os.path.lexists(run.dir) else None
+        return run
+
+    def find(self, wanted: str = "latest") -> Run:
+        """The run of this name or prefix, `latest` (last saved), `top` (first on the leaderboard), or at this path: its folder or one of
+        its checkpoints, wherever it is. Raises RunNotFound, RunDamaged."""
+        if not re.search(r"[/\\]", wanted):
+            try:
+                return self.find_name(wanted)
+            except RunNotFound:
+                if (run := run_at(Path(wanted))) is None:
+                    raise
+        elif (run := run_at(Path(wanted))) is None:
+            shown = atomic_io.one_line(wanted, 200)
+            raise RunNotFound(f"there is no run at {shown}: name a run's folder, or the best.safetensors or last.safetensors in it")
+        return _readable(run)
+
+    def find_name(self, wanted: str) -> Run:
+        """The run of this name or prefix, `latest` or `top`, in this folder alone: for those who may not choose a path. Raises RunNotFound,
+        RunDamaged."""
+        if wanted == "latest":
+            if not (runs := self.runs()):
+                raise RunNotFound(f"no runs in {self.dir} yet: start with minigpt train")
+            return max(runs, key=lambda r: (r.record.place, r.record.created_at, r.name))
+        if wanted == "top":
+            if not (groups := by_text(self.runs())):
+                raise RunNotFound(f"no scored runs in {self.dir} yet: start with minigpt train")
+            return groups[0][0]
+        names = self.names()
+        if wanted not in names:
+            matches = [name for name in names if wanted and name.startswith(wanted)]
+            if len(matches) > 1:
+                some = atomic_io.one_line(", ".join(matches[:5]))
+                raise RunNotFound(f"{atomic_io.one_line(repr(wanted), 80)} begins the names of {len(matches)} runs: {some}")
+            if not matches:
+                raise self._no_such_run(wanted, names)
+            wanted = matches[0]
+        run = Run(self.dir / wanted)
+        try:
+            return _readable(run)
+        except RunDamaged as error:
+            if not os.path.lexists(run.dir):
+                raise self._no_such_run(wanted, self.names()) from error
+            raise
+
+    def _no_such_run(self, wanted: str, names: Sequence[str]) -> RunNotFound:
+        if not names:
+            return RunNotFound(f"no runs in {self.dir} yet: start with minigpt train")
+        unknown = unknown_name("run", atomic_io.one_line(wanted, 80), (atomic_io.one_line(n, 100) for n in names[-20:]))
+        return RunNotFound(f"{unknown} (in {self.dir})")
+
+    def create(self, name: str | None = None, arch: str = "run") -> Run:
+        """A new, empty run directory: of this name, or `<arch>-<n>` with the next free n. Raises UsageError if it exists."""
+        if name is not None:
+            check_name(name)
+        with atomic_io.explained("create"):
+            self.dir.mkdir(parents=True, exist_ok=True)
+            if name is not None:
+                self._check_look(name)
+            if name is not None:
+                try:
+                    os.mkdir(self.dir / name)
+                except FileExistsError as error:
+                    advice = f"choose another --name, or continue it with --resume {name}"
+                    raise UsageError(f"run {name!r} exists already in {self.dir}: {advice}") from error
+                return Run(self.dir / name)
+            taken = [int(m[1]) for n in self.names() if (m := re.fullmatch(re.escape(arch) + r"-(\d{1,9})", n))]
+            number = max(taken, default=0)
+            while True:
+                number += 1
+                with suppress(FileExistsError):
+                    os.mkdir(self.dir / f"{arch}-{number}")
+                    return Run(self.dir / f"{arch}-{number}")
+
+    def _check_look(self, name: str, old: str | None = None) -> None:
+        """Raise UsageError if a run other than `old` has a name that `name` would be taken for."""
+        for taken in self.names():
+            if taken not in (name, old) and look(taken) == look(name):
+                raise UsageError(
+                    f"run {name!r} would be taken for {atomic_io.one_line(repr(taken), 110)} in {self.dir}: choose another name"
+                )
+
+    @contextmanager
+    def new_run(self, name: str | None = None, arch: str = "run") -> Iterator[Run]:
+        """A new run, locked; if the block fails before a record is written, the directory is gone again."""
+        run = self.create(name, arch)
+        try:
+            with self.lock(run):
+                yield run
+        except BaseException:
+            if not os.path.lexists(run.file(RECORD)):
+                shutil.rmtree(run.dir, ignore_errors=True)
+            raise
+
+    @contextmanager
+    def lock(self, run: Run) -> Iterator[None]:
+        """Hold the right to write to `run`. Raises RunLocked while another living process holds it."""
+        release = locks.acquire(run.file(LOCK))
+        if release is None:
+            raise RunLocked(f"run {run.name!r} is being trained by another process: wait for it or stop it first")
+        try:
+            if atomic_io.leftovers(run.dir):
+                with run.annotating():  # whose temporary file is none of a killed writer's
+                    atomic_io.sweep(run.dir)
+            if atomic_io.is_inside_real_folder(run.dir / PREVIOUS):
+                atomic_io.sweep(run.dir / PREVIOUS)
+            yield
+        finally:
+            release()
+
+    def rename(self, run: Run, name: str) -> Run:
+        """Give `run` another name. Raises UsageError if that exists, RunLocked if the run is live."""
+        check_name(name)
+        store = RunStore(run.dir.parent)  # where it is, which a path may say to be elsewhere
+        target = store.dir / name
+        store._check_look(name, run.name)
+        taken = UsageError(f"run {name!r} exists already in {store.dir}: choose another name")
+        if os.path.lexists(target):
+            raise taken
+        with self.lock(run), run.annotating(), atomic_io.explained("rename"):
+            try:
+                os.mkdir(target)  # the name is ours now, or somebody else's
+            except FileExistsError:
+                raise taken from None
+            try:
+                os.rename(run.dir, target)
+            except OSError:
+                os.rmdir(target)
+                raise
+            atomic_io.sync_folder(store.dir)
+        return Run(target)
+
+    def remove(self, run: Run | DamagedRun) -> None:
+        """Delete a run directory. Raises RunLocked if it is live."""
+        if not atomic_io.is_inside_real_folder(run.dir):
+            raise RunDamaged(f"{run.dir} is a symbolic link: remove it yourself")
+        atomic_io.sweep_abandoned(self.dir)  # runs of which a kill left a part
+        with self.lock(Run(run.dir)), Run(run.dir).annotating(), atomic_io.explained("remove"):
+            doomed = run.dir.parent / f".{run.name[:100]}.{secrets.token_hex(4)}{atomic_io.TEMPORARY}"
+            os.utime(run.dir)  # somebody is at work on it, however old it is
+            os.rename(run.dir, doomed)  # gone at once for every reader, even if deleting is interrupted
+            try:
+                shutil.rmtree(doomed)
+            except OSError:
+                os.rename(doomed, run.dir)  # what could not be deleted stays in sight
+                raise

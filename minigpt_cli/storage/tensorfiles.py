@@ -1,0 +1,197 @@
+"""Safetensors files, read without trust and written without copies.
+
+Layout: 8 bytes little-endian header length, a JSON header {name: {dtype, shape, data_offsets}, "__metadata__": {str: str}},
+then the tensors' bytes, each once, without gaps. A file that says anything else is refused before memory is spent on it;
+what is written here opens in every safetensors reader. Source: github.com/huggingface/safetensors, format section.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from minigpt_cli.errors import MiniGPTError, RunDamaged
+from minigpt_cli.storage import atomic_io
+from minigpt_cli.storage.memory import check_memory
+
+HEADER_LIMIT = 8 << 20  # bytes; 1,000 layers need well under one
+_CHUNK = 1 << 24
+
+_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64, "I32": torch.int32,
+    "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+
+
+class Recorded(Protocol):
+    """What a record says of a file."""
+
+    @property
+    def sha256(self) -> str: ...
+    @property
+    def bytes(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """What a header says of one tensor."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int  # bytes into the data section
+    stop: int
+
+    @property
+    def n_elements(self) -> int:
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class TensorFile:
+    """A file's tensors, the metadata in its header, and the checksum of all its bytes."""
+
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str]
+    sha256: str
+
+
+def write(fd: int, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> atomic_io.Written:
+    """Write a safetensors file to `fd`, one tensor in memory at a time; its size and checksum."""
+    ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))  # wide types first keeps all aligned
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    position = 0
+    for name, tensor in ordered:
+        stop = position + tensor.numel() * tensor.element_size()
+        header[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [position, stop]}
+        position = stop
+    text = json.dumps(header, separators=(",", ":"), allow_nan=False).encode("utf-8")
+    text += b" " * (-len(text) % 8)
+    if len(text) > HEADER_LIMIT:
+        raise MiniGPTError(f"a header of {atomic_io.size(len(text))} is more than a checkpoint may have ({atomic_io.size(HEADER_LIMIT)})")
+    digest = hashlib.sha256()
+    head = memoryview(struct.pack("<Q", len(text)) + text)
+    for data in chain([head], (_bytes(tensor) for _, tensor in ordered)):
+        digest.update(data)
+        atomic_io.write_all(fd, data)
+    return atomic_io.Written(digest.hexdigest(), 8 + len(text) + position)
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    flat = tensor.detach().to("cpu").contiguous().reshape(-1)
+    if flat.numel() == 0:
+        return memoryview(b"")
+    return flat.view(torch.uint8).numpy().data
+
+
+def read_header(fd: int, where: Path) -> tuple[dict[str, TensorInfo], dict[str, str], int]:
+    """The checked header of an open file: tensors, metadata, and where the data section begins. Raises RunDamaged."""
+    total = os.fstat(fd).st_size
+    start = os.pread(fd, 8, 0)
+    if len(start) < 8:
+        raise RunDamaged(f"{where} is not a safetensors file: it has {total} bytes")
+    length = struct.unpack("<Q", start)[0]
+    if length > min(HEADER_LIMIT, total - 8):
+        raise RunDamaged(f"{where} is damaged: its header claims {length:,} bytes")
+    text = os.pread(fd, length, 8)
+    header = atomic_io.parse_json(text, f"the header of {where}")
+    if not isinstance(header, dict):
+        raise RunDamaged(f"the header of {where} is not a table of tensors")
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise RunDamaged(f"the metadata in {where} is not a table of strings")
+    infos = {name: _info(name, entry, where) for name, entry in header.items()}
+    position = 0
+    for name, info in sorted(infos.items(), key=lambda item: (item[1].start, item[1].stop)):
+        if info.start != position:
+            raise RunDamaged(f"{where} is damaged: tensor {_shown(name)} overlaps another or leaves a gap")
+        position = info.stop
+    if 8 + length + position != total:
+        raise RunDamaged(f"{where} is damaged: its tensors need {8 + length + position:,} bytes and it has {total:,}")
+    return infos, metadata, 8 + length
+
+
+def _info(name: str, entry: Any, where: Path) -> TensorInfo:
+    try:
+        kind, shape, (start, stop) = entry["dtype"], entry["shape"], entry["data_offsets"]
+        dtype = _DTYPES[kind]
+        integers = [*shape, start, stop]
+        sound = isinstance(shape, list) and len(shape) <= 8 and all(type(n) is int and 0 <= n < 1 << 48 for n in integers)
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunDamaged(f"{where} is damaged: the entry of tensor {_shown(name)} is not understood") from error
+    if not sound or stop - start != math.prod(shape) * dtype.itemsize:
+        raise RunDamaged(f"{where} is damaged: shape, type and size of tensor {_shown(name)} do not agree")
+    return TensorInfo(dtype, tuple(shape), start, stop)
+
+
+def _shown(name: str) -> str:
+    return atomic_io.one_line(repr(name), 80)
+
+
+def read(path: Path, expected: Recorded | None = None, check: Callable[[dict[str, TensorInfo]], None] | None = None) -> TensorFile:
+    """The tensors of a file, each checked, on the CPU; they share one buffer. `check` may refuse the header before memory is spent on it.
+    Raises RunDamaged, also where the file is not the `expected` one; OSError if it cannot be opened."""
+    fd = atomic_io.open_regular(path)
+    try:
+        if expected is not None and (n_bytes := os.fstat(fd).st_size) != expected.bytes:
+            raise RunDamaged(f"{path} has {n_bytes:,} bytes and its record says {expected.bytes:,}")
+        infos, metadata, begin = read_header(fd, path)
+        if check is not None:
+            check(infos)
+        data, sha256 = _read_data(fd, path, begin)
+    finally:
+        os.close(fd)
+    if expected is not None and sha256 != expected.sha256:
+        raise RunDamaged(f"{path} does not match its checksum")
+    return TensorFile({name: _tensor(data, info) for name, info in infos.items()}, metadata, sha256)
+
+
+def check_finite(where: object, tensors: Mapping[str, Tensor]) -> None:
+    """Raise RunDamaged, naming the tensor, if one of them holds NaN or infinity."""
+    for name, tensor in tensors.items():
+        # One pass over memory; a sum of finite numbers that is too large is looked into.
+        if tensor.is_floating_point() and not tensor.sum(dtype=torch.float32).isfinite() and not tensor.isfinite().all():
+            raise RunDamaged(
+                f"{where} is damaged: tensor {_shown(name)} holds numbers that are not finite; use an earlier save or another file"
+            )
+
+
+def _read_data(fd: int, path: Path, begin: int) -> tuple[bytearray, str]:
+    n_bytes = os.fstat(fd).st_size - begin
+    check_memory(n_bytes, f"the weights in {path}")
+    digest = hashlib.sha256(os.pread(fd, begin, 0))
+    data = bytearray(n_bytes)
+    view, position = memoryview(data), 0
+    os.lseek(fd, begin, os.SEEK_SET)
+    while position < n_bytes:
+        piece = os.read(fd, min(_CHUNK, n_bytes - position))
+        if not piece:
+            raise RunDamaged(f"{path} became shorter while it was read")
+        view[position : position + len(piece)] = piece
+        digest.update(piece)
+        position += len(piece)
+    return data, digest.hexdigest()
+
+
+def _tensor(data: bytearray, info: TensorInfo) -> Tensor:
+    n_elements = info.n_elements
+    if n_elements == 0:
+        return torch.empty(info.shape, dtype=info.dtype)
+    if info.start % info.dtype.itemsize:  # allowed by the format; torch wants aligned views
+        raw = torch.frombuffer(data, dtype=torch.uint8, count=info.stop - info.start, offset=info.start)
+        return raw.clone().view(info.dtype).reshape(info.shape)
+    if info.dtype is torch.bool:
+        raw = torch.frombuffer(data, dtype=torch.uint8, count=n_elements, offset=info.start)
+        return (raw != 0).reshape(info.shape)  # a byte that is neither 0 nor 1 is undefined behaviour as a bool
+    return torch.frombuffer(data, dtype=info.dtype, count=n_elements, offset=info.start).reshape(info.shape)

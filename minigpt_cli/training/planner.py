@@ -1,0 +1,329 @@
+"""What is decided before step 0: device, precision, attention path, batch, number of steps.
+
+Every `auto`, every 0 that means "you choose" and every time budget becomes a plain value in the configuration that is
+saved, so that a run can be repeated and resumed from it to the bit.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from typing import Any, NamedTuple
+
+import torch
+
+from minigpt_cli.accel import kernels
+from minigpt_cli.config import RunConfig
+from minigpt_cli.data.dataset import Dataset, check_long_enough
+from minigpt_cli.errors import UsageError
+from minigpt_cli.models.attention import CausalAttention
+from minigpt_cli.models.contract import meta_model
+from minigpt_cli.storage.memory import check_threads
+from minigpt_cli.training import choices, memory, precision
+from minigpt_cli.training.device_batches import DeviceBatches
+from minigpt_cli.training.distributed import World
+from minigpt_cli.training.evaluator import TRAIN_SAMPLE_TOKENS, Measuring
+from minigpt_cli.training.state import TrainingState
+
+_EVALUATIONS = 20  # over a run, unless --eval-every says otherwise
+_FEWEST_EVALUATIONS = 4
+_EVALUATION_SHARE = 0.05  # of a time budget
+_SPARE = 0.08  # of a time budget: the start, the final score, and neighbours that measuring for a second did not see
+_SMALL_SPLIT_TOKENS = 2_000_000  # a validation split up to this size is measured whole
+_SAMPLED_ITERS = 100
+_LONG_RUN_S = 600  # from here on the minute that torch.compile takes may pay
+_LEAST_COPIES = 3  # of the weights in training: themselves, their gradients, and one state of the optimizer
+_TRIAL_S = 1.2  # of steps, to measure the speed
+_EVALUATION_TRIAL_TOKENS = 16_384
+_MOST_EPOCHS = 30  # in a time budget: a small text is known by heart long before three minutes are over
+
+
+class Speed(NamedTuple):
+    """Measured on real steps of the real configuration."""
+
+    step_s: float  # median
+    evaluation_s: float
+    peak_bytes: int
+
+
+class Plan(NamedTuple):
+    """What `--dry-run` reports."""
+
+    config: RunConfig
+    notices: list[str]
+    n_params: int
+    n_active_params: int
+    step_ms: float
+    tokens_per_s: float
+    peak_bytes: int
+    largest_batch: int | None  # None where nothing tells how much memory is free
+    epochs: float
+    estimated_s: float
+
+
+def resolve(config: RunConfig, dataset: Dataset, world: World | None = None) -> tuple[RunConfig, list[str]]:
+    """The configuration with every choice made, and a line for each choice and warning.
+
+    Raises UsageError if the device is not there or the text is too short, and OutOfMemory if a step would not fit.
+    """
+    world = world or World()
+    asked = config
+    config, notices = world.lead(lambda: _choose_compute(asked, dataset, world))
+    world.each(lambda: _check_machine(config))
+    torch.set_num_threads(config.compute.threads)
+    free = [left for left in world.gather(memory.available(world.device(config.compute.device))) if left is not None]
+    config, more = world.lead(lambda: _fit_memory(config, dataset, min(free, default=None)))
+    notices += more
+    config, more = _choose_by_measuring(config, dataset, world)
+    return config, [*notices, *more, *poor_plan(config, dataset)]
+
+
+def dry_run(config: RunConfig, dataset: Dataset) -> Plan:
+    """Resolve `config`, take a few real steps and say what the run would cost."""
+    config, notices = resolve(config, dataset)
+    device = torch.device(config.compute.device)
+    speed = measure_speed(config, dataset, World())
+    state = TrainingState(config, dataset.tokenizer.vocab_size, device)
+    free, need = memory.available(device), memory.measure(config, dataset.tokenizer.vocab_size)
+    optim = config.optim
+    tokens_per_step = optim.batch_size * optim.grad_accum * config.model.block_size
+    evaluations = max(1, optim.max_steps // config.eval.eval_every)
+    return Plan(
+        config=config,
+        notices=notices,
+        n_params=sum(p.numel() for p in state.model.parameters()),
+        n_active_params=state.model.n_active_params(),  # type: ignore[operator]
+        step_ms=speed.step_s * 1e3,
+        tokens_per_s=tokens_per_step / speed.step_s,
+        peak_bytes=speed.peak_bytes,
+        largest_batch=None if free is None else need.largest_batch(free),
+        epochs=optim.max_steps * tokens_per_step / len(dataset.train.tokens),
+        estimated_s=optim.max_steps * speed.step_s + evaluations * speed.evaluation_s,
+    )
+
+
+def poor_plan(config: RunConfig, dataset: Dataset) -> list[str]:
+    """Warnings about a run that will teach little."""
+    n_params = _n_params(config, dataset)
+    chars, windows = dataset.train.n_chars, len(dataset.val.tokens) / config.model.block_size
+    warnings = []
+    if config.model.arch != "bigram" and n_params > 4 * chars:
+        warnings.append(f"warning: {n_params:,} parameters for {chars:,} characters: expect overfitting; try more text or a smaller model")
+    if windows < 8:
+        warnings.append(
+            f"warning: the validation split holds only {windows:.1f} windows of {config.model.block_size} tokens: its loss will be noisy"
+        )
+    return warnings
+
+
+def _n_params(config: RunConfig, dataset: Dataset) -> int:
+    return sum(p.numel() for p in meta_model(config.model, dataset.tokenizer.vocab_size).parameters())
+
+
+# ---- device, precision
+
+
+def _choose_compute(config: RunConfig, dataset: Dataset, world: World) -> tuple[RunConfig, list[str]]:
+    """Device, precision and threads, and what to say of them. Raises UsageError for what cannot be trained at all."""
+    notices: list[str] = []
+    _check_sharding(config, world)
+    check_long_enough(dataset, config.model.block_size)
+    device, why = choose_device(config.compute.device)
+    chosen, reason = precision.choose(config.compute.precision, device)
+    if chosen == "fp16" and device == "cpu":
+        raise UsageError("--precision fp16 needs a GPU: use bf16 or fp32 on the CPU")
+    if config.compute.precision == "auto":
+        notices.append(f"precision {chosen}: {reason}")
+    if config.compute.device == "auto":
+        notices.append(f"device {device}: {why}")
+    if device == "cpu" and (reason := kernels.why_not()):
+        notices.append(f"kernels torch, slower: {reason}")
+    threads = config.compute.threads or torch.get_num_threads()
+    return _with(config, compute={"device": device, "precision": chosen, "threads": threads}), notices
+
+
+def _check_machine(config: RunConfig) -> None:
+    """Raise MiniGPTError where this machine lacks the device or the threads."""
+    choose_device(config.compute.device)
+    check_threads(config.compute.threads)
+
+
+def _check_sharding(config: RunConfig, world: World) -> None:
+    """Raise UsageError for what sharded weights cannot do."""
+    if not config.compute.fsdp:
+        return
+    if world.size == 1:
+        raise UsageError("--fsdp shards a model over several processes: start it with torchrun --nproc-per-node N -m minigpt_cli train …")
+    if config.optim.optimizer != "adamw":
+        raise UsageError("--fsdp splits every matrix, and Muon needs them whole: add --optimizer adamw")
+    if config.optim.ema:
+        raise UsageError("--fsdp keeps no average of the weights: add --ema 0")
+
+
+def choose_device(requested: str) -> tuple[str, str]:
+    """The device to train on and why. Raises UsageError if the one asked for is not there."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if requested != "auto":
+        if not there[requested]:
+            available = ", ".join(name for name, yes in there.items() if yes)
+            raise UsageError(f"--device {requested}: {_why_missing(requested)}; use --device auto or one of: {available}")
+        return requested, "as asked"
+    chosen = next(name for name, yes in there.items() if yes)
+    return chosen, {"cuda": "an NVIDIA or AMD GPU is here", "mps": "an Apple GPU is here", "cpu": "no GPU is here"}[chosen]
+
+
+def _why_missing(device: str) -> str:
+    if device == "mps":
+        return "this torch has no MPS support" if not torch.backends.mps.is_built() else "no Apple GPU is here"
+    return "this torch is built without CUDA" if torch.version.cuda is None and torch.version.hip is None else "no GPU is here"
+
+
+# ---- memory
+
+
+def _fit_memory(config: RunConfig, dataset: Dataset, free: int | None) -> tuple[RunConfig, list[str]]:
+    """Refuse a batch that does not fit into `free` bytes, or with --auto-batch halve it and accumulate twice as often until it does; and
+    what to say of it."""
+    if free is None or config.model.arch == "bigram":
+        return config, []
+    if _n_params(config, dataset) * 4 * _LEAST_COPIES > free:  # before anything of that size is asked for
+        raise memory.too_large(config, 0)
+    with memory.explained_out_of_memory(config):
+        need = memory.measure(config, dataset.tokenizer.vocab_size)
+    # Asked anew: the first model that is made brings a hundred megabytes of torch's modules and of kernels along.
+    fits = need.largest_batch(min(free, memory.available(torch.device(config.compute.device)) or free))
+    batch, accum = config.optim.batch_size, config.optim.grad_accum
+    if batch <= fits:
+        return config, []
+    if not config.optim.auto_batch:
+        raise memory.too_large(config, fits)
+    while batch > fits and batch % 2 == 0:
+        batch, accum = batch // 2, accum * 2
+    if batch > fits:
+        raise memory.too_large(config, fits)
+    notice = f"batch {config.optim.batch_size} does not fit in memory: {batch} windows, accumulated {accum} times, at the same total"
+    return _with(config, optim={"batch_size": batch, "grad_accum": accum}), [notice]
+
+
+# ---- speed
+
+
+def _choose_by_measuring(config: RunConfig, dataset: Dataset, world: World) -> tuple[RunConfig, list[str]]:
+    """What only real steps can tell, with --auto-batch in smaller batches where they run out of memory; and what to say of it."""
+    try:
+        shaped, said = world.lead(lambda: _choose_shape(config, dataset))
+        speed = None if config.optim.max_steps else max(world.gather(measure_speed(shaped, dataset, world)))  # the slowest sets the pace
+        chosen, more = world.lead(lambda: _choose_steps(shaped, dataset, world, speed))
+        return chosen, [*said, *more]
+    except memory.OutOfMemory:
+        if (smaller := memory.smaller(config, world.size)) is None:
+            raise
+    memory.release_memory()
+    chosen, said = _choose_by_measuring(smaller, dataset, world)
+    return chosen, [memory.smaller_notice(smaller), *said]
+
+
+def _choose_shape(config: RunConfig, dataset: Dataset) -> tuple[RunConfig, list[str]]:
+    """Attention, compilation and the size of an evaluation, and what to say of them."""
+    notices: list[str] = []
+    config = _choose_attention(config, dataset, notices)
+    if config.eval.eval_iters == 0 and len(dataset.val.tokens) > _SMALL_SPLIT_TOKENS:
+        config = _with(config, eval={"eval_iters": _SAMPLED_ITERS})
+        notices.append(
+            f"the validation split is large: evaluations draw {_SAMPLED_ITERS} batches; the best is scored on all of it at the end"
+        )
+    return config, notices
+
+
+def _choose_attention(config: RunConfig, dataset: Dataset, notices: list[str]) -> RunConfig:
+    """The faster attention path on this machine; then whether to compile."""
+    compute = config.compute
+    if not any(isinstance(module, CausalAttention) for module in meta_model(config.model, dataset.tokenizer.vocab_size).modules()):
+        return _with(config, compute={"attention": "plain", "compile": "off"})
+    if compute.attention == "auto":
+        with memory.explained_out_of_memory(config):
+            dtype, device = precision.DTYPES[compute.precision], torch.device(compute.device)
+            seconds = choices.attention_paths(config.model, config.optim.batch_size, dtype, device)
+        faster, slower = sorted(seconds, key=lambda path: seconds[path])
+        notices.append(f"attention {faster}: a layer is {seconds[slower] / seconds[faster]:.1f}x as fast as with {slower} here")
+        config = _with(config, compute={"attention": faster})
+    if compute.compile == "auto":
+        config = _with(config, compute={"compile": _compile_pays(config)})
+    return config
+
+
+def _compile_pays(config: RunConfig) -> str:
+    """Compilation takes about a minute: on a GPU that pays in a long run; on CPUs and Apple GPUs eager was faster when measured."""
+    long_run = config.optim.max_steps > 2000 or (config.optim.max_steps == 0 and config.optim.time_budget >= _LONG_RUN_S)
+    return "on" if config.compute.device == "cuda" and long_run else "off"
+
+
+def measure_speed(config: RunConfig, dataset: Dataset, world: World) -> Speed:
+    """Time real steps and a real evaluation on a scratch copy of the model."""
+    device = world.device(config.compute.device)
+    scratch = _with(config, optim={"max_steps": config.optim.max_steps or 1_000_000}, eval={"eval_iters": config.eval.eval_iters or 2})
+    with memory.explained_out_of_memory(config):
+        state = TrainingState(scratch, dataset.tokenizer.vocab_size, device, world)
+        batches = DeviceBatches(scratch, dataset, device, world)
+        times: list[float] = []
+        begun = time.perf_counter()
+        going_on = True
+        while going_on:
+            start = time.perf_counter()
+            state.step(len(times), batches).loss.item()
+            times.append(time.perf_counter() - start)
+            going_on = len(times) < 3 or (time.perf_counter() - begun < _TRIAL_S and len(times) < 200)
+            going_on = bool(world.agree(int(going_on), device))  # as many steps in every process, whatever its clock says
+        return Speed(statistics.median(times[1:]), _evaluation_s(config, dataset, state), memory.peak(device))
+
+
+def _evaluation_s(config: RunConfig, dataset: Dataset, state: TrainingState) -> float:
+    """Seconds of one evaluation, scaled up from a part of it."""
+    window_tokens = config.optim.batch_size * config.model.block_size
+    iters = -(-_EVALUATION_TRIAL_TOKENS // window_tokens)
+    sample = Measuring(_with(config, eval={"eval_iters": iters}), dataset, state)
+    times = []
+    for _ in range(2):  # the first time also warms up
+        start = time.perf_counter()
+        sample()
+        times.append(time.perf_counter() - start)
+    per_token = min(times) / (2 * iters * window_tokens)
+    if config.eval.eval_iters:
+        return per_token * 2 * config.eval.eval_iters * window_tokens
+    return per_token * (len(dataset.val.tokens) + TRAIN_SAMPLE_TOKENS)
+
+
+def _choose_steps(config: RunConfig, dataset: Dataset, world: World, speed: Speed | None) -> tuple[RunConfig, list[str]]:
+    """The number of steps that fills the time budget at this speed, how often to evaluate on the way, and what to say of it."""
+    notices: list[str] = []
+    evaluations = _EVALUATIONS
+    if speed is not None:
+        budget = config.optim.time_budget * (1 - _SPARE)
+        evaluations = int(min(_EVALUATIONS, max(_FEWEST_EVALUATIONS, budget * _EVALUATION_SHARE / max(1e-6, speed.evaluation_s))))
+        if config.eval.eval_every:
+            steps = budget / (speed.step_s + speed.evaluation_s / config.eval.eval_every)
+        else:
+            steps = max(0.0, budget - evaluations * speed.evaluation_s) / speed.step_s
+        steps = _before_memorised(max(1, int(steps)), config, dataset, world, notices)
+        notices.append(
+            f"{steps:,} steps for {config.optim.time_budget:g} s: {speed.step_s * 1e3:.1f} ms each, {speed.evaluation_s:.2f} s a check"
+        )
+        config = _with(config, optim={"max_steps": steps})
+    if config.eval.eval_every == 0:
+        config = _with(config, eval={"eval_every": max(1, -(-config.optim.max_steps // evaluations))})
+    return config, notices
+
+
+def _with(config: RunConfig, **sections: dict[str, Any]) -> RunConfig:
+    """`config` with some fields of some sections changed."""
+    return config.model_copy(update={name: getattr(config, name).model_copy(update=changes) for name, changes in sections.items()})
+
+
+def _before_memorised(steps: int, config: RunConfig, dataset: Dataset, world: World, notices: list[str]) -> int:
+    """The steps of a time budget, cut where a small text has been read so often that more would only make it known by heart."""
+    tokens_per_step = config.optim.batch_size * config.optim.grad_accum * world.size * config.model.block_size
+    most = max(1, _MOST_EPOCHS * len(dataset.train.tokens) // tokens_per_step)
+    if steps <= most:
+        return steps
+    notices.append(f"{most:,} steps read this text {_MOST_EPOCHS} times: the run ends before its time budget (--max-steps overrides)")
+    return most
