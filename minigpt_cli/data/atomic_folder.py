@@ -37,7 +37,7 @@ class Preparing:
 
 
 @contextmanager
-def workshop(parent: Path) -> Iterator[Path]:
+def atomic_folder(parent: Path) -> Iterator[Path]:
     """A new folder in `parent` to build in; what is left of it at the end is removed, and so is a `parent` that was made for nothing."""
     with explained("make the folder"):
         made = [folder for folder in (parent, *parent.parents) if not folder.exists()]

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from minigpt_cli.bounds import line
-from minigpt_cli.data.atomic_folder import put_in_place, workshop
+from minigpt_cli.data.atomic_folder import atomic_folder, put_in_place
 from minigpt_cli.data.dataset import RECORD, SPLITS, TOKENIZER, Dataset, DatasetRecord, SplitRecord, cached, dtype_for, open_dataset
 from minigpt_cli.errors import RunDamaged, TextTooShort, UsageError
 from minigpt_cli.escaping import file_name
@@ -207,7 +207,7 @@ def prepare_chat(config: Any, recipe: Any, data_dir: Path, out: Path | None) -> 
         tokenizer = with_chat_tokens(
             recipe.build(config, _Corpus(path, counts["train"], np.flatnonzero(seen).astype(np.uint32), n_bytes * counts["train"] // count))
         )
-        with workshop(target.parent) as folder:
+        with atomic_folder(target.parent) as folder:
             splits = yield from _write(folder, path, counts, tokenizer, total)
             json_text = tokenizer.to_json()
             write_atomic(folder / TOKENIZER, json_text)

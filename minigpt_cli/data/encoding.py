@@ -22,7 +22,7 @@ import numpy.typing as npt
 from minigpt_cli import registry
 from minigpt_cli.bounds import line
 from minigpt_cli.config import DataConfig
-from minigpt_cli.data.atomic_folder import Preparing, put_in_place, watched, workshop
+from minigpt_cli.data.atomic_folder import Preparing, atomic_folder, put_in_place, watched
 from minigpt_cli.data.chat import is_chat, prepare_chat
 from minigpt_cli.data.corpora import TextSource, data_folder, open_source
 from minigpt_cli.data.dataset import (
@@ -83,13 +83,13 @@ def prepare(
         yield from watched(source.fetch, "downloading")
         text = Text(source, config.ascii_only)
         if source.once:
-            text.spool = stack.enter_context(workshop(out.parent if out else data_dir)) / "text"
+            text.spool = stack.enter_context(atomic_folder(out.parent if out else data_dir)) / "text"
         yield from text.scan()
         lengths = _lengths(config, text)
         key = _key(config, text.sha256, recipe)
         target = out or data_dir / f"{_slug(source.label)}-{_slug(recipe.name)}-{key[:12]}"
         if (found := cached(target, key)) is None:
-            folder = stack.enter_context(workshop(target.parent))
+            folder = stack.enter_context(atomic_folder(target.parent))
             yield from _build(folder, config, text, lengths, recipe, key)
             put_in_place(folder, target, lambda there: cached(there, key) is not None)
             found = open_dataset(target)

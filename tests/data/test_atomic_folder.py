@@ -10,18 +10,18 @@ from typing import Any
 import pytest
 
 from minigpt_cli.data import atomic_folder as module
-from minigpt_cli.data.atomic_folder import UNFINISHED, Preparing, put_in_place, watched, atomic folder
+from minigpt_cli.data.atomic_folder import UNFINISHED, Preparing, atomic_folder, put_in_place, watched
 from minigpt_cli.errors import MiniGPTError
 
 
 def test_what_is_not_put_in_place_is_gone(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError), atomic folder(tmp_path / "a" / "b") as folder:
+    with pytest.raises(FileNotFoundError), atomic_folder(tmp_path / "a" / "b") as folder:
         (folder / "no" / "file").write_text("x")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_finished_folder_takes_its_name_and_the_parents_stay(tmp_path: Path) -> None:
-    with atomic folder(tmp_path / "a" / "b") as folder:
+    with atomic_folder(tmp_path / "a" / "b") as folder:
         (folder / "file").write_text("x")
         put_in_place(folder, tmp_path / "a" / "b" / "done", lambda there: False)
     assert sorted(p.name for p in (tmp_path / "a" / "b").iterdir()) == ["done"]
@@ -33,7 +33,7 @@ def test_a_finished_folder_takes_its_name_and_the_parents_stay(tmp_path: Path) -
 def test_what_is_good_stays_and_what_is_not_is_replaced(good: bool, kept: str, tmp_path: Path) -> None:
     (tmp_path / "done").mkdir()
     (tmp_path / "done" / "file").write_text("old")
-    with atomic folder(tmp_path) as folder:
+    with atomic_folder(tmp_path) as folder:
         (folder / "file").write_text("new")
         put_in_place(folder, tmp_path / "done", lambda there: good)
     assert (tmp_path / "done" / "file").read_text() == kept
@@ -42,7 +42,7 @@ def test_what_is_good_stays_and_what_is_not_is_replaced(good: bool, kept: str, t
 
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(MiniGPTError, match="cannot make the folder"), atomic folder(tmp_path / "file" / "inside"):
+    with pytest.raises(MiniGPTError, match="cannot make the folder"), atomic_folder(tmp_path / "file" / "inside"):
         pytest.fail("made a folder inside a file")
 
 
@@ -52,7 +52,7 @@ def test_what_killed_processes_left_is_removed_when_it_is_old(tmp_path: Path) ->
         folder.mkdir()
         (folder / "train.bin").write_text("x")
         os.utime(folder, (time.time() - age,) * 2)
-    with atomic folder(tmp_path):
+    with atomic_folder(tmp_path):
         pass
     assert [p.name for p in tmp_path.iterdir()] == [f"{UNFINISHED}new"]
 

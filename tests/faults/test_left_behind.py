@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minigpt_cli.data.atomic_folder import UNFINISHED, workshop
+from minigpt_cli.data.atomic_folder import UNFINISHED, atomic_folder
 from minigpt_cli.evaluation import cache
 from minigpt_cli.evaluation.scores import make_score
 from minigpt_cli.interchange.folders import new_folder
@@ -37,7 +37,7 @@ def write_a_folder(folder: Path) -> None:
 
 
 def prepare_data(folder: Path) -> None:
-    with workshop(folder):
+    with atomic_folder(folder):
         pass
 
 
