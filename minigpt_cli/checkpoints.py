@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping, Set
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,6 @@ from minigpt_cli.models import lora
 from minigpt_cli.models.contract import build_model, meta_model
 from minigpt_cli.runstore import snapshots
 from minigpt_cli.runstore.directory import (
-    ANNOTATIONS,
     CONFIG,
     METRICS,
     PREVIOUS,
@@ -36,19 +35,17 @@ from minigpt_cli.runstore.directory import (
     TOKENIZER_LIMIT,
     Run,
     config_text,
-    parse_config,
     read_record,
 )
 from minigpt_cli.runstore.records import FileRecord, RunRecord
-from minigpt_cli.storage import atomic_io, tensorfiles
+from minigpt_cli.storage import atomic_io, safetensors
 from minigpt_cli.storage.atomic_io import check_space
 from minigpt_cli.storage.memory import check_memory
-from minigpt_cli.storage.tensorfiles import TensorInfo
+from minigpt_cli.storage.safetensors import TensorInfo
 from minigpt_cli.tokenization.contract import Tokenizer
-from minigpt_cli.tokenization.pretrained import load_tokenizer
+from minigpt_cli.tokenization.pretrained import saved_tokenizer
 
 __all__ = [
-    "Finding",
     "Loaded",
     "ResumePoint",
     "check_model_fits",
@@ -58,8 +55,10 @@ __all__ = [
     "load",
     "load_resume",
     "load_tensors",
+    "read_model",
+    "read_resume",
+    "read_tokenizer",
     "save",
-    "verify",
 ]
 
 BEST, LAST, RESUME = "best.safetensors", "last.safetensors", "resume.safetensors"
@@ -94,14 +93,6 @@ class ResumePoint:
     notices: list[str] = field(default_factory=list)
 
 
-class Finding(NamedTuple):
-    """One result of `verify`."""
-
-    level: Literal["ok", "note", "problem"]
-    file: str
-    message: str
-
-
 def save(
     run: Run,
     record: RunRecord,
@@ -118,7 +109,7 @@ def save(
     with run.writing(), atomic_io.explained(f"save run {run.name!r}"), snapshots.Staging(run) as staging:
         n_bytes = SLACK + sum(t.numel() * t.element_size() for group in tensors.values() for t in group.values())
         check_space(run.dir, n_bytes, f"free some space and go on with --resume {run.name}" if record.files else "")
-        files = {n: staging.add(n, partial(tensorfiles.write, tensors=group, metadata=metadata[n])) for n, group in tensors.items()}
+        files = {n: staging.add(n, partial(safetensors.write, tensors=group, metadata=metadata[n])) for n, group in tensors.items()}
         if best is None and (so_far := _best_so_far(run, record)):
             files[BEST] = staging.keep(BEST, so_far)
         files |= {name: snapshots.checksum(run.file(name)) for name in (CONFIG, TOKENIZER)}
@@ -170,7 +161,7 @@ def _flushed_metrics(run: Run) -> FileRecord:
 def load_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of any safetensors file, on the CPU. Raises UsageError if it is missing, RunDamaged if it is not sound."""
     try:
-        return tensorfiles.read(Path(path)).tensors
+        return safetensors.read(Path(path)).tensors()
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror or error}") from error
 
@@ -179,7 +170,7 @@ def load(run: Run, which: str = "best", device: str | torch.device = "cpu") -> L
     """The model of the best or the last step, in eval mode, and what belongs to it. Raises RunDamaged if neither generation is whole."""
     if which not in ("best", "last"):
         raise UsageError(f"there is no checkpoint {which!r}: choose best or last")
-    read = partial(_read_model, which=which)
+    read = partial(read_model, which=which)
     loaded, notices = snapshots.read_newest(run, read)
     if which == "best" and loaded.record.files.get(BEST) is None and loaded.record.stop_reason != IMPORTED:
         notices.append(f"run {run.name!r} has no best checkpoint yet: using its last, of step {loaded.step}")
@@ -188,14 +179,14 @@ def load(run: Run, which: str = "best", device: str | torch.device = "cpu") -> L
 
 def load_resume(run: Run) -> ResumePoint:
     """The newest whole generation to continue from; every file of it is checked. Raises RunDamaged if there is none."""
-    point, notices = snapshots.read_newest(run, _read_resume)
+    point, notices = snapshots.read_newest(run, read_resume)
     return ResumePoint(point.last, point.resume, point.resume_state, point.record, point.config, point.tokenizer, notices)
 
 
-def _read_model(folder: Path, record: RunRecord, which: str, depth: int = 0) -> Loaded:
-    config, tokenizer = _read_config(folder, record), _read_tokenizer(folder, record)
+def read_model(folder: Path, record: RunRecord, which: str, depth: int = 0) -> Loaded:
+    config, tokenizer = snapshots.read_config(folder, record), read_tokenizer(folder, record)
     name = BEST if which == "best" and BEST in record.files else LAST
-    tensors = _read_tensors(folder, record, name, config, tokenizer.vocab_size).tensors
+    tensors = _read_tensors(folder, record, name, config, tokenizer.vocab_size)
     model = build_model(config.model, tokenizer.vocab_size)
     try:
         if config.lora.lora_rank:
@@ -227,63 +218,37 @@ def _base_weights(folder: Path, record: RunRecord, depth: int = 0) -> dict[str, 
                 found = read_record(candidate / RECORD)
                 which = next((n for n in (BEST, LAST) if n in found.files and found.files[n].sha256 == wanted.sha256), None)
                 if which is not None:
-                    return dict(_read_model(candidate, found, which.partition(".")[0], depth + 1).model.state_dict())
+                    return dict(read_model(candidate, found, which.partition(".")[0], depth + 1).model.state_dict())
     raise RunDamaged(
         f"run {record.name!r} holds adapters for run {atomic_io.one_line(wanted.run, 80)!r} (weights {wanted.sha256[:12]}), "
         f"and no run in {runs_dir} has those weights (any more)"
     )
 
 
-def _read_resume(folder: Path, record: RunRecord) -> ResumePoint:
-    config, tokenizer = _read_config(folder, record), _read_tokenizer(folder, record)
+def read_resume(folder: Path, record: RunRecord) -> ResumePoint:
+    config, tokenizer = snapshots.read_config(folder, record), read_tokenizer(folder, record)
     if BEST in record.files and not snapshots.matches(folder / BEST, record.files[BEST]):
         raise RunDamaged(f"{folder / BEST} does not match its checksum")
     last = _read_tensors(folder, record, LAST, config, tokenizer.vocab_size)
-    resume = tensorfiles.read(folder / RESUME, _recorded(folder, record, RESUME))
+    resume = safetensors.read(folder / RESUME, snapshots.recorded(folder, record, RESUME))
     state = atomic_io.parse_json(resume.metadata.get(_STATE, "null").encode("utf-8", "surrogatepass"), f"the state in {folder / RESUME}")
-    if state == {} and not resume.tensors:
+    if state == {} and not resume.infos:
         raise UsageError(f"{folder} was imported or merged and has nothing to continue: begin a new run from it with --init-from")
     if not isinstance(state, dict) or type(state.get("step")) is not int or not 0 <= state["step"] <= COUNT_LIMIT:
         raise RunDamaged(f"{folder / RESUME} holds no training state")
-    return ResumePoint(last.tensors, resume.tensors, state, record, config, tokenizer)
+    return ResumePoint(last, resume.tensors(), state, record, config, tokenizer)
 
 
-def _recorded(folder: Path, record: RunRecord, name: str) -> FileRecord:
-    if not record.files:
-        raise RunDamaged(f"run {record.name!r} has not saved a checkpoint yet")
-    if name not in record.files:
-        raise RunDamaged(f"{folder / RECORD} names no {name}")
-    return record.files[name]
+def read_tokenizer(folder: Path, record: RunRecord) -> Tokenizer:
+    return saved_tokenizer(snapshots.read_file(folder, record, TOKENIZER, TOKENIZER_LIMIT), folder / TOKENIZER)
 
 
-def _read_bytes(folder: Path, record: RunRecord, name: str, limit: int) -> bytes:
-    data = atomic_io.read_bounded(folder / name, limit)
-    if atomic_io.sha256(data) != _recorded(folder, record, name).sha256:
-        raise RunDamaged(f"{folder / name} does not match its checksum")
-    return data
-
-
-def _read_config(folder: Path, record: RunRecord) -> RunConfig:
-    data = _read_bytes(folder, record, CONFIG, atomic_io.JSON_LIMIT)
-    return parse_config(atomic_io.parse_json(data, str(folder / CONFIG)), folder / CONFIG)
-
-
-def _read_tokenizer(folder: Path, record: RunRecord) -> Tokenizer:
-    data = _read_bytes(folder, record, TOKENIZER, TOKENIZER_LIMIT)
-    if not data.lstrip().startswith(b"{"):  # load_tokenizer would take it for a path
-        raise RunDamaged(f"{folder / TOKENIZER} is not a tokenizer")
-    try:
-        return load_tokenizer(data.decode("utf-8"))
-    except (UnicodeDecodeError, UsageError) as error:
-        raise RunDamaged(f"{folder / TOKENIZER} is not a tokenizer: {atomic_io.one_line(str(error))}") from error
-
-
-def _read_tensors(folder: Path, record: RunRecord, name: str, config: RunConfig, vocab_size: int) -> tensorfiles.TensorFile:
+def _read_tensors(folder: Path, record: RunRecord, name: str, config: RunConfig, vocab_size: int) -> dict[str, Tensor]:
     path = folder / name
     check = partial(_check_against_model, path, config, vocab_size)
-    found = tensorfiles.read(path, _recorded(folder, record, name), check)
-    tensorfiles.check_finite(path, found.tensors)
-    return found
+    tensors = safetensors.read(path, snapshots.recorded(folder, record, name), check).tensors()
+    safetensors.check_finite(path, tensors)
+    return tensors
 
 
 def _check_against_model(path: Path, settings: RunConfig, vocab_size: int, found: Mapping[str, TensorInfo]) -> None:
@@ -292,21 +257,11 @@ def _check_against_model(path: Path, settings: RunConfig, vocab_size: int, found
     if getattr(config, "n_layer", 0) > len(found):
         raise RunDamaged(f"{path} holds {len(found)} tensors, too few for the {config.n_layer} layers of its configuration")
     skeleton = meta_model(config, vocab_size)
-    required = None
+    in_base: Set[str] = set()
     if settings.lora.lora_rank:
         lora.attach(skeleton, settings.lora, 0)
-        required = lora.trained(skeleton, skeleton.state_dict())
-    expected = {name: tuple(tensor.shape) for name, tensor in skeleton.state_dict().items()}
-    for name, shape in expected.items():
-        if name not in found and required is not None and name not in required:
-            continue  # the base has it
-        if name not in found:
-            raise RunDamaged(f"{path} lacks the tensor {name} that its configuration asks for")
-        if found[name].shape != shape:
-            raise RunDamaged(f"{path}: tensor {name} is {found[name].shape} and its configuration asks for {shape}")
-    if surplus := found.keys() - expected.keys():
-        unknown = atomic_io.one_line(min(surplus), 80)
-        raise RunDamaged(f"{path} holds {len(surplus)} tensors that its configuration does not know: {unknown}")
+        in_base = skeleton.state_dict().keys() - lora.trained(skeleton, skeleton.state_dict()).keys()
+    safetensors.check_shapes(path, found, {name: tuple(tensor.shape) for name, tensor in skeleton.state_dict().items()}, in_base)
     check_model_fits(config, vocab_size)
 
 
@@ -316,86 +271,3 @@ def check_model_fits(config: Any, vocab_size: int, copies: int = 1) -> int:
     n_params = sum(p.numel() for p in meta_model(config, vocab_size).parameters())
     check_memory(4 * n_params * copies, f"a model of {n_params:,} parameters with block size {config.block_size:,}")
     return n_params
-
-
-def verify(run: Run) -> Iterator[Finding]:
-    """Check a run from the outside: records, checksums, weights against configuration, tokenizer, metrics, and the generation before."""
-    yield from _verify_generation(run, run.dir, "")
-    previous = run.file(PREVIOUS)
-    if not os.path.lexists(previous):
-        yield Finding("note", PREVIOUS, "no generation before the newest yet")
-    elif not atomic_io.is_inside_real_folder(previous):
-        yield Finding("problem", PREVIOUS, "is not a folder")
-    else:
-        yield from _verify_generation(run, previous, f"{PREVIOUS}/")
-    yield from _verify_surroundings(run)
-
-
-def _verify_generation(run: Run, folder: Path, prefix: str) -> Iterator[Finding]:
-    try:
-        record = read_record(folder / RECORD)
-    except RunDamaged as error:
-        yield Finding("problem", prefix + RECORD, str(error))
-        return
-    yield Finding("ok", prefix + RECORD, f"record of step {record.stop_step}, checksum and schema agree")
-    if not record.files:
-        yield Finding("problem", prefix + RECORD, "names no files: no checkpoint was saved")
-        return
-    for name, expected in record.files.items():
-        yield _verify_file(run, folder, name, expected, prefix)
-    for name in (n for n in (BEST, LAST) if n in record.files):
-        yield _try(prefix + name, "weights fit the configuration", partial(_read_model, folder, record, "best" if name == BEST else "last"))
-    yield _verify_resume(folder, record, prefix + RESUME)
-    yield _try(prefix + TOKENIZER, "text survives the tokenizer", partial(_round_trip, folder, record))
-
-
-def _verify_resume(folder: Path, record: RunRecord, name: str) -> Finding:
-    try:
-        _read_resume(folder, record)
-    except UsageError as error:  # imported or merged: whole, and without a training
-        return Finding("note", name, str(error))
-    except (MiniGPTError, OSError) as error:
-        return Finding("problem", name, atomic_io.one_line(str(error)))
-    return Finding("ok", name, "training can be continued from here")
-
-
-def _verify_file(run: Run, folder: Path, name: str, expected: FileRecord, prefix: str) -> Finding:
-    if Path(name).name != name:
-        return Finding("problem", prefix + RECORD, f"names a file outside of the run: {atomic_io.one_line(repr(name), 80)}")
-    path, n_bytes = (run.file(name), expected.bytes) if name == METRICS else (folder / name, None)  # metrics only grow
-    try:
-        if n_bytes is None and (size := os.lstat(path).st_size) != expected.bytes:
-            return Finding("problem", prefix + name, f"has {size:,} bytes and the record says {expected.bytes:,}")
-        found = snapshots.checksum(path, n_bytes)
-    except (OSError, RunDamaged) as error:
-        return Finding("problem", prefix + name, atomic_io.one_line(str(error)))
-    if found.bytes != expected.bytes:
-        return Finding("problem", prefix + name, f"has {found.bytes:,} bytes and the record says {expected.bytes:,}")
-    if found.sha256 != expected.sha256:
-        return Finding("problem", prefix + name, "does not match its checksum")
-    return Finding("ok", prefix + name, f"{expected.bytes:,} bytes, checksum agrees")
-
-
-def _try(name: str, success: str, read: Callable[[], object]) -> Finding:
-    try:
-        read()
-    except (MiniGPTError, OSError) as error:
-        return Finding("problem", name, atomic_io.one_line(str(error)))
-    return Finding("ok", name, success)
-
-
-def _round_trip(folder: Path, record: RunRecord) -> None:
-    tokenizer = _read_tokenizer(folder, record)
-    if record.vocab_size and tokenizer.vocab_size != record.vocab_size:
-        raise RunDamaged(f"the tokenizer has {tokenizer.vocab_size} tokens and the record says {record.vocab_size}")
-    ids = list(range(min(tokenizer.vocab_size, 1000)))
-    text = "".join(tokenizer.decode([i]) for i in ids).replace("\N{REPLACEMENT CHARACTER}", "")
-    if tokenizer.decode(tokenizer.encode(text)) != text:
-        raise RunDamaged("the tokenizer does not give back the text that it was given")
-
-
-def _verify_surroundings(run: Run) -> Iterator[Finding]:
-    yield _try(METRICS, "every line is an evaluation", lambda: sum(1 for _ in run.metrics()))
-    yield _try(ANNOTATIONS, "tags and note are readable", lambda: run.annotations)
-    if run.is_live():
-        yield Finding("note", "", "a process is training here: what it is just writing can look incomplete")

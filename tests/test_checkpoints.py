@@ -24,8 +24,10 @@ from minigpt_cli.models.contract import build_model
 from minigpt_cli.runstore import snapshots
 from minigpt_cli.runstore.records import Base
 from minigpt_cli.runstore.store import Best, FileRecord, Run, RunRecord, RunStore
-from minigpt_cli.storage import atomic_io, memory, tensorfiles
+from minigpt_cli.storage import atomic_io, memory
+from minigpt_cli.storage import safetensors as tensor_file
 from minigpt_cli.tokenization.char import CharTokenizer
+from minigpt_cli.verify import verify
 
 LETTERS = "abcdefghijk"
 SETTINGS = RunConfig.model_validate({"model": {"arch": "modern", "block_size": 8, "n_layer": 1, "n_head": 2, "n_embd": 16}})
@@ -67,7 +69,7 @@ def save(run: Run, step: int, *, best: bool = True, **fields: Any) -> RunRecord:
 
 
 def problems(run: Run) -> dict[str, str]:
-    return {finding.file: finding.message for finding in checkpoints.verify(Run(run.dir)) if finding.level == "problem"}
+    return {finding.file: finding.message for finding in verify(Run(run.dir)) if finding.level == "problem"}
 
 
 # ---- what is saved is what is loaded
@@ -127,7 +129,7 @@ def test_a_missing_file_falls_back_and_two_damaged_generations_are_an_error(run:
     run.file("config.json").unlink()
     assert "config.json is missing" in checkpoints.load(run).notices[0]
     (run.dir / "previous" / "run.json").unlink()
-    with pytest.raises(RunDamaged, match="no help"):
+    with pytest.raises(RunDamaged, match="previous save is unusable too"):
         checkpoints.load(run)
 
 
@@ -205,7 +207,7 @@ def test_a_reader_waits_out_a_save_of_a_living_writer(run: Run, monkeypatch: pyt
         run.file("last.safetensors").write_bytes(b"")
         monkeypatch.setattr(time, "sleep", slept.append)
         assert "damaged or incomplete" in checkpoints.load(run, "last").notices[0]
-        assert any("process is training" in finding.message for finding in checkpoints.verify(run))
+        assert any("process is training" in finding.message for finding in verify(run))
 
 
 # ---- safetensors
@@ -213,18 +215,19 @@ def test_a_reader_waits_out_a_save_of_a_living_writer(run: Run, monkeypatch: pyt
 
 def test_files_are_those_of_the_safetensors_library(tmp_path: Path) -> None:
     with (tmp_path / "ours").open("wb", buffering=0) as file:
-        written = tensorfiles.write(file.fileno(), ALL_TYPES, {"note": "hällo"})
+        written = tensor_file.write(file.fileno(), ALL_TYPES, {"note": "hällo"})
     theirs = safetensors.torch.load_file(tmp_path / "ours")
     assert theirs.keys() == ALL_TYPES.keys()
     assert all(torch.equal(theirs[name], tensor) and theirs[name].dtype == tensor.dtype for name, tensor in ALL_TYPES.items())
     assert written == tuple(snapshots.checksum(tmp_path / "ours").model_dump().values())
     safetensors.torch.save_file({n: t.contiguous() for n, t in ALL_TYPES.items()}, tmp_path / "theirs", metadata={"note": "hällo"})
-    ours = tensorfiles.read(tmp_path / "theirs")
-    assert all(torch.equal(ours.tensors[name], tensor) and ours.tensors[name].dtype == tensor.dtype for name, tensor in ALL_TYPES.items())
-    assert ours.metadata == {"note": "hällo"}
-    ours.tensors["f32"][:] = 0  # writable, and a file without tensors is a file too
-    with (tmp_path / "none").open("wb", buffering=0) as file:
-        tensorfiles.write(file.fileno(), {}, {})
+    file = tensor_file.read(tmp_path / "theirs")
+    ours = file.tensors()
+    assert all(torch.equal(ours[name], tensor) and ours[name].dtype == tensor.dtype for name, tensor in ALL_TYPES.items())
+    assert file.metadata == {"note": "hällo"}
+    ours["f32"][:] = 0  # writable, and a file without tensors is a file too
+    with (tmp_path / "none").open("wb", buffering=0) as empty:
+        tensor_file.write(empty.fileno(), {}, {})
     assert checkpoints.load_tensors(tmp_path / "none") == {}
 
 
@@ -327,7 +330,7 @@ def test_a_tensor_file_that_is_missing_a_link_a_folder_or_a_pipe(tmp_path: Path)
 
 def test_a_header_too_large_to_be_read_is_not_written(tmp_path: Path) -> None:
     with (tmp_path / "file").open("wb") as file, pytest.raises(MiniGPTError, match="header"):
-        tensorfiles.write(file.fileno(), {}, {"note": "x" * tensorfiles.HEADER_LIMIT})
+        tensor_file.write(file.fileno(), {}, {"note": "x" * tensor_file.HEADER_LIMIT})
 
 
 # ---- weights against configuration
@@ -456,7 +459,7 @@ def test_a_record_that_forgets_a_file_is_refused(run: Run) -> None:
 
 
 def test_verify_names_each_file_that_is_wrong(run: Run) -> None:
-    assert "note" in {finding.level for finding in checkpoints.verify(run)}
+    assert "note" in {finding.level for finding in verify(run)}
     save(run, 1)
     save(run, 2)
     assert not problems(run)
@@ -482,7 +485,7 @@ def test_verify_never_leaves_the_run_directory(run: Run, tmp_path: Path) -> None
     record = run.record
     files = {**record.files, "../../outside": FileRecord(sha256=atomic_io.sha256(b"secret"), bytes=6)}
     run.file("run.json").write_text(record.model_copy(update={"files": files}).to_json())
-    assert any("outside of the run" in finding.message for finding in checkpoints.verify(run))
+    assert any("outside of the run" in finding.message for finding in verify(run))
 
 
 def test_verify_finds_a_vocabulary_of_another_size(run: Run) -> None:

@@ -290,12 +290,12 @@ def verify(run: OptionalRun = None, json: JsonFlag = False, runs_dir: RunsDir = 
 
     Checks a run from the outside: checksums, schema, weights against configuration, tokenizer. Exit code 1 if something is wrong.
     """
-    from minigpt_cli import checkpoints
     from minigpt_cli.display.findings import print_findings
+    from minigpt_cli.verify import verify as verify_run
 
     store = RunStore(runs_dir)
     found = _even_if_damaged(store, run)
-    findings = list(checkpoints.verify(found))
+    findings = list(verify_run(found))
     wrong = sum(finding.level == "problem" for finding in findings)
     if json:
         console.write_json({"run": found.name, "ok": not wrong, "findings": [finding._asdict() for finding in findings]})

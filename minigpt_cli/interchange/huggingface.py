@@ -23,7 +23,7 @@ from minigpt_cli.interchange import pytorch
 from minigpt_cli.interchange.folders import new_folder
 from minigpt_cli.interchange.hf_weights import from_hf, to_hf
 from minigpt_cli.interchange.model_card import hf_card
-from minigpt_cli.storage import atomic_io, tensorfiles
+from minigpt_cli.storage import atomic_io, safetensors
 from minigpt_cli.tokenization.contract import Tokenizer
 from minigpt_cli.tokenization.pretrained import load_tokenizer
 
@@ -62,7 +62,7 @@ def export(loaded: Loaded, out: Path, dtype: str = "f32") -> Exported:
         for name, text in files.items():
             (folder / name).write_text(text, encoding="utf-8")
         with atomic_io.staged(folder / "model.safetensors") as (fd, temporary):
-            tensorfiles.write(fd, weights, {"format": "pt"})
+            safetensors.write(fd, weights, {"format": "pt"})
         atomic_io.replace(temporary, folder / "model.safetensors")
     return Exported(out, sorted([*files, "model.safetensors"]), config["model_type"])
 

@@ -24,7 +24,7 @@ from minigpt_cli.interchange import huggingface, nanogpt, pytorch
 from minigpt_cli.interchange.hf_weights import family, weight_mapping
 from minigpt_cli.models.contract import build_model
 from minigpt_cli.runstore.store import Run, RunStore, run_at
-from minigpt_cli.storage import atomic_io, tensorfiles
+from minigpt_cli.storage import atomic_io, safetensors
 from minigpt_cli.tokenization.contract import Tokenizer
 
 VOCABULARY = ("token_embedding.weight", "head.weight", "table")
@@ -101,7 +101,7 @@ def initial_weights(
         detail = f"{first[0]} has shape {first[1]} there and {first[2]} here" if len(first) == 3 else f"such as {first[0]} {first[1]}"
         raise UsageError(f"{found.label} does not fit: {report.counts()} ({detail}); use its own settings, or --partial to take what fits")
     weights = fresh | {name: tensors[name].to(fresh[name].dtype) for name, _ in report.loaded}
-    tensorfiles.check_finite(found.label, weights)
+    safetensors.check_finite(found.label, weights)
     return weights, report
 
 

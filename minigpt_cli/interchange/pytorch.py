@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from minigpt_cli.errors import UsageError
-from minigpt_cli.storage import atomic_io, tensorfiles
+from minigpt_cli.storage import atomic_io, safetensors
 from minigpt_cli.storage.memory import check_memory
 
 SAFE_SINCE = (2, 10)
@@ -57,7 +57,7 @@ def read(path: Path) -> TensorSource:
 
 def _safetensors(path: Path) -> dict[str, Tensor]:
     try:
-        return dict(tensorfiles.read(path).tensors)
+        return dict(safetensors.read(path).tensors())
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror or error}") from error
 

@@ -17,8 +17,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
+from minigpt_cli.config import RunConfig
 from minigpt_cli.errors import RunDamaged
-from minigpt_cli.runstore.directory import METRICS, PREVIOUS, RECORD, Run, before_notice, read_record
+from minigpt_cli.runstore.directory import CONFIG, METRICS, PREVIOUS, RECORD, Run, before_notice, parse_config, read_record
 from minigpt_cli.runstore.records import FileRecord, RunRecord
 from minigpt_cli.storage import atomic_io, memory
 from minigpt_cli.storage.atomic_io import Written
@@ -49,6 +50,29 @@ def checksum(path: Path, n_bytes: int | None = None) -> FileRecord:
     finally:
         os.close(fd)
     return FileRecord(sha256=digest.hexdigest(), bytes=length)
+
+
+def recorded(folder: Path, record: RunRecord, name: str) -> FileRecord:
+    """What the record of the generation in `folder` says of a file. Raises RunDamaged if it names none."""
+    if not record.files:
+        raise RunDamaged(f"run {record.name!r} has not saved a checkpoint yet")
+    if name not in record.files:
+        raise RunDamaged(f"{folder / RECORD} names no {name}")
+    return record.files[name]
+
+
+def read_file(folder: Path, record: RunRecord, name: str, limit: int) -> bytes:
+    """The content of a small file of the generation in `folder`. Raises RunDamaged if it is not what the record says."""
+    data = atomic_io.read_bounded(folder / name, limit)
+    if atomic_io.sha256(data) != recorded(folder, record, name).sha256:
+        raise RunDamaged(f"{folder / name} does not match its checksum")
+    return data
+
+
+def read_config(folder: Path, record: RunRecord) -> RunConfig:
+    """The configuration of the generation in `folder`. Raises RunDamaged."""
+    data = read_file(folder, record, CONFIG, atomic_io.JSON_LIMIT)
+    return parse_config(atomic_io.parse_json(data, str(folder / CONFIG)), folder / CONFIG)
 
 
 def matches(path: Path, expected: FileRecord) -> bool:
@@ -220,7 +244,7 @@ def read_newest(run: Run, read: Callable[[Path, RunRecord], T]) -> tuple[T, list
     try:
         result = _read_generation(previous, read)
     except RunDamaged as error:
-        raise RunDamaged(f"{newest_error}; the save before it is no help: {error}") from newest_error
+        raise RunDamaged(f"{newest_error}; the previous save is unusable too: {error}") from newest_error
     return result, [before_notice(run.name, newest_error, read_record(previous / RECORD))]
 
 

@@ -54,6 +54,16 @@ def load_tokenizer(source: Path | str, name: str = "") -> Tokenizer:
     return _from_json(data, name or path.name)
 
 
+def saved_tokenizer(data: bytes, path: Path) -> Tokenizer:
+    """The tokenizer in `data`, which was read from `path`. Raises RunDamaged."""
+    try:
+        if not data.lstrip().startswith(b"{"):  # load_tokenizer would take it for a path
+            raise UsageError("it is not JSON")
+        return load_tokenizer(data.decode("utf-8"))
+    except (UnicodeDecodeError, UsageError) as error:
+        raise RunDamaged(f"{path} is not a tokenizer: {one_line(str(error))}") from error
+
+
 def _read(path: Path) -> bytes:
     """The content of a tokenizer file. Raises UsageError if there is none, or it is larger than any tokenizer."""
     try:

@@ -30,6 +30,7 @@ from minigpt_cli.evaluation.leaderboard import rank
 from minigpt_cli.models.contract import build_model
 from minigpt_cli.runstore.store import Best, Run, RunStore, now
 from minigpt_cli.tokenization.char import CharTokenizer
+from minigpt_cli.verify import verify
 
 LETTERS = [ord(c) for c in "abcdefghijklmnopqrstuvwxyz ABCDEFGHIJKLMNOPQRSTUVWXYZ.,;:'!?-\n"]
 
@@ -67,7 +68,7 @@ def saving(folder: Path, settings: RunConfig) -> dict[str, float]:
     os.fsync = real
     found["load_ms"] = median_ms(lambda: checkpoints.load(run))
     found["load_resume_ms"] = median_ms(lambda: checkpoints.load_resume(run))
-    found["verify_ms"] = median_ms(lambda: list(checkpoints.verify(run)))
+    found["verify_ms"] = median_ms(lambda: list(verify(run)))
     return found
 
 

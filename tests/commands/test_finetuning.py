@@ -18,6 +18,7 @@ from minigpt_cli.interchange import huggingface
 from minigpt_cli.interchange.importing import merge_run
 from minigpt_cli.models import lora
 from minigpt_cli.runstore.store import Run, RunStore
+from minigpt_cli.verify import verify
 
 TINY = ["--n-layer", "2", "--n-head", "2", "--n-embd", "32", "--block-size", "16", "--time-limit", "0"]
 QUICK = [
@@ -79,7 +80,7 @@ def test_adapters_beat_their_frozen_base_and_leave_it_unchanged(store: RunStore)
     vocabulary = {"token_embedding.weight", "head.weight"}  # the new text has other characters
     assert {name for name in stored if not lora.is_adapter(name)} <= vocabulary
     assert tuned.file("best.safetensors").stat().st_size < store.find("base").file("best.safetensors").stat().st_size / 2
-    assert not [f for f in checkpoints.verify(tuned) if f.level == "problem"]
+    assert not [f for f in verify(tuned) if f.level == "problem"]
 
 
 def test_generate_and_leaderboard_take_a_run_of_adapters(store: RunStore, capsys: pytest.CaptureFixture[str]) -> None:

@@ -294,7 +294,8 @@ def test_a_token_whose_weights_are_not_numbers_is_named_and_nothing_is_written(f
     change_weights(lambda tensors: tensors["token_embedding.weight"][5].fill(float("nan")))
     done = cli("generate", "first", "--prompt", "To", "--max-new-tokens", "40", "--seed", "1", *flags)
     assert (done.code, done.out) == (1, "")
-    assert "token_embedding.weight holds numbers that are not finite" in done.err
+    assert "holds numbers that are not finite" in done.err
+    assert "token_embedding.weight" in done.err
     assert len(done.err.strip().splitlines()) == 1
     assert "not finite" in cli("runs", "verify", "first").out
 

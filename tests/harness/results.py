@@ -9,6 +9,7 @@ from torch import Tensor
 
 from minigpt_cli import checkpoints
 from minigpt_cli.runstore.directory import PREVIOUS, Run
+from minigpt_cli.verify import verify
 
 _TIMES = {
     "argv",
@@ -63,7 +64,7 @@ def differences(whole: Run, parts: Run, *, repeated: bool = False) -> list[str]:
     inexact = [s for s in parts.record.resume_exact_history if not s.exact and s.step not in changed]
     files = [{str(p.relative_to(run.dir)) for p in run.dir.rglob("*") if p.is_file()} for run in (whole, parts)]
     strange = [f"the file {name}" for name in sorted(files[0] ^ files[1]) if _matters(name)]
-    problems = [f"verify: {finding.file}: {finding.message}" for finding in checkpoints.verify(parts) if finding.level == "problem"]
+    problems = [f"verify: {finding.file}: {finding.message}" for finding in verify(parts) if finding.level == "problem"]
     return wrong + [f"session of step {s.step} is not exact: {'; '.join(s.reasons)}" for s in inexact] + strange + problems
 
 
@@ -84,7 +85,7 @@ def _where(part: str, expected: Any, found: Any) -> str:
 
 def without_a_whole_generation(run: Run) -> list[str]:
     """What `runs verify` finds wrong with the newest save, unless the one before it is whole: a kill may leave that, and no less."""
-    problems = [finding for finding in checkpoints.verify(run) if finding.level == "problem"]
+    problems = [finding for finding in verify(run) if finding.level == "problem"]
     newest, before = ([f"{f.file}: {f.message}" for f in problems if f.file.startswith(PREVIOUS) == old] for old in (False, True))
     return newest if before or not run.file(PREVIOUS).is_dir() else []
 

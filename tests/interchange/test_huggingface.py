@@ -100,7 +100,7 @@ def test_existing_content_is_never_overwritten_and_failure_leaves_nothing(
     with pytest.raises(UsageError, match="exists already"):
         huggingface.export(loaded, tmp_path / "full")
     before = sorted(tmp_path.rglob("*"))
-    monkeypatch.setattr(huggingface.tensorfiles, "write", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr(huggingface.safetensors, "write", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(Exception, match="disk is full"):
         huggingface.export(loaded, tmp_path / "new")
     assert sorted(tmp_path.rglob("*")) == before

@@ -18,7 +18,7 @@ from minigpt_cli.interchange import huggingface
 from minigpt_cli.interchange.initialise import Report, initial_weights, model_settings, open_source
 from minigpt_cli.models.contract import build_model
 from minigpt_cli.runstore.store import Run, RunStore
-from minigpt_cli.storage import tensorfiles
+from minigpt_cli.storage import safetensors
 from minigpt_cli.tokenization.char import CharTokenizer
 from minigpt_cli.tokenization.contract import Alphabet, Tokenizer
 
@@ -327,7 +327,7 @@ def test_sharded_directories_are_put_together(make_run: MakeRun, tmp_path: Path)
     files = {"model-00001-of-00002.safetensors": names[::2], "model-00002-of-00002.safetensors": names[1::2]}
     for file, part in files.items():
         with atomic_io.staged(tmp_path / "hf" / file) as (fd, temporary):
-            tensorfiles.write(fd, {n: tensors[n] for n in part}, {})
+            safetensors.write(fd, {n: tensors[n] for n in part}, {})
         temporary.rename(tmp_path / "hf" / file)
     index = tmp_path / "hf" / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {n: f for f, part in files.items() for n in part}}))

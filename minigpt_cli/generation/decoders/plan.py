@@ -11,7 +11,6 @@ Shapes: C channels, H query heads, K key/value heads, D head size, F hidden widt
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +20,7 @@ import numpy.typing as npt
 
 from minigpt_cli.config import ARCHITECTURES
 from minigpt_cli.generation.sampling import NotFinite
+from minigpt_cli.storage.safetensors import is_finite
 
 Array = npt.NDArray[np.float32]
 
@@ -174,12 +174,6 @@ def _f32(array: Any) -> Array:
     if not is_finite(result):
         raise NotFinite
     return result
-
-
-def is_finite(array: Array) -> bool:
-    """Whether no number is NaN or infinite: one pass over memory, unless finite squares add up to infinity."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        return math.isfinite(np.vdot(array, array)) or bool(np.isfinite(array).all())
 
 
 def _optional(array: Any) -> Array | None:

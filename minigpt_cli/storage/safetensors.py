@@ -1,4 +1,4 @@
-"""Safetensors files, read without trust and written without copies.
+"""Safetensors files, read without trust and written without copies. No torch until a tensor is asked for.
 
 Layout: 8 bytes little-endian header length, a JSON header {name: {dtype, shape, data_offsets}, "__metadata__": {str: str}},
 then the tensors' bytes, each once, without gaps. A file that says anything else is refused before memory is spent on it;
@@ -12,27 +12,30 @@ import json
 import math
 import os
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import torch
-from torch import Tensor
+import numpy as np
+import numpy.typing as npt
 
 from minigpt_cli.errors import MiniGPTError, RunDamaged
 from minigpt_cli.storage import atomic_io
 from minigpt_cli.storage.memory import check_memory
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 HEADER_LIMIT = 8 << 20  # bytes; 1,000 layers need well under one
 _CHUNK = 1 << 24
 
-_DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64, "I32": torch.int32,
-    "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+_DTYPES = {  # name in torch, bytes
+    "F64": ("float64", 8), "F32": ("float32", 4), "F16": ("float16", 2), "BF16": ("bfloat16", 2), "I64": ("int64", 8), "I32": ("int32", 4),
+    "I16": ("int16", 2), "I8": ("int8", 1), "U8": ("uint8", 1), "BOOL": ("bool", 1),
 }  # fmt: skip
-_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_NAMES = {f"torch.{name}": dtype for dtype, (name, _) in _DTYPES.items()}
 
 
 class Recorded(Protocol):
@@ -48,7 +51,7 @@ class Recorded(Protocol):
 class TensorInfo:
     """What a header says of one tensor."""
 
-    dtype: torch.dtype
+    dtype: str  # as the format writes it: F32, BF16, …
     shape: tuple[int, ...]
     start: int  # bytes into the data section
     stop: int
@@ -60,11 +63,22 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class TensorFile:
-    """A file's tensors, the metadata in its header, and the checksum of all its bytes."""
+    """What a file holds, each tensor checked; they share one buffer."""
 
-    tensors: dict[str, Tensor]
-    metadata: dict[str, str]
-    sha256: str
+    infos: dict[str, TensorInfo]
+    data: bytearray
+    metadata: dict[str, str]  # in the header
+    sha256: str  # of all bytes
+
+    def tensors(self) -> dict[str, Tensor]:
+        """As torch tensors on the CPU."""
+        return {name: _tensor(self.data, info) for name, info in self.infos.items()}
+
+    def arrays(self) -> dict[str, npt.NDArray[np.float32]] | None:
+        """As NumPy arrays; None unless all are float32."""
+        if any(info.dtype != "F32" for info in self.infos.values()):
+            return None
+        return {n: np.frombuffer(self.data, "<f4", info.n_elements, info.start).reshape(info.shape) for n, info in self.infos.items()}
 
 
 def write(fd: int, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> atomic_io.Written:
@@ -74,7 +88,7 @@ def write(fd: int, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -
     position = 0
     for name, tensor in ordered:
         stop = position + tensor.numel() * tensor.element_size()
-        header[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [position, stop]}
+        header[name] = {"dtype": _NAMES[str(tensor.dtype)], "shape": list(tensor.shape), "data_offsets": [position, stop]}
         position = stop
     text = json.dumps(header, separators=(",", ":"), allow_nan=False).encode("utf-8")
     text += b" " * (-len(text) % 8)
@@ -89,6 +103,8 @@ def write(fd: int, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -
 
 
 def _bytes(tensor: Tensor) -> memoryview:
+    import torch
+
     flat = tensor.detach().to("cpu").contiguous().reshape(-1)
     if flat.numel() == 0:
         return memoryview(b"")
@@ -125,14 +141,14 @@ def read_header(fd: int, where: Path) -> tuple[dict[str, TensorInfo], dict[str, 
 def _info(name: str, entry: Any, where: Path) -> TensorInfo:
     try:
         kind, shape, (start, stop) = entry["dtype"], entry["shape"], entry["data_offsets"]
-        dtype = _DTYPES[kind]
+        width = _DTYPES[kind][1]
         integers = [*shape, start, stop]
         sound = isinstance(shape, list) and len(shape) <= 8 and all(type(n) is int and 0 <= n < 1 << 48 for n in integers)
     except (KeyError, TypeError, ValueError) as error:
         raise RunDamaged(f"{where} is damaged: the entry of tensor {_shown(name)} is not understood") from error
-    if not sound or stop - start != math.prod(shape) * dtype.itemsize:
+    if not sound or stop - start != math.prod(shape) * width:
         raise RunDamaged(f"{where} is damaged: shape, type and size of tensor {_shown(name)} do not agree")
-    return TensorInfo(dtype, tuple(shape), start, stop)
+    return TensorInfo(kind, tuple(shape), start, stop)
 
 
 def _shown(name: str) -> str:
@@ -140,7 +156,7 @@ def _shown(name: str) -> str:
 
 
 def read(path: Path, expected: Recorded | None = None, check: Callable[[dict[str, TensorInfo]], None] | None = None) -> TensorFile:
-    """The tensors of a file, each checked, on the CPU; they share one buffer. `check` may refuse the header before memory is spent on it.
+    """What a file holds, each tensor checked. `check` may refuse the header before memory is spent on the rest.
     Raises RunDamaged, also where the file is not the `expected` one; OSError if it cannot be opened."""
     fd = atomic_io.open_regular(path)
     try:
@@ -154,17 +170,43 @@ def read(path: Path, expected: Recorded | None = None, check: Callable[[dict[str
         os.close(fd)
     if expected is not None and sha256 != expected.sha256:
         raise RunDamaged(f"{path} does not match its checksum")
-    return TensorFile({name: _tensor(data, info) for name, info in infos.items()}, metadata, sha256)
+    return TensorFile(infos, data, metadata, sha256)
 
 
-def check_finite(where: object, tensors: Mapping[str, Tensor]) -> None:
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def check_shapes(path: Path, found: Mapping[str, TensorInfo], expected: Shapes, may_lack: Container[str] = ()) -> None:
+    """Raise RunDamaged unless a file holds exactly the tensors of its configuration's model, but for those that it `may_lack`."""
+    for name, shape in expected.items():
+        if name not in found:
+            if name in may_lack:
+                continue
+            raise RunDamaged(f"{path} lacks the tensor {name} that its configuration asks for")
+        if found[name].shape != shape:
+            raise RunDamaged(f"{path}: tensor {name} is {found[name].shape} and its configuration asks for {shape}")
+    if surplus := found.keys() - expected.keys():
+        unknown = atomic_io.one_line(min(surplus), 80)
+        raise RunDamaged(f"{path} holds {len(surplus)} tensors that its configuration does not know: {unknown}")
+
+
+def check_finite(where: object, tensors: Mapping[str, Tensor] | Mapping[str, npt.NDArray[np.float32]]) -> None:
     """Raise RunDamaged, naming the tensor, if one of them holds NaN or infinity."""
     for name, tensor in tensors.items():
-        # One pass over memory; a sum of finite numbers that is too large is looked into.
-        if tensor.is_floating_point() and not tensor.sum(dtype=torch.float32).isfinite() and not tensor.isfinite().all():
+        if isinstance(tensor, np.ndarray):
+            finite = is_finite(tensor)
+        else:
+            finite = not tensor.is_floating_point() or is_finite(tensor.detach().float().cpu().numpy())
+        if not finite:
             raise RunDamaged(
                 f"{where} is damaged: tensor {_shown(name)} holds numbers that are not finite; use an earlier save or another file"
             )
+
+
+def is_finite(array: npt.NDArray[np.float32]) -> bool:
+    """Whether no number is NaN or infinite: one pass over memory, unless finite squares add up to infinity."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return math.isfinite(np.vdot(array, array)) or bool(np.isfinite(array).all())
 
 
 def _read_data(fd: int, path: Path, begin: int) -> tuple[bytearray, str]:
@@ -185,13 +227,16 @@ def _read_data(fd: int, path: Path, begin: int) -> tuple[bytearray, str]:
 
 
 def _tensor(data: bytearray, info: TensorInfo) -> Tensor:
-    n_elements = info.n_elements
-    if n_elements == 0:
-        return torch.empty(info.shape, dtype=info.dtype)
-    if info.start % info.dtype.itemsize:  # allowed by the format; torch wants aligned views
+    import torch
+
+    name, width = _DTYPES[info.dtype]
+    dtype: torch.dtype = getattr(torch, name)
+    if info.n_elements == 0:
+        return torch.empty(info.shape, dtype=dtype)
+    if info.start % width:  # allowed by the format; torch wants aligned views
         raw = torch.frombuffer(data, dtype=torch.uint8, count=info.stop - info.start, offset=info.start)
-        return raw.clone().view(info.dtype).reshape(info.shape)
-    if info.dtype is torch.bool:
-        raw = torch.frombuffer(data, dtype=torch.uint8, count=n_elements, offset=info.start)
+        return raw.clone().view(dtype).reshape(info.shape)
+    if dtype is torch.bool:
+        raw = torch.frombuffer(data, dtype=torch.uint8, count=info.n_elements, offset=info.start)
         return (raw != 0).reshape(info.shape)  # a byte that is neither 0 nor 1 is undefined behaviour as a bool
-    return torch.frombuffer(data, dtype=info.dtype, count=n_elements, offset=info.start).reshape(info.shape)
+    return torch.frombuffer(data, dtype=dtype, count=info.n_elements, offset=info.start).reshape(info.shape)
