@@ -6,25 +6,48 @@ One object, several readers: the screen, the run directory, scripts. What a line
 
 from __future__ import annotations
 
+from enum import StrEnum
+from signal import SIGINT, SIGTERM
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from minigpt_cli.bounds import Count, Figure, Line, MaybeFigure, MaybeNats, Seconds
 
-StopReason = Literal[
-    "max_steps",
-    "early_stopping",
-    "interrupted_keyboard",
-    "terminated",
-    "time_limit",
-    "target_loss",
-    "diverged",
-    "plateau",
-    "pruned",
-    "failed",
-    "imported",  # made from somebody else's weights, not trained here
-]
+
+class StopReason(StrEnum):
+    """Why a run ended, as run.json and `train --json` write it. Of several reasons at once the one that stands later here counts."""
+
+    TIME_LIMIT = "time_limit"
+    MAX_STEPS = "max_steps"
+    EARLY_STOPPING = "early_stopping"
+    PLATEAU = "plateau"
+    TARGET_LOSS = "target_loss"
+    DIVERGED = "diverged"
+    PRUNED = "pruned"  # a search asked for it
+    INTERRUPTED_KEYBOARD = "interrupted_keyboard"  # SIGINT
+    TERMINATED = "terminated"  # SIGTERM, a lost terminal, or nobody reads the output any more
+    FAILED = "failed"  # an error that training could not handle
+    IMPORTED = "imported"  # made from somebody else's weights, not trained here
+
+    @property
+    def strength(self) -> int:
+        """A larger number for a reason that counts before others; at least 1."""
+        return list(StopReason).index(self) + 1
+
+    @property
+    def status(self) -> Literal["finished", "interrupted", "failed"]:
+        """What the record of a run that ended so says of it."""
+        if self in (StopReason.DIVERGED, StopReason.FAILED):
+            return "failed"
+        return "finished" if self.signal_number is None else "interrupted"
+
+    @property
+    def signal_number(self) -> int | None:
+        """The signal that ends a run so; None for every other reason."""
+        return {StopReason.INTERRUPTED_KEYBOARD: int(SIGINT), StopReason.TERMINATED: int(SIGTERM)}.get(self)
+
+
 _Shares = Annotated[list[Annotated[float, Field(ge=0, le=1)]], Field(max_length=1024)]
 
 

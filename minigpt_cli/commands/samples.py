@@ -46,8 +46,10 @@ def next_commands(run: Run, stop_reason: StopReason | None = None) -> list[str]:
     """What a person is likely to type now: commands that work as they are, with a prompt that the run knows."""
     name, where = format.quoted(run.name), _elsewhere(run)
     commands = []
-    if stop_reason in ("interrupted_keyboard", "terminated", "time_limit"):
-        without_limit = " --time-limit 0" if stop_reason == "time_limit" else ""  # which counts all the time that the run ever took
+    if stop_reason is not None and (stop_reason.signal_number or stop_reason is StopReason.TIME_LIMIT):
+        without_limit = (
+            " --time-limit 0" if stop_reason is StopReason.TIME_LIMIT else ""
+        )  # which counts all the time that the run ever took
         commands.append(f"minigpt train --resume {name}{without_limit}{where}")
     if run.record.best is not None:
         commands += [generate_command(run), f"minigpt eval {name}{where}", f"minigpt runs leaderboard{where}"]

@@ -12,6 +12,7 @@ from typing import Any, Self
 
 from minigpt_cli.display import console
 from minigpt_cli.errors import Interrupted
+from minigpt_cli.events import StopReason
 
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
 
@@ -21,7 +22,7 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.number: int | None = None  # of the signal that came; a lost terminal counts as SIGTERM
-        self._requested: int | None = None
+        self._requested: StopReason | None = None
         self._patient = False
         self._announce: Callable[[str], None] = console.write_now
         self._before: dict[int, Any] = {}
@@ -43,13 +44,15 @@ class StopSignals:
         """From now on a first signal waits for the step and the save, and `announce` tells so."""
         self._patient, self._announce = True, announce
 
-    def poll(self) -> int | None:
-        """The number of the signal that asked to stop, if any."""
-        return self.number or self._requested
+    def poll(self) -> StopReason | None:
+        """Why training should stop, if a signal or `request` asked for it."""
+        if self.number is None:
+            return self._requested
+        return StopReason.INTERRUPTED_KEYBOARD if self.number == signal.SIGINT else StopReason.TERMINATED
 
-    def request(self, number: int) -> None:
-        """Ask to stop as if this signal had come, though none did."""
-        self._requested = number
+    def request(self, reason: StopReason) -> None:
+        """Ask to stop although no signal came."""
+        self._requested = reason
 
     def _received(self, number: int, frame: FrameType | None) -> None:
         if lost_terminal := number == getattr(signal, "SIGHUP", None):

@@ -17,14 +17,12 @@ from minigpt_cli.commands.train_run import Outcome, Output, Request, train_new, 
 from minigpt_cli.display import console
 from minigpt_cli.display.training_screen import Standings
 from minigpt_cli.errors import Interrupted, MiniGPTError, RunDamaged, UsageError, unknown_name
-from minigpt_cli.events import Evaluated, Event, Resumed
+from minigpt_cli.events import Evaluated, Event, Resumed, StopReason
 from minigpt_cli.runstore.store import Run, RunStore, check_name
 from minigpt_cli.training.sweeps import Space, Study, Trial, grid, group_name, parse_axis, parse_space, run_name
 
 if TYPE_CHECKING:
     from minigpt_cli.training.distributed import World
-
-_PRUNED = 98  # what training calls the wish of a search to give up a run
 
 
 @dataclass(frozen=True)
@@ -115,7 +113,7 @@ def run_search(recipe: Recipe, name: str | None, searches: Sequence[str], n_tria
             continue
         if not going_on:
             break  # the trial is left as it is, to go on when the same command is typed again
-        pruned = run in tally.scores and Run(recipe.store.dir / run).record.stop_reason == "pruned"
+        pruned = run in tally.scores and Run(recipe.store.dir / run).record.stop_reason is StopReason.PRUNED
         study.tell(asked, tally.scores.get(run), pruned=pruned)
     return group, tally
 
@@ -124,18 +122,18 @@ def _as_typed(space: Space, value: float) -> str:
     return str(round(value)) if settings()[space.setting].annotation is int else f"{value:.6g}"
 
 
-def _pruner(study: Study, asked: Any, run: Run) -> Callable[[Event], int | None]:
-    """Tells the search of every evaluation; gives the wish to stop once it has seen enough."""
+def _pruner(study: Study, asked: Any, run: Run) -> Callable[[Event], StopReason | None]:
+    """Tells the search of every evaluation; asks to stop once the search has seen enough."""
     count = 0
 
-    def watch(event: Event) -> int | None:
+    def watch(event: Event) -> StopReason | None:
         nonlocal count
         if isinstance(event, Resumed):
             count = sum(evaluated.nats_per_char is not None for evaluated in run.metrics())
         if not isinstance(event, Evaluated) or event.nats_per_char is None:
             return None
         count += 1
-        return _PRUNED if study.should_prune(asked, count, event.nats_per_char) else None
+        return StopReason.PRUNED if study.should_prune(asked, count, event.nats_per_char) else None
 
     return watch
 
@@ -147,7 +145,7 @@ def _check_settings(names: Sequence[str]) -> None:
 
 
 def _one(
-    recipe: Recipe, group: str, name: str, resolved: Resolved, tally: Tally, watch: Callable[[Event], int | None] | None = None
+    recipe: Recipe, group: str, name: str, resolved: Resolved, tally: Tally, watch: Callable[[Event], StopReason | None] | None = None
 ) -> bool:
     """Train, continue or find done the run of this name; whether the group should go on."""
     output = replace(recipe.output, standings=tally.standings(group), watch=watch)
@@ -169,7 +167,7 @@ def _one(
         tally.signal_number = outcome.signal_number
         if not recipe.output.json and run.record.best is not None:
             console.notice(f"{name}: {run.record.best.nats_per_char:.4f} nats per character ({len(tally.scores)} of {tally.total})")
-        return outcome.stopped.stop_reason not in ("interrupted_keyboard", "terminated")
+        return outcome.stopped.stop_reason.signal_number is None
     return True
 
 
@@ -193,7 +191,7 @@ def _trained(recipe: Recipe, group: str, name: str, resolved: Resolved, output: 
             raise UsageError(f"run {name!r} exists with {setting} {have}, not {wanted}: choose another --name for this sweep")
     if record.status == "finished":
         return None
-    if record.stop_reason == "diverged":
+    if record.stop_reason is StopReason.DIVERGED:
         raise MiniGPTError("diverged before: remove the run to try again")
     if not record.files:
         recipe.store.remove(run)

@@ -25,7 +25,7 @@ from minigpt_cli.display.progress import progress
 from minigpt_cli.display.tracking import check_trackers, tracking
 from minigpt_cli.display.training_screen import Standings
 from minigpt_cli.errors import Interrupted, MiniGPTError, RunDamaged, UsageError
-from minigpt_cli.events import Event, Stopped
+from minigpt_cli.events import Event, Stopped, StopReason
 from minigpt_cli.runstore.records import Base, FileRecord
 from minigpt_cli.runstore.store import Run, RunStore, check_name
 
@@ -33,9 +33,6 @@ if TYPE_CHECKING:
     from minigpt_cli.checkpoints import ResumePoint
     from minigpt_cli.data.dataset import Dataset
     from minigpt_cli.training.distributed import World
-
-_BY_SIGNAL = {"interrupted_keyboard": int(signal.SIGINT), "terminated": int(signal.SIGTERM)}  # the end of a run that a signal asked for
-_SIGPIPE_STOP = 15  # a reader that went away is a request to stop and save
 
 
 @dataclass(frozen=True)
@@ -45,7 +42,7 @@ class Output:
     json: bool = False  # to stdout, a line each
     log: tuple[str, ...] = ()  # trackers
     standings: Standings | None = None  # of the group that the run belongs to
-    watch: Callable[[Event], int | None] | None = None  # sees every event; a number is a wish to stop, as of a signal
+    watch: Callable[[Event], StopReason | None] | None = None  # sees every event, and may ask to stop
 
 
 @dataclass(frozen=True)
@@ -230,7 +227,8 @@ def _take_part(job: Job, world: World) -> None:
         signals.wait_for_save(lambda message: None)
         for event in fit(run, prepared.config, prepared.dataset, should_stop=signals.poll, world=world, **prepared.beginning()):
             stopped = event
-        if signals.number and not (isinstance(stopped, Stopped) and stopped.stop_reason in _BY_SIGNAL):  # too late for this run
+        by_signal = isinstance(stopped, Stopped) and stopped.stop_reason.signal_number is not None
+        if signals.number and not by_signal:  # the signal came too late for this run
             raise Interrupted("stopped between two runs", signals.number)
 
 
@@ -315,8 +313,8 @@ def _fit(run: Run, prepared: _Prepared, world: World, signals: StopSignals, noti
             for event in fit(run, config, prepared.dataset, should_stop=signals.poll, world=world, notices=said, **begin):
                 view = _show(view, event, signals)
                 trackers.show(event)
-                if output.watch and (wish := output.watch(event)):
-                    signals.request(wish)
+                if output.watch and (reason := output.watch(event)):
+                    signals.request(reason)
                 if isinstance(event, Stopped):
                     stopped = event
         except BaseException as error:
@@ -324,7 +322,7 @@ def _fit(run: Run, prepared: _Prepared, world: World, signals: StopSignals, noti
             raise
     if stopped is None:
         raise MiniGPTError(f"training of run {run.name!r} ended without a word")
-    return Outcome(run.refresh(), stopped, signals.number or (None if world.size == 1 else _BY_SIGNAL.get(stopped.stop_reason)))
+    return Outcome(run.refresh(), stopped, signals.number or (None if world.size == 1 else stopped.stop_reason.signal_number))
 
 
 def _show(view: TrainingView, event: Any, signals: StopSignals) -> TrainingView:
@@ -332,7 +330,7 @@ def _show(view: TrainingView, event: Any, signals: StopSignals) -> TrainingView:
     try:
         view.show(event)
     except BrokenPipeError:
-        signals.request(_SIGPIPE_STOP)
+        signals.request(StopReason.TERMINATED)
         return training_view(quiet=True)
     return view
 
@@ -346,8 +344,8 @@ def _record_failure(run: Run, error: BaseException) -> None:
         if not record.files:
             run.file("run.json").unlink(missing_ok=True)  # new_run removes a directory without a record
             return
-        status, reason = "failed", "failed"
+        reason = StopReason.FAILED
         if isinstance(error, Interrupted | KeyboardInterrupt):
             terminated = isinstance(error, Interrupted) and error.exit_code == 128 + signal.SIGTERM
-            status, reason = "interrupted", "terminated" if terminated else "interrupted_keyboard"
-        run.write_record(record.model_copy(update={"status": status, "stop_reason": reason}))
+            reason = StopReason.TERMINATED if terminated else StopReason.INTERRUPTED_KEYBOARD
+        run.write_record(record.model_copy(update={"status": reason.status, "stop_reason": reason}))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -14,10 +14,8 @@ from minigpt_cli.commands.run_fields import find_readable
 from minigpt_cli.display import console
 from minigpt_cli.display.watching import Observed, show_live
 from minigpt_cli.escaping import one_line
-from minigpt_cli.events import Started, Stopped
+from minigpt_cli.events import Started, Stopped, StopReason
 from minigpt_cli.runstore.store import Run, RunStore
-
-_ENDS: dict[str, Any] = {"crashed": "failed", "failed": "failed"}
 
 
 def watch(
@@ -89,7 +87,7 @@ def _stopped(run: Run) -> Stopped | None:
     return Stopped(
         run=run.name,
         step=record.stop_step,
-        stop_reason=_ENDS.get(status) or record.stop_reason or "failed",
+        stop_reason=StopReason.FAILED if status in ("crashed", "failed") else record.stop_reason or StopReason.FAILED,
         best_step=best.step if best else None,
         best_val_loss=best.nats_per_token if best else None,
         best_nats_per_char=best.nats_per_char if best else None,

@@ -45,9 +45,9 @@ class Progress:
     def reason(self, config: EvalConfig) -> StopReason | None:
         """Why training should end after this evaluation, if it should."""
         if config.target_loss and self.best_loss <= config.target_loss:
-            return "target_loss"
+            return StopReason.TARGET_LOSS
         if config.patience and self.without_improvement >= config.patience:
-            return "early_stopping"
+            return StopReason.EARLY_STOPPING
         return None
 
     def is_exhausted(self) -> bool:

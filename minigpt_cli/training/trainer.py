@@ -37,15 +37,9 @@ from minigpt_cli.training.stopping import Progress
 _BEAT_S = 0.5  # between two heartbeats; on an accelerator each makes the host wait for the device once
 _REFUSED_LIMIT = 10  # steps in a row with non-finite numbers after which a run counts as diverged
 _TAIL_LIMIT = 2  # cosine-plateau trains at most this many times max_steps
-_SIGNALS: dict[int, StopReason] = {2: "interrupted_keyboard", 15: "terminated", 98: "pruned"}  # 98: a search gave up on it
-_WISHES: tuple[StopReason | None, ...] = (  # weakest first
-    *(None, "time_limit", "max_steps", "early_stopping", "plateau", "target_loss"),
-    *("diverged", "pruned", "interrupted_keyboard", "terminated"),
-)
-_STATUS = {"interrupted_keyboard": "interrupted", "terminated": "interrupted", "diverged": "failed"}
 
-ShouldStop = Callable[[], int | None]
-"""The number of a signal that asked to stop, or None."""
+ShouldStop = Callable[[], StopReason | None]
+"""Why somebody outside asks training to stop after this step; None: nobody does."""
 
 
 def fit(
@@ -178,13 +172,13 @@ class _Trainer:
     def _reason(self) -> StopReason | None:
         """Why training ends here, if it does; by what is saved alone, so that a run killed after its last save ends as it would have."""
         if self._may_look() and self.state.refused_in_a_row >= _REFUSED_LIMIT:
-            return "diverged"
+            return StopReason.DIVERGED
         if self.steps_done and self.evaluated_step == self.steps_done:
             if self._in_tail() and self.progress.is_exhausted():
-                return "plateau"
+                return StopReason.PLATEAU
             if reason := self.progress.reason(self.config.eval):
                 return reason
-        return None if self._more_to_do() else "max_steps"
+        return None if self._more_to_do() else StopReason.MAX_STEPS
 
     def _in_tail(self) -> bool:
         return self.config.optim.schedule == "cosine-plateau" and self.steps_done >= self.config.optim.max_steps
@@ -210,10 +204,11 @@ class _Trainer:
     def _agreed_reason(self, should_stop: ShouldStop) -> StopReason | None:
         """Why training ends here, if it does: the strongest reason of any process, a signal and the clock among them."""
         limit = self.config.eval.time_limit
-        wish = _SIGNALS.get(number, "terminated") if (number := should_stop()) else self._reason()
-        if wish is None and limit and self.elapsed_s() >= limit:
-            wish = "time_limit"
-        return _WISHES[self.world.agree(_WISHES.index(wish), self.device)]
+        reason = should_stop() or self._reason()
+        if reason is None and limit and self.elapsed_s() >= limit:
+            reason = StopReason.TIME_LIMIT
+        strength = self.world.agree(reason.strength if reason else 0, self.device)
+        return next((reason for reason in StopReason if reason.strength == strength), None)
 
     def elapsed_s(self) -> float:
         return self.elapsed_before_s + time.perf_counter() - self.started_at
@@ -265,7 +260,7 @@ class _Trainer:
         state = resume.resume_state
         again = self.state.load_resume_tensors(resume.last, resume.resume)
         self.state.recompiled = state.get("recompiled") is True
-        if resume.record.stop_reason == "diverged":  # whoever resumes such a run wants it to try again
+        if resume.record.stop_reason is StopReason.DIVERGED:  # whoever resumes such a run wants it to try again
             self.state.refused_in_a_row.zero_()
         self.reference_nats = resume.resume.get("reference_nats")
         self.steps_done = self.saved_step = self.figures_step = state["step"]
@@ -409,14 +404,14 @@ class _Trainer:
         yield Saved(run=self.run.name, step=self.steps_done)
 
     def _finish(self, reason: StopReason) -> Iterator[Event]:
-        ending = {"status": _STATUS.get(reason, "finished"), "stop_reason": reason}
-        if reason in _STATUS:  # a signal or broken numbers: save what there is and go
+        ending = {"status": reason.status, "stop_reason": reason}
+        if reason.status != "finished":  # a signal or broken numbers: save what there is and go
             self.record = self.record.model_copy(update=ending)
             yield from self._save()
         else:
             if self.evaluated_step != self.steps_done:
                 yield from self._evaluate()
-                if reason == "max_steps":
+                if reason is StopReason.MAX_STEPS:
                     reason = self._reason() or reason  # that evaluation may have reached the target
                     ending["stop_reason"] = reason
             yield from self._save()  # still "running": killed before its final score, the run counts as crashed and can be resumed for it
@@ -432,7 +427,7 @@ class _Trainer:
             elapsed_s=self.record.elapsed_s,
             tokens_seen=self.record.tokens_seen,
         )
-        if reason == "diverged":
+        if reason is StopReason.DIVERGED:
             self.world.lead(self._raise_diverged)
 
     def _scored(self, ending: Mapping[str, Any]) -> RunRecord:

@@ -13,6 +13,7 @@ import pytest
 from minigpt_cli.commands.train_run import StopSignals
 from minigpt_cli.data.opening import Opening, opening_of
 from minigpt_cli.display.format import quoted
+from minigpt_cli.events import StopReason
 from minigpt_cli.runstore.store import RunStore
 from minigpt_cli.tokenization.char import CharTokenizer
 from minigpt_cli.tokenization.pretrained import load_tokenizer
@@ -107,7 +108,7 @@ def test_an_interrupted_run_goes_on(reason: str, trained: Path, cli: Any, tiny: 
     flags = ["--time-limit", "1ms"] if reason == "time limit" else []
     with monkeypatch.context() as patch:
         if reason == "signal":
-            patch.setattr(StopSignals, "poll", lambda _: 2)
+            patch.setattr(StopSignals, "poll", lambda _: StopReason.INTERRUPTED_KEYBOARD)
             patch.setattr(StopSignals, "number", 2, raising=False)
         done = cli("train", "text.txt", "--name", "cut", *tiny, "--max-steps", "9", *flags)
     resume, *_ = works(cli, done.out)

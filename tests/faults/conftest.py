@@ -16,7 +16,7 @@ from minigpt_cli import checkpoints
 from minigpt_cli.config import DataConfig, RunConfig
 from minigpt_cli.data.dataset import Dataset
 from minigpt_cli.data.encoding import prepared
-from minigpt_cli.events import Event
+from minigpt_cli.events import Event, StopReason
 from minigpt_cli.runstore.store import Run, RunStore
 from minigpt_cli.training.trainer import fit
 
@@ -83,15 +83,22 @@ class Sessions:
         return tiny.begun(self.store, name, config, dataset.tokenizer.to_json())
 
     def train(
-        self, run: Run, config: RunConfig, dataset: Dataset, *, stop_at: int | None = None, signal: int = 2, resume: bool = False
+        self,
+        run: Run,
+        config: RunConfig,
+        dataset: Dataset,
+        *,
+        stop_at: int | None = None,
+        reason: StopReason = StopReason.INTERRUPTED_KEYBOARD,
+        resume: bool = False,
     ) -> list[Event]:
-        """Train until the end, or until a signal arrives during step `stop_at`."""
+        """Train until the end, or until somebody asks to stop during step `stop_at`."""
         asked = 0
 
-        def should_stop() -> int | None:
+        def should_stop() -> StopReason | None:
             nonlocal asked
             asked += 1
-            return signal if stop_at is not None and asked >= stop_at else None
+            return reason if stop_at is not None and asked >= stop_at else None
 
         with self.store.lock(run):
             point = checkpoints.load_resume(run) if resume else None

@@ -1,4 +1,4 @@
-"""The first signal is a wish that is granted after the step and the save; the second is obeyed at once."""
+"""After the first signal training finishes the step and saves; after the second it stops at once."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from harness import tiny
 from minigpt_cli import checkpoints
 from minigpt_cli.commands.signals import StopSignals
 from minigpt_cli.errors import Interrupted
+from minigpt_cli.events import StopReason
 from minigpt_cli.runstore.store import RunStore
 
 FOREVER = [*tiny.training(1_000_000, 200), "--eval-iters", "1", "--json", "--name", "run"]
@@ -24,11 +25,12 @@ FOREVER = [*tiny.training(1_000_000, 200), "--eval-iters", "1", "--json", "--nam
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_second_signal_ends_the_work_where_it_stands(number: int, code: int) -> None:
+    reason = StopReason.INTERRUPTED_KEYBOARD if number == signal.SIGINT else StopReason.TERMINATED
     before, announced = signal.getsignal(number), list[str]()
     with StopSignals() as signals:
         signals.wait_for_save(announced.append)
         os.kill(os.getpid(), number)
-        assert signals.poll() == number
+        assert signals.poll() == reason
         with pytest.raises(Interrupted, match="the last save is intact") as caught:
             os.kill(os.getpid(), number)
     assert caught.value.exit_code == code

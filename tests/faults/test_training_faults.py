@@ -16,9 +16,9 @@ from pydantic import ValidationError
 from minigpt_cli import checkpoints
 from minigpt_cli.errors import Diverged, MiniGPTError, UsageError
 from minigpt_cli.evaluation.recipes import recipe_of
-from minigpt_cli.events import Evaluated, Resumed, Skipped, Started
+from minigpt_cli.events import Evaluated, Resumed, Skipped, Started, StopReason
 from minigpt_cli.runstore.store import Run
-from minigpt_cli.training import memory, planner, resuming, state, trainer
+from minigpt_cli.training import memory, planner, resuming, state
 from minigpt_cli.training.evaluator import Measured, Measuring
 from minigpt_cli.training.schedules import lr_factor
 
@@ -415,12 +415,21 @@ def test_auto_batch_gives_up_on_a_batch_that_cannot_be_halved(
         sessions.train(run, settings, dataset())
 
 
-def test_the_signal_of_a_lost_terminal_and_of_a_supervisor_are_recorded(sessions: Any, dataset: Any, tiny_config: Any) -> None:
-    for number, reason in ((2, "interrupted_keyboard"), (15, "terminated")):
-        run = sessions.begin(f"run-{number}", tiny_config(), dataset())
-        sessions.train(run, tiny_config(), dataset(), stop_at=3, signal=number)
-        assert (run.refresh().record.stop_reason, run.record.status, run.record.stop_step) == (reason, "interrupted", 3)
-        assert trainer._SIGNALS[number] == reason
+@pytest.mark.parametrize(
+    ("reason", "status"),
+    [
+        (StopReason.INTERRUPTED_KEYBOARD, "interrupted"),
+        (StopReason.TERMINATED, "interrupted"),
+        (StopReason.PRUNED, "finished"),
+    ],
+)
+def test_the_reason_for_which_training_was_asked_to_stop_is_recorded(
+    reason: StopReason, status: str, sessions: Any, dataset: Any, tiny_config: Any
+) -> None:
+    run = sessions.begin("run", tiny_config(), dataset())
+    sessions.train(run, tiny_config(), dataset(), stop_at=3, reason=reason)
+    assert (run.refresh().record.stop_reason, run.record.status, run.record.stop_step) == (reason, status, 3)
+    assert f'"stop_reason": "{reason.value}"' in run.file("run.json").read_text()
 
 
 @pytest.mark.parametrize("step", ["many", None, -1, 1.5, True])

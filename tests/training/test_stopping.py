@@ -8,6 +8,7 @@ import math
 import pytest
 
 from minigpt_cli.config import EvalConfig
+from minigpt_cli.events import StopReason
 from minigpt_cli.training.stopping import Progress
 
 
@@ -67,6 +68,14 @@ def test_the_tail_lowers_the_rate_twice_before_it_gives_up() -> None:
         ends.append(progress.tail())
     assert progress.tail_factor == 0.125
     assert ends == [False] * 5 + [True]
+
+
+def test_a_signal_counts_before_what_training_found_and_the_clock_counts_last() -> None:
+    ordered = sorted((reason for reason in StopReason), key=lambda reason: reason.strength)
+    assert ordered[0] is StopReason.TIME_LIMIT
+    assert ordered.index(StopReason.DIVERGED) < ordered.index(StopReason.PRUNED) < ordered.index(StopReason.INTERRUPTED_KEYBOARD)
+    assert [reason.signal_number for reason in ordered if reason.signal_number] == [2, 15]
+    assert all(reason.strength > 0 for reason in StopReason)  # 0 stands for going on
 
 
 def test_the_counters_survive_json() -> None:
