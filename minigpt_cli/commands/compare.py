@@ -9,15 +9,21 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from minigpt_cli.commands.options import CheckpointOption, JsonFlag, MarkdownFlag, RunArguments, RunsDir, complete_source
-from minigpt_cli.display import console
+from minigpt_cli.display import console, format
 from minigpt_cli.errors import UsageError
 from minigpt_cli.runstore.store import Run, RunStore
 
 if TYPE_CHECKING:
-    from minigpt_cli.commands.compare_output import Compared
+    from minigpt_cli.display.charts import Curve
+    from minigpt_cli.display.comparison import Compared
+    from minigpt_cli.evaluation.comparison import Side
     from minigpt_cli.evaluation.eval_target import Target
 
 _SAMPLE_TOKENS = 300
+_X = {"steps": "step", "tokens": "tokens_seen", "seconds": "elapsed_s"}
+
+Groups = Sequence[tuple[str, Sequence[Run]]]
+"""The sides: a name and its runs each."""
 
 
 def compare(
@@ -61,22 +67,44 @@ def compare(
         raise UsageError("--md and --json exclude each other: choose one")
     if plot is not None and plot.suffix.lower() not in (".png", ".svg", ".html"):
         raise UsageError(f"--plot {plot} does not end in .png, .svg or .html: choose one")
-    from minigpt_cli.commands import compare_output as out
+    from minigpt_cli.commands.config_fields import show_value
+    from minigpt_cli.display.comparison import Compared, print_comparison, print_comparison_markdown
+    from minigpt_cli.evaluation.comparison import by_kind, by_position, compare_pairs, most_different
     from minigpt_cli.evaluation.grouping import chosen_sides
 
     groups, notices = chosen_sides(RunStore(runs_dir), run, by_config=group_by == "config")
     for notice in notices:
         console.warn(notice)
-    found = _compared(groups, _target(split, data), ckpt, stride, device)
+    target = _target(split, data)
+    sides = _scored(groups, target, ckpt, stride, device)
     samples = [] if prompt is None else _samples(groups, prompt, ckpt, seed)
+    curves = [] if plot is None and (json or md) else _curves(groups, x)
+    differences = _differences(groups)
+    text = sides[0].scores[0].text.decode()
+    found = Compared(
+        text=_text_of(groups, sides, target),
+        sides=sides,
+        costs=[(runs[0].record.n_params, sum(run.record.elapsed_s for run in runs) / len(runs)) for _, runs in groups],
+        pairs=compare_pairs(sides),
+        differences=[(name, ["-" if value is None else show_value(value) for value in row]) for name, row in differences.items()],
+        kinds=by_kind(sides, text),
+        positions=by_position(sides),
+        passages=most_different(sides[0], sides[1], text),
+        curves=curves,
+        x=x,
+        prompt=prompt,
+        samples=samples,
+    )
     if json:
-        console.write_json(out.document(found, samples, prompt))
+        from minigpt_cli.commands.compare_json import document
+
+        console.write_json(document(found, groups, differences))
     elif md:
-        out.print_markdown(found)
+        print_comparison_markdown(found)
     else:
-        out.print_comparison(found, samples, prompt or "", x)
+        print_comparison(found)
     if plot is not None:
-        out.write_plot(plot, found, x, samples, prompt or "", dark=dark)
+        _write_plot(plot, found, dark=dark)
         console.notice(f"wrote {plot}")
 
 
@@ -92,9 +120,9 @@ def _target(split: Literal["val", "test"], data: str | None) -> Target:
     return read_text(data)
 
 
-def _compared(groups: Sequence[tuple[str, Sequence[Run]]], target: Target, ckpt: str, stride: int, device: str) -> Compared:
-    from minigpt_cli.commands.compare_output import Compared
-    from minigpt_cli.evaluation import comparison
+def _scored(groups: Groups, target: Target, ckpt: str, stride: int, device: str) -> list[Side]:
+    """Every run scored on the same text."""
+    from minigpt_cli.evaluation.comparison import Side
     from minigpt_cli.evaluation.eval_target import check_common_text
     from minigpt_cli.evaluation.evaluate_run import evaluate_run
 
@@ -112,26 +140,23 @@ def _compared(groups: Sequence[tuple[str, Sequence[Run]]], target: Target, ckpt:
         ]
         for notice in (line for evaluation in evaluations for line in evaluation.notices):
             console.warn(notice)
-        sides.append(comparison.Side(name, tuple(evaluation.score for evaluation in evaluations)))
-    text = sides[0].scores[0].text.decode()
-    return Compared(
-        groups=groups,
-        sides=sides,
-        pairs=comparison.compare_pairs(sides),
-        target=target,
-        text=text,
-        kinds=comparison.by_kind(sides, text),
-        positions=comparison.by_position(sides),
-        passages=comparison.most_different(sides[0], sides[1], text),
-        differences=_differences(groups),
-    )
+        sides.append(Side(name, tuple(evaluation.score for evaluation in evaluations)))
+    return sides
 
 
 def _say_scoring(name: str) -> None:
     console.notice(f"scoring {name}")
 
 
-def _differences(groups: Sequence[tuple[str, Sequence[Run]]]) -> dict[str, list[Any]]:
+def _text_of(groups: Groups, sides: Sequence[Side], target: Target) -> str:
+    """Which text was scored, in words."""
+    corpus, score = groups[0][1][0].record.corpus, sides[0].scores[0]
+    split = {"val": "validation", "test": "test", "train": "training"}[target.split]
+    name = target.label or f"{split} split of {corpus.label if corpus else 'their text'}"
+    return f"{name}{format.answers_alone(score.n_answers)}: {score.n_chars:,} characters, sha256 {score.text_sha256[:12]}"
+
+
+def _differences(groups: Groups) -> dict[str, list[Any]]:
     """Settings in which the sides differ. A side of several runs has the value that they share, or None where they differ."""
     from minigpt_cli.commands.config_fields import settings
     from minigpt_cli.commands.run_fields import RunFields
@@ -147,7 +172,43 @@ def _differences(groups: Sequence[tuple[str, Sequence[Run]]]) -> dict[str, list[
     return out
 
 
-def _samples(groups: Sequence[tuple[str, Sequence[Run]]], prompt: str, ckpt: str, seed: int) -> list[tuple[str, str]]:
+def _curves(groups: Groups, x: str) -> list[Curve]:
+    """Validation curves in nats per character: a run's own, or the mean of a recipe's seeds where all have been evaluated."""
+    import numpy as np
+
+    from minigpt_cli.display.charts import Curve
+
+    curves = []
+    for name, runs in groups:
+        each = [[(float(getattr(e, _X[x])), float(e.nats_per_char)) for e in run.metrics() if e.nats_per_char is not None] for run in runs]
+        each = [points for points in each if points]
+        if not each:
+            continue
+        if len(each) == 1:
+            curves.append(Curve(name, [p[0] for p in each[0]], [p[1] for p in each[0]]))
+            continue
+        low, high = max(points[0][0] for points in each), min(points[-1][0] for points in each)
+        at = [p[0] for p in each[0] if low <= p[0] <= high]
+        lines = [np.interp(at, [p[0] for p in points], [p[1] for p in points]) for points in each]
+        curves.append(Curve(f"{name} (mean of {len(each)})", at, np.mean(lines, axis=0).tolist()))
+    return curves
+
+
+def _write_plot(path: Path, found: Compared, *, dark: bool) -> None:
+    if path.suffix.lower() != ".html":
+        from minigpt_cli.display.pictures import save_chart
+
+        save_chart(path, found.curves, x_label=found.x, y_label="validation loss (nats per character)", dark=dark)
+        return
+    from minigpt_cli.display.pages.comparison import comparison_page
+    from minigpt_cli.storage.atomic_io import write_atomic
+
+    if not path.parent.is_dir():
+        raise UsageError(f"no folder {path.parent}: make it first")
+    write_atomic(path, comparison_page(found))
+
+
+def _samples(groups: Groups, prompt: str, ckpt: str, seed: int) -> list[tuple[str, str]]:
     """What the first run of each side writes after the prompt, with the same seed; what it answers, if it learned conversations."""
     from minigpt_cli.commands.generate import question
     from minigpt_cli.evaluation.eval_target import Target, scores_answers

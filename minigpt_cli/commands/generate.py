@@ -232,7 +232,8 @@ def _json(writer: LoadedModel, prompt: str, request: Request, engine: str) -> No
 def _probabilities(writer: LoadedModel, prompt: str, request: Request, engine: str, *, show: bool, html: Path | None) -> None:
     import math
 
-    from minigpt_cli.display.generation import ShownToken, print_probabilities, probabilities_page
+    from minigpt_cli.display.generation import ShownToken, print_probabilities
+    from minigpt_cli.display.pages.tokens import probabilities_page
     from minigpt_cli.generation import samples
     from minigpt_cli.generation.streaming import TextStream, pieces_of
     from minigpt_cli.storage.atomic_io import write_atomic

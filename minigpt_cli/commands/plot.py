@@ -110,9 +110,6 @@ def _marks(runs: list[Run], x: str, y: str) -> list[tuple[float, float]]:
 
 
 def _in_terminal(runs: list[Run], x: str, y: str) -> None:
-    from minigpt_cli.display.charts import terminal_chart
+    from minigpt_cli.display.charts import chart_on_screen
 
-    curves = _curves(runs, x, y)
-    screen = console.stdout()
-    chart = terminal_chart(curves, width=min(screen.width, 110), height=16, colour=screen.is_terminal and not screen.no_color)
-    console.write(f"{_label(runs, y)} against {x}\n{chart}")
+    console.write(f"{_label(runs, y)} against {x}\n{chart_on_screen(_curves(runs, x, y), height=16)}")

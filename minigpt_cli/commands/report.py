@@ -20,7 +20,7 @@ _ROWS = 20  # of the leaderboard
 
 def write_report(path: Path, runs: Sequence[Run], store: RunStore) -> None:
     """Write the report of `runs` to `path`. Raises UsageError if they have no evaluations or the folder is not there."""
-    from minigpt_cli.display.report_page import Report, Reported, report_page
+    from minigpt_cli.display.pages.report import Report, Reported, report_page
 
     if not path.parent.is_dir():
         raise UsageError(f"no folder {path.parent}: make it first")

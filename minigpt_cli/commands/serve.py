@@ -45,7 +45,7 @@ def serve(store: RunStore, *, host: str, port: int, api_key: str | None, engine:
 
 def build_app(store: RunStore, *, api_key: str | None, engine: str, first: str | None, ckpt: str, local_only: bool) -> Any:
     """The application over the runs of `store`."""
-    from minigpt_cli.display.generation import page
+    from minigpt_cli.display.pages.tokens import serve_page
     from minigpt_cli.generation.open_run import open_model
     from minigpt_cli.generation.serving.app import create_app
     from minigpt_cli.generation.serving.models import Models
@@ -56,7 +56,7 @@ def build_app(store: RunStore, *, api_key: str | None, engine: str, first: str |
         lambda name: _version(store.find_name(name)),
         slots=SLOTS, max_waiting=MAX_WAITING, engine=engine,
     )  # fmt: skip
-    return create_app(models, page("serve.html"), api_key=api_key, any_host=not local_only)
+    return create_app(models, serve_page(), api_key=api_key, any_host=not local_only)
 
 
 def listed(store: RunStore, first: str | None = None) -> list[Any]:

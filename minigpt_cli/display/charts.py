@@ -1,10 +1,11 @@
-"""Curves: in the terminal with uniplot, as PNG or SVG with matplotlib (the extra `plot`), imported only when one is drawn."""
+"""Curves in the terminal, with uniplot, which is imported only when one is drawn."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from minigpt_cli.display import console
 from minigpt_cli.escaping import one_line
 
 
@@ -15,6 +16,12 @@ class Curve:
     label: str
     xs: Sequence[float]
     ys: Sequence[float]
+
+
+def chart_on_screen(curves: Sequence[Curve], *, height: int) -> str:
+    """Curves as wide as the screen that stdout goes to, at most 110 columns."""
+    screen = console.stdout()
+    return terminal_chart(curves, width=min(screen.width, 110), height=height, colour=screen.is_terminal and not screen.no_color)
 
 
 def terminal_chart(curves: Sequence[Curve], *, width: int, height: int, colour: bool, x_unit: str = "", title: str | None = None) -> str:

@@ -1,15 +1,18 @@
-"""A comparison for people: scores, verdicts in format, where the sides differ, and their samples side by side."""
+"""A comparison for people: scores, verdicts in words, where the sides differ, and their samples side by side."""
 
 from __future__ import annotations
 
 import math
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from minigpt_cli.display import console, format
-from minigpt_cli.display.tables import Column, print_renderable, print_table
-from minigpt_cli.escaping import one_line, printable
+from minigpt_cli.display.charts import Curve, chart_on_screen
+from minigpt_cli.display.run_tables import print_differences
+from minigpt_cli.display.tables import Column, as_markdown, print_renderable, print_table
+from minigpt_cli.escaping import markdown, one_line, printable
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -21,7 +24,58 @@ BLUE, ORANGE = "#2f86c1", "#d55e00"  # near Okabe and Ito's: told apart by colou
 _SOME, _MUCH = 0.3, 1.0  # nats
 
 
-def heading(text: str) -> None:
+@dataclass(frozen=True)
+class Compared:
+    """Everything that `compare` found and a person is shown."""
+
+    text: str  # which text was scored
+    sides: Sequence[Side]
+    costs: Sequence[tuple[int, float]]  # parameters and mean seconds of training of each side
+    pairs: Sequence[Pair]
+    differences: Sequence[tuple[str, Sequence[str]]]  # settings that differ, a value for each side
+    kinds: Sequence[Part]
+    positions: Sequence[Part]
+    passages: Sequence[Passage]  # of the first two sides
+    curves: Sequence[Curve]
+    x: str  # what the curves are drawn against
+    prompt: str | None
+    samples: Sequence[tuple[str, str]]  # what each side writes after the prompt
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the sides."""
+        return [side.name for side in self.sides]
+
+
+def print_comparison(found: Compared) -> None:
+    """Print all of it, section after section."""
+    console.write(f"text    {one_line(found.text)}")
+    _heading("settings that differ")
+    print_differences(found.names, found.differences)
+    _heading("scores")
+    print_table(SCORE_COLUMNS, score_rows(found), styles=["best"])
+    _print_verdicts(found.pairs)
+    _print_parts("by kind of character, nats per character", found.names, found.kinds)
+    _print_parts("by tokens before it in the window, nats per character", found.names, found.positions)
+    _print_passages(found.names[0], found.names[1], found.passages)
+    if chart := chart_on_screen(found.curves, height=14):
+        _heading(f"validation loss, nats per character, against {found.x}")
+        console.write(chart)
+    if found.samples:
+        _print_samples(found.prompt or "", found.samples)
+
+
+def print_comparison_markdown(found: Compared) -> None:
+    """Print scores and verdicts as Markdown to paste."""
+    rows = score_rows(found)
+    used = [i for i in range(len(SCORE_COLUMNS)) if i == 0 or any(row[i] for row in rows)]
+    columns = [SCORE_COLUMNS[i] for i in used]
+    table = as_markdown([c.name for c in columns], [[row[i] for i in used] for row in rows], [c.right for c in columns])
+    lines = [f"- {markdown(verdict_sentence(pair))}" for pair in found.pairs] + ["", *map(markdown, scope_lines(found.pairs))]
+    console.write(f"{table}\n\n" + "\n".join(lines) + f"\n\nOn the {markdown(found.text)}.")
+
+
+def _heading(text: str) -> None:
     """Print the title of a section."""
     if console.is_terminal(sys.stdout):
         from rich.text import Text
@@ -44,10 +98,11 @@ SCORE_COLUMNS = (
 )
 
 
-def score_rows(sides: Sequence[Side], extra: Sequence[tuple[int, float]]) -> list[list[str]]:
-    """A row for each side under SCORE_COLUMNS; `extra`: parameters and seconds of training of each."""
+def score_rows(found: Compared) -> list[list[str]]:
+    """A row for each side under SCORE_COLUMNS, best first."""
     rows = []
-    for side, (n_params, elapsed_s) in zip(sides, extra, strict=True):
+    ranked = sorted(zip(found.sides, found.costs, strict=True), key=lambda entry: entry[0].group.mean)
+    for side, (n_params, elapsed_s) in ranked:
         group, scores = side.group, side.scores
         alone = len(scores) == 1
         rows.append(
@@ -64,13 +119,6 @@ def score_rows(sides: Sequence[Side], extra: Sequence[tuple[int, float]]) -> lis
             ]
         )
     return rows
-
-
-def print_scores(sides: Sequence[Side], extra: Sequence[tuple[int, float]]) -> None:
-    """Print the scores, best first."""
-    order = sorted(range(len(sides)), key=lambda i: sides[i].group.mean)
-    rows = score_rows(sides, extra)
-    print_table(SCORE_COLUMNS, [rows[i] for i in order], styles=["best"])
 
 
 def verdict_sentence(pair: Pair) -> str:
@@ -93,9 +141,9 @@ def outlook_sentence(found: Outlook) -> str:
     return ""
 
 
-def print_verdicts(pairs: Sequence[Pair]) -> None:
+def _print_verdicts(pairs: Sequence[Pair]) -> None:
     """Print every verdict, and which question it answers."""
-    heading("verdict, nats per character" + (f" (p-values adjusted for {len(pairs)} pairs, Holm)" if len(pairs) > 1 else ""))
+    _heading("verdict, nats per character" + (f" (p-values adjusted for {len(pairs)} pairs, Holm)" if len(pairs) > 1 else ""))
     for pair in pairs:
         console.write("  " + verdict_sentence(pair))
         if pair.outlook is not None and (sentence := outlook_sentence(pair.outlook)):
@@ -115,25 +163,28 @@ def scope_lines(pairs: Sequence[Pair]) -> list[str]:
     return lines
 
 
-def print_parts(title: str, names: Sequence[str], parts: Sequence[Part]) -> None:
+def part_rows(parts: Sequence[Part]) -> list[list[str]]:
+    """Name, share and what each side spends, for each part of the text."""
+    return [[p.name, f"{p.share:.1%}", *(format.loss(None if math.isnan(v) else v) for v in p.nats_per_char)] for p in parts]
+
+
+def _print_parts(title: str, names: Sequence[str], parts: Sequence[Part]) -> None:
     """Print nats per character by part of the text, a column for each side; with two sides also the difference."""
     two = len(names) == 2
     columns = [Column(""), Column("share", 1, right=True), *(Column(one_line(name), right=True, most=24) for name in names)]
     columns += [Column("a − b", right=True)] if two else []
-    rows = []
-    for part in parts:
-        values = [format.loss(None if math.isnan(value) else value) for value in part.nats_per_char]
+    rows = part_rows(parts)
+    for row, part in zip(rows, parts, strict=True):
         difference = part.nats_per_char[0] - part.nats_per_char[1] if two else math.nan
-        shown = "" if math.isnan(difference) else f"{difference:+.4f}"
-        rows.append([part.name, f"{part.share:.1%}", *values, *([shown] if two else [])])
-    heading(title)
+        row += [("" if math.isnan(difference) else f"{difference:+.4f}")] if two else []
+    _heading(title)
     print_table(columns, rows)
 
 
-def print_passages(a: str, b: str, passages: Sequence[Passage]) -> None:
+def _print_passages(a: str, b: str, passages: Sequence[Passage]) -> None:
     """Print the most different passages: side by side and coloured on a terminal, a line each elsewhere."""
     a, b = one_line(a), one_line(b)
-    heading("most different passages")
+    _heading("most different passages")
     colour = console.is_terminal(sys.stdout) and not console.stdout().no_color
     for passage in passages:
         better = a if passage.delta < 0 else b
@@ -170,9 +221,9 @@ def _coloured(passage: Passage, sign: int, colour: str) -> Text:
     return text
 
 
-def print_samples(prompt: str, samples: Sequence[tuple[str, str]]) -> None:
+def _print_samples(prompt: str, samples: Sequence[tuple[str, str]]) -> None:
     """Print what each side writes after the prompt: side by side on a terminal, one after another elsewhere."""
-    heading("from one prompt and seed")
+    _heading("from one prompt and seed")
     if not console.is_terminal(sys.stdout):
         for name, text in samples:
             lines = [f"  {one_line(name)}", *("    " + line for line in printable(prompt + text).splitlines())]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from minigpt_cli.display.console import is_terminal, stdout
-from minigpt_cli.escaping import one_line, printable
+from minigpt_cli.escaping import printable
 
 _DIM, _RESET = "\x1b[2m", "\x1b[0m"
 
@@ -122,34 +122,6 @@ def _figures(setting: Setting) -> str:
     nats = "–" if setting.nats_per_char is None else f"{setting.nats_per_char:.3f}"
     distinct = "\n".join(f"{value:.2f} distinct-{n}" for n, value in enumerate(setting.distinct, 1))
     return f"{nats} nats per character\n{distinct}"
-
-
-def page(template: str, **parts: str) -> str:
-    """A page asset with the shared style and script, and its marked parts, filled in. Parts are placed as they are: escape them first."""
-    from importlib.resources import files
-
-    folder = files("minigpt_cli") / "display" / "pages"
-    html = (folder / template).read_text(encoding="utf-8")
-    shared = {"STYLE": "tokens.css", "SCRIPT": "tokens.js"}
-    for name, value in {**{name: (folder / file).read_text(encoding="utf-8") for name, file in shared.items()}, **parts}.items():
-        html = html.replace(f"<!--{name}-->", value)
-    return html
-
-
-def probabilities_page(run: str, prompt: str, tokens: Sequence[ShownToken], facts: str) -> str:
-    """The teacher's view as one self-contained HTML page: hover over or focus a token to see its alternatives."""
-    import json
-
-    data: dict[str, Any] = {
-        "run": one_line(run),
-        "prompt": printable(prompt),
-        "facts": one_line(facts),
-        "tokens": [
-            [printable(t.name), round(t.probability, 4), [[printable(name), round(p, 4)] for name, p in t.alternatives]] for t in tokens
-        ],
-    }
-    # "</script>" or "<!--" inside a string would end the script or hide its end: no "<" is left.
-    return page("probabilities.html", DATA=json.dumps(data, ensure_ascii=False).replace("<", "\\u003c"))
 
 
 ReadLine = Callable[[], str]

@@ -154,7 +154,8 @@ def test_html_is_one_self_contained_page_that_text_cannot_break_out_of(cli: Any,
 
 
 def test_html_data_cannot_end_the_script() -> None:
-    from minigpt_cli.display.generation import ShownToken, probabilities_page
+    from minigpt_cli.display.generation import ShownToken
+    from minigpt_cli.display.pages.tokens import probabilities_page
 
     hostile = "</script><script>alert(1)</script><!--<script>"
     page = probabilities_page("run", hostile, [ShownToken(hostile, hostile, 0.5, [(hostile, 0.5)])], "")

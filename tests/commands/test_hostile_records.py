@@ -14,8 +14,6 @@ import pytest
 
 from minigpt_cli.commands.provenance import new_record
 from minigpt_cli.commands.serve import listed
-from minigpt_cli.display.charts import Curve
-from minigpt_cli.display.svg import line_chart
 from minigpt_cli.errors import MiniGPTError, RunDamaged
 from minigpt_cli.evaluation import baselines, cache
 from minigpt_cli.events import Evaluated
@@ -233,11 +231,6 @@ def test_a_pipe_or_a_giant_in_place_of_a_kept_score_is_as_good_as_absent(tmp_pat
     assert baselines.find_kept(tmp_path / "baselines") is None
     (tmp_path / "huge").write_text(json.dumps(dict.fromkeys(("uniform", "unigram", "bigram", "xz", "xz_alone"), 1e308)))
     assert baselines.find_kept(tmp_path / "huge") is None
-
-
-@pytest.mark.parametrize("ys", [[1e-14, 2e-14], [1e12, 1e12], [-1e12, 1e12], [0.0, 1e39], [1e12, 1e12 + 1]])
-def test_a_chart_is_drawn_of_any_numbers(ys: list[float]) -> None:
-    assert "polyline" in line_chart([Curve("a", [0.0, 2.0**63], ys)], x_label="x", y_label="y")
 
 
 def test_json_is_refused_where_it_is_nested_beyond_all_sense_or_holds_half_a_pair() -> None:

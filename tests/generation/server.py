@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import uvicorn
 
-from minigpt_cli.display.generation import page
+from minigpt_cli.display.pages.tokens import serve_page
 from minigpt_cli.errors import RunNotFound
 from minigpt_cli.generation.engine import generate
 from minigpt_cli.generation.open_run import LoadedModel
@@ -46,7 +46,7 @@ class Server:
 
         listed = [Listed(name, 1, {"arch": "modern", "nats_per_char": 2.0}) for name in WRITERS]
         self.models = Models(lambda: listed, open_run, lambda name: 0, slots=SLOTS, max_waiting=WAITING, engine="numpy")
-        app = create_app(self.models, page("serve.html"), **options)
+        app = create_app(self.models, serve_page(), **options)
         self.socket = socket.socket()
         self.socket.bind(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self.socket.getsockname()[1]}"

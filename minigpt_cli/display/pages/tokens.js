@@ -26,7 +26,7 @@ class TokenView {
   }
   add(token, p, alternatives) {
     const span = document.createElement("span");
-    span.className = "token"; span.dataset.at = this.tokens.length; span.style.setProperty("--surprise", surprise(p).toFixed(3));
+    span.className = "token tint"; span.dataset.at = this.tokens.length; span.style.setProperty("--t", surprise(p).toFixed(3));
     span.textContent = safe(this.decoder.decode(bytesOf(token), { stream: true }));
     this.tokens.push({ token, p, alternatives, span });
     this.text.append(span);
@@ -55,6 +55,6 @@ function legend(place) {
   place.className = "legend dim";
   place.append("probability ");
   for (const [p, word] of [[1, "1"], [0.5, "½"], [0.1, "1/10"], [0.01, "1/100"], [0.001, "1/1000"]]) {
-    const span = document.createElement("span"); span.style.setProperty("--surprise", surprise(p)); span.textContent = word; place.append(span);
+    const span = document.createElement("span"); span.className = "tint"; span.style.setProperty("--t", surprise(p)); span.textContent = word; place.append(span);
   }
 }

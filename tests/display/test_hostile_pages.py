@@ -19,14 +19,13 @@ from typing import Any
 
 import pytest
 import uvicorn
+from harness import browser
 
 from minigpt_cli.cli import run as minigpt
 from minigpt_cli.commands.serve import build_app
 from minigpt_cli.runstore.directory import CONFIG, Run
 from minigpt_cli.runstore.records import Annotations, RunRecord
 from minigpt_cli.runstore.store import RunStore
-
-from . import browser
 
 pytestmark = browser.needed
 
@@ -151,6 +150,19 @@ def test_a_written_page_of_hostile_runs_is_harmless(home: Path, tab: browser.Pag
     assert "window.broken=1" in tab.evaluate("document.body.innerText")  # it was there to run
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_written_page_fits_a_phone_in_both_themes(home: Path, tab: browser.Page, name: str) -> None:
+    assert minigpt([*COMMANDS[name][0], name]) == 0
+    grounds = set()
+    with tab.phone():
+        for theme in ("light", "dark"):
+            tab.theme(theme)
+            opened(tab, home / name)
+            assert tab.evaluate("document.documentElement.scrollWidth") <= 360
+            grounds.add(tab.evaluate("getComputedStyle(document.body).backgroundColor"))
+    assert len(grounds) == 2
+
+
 @pytest.mark.parametrize("command", [["compare", *NAMES, "--plot"], ["runs", "plot", *NAMES, "--out"]])
 def test_a_picture_of_hostile_runs_is_harmless(home: Path, tab: browser.Page, command: list[str]) -> None:
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
@@ -186,3 +198,5 @@ def test_the_served_page_of_hostile_runs_is_harmless(address: str, tab: browser.
     is_harmless(tab, 1, address)
     assert "window.broken=1" in tab.evaluate("document.querySelector('#left .text').textContent")
     assert not set(tab.evaluate("document.body.innerText")) & set("\x1b\x00\x9b\u202e")
+    with tab.phone():
+        assert tab.evaluate("document.documentElement.scrollWidth") <= 360

@@ -107,6 +107,13 @@ class Page:
         """Prefer the light or dark theme."""
         self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": name}])
 
+    @contextmanager
+    def phone(self) -> Iterator[None]:
+        """A screen that is 360 pixels wide."""
+        self.call("Emulation.setDeviceMetricsOverride", width=360, height=800, deviceScaleFactor=1, mobile=True)
+        yield
+        self.call("Emulation.clearDeviceMetricsOverride")
+
     def screenshot(self, path: Path) -> None:
         """A picture of the page."""
         path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", captureBeyondViewport=True)["data"]))

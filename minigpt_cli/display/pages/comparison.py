@@ -1,0 +1,69 @@
+"""A comparison as one HTML page: verdicts, scores, what differs, curves, and where the sides differ."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from minigpt_cli.display.comparison import SCORE_COLUMNS, Compared, outlook_sentence, part_rows, scope_lines, score_rows, verdict_sentence
+from minigpt_cli.display.pages.chart import line_chart
+from minigpt_cli.display.pages.page import Markup, html_page, remark, section, side_by_side, table, tag, tinted
+
+if TYPE_CHECKING:
+    from minigpt_cli.evaluation.comparison import Pair, Part, Passage
+
+_STRONG = 1.5  # nats: a difference of this size gets the full colour
+
+
+def comparison_page(found: Compared) -> str:
+    """The page."""
+    names = found.names
+    scores = table([column.name for column in SCORE_COLUMNS], score_rows(found), [column.right for column in SCORE_COLUMNS])
+    differences = table(["", *names], [[name, *values] for name, values in found.differences]) if found.differences else remark("Nothing.")
+    parts = [
+        remark(found.text),
+        section("Verdict, nats per character", *_verdicts(found.pairs)),
+        section("Scores", scores),
+        section("What differs in the configuration", differences),
+        section("Validation loss", line_chart(found.curves, x_label=found.x, y_label="nats per character")),
+        section("By kind of character", _parts("", found.kinds, names)),
+        section("By position in the window", _parts("tokens before", found.positions, names)),
+        section("Most different passages", *_passages(names, found.passages)),
+    ]
+    if found.samples:
+        prompt = tag("span", found.prompt or "", class_="dim")
+        parts.append(section("From one prompt and seed", side_by_side([(name, [prompt, text]) for name, text in found.samples])))
+    return html_page(" against ".join(names), parts)
+
+
+def _verdicts(pairs: Sequence[Pair]) -> list[Markup]:
+    lines = []
+    for pair in pairs:
+        lines.append(tag("p", verdict_sentence(pair), class_="verdict"))
+        if pair.outlook and (further := outlook_sentence(pair.outlook)):
+            lines.append(tag("p", further))
+    return lines + [remark(line) for line in scope_lines(pairs)]
+
+
+def _parts(title: str, parts: Sequence[Part], names: Sequence[str]) -> Markup:
+    return table([title, "share", *names], part_rows(parts), [False] + [True] * (len(names) + 1))
+
+
+def _passages(names: Sequence[str], passages: Sequence[Passage]) -> list[Markup]:
+    if not passages:
+        return []
+    out = [remark("Coloured where that side spends fewer nats, the stronger the more.")]
+    for passage in passages:
+        better = names[0] if passage.delta < 0 else names[1]
+        out.append(remark(f"{better} is better by {abs(passage.delta):.3f} nats per character, from character {passage.start:,}"))
+        out.append(side_by_side([(names[0], _coloured(passage, -1, 0)), (names[1], _coloured(passage, 1, 1))]))
+    return out
+
+
+def _coloured(passage: Passage, sign: int, colour: int) -> list[str]:
+    pieces: list[str] = []
+    for character, difference in zip(passage.text, passage.differences.tolist(), strict=True):
+        strength = sign * difference / _STRONG
+        about = f"{-abs(difference):.2f} nats"
+        pieces.append(tinted(character, strength, colour, about) if strength >= 0.1 else character)
+    return pieces

@@ -1,0 +1,110 @@
+"""The report of one run or several as one HTML page: curves, learning rate, speed, expert load, leaderboard, settings, samples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from minigpt_cli.display import format
+from minigpt_cli.display.charts import Curve
+from minigpt_cli.display.pages.chart import line_chart
+from minigpt_cli.display.pages.page import Markup, columns, html_page, remark, section, side_by_side, table, tinted
+from minigpt_cli.display.run_tables import leaderboard_markdown
+from minigpt_cli.events import Evaluated
+
+if TYPE_CHECKING:
+    from minigpt_cli.evaluation.leaderboard import Row
+    from minigpt_cli.runstore.records import RunRecord
+
+_BEST, _END = "★", "■"
+
+
+@dataclass(frozen=True)
+class Reported:
+    """What a report shows of one run."""
+
+    record: RunRecord
+    evaluations: Sequence[Evaluated]
+    settings: Sequence[tuple[str, str]]  # those that are not defaults
+    status: str
+    sample: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a report shows."""
+
+    runs: Sequence[Reported]
+    rows: Sequence[Row]  # of the leaderboard
+    differences: Sequence[tuple[str, Sequence[str]]] = field(default_factory=list)
+
+
+def report_page(report: Report) -> str:
+    """The page."""
+    runs, names = report.runs, [run.record.name for run in report.runs]
+    best = next((n for n, row in enumerate(report.rows) if row.run in names), None)
+    headings, cells, right = leaderboard_markdown(report.rows)
+    parts = [
+        *(remark(_summary(run)) for run in runs),
+        section("Loss", remark(f"{_BEST} best validation step, {_END} where training stopped"), _losses(runs)),
+        section("Learning rate", line_chart(_curves(runs, "lr"), x_label="steps", y_label="learning rate")),
+        section("Speed", line_chart(_curves(runs, "tokens_per_s", 1e-3), x_label="steps", y_label="thousand tokens per second")),
+        *(section("Expert load", *_experts(run)) for run in runs),
+        section("Leaderboard", table(headings, cells, right, best)),
+    ]
+    if len(runs) > 1:
+        parts.append(section("What differs", table(["setting", *names], [[name, *row] for name, row in report.differences])))
+    settings = (section(f"Settings of {run.record.name}", table(["setting", "value"], run.settings)) for run in runs)
+    parts.append(columns(settings))
+    samples = [(f"{run.record.name} writes", [run.sample]) for run in runs if run.sample]
+    parts.append(section("Samples", side_by_side(samples)) if samples else Markup())
+    return html_page(" and ".join(names), parts)
+
+
+def _summary(run: Reported) -> str:
+    record = run.record
+    best = record.best
+    score = f"{best.nats_per_char:.4f} nats per character {format.plus_minus(best.nats_per_char, best.ci95)}" if best else "not scored"
+    text_label = f" on {record.corpus.label}" if record.corpus else ""
+    return (
+        f"{record.name}: {record.arch}, {record.n_params:,} parameters{text_label}; {score.strip()}; "
+        f"{record.stop_step:,} steps in {format.duration(record.elapsed_s)}; {record.stop_reason or run.status}"
+    )
+
+
+def _curves(runs: Sequence[Reported], name: str, scale: float = 1.0) -> list[Curve]:
+    return [_curve(run.record.name, run, name, scale) for run in runs]
+
+
+def _curve(label: str, run: Reported, name: str, scale: float = 1.0) -> Curve:
+    points = [(float(event.step), scale * float(value)) for event in run.evaluations if (value := getattr(event, name)) is not None]
+    return Curve(label, [x for x, _ in points], [y for _, y in points])
+
+
+def _losses(runs: Sequence[Reported]) -> Markup:
+    """One run: training and validation loss. Several: the validation loss of each, in nats per character."""
+    if len(runs) == 1:
+        measure, unit = "val_loss", "nats per token"
+        curves = [_curve("training", runs[0], "train_loss"), _curve("validation", runs[0], measure)]
+    else:
+        measure, unit = "nats_per_char", "nats per character"
+        curves = _curves(runs, measure)
+    marks = []
+    for run in runs:
+        best = next((event for event in reversed(run.evaluations) if event.is_best), None)
+        for event, sign in ((run.evaluations[-1] if run.evaluations else None, _END), (best, _BEST)):
+            if event is not None and (value := getattr(event, measure)) is not None and not (sign == _END and event == best):
+                marks.append((float(event.step), float(value), sign))
+    return line_chart(curves, x_label="steps", y_label=unit, marks=marks)
+
+
+def _experts(run: Reported) -> list[Markup]:
+    """The share of tokens of every expert at the last evaluation, a row for each layer; equal shares have equal colours."""
+    load = next((event.expert_load for event in reversed(run.evaluations) if event.expert_load), None)
+    if load is None:
+        return []
+    names = ["", *(f"expert {number}" for number in range(max(map(len, load))))]
+    rows = [[f"layer {n}", *(tinted(f"{share:.1%}", share * len(shares) / 2, 0) for share in shares)] for n, shares in enumerate(load)]
+    caption = remark(f"{run.record.name}: share of the tokens by layer and expert, at the last evaluation")
+    return [caption, table(names, rows, [False] + [True] * len(names))]

@@ -1,0 +1,88 @@
+"""Pages: what they are made of, and what a real browser shows of them."""
+
+from __future__ import annotations
+
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from harness import browser
+
+from minigpt_cli.display.charts import Curve
+from minigpt_cli.display.generation import ShownToken, band
+from minigpt_cli.display.pages.chart import line_chart
+from minigpt_cli.display.pages.page import html_page, section, side_by_side, table, tag, tinted
+from minigpt_cli.display.pages.tokens import probabilities_page
+
+HOSTILE = '</p><script>x</script><b title="\'">&amp;'
+
+
+class Elements(HTMLParser):
+    """The elements and the text of a page."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.names: list[str] = []
+        self.text = ""
+        self.feed(page)
+
+    def handle_starttag(self, name: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.names.append(name)
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_text_is_escaped_wherever_it_is_placed() -> None:
+    parts = [
+        tag("p", HOSTILE, title=HOSTILE),
+        section(HOSTILE, tinted(HOSTILE, 0.5, about=HOSTILE)),
+        table([HOSTILE], [[HOSTILE], [tinted(HOSTILE, 1)]]),
+        side_by_side([(HOSTILE, [HOSTILE])]),
+        line_chart([Curve(HOSTILE, [0, 1], [0, 1])] * 2, x_label=HOSTILE, y_label=HOSTILE, marks=[(0, 0, HOSTILE)]),
+    ]
+    page = Elements(html_page(HOSTILE, parts))
+    assert {"b", "script"}.isdisjoint(page.names)
+    assert page.text.count(HOSTILE) == 17
+
+
+def test_columns_and_sections_without_content_are_left_out() -> None:
+    assert Elements(table(["a", "b"], [["1", ""], ["2", ""]])).names.count("th") == 1
+    assert section("nothing", table(["a"], []), line_chart([], x_label="x", y_label="y")) == ""
+
+
+@pytest.mark.parametrize("ys", [[1e-14, 2e-14], [1e12, 1e12], [-1e12, 1e12], [0.0, 1e39], [1e12, 1e12 + 1]])
+def test_a_chart_is_drawn_of_any_numbers(ys: list[float]) -> None:
+    assert "polyline" in line_chart([Curve("a", [0.0, 2.0**63], ys)], x_label="x", y_label="y")
+
+
+@browser.needed
+def test_the_saved_view_works_without_a_server(tmp_path: Path) -> None:
+    hostile = "</script><b>"
+    tokens = [ShownToken("a", "a", 0.9, [("a", 0.9), ("b", 0.1)]), ShownToken(hostile, hostile, 0.01, [("\n", 0.5), (" ", 0.2)])]
+    (tmp_path / "view.html").write_text(probabilities_page("first", "To ", tokens, "facts"), "utf-8")
+    with browser.browser(tmp_path / "profile") as tab:
+        tab.open((tmp_path / "view.html").as_uri())
+        tab.wait("document.querySelectorAll && document.querySelectorAll('.token').length === 2")
+        assert tab.evaluate("document.getElementById('text').textContent") == "To a" + hostile
+        tab.evaluate("document.getElementById('text').dispatchEvent(new KeyboardEvent('keydown', {key: 'End'}))")
+        rows = tab.evaluate("[...document.querySelectorAll('.alternatives tr')].map((r) => r.cells[0].textContent)")
+        assert rows == ["⏎", "␣", hostile]
+        assert tab.complaints == []
+
+
+@browser.needed
+def test_a_character_split_over_tokens_is_whole_in_the_saved_view(tmp_path: Path) -> None:
+    names = ["bytes:\\x20\\xe2", "bytes:\\x82", "bytes:\\xac", "é"]
+    (tmp_path / "view.html").write_text(probabilities_page("first", "5", [ShownToken(n, "", 0.5, [(n, 0.5)]) for n in names], ""), "utf-8")
+    with browser.browser(tmp_path / "profile") as tab:
+        tab.open((tmp_path / "view.html").as_uri())
+        tab.wait("document.querySelectorAll && document.querySelectorAll('.token').length === 4")
+        assert tab.evaluate("[...document.querySelectorAll('.token')].map((t) => t.textContent)") == [" ", "", "€", "é"]
+        assert tab.evaluate("document.querySelector('.alternatives .name').textContent") == "\\x20\\xe2"
+        assert tab.complaints == []
+
+
+def test_probability_bands_cover_all() -> None:
+    assert len({band(p) for p in np.linspace(0, 1, 101)}) == 5
