@@ -8,11 +8,18 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, TypeAlias, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from minigpt_cli.bounds import COUNT_LIMIT, NATS_LIMIT, SECONDS_LIMIT, Line
+from minigpt_cli.registry import OPTIMIZERS, SCHEDULES
+
+if TYPE_CHECKING:  # names that the registry holds
+    OptimizerName: TypeAlias = str
+    ScheduleName: TypeAlias = str
+else:
+    OptimizerName, ScheduleName = Literal[tuple(OPTIMIZERS)], Literal[tuple(SCHEDULES)]
 
 SCHEMA_VERSION = 1
 CHANGES_LIMIT = 10_000  # characters of resume_changes
@@ -44,11 +51,13 @@ class _Architecture(_Frozen):
     hugging_face: ClassVar[Literal["gpt2", "llama"] | None] = None
     """Whose names and tensors its weights map onto (interchange/hf_weights.py); None: it cannot be exported."""
     has_decoding_plan: ClassVar[bool] = False
-    """Whether generation/weights.py knows how to decode it without torch; otherwise its own forward pass writes."""
+    """Whether generation/decoders/plan.py knows how to decode it without torch; otherwise its own forward pass writes."""
+    is_sized: ClassVar[bool] = True
+    """Whether settings make it larger or smaller, so that it is worth advising a smaller one; a table is as large as its vocabulary."""
 
     @classmethod
     def __pydantic_init_subclass__(cls, **_: Any) -> None:
-        for name in ("hugging_face", "has_decoding_plan"):
+        for name in ("hugging_face", "has_decoding_plan", "is_sized"):
             if name not in vars(cls):
                 setattr(cls, name, getattr(_Architecture, name))
 
@@ -57,6 +66,7 @@ class BigramConfig(_Architecture):
     """A table of next-token logits."""
 
     has_decoding_plan = True
+    is_sized = False
 
     arch: Literal["bigram"] = "bigram"
     block_size: int = Field(64, ge=1, le=1 << 20)
@@ -225,7 +235,7 @@ class DataConfig(_Frozen):
 class OptimConfig(_Frozen):
     """How weights are changed."""
 
-    optimizer: Literal["adamw", "muon"] = "muon"
+    optimizer: OptimizerName = "muon"
     """muon: orthogonalised momentum on matrices and AdamW on the rest; adamw: AdamW throughout."""
     lr: float = Field(6e-3, gt=0, le=10)
     """Peak learning rate of AdamW."""
@@ -241,7 +251,7 @@ class OptimConfig(_Frozen):
     """Muon's momentum (Nesterov)."""
     grad_clip: float = Field(0.0, ge=0, le=1e9)
     """Clip the gradient's norm to this; 0: no clipping."""
-    schedule: Literal["constant", "linear", "cosine", "wsd", "cosine-plateau"] = "wsd"
+    schedule: ScheduleName = "wsd"
     """Shape of the learning rate over the run, after the warm-up."""
     warmup_steps: int = Field(10, ge=0, le=COUNT_LIMIT)
     """Steps over which the learning rate rises linearly from zero."""

@@ -25,8 +25,8 @@ TOKENIZERS = {
 }
 
 OPTIMIZERS = {
-    "adamw": "minigpt_cli.training.optimizers:adamw",
-    "muon": "minigpt_cli.training.optimizers:muon",
+    "adamw": "minigpt_cli.training.optimizers:AdamW",
+    "muon": "minigpt_cli.training.optimizers:MuonAndAdamW",
 }
 
 SCHEDULES = {

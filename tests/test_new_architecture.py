@@ -1,4 +1,7 @@
-"""README's recipe for a new architecture, followed to the letter in a copy of the package: one file, one configuration, one line."""
+"""README's recipes, followed to the letter in a copy of the package.
+
+A new architecture is one file, one configuration, one line; a new optimizer one file and one line.
+"""
 
 from __future__ import annotations
 
@@ -53,6 +56,42 @@ class Mine(nn.Module):
     def n_active_params(self):
         return sum(p.numel() for p in self.parameters())
 '''
+OPTIMIZER = '''
+"""signSGD with momentum (Bernstein et al. 2018)."""
+
+from typing import ClassVar
+
+import torch
+
+
+class Signs:
+    shards: ClassVar = False
+
+    @classmethod
+    def of(cls, model, config, *, fast_bf16):
+        return cls([p for p in model.parameters() if p.requires_grad], config)
+
+    def __init__(self, parameters, config):
+        self.parameters, self.config = parameters, config
+        self.momenta = [torch.zeros_like(p) for p in parameters]
+
+    @property
+    def state_bytes(self):
+        return sum(m.nbytes for m in self.momenta)
+
+    @torch.no_grad()
+    def step(self, factor, found_inf=None):
+        for p, m in zip(self.parameters, self.momenta, strict=True):
+            m.lerp_(p.grad, 1 - self.config.beta1)
+            p.sub_(self.config.lr * factor * m.sign())
+
+    def state_tensors(self):
+        return {f"signs.{i}": m for i, m in enumerate(self.momenta)}
+
+    def load_state_tensors(self, tensors):
+        for i, m in enumerate(self.momenta):
+            m.copy_(tensors[f"signs.{i}"])
+'''
 CONFIGURATION = '''
 class MineConfig(_Architecture):
     """The mean of what was seen."""
@@ -71,12 +110,15 @@ COMMANDS = [
     f"train text.txt --arch mine --n-colours 5 --name a {SMALL}",
     f"train text.txt --arch mine --name b {SMALL} --optimizer adamw --seed 2",
     "train --resume a --max-steps 6",
+    f"train text.txt --arch mine --optimizer signs --name signed {SMALL}",
+    "train --resume signed --max-steps 6",
     "train --arch mine --dry-run text.txt --max-steps 2 --block-size 8",
     "eval a --json",
     GENERATE,
     "compare a b --json",
     "runs list --json",
     "runs show a",
+    "runs show signed",
     "runs verify a",
     "runs leaderboard",
     "train --help",
@@ -107,9 +149,12 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str, 
     config = (copy / "config.py").read_text(encoding="utf-8")
     config = config.replace("ModelConfig = Annotated[", CONFIGURATION, 1).replace("| MoEConfig,", "| MoEConfig | MineConfig,", 1)
     (copy / "config.py").write_text(config, encoding="utf-8")
-    (line,) = re.findall(r'`("mine": "[^`]*")`', README)
+    (copy / "training/signs.py").write_text(OPTIMIZER, encoding="utf-8")
     registry = (copy / "registry.py").read_text(encoding="utf-8")
-    (copy / "registry.py").write_text(registry.replace("ARCHITECTURES = {\n", f"ARCHITECTURES = {{\n    {line},\n", 1), encoding="utf-8")
+    for table, name in (("ARCHITECTURES", "mine"), ("OPTIMIZERS", "signs")):
+        (line,) = re.findall(rf'`("{name}": "[^`]*")`', README)
+        registry = registry.replace(f"{table} = {{\n", f"{table} = {{\n    {line},\n", 1)
+    (copy / "registry.py").write_text(registry, encoding="utf-8")
     (folder / "text.txt").write_text("abcdefgh" * 300, encoding="utf-8")
     environment = {k: v for k, v in os.environ.items() if not k.startswith("MINIGPT_")} | {"PYTHONPATH": str(folder), "NO_COLOR": "1"}
     finished = subprocess.run(
@@ -138,6 +183,8 @@ def test_every_command_knows_it(command: str, done: dict[str, tuple[int, str, st
 
 def test_it_is_trained_scored_and_listed_with_its_own_settings(done: dict[str, tuple[int, str, str]]) -> None:
     assert {run["arch"] for run in json.loads(done["runs list --json"][1])} == {"mine"}
+    assert re.search(r"optimizer\s+signs", done["runs show signed"][1])
+    assert "signs]" in done["train --help"][1]
     assert json.loads(done["eval a --json"][1])["nats_per_char"] < 3
     assert "n_colours" in done["runs show a"][1]
     assert "--n-colours" in done["train --help"][1]

@@ -45,8 +45,8 @@ def measure(config: RunConfig, vocab_size: int) -> Need:
     state = TrainingState(quiet, vocab_size, torch.device("cpu"))
     one, two = (_kept_bytes(state, n, config.model.block_size) for n in (1, 2))
     n_params = sum(p.numel() for p in state.model.parameters())
-    copies = 2 + (2 if config.optim.optimizer == "adamw" else 1) + (1 if config.optim.ema else 0)  # weights, gradients, optimizer, average
-    return Need(fixed=4 * n_params * copies + _WORKSPACE, per_window=int((two - one) * _TEMPORARIES))
+    copies = 2 + bool(config.optim.ema)  # weights, gradients, average
+    return Need(fixed=4 * n_params * copies + state.optimizer.state_bytes + _WORKSPACE, per_window=int((two - one) * _TEMPORARIES))
 
 
 def _kept_bytes(state: object, batch_size: int, block_size: int) -> int:

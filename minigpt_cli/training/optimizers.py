@@ -1,8 +1,7 @@
 """AdamW, and Muon for the matrices with AdamW for the rest.
 
-An optimizer here is two methods and its state as named tensors, so that a run directory can hold it as safetensors:
-`step(factor, found_inf)` applies the gradients at `factor` times the peak learning rates, unless `found_inf` (a tensor on
-the device, so that nothing waits for it) says that they are not finite.
+The state of an optimizer is named tensors, so that a run directory can hold it as safetensors. A new one is a class that keeps
+the contract `Optimizer`, in a file of its own, and a line in the registry.
 
 Muon: Jordan et al. 2024, "Muon: an optimizer for hidden layers". The momentum of each matrix is replaced by the nearest
 orthogonal matrix, so that every direction is learned at the same rate.
@@ -11,7 +10,7 @@ orthogonal matrix, so that every direction is learned at the same rate.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -27,9 +26,22 @@ _ITERATIONS = 5
 
 
 class Optimizer(Protocol):
-    """What the trainer asks of an optimizer."""
+    """What training asks of an optimizer."""
 
-    def step(self, factor: float, found_inf: Tensor | None = None) -> None: ...
+    shards: ClassVar[bool]
+    """Whether it can step weights of which FSDP2 has left each process a part."""
+
+    @classmethod
+    def of(cls, model: nn.Module, config: OptimConfig, *, fast_bf16: bool) -> Optimizer:
+        """The optimizer of every parameter that is trained; `fast_bf16`: bfloat16 products are fast here."""
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes that it keeps from step to step, in all processes together."""
+
+    def step(self, factor: float, found_inf: Tensor | None = None) -> None:
+        """Apply the gradients at `factor` times the peak learning rates, unless `found_inf` (a tensor on the device, so that nothing
+        waits for it) says that they are not finite."""
 
     def state_tensors(self) -> dict[str, Tensor]:
         """Everything that the next step depends on, by name; the tensors are the optimizer's own, not copies."""
@@ -39,27 +51,26 @@ class Optimizer(Protocol):
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig, *, fast_bf16: bool) -> Optimizer:
-    """The optimizer that `config.optimizer` names; `fast_bf16` lets Muon iterate in bfloat16."""
-    made: Optimizer = registry.load("optimizer", config.optimizer)(model, config, fast_bf16)
-    return made
+    """The optimizer that `config.optimizer` names."""
+    return optimizer_class(config).of(model, config, fast_bf16=fast_bf16)
 
 
-def adamw(model: nn.Module, config: OptimConfig, fast_bf16: bool) -> Optimizer:
-    """AdamW throughout; weight decay on matrices only (embeddings among them), as nanoGPT and GPT-3 do."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    return AdamW([p for p in parameters if p.ndim >= 2], [p for p in parameters if p.ndim < 2], config)
-
-
-def muon(model: nn.Module, config: OptimConfig, fast_bf16: bool) -> Optimizer:
-    """Muon on the matrices inside the blocks; AdamW, without decay, on embeddings, head, gains and router."""
-    matrices = [m for m in model.matrices() if m.weight.requires_grad]  # type: ignore[operator]
-    taken = {id(m.weight) for m in matrices}
-    rest = AdamW([], [p for p in model.parameters() if p.requires_grad and id(p) not in taken], config)
-    return MuonAndAdamW(Muon(matrices, config, torch.bfloat16 if fast_bf16 else torch.float32), rest) if matrices else rest
+def optimizer_class(config: OptimConfig) -> type[Optimizer]:
+    """What the registry holds under `config.optimizer`."""
+    found: type[Optimizer] = registry.load("optimizer", config.optimizer)
+    return found
 
 
 class AdamW:
-    """torch's fused AdamW (Loshchilov & Hutter 2019) behind this module's interface."""
+    """torch's fused AdamW (Loshchilov & Hutter 2019)."""
+
+    shards: ClassVar = True
+
+    @classmethod
+    def of(cls, model: nn.Module, config: OptimConfig, *, fast_bf16: bool) -> AdamW:
+        """Weight decay on matrices only (embeddings among them), as nanoGPT and GPT-3 do."""
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        return cls([p for p in parameters if p.ndim >= 2], [p for p in parameters if p.ndim < 2], config)
 
     def __init__(self, decayed: list[nn.Parameter], undecayed: list[nn.Parameter], config: OptimConfig) -> None:
         groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": undecayed, "weight_decay": 0.0}]
@@ -68,6 +79,10 @@ class AdamW:
         self._inner = torch.optim.AdamW(
             [g for g in groups if g["params"]], lr=config.lr, betas=(config.beta1, config.beta2), fused=_has_fused_adamw(self._parameters)
         )
+
+    @property
+    def state_bytes(self) -> int:
+        return sum(2 * 4 * p.numel() for p in self._parameters)  # exp_avg and exp_avg_sq
 
     def step(self, factor: float, found_inf: Tensor | None = None) -> None:
         for group in self._inner.param_groups:
@@ -115,8 +130,14 @@ class Muon:
         self._config = config
         self._iterate_in = iterate_in
 
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of the momenta."""
+        return sum(momentum.nbytes for momentum in self._momenta)
+
     @torch.no_grad()
     def step(self, factor: float, found_inf: Tensor | None = None) -> None:
+        """Move every matrix; see `Optimizer.step`."""
         lr, mu = self._config.muon_lr * factor, self._config.muon_momentum
         for (weights, (rows, columns)), counts, momentum in zip(self._groups, self._counts, self._momenta, strict=True):
             gradient = torch.cat([_gradient(w).reshape(-1, rows, columns) for w in weights]).float()  # (N, rows, columns)
@@ -147,10 +168,24 @@ class Muon:
 
 
 class MuonAndAdamW:
-    """Muon and AdamW, each on its own parameters."""
+    """Muon on the matrices inside the blocks; AdamW, without decay, on embeddings, head, gains and router."""
+
+    shards: ClassVar = False  # what is orthogonalised is a whole matrix
+
+    @classmethod
+    def of(cls, model: nn.Module, config: OptimConfig, *, fast_bf16: bool) -> Optimizer:
+        """AdamW alone for a model without such matrices; `fast_bf16` lets Muon iterate in bfloat16."""
+        matrices = [m for m in model.matrices() if m.weight.requires_grad]  # type: ignore[operator]
+        taken = {id(m.weight) for m in matrices}
+        rest = AdamW([], [p for p in model.parameters() if p.requires_grad and id(p) not in taken], config)
+        return cls(Muon(matrices, config, torch.bfloat16 if fast_bf16 else torch.float32), rest) if matrices else rest
 
     def __init__(self, matrices: Muon, rest: AdamW) -> None:
-        self._both: tuple[Optimizer, Optimizer] = (matrices, rest)
+        self._both = (matrices, rest)
+
+    @property
+    def state_bytes(self) -> int:
+        return sum(optimizer.state_bytes for optimizer in self._both)
 
     def step(self, factor: float, found_inf: Tensor | None = None) -> None:
         for optimizer in self._both:

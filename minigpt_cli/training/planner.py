@@ -23,6 +23,7 @@ from minigpt_cli.training import choices, memory, precision
 from minigpt_cli.training.device_batches import DeviceBatches
 from minigpt_cli.training.distributed import World
 from minigpt_cli.training.evaluator import TRAIN_SAMPLE_TOKENS, Measuring
+from minigpt_cli.training.optimizers import optimizer_class
 from minigpt_cli.training.state import TrainingState
 
 _EVALUATIONS = 20  # over a run, unless --eval-every says otherwise
@@ -107,7 +108,7 @@ def poor_plan(config: RunConfig, dataset: Dataset) -> list[str]:
     n_params = _n_params(config, dataset)
     chars, windows = dataset.train.n_chars, len(dataset.val.tokens) / config.model.block_size
     warnings = []
-    if config.model.arch != "bigram" and n_params > 4 * chars:
+    if config.model.is_sized and n_params > 4 * chars:
         warnings.append(f"warning: {n_params:,} parameters for {chars:,} characters: expect overfitting; try more text or a smaller model")
     if windows < 8:
         warnings.append(
@@ -154,8 +155,8 @@ def _check_sharding(config: RunConfig, world: World) -> None:
         return
     if world.size == 1:
         raise UsageError("--fsdp shards a model over several processes: start it with torchrun --nproc-per-node N -m minigpt_cli train …")
-    if config.optim.optimizer != "adamw":
-        raise UsageError("--fsdp splits every matrix, and Muon needs them whole: add --optimizer adamw")
+    if not optimizer_class(config.optim).shards:
+        raise UsageError(f"--fsdp splits every matrix, and --optimizer {config.optim.optimizer} needs them whole: add --optimizer adamw")
     if config.optim.ema:
         raise UsageError("--fsdp keeps no average of the weights: add --ema 0")
 
@@ -184,7 +185,7 @@ def _why_missing(device: str) -> str:
 def _fit_memory(config: RunConfig, dataset: Dataset, free: int | None) -> tuple[RunConfig, list[str]]:
     """Refuse a batch that does not fit into `free` bytes, or with --auto-batch halve it and accumulate twice as often until it does; and
     what to say of it."""
-    if free is None or config.model.arch == "bigram":
+    if free is None or not config.model.is_sized:
         return config, []
     if _n_params(config, dataset) * 4 * _LEAST_COPIES > free:  # before anything of that size is asked for
         raise memory.too_large(config, 0)

@@ -377,9 +377,8 @@ class _Trainer:
     def check_space(self) -> None:
         """Raise MiniGPTError before step 0 if the disk has no room for two generations of files and a third on its way."""
         weights = sum(p.numel() for p in self.state.model.parameters()) * 4
-        moments = 2 if self.config.optim.optimizer == "adamw" else 1.5
-        generation = weights * (2 + moments + bool(self.config.optim.ema))  # last and best, optimizer, average
-        checkpoints.check_space(self.run.dir, int(3 * generation) + checkpoints.SLACK)
+        generation = weights * (2 + bool(self.config.optim.ema)) + self.state.optimizer.state_bytes  # last and best, average, optimizer
+        checkpoints.check_space(self.run.dir, 3 * generation + checkpoints.SLACK)
 
     def _save(self) -> Iterator[Saved]:
         """Put everything that the next step depends on safely on disk."""

@@ -15,9 +15,12 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
-from minigpt_cli.config import RunConfig
+from minigpt_cli.config import DataConfig, RunConfig
+from minigpt_cli.data.encoding import prepared
+from minigpt_cli.errors import UsageError
 from minigpt_cli.runstore.store import Run, RunRecord
 from minigpt_cli.training.distributed import World
+from minigpt_cli.training.planner import resolve
 from minigpt_cli.training.resuming import on_processes
 
 pytestmark = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="this torch has no gloo")
@@ -197,6 +200,13 @@ def test_a_signal_to_one_process_stops_and_saves_all(tmp_path: Path, text: Path)
 def children(pid: int) -> list[int]:
     listing = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=True)
     return [int(line) for line in listing.stdout.split()]
+
+
+def test_an_optimizer_that_cannot_shard_is_refused_with_fsdp(tmp_path: Path, text: Path) -> None:
+    dataset = prepared(DataConfig(source=str(text)), tmp_path)
+    config = RunConfig.model_validate({"optim": {"optimizer": "muon", "ema": 0.0}, "compute": {"fsdp": True}})
+    with pytest.raises(UsageError, match="--optimizer muon needs them whole: add --optimizer adamw"):
+        resolve(config, dataset, World(size=2))
 
 
 def test_one_process_alone_pays_nothing() -> None:
