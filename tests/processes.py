@@ -71,6 +71,18 @@ def dies_at_step(rank: int, step: str) -> None:
     trainer._Trainer._evaluation_due = due
 
 
+def terminated_at_step(rank: int, step: str) -> None:
+    """The last process gets a SIGTERM in the middle of training."""
+    real = trainer._Trainer._agreed_reason
+
+    def agreed(self: trainer._Trainer, *args: Any) -> Any:
+        if rank and self.steps_done == int(step):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(self, *args)
+
+    trainer._Trainer._agreed_reason = agreed
+
+
 def killed(rank: int, moment: str) -> None:
     """The process is killed at a moment of a search."""
 
@@ -114,7 +126,7 @@ def killed(rank: int, moment: str) -> None:
 with suppress(ImportError):
     import optuna.storages.journal
 
-HOOKS = {hook.__name__: hook for hook in (unequal, elsewhere, dies_at_step, killed)}
+HOOKS = {hook.__name__: hook for hook in (unequal, elsewhere, dies_at_step, terminated_at_step, killed)}
 
 
 def start(process: dict[str, Any], rank: int, size: int, port: int, folder: Path) -> int:

@@ -76,7 +76,7 @@ def list_runs(
       minigpt runs list --sort -created_at --top 5
       minigpt runs list --where 'status=crashed or tag=keep' --csv
 
-    Lists every run, oldest first; folders that are damaged or no runs are listed as such.
+    Lists every run, the last saved last; folders that are damaged or not runs are listed as such.
     """
     one_format(json=json, csv=csv, md=md)
     store = RunStore(runs_dir)

@@ -208,16 +208,19 @@ def follow(world: World) -> None:
     """Take part in what the first process announces, until it leaves. Decides nothing, and says only what the first cannot know."""
     from minigpt_cli.training.distributed import Dismissed
 
+    signal_number = None
     try:
         for job in world.jobs():
             with suppress(Dismissed):
-                _take_part(job, world)
+                signal_number = _take_part(job, world)
     except Interrupted as error:  # torchrun sees this process end, and asks the others to
         raise typer.Exit(error.exit_code) from None
+    if signal_number is not None:  # every process ends as the first does
+        raise typer.Exit(128 + signal_number)
 
 
-def _take_part(job: Job, world: World) -> None:
-    """What `train_new` or `train_on` does in the first process, without deciding anything."""
+def _take_part(job: Job, world: World) -> int | None:
+    """What `train_new` or `train_on` does in the first process, without deciding anything; the signal that ended the run."""
     from minigpt_cli.training.trainer import fit
 
     stopped: Event | None = None
@@ -227,9 +230,10 @@ def _take_part(job: Job, world: World) -> None:
         signals.wait_for_save(lambda message: None)
         for event in fit(run, prepared.config, prepared.dataset, should_stop=signals.poll, world=world, **prepared.beginning()):
             stopped = event
-        by_signal = isinstance(stopped, Stopped) and stopped.stop_reason.signal_number is not None
-        if signals.number and not by_signal:  # the signal came too late for this run
+        number = stopped.stop_reason.signal_number if isinstance(stopped, Stopped) else None
+        if signals.number and number is None:  # the signal came too late for this run
             raise Interrupted("stopped between two runs", signals.number)
+        return number
 
 
 def _found(job: Job) -> tuple[Dataset, ResumePoint | None]:

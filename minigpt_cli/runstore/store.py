@@ -127,13 +127,14 @@ class RunStore:
             raise atomic_io.explain(error, "read the runs directory") from error
 
     def list(self) -> list[Run | DamagedRun]:
-        """Every folder here, oldest first, damaged and foreign ones last."""
+        """Every folder here, the last saved last, then damaged and foreign ones."""
         found = [self._open(name) for name in self.names()]  # None for what was renamed or removed since its name was read
         good = [run for run in found if isinstance(run, Run)]
-        return [*sorted(good, key=lambda r: (r.record.created_at, r.name)), *(run for run in found if isinstance(run, DamagedRun))]
+        good.sort(key=lambda r: (r.record.place, r.record.created_at, r.name))
+        return [*good, *(run for run in found if isinstance(run, DamagedRun))]
 
     def runs(self) -> Sequence[Run]:
-        """The readable runs, oldest first."""
+        """The readable runs, the last saved last."""
         return [run for run in self.list() if isinstance(run, Run)]
 
     def _open(self, name: str) -> Run | DamagedRun | None:

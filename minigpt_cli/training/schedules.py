@@ -82,6 +82,8 @@ def _factor(step: int, config: OptimConfig, stages: tuple[_Stage, ...]) -> float
     planned = _planned(step, stage.max_steps, config)
     if stage.start == 0 or step >= stage.start + join_steps(config):
         return planned
+    if stage.before == _planned(stage.start - 1, stage.max_steps, config):  # in the warm-up, and where the rate is constant
+        return planned
     return stage.before + (planned - stage.before) * (step - stage.start + 1) / (join_steps(config) + 1)
 
 

@@ -134,7 +134,7 @@ def test_where_sort_top_and_tag_choose(three: None, cli: Any) -> None:
     assert names("list", "--tag", "keep", "--sort", "run") == ["first", "middle"]
     assert names("list", "--where", "arch=classic") == ["worst"]
     assert names("list", "--where", "activation=gelu") == ["worst"]
-    assert names("list", "--where", "nats_per_char<1.6 and n_layer=4") == ["first", "middle"]
+    assert names("list", "--where", "nats_per_char<1.6 and n_layer=4") == ["middle", "first"]  # as they were saved
     assert names("list", "--sort", "-n_params", "--top", "2") == ["first", "middle"]
     assert names("leaderboard", "--where", "not run=first") == ["middle", "worst"]
     assert names("leaderboard", "--top", "1") == ["first"]

@@ -507,6 +507,7 @@ def test_latest_is_the_run_saved_last_though_the_clock_was_set_back(store: RunSt
     assert store.find("latest").record.updated_at == clock[0]  # times stay what the clock said
     saved("third")
     assert store.find("latest").name == "third"
+    assert [run.name for run in store.list()] == ["old", "noon", "set-back", "third"]
     noon = store.find("noon")
     noon.write_record(noon.record.model_copy(update={"placed_at": ""}))  # as `train --resume` begins
     assert store.find("latest").name == "noon"

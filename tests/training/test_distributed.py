@@ -166,6 +166,13 @@ def test_a_lost_process_ends_the_others_with_one_line_and_the_save_whole(tmp_pat
     evaluations(processes(tmp_path, ["train", "--resume", "lost", "--max-steps", "100", "--json"], size=2))
 
 
+def test_every_process_ends_with_the_code_of_the_signal_that_one_of_them_got(tmp_path: Path, text: Path, processes: Processes) -> None:
+    common = ["train", "text.txt", *TINY, "--batch-size", "4", "--max-steps", "100", "--eval-every", "10", "--name", "cut"]
+    ended = processes(tmp_path, common, size=2, hook="terminated_at_step", values=("15", "15"))
+    assert [e.code for e in ended] == [143, 143], [e.err for e in ended]
+    assert (record(tmp_path, "cut").stop_reason, record(tmp_path, "cut").stop_step) == ("terminated", 15)
+
+
 def test_machines_without_a_shared_folder_are_told_so(tmp_path: Path, text: Path, processes: Processes) -> None:
     (tmp_path / "other").mkdir()
     common = ["train", "text.txt", *TINY, "--batch-size", "4", "--max-steps", "4", "--name", "apart"]

@@ -39,6 +39,9 @@ def test_a_run_of_other_length_is_joined_without_a_jump(schedule: str, joined: i
     assert factors[:joined] == own[:joined]
     assert factors[joined + 10 :] == straight[joined + 10 : steps]
     at = own[joined - 1]
+    if at == straight[joined - 1]:  # both schedules give this rate, as in the warm-up: it goes on as planned
+        assert factors == straight[:steps]
+        return
     for i in range(10):  # a straight line from the rate at the join to the schedule
         assert factors[joined + i] == pytest.approx(at + (straight[joined + i] - at) * (i + 1) / 11)
 
