@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.main import get_command
 
+from minigpt_cli import threads
 from minigpt_cli.commands.lazy_commands import Mount, lazy_group
 from minigpt_cli.errors import MiniGPTError
 from minigpt_cli.storage.memory import ran_out
@@ -68,6 +69,7 @@ def minigpt(
 def main() -> None:
     """The entry point of `minigpt`."""
     _replace_closed_streams()
+    threads.share_cores()
     code = run(sys.argv[1:])
     if "RANK" not in os.environ:  # under torchrun there are threads to be ended in order
         gc.freeze()  # nobody needs the memory collected that the system takes back anyway: a fifth of a second after torch

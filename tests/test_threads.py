@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from minigpt_cli import threads
 from minigpt_cli.data.atomic_folder import watched
 from minigpt_cli.errors import Interrupted
 from minigpt_cli.storage.memory import check_threads
@@ -36,3 +37,17 @@ def test_a_signal_while_a_thread_is_started_ends_the_work(work: Callable[[], obj
             work()
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_threads_that_wait_for_each_other_soon_sleep_unless_a_person_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    threads.share_cores()
+    assert int(os.environ["GOMP_SPINCOUNT"]) <= 10_000  # libgomp's own: 300,000
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    threads.share_cores()
+    assert os.environ["GOMP_SPINCOUNT"] == "7"
+    monkeypatch.delenv("GOMP_SPINCOUNT")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    threads.share_cores()
+    assert "GOMP_SPINCOUNT" not in os.environ
