@@ -43,9 +43,9 @@ EXPORT_FORMATS = {
 }
 
 CORPORA = {
-    "python-docs": "minigpt_cli.data.corpora:python_docs",
-    "tinyshakespeare": "minigpt_cli.data.corpora:tinyshakespeare",
-    "wikitext-2": "minigpt_cli.data.corpora:wikitext_2",
+    "python-docs": "minigpt_cli.data.sources.corpora:python_docs",
+    "tinyshakespeare": "minigpt_cli.data.sources.corpora:tinyshakespeare",
+    "wikitext-2": "minigpt_cli.data.sources.corpora:wikitext_2",
 }
 
 _TABLES = {

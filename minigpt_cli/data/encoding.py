@@ -1,8 +1,8 @@
-"""From text to memory-mapped token ids: read, count, cut, encode, in bounded memory, cached by content.
+"""From documents to memory-mapped token ids: read, count, cut, encode, in bounded memory, cached by content.
 
-The first pass over the text counts it, hashes it and collects its alphabet. If token files for this hash and these settings
-exist they are used; a changed text is therefore never trained on stale tokens. Otherwise a second pass encodes split after
-split into a folder beside the final one, which is renamed when it is complete.
+The first pass over the documents counts and hashes them and collects their alphabet. If token files for this hash and these
+settings exist they are used; a changed text is therefore never trained on stale tokens. Otherwise a second pass encodes split
+after split into a folder beside the final one, which is renamed when it is complete.
 """
 
 from __future__ import annotations
@@ -23,8 +23,6 @@ from minigpt_cli import registry
 from minigpt_cli.bounds import line
 from minigpt_cli.config import DataConfig
 from minigpt_cli.data.atomic_folder import Preparing, atomic_folder, put_in_place, watched
-from minigpt_cli.data.chat import is_chat, prepare_chat
-from minigpt_cli.data.corpora import TextSource, data_folder, open_source
 from minigpt_cli.data.dataset import (
     RECORD,
     SPLITS,
@@ -37,12 +35,14 @@ from minigpt_cli.data.dataset import (
     dtype_for,
     open_dataset,
 )
-from minigpt_cli.data.text_reader import Counted, Cutter, Text, named
+from minigpt_cli.data.sources.contract import Source
+from minigpt_cli.data.sources.open_source import data_folder, open_source
+from minigpt_cli.data.text_reader import Counted, Cutter, Text
 from minigpt_cli.errors import TextTooShort, UsageError, unknown_name
 from minigpt_cli.escaping import file_name
 from minigpt_cli.storage.atomic_io import explained, write_atomic
 from minigpt_cli.tokenization.contract import Builder, Tokenizer
-from minigpt_cli.tokenization.pretrained import load_tokenizer
+from minigpt_cli.tokenization.pretrained import load_tokenizer, with_added_tokens
 
 __all__ = ["Dataset", "Preparing", "Split", "check_long_enough", "data_folder", "open_dataset", "prepare", "prepared"]
 
@@ -53,7 +53,7 @@ def prepared(
     on_progress: Callable[[Preparing], None] = lambda _: None,
     *,
     out: Path | None = None,
-    source: TextSource | None = None,
+    source: Source | None = None,
 ) -> Dataset:
     """What `prepare` returns, its progress given to `on_progress`."""
     steps = prepare(config, data_dir, out, source)
@@ -66,7 +66,7 @@ def prepared(
 
 
 def prepare(
-    config: DataConfig, data_dir: Path | None = None, out: Path | None = None, source: TextSource | None = None
+    config: DataConfig, data_dir: Path | None = None, out: Path | None = None, source: Source | None = None
 ) -> Generator[Preparing, None, Dataset]:
     """The token files of a text, built unless they are there; yields progress.
 
@@ -74,8 +74,6 @@ def prepare(
     UsageError for a text that cannot be used and TextTooShort where a split would be empty; nothing is then left behind.
     """
     data_dir = data_dir or data_folder()
-    if source is None and is_chat(config.source):
-        return (yield from _prepare_conversations(config, data_dir, out))
     source = source or open_source(config.source, data_dir)
     recipe = _recipe(config)
     _check_out(out)
@@ -86,27 +84,15 @@ def prepare(
             text.spool = stack.enter_context(atomic_folder(out.parent if out else data_dir)) / "text"
         yield from text.scan()
         lengths = _lengths(config, text)
-        key = _key(config, text.sha256, recipe)
-        target = out or data_dir / f"{_slug(source.label)}-{_slug(recipe.name)}-{key[:12]}"
+        key = _key(config, text, lengths, recipe)
+        kind = "" if source.split_by == "character" else "chat-"
+        target = out or data_dir / f"{_slug(source.label)}-{kind}{_slug(recipe.name)}-{key[:12]}"
         if (found := cached(target, key)) is None:
             folder = stack.enter_context(atomic_folder(target.parent))
             yield from _build(folder, config, text, lengths, recipe, key)
             put_in_place(folder, target, lambda there: cached(there, key) is not None)
             found = open_dataset(target)
         return replace(found, label=line(source.label))
-
-
-def _prepare_conversations(config: DataConfig, data_dir: Path, out: Path | None) -> Generator[Preparing, None, Dataset]:
-    """The token files of a .jsonl file of conversations; see chat.py."""
-    recipe = _recipe(config)
-    _check_out(out)
-    steps = prepare_chat(config, recipe, data_dir, out)
-    while True:
-        try:
-            yield Preparing(*next(steps))
-        except StopIteration as end:
-            dataset: Dataset = end.value
-            return dataset
 
 
 @dataclass(frozen=True)
@@ -144,15 +130,13 @@ class _Corpus:
 
 
 def _lengths(config: DataConfig, text: Text) -> dict[str, int]:
-    """Characters of each split. Raises TextTooShort if one would have none."""
-    train, test = floor(text.n_chars * config.train_frac), floor(text.n_chars * config.test_frac)
-    lengths = {"train": train, "val": text.n_chars - train - test} | ({"test": test} if config.test_frac else {})
+    """How much of the text each split has. Raises TextTooShort if one would have nothing."""
+    train, test = floor(text.length * config.train_frac), floor(text.length * config.test_frac)
+    lengths = {"train": train, "val": text.length - train - test} | ({"test": test} if config.test_frac else {})
     for name, length in lengths.items():
         if not length:
-            raise TextTooShort(
-                f"{named(text.label)} has {text.n_chars} character{'s' * (text.n_chars > 1)}, "
-                f"which leaves none for the {name} split: use more text"
-            )
+            units = f"{text.length} {text.source.split_by}{'s' * (text.length != 1)}"
+            raise TextTooShort(f"{text.name} has {units}, which leaves none for the {name} split: use more text")
     return lengths
 
 
@@ -164,25 +148,27 @@ def _build(
     dtype = dtype_for(tokenizer.vocab_size)
     json_text = tokenizer.to_json()
     write_atomic(folder / TOKENIZER, json_text)
-    cutter = Cutter(text.chunks())
-    splits, done = {}, 0
+    cutter = Cutter(text)
+    splits: dict[str, Counted] = {}
     for name in SPLITS[: len(lengths)]:
-        counted = Counted(cutter.take(lengths[name]))
+        done = sum(split.n_bytes for split in splits.values())
+        counted = splits[name] = Counted()
         with explained("write"), (folder / f"{name}.bin").open("wb") as file:
-            for ids in tokenizer.encode_stream(counted):
-                data = ids.astype(dtype).tobytes()
-                file.write(data)
-                counted.written(data, len(ids))
-                yield Preparing(done + counted.n_bytes, text.n_bytes, "encoding")
-        if counted.n_chars != lengths[name]:
-            raise text.changed()
-        done += counted.n_bytes
-        splits[name] = counted.record()
-    if cutter.sha256.hexdigest() != text.sha256 or next(cutter.take(1), ""):
-        raise text.changed()
+            for document in cutter.take(lengths[name]):
+                for ids in tokenizer.encode_stream(counted.passing(document)):
+                    data = ids.astype(dtype).tobytes()
+                    file.write(data)
+                    counted.written(data, len(ids))
+                    yield Preparing(done + counted.n_bytes, text.n_bytes, "encoding")
+    cutter.check_end()
+    for name, counted in splits.items():
+        if not counted.n_learned:
+            raise TextTooShort(
+                f"the answers in the {name} split of {text.name} hold no text, so none can be scored: use more conversations"
+            )
     record = DatasetRecord(
         key=key,
-        label=line(text.label),
+        label=line(text.source.label),
         sha256=text.sha256,
         n_chars=text.n_chars,
         n_bytes=text.n_bytes,
@@ -192,30 +178,37 @@ def _build(
         dtype=dtype,
         train_frac=config.train_frac,
         test_frac=config.test_frac,
-        splits=splits,
+        splits={name: counted.record() for name, counted in splits.items()},
     )
     write_atomic(folder / RECORD, record.model_dump_json(indent=1))
 
 
-def _made(config: DataConfig, text: Text, train_chars: int, recipe: _Recipe) -> Generator[Preparing, None, Tokenizer]:
-    """The tokenizer, learned from the training split if it learns at all."""
-    train_bytes = text.n_bytes * train_chars // text.n_chars
+def _made(config: DataConfig, text: Text, train_length: int, recipe: _Recipe) -> Generator[Preparing, None, Tokenizer]:
+    """The tokenizer, learned from the training split if it learns at all, with the marks of the source."""
+    train_bytes = text.n_bytes * train_length // text.length
 
     def work(report: Callable[[int, int | None], None]) -> Tokenizer:
         def train_text() -> Iterator[str]:
             done = 0
-            for piece in Cutter(text.chunks()).take(train_chars):
-                yield piece
-                report(done := done + len(piece.encode("utf-8")), train_bytes)
+            for document in Cutter(text).take(train_length):
+                for piece, _ in document:
+                    if piece not in text.source.marks:
+                        yield piece
+                    report(done := done + len(piece.encode("utf-8")), train_bytes)
 
         return recipe.build(config, _Corpus(text.alphabet, train_bytes, train_text))
 
-    return (yield from watched(work, "learning tokens from"))
+    tokenizer = yield from watched(work, "learning tokens from")
+    return with_added_tokens(tokenizer, text.source.marks)
 
 
-def _key(config: DataConfig, sha256: str, recipe: _Recipe) -> str:
+def _key(config: DataConfig, text: Text, lengths: dict[str, int], recipe: _Recipe) -> str:
     """The hash of all that the token files depend on."""
-    parts = {"format": 1, "text": sha256, "tokenizer": recipe.identity, "train_frac": config.train_frac, "test_frac": config.test_frac}
+    parts: dict[str, Any] = {"format": 1, "text": text.sha256, "tokenizer": recipe.identity}
+    if text.source.split_by == "character":
+        parts |= {"train_frac": config.train_frac, "test_frac": config.test_frac}
+    else:
+        parts |= {"chat": 1, "splits": lengths}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode("utf-8")).hexdigest()
 
 

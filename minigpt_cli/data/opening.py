@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from minigpt_cli.data.chat import END, is_chat, prompt_for, token_ids
+from minigpt_cli.data.chat import END, learned_chats, prompt_for, token_ids
 from minigpt_cli.data.dataset import first_tokens
 from minigpt_cli.errors import RunDamaged, UsageError
 from minigpt_cli.runstore.records import RunRecord
@@ -36,7 +36,7 @@ class Opening(NamedTuple):
 
 def opening_of(record: RunRecord, tokenizer: Tokenizer) -> Opening:
     """The first prompt from the run's validation text that its tokenizer knows; `The ` where the text is gone and it knows that."""
-    chat = record.corpus is not None and is_chat(record.corpus.label) and token_ids(tokenizer) is not None
+    chat = learned_chats(record) and token_ids(tokenizer) is not None
     try:
         folder = Path(record.corpus.dataset_dir) if record.corpus and record.corpus.dataset_dir else None
         text = tokenizer.decode(first_tokens(folder, "val", _TOKENS)) if folder else ""

@@ -1,10 +1,11 @@
-"""One pass over a text after the other: count and hash it, cut it at characters, and note what was written for each part."""
+"""Passes over the documents of a source: count and hash them, cut them into splits, and note what was written for each split."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
+from itertools import chain, islice
 from pathlib import Path
 from typing import BinaryIO
 
@@ -12,97 +13,119 @@ import numpy as np
 import numpy.typing as npt
 
 from minigpt_cli.data.atomic_folder import Preparing
-from minigpt_cli.data.corpora import File, TextSource
 from minigpt_cli.data.dataset import SplitRecord
+from minigpt_cli.data.sources.contract import Document, Piece, Source
+from minigpt_cli.data.sources.text import File
 from minigpt_cli.errors import MiniGPTError, TextTooShort
 from minigpt_cli.storage.atomic_io import explained
 from minigpt_cli.tokenization.char import code_points
 
 
-def named(label: str) -> str:
-    """A source's label in a sentence."""
-    return "standard input" if label == "-" else label
-
-
 class Text:
-    """A source's text as it is used: filtered, spooled if it can be read only once, counted by `scan`."""
+    """A source's documents as they are used: filtered, spooled if they can be read only once, counted by `scan`."""
 
-    def __init__(self, source: TextSource, ascii_only: bool) -> None:
-        self.label = source.label
+    def __init__(self, source: Source, ascii_only: bool) -> None:
+        self.source = source
+        self.name = "standard input" if source.label == "-" else source.label  # in a sentence
         self.spool: Path | None = None
         self.sha256 = ""
-        self.n_chars = self.n_bytes = 0
-        self.alphabet: npt.NDArray[np.uint32] = np.empty(0, np.uint32)  # every distinct code point, ascending
-        self._source = source
+        self.n_chars = self.n_bytes = self.n_documents = 0
+        self.alphabet: npt.NDArray[np.uint32] = np.empty(0, np.uint32)  # every distinct code point but those of marks, ascending
         self._ascii_only = ascii_only
 
-    def chunks(self) -> Iterator[str]:
-        """The text in pieces."""
-        if self.spool is not None and self.sha256:
-            return File(self.label, self.spool).chunks()
-        chunks = self._source.chunks()
-        if self._ascii_only:
-            chunks = (chunk if chunk.isascii() else chunk.encode("ascii", "ignore").decode("ascii") for chunk in chunks)
-        return filter(None, chunks)
+    @property
+    def length(self) -> int:
+        """How much there is to split, in what the source is split by."""
+        return self.n_chars if self.source.split_by == "character" else self.n_documents
+
+    def documents(self) -> Iterator[Document]:
+        """The documents, without empty pieces."""
+        source = File(self.source.label, self.spool) if self.spool and self.sha256 else self.source
+        return map(self._filtered, source.documents())
+
+    def _filtered(self, document: Document) -> Iterator[Piece]:
+        for piece in document:
+            if self._ascii_only and not piece.text.isascii():
+                piece = piece._replace(text=piece.text.encode("ascii", "ignore").decode("ascii"))
+            if piece.text:
+                yield piece
 
     def scan(self) -> Iterator[Preparing]:
-        """Read the text once: its length, hash and alphabet. Raises UsageError if it is empty."""
+        """Read the documents once: their length, hash and alphabet. Raises TextTooShort if there is none."""
         sha256, seen = hashlib.sha256(), np.zeros(0x110000, np.bool_)
         with ExitStack() as stack, explained("read the text"):
-            total = self._source.n_bytes
+            total = self.source.n_bytes
             spool: BinaryIO | None = stack.enter_context(self.spool.open("wb")) if self.spool else None
-            for chunk in self.chunks():
-                data = chunk.encode("utf-8")
-                sha256.update(data)
-                seen[code_points(chunk)] = True
-                self.n_chars += len(chunk)
-                self.n_bytes += len(data)
-                if spool:
-                    spool.write(data)
-                yield Preparing(self.n_bytes, total, "reading")
+            for document in self.documents():
+                for piece in document:
+                    data = piece.text.encode("utf-8")
+                    sha256.update(data)
+                    if piece.text not in self.source.marks:
+                        seen[code_points(piece.text)] = True
+                    self.n_chars += len(piece.text)
+                    self.n_bytes += len(data)
+                    if spool:
+                        spool.write(data)
+                    yield Preparing(min(self.n_bytes, total or self.n_bytes), total, "reading")
+                self.n_documents += 1
         if not self.n_chars:
             kind = "has no ASCII character" if self._ascii_only else "is empty"
-            raise TextTooShort(f"{named(self.label)} {kind}: give a text with at least a few thousand characters")
+            raise TextTooShort(f"{self.name} {kind}: give a text with at least a few thousand characters")
         self.sha256 = sha256.hexdigest()
         self.alphabet = np.flatnonzero(seen).astype(np.uint32)
 
-    def changed(self) -> MiniGPTError:
-        """The error for a text that is another one when it is read again."""
-        return MiniGPTError(f"{named(self.label)} changed while it was read: run the command again")
-
 
 class Cutter:
-    """Hands out a text's pieces split by split, hashing the whole on the way."""
+    """Hands out a text's documents split by split, hashing the whole on the way."""
 
-    def __init__(self, chunks: Iterable[str]) -> None:
-        self._chunks = iter(chunks)
-        self._rest = ""
-        self.sha256 = hashlib.sha256()
+    def __init__(self, text: Text) -> None:
+        self._text = text
+        self._documents = text.documents()
+        self._pieces = chain.from_iterable(self._documents)
+        self._sha256 = hashlib.sha256()
 
-    def take(self, n_chars: int) -> Iterator[str]:
-        """The next `n_chars` characters in pieces; fewer only if the text ends."""
-        while n_chars and (piece := self._rest or next(self._chunks, "")):
-            head, self._rest = piece[:n_chars], piece[n_chars:]
+    def take(self, length: int) -> Iterator[Document]:
+        """The next `length` characters of the one document, or the next `length` documents; less only if the text ends."""
+        if self._text.source.split_by == "character":
+            yield self._hashed(self._cut(length))
+        else:
+            yield from map(self._hashed, islice(self._documents, length))
+
+    def check_end(self) -> None:
+        """Raise MiniGPTError unless what was handed out is the whole text, as it was when it was scanned."""
+        if next(self._pieces, None) or self._sha256.hexdigest() != self._text.sha256:
+            raise MiniGPTError(f"{self._text.name} changed while it was read: run the command again")
+
+    def _cut(self, n_chars: int) -> Iterator[Piece]:
+        while n_chars and (piece := next(self._pieces, None)):
+            head, rest = piece.text[:n_chars], piece.text[n_chars:]
+            if rest:
+                self._pieces = chain([piece._replace(text=rest)], self._pieces)
             n_chars -= len(head)
-            self.sha256.update(head.encode("utf-8"))
-            yield head
+            yield piece._replace(text=head)
+
+    def _hashed(self, document: Document) -> Iterator[Piece]:
+        for piece in document:
+            self._sha256.update(piece.text.encode("utf-8"))
+            yield piece
 
 
 class Counted:
-    """Pieces of a split, counted and hashed as they pass, and the tokens written for them."""
+    """What passes of a split's text, counted and hashed, and the tokens written for it."""
 
-    def __init__(self, pieces: Iterable[str]) -> None:
-        self._pieces = pieces
+    def __init__(self) -> None:
         self._text, self._file = hashlib.sha256(), hashlib.sha256()
-        self.n_chars = self.n_bytes = self.n_tokens = 0
+        self.n_chars = self.n_bytes = self.n_tokens = self.n_learned = 0
 
-    def __iter__(self) -> Iterator[str]:
-        for piece in self._pieces:
-            data = piece.encode("utf-8")
+    def passing(self, document: Document) -> Iterator[str]:
+        """The text of a document, noted as it passes."""
+        for piece in document:
+            data = piece.text.encode("utf-8")
             self._text.update(data)
-            self.n_chars += len(piece)
+            self.n_chars += len(piece.text)
+            self.n_learned += len(piece.text) if piece.learned else 0
             self.n_bytes += len(data)
-            yield piece
+            yield piece.text
 
     def written(self, data: bytes, n_tokens: int) -> None:
         """Note what went into the token file."""

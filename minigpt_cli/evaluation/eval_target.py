@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from minigpt_cli.data.chat import TOKENS, is_chat
+from minigpt_cli.data.chat import TOKENS, learned_chats
 from minigpt_cli.errors import RunDamaged, UsageError
 from minigpt_cli.evaluation.cache import ScoreKey
 from minigpt_cli.runstore.directory import TOKENIZER, TOKENIZER_LIMIT
@@ -62,7 +62,7 @@ def scores_answers(run: Run, target: Target) -> bool:
     """Whether the answers of conversations are scored, not a whole text."""
     if target.text is not None:
         return target.conversations
-    return run.record.corpus is not None and is_chat(run.record.corpus.label)
+    return learned_chats(run.record)
 
 
 def check_readable(run: Run, target: Target) -> None:

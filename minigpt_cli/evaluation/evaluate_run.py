@@ -6,13 +6,14 @@ import hashlib
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from minigpt_cli.config import DataConfig
 from minigpt_cli.data import chat
-from minigpt_cli.data.corpora import open_source
 from minigpt_cli.data.dataset import Dataset, open_dataset
+from minigpt_cli.data.sources.open_source import open_source
 from minigpt_cli.errors import MiniGPTError, UsageError
 from minigpt_cli.evaluation import baselines, cache
 from minigpt_cli.evaluation.baselines import Baselines
@@ -44,17 +45,17 @@ class Evaluation:
 def read_text(source: str) -> Target:
     """A file, folder, stream or named corpus as one text to score, a .jsonl as the conversations in it. Raises UsageError if it is
     empty or unreadable."""
-    conversations = chat.is_chat(source)
+    opened = open_source(source)
     pieces: list[str] = []
     size = 0
-    for chunk in map(chat.templated, chat.read_conversations(source)) if conversations else open_source(source).chunks():
-        size += len(chunk)
+    for piece, _ in chain.from_iterable(opened.documents()):
+        size += len(piece)
         if size > DATA_LIMIT:
             raise UsageError(f"{source} is longer than {DATA_LIMIT:,} characters: score a part of it")
-        pieces.append(chunk)
+        pieces.append(piece)
     if not size:
         raise UsageError(f"{source} is empty: there is no character to score")
-    return Target(text="".join(pieces), label=source, conversations=conversations)
+    return Target(text="".join(pieces), label=source, conversations=opened.split_by == "conversation")
 
 
 def dataset_of(run: Run) -> Dataset:

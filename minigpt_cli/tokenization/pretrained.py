@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from minigpt_cli.config import DataConfig
@@ -52,6 +53,19 @@ def load_tokenizer(source: Path | str, name: str = "") -> Tokenizer:
     if path.name == "vocab.json" and merges.exists():
         return _from_pair(data, _read(merges), name or path.resolve().parent.name)
     return _from_json(data, name or path.name)
+
+
+def with_added_tokens(tokenizer: Tokenizer, contents: Sequence[str]) -> Tokenizer:
+    """`tokenizer` with a token for each of `contents` after its own; itself if it has them."""
+    if not contents:
+        return tokenizer
+    spec = json.loads(tokenizer.to_json())
+    known = {token["content"] for token in spec["added_tokens"]}
+    new = [content for content in contents if content not in known]
+    if not new:
+        return tokenizer
+    spec["added_tokens"] += [{"id": tokenizer.vocab_size + i, "content": content, "special": True} for i, content in enumerate(new)]
+    return load_tokenizer(json.dumps(spec, ensure_ascii=False), tokenizer.name)
 
 
 def saved_tokenizer(data: bytes, path: Path) -> Tokenizer:

@@ -33,7 +33,7 @@ import tokenizers
 
 from minigpt_cli.config import DataConfig
 from minigpt_cli.data.batches import Batches
-from minigpt_cli.data.corpora import named_corpus
+from minigpt_cli.data.sources.corpora import named_corpus
 from minigpt_cli.registry import load
 from minigpt_cli.tokenization.contract import Alphabet, Tokenizer
 

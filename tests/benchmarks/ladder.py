@@ -17,10 +17,11 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from minigpt_cli.data.corpora import open_source
+from minigpt_cli.data.sources.open_source import open_source
 
 SHAPE = "--n-layer 4 --n-head 4 --n-embd 128 --block-size 128 --batch-size 32"
 OLD = "--optimizer adamw --lr 1e-3 --min-lr 1e-4 --schedule cosine --warmup-steps 100 --beta2 0.99 --grad-clip 1 --weight-decay 0.1 --ema 0"
@@ -123,8 +124,8 @@ def as_markdown(rows: list[dict[str, Any]]) -> str:
 def prepare(source: str, chars: int, out: Path) -> int:
     """Write the first `chars` characters of the text; how many there are."""
     text = ""
-    for chunk in open_source(source).chunks():
-        text += chunk
+    for piece in chain.from_iterable(open_source(source).documents()):
+        text += piece.text
         if chars and len(text) >= chars:
             break
     text = text[:chars] if chars else text

@@ -11,12 +11,14 @@ import pytest
 
 from minigpt_cli.config import DataConfig
 from minigpt_cli.data import chat
-from minigpt_cli.data.encoding import prepared
+from minigpt_cli.data.encoding import Preparing, prepared
+from minigpt_cli.data.sources import chat as chats
+from minigpt_cli.data.sources.open_source import open_sources
 from minigpt_cli.errors import MiniGPTError, TextTooShort, UsageError
 from minigpt_cli.tokenization.bpe import ByteTokenizer
 from minigpt_cli.tokenization.char import CharTokenizer
 from minigpt_cli.tokenization.contract import Alphabet
-from minigpt_cli.tokenization.pretrained import load_tokenizer
+from minigpt_cli.tokenization.pretrained import load_tokenizer, with_added_tokens
 
 ROWS: list[dict[str, Any]] = [
     {"prompt": "two and two?", "completion": "four"},
@@ -44,9 +46,9 @@ def test_the_template_is_documented_and_jinja_says_the_same() -> None:
 
 @pytest.mark.parametrize("base", [ByteTokenizer(), CharTokenizer.build(DataConfig(), Alphabet.of("abc <|>enduasrit"))])
 def test_tokens_are_added_after_the_others_and_survive_reopening(base: Any) -> None:
-    words = chat.with_chat_tokens(base)
+    words = with_added_tokens(base, chat.TOKENS)
     assert words.vocab_size == base.vocab_size + 4
-    assert chat.with_chat_tokens(words) is words
+    assert with_added_tokens(words, chat.TOKENS) is words
     text = chat.templated([("user", "abc"), ("assistant", "cab")])
     for tokenizer in (words, load_tokenizer(words.to_json())):
         ids = tokenizer.encode(text)
@@ -57,7 +59,7 @@ def test_tokens_are_added_after_the_others_and_survive_reopening(base: Any) -> N
 
 
 def test_answers_are_what_the_assistant_says_up_to_the_end_mark() -> None:
-    words = chat.with_chat_tokens(ByteTokenizer())
+    words = with_added_tokens(ByteTokenizer(), chat.TOKENS)
     text = chat.templated([("system", "S"), ("user", "u1"), ("assistant", "A1"), ("user", "u2"), ("assistant", ""), ("user", "u3")])
     ids = words.encode(text)
     learned = chat.answers(ids, words)
@@ -68,7 +70,7 @@ def test_answers_are_what_the_assistant_says_up_to_the_end_mark() -> None:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_answers_equal_a_plain_reading_of_random_ids(seed: int) -> None:
-    words = chat.with_chat_tokens(ByteTokenizer())
+    words = with_added_tokens(ByteTokenizer(), chat.TOKENS)
     ids = np.random.default_rng(seed).integers(250, 260, 200)
     marks = chat.token_ids(words)
     assert marks is not None
@@ -83,7 +85,7 @@ def test_answers_equal_a_plain_reading_of_random_ids(seed: int) -> None:
 
 def test_plain_text_has_no_answers_with_or_without_the_tokens() -> None:
     assert chat.answers(ByteTokenizer().encode("hello"), ByteTokenizer()) is None
-    words = chat.with_chat_tokens(ByteTokenizer())
+    words = with_added_tokens(ByteTokenizer(), chat.TOKENS)
     assert chat.answers(words.encode("hello"), words) is None
 
 
@@ -92,7 +94,7 @@ def test_a_file_becomes_a_dataset_split_between_conversations(tmp_path: Path, to
     path = written(tmp_path, ROWS * 3)
     config = DataConfig(source=str(path), tokenizer=tokenizer, train_frac=0.5, test_frac=0.25)
     dataset = prepared(config, tmp_path / "data")
-    whole = "".join(chat.templated(messages) for messages in chat.conversations(path))
+    whole = "".join(chat.templated(messages) for messages in chats.conversations(path))
     assert dataset.text("train") + dataset.text("val") + dataset.text("test") == whole
     for name in ("train", "val", "test"):
         text = dataset.text(name)
@@ -152,20 +154,54 @@ def test_a_split_whose_answers_hold_no_text_is_refused(tmp_path: Path) -> None:
 
 
 def test_what_is_learned_is_the_answers_a_line_each_and_all_of_a_text() -> None:
-    words = chat.with_chat_tokens(ByteTokenizer())
+    words = with_added_tokens(ByteTokenizer(), chat.TOKENS)
     for text, expected in ((chat.templated([("user", "u"), ("assistant", "A1"), ("assistant", "")]), b"A1\n\n"), ("plain", b"plain")):
         ids, pieces = chat.learned(words.encode(text), words)
         assert b"".join(pieces[i] for i in ids.tolist()) == expected
 
 
 def test_a_line_without_an_end_is_refused_before_it_is_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chat, "LINE_LIMIT", 20)
+    monkeypatch.setattr(chats, "LINE_LIMIT", 20)
     with pytest.raises(UsageError, match="line 1 has more than 20 bytes"):
-        list(chat.conversations(written(tmp_path, ROWS)))
+        list(chats.conversations(written(tmp_path, ROWS)))
 
 
 def test_half_of_a_surrogate_pair_is_refused_with_its_line(tmp_path: Path) -> None:
     path = tmp_path / "chats.jsonl"
     path.write_text(json.dumps(ROWS[0]) + "\n" + '{"prompt": "a", "completion": "\\ud83d"}\n')
     with pytest.raises(UsageError, match=r"line 2 .*half of a surrogate pair, \\ud83d"):
-        list(chat.conversations(path))
+        list(chats.conversations(path))
+
+
+def test_the_pieces_of_a_conversation_are_its_template_and_say_what_is_learned(tmp_path: Path) -> None:
+    source = chats.ChatFile(written(tmp_path, ROWS))
+    for document, messages in zip(source.documents(), chats.conversations(source.path), strict=True):
+        pieces = list(document)
+        assert "".join(piece.text for piece in pieces) == chat.templated(messages)
+        assert [piece.text for piece in pieces if piece.learned] == [content for role, content in messages if role == "assistant"]
+        assert {piece.text for piece in pieces if piece.text in source.marks} == {chat.END, *(f"<|{role}|>" for role, _ in messages)}
+
+
+def test_ascii_only_holds_for_conversations_too(tmp_path: Path) -> None:
+    dataset = prepared(DataConfig(source=str(written(tmp_path, ROWS * 3)), ascii_only=True, train_frac=0.5), tmp_path / "data")
+    whole = "".join(chat.templated(messages) for messages in chats.conversations(tmp_path / "chats.jsonl"))
+    assert dataset.text("train") + dataset.text("val") == whole.encode("ascii", "ignore").decode()
+
+
+@pytest.mark.parametrize("rows", [ROWS * 5, ROWS * 2, [*ROWS * 2, *ROWS[:1] * 4]])
+def test_conversations_that_change_while_they_are_read_are_refused(tmp_path: Path, rows: list[Any]) -> None:
+    path = written(tmp_path, ROWS * 3)
+
+    def change(step: Preparing) -> None:
+        if step.phase == "reading":  # by then the first pass has read the whole of so small a file
+            written(tmp_path, rows)
+
+    with pytest.raises(MiniGPTError, match="changed while it was read"):
+        prepared(DataConfig(source=str(path), tokenizer="byte"), tmp_path / "data", change)
+    assert not list((tmp_path / "data").iterdir())
+
+
+def test_conversations_are_not_joined_with_other_texts(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("a text")
+    with pytest.raises(UsageError, match=r"chats\.jsonl holds conversations"):
+        open_sources([str(tmp_path / "text.txt"), str(written(tmp_path, ROWS))])

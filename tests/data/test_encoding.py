@@ -21,10 +21,12 @@ from hypothesis import strategies as st
 
 from minigpt_cli import registry
 from minigpt_cli.config import DataConfig
-from minigpt_cli.data import atomic_folder, corpora, encoding
-from minigpt_cli.data.corpora import open_sources
+from minigpt_cli.data import atomic_folder, encoding
 from minigpt_cli.data.dataset import RECORD, Dataset
 from minigpt_cli.data.encoding import Preparing, open_dataset, prepare, prepared
+from minigpt_cli.data.sources import text as texts
+from minigpt_cli.data.sources.contract import PlainText
+from minigpt_cli.data.sources.open_source import open_sources
 from minigpt_cli.errors import MiniGPTError, TextTooShort, UsageError
 from minigpt_cli.tokenization.char import CharTokenizer
 from minigpt_cli.tokenization.pretrained import GPT2_DIR
@@ -37,7 +39,7 @@ LEARNED = [name for name in registry.TOKENIZERS if name != "gpt2"]
 def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MINIGPT_DATA_DIR", raising=False)
-    monkeypatch.setattr(corpora, "BLOCK", 64)
+    monkeypatch.setattr(texts, "BLOCK", 64)
 
 
 @pytest.fixture
@@ -80,7 +82,7 @@ def test_splits_are_contiguous_and_cut_at_a_character(tokenizer: str, fracs: tup
 
 
 def test_tinyshakespeare_splits_as_nanogpt_does(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(corpora, "BLOCK", 1 << 18)
+    monkeypatch.setattr(texts, "BLOCK", 1 << 18)
     source = str(shared_data / "tinyshakespeare.txt")
     chars = prepared(config(source))
     assert (len(chars.train.tokens), len(chars.val.tokens), chars.tokenizer.vocab_size) == (1_003_854, 111_540, 65)
@@ -120,7 +122,7 @@ def test_ascii_only_drops_the_rest(text: Path) -> None:
 
 @pytest.mark.parametrize("block", [1, 2, 3])
 def test_stretches_without_ascii_do_not_end_the_text(block: int, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(corpora, "BLOCK", block)
+    monkeypatch.setattr(texts, "BLOCK", block)
     text.write_text("日本語" * 5 + "abcdefghij" + "日本語" * 5 + "k", encoding="utf-8")
     dataset = prepared(config(ascii_only=True, train_frac=0.5))
     assert dataset.text("train") + dataset.text("val") == "abcdefghijk"
@@ -147,7 +149,7 @@ def test_a_record_says_what_was_made(text: Path) -> None:
 def test_any_text_comes_back_whatever_the_read_size(tmp_path: Path, anything: str, tokenizer: str, block: int) -> None:
     (tmp_path / "any.txt").write_bytes(anything.encode())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(corpora, "BLOCK", block)
+        patch.setattr(texts, "BLOCK", block)
         dataset = prepared(config("any.txt", tokenizer=tokenizer, train_frac=0.5))
     assert dataset.text("train") + dataset.text("val") == anything
     assert dataset.n_chars == len(anything)
@@ -157,7 +159,7 @@ def test_any_text_comes_back_whatever_the_read_size(tmp_path: Path, anything: st
 def test_tokens_do_not_depend_on_how_the_text_was_read(tokenizer: str, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = []
     for block in (1, 13, 1 << 20):
-        monkeypatch.setattr(corpora, "BLOCK", block)
+        monkeypatch.setattr(texts, "BLOCK", block)
         found.append(prepared(config(tokenizer=tokenizer), Path(f"data{block}")))
     assert len({dataset.dir.name for dataset in found}) == 1
     assert len({(dataset.dir / "train.bin").read_bytes() for dataset in found}) == 1
@@ -173,10 +175,10 @@ def test_progress_is_told(text: Path) -> None:
     assert all(0 <= step.done_bytes <= (step.total_bytes or 1 << 40) for step in seen)
 
 
-class Slow:
+class Slow(PlainText):
     """A text that has to be fetched."""
 
-    label, n_bytes, once = "slow", None, False
+    label = "slow"
 
     def fetch(self, report: Any) -> None:
         report(3, 6)
@@ -347,23 +349,18 @@ def test_an_unknown_character_of_a_tokenizer_file_leaves_nothing(text: Path) -> 
 
 
 def test_a_file_that_vanishes_is_one_line(text: Path) -> None:
-    steps = prepare(config(), source=corpora.File("text.txt", text))
+    steps = prepare(config(), source=texts.File("text.txt", text))
     text.unlink()
     with pytest.raises(MiniGPTError, match=r"cannot read the text .*text\.txt: No such file"):
         next(steps)
 
 
 @dataclass
-class Changing:
+class Changing(PlainText):
     """A text that is another one each time it is read."""
 
     readings: list[str]
     label: str = "changing"
-    n_bytes: int | None = None
-    once: bool = False
-
-    def fetch(self, report: Any) -> None:
-        """Here already."""
 
     def chunks(self) -> Iterator[str]:
         yield self.readings.pop(0)
@@ -442,7 +439,7 @@ def _prepare_in_a_process(folder: str, barrier: Any) -> None:
     os.chdir(folder)
     barrier.wait()
     for block in range(5):
-        corpora.BLOCK = 16 + block
+        texts.BLOCK = 16 + block
         dataset: Dataset = prepared(config(tokenizer="byte"))
         assert dataset.text("train") + dataset.text("val") == TEXT
 

@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 
 import pytest
 
-from minigpt_cli.data import corpora
-from minigpt_cli.data.corpora import Download, named_corpus
+from minigpt_cli.data.sources import corpora
+from minigpt_cli.data.sources.corpora import Download, named_corpus
 from minigpt_cli.errors import MiniGPTError
 from minigpt_cli.storage import downloads
 from minigpt_cli.storage.downloads import RemoteFile, download

@@ -15,20 +15,23 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from minigpt_cli import registry
-from minigpt_cli.data import corpora
-from minigpt_cli.data.corpora import TextSource, open_path, open_source, open_sources
+from minigpt_cli.data.sources import text as texts
+from minigpt_cli.data.sources.contract import Source
+from minigpt_cli.data.sources.corpora import named_corpus
+from minigpt_cli.data.sources.open_source import open_source, open_sources
+from minigpt_cli.data.sources.text import open_path
 from minigpt_cli.errors import UsageError
 
 ODD = "\ufeffone\r\ntwo\rthree\x00\x0b\u2028é日😀\n"
 
 
-def read(source: TextSource) -> str:
-    return "".join(source.chunks())
+def read(source: Source) -> str:
+    return "".join(piece.text for document in source.documents() for piece in document)
 
 
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(corpora, "BLOCK", 7)
+    monkeypatch.setattr(texts, "BLOCK", 7)
     monkeypatch.delenv("MINIGPT_DATA_DIR", raising=False)
     monkeypatch.chdir(tmp_path)
 
@@ -139,7 +142,7 @@ def test_without_a_source_it_is_input_txt_or_the_embedded_corpus(tmp_path: Path,
 
 
 def test_python_docs_is_real_text_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(corpora, "BLOCK", 1 << 16)
+    monkeypatch.setattr(texts, "BLOCK", 1 << 16)
     source = open_source("python-docs")
     text = read(source)
     assert len(text) > 200_000
@@ -157,7 +160,7 @@ def test_a_python_without_its_documentation_is_one_line(monkeypatch: pytest.Monk
 
 def test_every_corpus_of_the_registry_makes_a_source() -> None:
     for name in registry.CORPORA:
-        assert corpora.named_corpus(name).label == name
+        assert named_corpus(name).label == name
 
 
 def test_a_file_called_like_a_corpus_wins(tmp_path: Path) -> None:
@@ -195,7 +198,7 @@ def test_the_byte_named_is_the_one_that_python_names(tmp_path: Path, content: by
         expected = content.decode("utf-8")
     except UnicodeDecodeError as error:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(corpora, "BLOCK", block)
+            patch.setattr(texts, "BLOCK", block)
             with pytest.raises(UsageError, match=f" at byte {error.start} "):
                 read(open_source("any.bin"))
     else:
@@ -235,11 +238,11 @@ def test_a_failing_disk_is_one_line(text: Path, monkeypatch: pytest.MonkeyPatch)
         def read(self, size: int | None = -1) -> bytes:
             raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(corpora, "_open", lambda path, label: Failing())
+    monkeypatch.setattr(texts, "_open", lambda path, label: Failing())
     with pytest.raises(UsageError, match=r"cannot read text\.txt: Input/output error"):
         read(open_source("text.txt"))
 
 
 def test_chunks_are_never_empty(text: Path) -> None:
-    chunks: Iterator[str] = open_source("text.txt").chunks()
+    chunks: Iterator[str] = open_path(text).chunks()
     assert all(chunks)
