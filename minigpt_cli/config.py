@@ -51,7 +51,7 @@ class _Architecture(_Frozen):
     hugging_face: ClassVar[Literal["gpt2", "llama"] | None] = None
     """Whose names and tensors its weights map onto (interchange/hf_weights.py); None: it cannot be exported."""
     has_decoding_plan: ClassVar[bool] = False
-    """Whether generation/decoders/plan.py knows how to decode it without torch; otherwise its own forward pass writes."""
+    """Whether generation/decoders/plan.py has its weights decoded in C, without torch; otherwise its own forward pass writes."""
     is_sized: ClassVar[bool] = True
     """Whether settings make it larger or smaller, so that it is worth advising a smaller one; a table is as large as its vocabulary."""
 

@@ -1,4 +1,4 @@
-"""A short form of tests/benchmarks/sanitizers.py: the C sources under sanitizers, over a few odd shapes and against NumPy."""
+"""A short form of tests/benchmarks/sanitizers.py: the C sources under sanitizers, over a few odd shapes and against formulas in NumPy."""
 
 from __future__ import annotations
 

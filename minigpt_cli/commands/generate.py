@@ -78,7 +78,7 @@ def generate(
         str | None, typer.Option(metavar="KEY", help="Serve only to those who send it.", envvar="MINIGPT_API_KEY", show_default=False,
                                  show_envvar=True, rich_help_panel=_OTHER)
     ] = None,
-    engine: Annotated[str, typer.Option(metavar="auto|native|native-fp32|numpy", help="How to decode; auto: the fastest there is.",
+    engine: Annotated[str, typer.Option(metavar="auto|native|native-fp32|torch", help="How to decode; auto: the fastest there is.",
                                         rich_help_panel=_OTHER)] = "auto",
     runs_dir: RunsDir = None,
     json: JsonFlag = False,
@@ -126,19 +126,19 @@ def generate(
     from minigpt_cli.generation.samples import prompt_ids
 
     prompt = _read_stdin() if prompt == "-" else prompt
-    writer = open_model(found, ckpt)
+    writer = open_model(found, ckpt, engine)
     seed = _new_seed() if seed is None else seed
     asked, stop = question(writer, prompt, stop or []) if chat else (prompt, stop or [])
     request = _request(prompt_ids(writer.tokenizer, asked), sampling, max_new_tokens, num_samples, seed, stop)
     _say_what(writer, wanted, seed, sampling, top_k)
     prompt = f"{prompt}\n" if chat and not json else prompt
     if settings is not None:
-        return _sweep(writer, prompt, request, settings, engine)
+        return _sweep(writer, prompt, request, settings)
     if probs or html is not None:
-        return _probabilities(writer, prompt, request, engine, show=probs or html is None, html=html)
+        return _probabilities(writer, prompt, request, show=probs or html is None, html=html)
     if json:
-        return _json(writer, prompt, request, engine)
-    return _stream(writer, prompt, request, engine)
+        return _json(writer, prompt, request)
+    return _stream(writer, prompt, request)
 
 
 def _one_mode(modes: dict[str, bool]) -> None:
@@ -198,19 +198,19 @@ def _say_what(writer: LoadedModel, wanted: str, seed: int, sampling: Sampling, t
     console.notice(f"{writer.run}{chosen}, step {writer.step}{drawn}")
 
 
-def _engine(writer: LoadedModel, request: Request, engine: str) -> Any:
+def _engine(writer: LoadedModel, request: Request) -> Any:
     from minigpt_cli.generation.engine import Engine
 
-    return Engine(writer.decoder(request.num_samples, engine), writer.token_bytes)
+    return Engine(writer.decoder(request.num_samples), writer.token_bytes)
 
 
-def _stream(writer: LoadedModel, prompt: str, request: Request, engine: str) -> None:
+def _stream(writer: LoadedModel, prompt: str, request: Request) -> None:
     from minigpt_cli.display.generation import TextStreamer
     from minigpt_cli.generation import samples
 
     out, last = TextStreamer(), -1
     try:
-        for number, step in samples.in_order(samples.run(_engine(writer, request, engine), request), request.num_samples):
+        for number, step in samples.in_order(samples.run(_engine(writer, request), request), request.num_samples):
             if number != last:
                 if number:
                     out.separator()
@@ -221,15 +221,15 @@ def _stream(writer: LoadedModel, prompt: str, request: Request, engine: str) -> 
         out.end()
 
 
-def _json(writer: LoadedModel, prompt: str, request: Request, engine: str) -> None:
+def _json(writer: LoadedModel, prompt: str, request: Request) -> None:
     from minigpt_cli.generation import samples
 
     request, watch = replace(request, score=True), samples.Stopwatch()
-    done = samples.collect(samples.run(_engine(writer, request, engine), request, watch), request.num_samples)
+    done = samples.collect(samples.run(_engine(writer, request), request, watch), request.num_samples)
     console.write_json(samples.as_json(writer.run, prompt, done, watch, request.seed))
 
 
-def _probabilities(writer: LoadedModel, prompt: str, request: Request, engine: str, *, show: bool, html: Path | None) -> None:
+def _probabilities(writer: LoadedModel, prompt: str, request: Request, *, show: bool, html: Path | None) -> None:
     import math
 
     from minigpt_cli.display.generation import ShownToken, print_probabilities
@@ -239,7 +239,7 @@ def _probabilities(writer: LoadedModel, prompt: str, request: Request, engine: s
     from minigpt_cli.storage.atomic_io import write_atomic
 
     request, whole = replace(request, alternatives=5), TextStream(writer.token_bytes)
-    sample = samples.collect(samples.run(_engine(writer, request, engine), request), 1)[0]
+    sample = samples.collect(samples.run(_engine(writer, request), request), 1)[0]
     pieces = pieces_of(writer.token_bytes)
     tokens = [
         ShownToken(pieces[token], whole.push(token), math.exp(-nats), [(pieces[i], p) for i, p in alternatives])
@@ -261,14 +261,14 @@ def _settings(sampling: Sampling, sweep: str) -> dict[str, Sampling]:
     return {f"{name} {value}": with_setting(sampling, name, value) for value in values.split(",")}
 
 
-def _sweep(writer: LoadedModel, prompt: str, request: Request, settings: dict[str, Sampling], engine: str) -> None:
+def _sweep(writer: LoadedModel, prompt: str, request: Request, settings: dict[str, Sampling]) -> None:
     from minigpt_cli.display.generation import Setting, print_sweep
     from minigpt_cli.generation import samples
 
     written = []
     for label, sampling in settings.items():
         one = replace(request, sampling=sampling, score=True)
-        sample = samples.collect(samples.run(_engine(writer, one, engine), one), 1)[0]
+        sample = samples.collect(samples.run(_engine(writer, one), one), 1)[0]
         distinct = [samples.distinct(sample.text, n) for n in (1, 2, 3)]
         written.append(Setting(label, sample.text, distinct, sample.nats_per_char))
     print_sweep(prompt, written)

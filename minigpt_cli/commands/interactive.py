@@ -46,10 +46,10 @@ def loop(
     store: RunStore, run: Run, sampling: Sampling, *, max_new_tokens: int, ckpt: str, engine: str, seed: int | None, stop: Sequence[str]
 ) -> None:
     """Read prompts and write their continuations until the end of input."""
-    writer = open_model(run, ckpt)
+    writer = open_model(run, ckpt, engine)
     for notice in writer.notices:
         console.warn(notice)
-    state = _State(store, writer, _decoding(writer, engine), sampling, max_new_tokens, seed, stop, ckpt, engine)
+    state = _State(store, writer, _decoding(writer), sampling, max_new_tokens, seed, stop, ckpt, engine)
     console.notice(f"{writer.run}, step {writer.step}; /help lists the commands, Ctrl-D leaves")
     read = line_reader(list(COMMANDS))
     while True:
@@ -69,8 +69,8 @@ def loop(
             console.error(str(error))
 
 
-def _decoding(writer: LoadedModel, engine: str) -> Engine:
-    return Engine(writer.decoder(1, engine), writer.token_bytes)
+def _decoding(writer: LoadedModel) -> Engine:
+    return Engine(writer.decoder(), writer.token_bytes)
 
 
 def _write(state: _State, prompt: str) -> None:
@@ -133,8 +133,8 @@ def _run(state: _State, arguments: Sequence[str]) -> None:
     if len(arguments) != 1:
         raise UsageError("/run takes the name of a run")
     found = state.store.find(arguments[0])
-    state.writer = open_model(found, found.checkpoint or state.ckpt)
-    state.decoding = _decoding(state.writer, state.engine)
+    state.writer = open_model(found, found.checkpoint or state.ckpt, state.engine)
+    state.decoding = _decoding(state.writer)
     console.notice(f"{state.writer.run}, step {state.writer.step}")
 
 

@@ -52,9 +52,9 @@ def build_app(store: RunStore, *, api_key: str | None, engine: str, first: str |
 
     models = Models(
         lambda: listed(store, first),
-        lambda name: open_model(store.find_name(name), ckpt),
+        lambda name: open_model(store.find_name(name), ckpt, engine),
         lambda name: _version(store.find_name(name)),
-        slots=SLOTS, max_waiting=MAX_WAITING, engine=engine,
+        slots=SLOTS, max_waiting=MAX_WAITING,
     )  # fmt: skip
     return create_app(models, serve_page(), api_key=api_key, any_host=not local_only)
 

@@ -1,7 +1,7 @@
 """A run made ready to write, without torch: weights from safetensors into NumPy, checked as checkpoints.py checks them.
 
-Whatever this cannot read (an architecture of someone's own, weights that are not float32) is left to checkpoints.py and the
-plain path.
+What C cannot decode (no library, an architecture of someone's own) and what this cannot read (weights that are not float32, adapters)
+is read by checkpoints.py as a torch model.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any
 
 from minigpt_cli.errors import UsageError
 from minigpt_cli.generation.decoders.contract import Decoder
-from minigpt_cli.generation.decoders.plan import KNOWN, Plan, build_plan, expected_shapes
-from minigpt_cli.generation.select_decoder import decoder_for, decoder_of
+from minigpt_cli.generation.decoders.plan import build_plan, expected_shapes
+from minigpt_cli.generation.select_decoder import check_engine, decoder_of, needs_torch
 from minigpt_cli.runstore import snapshots
 from minigpt_cli.runstore.directory import TOKENIZER, TOKENIZER_LIMIT, Run
 from minigpt_cli.runstore.records import RunRecord
@@ -35,28 +35,30 @@ class LoadedModel:
     config: Any  # RunConfig
     tokenizer: Tokenizer
     token_bytes: list[bytes]
-    plan: Plan | None  # None: decoded by the plain path
-    model: Any = None  # the torch model, where there is no plan
+    model: Any  # a Plan where C decodes it, else the torch model
+    engine: str = "auto"
     notices: list[str] = field(default_factory=list)
 
-    def decoder(self, slots: int = 1, engine: str = "auto") -> Decoder:
+    def decoder(self, slots: int = 1) -> Decoder:
         """A decoder of this run's weights, for `slots` sequences at once."""
-        return decoder_for(self.plan, slots, engine) if self.plan is not None else decoder_of(self.model, slots)
+        return decoder_of(self.model, slots, self.engine)
 
 
-def open_model(run: Run, which: str = "best") -> LoadedModel:
-    """The best or last weights of `run`. Raises RunDamaged if neither generation is whole."""
+def open_model(run: Run, which: str = "best", engine: str = "auto") -> LoadedModel:
+    """The best or last weights of `run`, to be decoded by `engine`. Raises RunDamaged if neither generation is whole, UsageError for an
+    unknown checkpoint or engine."""
+    check_engine(engine)
     if which not in ("best", "last"):
         raise UsageError(f"there is no checkpoint {which!r}: choose best or last")
-    writer, notices = snapshots.read_newest(run, partial(_read, run=run, which=which))
+    writer, notices = snapshots.read_newest(run, partial(_read, run=run, which=which, engine=engine))
     if writer is None:
-        return _open_plain(run, which)
+        return _open_with_torch(run, which, engine)
     return LoadedModel(**{**vars(writer), "notices": [*writer.notices, *notices]})
 
 
-def _read(folder: Path, record: RunRecord, run: Run, which: str) -> LoadedModel | None:
+def _read(folder: Path, record: RunRecord, run: Run, which: str, engine: str) -> LoadedModel | None:
     config = snapshots.read_config(folder, record)
-    if config.model.arch not in KNOWN or config.lora.lora_rank:  # adapters are added to their base by checkpoints.py
+    if needs_torch(config.model, engine) or config.lora.lora_rank:  # adapters are added to their base by checkpoints.py
         return None
     tokenizer = saved_tokenizer(snapshots.read_file(folder, record, TOKENIZER, TOKENIZER_LIMIT), folder / TOKENIZER)
     name = f"{which}.safetensors"
@@ -72,7 +74,8 @@ def _read(folder: Path, record: RunRecord, run: Run, which: str) -> LoadedModel 
         return None
     safetensors.check_finite(path, arrays)
     step = record.best.step if name.startswith("best") and record.best else record.stop_step
-    return LoadedModel(run.name, step, config, tokenizer, tokenizer.token_bytes(), build_plan(config.model, arrays), None, notices)
+    plan = build_plan(config.model, arrays)
+    return LoadedModel(run.name, step, config, tokenizer, tokenizer.token_bytes(), plan, engine, notices)
 
 
 def _check(path: Path, config: Any, vocab_size: int, found: Mapping[str, TensorInfo]) -> None:
@@ -81,10 +84,9 @@ def _check(path: Path, config: Any, vocab_size: int, found: Mapping[str, TensorI
     check_memory(8 * sum(info.n_elements for info in found.values()), f"the weights in {path}")
 
 
-def _open_plain(run: Run, which: str) -> LoadedModel:
+def _open_with_torch(run: Run, which: str, engine: str) -> LoadedModel:
     from minigpt_cli.checkpoints import load
 
     loaded = load(run, which)
-    t, model = loaded.tokenizer, loaded.config.model
-    plan = build_plan(model, {name: w.numpy() for name, w in loaded.model.state_dict().items()}) if model.arch in KNOWN else None
-    return LoadedModel(run.name, loaded.step, loaded.config, t, t.token_bytes(), plan, loaded.model, list(loaded.notices))
+    t = loaded.tokenizer
+    return LoadedModel(run.name, loaded.step, loaded.config, t, t.token_bytes(), loaded.model, engine, list(loaded.notices))

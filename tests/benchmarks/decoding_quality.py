@@ -77,20 +77,21 @@ def main() -> None:
     text = text[int(len(text) * options.from_frac) :]
     report: dict[str, Any] = {}
     for name in options.runs:
-        writer = open_model(RunStore(options.runs_dir).find(name))
-        assert writer.plan is not None
+        writer = open_model(RunStore(options.runs_dir).find(name), engine="native")
+        plan = writer.model
+        assert isinstance(plan, Plan)
         ids = np.asarray(writer.tokenizer.encode(text), np.int64)
-        exact, rounded = inside(writer.plan, ids, 32), inside(writer.plan, ids, 16)
+        exact, rounded = inside(plan, ids, 32), inside(plan, ids, 16)
         rows: dict[str, Any] = {
-            "arch": writer.plan.arch,
-            "block": writer.plan.block_size,
+            "arch": plan.config.arch,
+            "block": plan.block_size,
             "inside_float32": exact.mean(),
             "inside_int16": rounded.mean(),
             "inside_difference": rounded.mean() - exact.mean(),
             "largest_difference_of_a_token": np.abs(rounded - exact).max(),
         }
-        ways = ("slide", "anew", "full") if writer.plan.rope_theta else ("anew", "full")
-        rows |= {f"beyond_{way}": beyond(writer.plan, ids[: options.beyond_chars], way).mean() for way in ways}
+        ways = ("slide", "anew", "full") if plan.rope_theta else ("anew", "full")
+        rows |= {f"beyond_{way}": beyond(plan, ids[: options.beyond_chars], way).mean() for way in ways}
         report[name] = {key: round(value, 7) if isinstance(value, float) else value for key, value in rows.items()}
     print(json.dumps(report, indent=2))
 

@@ -48,14 +48,12 @@ def build(shape: str) -> Any:
 
 def ours(loaded: Any, threads: int, engine: str = "auto", samples: int = 1) -> tuple[Side, Callable[[int], list[int]]]:
     """minigpt's engine as `generate` runs it, text included."""
-    from minigpt_cli.generation.decoders.plan import build_plan
     from minigpt_cli.generation.engine import Engine, Request
     from minigpt_cli.generation.samples import run
     from minigpt_cli.generation.sampling import Sampling
-    from minigpt_cli.generation.select_decoder import decoder_for
+    from minigpt_cli.generation.select_decoder import decoder_of
 
-    plan = build_plan(loaded.model.config, {name: t.numpy() for name, t in loaded.model.state_dict().items()})
-    decoding = Engine(decoder_for(plan, samples, engine), loaded.tokenizer.token_bytes())
+    decoding = Engine(decoder_of(loaded.model, samples, engine), loaded.tokenizer.token_bytes())
 
     def speed(n: int) -> float:
         began = time.perf_counter()
@@ -178,7 +176,7 @@ def compare(shape: str, options: argparse.Namespace, folder: Path) -> dict[str, 
     """Everybody's single stream inside the block, beyond it, and our sixteen samples."""
     loaded, block = build(shape), SHAPES[shape][3]
     made: dict[str, tuple[Side, Callable[[int], list[int]]]] = {"minigpt": ours(loaded, options.threads)}
-    made |= {f"minigpt {engine}": ours(loaded, options.threads, engine) for engine in ("native-fp32", "numpy")}
+    made |= {f"minigpt {engine}": ours(loaded, options.threads, engine) for engine in ("native-fp32", "torch")}
     if options.nanogpt:
         made["nanogpt"] = nanogpt(loaded, options.nanogpt)
     if importlib.util.find_spec("transformers"):

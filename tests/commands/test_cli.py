@@ -257,7 +257,7 @@ def test_the_long_version_says_what_computes_and_why_nothing_faster(native: str)
     assert lines.keys() == {"minigpt", "python", "torch", "device", "kernels", "decoder"}
     if native == "0":
         assert lines["kernels"] == "torch, slower: switched off by MINIGPT_NATIVE=0"
-        assert lines["decoder"] == "numpy, slower: switched off by MINIGPT_NATIVE=0"
+        assert lines["decoder"] == "torch, slower: switched off by MINIGPT_NATIVE=0"
     elif shutil.which("cc"):
         assert lines["kernels"].startswith("C")
         assert lines["decoder"] == "native"

@@ -93,7 +93,7 @@ def test_a_prompt_from_stdin(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         (["--max-new-tokens", "0"], "max-new-tokens"),
         (["--style", "wild"], "unknown style 'wild'"),
         (["--ckpt", "middle"], "middle"),
-        (["--engine", "steam"], "unknown engine"),
+        (["--engine", "numpy"], "unknown engine 'numpy': known: auto, native, native-fp32, torch"),
         (["--sweep", "temperature"], "NAME=A,B"),
         (["--sweep", "warmth=1,2"], "unknown sampling setting"),
         (["--sweep", "top_k=1,x"], "not a whole number"),
@@ -290,7 +290,7 @@ def change_weights(change: Any) -> None:
     snapshots.forget()
 
 
-@pytest.mark.parametrize("flags", [["--num-samples", "16"], ["--probs"], ["--greedy"], ["--engine", "numpy"], ["--json"]])
+@pytest.mark.parametrize("flags", [["--num-samples", "16"], ["--probs"], ["--greedy"], ["--engine", "torch"], ["--json"]])
 def test_a_token_whose_weights_are_not_numbers_is_named_and_nothing_is_written(flags: list[str], cli: Any) -> None:
     change_weights(lambda tensors: tensors["token_embedding.weight"][5].fill(float("nan")))
     done = cli("generate", "first", "--prompt", "To", "--max-new-tokens", "40", "--seed", "1", *flags)
@@ -303,7 +303,7 @@ def test_a_token_whose_weights_are_not_numbers_is_named_and_nothing_is_written(f
 
 @pytest.mark.parametrize("scale", [1e12, 1e30])
 @pytest.mark.parametrize("flags", [["--num-samples", "3"], ["--probs"], ["--greedy"]])
-@pytest.mark.parametrize("engine", ["auto", "native-fp32", "numpy"])
+@pytest.mark.parametrize("engine", ["auto", "native-fp32", "torch"])
 def test_weights_too_large_to_compute_with_end_in_one_line_or_in_text(engine: str, flags: list[str], scale: float, cli: Any) -> None:
     if engine == "native-fp32" and not available():
         pytest.skip("no C compiler")

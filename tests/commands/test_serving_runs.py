@@ -29,7 +29,7 @@ def ask(method: str, path: str, **options: Any) -> httpx.Response:
     """What the server of ./runs answers."""
 
     async def one() -> httpx.Response:
-        app = build_app(RunStore(Path("runs").absolute()), api_key=None, engine="numpy", first=None, ckpt="best", local_only=True)
+        app = build_app(RunStore(Path("runs").absolute()), api_key=None, engine="torch", first=None, ckpt="best", local_only=True)
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
             return await client.request(method, path, **options)
 

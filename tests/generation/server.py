@@ -16,20 +16,20 @@ from minigpt_cli.errors import RunNotFound
 from minigpt_cli.generation.engine import generate
 from minigpt_cli.generation.open_run import LoadedModel
 from minigpt_cli.generation.sampling import Sampling
-from minigpt_cli.generation.select_decoder import decoder_for
+from minigpt_cli.generation.select_decoder import decoder_of
 from minigpt_cli.generation.serving.app import create_app
 from minigpt_cli.generation.serving.connections import PatientProtocol
 from minigpt_cli.generation.serving.models import Listed, Models
 from minigpt_cli.tokenization.char import CharTokenizer
 
-from .test_decoders import make, plan_of
+from .test_decoders import make
 
 LETTERS = "abcdefghij\n"
 SLOTS, WAITING = 4, 4
 
 
 def writer(name: str, arch: str = "modern") -> LoadedModel:
-    return LoadedModel(name, 10, None, CharTokenizer([ord(c) for c in LETTERS]), [c.encode() for c in LETTERS], plan_of(make(arch, 3)))
+    return LoadedModel(name, 10, None, CharTokenizer([ord(c) for c in LETTERS]), [c.encode() for c in LETTERS], make(arch, 3), "torch")
 
 
 WRITERS = {"first": writer("first"), "second": writer("second", "classic")}
@@ -45,7 +45,7 @@ class Server:
             return WRITERS[name]
 
         listed = [Listed(name, 1, {"arch": "modern", "nats_per_char": 2.0}) for name in WRITERS]
-        self.models = Models(lambda: listed, open_run, lambda name: 0, slots=SLOTS, max_waiting=WAITING, engine="numpy")
+        self.models = Models(lambda: listed, open_run, lambda name: 0, slots=SLOTS, max_waiting=WAITING)
         app = create_app(self.models, serve_page(), **options)
         self.socket = socket.socket()
         self.socket.bind(("127.0.0.1", 0))
@@ -96,7 +96,7 @@ def alone(prompt: str, tokens: int, seed: int, name: str = "first", count: int =
     texts = [""] * count
     one = WRITERS[name]
     for step in generate(
-        decoder_for(one.plan, count, "numpy"), one.tokenizer.encode(prompt).tolist(),
+        decoder_of(one.model, count, "torch"), one.tokenizer.encode(prompt).tolist(),
         sampling=Sampling(**{"temperature": 1, "top_k": 0} | sampling),
         max_new_tokens=tokens, num_samples=count, seed=seed, token_bytes=one.token_bytes,
     ):  # fmt: skip

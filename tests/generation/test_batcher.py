@@ -9,10 +9,10 @@ import pytest
 
 from minigpt_cli.errors import MiniGPTError
 from minigpt_cli.generation.engine import Engine, Request
-from minigpt_cli.generation.select_decoder import decoder_for
+from minigpt_cli.generation.select_decoder import decoder_of
 from minigpt_cli.generation.serving.batcher import Batcher, Ticket
 
-from .test_decoders import make, plan_of
+from .test_decoders import make
 
 
 async def n_steps(ticket: Ticket) -> int:
@@ -20,7 +20,7 @@ async def n_steps(ticket: Ticket) -> int:
 
 
 def test_an_error_while_decoding_ends_the_requests_in_flight_and_no_others() -> None:
-    engine = Engine(decoder_for(plan_of(make("modern")), 2, "numpy"), [bytes([65 + i]) for i in range(11)])
+    engine = Engine(decoder_of(make("modern"), 2, "torch"), [bytes([65 + i]) for i in range(11)])
     step = engine.step
 
     def broken() -> Any:

@@ -18,14 +18,15 @@ from minigpt_cli.accel import native_build
 from minigpt_cli.config import BigramConfig, ClassicConfig, ModernConfig, MoEConfig
 from minigpt_cli.errors import MiniGPTError
 from minigpt_cli.generation.decoders.c import NativeDecoder, available, quantised
-from minigpt_cli.generation.decoders.contract import Decoder, ForwardDecoder
+from minigpt_cli.generation.decoders.contract import Decoder
 from minigpt_cli.generation.decoders.plan import KNOWN, build_plan, expected_shapes
 from minigpt_cli.generation.decoders.torch import TorchDecoder
-from minigpt_cli.generation.numpy_decoder import NumpyDecoder
 from minigpt_cli.generation.sampling import Sampling, choose
-from minigpt_cli.generation.select_decoder import decoder_for
+from minigpt_cli.generation.select_decoder import decoder_of
 from minigpt_cli.models.attention import CausalAttention
 from minigpt_cli.models.contract import build_model
+
+from .recompute import RecomputingDecoder
 
 V, T = 11, 8
 SMALL: dict[str, Any] = {"block_size": T, "n_layer": 2, "n_head": 2, "n_embd": 16, "init_std": 0.4}
@@ -65,16 +66,11 @@ def plan_of(model: Any) -> Any:
     return build_plan(model.config, {name: t.detach().numpy() for name, t in model.state_dict().items()})
 
 
-def numpy_of(model: Any, slots: int) -> Decoder:
-    return decoder_for(plan_of(model), slots, "numpy")
-
-
 def native32_of(model: Any, slots: int) -> Decoder:
-    return decoder_for(plan_of(model), slots, "native-fp32")
+    return decoder_of(model, slots, "native-fp32")
 
 
 DECODERS = [
-    pytest.param(numpy_of, id="numpy"),
     pytest.param(native32_of, id="native", marks=native),
     pytest.param(TorchDecoder, id="torch"),
 ]
@@ -142,7 +138,7 @@ def test_a_slot_can_be_used_again(model: Any, make_decoder: MakeDecoder) -> None
     np.testing.assert_allclose(decoder.extend(0, [3, 4], 0), reference(model, [3, 4])[-1], atol=2e-5)
 
 
-@pytest.mark.parametrize("make_decoder", DECODERS[:2])
+@pytest.mark.parametrize("make_decoder", DECODERS)
 @pytest.mark.parametrize("name", ["modern", "modern-gqa", "moe"])
 def test_beyond_the_block_each_token_sees_the_window_before_it(name: str, make_decoder: MakeDecoder) -> None:
     """The reference is the model run on everything with attention masked to a band as wide as the block."""
@@ -209,19 +205,19 @@ def test_quantised_rows_come_back_within_half_a_level() -> None:
     assert (np.abs(numbers * scale[:, None] - matrix) <= 0.5001 * scale[:, None]).all()
 
 
-def test_without_the_library_numpy_decodes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_library_torch_decodes(monkeypatch: pytest.MonkeyPatch) -> None:
     native_build.forget()
     monkeypatch.setenv("MINIGPT_NATIVE", "0")
     try:
-        assert isinstance(decoder_for(plan_of(make("classic"))), NumpyDecoder)
+        assert isinstance(decoder_of(make("classic")), TorchDecoder)
     finally:
         monkeypatch.undo()
         native_build.forget()
 
 
-def test_forward_decoder_is_the_model_itself() -> None:
+def test_the_recomputing_decoder_is_the_model_itself() -> None:
     model = make("classic")
-    decoder = ForwardDecoder(model, 1)
+    decoder = RecomputingDecoder(model, 1)
     decoder.extend(0, [1, 2], 0)
     np.testing.assert_array_equal(decoder.step([3], [0], [2])[0], reference(model, [1, 2, 3])[-1])
 
@@ -333,6 +329,15 @@ def test_native_choice_is_that_of_the_small_functions(seed: int) -> None:
     for i in range(20):
         one = slice(i, i + 1)
         assert decoder.choose(logits[one], sampling, uniforms[one], seen[one])[0][0] == ids[i]
+
+
+@pytest.mark.parametrize("name", [n for n in CONFIGS if n != "bigram"])
+def test_exact_logits_of_the_torch_decoder_are_those_of_one_pass_to_the_bit(name: str) -> None:
+    model = make(name)
+    decoder = TorchDecoder(model, 1)
+    decoder.extend(0, [1, 2, 3], 0)
+    np.testing.assert_array_equal(decoder.exact([4, 5, 6, 7]), reference(model, [4, 5, 6, 7])[-1])
+    np.testing.assert_allclose(decoder.step([4], [0], [3])[0], reference(model, [1, 2, 3, 4])[-1], atol=2e-5)  # the slot is as it was
 
 
 def test_a_model_without_a_cache_reads_all_of_its_context() -> None:

@@ -11,20 +11,19 @@ import torch
 from minigpt_cli.config import ClassicConfig
 from minigpt_cli.errors import UsageError
 from minigpt_cli.generation.decoders.c import NativeDecoder, available
-from minigpt_cli.generation.decoders.contract import ForwardDecoder
-from minigpt_cli.generation.decoders.plan import build_plan
+from minigpt_cli.generation.decoders.torch import TorchDecoder
 from minigpt_cli.generation.engine import Engine, Request, Step, generate
-from minigpt_cli.generation.numpy_decoder import NumpyDecoder
 from minigpt_cli.generation.samples import Sample, collect, distinct, in_order, prompt_ids, run
 from minigpt_cli.generation.sampling import NotFinite, Sampling
 from minigpt_cli.generation.sampling import choose as sampling_choose
-from minigpt_cli.generation.select_decoder import decoder_for
+from minigpt_cli.generation.select_decoder import decoder_of
 from minigpt_cli.models.contract import build_model
 
+from .recompute import RecomputingDecoder
 from .test_decoders import CONFIGS, T, V, make, plan_of
 
 GREEDY = Sampling(temperature=0, top_k=0)
-ENGINES = ["numpy", *(["native", "native-fp32"] if available() else [])]
+ENGINES = ["torch", *(["native", "native-fp32"] if available() else [])]
 TOKEN_BYTES = [bytes([97 + i]) for i in range(V)]
 
 
@@ -38,8 +37,8 @@ def tokens(steps: Any, count: int) -> list[list[int]]:
 def test_greedy_text_is_that_of_full_recomputation_inside_the_block(name: str, engine: str, count: int) -> None:
     model = make(name)
     for first in range(V):
-        expected = [step.token for step in generate(ForwardDecoder(model), [first], sampling=GREEDY, max_new_tokens=T - 1)]
-        steps = generate(decoder_for(plan_of(model), count, engine), [first], sampling=GREEDY, max_new_tokens=T - 1, num_samples=count)
+        expected = [step.token for step in generate(RecomputingDecoder(model), [first], sampling=GREEDY, max_new_tokens=T - 1)]
+        steps = generate(decoder_of(model, count, engine), [first], sampling=GREEDY, max_new_tokens=T - 1, num_samples=count)
         assert tokens(steps, count) == [expected] * count
 
 
@@ -51,31 +50,31 @@ def test_narrow_greedy_choices_are_settled_by_float32() -> None:
         w[5] = w[4] * (1 + 1e-6)
     agree = []
     for engine in ENGINES:
-        decoder = decoder_for(plan_of(model), 1, engine)
+        decoder = decoder_of(model, 1, engine)
         for first in range(V):
             ours = [s.token for s in generate(decoder, [first], sampling=GREEDY, max_new_tokens=T - 1)]
-            agree.append(ours == [s.token for s in generate(ForwardDecoder(model), [first], sampling=GREEDY, max_new_tokens=T - 1)])
+            agree.append(ours == [s.token for s in generate(RecomputingDecoder(model), [first], sampling=GREEDY, max_new_tokens=T - 1)])
     assert sum(agree) >= len(agree) - 1  # float32 itself may round a tie of a millionth either way
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("name", ["classic", "modern", "moe", "bigram"])
 def test_a_sample_is_the_same_alone_and_among_sixteen(name: str, engine: str) -> None:
-    plan, new = plan_of(make(name)), 3 * T  # beyond the block too
-    together = tokens(generate(decoder_for(plan, 16, engine), [1, 2], max_new_tokens=new, num_samples=16, seed=5), 16)
+    model, new = make(name), 3 * T  # beyond the block too
+    together = tokens(generate(decoder_of(model, 16, engine), [1, 2], max_new_tokens=new, num_samples=16, seed=5), 16)
     assert len({tuple(t) for t in together}) > 1
     for few in (1, 4):
-        assert tokens(generate(decoder_for(plan, few, engine), [1, 2], max_new_tokens=new, num_samples=few, seed=5), few) == together[:few]
-    waves = tokens(generate(decoder_for(plan, 3, engine), [1, 2], max_new_tokens=new, num_samples=16, seed=5), 16)
+        assert tokens(generate(decoder_of(model, few, engine), [1, 2], max_new_tokens=new, num_samples=few, seed=5), few) == together[:few]
+    waves = tokens(generate(decoder_of(model, 3, engine), [1, 2], max_new_tokens=new, num_samples=16, seed=5), 16)
     assert waves == together
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_requests_in_flight_do_not_change_each_other(engine: str) -> None:
-    plan = plan_of(make("modern"))
+    model = make("modern")
     requests = [Request([i % V], Sampling(temperature=1 + i / 4), 5 + 3 * i, 1 + i % 2, seed=i) for i in range(5)]
-    alone = [tokens(run(Engine(decoder_for(plan, 2, engine)), r), r.num_samples) for r in requests]
-    together = Engine(decoder_for(plan, 4, engine))
+    alone = [tokens(run(Engine(decoder_of(model, 2, engine)), r), r.num_samples) for r in requests]
+    together = Engine(decoder_of(model, 4, engine))
     samples: dict[int, list[Sample]] = {}
     pending = list(requests)
     while pending or together.busy:
@@ -88,7 +87,7 @@ def test_requests_in_flight_do_not_change_each_other(engine: str) -> None:
 
 
 def test_the_seed_decides() -> None:
-    decoder = decoder_for(plan_of(make("modern")), 1, "numpy")
+    decoder = decoder_of(make("modern"), 1, "torch")
     texts = [tokens(generate(decoder, [1], max_new_tokens=20, seed=seed), 1)[0] for seed in (1, 1, 2)]
     assert texts[0] == texts[1] != texts[2]
 
@@ -97,7 +96,7 @@ def test_learned_positions_begin_anew_with_the_newest_half() -> None:
     """Documented: when the window is full, the newest half of it is read again and becomes its beginning."""
     model: Any = make("classic")
     new = 3 * T
-    ours = tokens(generate(decoder_for(plan_of(model), 1, "numpy"), [1], sampling=GREEDY, max_new_tokens=new), 1)[0]
+    ours = tokens(generate(decoder_of(model, 1, "torch"), [1], sampling=GREEDY, max_new_tokens=new), 1)[0]
     text = [1]
     context = [1]
     with torch.no_grad():
@@ -110,13 +109,13 @@ def test_learned_positions_begin_anew_with_the_newest_half() -> None:
 
 def test_of_a_prompt_longer_than_the_block_the_end_counts() -> None:
     for name in ("classic", "modern"):
-        decoder = decoder_for(plan_of(make(name)), 1, "numpy")
+        decoder = decoder_of(make(name), 1, "torch")
         long = [i % V for i in range(3 * T)]
         assert tokens(generate(decoder, long, max_new_tokens=5), 1) == tokens(generate(decoder, long[-T:], max_new_tokens=5), 1)
 
 
 def test_stop_strings_end_a_sample_and_are_left_out() -> None:
-    decoder = decoder_for(plan_of(make("modern")), 4, "numpy")
+    decoder = decoder_of(make("modern"), 4, "torch")
     free = collect(generate(decoder, [1], max_new_tokens=40, num_samples=4, seed=3, token_bytes=TOKEN_BYTES), 4)
     stop = free[1].text[3:5]
     for before, sample in zip(
@@ -131,7 +130,7 @@ def test_stop_strings_end_a_sample_and_are_left_out() -> None:
 
 def test_scores_and_alternatives_are_of_the_bare_model() -> None:
     model = make("modern")
-    decoder = decoder_for(plan_of(model), 1, "numpy")
+    decoder = decoder_of(model, 1, "torch")
     ids = [1]
     for step in generate(decoder, [1], sampling=Sampling(temperature=2, top_k=3), max_new_tokens=T - 1, alternatives=4):
         with torch.no_grad():
@@ -144,7 +143,7 @@ def test_scores_and_alternatives_are_of_the_bare_model() -> None:
 
 
 def test_a_repetition_penalty_counts_prompt_and_continuation() -> None:
-    decoder = decoder_for(plan_of(make("modern")), 1, "numpy")
+    decoder = decoder_of(make("modern"), 1, "torch")
     strong = Sampling(temperature=0, repetition_penalty=1e6)
     written = tokens(generate(decoder, [1, 2], sampling=strong, max_new_tokens=V - 2), 1)[0]
     logits_positive = len({1, 2, *written})
@@ -152,7 +151,7 @@ def test_a_repetition_penalty_counts_prompt_and_continuation() -> None:
 
 
 def test_cancelling_frees_the_slots() -> None:
-    engine = Engine(decoder_for(plan_of(make("modern")), 2, "numpy"))
+    engine = Engine(decoder_of(make("modern"), 2, "torch"))
     first = engine.submit(Request([1], max_new_tokens=1000, num_samples=5))
     engine.step()
     assert engine.running == 2
@@ -167,7 +166,7 @@ def test_cancelling_frees_the_slots() -> None:
 
 
 def test_leaving_the_reader_frees_the_slots() -> None:
-    engine = Engine(decoder_for(plan_of(make("modern")), 2, "numpy"))
+    engine = Engine(decoder_of(make("modern"), 2, "torch"))
     reading = run(engine, Request([1], max_new_tokens=1000))
     next(reading)
     reading.close()
@@ -177,10 +176,10 @@ def test_leaving_the_reader_frees_the_slots() -> None:
 @pytest.mark.parametrize(("ids", "new", "count"), [([], 5, 1), ([1], 0, 1), ([1], 5, 0), ([-1], 5, 1), ([1, V], 5, 1)])
 def test_what_cannot_be_decoded_is_refused(ids: list[int], new: int, count: int) -> None:
     with pytest.raises(UsageError):
-        list(generate(decoder_for(plan_of(make("modern")), 1, "numpy"), ids, max_new_tokens=new, num_samples=count))
+        list(generate(decoder_of(make("modern"), 1, "torch"), ids, max_new_tokens=new, num_samples=count))
 
 
-class Overflowing(NumpyDecoder):
+class Overflowing(TorchDecoder):
     """A decoder whose second row of logits is not finite from the second step on, as one rare token of huge weights makes it."""
 
     bad = np.nan
@@ -195,7 +194,7 @@ class Overflowing(NumpyDecoder):
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_logits_that_are_not_finite_give_an_error_and_never_a_token(bad: float, settings: dict[str, Any]) -> None:
     for choose in (native_choose(), sampling_choose):
-        decoder = Overflowing(plan_of(make("modern")), 3)
+        decoder = Overflowing(make("modern"), 3)
         decoder.bad, decoder.choose = bad, choose  # type: ignore[misc,method-assign]
         steps = []
         with pytest.raises(NotFinite, match="not finite"):
@@ -209,9 +208,10 @@ def native_choose() -> Any:
 
 
 def test_a_prompt_whose_logits_are_not_finite_is_not_scored() -> None:
-    plan = plan_of(make("modern"))
-    plan.head[:] = 3e38
-    engine = Engine(NumpyDecoder(plan, 1))
+    model: Any = make("modern")
+    with torch.no_grad():
+        model.output_weight.fill_(3e38)
+    engine = Engine(TorchDecoder(model, 1))
     engine.submit(Request([1, 2, 3], max_new_tokens=2, alternatives=3, score_prompt=True))
     with pytest.raises(NotFinite), np.errstate(over="ignore", invalid="ignore"):
         engine.step()
@@ -232,10 +232,8 @@ def test_distinct_n() -> None:
 
 def test_generate_takes_a_torch_model_of_any_architecture() -> None:
     model = build_model(ClassicConfig(block_size=T, n_layer=1, n_head=2, n_embd=8), V, 0).eval()
-    plan = build_plan(model.config, {k: v.numpy() for k, v in model.state_dict().items()})
-    assert tokens(generate(model, [1], max_new_tokens=12, seed=1), 1) == tokens(
-        generate(decoder_for(plan), [1], max_new_tokens=12, seed=1), 1
-    )
+    again = decoder_of(model, engine="torch")
+    assert tokens(generate(model, [1], max_new_tokens=12, seed=1), 1) == tokens(generate(again, [1], max_new_tokens=12, seed=1), 1)
 
 
 class _Letters:

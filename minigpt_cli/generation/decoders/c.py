@@ -88,9 +88,9 @@ def available() -> bool:
     return library() is not None
 
 
-def fits(plan: Plan) -> bool:
-    """Whether decoder.c has room for this plan."""
-    return plan.moe_top_k <= MAX_TOP_K
+def fits(config: Any) -> bool:
+    """Whether decoder.c has room for a model of this configuration."""
+    return getattr(config, "moe_top_k", 1) <= MAX_TOP_K
 
 
 class NativeDecoder:
@@ -101,7 +101,7 @@ class NativeDecoder:
     def __init__(self, plan: Plan, slots: int = 1, *, bits: int = 32, threads: int = 0, tiles: bool = True) -> None:
         lib = library()
         if lib is None:
-            raise MiniGPTError(f"no native decoder: {why_not()}; or use --engine numpy")
+            raise MiniGPTError(f"no native decoder: {why_not()}; or use --engine torch")
         self._lib = _declared(lib)
         self.plan, self.bits = plan, bits
         self.greedy_slack = 1e-5 if bits == 32 else 1e-3

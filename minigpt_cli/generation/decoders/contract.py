@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from minigpt_cli.generation.sampling import Sampling, choose
+from minigpt_cli.generation.sampling import Sampling
 
 Logits = npt.NDArray[np.float32]
 
@@ -26,7 +26,7 @@ Logits = npt.NDArray[np.float32]
 class Decoder(Protocol):
     """Logits, a token at a time, from cached keys and values. Results are valid until the next call."""
 
-    name: str  # for people: "numpy", "native int16", "torch"
+    name: str  # for people: "native int16", "torch"
     vocab_size: int
     window: int  # tokens that the next one can see
     endless: bool
@@ -50,36 +50,3 @@ class Decoder(Protocol):
 
     def copy(self, source: int, target: int, length: int) -> None:
         """Make `target` hold the same first `length` tokens as `source`."""
-
-
-class ForwardDecoder:
-    """The reference: no cache at all. Every step runs the model over all of its context anew, as its `forward` does in training."""
-
-    name = "recompute"
-    greedy_slack = draw_slack = 0.0
-    choose = staticmethod(choose)
-
-    def __init__(self, model: Any, slots: int = 1) -> None:
-        self.model = model
-        self.vocab_size: int = model.vocab_size
-        self.window: int = model.config.block_size
-        self.endless = False
-        self.slots = slots
-        self._ids: list[list[int]] = [[] for _ in range(slots)]
-
-    def extend(self, slot: int, ids: Sequence[int], start: int) -> Logits:
-        import torch
-
-        self._ids[slot][start:] = ids
-        with torch.no_grad():
-            logits: Logits = self.model(torch.tensor([self._ids[slot]])).logits[0, -1].float().numpy()
-        return logits
-
-    def exact(self, ids: Sequence[int]) -> Logits:
-        return self.extend(0, ids, 0)
-
-    def step(self, ids: Sequence[int], slots: Sequence[int], positions: Sequence[int]) -> Logits:
-        return np.stack([self.extend(slot, [token], at) for token, slot, at in zip(ids, slots, positions, strict=True)])
-
-    def copy(self, source: int, target: int, length: int) -> None:
-        self._ids[target] = self._ids[source][:length]

@@ -1,12 +1,12 @@
-/* A step of a small transformer as one call: what NumPy does in a hundred calls, and with half the memory traffic.
+/* A step of a small transformer as one call: what torch does in a hundred calls, and with half the memory traffic.
 
-   Built on the user's machine, for exactly its processor, with whatever C compiler is there; without one NumPy does the work.
+   Built on the user's machine, for exactly its processor, with whatever C compiler is there; without one torch does the work.
    Plain C with GCC/Clang vector extensions, so that it serves AVX-512, AVX2 and NEON alike.
 
    Law: a row's result does not depend, to the bit, on the other rows, on how rows are grouped into calls, or on the number of
    threads. Every output is summed over its inputs in order, by one lane of one vector; threads share out outputs, never a sum.
 
-   The model is weights.py's Plan: RMSNorm without gain, attention, RMSNorm without gain, feed-forward or experts.
+   The model is plan.py's Plan: RMSNorm without gain, attention, RMSNorm without gain, feed-forward or experts.
    Shapes: R rows, C channels, H query heads, K key/value heads, D head size, F hidden width, E experts, V vocabulary, W window.
    A matrix (N, I) of N outputs is packed in panels of PANEL outputs: (N / PANEL, I, PANEL), padded with zeros. */
 
@@ -39,7 +39,7 @@ enum { LANES = 4, WIDE = 4, TILE = 4 };
 enum { PANEL = LANES * WIDE, MAX_THREADS = 16, MAX_TOP_K = 64, MAX_ROWS = 64 };
 enum { LARGEST = 1 << 24 }; /* that any size of a model may be, so that int holds every product of two of a row's sizes */
 
-/* What the functions that Python calls return; decoder.py has a line for each. */
+/* What the functions that Python calls return; c.py has a line for each. */
 enum Status { OK, NO_MEMORY, BAD_MODEL, BAD_ROWS, BAD_TOKEN, BAD_SLOT, BAD_POSITION, NOT_FINITE };
 
 typedef float vec __attribute__((vector_size(LANES * 4), aligned(4), may_alias));

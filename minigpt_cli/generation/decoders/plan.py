@@ -46,7 +46,7 @@ class Layer:
 class Plan:
     """All that a decoder needs to know of a model."""
 
-    arch: str
+    config: Any  # the (pydantic) config of the model
     vocab_size: int
     block_size: int
     n_embd: int
@@ -98,7 +98,7 @@ def build_plan(config: Any, tensors: Mapping[str, npt.NDArray[Any]]) -> Plan:
     embedding = w["token_embedding.weight"]
     head, head_bias = _after_norm(embedding if config.tie_weights else w["head.weight"], None, w, "final_norm")
     return Plan(
-        arch=config.arch,
+        config=config,
         vocab_size=len(embedding),
         block_size=config.block_size,
         n_embd=config.n_embd,
@@ -121,7 +121,7 @@ def build_plan(config: Any, tensors: Mapping[str, npt.NDArray[Any]]) -> Plan:
 def _bigram(config: Any, tensors: Mapping[str, npt.NDArray[Any]]) -> Plan:
     table = _f32(np.asarray(tensors["table"]))
     return Plan(
-        "bigram", len(table), config.block_size, 0, 1, 1, 0.0, False, 0.0, "", 1, False, table, None, (), table[:0], None,
+        config, len(table), config.block_size, 0, 1, 1, 0.0, False, 0.0, "", 1, False, table, None, (), table[:0], None,
     )  # fmt: skip
 
 

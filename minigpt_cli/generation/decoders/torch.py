@@ -1,7 +1,9 @@
-"""The plain path: the model's own forward with its own cache, for any architecture and any device.
+"""The torch decoder: the model's own forward pass with a cache of keys and values, for any architecture on any device.
 
-Each slot has a cache of its own, so slots are stepped one after the other. When a cache is full the slot begins anew with
-its newest tokens, whatever the kind of positions. A model without a cache reads all of its context anew for each token.
+It decodes where the C library cannot: where that is not to be had, on a GPU, and for architectures that C does not know. Each slot has a
+cache of its own and is stepped alone, so its logits do not depend, to the bit, on the other slots. They differ by rounding from those of
+one pass over the whole text, so a narrow greedy choice is made again from such a pass (see contract.py).
+A model without a cache reads all of its context again for each token.
 """
 
 from __future__ import annotations
@@ -11,17 +13,32 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from minigpt_cli.generation.decoders.contract import Logits
 from minigpt_cli.generation.sampling import choose
+from minigpt_cli.models.attention import KVCache
+from minigpt_cli.models.transformer import Transformer
+
+
+class SlidingCache(KVCache):
+    """Goes on for ever: once it is full, a new token takes the place of the oldest. Its query sees all the others, in any order."""
+
+    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        if self.length < self.max_tokens:
+            return super().extend(layer, k, v)
+        oldest = self.length % self.max_tokens
+        self.keys[layer, :, :, oldest] = k[:, :, 0]
+        self.values[layer, :, :, oldest] = v[:, :, 0]
+        return self.keys[layer], self.values[layer]
 
 
 class TorchDecoder:
     """Any model that keeps the contract of models/contract.py."""
 
     name = "torch"
-    endless = False
-    greedy_slack = draw_slack = 0.0  # each row is computed alone
+    greedy_slack = 1e-5
+    draw_slack = 0.0
     choose = staticmethod(choose)
 
     def __init__(self, model: Any, slots: int = 1) -> None:
@@ -29,26 +46,23 @@ class TorchDecoder:
         self.vocab_size: int = model.vocab_size
         self.window: int = model.config.block_size
         self.slots = slots
+        self.endless = isinstance(model, Transformer) and model.rope_theta > 0
         self._device = next(model.parameters()).device
         self._caches: list[Any] = [None] * slots
         self._ids: list[list[int]] = [[] for _ in range(slots)]  # of models without a cache
 
-    @torch.inference_mode()
     def extend(self, slot: int, ids: Sequence[int], start: int) -> Logits:
         if start == 0:
-            self._caches[slot] = self._caches[slot] or self.model.new_cache(1, self.window)
+            self._caches[slot] = self._caches[slot] or self._new_cache()
             if self._caches[slot] is not None:
                 self._caches[slot].reset()
-        if (cache := self._caches[slot]) is None:
+        if self._caches[slot] is None:
             self._ids[slot][start:] = ids
-            output = self.model(torch.tensor([self._ids[slot]], device=self._device))
-        else:
-            output = self.model(torch.tensor([list(ids)], device=self._device), cache)
-        logits: Logits = output.logits[0, -1].float().cpu().numpy()
-        return logits
+            return self.exact(self._ids[slot])
+        return self._logits(ids, self._caches[slot])
 
     def exact(self, ids: Sequence[int]) -> Logits:
-        raise NotImplementedError("asked for only where choices may have to be made anew")
+        return self._logits(ids)
 
     def step(self, ids: Sequence[int], slots: Sequence[int], positions: Sequence[int]) -> Logits:
         return np.stack([self.extend(slot, [token], at) for token, slot, at in zip(ids, slots, positions, strict=True)])
@@ -57,7 +71,21 @@ class TorchDecoder:
     def copy(self, source: int, target: int, length: int) -> None:
         self._ids[target] = self._ids[source][:length]
         if source != target and self._caches[source] is not None:
-            self._caches[target] = self._caches[target] or self.model.new_cache(1, self.window)
+            self._caches[target] = self._caches[target] or self._new_cache()
             self._caches[target].keys.copy_(self._caches[source].keys)
             self._caches[target].values.copy_(self._caches[source].values)
             self._caches[target].length = length
+
+    @torch.inference_mode()
+    def _logits(self, ids: Sequence[int], *cache: Any) -> Logits:
+        """Logits (V,) after `ids`, which follow what the cache holds."""
+        output = self.model(torch.tensor([list(ids)], device=self._device), *cache)
+        logits: Logits = output.logits[0, -1].float().cpu().numpy()
+        return logits
+
+    @torch.inference_mode()
+    def _new_cache(self) -> Any:
+        if not self.endless:
+            return self.model.new_cache(1, self.window)
+        c, dtype = self.model.config, self.model.compute_dtype
+        return SlidingCache(c.n_layer, 1, c.kv_heads, self.window, self.model.head_size, dtype=dtype, device=self._device)

@@ -48,11 +48,10 @@ class Models:
         *,
         slots: int,
         max_waiting: int,
-        engine: str = "auto",
     ) -> None:
         self.list_runs = list_runs
         self._open_run, self._version = open_run, version
-        self._slots, self._max_waiting, self._engine = slots, max_waiting, engine
+        self._slots, self._max_waiting = slots, max_waiting
         self._opened: OrderedDict[str, Opened] = OrderedDict()
         self._opening = asyncio.Lock()
 
@@ -64,7 +63,7 @@ class Models:
             if known is None or (known.version != version and not known.batcher.load):
                 self._make_room(name)
                 writer = await asyncio.to_thread(self._open_run, name)
-                decoder = await asyncio.to_thread(writer.decoder, self._slots, self._engine)
+                decoder = await asyncio.to_thread(writer.decoder, self._slots)
                 batcher = Batcher(Engine(decoder, writer.token_bytes), self._max_waiting)
                 ends = (END,) if token_ids(writer.tokenizer) is not None else ()
                 known = self._opened[name] = Opened(writer, batcher, version, pieces_of(writer.token_bytes), ends)

@@ -1,0 +1,37 @@
+"""Decoding a bigram model: the logits after a token are its row of the table. NumPy alone, and nothing to cache."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from minigpt_cli.generation.decoders.contract import Logits
+from minigpt_cli.generation.decoders.plan import Plan
+from minigpt_cli.generation.sampling import choose
+
+
+class BigramDecoder:
+    """A decoder of a bigram model's plan, whose `embedding` is the table (V, V)."""
+
+    name = "table"
+    endless = True
+    greedy_slack = draw_slack = 0.0
+    choose = staticmethod(choose)
+
+    def __init__(self, plan: Plan, slots: int = 1) -> None:
+        self.vocab_size, self.window, self.slots = plan.vocab_size, plan.block_size, slots
+        self._table = plan.embedding
+
+    def extend(self, slot: int, ids: Sequence[int], start: int) -> Logits:
+        row: Logits = self._table[ids[-1]]
+        return row
+
+    def exact(self, ids: Sequence[int]) -> Logits:
+        return self.extend(0, ids, 0)
+
+    def step(self, ids: Sequence[int], slots: Sequence[int], positions: Sequence[int]) -> Logits:
+        rows: Logits = self._table[np.asarray(ids)]
+        return rows
+
+    def copy(self, source: int, target: int, length: int) -> None: ...
