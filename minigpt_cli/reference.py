@@ -1,6 +1,6 @@
 """Every command with its flags as one Markdown page, made from the help texts: python -m minigpt_cli.reference
 
-The page is kept in minigpt_cli/reference.md; a test compares the two. It depends on nothing but the commands: not on the
+The page is kept in minigpt_cli/docs/reference.md; a test compares the two. It depends on nothing but the commands: not on the
 terminal, nor on the environment.
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 
 from typer.main import get_command
 
-PAGE = Path(__file__).resolve().parent / "reference.md"
+PAGE = Path(__file__).resolve().parent / "docs" / "reference.md"
 _INTRODUCTION = """# minigpt: commands
 
 Made from the help texts by `python -m minigpt_cli.reference`; change those, not this page.

@@ -37,7 +37,7 @@ def test_the_wheel_holds_the_whole_package_and_nothing_else(built: tuple[Path, P
     package = {name for name in names if not name.partition("/")[0].endswith(".dist-info")}
     assert package == shipped()
     assert "minigpt_cli/py.typed" in package
-    assert "minigpt_cli/reference.md" in package
+    assert "minigpt_cli/docs/reference.md" in package
     assert len([name for name in package if name.startswith("minigpt_cli/presets/") and name.endswith(".toml")]) >= 10
 
 
@@ -70,7 +70,7 @@ def test_extras_that_errors_name_exist() -> None:
 
 
 def test_the_reference_is_current() -> None:
-    path = ROOT / "minigpt_cli" / "reference.md"
+    path = ROOT / "minigpt_cli" / "docs" / "reference.md"
     assert path.read_text("utf-8") == reference.page(), "write it anew: python -m minigpt_cli.reference"
 
 

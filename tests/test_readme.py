@@ -1,4 +1,4 @@
-"""What the README promises is true: its commands run, its table of recipes is the recipes', the tests that it names exist.
+"""What the README and the pages behind it promise is true: their commands run, the table of presets is the presets', the tests named exist.
 
 Commands run in order in one folder, on a tiny text and, through the environment, with a tiny model. Those that serve, watch
 or ask go as far as their flags are read.
@@ -22,7 +22,10 @@ from minigpt_cli.config import RunConfig
 from minigpt_cli.presets import catalog
 
 ROOT = Path(__file__).resolve().parents[1]
-README = (ROOT / "README.md").read_text("utf-8")
+DOCS = ROOT / "minigpt_cli" / "docs"
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
+TEXTS = {page: page.read_text("utf-8") for page in PAGES}
+README = TEXTS[ROOT / "README.md"]
 TINY = {
     "N_LAYER": 1, "N_HEAD": 2, "N_EMBD": 16, "BLOCK_SIZE": 16, "BATCH_SIZE": 4, "MAX_STEPS": 4, "EVAL_EVERY": 2, "EVAL_ITERS": 1,
     "DEVICE": "cpu", "PRECISION": "fp32", "ATTENTION": "plain", "COMPILE": "off", "THREADS": 1,
@@ -34,8 +37,8 @@ ELSEWHERE = {"pip", "pytest", "torchrun", "llama-cli", "ollama", "tensorboard", 
 
 
 def commands() -> list[str]:
-    """Every command line of the README's `sh` blocks, those joined by && apart."""
-    blocks = re.findall(r"^```sh\n(.*?)^```", README, re.M | re.S)
+    """Every command line of the pages' `sh` blocks, the README's first, those joined by && apart."""
+    blocks = [block for text in TEXTS.values() for block in re.findall(r"^```sh\n(.*?)^```", text, re.M | re.S)]
     lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     return [part.strip() for line in lines for part in re.sub(r"(^|\s)#\s.*", "", line).split("&&") if part.strip()]
 
@@ -44,8 +47,8 @@ def sizes(model: Any) -> str:
     return "table" if model.arch == "bigram" else f"{model.n_layer} × {model.n_embd}, {model.n_head} heads"
 
 
-def recipe_table() -> str:
-    """The table of catalog, from the recipes."""
+def preset_table() -> str:
+    """The table of presets, from the presets."""
     rows = ["| preset | what it is | architecture | layers × width | block | batch | steps | optimizer, rate |", "|" + "---|" * 8]
     for name in catalog.preset_names():
         settings = catalog.read_preset(name)
@@ -58,20 +61,26 @@ def recipe_table() -> str:
     return "\n".join(rows)
 
 
-def test_the_table_of_recipes_is_that_of_the_presets() -> None:
-    assert recipe_table() in README, "the table should be:\n" + recipe_table()
+def test_the_table_of_presets_is_current() -> None:
+    assert preset_table() in TEXTS[DOCS / "presets.md"], "the table should be:\n" + preset_table()
 
 
 def test_the_tests_that_prove_the_promises_exist() -> None:
-    named = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", README)
+    named = [found for text in TEXTS.values() for found in re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", text)]
     assert len(named) >= 10
     for path, test in named:
         assert f"def {test}" in (ROOT / path).read_text("utf-8"), f"{path}::{test}"
 
 
 def test_links_and_pictures_lead_somewhere() -> None:
-    for target in re.findall(r"\]\(([^)#:]+)\)", README):
-        assert (ROOT / target).exists(), target
+    for page, text in TEXTS.items():
+        for target in re.findall(r"\]\(([^)#:]+)\)", text):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+    assert all(f"docs/{page.name}" in README for page in DOCS.glob("*.md"))  # each page can be found from the front door
+
+
+def test_the_readme_names_the_textbook_in_full() -> None:
+    assert {path.name for path in (ROOT / "minigpt_cli" / "models").glob("[a-z]*.py")} == set(re.findall(r"`(\w+\.py)`", README))
 
 
 def test_ci_runs_the_test_command_of_the_readme() -> None:
@@ -83,7 +92,7 @@ def test_ci_runs_the_test_command_of_the_readme() -> None:
 
 @pytest.fixture
 def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with the texts that the README speaks of, and an environment that makes models tiny."""
+    """A folder with the texts that the pages speak of, and an environment that makes models tiny."""
     monkeypatch.chdir(tmp_path)
     for name, value in TINY.items():
         monkeypatch.setenv(f"MINIGPT_{name}", str(value))
