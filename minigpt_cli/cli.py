@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from typer.main import get_command
 
 from minigpt_cli import threads
 from minigpt_cli.commands.lazy_commands import Mount, lazy_group
-from minigpt_cli.errors import MiniGPTError
+from minigpt_cli.errors import Interrupted, MiniGPTError
 from minigpt_cli.storage.memory import ran_out
 
 COMMANDS = {
@@ -66,14 +65,11 @@ def minigpt(
     raise typer.Exit
 
 
-def main() -> None:
-    """The entry point of `minigpt`."""
+def main() -> int:
+    """Run the command line of this process and return its exit code."""
     _replace_closed_streams()
     threads.share_cores()
-    code = run(sys.argv[1:])
-    if "RANK" not in os.environ:  # under torchrun there are threads to be ended in order
-        gc.freeze()  # nobody needs the memory collected that the system takes back anyway: a fifth of a second after torch
-    sys.exit(code)
+    return run(sys.argv[1:])
 
 
 def _replace_closed_streams() -> None:
@@ -97,6 +93,8 @@ def run(arguments: Sequence[str]) -> int:
         return _after_closed_pipe()
     except KeyboardInterrupt:
         return 130
+    except Interrupted as error:
+        return _fail(str(error), error.exit_code)
     except typer.Abort:
         return _fail("nothing was done", 1)
     except typer.TyperException as error:

@@ -8,8 +8,9 @@ MiniGPTError            1  failed at work
 │   └── MissingExtra    2  a feature whose optional dependency is not installed
 ├── RunDamaged          1  a run directory that cannot be trusted or read
 ├── RunLocked           1  another process writes to this run
-├── Diverged            3  training produced non-finite numbers and stopped
-└── Interrupted       130  SIGINT, or 143 for SIGTERM, after saving
+└── Diverged            3  training produced non-finite numbers and stopped
+
+Interrupted           130  SIGINT, or 143 for SIGTERM, after saving: outside of the tree, like KeyboardInterrupt
 
 The number is the exit code. `str(error)` is one line that says what is wrong, where, and what to do; `cli.py` is the one
 place that prints it.
@@ -66,12 +67,13 @@ class Diverged(MiniGPTError):
     exit_code = 3
 
 
-class Interrupted(MiniGPTError):
-    """A signal ended the work after everything was saved; `signal_number` is 2 or 15."""
+class Interrupted(BaseException):
+    """A signal ended the work after everything was saved; `signal_number` is 2 or 15. A handler may raise it anywhere, so it must pass
+    the code of libraries that goes on after any Exception."""
 
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
-        self.exit_code = 128 + signal_number
+        self.signal_number, self.exit_code = signal_number, 128 + signal_number
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:

@@ -44,7 +44,7 @@ def test_the_wheel_holds_the_whole_package_and_nothing_else(built: tuple[Path, P
 def test_the_wheel_names_its_command_licence_and_every_extra(built: tuple[Path, Path]) -> None:
     with zipfile.ZipFile(built[0]) as wheel:
         texts = {name.rpartition("/")[2]: wheel.read(name).decode() for name in wheel.namelist() if ".dist-info/" in name}
-    assert "minigpt = minigpt_cli.cli:main" in texts["entry_points.txt"]
+    assert "minigpt = minigpt_cli.__main__:main" in texts["entry_points.txt"]
     assert "LICENSE" in texts
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     for extra in project["optional-dependencies"]:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any, Self
 
+from minigpt_cli import interrupts
 from minigpt_cli.display import console
 from minigpt_cli.errors import Interrupted
 from minigpt_cli.events import StopReason
@@ -55,6 +56,8 @@ class StopSignals:
         self._requested = reason
 
     def _received(self, number: int, frame: FrameType | None) -> None:
+        if (not self._patient or self.number is not None) and interrupts.postpone(number, frame):
+            return
         if lost_terminal := number == getattr(signal, "SIGHUP", None):
             _forget_terminal()
             number = signal.SIGTERM

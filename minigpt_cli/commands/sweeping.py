@@ -16,7 +16,7 @@ from minigpt_cli.commands.init_from import Beginning
 from minigpt_cli.commands.train_run import Outcome, Output, Request, train_new, train_on
 from minigpt_cli.display import console
 from minigpt_cli.display.training_screen import Standings
-from minigpt_cli.errors import Interrupted, MiniGPTError, RunDamaged, UsageError, unknown_name
+from minigpt_cli.errors import MiniGPTError, RunDamaged, UsageError, unknown_name
 from minigpt_cli.events import Evaluated, Event, Resumed, StopReason
 from minigpt_cli.runstore.store import Run, RunStore, check_name
 from minigpt_cli.training.sweeps import Space, Study, Trial, grid, group_name, parse_axis, parse_space, run_name
@@ -151,8 +151,6 @@ def _one(
     output = replace(recipe.output, standings=tally.standings(group), watch=watch)
     try:
         outcome = _trained(recipe, group, name, resolved, output)
-    except Interrupted:
-        raise
     except MiniGPTError as error:
         if isinstance(error, UsageError) and not tally.scores and not tally.failures:
             raise  # the first run already: what is wrong is wrong with all of them

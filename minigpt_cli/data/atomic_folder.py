@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from minigpt_cli import threads
 from minigpt_cli.storage.atomic_io import explained, sweep_abandoned, sync_folder
 from minigpt_cli.storage.downloads import Report
 
@@ -104,7 +103,7 @@ def watched(work: Callable[[Report], T], phase: str) -> Generator[Preparing, Non
             errors.append(error)
 
     thread = threading.Thread(target=run, daemon=True)
-    threads.start(thread)
+    thread.start()
     busy = True
     while busy:
         thread.join(_POLL_S)

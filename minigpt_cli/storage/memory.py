@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from minigpt_cli import threads
 from minigpt_cli.errors import MiniGPTError
 from minigpt_cli.storage.atomic_io import size
 
@@ -49,7 +48,7 @@ def check_threads(count: int) -> None:
     try:
         for _ in range(count):
             thread = threading.Thread(target=end.wait, daemon=True)
-            threads.start(thread)
+            thread.start()
             started.append(thread)
     except RuntimeError:
         most = max(1, len(started))

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from minigpt_cli.errors import Interrupted, MiniGPTError, UsageError
+from minigpt_cli.errors import MiniGPTError, UsageError
 
 T = TypeVar("T")
 
@@ -146,8 +146,6 @@ class World:
         problem: MiniGPTError | None = None
         try:
             value.append(action())
-        except Interrupted:
-            raise
         except MiniGPTError as error:
             problem = error
         problems = self.gather(problem and (str(problem), problem.exit_code))

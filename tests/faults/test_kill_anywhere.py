@@ -17,7 +17,7 @@ from harness import tiny
 
 from minigpt_cli import checkpoints
 from minigpt_cli.config import RunConfig
-from minigpt_cli.errors import MiniGPTError
+from minigpt_cli.errors import Interrupted, MiniGPTError
 from minigpt_cli.models.contract import build_model
 from minigpt_cli.runstore import snapshots
 from minigpt_cli.runstore.store import Best, Run, RunRecord, RunStore
@@ -108,7 +108,7 @@ def test_whatever_call_fails_a_whole_generation_can_be_read(
                 work(run)
         except killed:
             finished = False
-        except MiniGPTError as error:
+        except (MiniGPTError, Interrupted) as error:
             finished, message = False, str(error)
         assert "\n" not in message
         assert not message or leftovers(run) == [], f"call {nth}: {saboteur.log[-1]}"

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple, NoReturn
 import torch
 
 import minigpt_cli
-from minigpt_cli import cli
+from minigpt_cli.__main__ import main
 
 from .sabotage import Saboteur
 
@@ -168,7 +168,7 @@ def _become(
         if die_at_call:
             Saboteur(calls).haunt(die_at_call)
         calls[8] = 1
-        cli.main()
+        main()
     except SystemExit as exit_:
         code = exit_.code if isinstance(exit_.code, int) else 0
     except BaseException:
