@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from minigpt_cli.commands.evaluate import device_chooser, target_of
 from minigpt_cli.commands.options import CheckpointOption, JsonFlag, MarkdownFlag, RunArguments, RunsDir, complete_source
+from minigpt_cli.commands.plot import X_FIELDS
 from minigpt_cli.display import console, format
 from minigpt_cli.errors import UsageError
 from minigpt_cli.runstore.store import Run, RunStore
@@ -20,7 +22,6 @@ if TYPE_CHECKING:
     from minigpt_cli.evaluation.eval_target import Target
 
 _SAMPLE_TOKENS = 300
-_X = {"steps": "step", "tokens": "tokens_seen", "seconds": "elapsed_s"}
 
 Groups = Sequence[tuple[str, Sequence[Run]]]
 """The sides: a name and its runs each."""
@@ -75,7 +76,7 @@ def compare(
     groups, notices = chosen_sides(RunStore(runs_dir), run, by_config=group_by == "config")
     for notice in notices:
         console.warn(notice)
-    target = _target(split, data)
+    target = target_of(split, data)
     sides = _scored(groups, target, ckpt, stride, device)
     samples = [] if prompt is None else _samples(groups, prompt, ckpt, seed)
     curves = [] if plot is None and (json or md) else _curves(groups, x)
@@ -108,18 +109,6 @@ def compare(
         console.notice(f"wrote {plot}")
 
 
-def _target(split: Literal["val", "test"], data: str | None) -> Target:
-    from minigpt_cli.evaluation.eval_target import Target
-
-    if data is None:
-        return Target(split)
-    if split != "val":
-        raise UsageError(f"--data compares on a text of its own and --split {split} on the runs': choose one")
-    from minigpt_cli.evaluation.evaluate_run import read_text
-
-    return read_text(data)
-
-
 def _scored(groups: Groups, target: Target, ckpt: str, stride: int, device: str) -> list[Side]:
     """Every run scored on the same text."""
     from minigpt_cli.evaluation.comparison import Side
@@ -128,15 +117,11 @@ def _scored(groups: Groups, target: Target, ckpt: str, stride: int, device: str)
 
     check_common_text([run for _, runs in groups for run in runs], target)
 
-    def choose() -> str:
-        from minigpt_cli.training.planner import choose_device
-
-        return choose_device(device)[0]
-
     sides = []
     for name, runs in groups:
         evaluations = [
-            evaluate_run(r, target, ckpt=r.checkpoint or ckpt, stride=stride, device=choose, on_model=_say_scoring) for r in runs
+            evaluate_run(r, target, ckpt=r.checkpoint or ckpt, stride=stride, device=device_chooser(device), on_model=_say_scoring)
+            for r in runs
         ]
         for notice in (line for evaluation in evaluations for line in evaluation.notices):
             console.warn(notice)
@@ -176,27 +161,24 @@ def _curves(groups: Groups, x: str) -> list[Curve]:
     """Validation curves in nats per character: a run's own, or the mean of a recipe's seeds where all have been evaluated."""
     import numpy as np
 
-    from minigpt_cli.display.charts import Curve
+    from minigpt_cli.display.charts import Curve, curve_of
 
     curves = []
     for name, runs in groups:
-        each = [[(float(getattr(e, _X[x])), float(e.nats_per_char)) for e in run.metrics() if e.nats_per_char is not None] for run in runs]
-        each = [points for points in each if points]
-        if not each:
+        each = [curve for run in runs if (curve := curve_of(name, run.metrics(), "nats_per_char", X_FIELDS[x])).xs]
+        if len(each) < 2:
+            curves += each
             continue
-        if len(each) == 1:
-            curves.append(Curve(name, [p[0] for p in each[0]], [p[1] for p in each[0]]))
-            continue
-        low, high = max(points[0][0] for points in each), min(points[-1][0] for points in each)
-        at = [p[0] for p in each[0] if low <= p[0] <= high]
-        lines = [np.interp(at, [p[0] for p in points], [p[1] for p in points]) for points in each]
-        curves.append(Curve(f"{name} (mean of {len(each)})", at, np.mean(lines, axis=0).tolist()))
+        low, high = max(curve.xs[0] for curve in each), min(curve.xs[-1] for curve in each)
+        at = [x for x in each[0].xs if low <= x <= high]
+        mean = np.mean([np.interp(at, curve.xs, curve.ys) for curve in each], axis=0)
+        curves.append(Curve(f"{name} (mean of {len(each)})", at, mean.tolist()))
     return curves
 
 
 def _write_plot(path: Path, found: Compared, *, dark: bool) -> None:
     if path.suffix.lower() != ".html":
-        from minigpt_cli.display.pictures import save_chart
+        from minigpt_cli.display.charts import save_chart
 
         save_chart(path, found.curves, x_label=found.x, y_label="validation loss (nats per character)", dark=dark)
         return

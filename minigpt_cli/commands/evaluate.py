@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -66,7 +67,7 @@ def evaluate(
     ckpt = chosen.checkpoint or ckpt
     if chosen.name != run:
         console.notice(f"scoring {chosen.name}" + (f" ({run})" if run else ", the newest run"))
-    target = _target(split, data)
+    target = target_of(split, data)
     found = _scored(chosen, target, ckpt, stride, device, fresh)
     if wanted:
         console.write(f"{getattr(found.score, wanted[0]):.6f}")
@@ -75,13 +76,14 @@ def evaluate(
     (_write_json if json else _print)(found, target, copied, stride)
 
 
-def _target(split: Literal["val", "test", "train"], data: str | None) -> Target:
+def target_of(split: Literal["val", "test", "train"], data: str | None) -> Target:
+    """What to score: a split of the run's text, or a text of its own. Raises UsageError if both are named."""
     from minigpt_cli.evaluation.eval_target import Target
 
     if data is None:
         return Target(split)
     if split != "val":
-        raise UsageError(f"--data scores a text of its own and --split {split} one of the run's: choose one")
+        raise UsageError(f"--data scores a text of its own and --split {split} a split of the run's: choose one")
     from minigpt_cli.evaluation.evaluate_run import read_text
 
     return read_text(data)
@@ -90,13 +92,13 @@ def _target(split: Literal["val", "test", "train"], data: str | None) -> Target:
 def _scored(run: Run, target: Target, ckpt: str, stride: int, device: str, fresh: bool) -> Evaluation:
     from minigpt_cli.evaluation.evaluate_run import evaluate_run
 
-    found = evaluate_run(run, target, ckpt=ckpt, stride=stride, device=_chooser(device), fresh=fresh)
+    found = evaluate_run(run, target, ckpt=ckpt, stride=stride, device=device_chooser(device), fresh=fresh)
     for notice in found.notices:
         console.warn(notice)
     return found
 
 
-def _chooser(device: str) -> Any:
+def device_chooser(device: str) -> Callable[[], str]:
     """Which device, asked only when a model is run: choosing imports torch."""
 
     def choose() -> str:
@@ -110,7 +112,7 @@ def _chooser(device: str) -> Any:
 def _memorisation(run: Run, ckpt: str, device: str) -> Memorisation:
     from minigpt_cli.evaluation.overfitting import memorisation
 
-    return memorisation(run, ckpt=ckpt, device=_chooser(device))
+    return memorisation(run, ckpt=ckpt, device=device_chooser(device))
 
 
 def _print(found: Evaluation, target: Target, copied: Memorisation | None, stride: int) -> None:

@@ -105,9 +105,9 @@ def import_run(
         outcome |= {"unexpected": [n for n, _ in report.unexpected], "wrongly_shaped": [n for n, *_ in report.misshaped]}
         console.write_json(outcome | {"notes": report.notes})
         return
-    from minigpt_cli.display.tensor_report import print_tensor_report
+    from minigpt_cli.display.findings import print_tensor_report
 
-    print_tensor_report(len(report.loaded), report.missing, report.unexpected, report.misshaped, report.notes)
+    print_tensor_report(report)
     name = one_line(run.name)
     console.write(f"run     {name}: {record.arch}, {record.n_params:,} parameters, {record.vocab_size:,} tokens")
     console.write(f"next    {one_line(generate_command(run))}")

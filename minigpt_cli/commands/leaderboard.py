@@ -1,31 +1,79 @@
-"""The leaderboard on screen: all runs, or at an equal budget, or with the seeds of one recipe folded into a row."""
+"""minigpt runs leaderboard: all runs, or at an equal budget, or with the seeds of one recipe folded into a row."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Annotated
 
+import typer
+
+from minigpt_cli.commands.options import CsvFlag, JsonFlag, MarkdownFlag, RunsDir, Sort, Tag, Top, Where
+from minigpt_cli.commands.run_fields import one_format, select, warn_of_unreadable
 from minigpt_cli.display import console
-from minigpt_cli.evaluation import leaderboard
-from minigpt_cli.evaluation.leaderboard import Folded, Row
+from minigpt_cli.evaluation import leaderboard as evaluation
+from minigpt_cli.evaluation.leaderboard import Folded, Row, by_field
 from minigpt_cli.evaluation.recipes import repeat_notice
-from minigpt_cli.runstore.store import Run
+from minigpt_cli.runstore.store import Run, RunStore
+
+if TYPE_CHECKING:
+    from minigpt_cli.display.tables import Form
+
+
+def leaderboard(
+    sort: Sort = None,
+    top: Top = 0,
+    tag: Tag = [],  # noqa: B006 - Typer's way
+    where: Where = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            metavar="tokens|seconds|params[=N]",
+            help="Rank by what was reached within N tokens or seconds (default: the most that all had), or among at most N parameters.",
+            show_default=False,
+        ),
+    ] = None,
+    fold_seeds: Annotated[bool, typer.Option("--fold-seeds", metavar="", help="One row for runs that differ in their seed alone.")] = False,
+    csv: CsvFlag = False,
+    md: MarkdownFlag = False,
+    json: JsonFlag = False,
+    runs_dir: RunsDir = None,
+) -> None:
+    """\b
+    Examples:
+      minigpt runs leaderboard
+      minigpt runs leaderboard --top 10 --where 'n_params<1e6'
+      minigpt runs leaderboard --budget seconds=60
+      minigpt runs leaderboard --md
+
+    Ranks runs by nats per character of their best weights on the whole validation text. Runs on other texts are ranked apart;
+    runs that are statistically tied with the first are marked ≈.
+    """
+    form = one_format(json=json, csv=csv, md=md)
+    everything = RunStore(runs_dir).list()
+    warn_of_unreadable(everything)
+    chosen = select((run for run in everything if isinstance(run, Run)), where=where, tags=tag)
+    if fold_seeds:
+        recipes = by_field(folded(within(chosen, budget)), sort, list(Folded.__dataclass_fields__))
+        show_folded(recipes[: top or None], form)
+    else:
+        rows = by_field(ranked(chosen, budget), sort, list(Row.model_fields))
+        show(chosen, rows[: top or None], form)
 
 
 def ranked(runs: Sequence[Run], budget: str | None = None) -> list[Row]:
     """Rows best first, each text apart; within `budget` if there is one. Raises UsageError for any other budget than these."""
     chosen = within(runs, budget)
     by_measure = budget is not None and not budget.startswith("params")  # scores during training were not kept: nothing to pair
-    return leaderboard.rank(chosen, (lambda first, other: False) if by_measure else None)
+    return evaluation.rank(chosen, (lambda first, other: False) if by_measure else None)
 
 
 def within(runs: Sequence[Run], budget: str | None) -> list[Run]:
     """The runs as they stood within `budget`; says what that means."""
     if budget is None:
         return list(runs)
-    found = leaderboard.within(runs, budget)
+    found = evaluation.within(runs, budget)
     if found.limit is not None:
         console.notice(
             f"at {found.limit:,.0f} {found.unit}, from evaluations during training: sampled where those were, and without intervals"
@@ -37,33 +85,28 @@ def within(runs: Sequence[Run], budget: str | None) -> list[Run]:
 
 def folded(runs: Sequence[Run]) -> list[Folded]:
     """Recipes best first, texts apart; says which runs repeat another and are not counted."""
-    rows, repeats = leaderboard.fold(runs)
+    rows, repeats = evaluation.fold(runs)
     for pair in repeats:
         console.warn(repeat_notice(*pair))
     return rows
 
 
-def show(runs: Sequence[Run], rows: Sequence[Row], *, json: bool, csv: bool, md: bool) -> None:
+def show(runs: Sequence[Run], rows: Sequence[Row], form: Form = "table") -> None:
     """Print rows in the form asked for."""
-    from minigpt_cli.display.run_tables import leaderboard_markdown, print_leaderboard
+    from minigpt_cli.display.run_tables import leaderboard_table, print_leaderboard
     from minigpt_cli.display.tables import as_csv, as_markdown
 
     names = list(Row.model_fields)
-    if json:
+    if form == "json":
         console.write_json([row.model_dump(mode="json") for row in rows])
-    elif csv:
-        cells = [[_flat(getattr(row, name)) for name in names] for row in rows]
-        console.write_rows(as_csv(names, cells))
-    elif md:
-        console.write("\n\n".join(as_markdown(*leaderboard_markdown(group)) for _, group in _by_text(runs, rows)))
+    elif form == "csv":
+        console.write_rows(as_csv(names, [[getattr(row, name) for name in names] for row in rows]))
+    elif form == "markdown":
+        console.write("\n\n".join(as_markdown(*leaderboard_table(group)) for _, group in _by_text(runs, rows)))
     elif not rows:
         console.notice("no scored runs" + (" that meet this" if runs else " yet: start with minigpt train"))
     else:
         print_leaderboard(_by_text(runs, rows))
-
-
-def _flat(value: Any) -> Any:
-    return " ".join(str(item) for item in value) if isinstance(value, list | tuple) else value
 
 
 def _by_text(runs: Sequence[Run], rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
@@ -77,37 +120,17 @@ def _by_text(runs: Sequence[Run], rows: Sequence[Row]) -> list[tuple[str, list[R
     return [(f"{labels.get(sha, 'unknown text')} (validation text {sha[:8] or 'unknown'})", group) for sha, group in groups.items()]
 
 
-def show_folded(rows: Sequence[Folded], *, json: bool, csv: bool, md: bool) -> None:
-    """Print one row for each recipe: mean and standard error over its seeds."""
-    from minigpt_cli.display.tables import Column, as_csv, as_markdown, print_table
+def show_folded(rows: Sequence[Folded], form: Form = "table") -> None:
+    """Print one row for each recipe in the form asked for."""
+    from minigpt_cli.display.run_tables import folded_table
+    from minigpt_cli.display.tables import as_csv, as_markdown, print_table
 
-    if json:
-        console.write_json([asdict(row) for row in rows])
-        return
     names = list(Folded.__dataclass_fields__)
-    if csv:
-        console.write_rows(as_csv(names, [[_flat(getattr(row, name)) for name in names] for row in rows]))
-        return
-    shown = [
-        [
-            str(row.rank),
-            _flat(row.runs),
-            str(row.n),
-            f"{row.nats_per_char:.4f}",
-            "" if row.standard_error is None else f"±{row.standard_error:.4f}",
-            row.arch,
-        ]
-        for row in rows
-    ]
-    columns = [
-        Column("#", right=True),
-        Column("runs", most=44),
-        Column("n", right=True),
-        Column("nats/char", right=True),
-        Column("s.e.", right=True),
-        Column("arch", 1),
-    ]
-    if md:
-        console.write(as_markdown([c.name for c in columns], shown, [c.right for c in columns]))
+    if form == "json":
+        console.write_json([asdict(row) for row in rows])
+    elif form == "csv":
+        console.write_rows(as_csv(names, [[getattr(row, name) for name in names] for row in rows]))
+    elif form == "markdown":
+        console.write(as_markdown(*folded_table(rows)))
     else:
-        print_table(columns, shown)
+        print_table(*folded_table(rows))

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from minigpt_cli.commands.options import JsonFlag, OptionalRunArguments, RunsDir
-from minigpt_cli.commands.run_fields import find_readable
+from minigpt_cli.commands.run_fields import differences, find_readable
 from minigpt_cli.display import console
 from minigpt_cli.errors import UsageError
 from minigpt_cli.runstore.store import Run, RunStore
 
-_X = {"steps": "step", "tokens": "tokens_seen", "seconds": "elapsed_s"}
+if TYPE_CHECKING:
+    from minigpt_cli.display.charts import Curve
+
+_REPORT_ROWS = 20  # of the leaderboard
+X_FIELDS = {"steps": "step", "tokens": "tokens_seen", "seconds": "elapsed_s"}
 _Y = {"val": "val_loss", "train": "train_loss", "nats-per-char": "nats_per_char", "lr": "lr", "speed": "tokens_per_s"}
 _UNITS = {"val": "nats per token", "train": "nats per token", "nats-per-char": "nats per character", "lr": "", "speed": "tokens per second"}
 
@@ -54,16 +59,16 @@ def plot(
     if json:
         console.write_json([{"run": r.name, "evaluations": [e.model_dump(mode="json") for e in r.metrics()]} for r in chosen])
     elif page is not None:
-        from minigpt_cli.commands.report import write_report
-
-        write_report(page, chosen, store)
+        _write_report(page, chosen, store)
     elif out is not None:
-        from minigpt_cli.display.pictures import save_chart
+        from minigpt_cli.display.charts import save_chart
 
         save_chart(out, _curves(chosen, x, y), x_label=x, y_label=_label(chosen, y), dark=dark, marks=_marks(chosen, x, y))
         console.notice(f"wrote {out}")
     else:
-        _in_terminal(chosen, x, y)
+        from minigpt_cli.display.charts import chart_on_screen
+
+        console.write(f"{_label(chosen, y)} against {x}\n{chart_on_screen(_curves(chosen, x, y), height=16)}")
 
 
 def _both_losses(runs: list[Run], y: str) -> bool:
@@ -83,16 +88,14 @@ def _label(runs: list[Run], y: str) -> str:
     return f"{name} ({unit})" if unit else name
 
 
-def _curves(runs: list[Run], x: str, y: str) -> list[Any]:
-    from minigpt_cli.display.charts import Curve
+def _curves(runs: list[Run], x: str, y: str) -> list[Curve]:
+    from minigpt_cli.display.charts import curve_of
 
     curves = []
     for run in runs:
         events = list(run.metrics())
-        both = [("train", "train"), ("validation", "val")] if _both_losses(runs, y) else [("", y)]
-        for part, name in both:
-            points = [(getattr(e, _X[x]), value) for e in events if (value := getattr(e, _Y[name])) is not None]
-            curves.append(Curve(part or run.name, [p for p, _ in points], [v for _, v in points]))
+        both = [("train", "train"), ("validation", "val")] if _both_losses(runs, y) else [(run.name, y)]
+        curves += [curve_of(label, events, _Y[name], X_FIELDS[x]) for label, name in both]
     if not any(curve.xs for curve in curves):
         raise UsageError(f"nothing to plot: {', '.join(r.name for r in runs)} {'have' if len(runs) > 1 else 'has'} no evaluations yet")
     return curves
@@ -105,11 +108,24 @@ def _marks(runs: list[Run], x: str, y: str) -> list[tuple[float, float]]:
     for run in runs:
         best = next((event for event in reversed(list(run.metrics())) if event.is_best), None)
         if best is not None and (value := getattr(best, _Y[name])) is not None:
-            marks.append((float(getattr(best, _X[x])), float(value)))
+            marks.append((float(getattr(best, X_FIELDS[x])), float(value)))
     return marks
 
 
-def _in_terminal(runs: list[Run], x: str, y: str) -> None:
-    from minigpt_cli.display.charts import chart_on_screen
+def _write_report(path: Path, runs: Sequence[Run], store: RunStore) -> None:
+    """Write the report of `runs` to `path`. Raises UsageError if they have no evaluations or the folder is not there."""
+    from minigpt_cli.commands.config_sources import differing_from_defaults
+    from minigpt_cli.commands.leaderboard import ranked
+    from minigpt_cli.commands.samples import sample_of
+    from minigpt_cli.display.pages.report import Report, Reported, report_page
+    from minigpt_cli.storage.atomic_io import write_atomic
 
-    console.write(f"{_label(runs, y)} against {x}\n{chart_on_screen(_curves(runs, x, y), height=16)}")
+    if not path.parent.is_dir():
+        raise UsageError(f"no folder {path.parent}: make it first")
+    reported = [Reported(run.record, list(run.metrics()), differing_from_defaults(run.config), run.status, sample_of(run)) for run in runs]
+    if not any(run.evaluations for run in reported):
+        raise UsageError(
+            f"nothing to report: {', '.join(run.name for run in runs)} {'have' if len(runs) > 1 else 'has'} no evaluations yet"
+        )
+    write_atomic(path, report_page(Report(reported, ranked(store.runs())[:_REPORT_ROWS], differences(runs))))
+    console.notice(f"wrote {path}")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from minigpt_cli.display import console
 from minigpt_cli.errors import MiniGPTError, RunDamaged, UsageError, unknown_name
 from minigpt_cli.runstore.store import DamagedRun, Run, RunStore
+
+if TYPE_CHECKING:
+    from minigpt_cli.display.tables import Form
 
 _OF_RECORD = (
     "arch", "tokenizer", "created_at", "updated_at", "preset", "group", "git_commit", "git_dirty", "device", "device_name", "threads",
@@ -140,7 +143,22 @@ def find_readable(store: RunStore, names: Sequence[str]) -> list[Run]:
     return list(found.values())
 
 
-def one_format(*, json: bool, csv: bool, md: bool) -> None:
-    """Raises UsageError if more than one way of printing was asked for."""
-    if json + csv + md > 1:
+def one_format(*, json: bool, csv: bool, md: bool) -> Form:
+    """The way of printing that was asked for. Raises UsageError for more than one."""
+    asked: dict[Form, bool] = {"json": json, "csv": csv, "markdown": md}
+    if sum(asked.values()) > 1:
         raise UsageError("--json, --csv and --md exclude each other: choose one")
+    return next((form for form, on in asked.items() if on), "table")
+
+
+def differences(runs: Sequence[Run], more: Sequence[str] = ()) -> list[tuple[str, list[str]]]:
+    """Settings, and other fields named in `more`, that differ between runs: a name and a value for each run."""
+    from minigpt_cli.commands.config_fields import settings, show_value
+
+    fields = [RunFields(run) for run in runs]
+    values = {name: [f.get(name) for f in fields] for name in dict.fromkeys([*settings(), *more])}
+    return [
+        (name, ["-" if value is None else show_value(value) for value in row])
+        for name, row in values.items()
+        if any(value != row[0] for value in row)
+    ]

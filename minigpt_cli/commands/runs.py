@@ -4,13 +4,26 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from minigpt_cli.commands.lazy_commands import Mount, lazy_group
-from minigpt_cli.commands.options import CsvFlag, JsonFlag, MarkdownFlag, OptionalRun, RunArgument, RunArguments, RunsDir, YesFlag
-from minigpt_cli.commands.run_fields import RunFields, listing, one_format, ordered, select, warn_of_unreadable
+from minigpt_cli.commands.options import (
+    CsvFlag,
+    JsonFlag,
+    MarkdownFlag,
+    OptionalRun,
+    RunArgument,
+    RunArguments,
+    RunsDir,
+    Sort,
+    Tag,
+    Top,
+    Where,
+    YesFlag,
+)
+from minigpt_cli.commands.run_fields import RunFields, differences, listing, one_format, ordered, select
 from minigpt_cli.display import console
 from minigpt_cli.errors import RunNotFound, UsageError, unknown_name
 from minigpt_cli.escaping import one_line, printable
@@ -20,6 +33,7 @@ app = typer.Typer(
     name="runs",
     cls=lazy_group(
         {
+            "leaderboard": Mount("minigpt_cli.commands.leaderboard:leaderboard", "Which run is best, and which are tied with it."),
             "watch": Mount("minigpt_cli.commands.watch:watch", "Look on while runs train."),
             "plot": Mount("minigpt_cli.commands.plot:plot", "Draw the curves of runs."),
             "export": Mount("minigpt_cli.commands.interchange:export", "Write a run for Hugging Face or llama.cpp."),
@@ -34,13 +48,6 @@ _COMPARED = [
     "text_sha256", "n_params", "n_active_params", "vocab_size", "stop_reason", "stop_step", "best_step", "nats_per_char", "val_loss",
     "elapsed_s",
 ]  # fmt: skip
-
-Sort = Annotated[str | None, typer.Option(metavar="FIELD", help="Order by a field; -FIELD: largest first.", show_default=False)]
-Top = Annotated[int, typer.Option(metavar="N", min=0, help="Show the first N alone; 0: all.", show_default=False)]
-Tag = Annotated[list[str], typer.Option(metavar="TAG", help="Only runs with this tag; may be repeated.", show_default=False)]
-Where = Annotated[
-    str | None, typer.Option(metavar="CONDITION", help="Only runs that meet it, e.g. 'arch=moe and lr<2e-4'.", show_default=False)
-]
 
 
 @app.callback()
@@ -78,78 +85,27 @@ def list_runs(
 
     Lists every run, the last saved last; folders that are damaged or not runs are listed as such.
     """
-    one_format(json=json, csv=csv, md=md)
+    from minigpt_cli.display.run_tables import print_list
+    from minigpt_cli.display.tables import Column, as_csv, as_markdown, flat
+
+    form = one_format(json=json, csv=csv, md=md)
     store = RunStore(runs_dir)
     everything = store.list()
     good = ordered(select((r for r in everything if isinstance(r, Run)), where=where, tags=tag), sort)
     damaged = [run for run in everything if isinstance(run, DamagedRun)] if not (tag or where) else []
     rows = [*map(listing, good), *map(listing, damaged)][: top or None]
-    if json:
+    names = list(listing(good[0])) if good else ["run", "status"]
+    if form == "json":
         console.write_json(rows)
-    elif csv or md:
-        _write_rows(list(listing(good[0])) if good else ["run", "status"], rows, csv=csv)
+    elif form == "csv":
+        console.write_rows(as_csv(names, [[row.get(name) for name in names] for row in rows]))
+    elif form == "markdown":
+        cells = [["" if (value := flat(row.get(name))) is None else str(value) for name in names] for row in rows]
+        console.write_rows(as_markdown([Column(name) for name in names], cells))
     elif not rows:
         console.notice(f"no runs in {store.dir}" + (" that meet this" if everything else " yet: start with minigpt train"))
     else:
-        from minigpt_cli.display.run_tables import print_list
-
         print_list(rows)
-
-
-def _write_rows(names: list[str], rows: list[dict[str, Any]], *, csv: bool) -> None:
-    from minigpt_cli.display.tables import as_csv, as_markdown
-
-    cells = [[_flat(row.get(name)) for name in names] for row in rows]
-    console.write_rows(as_csv(names, cells) if csv else as_markdown(names, [["" if c is None else str(c) for c in row] for row in cells]))
-
-
-def _flat(value: Any) -> Any:
-    return " ".join(str(item) for item in value) if isinstance(value, list | tuple) else value
-
-
-@app.command(short_help="Which run is best, and which cannot be told from it.")
-def leaderboard(
-    sort: Sort = None,
-    top: Top = 0,
-    tag: Tag = [],  # noqa: B006 - Typer's way
-    where: Where = None,
-    budget: Annotated[
-        str | None,
-        typer.Option(
-            metavar="tokens|seconds|params[=N]",
-            help="Rank by what was reached within N tokens or seconds (default: the most that all had), or among at most N parameters.",
-            show_default=False,
-        ),
-    ] = None,
-    fold_seeds: Annotated[bool, typer.Option("--fold-seeds", metavar="", help="One row for runs that differ in their seed alone.")] = False,
-    csv: CsvFlag = False,
-    md: MarkdownFlag = False,
-    json: JsonFlag = False,
-    runs_dir: RunsDir = None,
-) -> None:
-    """\b
-    Examples:
-      minigpt runs leaderboard
-      minigpt runs leaderboard --top 10 --where 'n_params<1e6'
-      minigpt runs leaderboard --budget seconds=60
-      minigpt runs leaderboard --md
-
-    Ranks runs by nats per character of their best weights on the whole validation text. Runs on other texts are ranked apart;
-    runs that cannot be told from the first are marked ≈.
-    """
-    one_format(json=json, csv=csv, md=md)
-    from minigpt_cli.commands import leaderboard as board
-    from minigpt_cli.evaluation.leaderboard import Folded, Row, by_field
-
-    everything = RunStore(runs_dir).list()
-    warn_of_unreadable(everything)
-    chosen = select((run for run in everything if isinstance(run, Run)), where=where, tags=tag)
-    if fold_seeds:
-        recipes = by_field(board.folded(board.within(chosen, budget)), sort, list(Folded.__dataclass_fields__))
-        board.show_folded(recipes[: top or None], json=json, csv=csv, md=md)
-        return
-    rows = by_field(board.ranked(chosen, budget), sort, list(Row.model_fields))
-    board.show(chosen, rows[: top or None], json=json, csv=csv, md=md)
 
 
 @app.command(short_help="One run in full.")
@@ -173,17 +129,11 @@ def show(run: OptionalRun = None, json: JsonFlag = False, runs_dir: RunsDir = No
         console.write_json(document | {"note": annotations.note, "evaluations": len(evaluations)})
         return
     from minigpt_cli.commands.config_sources import differing_from_defaults
-    from minigpt_cli.display.charts import terminal_chart
+    from minigpt_cli.display.charts import chart_on_screen
     from minigpt_cli.display.run_tables import print_run
     from minigpt_cli.display.training_screen import loss_curves
 
-    out = console.stdout()
-    wide = min(out.width, 100)
-    chart = (
-        terminal_chart(loss_curves(evaluations), width=wide, height=9, colour=out.is_terminal and not out.no_color)
-        if len(evaluations) > 2
-        else ""
-    )
+    chart = chart_on_screen(loss_curves(evaluations), height=9, most=100) if len(evaluations) > 2 else ""
     print_run(found.record, found.status, found.annotations, differing_from_defaults(found.config), chart)
 
 
@@ -328,9 +278,8 @@ def diff(run: RunArguments, json: JsonFlag = False, md: MarkdownFlag = False, ru
     found = [store.find(name) for name in run]
     if len(found) < 2:
         raise UsageError("runs diff needs two runs or more")
-    from minigpt_cli.commands.report import differences
     from minigpt_cli.display.run_tables import print_differences
-    from minigpt_cli.display.tables import as_markdown
+    from minigpt_cli.display.tables import Column, as_markdown
 
     rows = differences(found, _COMPARED)
     names = [r.name for r in found]
@@ -338,6 +287,6 @@ def diff(run: RunArguments, json: JsonFlag = False, md: MarkdownFlag = False, ru
         raw = {name: [RunFields(r).get(name) for r in found] for name, _ in rows}
         console.write_json({"runs": names, "differences": raw})
     elif md:
-        console.write(as_markdown(["", *names], [[name, *row] for name, row in rows]))
+        console.write(as_markdown([Column(""), *map(Column, names)], [[name, *row] for name, row in rows]))
     else:
         print_differences(names, rows)

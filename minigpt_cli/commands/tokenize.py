@@ -11,7 +11,7 @@ from minigpt_cli.commands.config_flags import with_settings
 from minigpt_cli.commands.config_sources import resolve
 from minigpt_cli.commands.options import JsonFlag, complete_source
 from minigpt_cli.display import console
-from minigpt_cli.display.progress import progress
+from minigpt_cli.display.console import progress
 
 if TYPE_CHECKING:
     from minigpt_cli.config import DataConfig

@@ -158,7 +158,7 @@ def _merge(outcome: Outcome, store: RunStore) -> None:
 
 def _dry_run(resolved: Resolved, *, json: bool) -> None:
     """Plan the run on real steps, and show what it would cost."""
-    from minigpt_cli.display.plans import plan_as_json, print_plan
+    from minigpt_cli.display.training_summary import print_plan
     from minigpt_cli.training import planner
 
     planner.choose_device(resolved.config.compute.device)
@@ -168,7 +168,7 @@ def _dry_run(resolved: Resolved, *, json: bool) -> None:
     facts = {name: value for name, value in plan._asdict().items() if name not in ("config", "notices")}
     facts |= {"max_steps": plan.config.optim.max_steps, "batch_size": plan.config.optim.batch_size, "device": plan.config.compute.device}
     if json:
-        console.write_json(plan_as_json(facts, plan.notices))
+        console.write_json({**facts, "notices": list(plan.notices)})
     else:
         print_plan(facts)
 
@@ -180,9 +180,9 @@ def _many(recipe: Recipe, name: str | None, sweep: list[str], seeds: int, search
     group, tally = run_search(recipe, name, search, trials) if search else run_sweep(recipe, name, sweep, seeds)
     members = [run for run in recipe.store.runs() if run.record.group == group]
     if not recipe.output.json:
-        leaderboard.show(members, leaderboard.ranked(members), json=False, csv=False, md=False)
+        leaderboard.show(members, leaderboard.ranked(members))
         if seeds > 1 and len(members) > seeds:
-            leaderboard.show_folded(leaderboard.folded(members), json=False, csv=False, md=False)
+            leaderboard.show_folded(leaderboard.folded(members))
         console.notice(f"group {group}: {len(tally.scores)} runs, {len(tally.failures)} failed; the same command goes on where it stopped")
     if tally.signal_number is not None:
         raise typer.Exit(128 + tally.signal_number)
@@ -217,7 +217,7 @@ def _print_config(resolved: Resolved, *, json: bool) -> None:
 
 def _finish(outcome: Outcome, *, json: bool) -> None:
     """Show the end of a run, and exit as the signal that ended it asks."""
-    from minigpt_cli.display.ending import print_ending
+    from minigpt_cli.display.training_summary import print_ending
 
     if not json:
         commands = next_commands(outcome.run, outcome.stopped.stop_reason)

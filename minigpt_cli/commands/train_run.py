@@ -20,8 +20,8 @@ from minigpt_cli.commands.init_from import Beginning, Weights, beginnings_tokeni
 from minigpt_cli.commands.provenance import new_record
 from minigpt_cli.commands.signals import StopSignals
 from minigpt_cli.config import RunConfig, leaves
+from minigpt_cli.display.console import progress
 from minigpt_cli.display.live_training import TrainingView, training_view
-from minigpt_cli.display.progress import progress
 from minigpt_cli.display.tracking import check_trackers, tracking
 from minigpt_cli.display.training_screen import Standings
 from minigpt_cli.errors import Interrupted, MiniGPTError, RunDamaged, UsageError

@@ -70,7 +70,7 @@ def print_comparison_markdown(found: Compared) -> None:
     rows = score_rows(found)
     used = [i for i in range(len(SCORE_COLUMNS)) if i == 0 or any(row[i] for row in rows)]
     columns = [SCORE_COLUMNS[i] for i in used]
-    table = as_markdown([c.name for c in columns], [[row[i] for i in used] for row in rows], [c.right for c in columns])
+    table = as_markdown(columns, [[row[i] for i in used] for row in rows])
     lines = [f"- {markdown(verdict_sentence(pair))}" for pair in found.pairs] + ["", *map(markdown, scope_lines(found.pairs))]
     console.write(f"{table}\n\n" + "\n".join(lines) + f"\n\nOn the {markdown(found.text)}.")
 

@@ -10,13 +10,17 @@ import json
 import math
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
 from minigpt_cli.escaping import json_text, one_line, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+Advance = Callable[[str, float, float | None], None]
+"""Called with what is being done, how much is done, and how much there is in all (None: not known)."""
 
 _PLAIN_WIDTH = 400  # off a terminal nothing is folded: the reader is a file or a program
 
@@ -105,3 +109,33 @@ def _say(message: str, label: str, colour: str) -> None:
         line = f"\x1b[{colour}m{line}\x1b[0m"
     sys.stderr.write(line + "\n")
     sys.stderr.flush()
+
+
+@contextmanager
+def progress(*, in_bytes: bool = False, quiet: bool = False) -> Iterator[Advance]:
+    """Show a bar on stderr for the length of a `with`; it is gone afterwards. `quiet` shows nothing."""
+    if quiet or not is_terminal(sys.stderr):
+        yield _announced_once(quiet)
+        return
+    from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+    amount = DownloadColumn() if in_bytes else MofNCompleteColumn()
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), amount, TimeRemainingColumn())
+    with Progress(*columns, console=stderr(), transient=True) as bar:
+        task = bar.add_task("", total=None, visible=False)
+
+        def advance(what: str, done: float, total: float | None) -> None:
+            bar.update(task, description=one_line(what), completed=done, total=total, visible=True)
+
+        yield advance
+
+
+def _announced_once(quiet: bool) -> Advance:
+    said: set[str] = set()
+
+    def advance(what: str, done: float, total: float | None) -> None:
+        if not quiet and what not in said:
+            said.add(what)
+            notice(what)
+
+    return advance

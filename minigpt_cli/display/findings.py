@@ -1,12 +1,19 @@
-"""What `runs verify` found, a line each."""
+"""What was found in files: by `runs verify` in a run, by `runs import` in a checkpoint of another program."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from minigpt_cli.display import console
+from minigpt_cli.display.tables import Column, print_table
 from minigpt_cli.escaping import one_line
+
+if TYPE_CHECKING:
+    from minigpt_cli.interchange.initialise import Report
+
+_ROWS = 40  # tensors that did not fit; --json has all
 
 _MARKS = {"ok": ("✓", "32"), "note": ("·", "2"), "problem": ("✗", "31")}
 
@@ -21,3 +28,18 @@ def print_findings(name: str, findings: Sequence[tuple[str, str, str]]) -> None:
         console.write(f"{mark} {one_line(file):<{width}}  {one_line(message)}")
     wrong = sum(level == "problem" for level, _, _ in findings)
     console.write(f"{one_line(name)}: " + (f"{wrong} problem{'s' * (wrong > 1)}" if wrong else "everything checks out"))
+
+
+def print_tensor_report(report: Report) -> None:
+    """Print what became of every tensor of an import: notes to stderr, and to stdout those that did not fit, and the counts."""
+    for note in report.notes:
+        console.notice(note)
+    rows = [["wrongly shaped", name, theirs, ours] for name, theirs, ours in report.misshaped]
+    rows += [["missing", name, "", shape] for name, shape in report.missing]
+    rows += [["unexpected", name, shape, ""] for name, shape in report.unexpected]
+    columns = [Column("what"), Column("tensor"), Column("theirs", 1), Column("ours", 1)]
+    if rows:
+        print_table(columns, rows[:_ROWS], styles=["bad"] * min(len(rows), _ROWS))
+        if len(rows) > _ROWS:
+            console.notice(f"and {len(rows) - _ROWS} more; --json lists them all")
+    console.write(report.counts())

@@ -7,76 +7,69 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from minigpt_cli.display import console, format
-from minigpt_cli.display.tables import Column, Style, print_renderable, print_table
+from minigpt_cli.display.tables import Column, Fields, Style, cells_of, print_renderable, print_table
 from minigpt_cli.escaping import one_line, printable
 
 if TYPE_CHECKING:
-    from minigpt_cli.evaluation.leaderboard import Row
+    from minigpt_cli.evaluation.leaderboard import Folded, Row
     from minigpt_cli.runstore.records import Annotations, RunRecord
 
-_LIST = (
-    Column("run", most=40),
-    Column("status"),
-    Column("arch"),
-    Column("nats/char", right=True),
-    Column("params", 2, right=True),
-    Column("steps", 4, right=True),
-    Column("time", 3, right=True),
-    Column("text", 5, most=24),
-    Column("tokenizer", 7, most=16),
-    Column("started", 1),
-    Column("tags", 6, most=24),
-    Column("note", 8, most=40),
+_LIST: Fields[Mapping[str, Any]] = (
+    (Column("run", most=40), lambda run: run["run"]),
+    (Column("status"), lambda run: run["status"]),
+    (Column("arch"), lambda run: run["arch"]),
+    (Column("nats/char", right=True), lambda run: format.loss(run["nats_per_char"])),
+    (Column("params", 2, right=True), lambda run: format.count(run["n_params"])),
+    (Column("steps", 4, right=True), lambda run: f"{run['stop_step']:,}"),
+    (Column("time", 3, right=True), lambda run: format.duration(run["elapsed_s"])),
+    (Column("text", 5, most=24), lambda run: run["corpus"] or ""),
+    (Column("tokenizer", 7, most=16), lambda run: run["tokenizer"]),
+    (Column("started", 1), lambda run: format.ago(run["created_at"])),
+    (Column("tags", 6, most=24), lambda run: " ".join(run["tags"])),
+    (Column("note", 8, most=40), lambda run: run["note"]),
 )
 _STATUS_STYLE: Mapping[str, Style] = {"damaged": "bad", "crashed": "bad", "failed": "bad", "running": "best"}
 
 
 def print_list(runs: Sequence[Mapping[str, Any]]) -> None:
     """Print `runs list`: what `run_fields.listing` gives, a row each."""
-    rows, styles = [], []
-    for run in runs:
-        styles.append(_STATUS_STYLE.get(run["status"], ""))
-        if run["status"] == "damaged":
-            rows.append([run["run"], "damaged", "", "", "", "", "", "", "", "", "", ""])
-            continue
-        rows.append(
-            [
-                run["run"],
-                run["status"],
-                run["arch"],
-                format.loss(run["nats_per_char"]),
-                format.count(run["n_params"]),
-                f"{run['stop_step']:,}",
-                format.duration(run["elapsed_s"]),
-                run["corpus"] or "",
-                run["tokenizer"],
-                format.ago(run["created_at"]),
-                " ".join(run["tags"]),
-                run["note"],
-            ]
-        )
-    print_table(_LIST, rows, styles=styles)
-    for run in runs:
-        if run["status"] == "damaged":
-            console.notice(f"{run['run']}: {run['reason']}")
+    damaged = [run for run in runs if run["status"] == "damaged"]
+    rows = [[run["run"], "damaged", *[""] * (len(_LIST) - 2)] if run in damaged else [show(run) for _, show in _LIST] for run in runs]
+    print_table([column for column, _ in _LIST], rows, styles=[_STATUS_STYLE.get(run["status"], "") for run in runs])
+    for run in damaged:
+        console.notice(f"{run['run']}: {run['reason']}")
 
 
-_LEADERBOARD = (
-    Column("#", right=True),
-    Column("run", most=40),
-    Column("nats/char", right=True),
-    Column("95 %", 1, right=True),
-    Column(""),
-    Column("arch"),
-    Column("params", 2, right=True),
-    Column("active", 8, right=True),
-    Column("best at", 5, right=True),
-    Column("steps", 6, right=True),
-    Column("tokens", 4, right=True),
-    Column("time", 3, right=True),
-    Column("tokenizer", 7, most=16),
-    Column("nats/token", 9, right=True),
-    Column("status", 8),
+def _is_tied(row: Row) -> bool:
+    return row.tied_with_best and row.rank > 1
+
+
+_LEADERBOARD: Fields[Row] = (
+    (Column("#", right=True), lambda row: str(row.rank)),
+    (Column("run", most=40), lambda row: row.run),
+    (Column("nats/char", right=True), lambda row: format.loss(row.nats_per_char)),
+    (Column("95 %", 1, right=True), lambda row: format.plus_minus(row.nats_per_char, row.ci95)),
+    (Column(""), lambda row: "≈" if _is_tied(row) else ""),
+    (Column("arch"), lambda row: row.arch),
+    (Column("params", 2, right=True), lambda row: format.count(row.n_params)),
+    (Column("active", 8, right=True), lambda row: format.count(row.n_active_params) if row.n_active_params != row.n_params else ""),
+    (Column("best at", 5, right=True), lambda row: f"{row.best_step:,}"),
+    (Column("steps", 6, right=True), lambda row: f"{row.stop_step:,}"),
+    (Column("tokens", 4, right=True), lambda row: format.count(row.tokens_seen)),
+    (Column("time", 3, right=True), lambda row: format.duration(row.elapsed_s)),
+    (Column("tokenizer", 7, most=16), lambda row: row.tokenizer),
+    (Column("nats/token", 9, right=True), lambda row: format.loss(row.val_loss)),
+    (Column("status", 8), lambda row: row.status if row.status != "finished" else ""),
+)
+_ON_A_TERMINAL = ("", "active", "status")  # columns that a table to paste does without
+
+_FOLDED: Fields[Folded] = (
+    (Column("#", right=True), lambda row: str(row.rank)),
+    (Column("runs", most=44), lambda row: " ".join(row.runs)),
+    (Column("n", right=True), lambda row: str(row.n)),
+    (Column("nats/char", right=True), lambda row: format.loss(row.nats_per_char)),
+    (Column("s.e.", right=True), lambda row: "" if row.standard_error is None else f"±{row.standard_error:.4f}"),
+    (Column("arch", 1), lambda row: row.arch),
 )
 
 
@@ -86,38 +79,23 @@ def print_leaderboard(groups: Sequence[tuple[str, Sequence[Row]]]) -> None:
         if number and not console.is_terminal(sys.stdout):
             console.write("")
         styles: list[Style] = ["best" if row.rank == 1 else "dim" if row.status in ("failed", "crashed") else "" for row in rows]
-        print_table(_LEADERBOARD, [_leaderboard_cells(row) for row in rows], styles=styles, title=title)
-    if any(row.tied_with_best and row.rank > 1 for _, rows in groups for row in rows):
-        console.notice("≈ cannot be told from the first; minigpt compare tests a pair")
+        print_table(*cells_of(_LEADERBOARD, rows), styles=styles, title=title)
+    if any(_is_tied(row) for _, rows in groups for row in rows):
+        console.notice("≈ is statistically tied with the first; minigpt compare tests a pair")
 
 
-def _leaderboard_cells(row: Row) -> list[str]:
-    return [
-        str(row.rank),
-        row.run,
-        format.loss(row.nats_per_char),
-        format.plus_minus(row.nats_per_char, row.ci95),
-        "≈" if row.tied_with_best and row.rank > 1 else "",
-        row.arch,
-        format.count(row.n_params),
-        format.count(row.n_active_params) if row.n_active_params != row.n_params else "",
-        f"{row.best_step:,}",
-        f"{row.stop_step:,}",
-        format.count(row.tokens_seen),
-        format.duration(row.elapsed_s),
-        row.tokenizer,
-        format.loss(row.val_loss),
-        row.status if row.status != "finished" else "",
-    ]
-
-
-def leaderboard_markdown(rows: Sequence[Row]) -> tuple[list[str], list[list[str]], list[bool]]:
-    """Names, cells and alignment of a leaderboard to paste."""
-    shown = [(i, column) for i, column in enumerate(_LEADERBOARD) if column.name and column.name not in ("status", "active")]
-    cells = [[_leaderboard_cells(row)[i] for i, _ in shown] for row in rows]
+def leaderboard_table(rows: Sequence[Row]) -> tuple[list[Column], list[list[str]]]:
+    """Columns and cells of a leaderboard to paste."""
+    columns, cells = cells_of([field for field in _LEADERBOARD if field[0].name not in _ON_A_TERMINAL], rows)
+    score = next(i for i, column in enumerate(columns) if column.name == "nats/char")
     for row, line in zip(rows, cells, strict=True):
-        line[2] += " ≈" if row.tied_with_best and row.rank > 1 else ""
-    return [column.name for _, column in shown], cells, [column.right for _, column in shown]
+        line[score] += " ≈" if _is_tied(row) else ""
+    return columns, cells
+
+
+def folded_table(rows: Sequence[Folded]) -> tuple[list[Column], list[list[str]]]:
+    """Columns and cells of one row for each recipe: mean and standard error over its seeds."""
+    return cells_of(_FOLDED, rows)
 
 
 def print_run(record: RunRecord, status: str, annotations: Annotations, settings: Sequence[tuple[str, str]], chart: str) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from minigpt_cli.display import console
 from minigpt_cli.escaping import csv_cell, markdown, one_line
@@ -26,6 +26,19 @@ class Column:
     rank: int = 0
     right: bool = False
     most: int = 60  # characters, on a terminal
+
+
+R = TypeVar("R")
+Fields = Sequence[tuple[Column, Callable[[R], str]]]
+"""Columns, each with what it shows of a record."""
+
+Form = Literal["table", "json", "csv", "markdown"]
+"""How a command prints rows."""
+
+
+def cells_of(fields: Fields[R], records: Sequence[R]) -> tuple[list[Column], list[list[str]]]:
+    """The columns, and a row of cells for each record."""
+    return [column for column, _ in fields], [[show(record) for _, show in fields] for record in records]
 
 
 Style = Literal["best", "dim", "bad", ""]
@@ -90,20 +103,24 @@ def _that_fit(columns: Sequence[Column], cells: Sequence[Sequence[str]], widths:
 
 
 def as_csv(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Rows as CSV with a header; missing values are empty."""
+    """Rows as CSV with a header; missing values are empty, the items of a list stand in one cell."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerows([[csv_cell(value) for value in row] for row in (names, *rows)])
+    writer.writerows([[csv_cell(flat(value)) for value in row] for row in (names, *rows)])
     return text.getvalue().rstrip("\n")
 
 
-def as_markdown(names: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[bool] = ()) -> str:
+def flat(value: Any) -> Any:
+    """A list as its items in a row; any other value as it is."""
+    return " ".join(str(item) for item in value) if isinstance(value, list | tuple) else value
+
+
+def as_markdown(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> str:
     """Rows as a Markdown table, aligned in the source too."""
-    cells = [[markdown(str(cell)) for cell in row] for row in (names, *rows)]
-    widths = [max(3, *(len(row[i]) for row in cells)) for i in range(len(names))]
-    to_right = [i < len(right) and right[i] for i in range(len(names))]
-    rule = ["-" * (width - 1) + ":" if end else "-" * width for width, end in zip(widths, to_right, strict=True)]
-    lines = [[cell.rjust(w) if end else cell.ljust(w) for cell, w, end in zip(row, widths, to_right, strict=True)] for row in cells]
+    cells = [[markdown(cell) for cell in row] for row in ([column.name for column in columns], *rows)]
+    widths = [max(3, *(len(row[i]) for row in cells)) for i in range(len(columns))]
+    rule = ["-" * (width - 1) + ":" if column.right else "-" * width for column, width in zip(columns, widths, strict=True)]
+    lines = [[c.rjust(w) if column.right else c.ljust(w) for c, w, column in zip(row, widths, columns, strict=True)] for row in cells]
     return "\n".join(f"| {' | '.join(line)} |" for line in [lines[0], rule, *lines[1:]])
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from minigpt_cli.display import format
-from minigpt_cli.display.charts import Curve, terminal_chart
+from minigpt_cli.display.charts import Curve, curve_of, terminal_chart
 from minigpt_cli.escaping import one_line
 from minigpt_cli.events import Evaluated, Event, Progress, Resumed, Skipped, Started, Stopped
 
@@ -219,11 +219,7 @@ def evaluation_table(evaluations: list[Evaluated], rows: int) -> Table:
 
 def loss_curves(evaluations: list[Evaluated]) -> list[Curve]:
     """Training and validation loss against steps, where they were finite."""
-    both = [("train", "train_loss"), ("val", "val_loss")]
-    curves = []
-    for label, name in both:
-        points = [(event.step, value) for event in evaluations if (value := getattr(event, name)) is not None]
-        curves.append(Curve(label, [step for step, _ in points], [value for _, value in points]))
+    curves = [curve_of(label, evaluations, name) for label, name in (("train", "train_loss"), ("val", "val_loss"))]
     return [curve for curve in curves if curve.xs]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from minigpt_cli.display import console, format
-from minigpt_cli.display.charts import Curve, terminal_chart
+from minigpt_cli.display.charts import curve_of, terminal_chart
 from minigpt_cli.display.training_screen import TrainingScreen, TrainingState
 from minigpt_cli.escaping import one_line
 from minigpt_cli.events import Evaluated, Started, Stopped
@@ -74,8 +74,7 @@ class Several:
                 "" if left is None else format.duration(left),
                 stopped.stop_reason if stopped and entry.status == "finished" else entry.status,
             )
-            points = [(event.step, event.nats_per_char) for event in evaluations if event.nats_per_char is not None]
-            curves.append(Curve(one_line(started.run)[:20], [x for x, _ in points], [y for _, y in points]))
+            curves.append(curve_of(one_line(started.run)[:20], evaluations, "nats_per_char"))
         yield table
         height = min(14, screen.size.height - len(self.observed) - 10)
         if height >= 5 and (chart := terminal_chart(curves, width=min(options.max_width, 110), height=height, colour=not screen.no_color)):

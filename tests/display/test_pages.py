@@ -14,6 +14,7 @@ from minigpt_cli.display.generation import ShownToken, band
 from minigpt_cli.display.pages.chart import line_chart
 from minigpt_cli.display.pages.page import html_page, section, side_by_side, table, tag, tinted
 from minigpt_cli.display.pages.tokens import probabilities_page
+from minigpt_cli.display.tables import Column
 
 HOSTILE = '</p><script>x</script><b title="\'">&amp;'
 
@@ -38,7 +39,7 @@ def test_text_is_escaped_wherever_it_is_placed() -> None:
     parts = [
         tag("p", HOSTILE, title=HOSTILE),
         section(HOSTILE, tinted(HOSTILE, 0.5, about=HOSTILE)),
-        table([HOSTILE], [[HOSTILE], [tinted(HOSTILE, 1)]]),
+        table([Column(HOSTILE)], [[HOSTILE], [tinted(HOSTILE, 1)]]),
         side_by_side([(HOSTILE, [HOSTILE])]),
         line_chart([Curve(HOSTILE, [0, 1], [0, 1])] * 2, x_label=HOSTILE, y_label=HOSTILE, marks=[(0, 0, HOSTILE)]),
     ]
@@ -48,8 +49,8 @@ def test_text_is_escaped_wherever_it_is_placed() -> None:
 
 
 def test_columns_and_sections_without_content_are_left_out() -> None:
-    assert Elements(table(["a", "b"], [["1", ""], ["2", ""]])).names.count("th") == 1
-    assert section("nothing", table(["a"], []), line_chart([], x_label="x", y_label="y")) == ""
+    assert Elements(table([Column("a"), Column("b")], [["1", ""], ["2", ""]])).names.count("th") == 1
+    assert section("nothing", table([Column("a")], []), line_chart([], x_label="x", y_label="y")) == ""
 
 
 @pytest.mark.parametrize("ys", [[1e-14, 2e-14], [1e12, 1e12], [-1e12, 1e12], [0.0, 1e39], [1e12, 1e12 + 1]])

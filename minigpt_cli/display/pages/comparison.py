@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from minigpt_cli.display.comparison import SCORE_COLUMNS, Compared, outlook_sentence, part_rows, scope_lines, score_rows, verdict_sentence
 from minigpt_cli.display.pages.chart import line_chart
-from minigpt_cli.display.pages.page import Markup, html_page, remark, section, side_by_side, table, tag, tinted
+from minigpt_cli.display.pages.page import Markup, differences_table, html_page, remark, section, side_by_side, table, tag, tinted
+from minigpt_cli.display.tables import Column
 
 if TYPE_CHECKING:
     from minigpt_cli.evaluation.comparison import Pair, Part, Passage
@@ -18,13 +19,11 @@ _STRONG = 1.5  # nats: a difference of this size gets the full colour
 def comparison_page(found: Compared) -> str:
     """The page."""
     names = found.names
-    scores = table([column.name for column in SCORE_COLUMNS], score_rows(found), [column.right for column in SCORE_COLUMNS])
-    differences = table(["", *names], [[name, *values] for name, values in found.differences]) if found.differences else remark("Nothing.")
     parts = [
         remark(found.text),
         section("Verdict, nats per character", *_verdicts(found.pairs)),
-        section("Scores", scores),
-        section("What differs in the configuration", differences),
+        section("Scores", table(SCORE_COLUMNS, score_rows(found))),
+        section("What differs in the configuration", differences_table(names, found.differences)),
         section("Validation loss", line_chart(found.curves, x_label=found.x, y_label="nats per character")),
         section("By kind of character", _parts("", found.kinds, names)),
         section("By position in the window", _parts("tokens before", found.positions, names)),
@@ -46,7 +45,7 @@ def _verdicts(pairs: Sequence[Pair]) -> list[Markup]:
 
 
 def _parts(title: str, parts: Sequence[Part], names: Sequence[str]) -> Markup:
-    return table([title, "share", *names], part_rows(parts), [False] + [True] * (len(names) + 1))
+    return table([Column(title), *(Column(name, right=True) for name in ("share", *names))], part_rows(parts))
 
 
 def _passages(names: Sequence[str], passages: Sequence[Passage]) -> list[Markup]:

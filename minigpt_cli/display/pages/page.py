@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
 
+from minigpt_cli.display.tables import Column
 from minigpt_cli.escaping import html
 
 
@@ -57,18 +58,23 @@ def remark(text: str) -> Markup:
     return tag("p", text, class_="dim")
 
 
-def table(names: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[bool] = (), best: int | None = None) -> Markup:
+def table(columns: Sequence[Column], rows: Sequence[Sequence[str]], best: int | None = None) -> Markup:
     """A table that scrolls by itself where it is too wide; columns in which every row is empty are left out, row `best` stands out."""
     if not rows:
         return Markup()
-    used = [i for i in range(len(names)) if any(row[i] for row in rows)]
+    used = [i for i in range(len(columns)) if any(row[i] for row in rows)]
 
     def line(kind: str, cells: Sequence[str], css: str = "") -> Markup:
-        shown = (tag(kind, cells[i], class_="right" if i < len(right) and right[i] else "") for i in used)
+        shown = (tag(kind, cells[i], class_="right" if columns[i].right else "") for i in used)
         return tag("tr", *shown, class_=css)
 
     body = (line("td", row, "best" if n == best else "") for n, row in enumerate(rows))
-    return tag("div", tag("table", tag("thead", line("th", names)), tag("tbody", *body)), class_="wide")
+    return tag("div", tag("table", tag("thead", line("th", [column.name for column in columns])), tag("tbody", *body)), class_="wide")
+
+
+def differences_table(names: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> Markup:
+    """What differs between runs: a row for each setting, a column for each run."""
+    return table([Column(""), *map(Column, names)], [[name, *values] for name, values in rows]) or remark("Nothing.")
 
 
 def tinted(text: str, strength: float, colour: int = 1, about: str = "") -> Markup:
@@ -76,11 +82,11 @@ def tinted(text: str, strength: float, colour: int = 1, about: str = "") -> Mark
     return tag("span", text, class_="tint", style=f"--t:{min(1.0, strength):.2f};--of:var(--c{colour})", title=about)
 
 
-def columns(parts: Iterable[Markup]) -> Markup:
+def in_columns(parts: Iterable[Markup]) -> Markup:
     """Parts beside each other; below each other on a phone."""
     return tag("div", *parts, class_="columns")
 
 
 def side_by_side(texts: Sequence[tuple[str, Sequence[str]]]) -> Markup:
     """Texts in columns, each a name and its pieces."""
-    return columns(tag("div", remark(name), tag("pre", *pieces)) for name, pieces in texts)
+    return in_columns(tag("div", remark(name), tag("pre", *pieces)) for name, pieces in texts)

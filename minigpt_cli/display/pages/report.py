@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from minigpt_cli.display import format
-from minigpt_cli.display.charts import Curve
+from minigpt_cli.display.charts import Curve, curve_of
 from minigpt_cli.display.pages.chart import line_chart
-from minigpt_cli.display.pages.page import Markup, columns, html_page, remark, section, side_by_side, table, tinted
-from minigpt_cli.display.run_tables import leaderboard_markdown
+from minigpt_cli.display.pages.page import Markup, differences_table, html_page, in_columns, remark, section, side_by_side, table, tinted
+from minigpt_cli.display.run_tables import leaderboard_table
+from minigpt_cli.display.tables import Column
 from minigpt_cli.events import Evaluated
 
 if TYPE_CHECKING:
@@ -44,19 +45,19 @@ def report_page(report: Report) -> str:
     """The page."""
     runs, names = report.runs, [run.record.name for run in report.runs]
     best = next((n for n, row in enumerate(report.rows) if row.run in names), None)
-    headings, cells, right = leaderboard_markdown(report.rows)
+    columns, cells = leaderboard_table(report.rows)
     parts = [
         *(remark(_summary(run)) for run in runs),
         section("Loss", remark(f"{_BEST} best validation step, {_END} where training stopped"), _losses(runs)),
         section("Learning rate", line_chart(_curves(runs, "lr"), x_label="steps", y_label="learning rate")),
         section("Speed", line_chart(_curves(runs, "tokens_per_s", 1e-3), x_label="steps", y_label="thousand tokens per second")),
         *(section("Expert load", *_experts(run)) for run in runs),
-        section("Leaderboard", table(headings, cells, right, best)),
+        section("Leaderboard", table(columns, cells, best)),
     ]
     if len(runs) > 1:
-        parts.append(section("What differs", table(["setting", *names], [[name, *row] for name, row in report.differences])))
-    settings = (section(f"Settings of {run.record.name}", table(["setting", "value"], run.settings)) for run in runs)
-    parts.append(columns(settings))
+        parts.append(section("What differs", differences_table(names, report.differences)))
+    settings = (section(f"Settings of {run.record.name}", table([Column("setting"), Column("value")], run.settings)) for run in runs)
+    parts.append(in_columns(settings))
     samples = [(f"{run.record.name} writes", [run.sample]) for run in runs if run.sample]
     parts.append(section("Samples", side_by_side(samples)) if samples else Markup())
     return html_page(" and ".join(names), parts)
@@ -74,19 +75,14 @@ def _summary(run: Reported) -> str:
 
 
 def _curves(runs: Sequence[Reported], name: str, scale: float = 1.0) -> list[Curve]:
-    return [_curve(run.record.name, run, name, scale) for run in runs]
-
-
-def _curve(label: str, run: Reported, name: str, scale: float = 1.0) -> Curve:
-    points = [(float(event.step), scale * float(value)) for event in run.evaluations if (value := getattr(event, name)) is not None]
-    return Curve(label, [x for x, _ in points], [y for _, y in points])
+    return [curve_of(run.record.name, run.evaluations, name, scale=scale) for run in runs]
 
 
 def _losses(runs: Sequence[Reported]) -> Markup:
     """One run: training and validation loss. Several: the validation loss of each, in nats per character."""
     if len(runs) == 1:
         measure, unit = "val_loss", "nats per token"
-        curves = [_curve("training", runs[0], "train_loss"), _curve("validation", runs[0], measure)]
+        curves = [curve_of("training", runs[0].evaluations, "train_loss"), curve_of("validation", runs[0].evaluations, measure)]
     else:
         measure, unit = "nats_per_char", "nats per character"
         curves = _curves(runs, measure)
@@ -104,7 +100,7 @@ def _experts(run: Reported) -> list[Markup]:
     load = next((event.expert_load for event in reversed(run.evaluations) if event.expert_load), None)
     if load is None:
         return []
-    names = ["", *(f"expert {number}" for number in range(max(map(len, load))))]
+    columns = [Column(""), *(Column(f"expert {number}", right=True) for number in range(max(map(len, load))))]
     rows = [[f"layer {n}", *(tinted(f"{share:.1%}", share * len(shares) / 2, 0) for share in shares)] for n, shares in enumerate(load)]
     caption = remark(f"{run.record.name}: share of the tokens by layer and expert, at the last evaluation")
-    return [caption, table(names, rows, [False] + [True] * len(names))]
+    return [caption, table(columns, rows)]

@@ -1,9 +1,9 @@
-"""The end of a training: what came out, what it writes like, and what to type next."""
+"""What is said of a training as a whole: the plan of a dry run, and at the end what came out and what to type next."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from minigpt_cli.display import console, format
 from minigpt_cli.escaping import one_line, printable
@@ -22,6 +22,22 @@ _REASONS = {
     "pruned": "given up by the search",
     "plateau": "stopped: the validation loss no longer improves",
 }
+
+
+def print_plan(facts: Mapping[str, Any]) -> None:
+    """Print a plan in lines of name and value."""
+    active = "" if facts["n_active_params"] == facts["n_params"] else f", {facts['n_active_params']:,} active"
+    largest = facts["largest_batch"]
+    lines = {
+        "parameters": f"{facts['n_params']:,}{active}",
+        "speed": f"{facts['step_ms']:.1f} ms a step, {format.count(facts['tokens_per_s'])} tokens/s on {facts['device']}",
+        "memory": f"{format.size(facts['peak_bytes'])} at the peak",
+        "largest batch": "not known here" if largest is None else f"about {largest:,} (chosen: {facts['batch_size']:,})",
+        "steps": f"{facts['max_steps']:,}, {facts['epochs']:.2f} times over the training text",
+        "time": f"about {format.duration(facts['estimated_s'])}, evaluations included",
+    }
+    width = max(map(len, lines))
+    console.write("\n".join(f"{name:<{width}}  {value}" for name, value in lines.items()))
 
 
 def print_ending(run: Run, stopped: Stopped, commands: Sequence[str], sample: str = "") -> None:
