@@ -1,4 +1,4 @@
-"""README's recipes, followed to the letter in a copy of the package.
+"""CONTRIBUTING.md's instructions, followed to the letter in a copy of the package.
 
 A new architecture is one file, one configuration, one line; a new optimizer one file and one line.
 """
@@ -19,7 +19,7 @@ import pytest
 import minigpt_cli
 
 PACKAGE = Path(minigpt_cli.__file__).parent
-README = (PACKAGE.parent / "README.md").read_text(encoding="utf-8").partition("## Adding an architecture")[2].partition("\n## ")[0]
+GUIDE = (PACKAGE.parent / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("## Adding an architecture")[2].partition("\n| what")[0]
 
 MODEL = '''
 """The mean of all embeddings so far. B batch, T tokens, C channels, V vocabulary."""
@@ -152,7 +152,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str, 
     (copy / "training/signs.py").write_text(OPTIMIZER, encoding="utf-8")
     registry = (copy / "registry.py").read_text(encoding="utf-8")
     for table, name in (("ARCHITECTURES", "mine"), ("OPTIMIZERS", "signs")):
-        (line,) = re.findall(rf'`("{name}": "[^`]*")`', README)
+        (line,) = re.findall(rf'`("{name}": "[^`]*")`', GUIDE)
         registry = registry.replace(f"{table} = {{\n", f"{table} = {{\n    {line},\n", 1)
     (copy / "registry.py").write_text(registry, encoding="utf-8")
     (folder / "text.txt").write_text("abcdefgh" * 300, encoding="utf-8")
@@ -165,14 +165,14 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str, 
     return {command: (code, out, err) for command, (code, out, err) in found.items()}
 
 
-def test_the_readme_names_the_three_places() -> None:
+def test_the_guide_names_the_three_places() -> None:
     for place in (
         "minigpt_cli/models/mine.py",
         'arch: Literal["mine"]',
         "`config.py`, added to the union",
         "`ARCHITECTURES` of `registry.py`",
     ):
-        assert place in README
+        assert place in GUIDE
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if "export" not in c and "--n-experts" not in c])
