@@ -12,7 +12,6 @@
    32. One task is one key/value head of one sequence, with the query heads that share it; tasks are shared out among torch's threads. */
 
 #include <math.h>
-#include <omp.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -21,6 +20,8 @@
 #include <immintrin.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+
+#include "openmp.h"
 
 #define INLINE static inline __attribute__((always_inline))
 typedef uint16_t half; /* bfloat16 */

@@ -1,7 +1,7 @@
-"""A C source as a shared library for this very processor, built once with the machine's compiler and kept in the user's cache.
+"""A C source as a shared library for this very processor, built once with a C compiler and kept in the user's cache.
 
-Without a compiler, on Windows, or with MINIGPT_NATIVE=0 there is none, and Python does the work. A library is loaded only from
-a folder that nobody else may write to.
+The compiler is the machine's or, if it has none, that of the package ziglang. Without one, on Windows, or with MINIGPT_NATIVE=0 there is
+no library, and torch does the work. A library is loaded only from a folder that nobody else may write to.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -75,35 +77,66 @@ def _opened(source: Path, flags: tuple[str, ...]) -> ctypes.CDLL:
 def _build(source: Path, flags: tuple[str, ...], path: Path) -> None:
     """Compile. A failure is remembered, so that it is paid for once: until the compiler is another one, at most for a day, since it may
     also be repaired beside the compiler (headers, space on the disk)."""
-    names = (os.environ.get("CC"), "cc", "gcc", "clang")
-    compiler = next((found for name in names if name and (found := shutil.which(name))), None)
-    if compiler is None:
-        raise _NotHere("there is no C compiler: install one (cc, gcc or clang), or name it in CC")
+    compiler = _compiler()
     remembered = path.with_suffix(".failed")
-    if failure := _failed_before(remembered, compiler):
+    if failure := _failed_before(remembered, compiler.path):
         raise _NotHere(failure)
     native = "-mcpu=native" if platform.machine() in ("arm64", "aarch64") else "-march=native"
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
         unit, built = f"{scratch}/unit.o", f"{scratch}/built.so"
         # Linked apart from compiling: then -fopenmp adds no OpenMP library, and the one that torch has loaded is found.
         steps = (
-            [compiler, *FLAGS, native, *flags, "-c", str(source), "-o", unit],
-            [compiler, "-shared", "-pthread", unit, "-o", built, "-lm"],
+            [*compiler.command, *FLAGS, native, *flags, "-c", str(source), "-o", unit],
+            [*compiler.command, "-shared", unit, "-o", built, *compiler.libraries],
         )
-        failure = next((said for step in steps if (said := _complaint(step))), "")
+        failure = next((said for step in steps if (said := _complaint(step, scratch))), "")
         if not failure:
             os.replace(built, path)
             return
-    failure = f"{compiler} failed: {failure}"
+    failure = f"{compiler.path} failed: {failure}"
     with suppress(OSError):
-        remembered.write_text(json.dumps({"compiler": _identity(compiler), "failure": failure}), encoding="utf-8")
+        remembered.write_text(json.dumps({"compiler": _identity(compiler.path), "failure": failure}), encoding="utf-8")
     raise _NotHere(failure)
 
 
-def _complaint(step: list[str]) -> str:
-    """What the compiler has to say against `step`; empty where it worked."""
+@dataclass(frozen=True)
+class _Compiler:
+    path: str
+    command: tuple[str, ...]
+    libraries: tuple[str, ...] = ("-pthread", "-lm")  # how to link with the C library
+
+
+def _compiler() -> _Compiler:
+    """The compiler that CC names, else cc, gcc or clang, else the one in the package ziglang. Raises _NotHere."""
+    for name in (os.environ.get("CC"), "cc", "gcc", "clang"):
+        if name and (found := shutil.which(name)):
+            return _Compiler(found, (found,))
+    with suppress(ImportError):
+        import ziglang
+
+        if found := shutil.which("zig", path=str(Path(ziglang.__file__).parent)):
+            return _Compiler(found, (found, "cc"), _running_c_library())
+    raise _NotHere("there is no C compiler: pip install 'minigpt-cli[native]' brings one; or install cc, gcc or clang, or name one in CC")
+
+
+def _running_c_library() -> tuple[str, ...]:
+    """On Linux the files of the C library that this process runs with: zig would first build stubs of it, for half a minute."""
     try:
-        result = subprocess.run(step, stdin=subprocess.DEVNULL, capture_output=True, timeout=TIMEOUT_S, check=False)
+        lines = Path("/proc/self/maps").read_text("utf-8").splitlines()
+    except OSError:
+        return ("-lm",)
+    mapped = {line.split(maxsplit=5)[5] for line in lines if "/" in line}
+    found = sorted(path for path in mapped if re.match(r"(libc|libm|libpthread|ld-musl)[.-]", Path(path).name))
+    return ("-nostdlib", *found) if found else ("-lm",)
+
+
+def _complaint(step: list[str], scratch: str) -> str:
+    """What the compiler has to say against `step`; empty where it worked."""
+    caches = {"ZIG_GLOBAL_CACHE_DIR": scratch, "ZIG_LOCAL_CACHE_DIR": scratch}  # read by zig alone
+    try:
+        result = subprocess.run(
+            step, stdin=subprocess.DEVNULL, capture_output=True, timeout=TIMEOUT_S, check=False, env={**os.environ, **caches}
+        )
     except subprocess.TimeoutExpired:
         return f"it took more than {TIMEOUT_S} seconds"
     except OSError as error:

@@ -4,9 +4,10 @@
 
 #pragma once
 #include <math.h>
-#include <omp.h>
 #include <stdint.h>
 #include <string.h>
+
+#include "openmp.h"
 #if defined(__AVX512BW__)
 #include <immintrin.h> /* where GCC makes a dozen instructions of what is one */
 #endif

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -105,13 +107,58 @@ def test_a_note_that_cannot_be_read_is_as_good_as_none(note: str, source: Path, 
     assert Path(f"{broken}.log").read_text() == "tried\n" * 2
 
 
+def hide_compilers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setitem(sys.modules, "ziglang", None)
+    native_build.forget()
+
+
+def executable(path: Path, script: str = "exit 1") -> str:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_compilers_are_looked_for_in_a_fixed_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CC, cc, gcc, clang, and last the one that a Python package brings."""
+    hide_compilers(monkeypatch)
+    paths = [executable(tmp_path / "bin" / name) for name in ("mycc", "cc", "gcc", "clang")] + [executable(tmp_path / "ziglang" / "zig")]
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.setenv("CC", "mycc")
+    module = ModuleType("ziglang")
+    module.__file__ = str(tmp_path / "ziglang" / "__init__.py")
+    monkeypatch.setitem(sys.modules, "ziglang", module)
+    for path in paths:
+        assert native_build._compiler().path == path
+        Path(path).unlink()
+    with pytest.raises(native_build._NotHere, match=r"pip install 'minigpt-cli\[native\]'"):
+        native_build._compiler()
+
+
+def test_the_compiler_of_the_package_ziglang_keeps_its_files_in_the_folder_of_the_build(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hide_compilers(monkeypatch)
+    said = 'echo "$1 $ZIG_GLOBAL_CACHE_DIR $ZIG_LOCAL_CACHE_DIR" >> $0.log; exit 1'
+    zig = executable(tmp_path / "ziglang" / "zig", said)
+    module = ModuleType("ziglang")
+    module.__file__ = str(tmp_path / "ziglang" / "__init__.py")
+    monkeypatch.setitem(sys.modules, "ziglang", module)
+    assert native_build.load(source) is None
+    command, *folders = Path(f"{zig}.log").read_text().split()
+    assert command == "cc"
+    assert [Path(folder).parent for folder in folders] == [tmp_path / "cache"] * 2
+    assert not any(Path(folder).exists() for folder in folders)
+
+
 @pytest.mark.parametrize("reason", ["switched off", "no compiler", "folder of others", "no folder"])
 def test_without_a_compiler_or_a_safe_folder_there_is_no_library(source: Path, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if reason == "switched off":
         monkeypatch.setenv("MINIGPT_NATIVE", "0")
     elif reason == "no compiler":
-        monkeypatch.setenv("PATH", str(source.parent))
-        monkeypatch.delenv("CC", raising=False)
+        hide_compilers(monkeypatch)
     elif reason == "no folder":
         monkeypatch.setattr(native_build, "_cache_folder", lambda: None)
     else:

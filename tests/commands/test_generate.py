@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import safetensors.numpy
 
+from minigpt_cli.accel import native_build
 from minigpt_cli.generation.decoders.c import available
 from minigpt_cli.runstore import snapshots
 from minigpt_cli.runstore.records import FileRecord
@@ -299,6 +300,25 @@ def test_a_token_whose_weights_are_not_numbers_is_named_and_nothing_is_written(f
     assert "token_embedding.weight" in done.err
     assert len(done.err.strip().splitlines()) == 1
     assert "not finite" in cli("runs", "verify", "first").out
+
+
+def test_an_engine_in_c_without_a_compiler_says_what_to_install(cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native_build, "_cache_folder", lambda: tmp_path)
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setitem(sys.modules, "ziglang", None)
+    native_build.forget()
+    try:
+        done = cli("generate", "first", "--prompt", "To", "--max-new-tokens", "3", "--engine", "native")
+        assert (done.code, done.out) == (1, "")
+        assert done.err.strip().splitlines()[-1] == (
+            "Error: no native decoder: there is no C compiler: pip install 'minigpt-cli[native]' brings one; or install cc, gcc or clang, "
+            "or name one in CC; or use --engine torch"
+        )
+        assert cli("generate", "first", "--prompt", "To", "--max-new-tokens", "3", "--greedy").out.startswith("To")
+    finally:
+        monkeypatch.undo()
+        native_build.forget()
 
 
 @pytest.mark.parametrize("scale", [1e12, 1e30])
