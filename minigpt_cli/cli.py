@@ -54,15 +54,28 @@ def minigpt(
     Train small GPTs from scratch on your own text and machine, and learn, honestly measured, which run is really better.
     """
     if version:
-        from minigpt_cli.display.console import write
-        from minigpt_cli.display.versions import describe_versions
-
-        write(describe_versions(verbose))
+        _print_versions(verbose)
     elif ctx.invoked_subcommand is None:
         typer.echo(ctx.get_help())
     else:
         return
     raise typer.Exit
+
+
+def _print_versions(verbose: bool) -> None:
+    """Print the version; with `verbose` also Python's and torch's, the device that `--device auto` would use, and which kernels and
+    decoder are in use, or why not (imports torch)."""
+    import platform
+    from importlib.metadata import version
+
+    from minigpt_cli.display import console
+
+    console.write(f"minigpt {version('minigpt-cli')}")
+    if verbose:
+        from minigpt_cli.training.environment import describe
+
+        for name, what in {"python": platform.python_version(), **describe()}.items():
+            console.write(f"{name:7} {what}")
 
 
 def main() -> int:

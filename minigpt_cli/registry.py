@@ -43,7 +43,7 @@ EXPORT_FORMATS = {
 }
 
 CORPORA = {
-    "python-docs": "minigpt_cli.data.sources.corpora:python_docs",
+    "python-docs": "minigpt_cli.data.sources.corpora:PythonDocs",
     "tinyshakespeare": "minigpt_cli.data.sources.corpora:tinyshakespeare",
     "wikitext-2": "minigpt_cli.data.sources.corpora:wikitext_2",
 }

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from minigpt_cli.commands.evaluate import device_chooser, target_of
 from minigpt_cli.commands.options import CheckpointOption, JsonFlag, MarkdownFlag, RunArguments, RunsDir, complete_source
 from minigpt_cli.commands.plot import X_FIELDS
+from minigpt_cli.commands.run_fields import differences, shown_differences
 from minigpt_cli.display import console, format
 from minigpt_cli.errors import UsageError
 from minigpt_cli.runstore.store import Run, RunStore
@@ -68,7 +69,6 @@ def compare(
         raise UsageError("--md and --json exclude each other: choose one")
     if plot is not None and plot.suffix.lower() not in (".png", ".svg", ".html"):
         raise UsageError(f"--plot {plot} does not end in .png, .svg or .html: choose one")
-    from minigpt_cli.commands.config_fields import show_value
     from minigpt_cli.display.comparison import Compared, print_comparison, print_comparison_markdown
     from minigpt_cli.evaluation.comparison import by_kind, by_position, compare_pairs, most_different
     from minigpt_cli.evaluation.grouping import chosen_sides
@@ -80,14 +80,14 @@ def compare(
     sides = _scored(groups, target, ckpt, stride, device)
     samples = [] if prompt is None else _samples(groups, prompt, ckpt, seed)
     curves = [] if plot is None and (json or md) else _curves(groups, x)
-    differences = _differences(groups)
+    differing = differences([runs for _, runs in groups])
     text = sides[0].scores[0].text.decode()
     found = Compared(
         text=_text_of(groups, sides, target),
         sides=sides,
         costs=[(runs[0].record.n_params, sum(run.record.elapsed_s for run in runs) / len(runs)) for _, runs in groups],
         pairs=compare_pairs(sides),
-        differences=[(name, ["-" if value is None else show_value(value) for value in row]) for name, row in differences.items()],
+        differences=shown_differences(differing),
         kinds=by_kind(sides, text),
         positions=by_position(sides),
         passages=most_different(sides[0], sides[1], text),
@@ -99,7 +99,7 @@ def compare(
     if json:
         from minigpt_cli.commands.compare_json import document
 
-        console.write_json(document(found, groups, differences))
+        console.write_json(document(found, groups, differing))
     elif md:
         print_comparison_markdown(found)
     else:
@@ -139,22 +139,6 @@ def _text_of(groups: Groups, sides: Sequence[Side], target: Target) -> str:
     split = {"val": "validation", "test": "test", "train": "training"}[target.split]
     name = target.label or f"{split} split of {corpus.label if corpus else 'their text'}"
     return f"{name}{format.answers_alone(score.n_answers)}: {score.n_chars:,} characters, sha256 {score.text_sha256[:12]}"
-
-
-def _differences(groups: Groups) -> dict[str, list[Any]]:
-    """Settings in which the sides differ. A side of several runs has the value that they share, or None where they differ."""
-    from minigpt_cli.commands.config_fields import settings
-    from minigpt_cli.commands.run_fields import RunFields
-
-    out = {}
-    for name in settings():
-        values = []
-        for _, runs in groups:
-            own = [RunFields(run).get(name) for run in runs]
-            values.append(own[0] if all(value == own[0] for value in own) else None)
-        if any(value != values[0] for value in values):
-            out[name] = values
-    return out
 
 
 def _curves(groups: Groups, x: str) -> list[Curve]:

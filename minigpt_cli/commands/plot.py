@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from minigpt_cli.commands.options import JsonFlag, OptionalRunArguments, RunsDir
-from minigpt_cli.commands.run_fields import differences, find_readable
+from minigpt_cli.commands.run_fields import differences, find_readable, shown_differences
 from minigpt_cli.display import console
 from minigpt_cli.errors import UsageError
 from minigpt_cli.runstore.store import Run, RunStore
@@ -127,5 +127,6 @@ def _write_report(path: Path, runs: Sequence[Run], store: RunStore) -> None:
         raise UsageError(
             f"nothing to report: {', '.join(run.name for run in runs)} {'have' if len(runs) > 1 else 'has'} no evaluations yet"
         )
-    write_atomic(path, report_page(Report(reported, ranked(store.runs())[:_REPORT_ROWS], differences(runs))))
+    differing = shown_differences(differences([[run] for run in runs]))
+    write_atomic(path, report_page(Report(reported, ranked(store.runs())[:_REPORT_ROWS], differing)))
     console.notice(f"wrote {path}")

@@ -151,14 +151,21 @@ def one_format(*, json: bool, csv: bool, md: bool) -> Form:
     return next((form for form, on in asked.items() if on), "table")
 
 
-def differences(runs: Sequence[Run], more: Sequence[str] = ()) -> list[tuple[str, list[str]]]:
-    """Settings, and other fields named in `more`, that differ between runs: a name and a value for each run."""
-    from minigpt_cli.commands.config_fields import settings, show_value
+def differences(sides: Sequence[Sequence[Run]], more: Sequence[str] = ()) -> dict[str, list[Any]]:
+    """Settings, and other fields named in `more`, in which sides differ: a value for each side, None where its own runs differ."""
+    from minigpt_cli.commands.config_fields import settings
 
-    fields = [RunFields(run) for run in runs]
-    values = {name: [f.get(name) for f in fields] for name in dict.fromkeys([*settings(), *more])}
-    return [
-        (name, ["-" if value is None else show_value(value) for value in row])
-        for name, row in values.items()
-        if any(value != row[0] for value in row)
-    ]
+    fields = [[RunFields(run) for run in runs] for runs in sides]
+    values = {name: [_shared([run.get(name) for run in runs]) for runs in fields] for name in dict.fromkeys([*settings(), *more])}
+    return {name: row for name, row in values.items() if any(value != row[0] for value in row)}
+
+
+def _shared(values: list[Any]) -> Any:
+    return values[0] if all(value == values[0] for value in values) else None
+
+
+def shown_differences(found: Mapping[str, Sequence[Any]]) -> list[tuple[str, list[str]]]:
+    """The same as text."""
+    from minigpt_cli.commands.config_fields import show_value
+
+    return [(name, ["-" if value is None else show_value(value) for value in row]) for name, row in found.items()]

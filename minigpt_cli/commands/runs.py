@@ -23,7 +23,7 @@ from minigpt_cli.commands.options import (
     Where,
     YesFlag,
 )
-from minigpt_cli.commands.run_fields import RunFields, differences, listing, one_format, ordered, select
+from minigpt_cli.commands.run_fields import differences, listing, one_format, ordered, select, shown_differences
 from minigpt_cli.display import console
 from minigpt_cli.errors import RunNotFound, UsageError, unknown_name
 from minigpt_cli.escaping import one_line, printable
@@ -281,11 +281,10 @@ def diff(run: RunArguments, json: JsonFlag = False, md: MarkdownFlag = False, ru
     from minigpt_cli.display.run_tables import print_differences
     from minigpt_cli.display.tables import Column, as_markdown
 
-    rows = differences(found, _COMPARED)
-    names = [r.name for r in found]
+    differing = differences([[r] for r in found], _COMPARED)
+    rows, names = shown_differences(differing), [r.name for r in found]
     if json:
-        raw = {name: [RunFields(r).get(name) for r in found] for name, _ in rows}
-        console.write_json({"runs": names, "differences": raw})
+        console.write_json({"runs": names, "differences": differing})
     elif md:
         console.write(as_markdown([Column(""), *map(Column, names)], [[name, *row] for name, row in rows]))
     else:

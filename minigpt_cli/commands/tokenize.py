@@ -66,7 +66,8 @@ def tokenize(
 
 
 def _prepared(config: DataConfig, sources: list[str], out: Path | None, *, quiet: bool) -> Dataset:
-    from minigpt_cli.data.encoding import Preparing, prepared
+    from minigpt_cli.data.atomic_folder import Preparing
+    from minigpt_cli.data.encoding import prepared
     from minigpt_cli.data.sources.open_source import open_sources
 
     source = open_sources(sources) if len(sources) > 1 else None

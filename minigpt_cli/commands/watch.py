@@ -105,17 +105,14 @@ def _lines(runs: list[Run], every: float, *, once: bool, json: bool) -> None:
         observed = _observe(runs)
         for started, evaluations, *_ in observed:
             for event in evaluations[seen[started.run] :]:
-                line = evaluation_line(event, started.max_steps)
                 prefix = f"{one_line(started.run)}  " if len(runs) > 1 else ""
-                console.write_json({"event": event.event, **event.model_dump(mode="json")}, indent=None) if json else console.write(
-                    prefix + line
-                )
+                console.write_event(event) if json else console.write(prefix + evaluation_line(event, started.max_steps))
             seen[started.run] = len(evaluations)
         ended = [entry.stopped for entry in observed if entry.stopped is not None]
         if len(ended) == len(runs) or once:
             for stopped in ended:
                 if json:
-                    console.write_json({"event": stopped.event, **stopped.model_dump(mode="json")}, indent=None)
+                    console.write_event(stopped)
                 else:
                     console.notice(f"{stopped.run}: {stopped.stop_reason} at step {stopped.step:,}")
             return

@@ -11,11 +11,13 @@ follows `<|assistant|>`, up to and including `<|end|>`. Nothing but the ids is n
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from minigpt_cli.data.sources.contract import Piece
 from minigpt_cli.runstore.records import RunRecord
 from minigpt_cli.tokenization.contract import Tokenizer
 
@@ -42,9 +44,17 @@ def learned_chats(record: RunRecord) -> bool:
     return record.corpus is not None and is_chat(record.corpus.label)
 
 
-def templated(messages: list[Message]) -> str:
+def in_pieces(messages: Iterable[Message]) -> Iterator[Piece]:
+    """A conversation in its template: marks and contents, of which the assistant's are learned."""
+    for role, content in messages:
+        yield Piece(f"<|{role}|>", learned=False)
+        yield Piece(content, learned=role == "assistant")
+        yield Piece(END, learned=False)
+
+
+def templated(messages: Iterable[Message]) -> str:
     """A conversation as text."""
-    return "".join(f"<|{role}|>{content}{END}" for role, content in messages)
+    return "".join(piece.text for piece in in_pieces(messages))
 
 
 def prompt_for(messages: list[Message]) -> str:

@@ -23,18 +23,7 @@ from minigpt_cli import registry
 from minigpt_cli.bounds import line
 from minigpt_cli.config import DataConfig
 from minigpt_cli.data.atomic_folder import Preparing, atomic_folder, put_in_place, watched
-from minigpt_cli.data.dataset import (
-    RECORD,
-    SPLITS,
-    TOKENIZER,
-    Dataset,
-    DatasetRecord,
-    Split,
-    cached,
-    check_long_enough,
-    dtype_for,
-    open_dataset,
-)
+from minigpt_cli.data.dataset import RECORD, SPLITS, TOKENIZER, Dataset, DatasetRecord, cached, dtype_for, open_dataset
 from minigpt_cli.data.sources.contract import Source
 from minigpt_cli.data.sources.open_source import data_folder, open_source
 from minigpt_cli.data.text_reader import Counted, Cutter, Text
@@ -43,8 +32,6 @@ from minigpt_cli.escaping import file_name
 from minigpt_cli.storage.atomic_io import explained, write_atomic
 from minigpt_cli.tokenization.contract import Builder, Tokenizer
 from minigpt_cli.tokenization.pretrained import load_tokenizer, with_added_tokens
-
-__all__ = ["Dataset", "Preparing", "Split", "check_long_enough", "data_folder", "open_dataset", "prepare", "prepared"]
 
 
 def prepared(

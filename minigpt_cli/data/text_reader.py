@@ -60,13 +60,13 @@ class Text:
                 for piece in document:
                     data = piece.text.encode("utf-8")
                     sha256.update(data)
-                    if piece.text not in self.source.marks:
-                        seen[code_points(piece.text)] = True
                     self.n_chars += len(piece.text)
                     self.n_bytes += len(data)
                     if spool:
                         spool.write(data)
-                    yield Preparing(min(self.n_bytes, total or self.n_bytes), total, "reading")
+                    if piece.text not in self.source.marks:
+                        seen[code_points(piece.text)] = True
+                        yield Preparing(min(self.n_bytes, total or self.n_bytes), total, "reading")
                 self.n_documents += 1
         if not self.n_chars:
             kind = "has no ASCII character" if self._ascii_only else "is empty"

@@ -19,6 +19,8 @@ from minigpt_cli.escaping import json_text, one_line, printable
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from minigpt_cli.events import Event
+
 Advance = Callable[[str, float, float | None], None]
 """Called with what is being done, how much is done, and how much there is in all (None: not known)."""
 
@@ -61,6 +63,11 @@ def write(text: str, end: str = "\n") -> None:
 def write_json(value: Any, *, indent: int | None = 2) -> None:
     """Print one JSON document to stdout; numbers that JSON cannot write (NaN, infinities) become null, what commands a terminal \\u009b."""
     write(json_text(json.dumps(finite(value), ensure_ascii=False, allow_nan=False, indent=indent)))
+
+
+def write_event(event: Event) -> None:
+    """Print an event as a line of JSON."""
+    write_json({"event": event.event, **event.model_dump(mode="json")}, indent=None)
 
 
 def write_rows(text: str) -> None:

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from minigpt_cli.display.console import is_terminal, stdout
+from minigpt_cli.display.console import is_terminal, stdout, use_colour
 from minigpt_cli.escaping import printable
 
 _DIM, _RESET = "\x1b[2m", "\x1b[0m"
@@ -33,7 +33,7 @@ class TextStreamer:
 
     def __init__(self) -> None:
         self._terminal = is_terminal(sys.stdout)
-        self._colour = self._terminal and not os.environ.get("NO_COLOR")
+        self._colour = use_colour(sys.stdout)
         self._ends_line = True
 
     def prompt(self, text: str) -> None:

@@ -63,7 +63,7 @@ class JsonLines(Silent):
     def show(self, event: Event) -> None:
         """Print `event` unless it is a heartbeat."""
         if not isinstance(event, Progress):
-            console.write_json({"event": event.event, **event.model_dump(mode="json")}, indent=None)
+            console.write_event(event)
 
     def announce(self, message: str) -> None:
         """Print it on stderr."""

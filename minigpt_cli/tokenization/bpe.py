@@ -9,14 +9,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from minigpt_cli.config import DataConfig
-from minigpt_cli.storage.atomic_io import write_atomic
 from minigpt_cli.tokenization.bytelevel import CHARACTER_OF_BYTE, bytes_of
 from minigpt_cli.tokenization.contract import Corpus, Ids, checked_ids, unicode_error
 from minigpt_cli.tokenization.library import LibraryTokenizer, library_errors
@@ -83,10 +81,6 @@ class ByteTokenizer:
     def to_json(self) -> str:
         """A Hugging Face JSON: byte-level BPE without merges."""
         return byte_level_json({CHARACTER_OF_BYTE[byte]: byte for byte in range(256)}, [], use_regex=False)
-
-    def save(self, path: Path) -> None:
-        """Write `to_json()` to `path`, atomically."""
-        write_atomic(path, self.to_json())
 
 
 class BPETokenizer(LibraryTokenizer):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Self
 
 import numpy as np
@@ -16,7 +15,6 @@ import numpy.typing as npt
 
 from minigpt_cli.config import DataConfig
 from minigpt_cli.errors import UnknownCharacters
-from minigpt_cli.storage.atomic_io import write_atomic
 from minigpt_cli.tokenization.contract import Corpus, Ids, checked_ids, unicode_error
 
 _UNKNOWN = np.uint32(0xFFFF_FFFF)
@@ -104,7 +102,3 @@ class CharTokenizer:
             ensure_ascii=False,
             indent=1,
         )
-
-    def save(self, path: Path) -> None:
-        """Write `to_json()` to `path`, atomically."""
-        write_atomic(path, self.to_json())

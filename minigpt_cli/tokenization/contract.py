@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol, Self
 
 import numpy as np
@@ -38,9 +37,6 @@ class Tokenizer(Protocol):
 
     def to_json(self) -> str:
         """A Hugging Face `tokenizers` JSON that encodes and decodes the same."""
-
-    def save(self, path: Path) -> None:
-        """Write `to_json()` to `path`, atomically."""
 
 
 class Corpus(Protocol):

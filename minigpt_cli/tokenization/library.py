@@ -14,14 +14,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from minigpt_cli.errors import UsageError
-from minigpt_cli.storage.atomic_io import one_line, write_atomic
+from minigpt_cli.storage.atomic_io import one_line
 from minigpt_cli.tokenization.char import unknown_characters
 from minigpt_cli.tokenization.contract import Ids, checked_ids, unicode_error
 from minigpt_cli.tokenization.segments import segments
@@ -211,7 +210,3 @@ class LibraryTokenizer:
     def to_json(self) -> str:
         """The Hugging Face JSON."""
         return self._json
-
-    def save(self, path: Path) -> None:
-        """Write `to_json()` to `path`, atomically."""
-        write_atomic(path, self._json)

@@ -11,7 +11,8 @@ import pytest
 
 from minigpt_cli.config import DataConfig
 from minigpt_cli.data import chat
-from minigpt_cli.data.encoding import Preparing, prepared
+from minigpt_cli.data.atomic_folder import Preparing
+from minigpt_cli.data.encoding import prepared
 from minigpt_cli.data.sources import chat as chats
 from minigpt_cli.data.sources.open_source import open_sources
 from minigpt_cli.errors import MiniGPTError, TextTooShort, UsageError

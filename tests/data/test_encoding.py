@@ -22,8 +22,9 @@ from hypothesis import strategies as st
 from minigpt_cli import registry
 from minigpt_cli.config import DataConfig
 from minigpt_cli.data import atomic_folder, encoding
-from minigpt_cli.data.dataset import RECORD, Dataset
-from minigpt_cli.data.encoding import Preparing, open_dataset, prepare, prepared
+from minigpt_cli.data.atomic_folder import Preparing
+from minigpt_cli.data.dataset import RECORD, Dataset, open_dataset
+from minigpt_cli.data.encoding import prepare, prepared
 from minigpt_cli.data.sources import text as texts
 from minigpt_cli.data.sources.contract import PlainText
 from minigpt_cli.data.sources.open_source import open_sources
@@ -342,7 +343,7 @@ def test_invalid_utf8_is_found_wherever_it_is(text: Path, monkeypatch: pytest.Mo
 
 
 def test_an_unknown_character_of_a_tokenizer_file_leaves_nothing(text: Path) -> None:
-    CharTokenizer([ord("L")]).save(Path("tokenizer.json"))
+    Path("tokenizer.json").write_text(CharTokenizer([ord("L")]).to_json())
     with pytest.raises(UsageError, match="does not know"):
         prepared(config(tokenizer="tokenizer.json"))
     assert tree() == ["text.txt", "tokenizer.json"]

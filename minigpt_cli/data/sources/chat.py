@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from minigpt_cli.data.chat import END, ROLES, TOKENS, Message
-from minigpt_cli.data.sources.contract import Document, Piece
+from minigpt_cli.data.chat import ROLES, TOKENS, Message, in_pieces
+from minigpt_cli.data.sources.contract import Document
 from minigpt_cli.errors import RunDamaged, UsageError
 from minigpt_cli.storage.atomic_io import explained, parse_json
 from minigpt_cli.storage.downloads import Report
@@ -41,14 +41,7 @@ class ChatFile:
 
     def documents(self) -> Iterator[Document]:
         """A document for each conversation. Raises UsageError that names a line that holds none."""
-        return map(_document, conversations(self.path))
-
-
-def _document(messages: list[Message]) -> Iterator[Piece]:
-    for role, content in messages:
-        yield Piece(f"<|{role}|>", learned=False)
-        yield Piece(content, learned=role == "assistant")
-        yield Piece(END, learned=False)
+        return map(in_pieces, conversations(self.path))
 
 
 def conversations(path: Path) -> Iterator[list[Message]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from minigpt_cli import registry
 from minigpt_cli.data.sources.contract import PlainText
-from minigpt_cli.data.sources.text import Embedded, File
+from minigpt_cli.data.sources.text import File
 from minigpt_cli.errors import UsageError
 from minigpt_cli.storage import downloads
 from minigpt_cli.storage.downloads import RemoteFile, Report
@@ -47,17 +47,20 @@ class Download(PlainText):
             yield from File(self.label, path).chunks()
 
 
-def python_docs() -> PlainText:
+class PythonDocs(PlainText):
     """The language reference inside CPython. It differs between Python versions, so its hash is what identifies it."""
 
-    def make() -> str:
+    label = EMBEDDED
+
+    def chunks(self) -> Iterator[str]:
+        """The topics by name, with an empty line between two."""
         try:
             from pydoc_data.topics import topics
         except ImportError as error:  # some systems split the standard library
             raise UsageError("this Python comes without its documentation (pydoc_data): give a text file") from error
-        return "\n\n".join(topics[name].strip("\n") for name in sorted(topics)) + "\n"
-
-    return Embedded(EMBEDDED, make)
+        names = sorted(topics)
+        for name in names:
+            yield topics[name].strip("\n") + ("\n" if name == names[-1] else "\n\n")
 
 
 def tinyshakespeare() -> PlainText:

@@ -1,4 +1,4 @@
-"""Plain text: a file, a pipe, a folder of files, standard input, or a text that a function makes.
+"""Plain text: a file, a pipe, a folder of files, or standard input.
 
 Texts are given exactly as they are written: byte-order marks, NULs and every kind of line break are characters like others.
 What is not UTF-8 is refused with the place of the first wrong byte.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import codecs
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -165,17 +165,3 @@ class StandardInput(PlainText):
     def chunks(self) -> Iterator[str]:
         """What comes in."""
         return _decoded(self.file, "standard input")
-
-
-@dataclass(frozen=True)
-class Embedded(PlainText):
-    """A text that some function makes."""
-
-    label: str
-    make: Callable[[], str]
-
-    def chunks(self) -> Iterator[str]:
-        """The text in pieces."""
-        text = self.make()
-        for start in range(0, len(text), BLOCK):
-            yield text[start : start + BLOCK]
