@@ -9,11 +9,13 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from minigpt_cli.config import DataConfig
 from minigpt_cli.errors import RunDamaged, UsageError
 from minigpt_cli.storage.atomic_io import one_line, parse_json
 from minigpt_cli.storage.downloads import RemoteFile, download
+from minigpt_cli.tokenization.added import AddedTokens
 from minigpt_cli.tokenization.bpe import ByteTokenizer, byte_level_json
 from minigpt_cli.tokenization.char import CharTokenizer
 from minigpt_cli.tokenization.contract import Corpus, Tokenizer
@@ -59,6 +61,8 @@ def with_added_tokens(tokenizer: Tokenizer, contents: Sequence[str]) -> Tokenize
     """`tokenizer` with a token for each of `contents` after its own; itself if it has them."""
     if not contents:
         return tokenizer
+    if isinstance(tokenizer, CharTokenizer | ByteTokenizer):
+        return AddedTokens(tokenizer, contents)
     spec = json.loads(tokenizer.to_json())
     known = {token["content"] for token in spec["added_tokens"]}
     new = [content for content in contents if content not in known]
@@ -94,7 +98,17 @@ def _read(path: Path) -> bytes:
 
 def _from_json(text: str | bytes, name: str) -> Tokenizer:
     checked = check(text, name)
-    spec = json.loads(checked.json_text)
+    if (plain := _plain(json.loads(checked.json_text) | {"added_tokens": []})) is not None:
+        after = range(plain.vocab_size, plain.vocab_size + len(checked.added))
+        if not checked.added:
+            return plain
+        if list(checked.added.values()) == list(after):
+            return AddedTokens(plain, list(checked.added))
+    return LibraryTokenizer(checked.json_text, checked.token_bytes, name, checked.added)
+
+
+def _plain(spec: dict[str, Any]) -> CharTokenizer | ByteTokenizer | None:
+    """The character or byte tokenizer that a checked JSON describes; None if it describes another."""
     if spec == json.loads(ByteTokenizer().to_json()):
         return ByteTokenizer()
     vocab = spec["model"]["vocab"]
@@ -102,7 +116,7 @@ def _from_json(text: str | bytes, name: str) -> Tokenizer:
         made = CharTokenizer([ord(token) for token in sorted(vocab, key=vocab.__getitem__)])
         if spec == json.loads(made.to_json()):
             return made
-    return LibraryTokenizer(checked.json_text, checked.token_bytes, name, checked.added)
+    return None
 
 
 def _from_pair(vocab_json: bytes, merges_txt: bytes, name: str) -> LibraryTokenizer:
