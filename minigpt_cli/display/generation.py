@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from minigpt_cli.display.console import is_terminal, stdout, use_colour
+from minigpt_cli.display import console
 from minigpt_cli.escaping import printable
 
 _DIM, _RESET = "\x1b[2m", "\x1b[0m"
@@ -32,8 +32,8 @@ class TextStreamer:
     """Writes prompt and continuations to stdout as they come. On a terminal the prompt is dim and control characters are written out."""
 
     def __init__(self) -> None:
-        self._terminal = is_terminal(sys.stdout)
-        self._colour = use_colour(sys.stdout)
+        self._terminal = console.is_terminal(sys.stdout)
+        self._colour = console.use_colour(sys.stdout)
         self._ends_line = True
 
     def prompt(self, text: str) -> None:
@@ -80,21 +80,21 @@ def print_probabilities(prompt: str, tokens: Iterable[ShownToken]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    console, shown = stdout(), list(tokens)
+    out, shown = console.stdout(), list(tokens)
     text = Text(printable(prompt), style="dim")
     for token in shown:
         text.append(printable(token.text), style=f"color({band(token.probability)})")
-    console.print(text)
+    out.print(text)
     legend = Text("probability: ", style="dim")
     for (_, colour), word in zip(PROBABILITY_BANDS, ("80 % up", "50 %", "20 %", "5 %", "below"), strict=True):
         legend.append(f"{word} ", style=f"color({colour})")
-    console.print(legend)
+    out.print(legend)
     width = max((len(token.alternatives) for token in shown), default=0)
     table = Table("token", "p", *(f"{n}." for n in range(1, width + 1)), box=None, header_style="dim")
     for token in shown:
         cells = [f"{visible(name)} {p:.2f}" for name, p in token.alternatives]
         table.add_row(Text(visible(token.name), style=f"color({band(token.probability)})"), f"{token.probability:.2f}", *cells)
-    console.print(table)
+    out.print(table)
 
 
 @dataclass(frozen=True)
@@ -112,10 +112,10 @@ def print_sweep(prompt: str, settings: Sequence[Setting]) -> None:
     from rich.table import Column, Table
     from rich.text import Text
 
-    table = Table(*(Column(Text(s.label)) for s in settings), expand=is_terminal(sys.stdout), show_lines=True)
+    table = Table(*(Column(Text(s.label)) for s in settings), expand=console.is_terminal(sys.stdout), show_lines=True)
     table.add_row(*(Text.assemble((printable(prompt), "dim"), printable(s.text)) for s in settings))
     table.add_row(*(Text(_figures(s), style="dim") for s in settings))
-    stdout().print(table)
+    console.stdout().print(table)
 
 
 def _figures(setting: Setting) -> str:
@@ -129,7 +129,7 @@ ReadLine = Callable[[], str]
 
 def line_reader(complete: Sequence[str]) -> ReadLine:
     """Reads a line from the keyboard with history and editing, kept and completed by the extra `interactive`. Raises EOFError."""
-    if not is_terminal(sys.stdin) or not is_terminal(sys.stdout):
+    if not console.is_terminal(sys.stdin) or not console.is_terminal(sys.stdout):
         return _plain_line
     try:
         from prompt_toolkit import PromptSession

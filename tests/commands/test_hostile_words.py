@@ -119,10 +119,11 @@ def test_json_on_a_terminal_holds_no_commands_and_comes_back_whole(shown: Callab
         text = shown(command, terminal=True)
         assert not re.search(r"\x1b|\x07|\x9b|\x00|\u202e", text)
         json.loads(text[text.index("[" if "list" in command or "board" in command else "{") :])
-    assert json.loads(shown("runs list --json"))[-1]["corpus"] in (EVIL, "text.txt")
+    assert {run["corpus"] for run in json.loads(shown("runs list --json"))} == {EVIL, "text.txt"}
 
 
 def test_csv_holds_no_formula_and_numbers_stay_numbers(shown: Callable[..., str]) -> None:
+    neutralised = 0
     for command in TABLES[:3]:
         rows = list(csv.reader(io.StringIO(shown(f"{command} --csv"))))
         cells = [cell for row in rows for cell in row]
@@ -131,7 +132,8 @@ def test_csv_holds_no_formula_and_numbers_stay_numbers(shown: Callable[..., str]
         assert len({len(row) for row in rows}) == 1
         score = rows[0].index("nats_per_char")
         assert all(float(row[score]) > 0 for row in rows[1:])
-    assert any(cell.startswith("'=cmd") for cell in cells) or "tokenizer" not in rows[0]
+        neutralised += sum(cell.startswith("'=cmd") for cell in cells)
+    assert neutralised >= 2
 
 
 def test_markdown_holds_no_markup(shown: Callable[..., str]) -> None:
@@ -173,65 +175,3 @@ def test_exports_hold_no_markup_and_no_further_instructions(shown: Callable[...,
         assert path.name == escaping.file_name(path.name)
     if kind == "gguf":
         assert [line.split()[0] for line in Path("exported/Modelfile").read_text().splitlines()] == ["FROM", "TEMPLATE", *["PARAMETER"] * 4]
-
-
-# ---- one function a medium
-
-
-def test_words_stay_what_they_are_in_every_medium() -> None:
-    for text in (
-        "modern-1",
-        "p1_base",
-        "Zürich",
-        "naïve é",
-        "lr=1e-4",
-        "漢字",
-        "می‌خواهم",
-        "a b",
-        "text.txt",
-        "±0.0012 (95 %: 1 to 2; p < 0.0005)",
-    ):
-        assert escaping.printable(text) == escaping.one_line(text) == escaping.csv_cell(text) == text
-        assert escaping.markdown(text).replace("\\_", "_") == text
-        assert escaping.markdown_code(text) == f"`{text}`"
-
-
-@pytest.mark.parametrize(
-    ("text", "shown"),
-    [("a|b", r"a\|b"), ("*a*", r"\*a\*"), ("<b>", r"\<b>"), ("a < b", "a < b"), ("&lt;", r"\&lt;"), ("# a", r"\# a"), ("1. a", r"1\. a"),
-     ("- a", r"\- a"), ("a\nb", "a b"), ("[a](b)", r"\[a\](b)"), ("\x1b[2J", r"\\x1b\[2J"), ("$x$", r"\$x\$"), ("a\\|b", r"a\\\|b")],
-)  # fmt: skip
-def test_markdown_is_plain_words(text: str, shown: str) -> None:
-    assert escaping.markdown(text) == shown.replace(r"\\x1b", r"\\x1b")
-
-
-@pytest.mark.parametrize("text", ["`", "``a``", "a`b", "", "`a"])
-def test_code_in_markdown_ends_where_it_should(text: str) -> None:
-    shown = escaping.markdown_code(text)
-    fence = re.match("`+", shown)
-    assert fence is not None
-    assert shown.endswith(fence[0])
-    assert not re.search(f"(?<!`){fence[0]}(?!`)", shown[len(fence[0]) : -len(fence[0])])
-
-
-@pytest.mark.parametrize(
-    ("value", "cell"),
-    [("=1+1", "'=1+1"), ("+a", "'+a"), ("-a", "'-a"), ("@a", "'@a"), ("\ta", "'\ta"), (" =1", "' =1"), ("-1.5", "-1.5"), ("-1 +2", "-1 +2"),
-     (-1.5, -1.5), (None, ""), (True, True), ("-", "'-"), ("a=1", "a=1")],
-)  # fmt: skip
-def test_cells_are_no_formulas(value: object, cell: object) -> None:
-    assert escaping.csv_cell(value) == cell
-
-
-@pytest.mark.parametrize("text", ["../../etc/passwd", "a\nSYSTEM x", "", "...", "-rf", "a/b", "\x00", "é" * 300, ".hidden", "x" * 500])
-def test_file_names_are_plain(text: str) -> None:
-    assert re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}", escaping.file_name(text))
-
-
-def test_html_is_text() -> None:
-    assert escaping.html("<a href='x'>\x1b\u202e\"") == r"&lt;a href=&#x27;x&#x27;&gt;\x1b\u202e&quot;"
-
-
-def test_towers_of_accents_are_cut_down() -> None:
-    assert escaping.printable("Z" + "\u0301" * 6) == "Z" + "\u0301" * 4 + r"\u0301\u0301"
-    assert escaping.printable("q\u0323\u0307") == "q\u0323\u0307"

@@ -12,7 +12,6 @@ import pytest
 
 from minigpt_cli.commands.train_run import StopSignals
 from minigpt_cli.data.opening import Opening, opening_of
-from minigpt_cli.display.format import quoted
 from minigpt_cli.events import StopReason
 from minigpt_cli.runstore.store import RunStore
 from minigpt_cli.tokenization.char import CharTokenizer
@@ -143,8 +142,3 @@ def test_a_text_that_is_gone_gets_a_prompt_that_the_tokenizer_knows(trained: Pat
     for folder in ("gone", "no\0path"):
         elsewhere = record.model_copy(update={"corpus": corpus.model_copy(update={"dataset_dir": folder})})
         assert opening_of(elsewhere, CharTokenizer([ord("x")])) == Opening("")
-
-
-@pytest.mark.parametrize("text", ["plain", "two words", 'a "quoted" one', "$HOME", "`date`", "it's", "a\\b", "bang!", "", "漢字", "-x"])
-def test_a_quoted_word_is_one_word_again(text: str) -> None:
-    assert shlex.split(quoted(text)) == [text]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -55,9 +54,13 @@ def test_what_is_not_understood_is_refused(condition: str) -> None:
         parse_where(condition, RUN)
 
 
-@given(st.text(max_size=60))
-def test_no_text_does_worse_than_being_refused(condition: str) -> None:
-    predicate = None
-    with suppress(UsageError):
-        predicate = parse_where(condition, RUN)
-    assert predicate is None or predicate(RUN) in (True, False)
+WORDS = ["arch", "lr", "tag", "group", "=", "<", "!=", "~", "moe", "2e-4", "keep", "and", "or", "not", "(", ")"]
+
+
+@given(st.one_of(st.text(max_size=60), st.lists(st.sampled_from(WORDS), max_size=12).map(" ".join)))
+def test_any_text_is_refused_or_the_opposite_of_its_negation(condition: str) -> None:
+    try:
+        holds = parse_where(condition, RUN)(RUN)
+    except UsageError:
+        return
+    assert parse_where(f"not ({condition})", RUN)(RUN) is not holds

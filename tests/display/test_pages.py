@@ -5,12 +5,11 @@ from __future__ import annotations
 from html.parser import HTMLParser
 from pathlib import Path
 
-import numpy as np
 import pytest
 from harness import browser
 
 from minigpt_cli.display.charts import Curve
-from minigpt_cli.display.generation import ShownToken, band
+from minigpt_cli.display.generation import ShownToken
 from minigpt_cli.display.pages.chart import line_chart
 from minigpt_cli.display.pages.page import html_page, section, side_by_side, table, tag, tinted
 from minigpt_cli.display.pages.tokens import probabilities_page
@@ -58,6 +57,14 @@ def test_a_chart_is_drawn_of_any_numbers(ys: list[float]) -> None:
     assert "polyline" in line_chart([Curve("a", [0.0, 2.0**63], ys)], x_label="x", y_label="y")
 
 
+def test_html_data_cannot_end_the_script() -> None:
+    hostile = "</script><script>alert(1)</script><!--<script>"
+    page = probabilities_page("run", hostile, [ShownToken(hostile, hostile, 0.5, [(hostile, 0.5)])], "")
+    data = page.split('<script type="application/json" id="data">')[1].split("</script>")[0]
+    assert "alert(1)" in data
+    assert page.count("</script>") == 2
+
+
 @browser.needed
 def test_the_saved_view_works_without_a_server(tmp_path: Path) -> None:
     hostile = "</script><b>"
@@ -83,7 +90,3 @@ def test_a_character_split_over_tokens_is_whole_in_the_saved_view(tmp_path: Path
         assert tab.evaluate("[...document.querySelectorAll('.token')].map((t) => t.textContent)") == [" ", "", "€", "é"]
         assert tab.evaluate("document.querySelector('.alternatives .name').textContent") == "\\x20\\xe2"
         assert tab.complaints == []
-
-
-def test_probability_bands_cover_all() -> None:
-    assert len({band(p) for p in np.linspace(0, 1, 101)}) == 5

@@ -158,7 +158,9 @@ def test_every_mutation_of_a_meta_is_read_or_refused(tmp_path: Path) -> None:
             mutated[position] = value
             path.write_bytes(mutated)
             with suppress(UsageError):
-                pickles.read_meta(path)
+                characters = pickles.read_meta(path)
+                assert len(set(characters)) == len(characters) > 0
+                assert all(len(character) == 1 for character in characters)
 
 
 def test_a_meta_of_nothing_but_marks_takes_no_time() -> None:
