@@ -272,6 +272,11 @@ class OptimConfig(_Frozen):
     ema: float = Field(0.99, ge=0, lt=1)
     """Decay of an average of the weights, which is then what is evaluated and saved as best; 0: none."""
 
+    @property
+    def windows(self) -> int:
+        """Windows in a step of one process."""
+        return self.batch_size * self.grad_accum
+
     @model_validator(mode="after")
     def _ends_below_peak(self) -> OptimConfig:
         if self.min_lr > self.lr:
@@ -356,6 +361,10 @@ class RunConfig(_Frozen):
     """Seed of initial weights, batches and dropout."""
     resume_changes: str = Field("", max_length=CHANGES_LIMIT, json_schema_extra={"flag": False})
     """What was changed when the run was resumed, in order, as STEP:setting=VALUE_BEFORE with spaces between; written by resuming."""
+
+    def changed(self, **sections: dict[str, Any]) -> RunConfig:
+        """This configuration with some settings of some sections changed, as in `changed(optim={"lr": 1e-3})`; not validated again."""
+        return self.model_copy(update={name: getattr(self, name).model_copy(update=values) for name, values in sections.items()})
 
     @model_validator(mode="after")
     def _changes_can_be_read(self) -> RunConfig:

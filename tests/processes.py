@@ -38,8 +38,8 @@ def unequal(rank: int, path: str) -> None:
 
     def finish(self: trainer._Trainer, reason: Any) -> Iterator[Any]:
         weights = torch.cat([p.detach().flatten() for p in self.state.model.parameters()])
-        facts = {"config": self.config.model_dump(mode="json"), "steps": self.steps_done, "reason": reason, "run": self.run.name}
-        Path(path).write_text(json.dumps({**facts, "progress": self.progress.state(), "weights": weights.double().tolist()}))
+        facts = {"config": self.config.model_dump(mode="json"), "steps": self.meter.steps, "reason": reason, "run": self.run.name}
+        Path(path).write_text(json.dumps({**facts, "progress": self.judge.counters.state(), "weights": weights.double().tolist()}))
         yield from real_finish(self, reason)
 
     count = iter(range(1, 1_000_000))
@@ -64,7 +64,7 @@ def dies_at_step(rank: int, step: str) -> None:
     real = trainer._Trainer._evaluation_due
 
     def due(self: trainer._Trainer) -> bool:
-        if rank and self.steps_done == int(step):
+        if rank and self.meter.steps == int(step):
             os.kill(os.getpid(), signal.SIGKILL)
         return real(self)
 
@@ -76,7 +76,7 @@ def terminated_at_step(rank: int, step: str) -> None:
     real = trainer._Trainer._agreed_reason
 
     def agreed(self: trainer._Trainer, *args: Any) -> Any:
-        if rank and self.steps_done == int(step):
+        if rank and self.meter.steps == int(step):
             os.kill(os.getpid(), signal.SIGTERM)
         return real(self, *args)
 

@@ -47,6 +47,10 @@ class Setting:
         extra = self.info.json_schema_extra
         return not isinstance(extra, dict) or extra.get("flag") is not False
 
+    def value_in(self, config: RunConfig) -> Any:
+        """Its value in a configuration. Raises AttributeError where the architecture has no such setting."""
+        return getattr(getattr(config, self.section) if self.section else config, self.name)
+
     @property
     def info(self) -> FieldInfo:
         return self.fields.get(DEFAULT_ARCH) or next(iter(self.fields.values()))

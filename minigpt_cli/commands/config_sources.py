@@ -169,17 +169,12 @@ def layer_lines(resolved: Resolved) -> list[tuple[str, str, str, str]]:
     for name, setting in settings().items():
         if name not in resolved.sources:
             continue
-        value = getattr(getattr(config, setting.section) if setting.section else config, name)
-        rows.append((PANELS[setting.section], name, show_value(value), resolved.sources[name]))
+        rows.append((PANELS[setting.section], name, show_value(setting.value_in(config)), resolved.sources[name]))
     return rows
 
 
 def differing_from_defaults(config: RunConfig) -> list[tuple[str, str]]:
     """Settings that are not the defaults of the configuration's architecture, and their values."""
     plain = resolve({"arch": config.model.arch}, environment={}).config
-    found = []
-    for name, setting in settings().items():
-        place, default = (getattr(c, setting.section) if setting.section else c for c in (config, plain))
-        if hasattr(place, name) and getattr(place, name) != getattr(default, name):
-            found.append((name, show_value(getattr(place, name))))
-    return found
+    own = [s for s in settings().values() if s.section != "model" or config.model.arch in s.fields]
+    return [(s.name, show_value(s.value_in(config))) for s in own if s.value_in(config) != s.value_in(plain)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -15,20 +15,10 @@ from minigpt_cli.runstore.records import Base
 from minigpt_cli.runstore.store import Run, RunStore
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from minigpt_cli.checkpoints import ResumePoint
     from minigpt_cli.interchange.initialise import Source
     from minigpt_cli.tokenization.contract import Tokenizer
-
-
-@dataclass(frozen=True)
-class Weights:
-    """What training begins from."""
-
-    tensors: dict[str, Tensor]
-    whole: list[str] = field(default_factory=list)  # with adapters: tensors that are trained themselves all the same
-    notices: list[str] = field(default_factory=list)
+    from minigpt_cli.training.state import StartWeights
 
 
 @dataclass(frozen=True)
@@ -74,14 +64,15 @@ class Beginning:
                 "--name base, then --init-from base"
             )
 
-    def weights(self, config: RunConfig, tokenizer: Tokenizer) -> Weights:
+    def weights(self, config: RunConfig, tokenizer: Tokenizer) -> StartWeights:
         """A whole state dict for `config`. Raises UsageError unless it fits, or --partial."""
         from minigpt_cli.interchange.initialise import initial_weights
+        from minigpt_cli.training.state import StartWeights
 
         tensors, report = initial_weights(self.source, config.model, tokenizer, partial=self.partial, seed=config.seed)
         theirs = self.source.tensors
         whole = [n for n, t in tensors.items() if n not in theirs or t.shape != theirs[n].shape or not t.equal(theirs[n])]
-        return Weights(tensors, whole if config.lora.lora_rank else [], [f"from {report.label}: {report.counts()}", *report.notes])
+        return StartWeights(tensors, whole if config.lora.lora_rank else [], [f"from {report.label}: {report.counts()}", *report.notes])
 
 
 @contextmanager
@@ -104,11 +95,12 @@ def check_adapters(config: RunConfig, beginning: Beginning | None) -> None:
         raise UsageError("--lora-rank adapts the weights of a run: name it with --init-from RUN")
 
 
-def weights_to_resume(run: Run, point: ResumePoint) -> Weights | None:
+def weights_to_resume(run: Run, point: ResumePoint) -> StartWeights | None:
     """What a run with adapters adds them to; None for any other run, whose save holds everything."""
     if not point.config.lora.lora_rank:
         return None
     from minigpt_cli.checkpoints import frozen_weights
     from minigpt_cli.models.lora import is_adapter
+    from minigpt_cli.training.state import StartWeights
 
-    return Weights(frozen_weights(run, point.last), [name for name in point.last if not is_adapter(name)])
+    return StartWeights(frozen_weights(run, point.last), [name for name in point.last if not is_adapter(name)])

@@ -55,11 +55,10 @@ class RunFields(Mapping[str, Any]):
     def _setting(self, name: str) -> Any:
         from minigpt_cli.commands.config_fields import settings
 
-        config, section = self.run.config, settings()[name].section
-        place = getattr(config, section) if section else config
-        if name not in type(place).model_fields:
-            raise KeyError(name)
-        return getattr(place, name)
+        try:
+            return settings()[name].value_in(self.run.config)
+        except AttributeError as error:
+            raise KeyError(name) from error
 
     def get(self, name: str, default: Any = None) -> Any:
         """The field, or `default` where this run has none or cannot be read."""

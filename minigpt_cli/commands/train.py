@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -11,16 +12,14 @@ from minigpt_cli.commands.config_flags import with_settings
 from minigpt_cli.commands.config_sources import Resolved, layer_lines, override, resolve
 from minigpt_cli.commands.init_from import Beginning
 from minigpt_cli.commands.options import JsonFlag, RunsDir, SourceArgument, complete_preset, complete_run
+from minigpt_cli.commands.processes import Announcement, follow, together
 from minigpt_cli.commands.samples import next_commands, sample_of
-from minigpt_cli.commands.sweeping import Recipe, run_search, run_sweep
-from minigpt_cli.commands.train_run import Outcome, Output, Request, follow, read_data, together, train_new, train_on
+from minigpt_cli.commands.sweeping import Group, Tally, run_search, run_sweep
+from minigpt_cli.commands.train_run import Context, Outcome, Output, train_new, train_on
 from minigpt_cli.config import RunConfig
 from minigpt_cli.display import console
 from minigpt_cli.errors import UsageError
 from minigpt_cli.runstore.store import RunStore
-
-if TYPE_CHECKING:
-    from minigpt_cli.training.distributed import World
 
 _MANY = "Many runs"
 
@@ -111,7 +110,7 @@ def train(
             alone |= {"--sweep": sweep, "--search": search, "--seeds": seeds > 1, "--dry-run": dry_run, "--print-config": print_config}
             if wrong := [flag for flag, value in alone.items() if value]:
                 raise UsageError(f"--resume continues a run as it was: leave out {', '.join(wrong)}")
-            _resume(resume, store, settings, Output(json, tuple(log)), world, merge=merge)
+            _resume(resume, Context(store, Output(json, tuple(log)), world=world), settings, merge=merge)
             return
         settings = settings if source is None else {**settings, "source": source}
         beginning = Beginning(init_from, store, partial) if init_from is not None else None
@@ -122,19 +121,19 @@ def train(
         if print_config:
             _print_config(resolved, json=json)
             return
+        context = Context(store, Output(json, tuple(log)), beginning, world)
         if dry_run:
-            _dry_run(resolved, json=json)
+            _dry_run(context, resolved)
             return
-        output = Output(json, tuple(log))
         if sweep or search or seeds > 1:
             if search and (sweep or seeds > 1):
                 raise UsageError("--search chooses settings itself: leave out --sweep and --seeds, or give them a command of their own")
             if merge:
                 raise UsageError("--merge is for one run: leave it out, and merge the best of them afterwards with minigpt runs import RUN")
-            _many(Recipe(store, settings, preset, config, beginning, output, world), name, sweep, seeds, search, trials)
+            group = Group(context, settings, preset, config)
+            _many(group, run_search(group, name, search, trials) if search else run_sweep(group, name, sweep, seeds), seeds)
             return
-        request = Request(resolved.config, store, name, preset, output=output, notices=resolved.notices, beginning=beginning, world=world)
-        outcome = train_new(request)
+        outcome = train_new(context, resolved, name)
         if merge:
             _merge(outcome, store)
         _finish(outcome, json=json)
@@ -156,51 +155,54 @@ def _merge(outcome: Outcome, store: RunStore) -> None:
     console.notice(f"merged into {merge_run(store, outcome.run).name}")
 
 
-def _dry_run(resolved: Resolved, *, json: bool) -> None:
-    """Plan the run on real steps, and show what it would cost."""
+def _dry_run(context: Context, resolved: Resolved) -> None:
+    """Plan the run on real steps, in all its processes, and show what it would cost."""
     from minigpt_cli.display.training_summary import print_plan
     from minigpt_cli.training import planner
 
     planner.choose_device(resolved.config.compute.device)
-    plan = planner.dry_run(resolved.config, read_data(resolved.config, quiet=json))
+    dataset, world = context.dataset(resolved.config.data), context.processes()
+    with world.doing(Announcement(resolved.config, dataset.dir, dataset.key, dry_run=True)):
+        plan = planner.dry_run(resolved.config, world.each(lambda: dataset), world)
     for notice in (*resolved.notices, *plan.notices):
         console.notice(notice)
     facts = {name: value for name, value in plan._asdict().items() if name not in ("config", "notices")}
     facts |= {"max_steps": plan.config.optim.max_steps, "batch_size": plan.config.optim.batch_size, "device": plan.config.compute.device}
-    if json:
-        console.write_json({**facts, "notices": list(plan.notices)})
+    if context.output.json:
+        console.write_json({**facts, "notices": plan.notices})
     else:
         print_plan(facts)
 
 
-def _many(recipe: Recipe, name: str | None, sweep: list[str], seeds: int, search: list[str], trials: int) -> None:
-    """Train a group of runs, and rank it."""
+def _many(group: Group, tally: Tally, seeds: int) -> None:
+    """Rank a group of runs, and exit as they ended."""
     from minigpt_cli.commands import leaderboard
 
-    group, tally = run_search(recipe, name, search, trials) if search else run_sweep(recipe, name, sweep, seeds)
-    members = [run for run in recipe.store.runs() if run.record.group == group]
-    if not recipe.output.json:
+    members = [run for run in group.context.store.runs() if run.record.group == tally.group]
+    if not group.context.output.json:
         leaderboard.show(members, leaderboard.ranked(members))
         if seeds > 1 and len(members) > seeds:
             leaderboard.show_folded(leaderboard.folded(members))
-        console.notice(f"group {group}: {len(tally.scores)} runs, {len(tally.failures)} failed; the same command goes on where it stopped")
+        console.notice(
+            f"group {tally.group}: {len(tally.scores)} runs, {len(tally.failures)} failed; the same command goes on where it stopped"
+        )
     if tally.signal_number is not None:
         raise typer.Exit(128 + tally.signal_number)
     if tally.failures:
         raise typer.Exit(1)
 
 
-def _resume(wanted: str, store: RunStore, settings: dict[str, Any], output: Output, world: World | None, *, merge: bool) -> None:
-    run = store.find(wanted)
-    store = RunStore(run.dir.parent)
-    if wanted != run.name and not output.json:
+def _resume(wanted: str, context: Context, settings: dict[str, Any], *, merge: bool) -> None:
+    run = context.store.find(wanted)
+    context = replace(context, store=RunStore(run.dir.parent))
+    if wanted != run.name and not context.output.json:
         console.notice(f"resuming {run.name}")
     if merge:
-        _check_merge(store, run.name, run.config)
-    outcome = train_on(run, store, lambda saved: override(saved, settings), output, world)
+        _check_merge(context.store, run.name, run.config)
+    outcome = train_on(context, run, lambda saved: override(saved, settings))
     if merge:
-        _merge(outcome, store)
-    _finish(outcome, json=output.json)
+        _merge(outcome, context.store)
+    _finish(outcome, json=context.output.json)
 
 
 def _print_config(resolved: Resolved, *, json: bool) -> None:

@@ -14,7 +14,8 @@ from minigpt_cli.commands.run_fields import find_readable
 from minigpt_cli.display import console
 from minigpt_cli.display.watching import Observed, show_live
 from minigpt_cli.escaping import one_line
-from minigpt_cli.events import Started, Stopped, StopReason
+from minigpt_cli.events import Stopped, StopReason
+from minigpt_cli.runstore import replay
 from minigpt_cli.runstore.store import Run, RunStore
 
 
@@ -53,47 +54,17 @@ def _looks(every: float, *, once: bool) -> Iterator[None]:
 def _observe(runs: list[Run]) -> list[Observed]:
     """What the files of each run say now."""
     return [
-        Observed(_started(run), list(run.metrics()), _stopped(run), run.config.eval.time_limit, run.status)
+        Observed(replay.started(run.record, run.config), list(run.metrics()), _stopped(run), run.config.eval.time_limit, run.status)
         for run in (run.refresh() for run in runs)
     ]
 
 
-def _started(run: Run) -> Started:
-    record, compute = run.record, run.config.compute
-    splits = record.corpus.splits if record.corpus else {}
-    return Started(
-        run=run.name,
-        step=0,
-        arch=record.arch or run.config.model.arch,
-        n_params=record.n_params,
-        n_active_params=record.n_active_params,
-        vocab_size=record.vocab_size,
-        train_tokens=splits["train"].n_tokens if "train" in splits else 0,
-        val_tokens=splits["val"].n_tokens if "val" in splits else 0,
-        max_steps=run.config.optim.max_steps,
-        device=compute.device,
-        precision=compute.precision,
-        attention=compute.attention,
-        compiled=compute.compile == "on",
-    )
-
-
 def _stopped(run: Run) -> Stopped | None:
     """How the run ended, or None while it trains."""
-    status, record = run.status, run.record
-    if status == "running":
+    if run.status == "running":
         return None
-    best = record.best
-    return Stopped(
-        run=run.name,
-        step=record.stop_step,
-        stop_reason=StopReason.FAILED if status in ("crashed", "failed") else record.stop_reason or StopReason.FAILED,
-        best_step=best.step if best else None,
-        best_val_loss=best.nats_per_token if best else None,
-        best_nats_per_char=best.nats_per_char if best else None,
-        elapsed_s=record.elapsed_s,
-        tokens_seen=record.tokens_seen,
-    )
+    reason = None if run.status in ("crashed", "failed") else run.record.stop_reason
+    return replay.stopped(run.record, reason or StopReason.FAILED)
 
 
 def _lines(runs: list[Run], every: float, *, once: bool, json: bool) -> None:

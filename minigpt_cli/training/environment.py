@@ -16,8 +16,13 @@ import torch
 
 import minigpt_cli
 from minigpt_cli.accel import expert_kernels, kernels, native_build
+from minigpt_cli.bounds import line
+from minigpt_cli.config import RunConfig
+from minigpt_cli.data.dataset import Dataset
 from minigpt_cli.generation.decoders import c
+from minigpt_cli.runstore.records import Corpus, RunRecord, SplitRecord
 from minigpt_cli.storage.atomic_io import one_line
+from minigpt_cli.training.distributed import World
 
 # Variables that make a library choose other instructions, algorithms or numbers of threads. How to wait, where to log and what is said
 # otherwise here (OMP_NUM_THREADS, MINIGPT_NATIVE) are not among them.
@@ -126,3 +131,46 @@ def device_name(device: torch.device) -> str:
             return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
+
+
+def _computed_by_all(device: torch.device, config: RunConfig, world: World) -> dict[str, str]:
+    """What computes this run in all its processes; where they differ, one after the other."""
+    here = world.gather(computed_by(device, compiled_graph=config.compute.compile == "on"))
+    names = {name: None for one in here for name in one}
+    found = {name: [one.get(name, "not set") for one in here] for name in names}
+    windows = config.optim.windows * world.size
+    return {"the number of processes": str(world.size), "the number of windows in a step": str(windows)} | {
+        n: one_line(" / ".join(values if len(set(values)) > 1 else values[:1])) for n, values in found.items()
+    }
+
+
+def described(record: RunRecord, config: RunConfig, dataset: Dataset, model: torch.nn.Module, world: World) -> RunRecord:
+    """The record with everything that is known before step 0."""
+    device = world.device(config.compute.device)
+    corpus = Corpus(
+        label=dataset.label,
+        sha256=dataset.sha256,
+        dataset_dir=line(str(dataset.dir)),
+        splits={
+            name: SplitRecord(sha256=split.sha256, n_tokens=len(split.tokens), n_chars=split.n_chars, n_bytes=split.n_bytes)
+            for name, split in dataset.splits().items()
+        },
+    )
+    return record.model_copy(
+        update={
+            "status": "running",
+            "stop_reason": None,
+            "versions": {**record.versions, "torch": torch.__version__},
+            "device": config.compute.device,
+            "device_name": device_name(device),
+            "threads": torch.get_num_threads(),
+            "world_size": world.size,
+            "computed_by": _computed_by_all(device, config, world),
+            "arch": config.model.arch,
+            "tokenizer": dataset.tokenizer.name,
+            "corpus": corpus,
+            "vocab_size": dataset.tokenizer.vocab_size,
+            "n_params": sum(p.numel() for p in model.parameters()),
+            "n_active_params": model.n_active_params(),  # type: ignore[operator]
+        }
+    )

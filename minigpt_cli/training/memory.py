@@ -41,7 +41,7 @@ def measure(config: RunConfig, vocab_size: int) -> Need:
     """What a step of this configuration needs, from the activations that a forward pass of one and two windows really keeps."""
     from minigpt_cli.training.state import TrainingState
 
-    quiet = config.model_copy(update={"compute": config.compute.model_copy(update={"compile": "off", "device": "cpu", "fsdp": False})})
+    quiet = config.changed(compute={"compile": "off", "device": "cpu", "fsdp": False})
     state = TrainingState(quiet, vocab_size, torch.device("cpu"))
     one, two = (_kept_bytes(state, n, config.model.block_size) for n in (1, 2))
     n_params = sum(p.numel() for p in state.model.parameters())
@@ -109,8 +109,7 @@ def smaller(config: RunConfig, world_size: int) -> RunConfig | None:
     optim = config.optim
     if not optim.auto_batch or optim.batch_size % 2 or world_size > 1:
         return None
-    halved = optim.model_copy(update={"batch_size": optim.batch_size // 2, "grad_accum": optim.grad_accum * 2})
-    return config.model_copy(update={"optim": halved})
+    return config.changed(optim={"batch_size": optim.batch_size // 2, "grad_accum": optim.grad_accum * 2})
 
 
 def smaller_notice(config: RunConfig) -> str:

@@ -6,9 +6,7 @@ saved, so that a run can be repeated and resumed from it to the bit.
 
 from __future__ import annotations
 
-import statistics
-import time
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -20,11 +18,9 @@ from minigpt_cli.models.attention import CausalAttention
 from minigpt_cli.models.contract import meta_model
 from minigpt_cli.storage.memory import check_threads
 from minigpt_cli.training import choices, memory, precision
-from minigpt_cli.training.device_batches import DeviceBatches
 from minigpt_cli.training.distributed import World
-from minigpt_cli.training.evaluator import TRAIN_SAMPLE_TOKENS, Measuring
 from minigpt_cli.training.optimizers import optimizer_class
-from minigpt_cli.training.state import TrainingState
+from minigpt_cli.training.speed import Speed, measure_speed
 
 _EVALUATIONS = 20  # over a run, unless --eval-every says otherwise
 _FEWEST_EVALUATIONS = 4
@@ -34,17 +30,7 @@ _SMALL_SPLIT_TOKENS = 2_000_000  # a validation split up to this size is measure
 _SAMPLED_ITERS = 100
 _LONG_RUN_S = 600  # from here on the minute that torch.compile takes may pay
 _LEAST_COPIES = 3  # of the weights in training: themselves, their gradients, and one state of the optimizer
-_TRIAL_S = 1.2  # of steps, to measure the speed
-_EVALUATION_TRIAL_TOKENS = 16_384
 _MOST_EPOCHS = 30  # in a time budget: a small text is known by heart long before three minutes are over
-
-
-class Speed(NamedTuple):
-    """Measured on real steps of the real configuration."""
-
-    step_s: float  # median
-    evaluation_s: float
-    peak_bytes: int
 
 
 class Plan(NamedTuple):
@@ -79,21 +65,21 @@ def resolve(config: RunConfig, dataset: Dataset, world: World | None = None) -> 
     return config, [*notices, *more, *poor_plan(config, dataset)]
 
 
-def dry_run(config: RunConfig, dataset: Dataset) -> Plan:
-    """Resolve `config`, take a few real steps and say what the run would cost."""
-    config, notices = resolve(config, dataset)
-    device = torch.device(config.compute.device)
-    speed = measure_speed(config, dataset, World())
-    state = TrainingState(config, dataset.tokenizer.vocab_size, device)
+def dry_run(config: RunConfig, dataset: Dataset, world: World) -> Plan:
+    """Resolve `config`, take a few real steps and say what the run would cost. Every process calls this."""
+    config, notices = resolve(config, dataset, world)
+    device = world.device(config.compute.device)
+    speed = max(world.gather(measure_speed(config, dataset, world)))
+    model = meta_model(config.model, dataset.tokenizer.vocab_size)
     free, need = memory.available(device), memory.measure(config, dataset.tokenizer.vocab_size)
     optim = config.optim
-    tokens_per_step = optim.batch_size * optim.grad_accum * config.model.block_size
+    tokens_per_step = optim.windows * world.size * config.model.block_size
     evaluations = max(1, optim.max_steps // config.eval.eval_every)
     return Plan(
         config=config,
         notices=notices,
-        n_params=sum(p.numel() for p in state.model.parameters()),
-        n_active_params=state.model.n_active_params(),  # type: ignore[operator]
+        n_params=sum(p.numel() for p in model.parameters()),
+        n_active_params=model.n_active_params(),  # type: ignore[operator]
         step_ms=speed.step_s * 1e3,
         tokens_per_s=tokens_per_step / speed.step_s,
         peak_bytes=speed.peak_bytes,
@@ -140,7 +126,7 @@ def _choose_compute(config: RunConfig, dataset: Dataset, world: World) -> tuple[
     if device == "cpu" and (reason := kernels.why_not()):
         notices.append(f"kernels torch, slower: {reason}")
     threads = config.compute.threads or torch.get_num_threads()
-    return _with(config, compute={"device": device, "precision": chosen, "threads": threads}), notices
+    return config.changed(compute={"device": device, "precision": chosen, "threads": threads}), notices
 
 
 def _check_machine(config: RunConfig) -> None:
@@ -203,7 +189,7 @@ def _fit_memory(config: RunConfig, dataset: Dataset, free: int | None) -> tuple[
     if batch > fits:
         raise memory.too_large(config, fits)
     notice = f"batch {config.optim.batch_size} does not fit in memory: {batch} windows, accumulated {accum} times, at the same total"
-    return _with(config, optim={"batch_size": batch, "grad_accum": accum}), [notice]
+    return config.changed(optim={"batch_size": batch, "grad_accum": accum}), [notice]
 
 
 # ---- speed
@@ -229,7 +215,7 @@ def _choose_shape(config: RunConfig, dataset: Dataset) -> tuple[RunConfig, list[
     notices: list[str] = []
     config = _choose_attention(config, dataset, notices)
     if config.eval.eval_iters == 0 and len(dataset.val.tokens) > _SMALL_SPLIT_TOKENS:
-        config = _with(config, eval={"eval_iters": _SAMPLED_ITERS})
+        config = config.changed(eval={"eval_iters": _SAMPLED_ITERS})
         notices.append(
             f"the validation split is large: evaluations draw {_SAMPLED_ITERS} batches; the best is scored on all of it at the end"
         )
@@ -240,16 +226,16 @@ def _choose_attention(config: RunConfig, dataset: Dataset, notices: list[str]) -
     """The faster attention path on this machine; then whether to compile."""
     compute = config.compute
     if not any(isinstance(module, CausalAttention) for module in meta_model(config.model, dataset.tokenizer.vocab_size).modules()):
-        return _with(config, compute={"attention": "plain", "compile": "off"})
+        return config.changed(compute={"attention": "plain", "compile": "off"})
     if compute.attention == "auto":
         with memory.explained_out_of_memory(config):
             dtype, device = precision.DTYPES[compute.precision], torch.device(compute.device)
             seconds = choices.attention_paths(config.model, config.optim.batch_size, dtype, device)
         faster, slower = sorted(seconds, key=lambda path: seconds[path])
         notices.append(f"attention {faster}: a layer is {seconds[slower] / seconds[faster]:.1f}x as fast as with {slower} here")
-        config = _with(config, compute={"attention": faster})
+        config = config.changed(compute={"attention": faster})
     if compute.compile == "auto":
-        config = _with(config, compute={"compile": _compile_pays(config)})
+        config = config.changed(compute={"compile": _compile_pays(config)})
     return config
 
 
@@ -257,41 +243,6 @@ def _compile_pays(config: RunConfig) -> str:
     """Compilation takes about a minute: on a GPU that pays in a long run; on CPUs and Apple GPUs eager was faster when measured."""
     long_run = config.optim.max_steps > 2000 or (config.optim.max_steps == 0 and config.optim.time_budget >= _LONG_RUN_S)
     return "on" if config.compute.device == "cuda" and long_run else "off"
-
-
-def measure_speed(config: RunConfig, dataset: Dataset, world: World) -> Speed:
-    """Time real steps and a real evaluation on a scratch copy of the model."""
-    device = world.device(config.compute.device)
-    scratch = _with(config, optim={"max_steps": config.optim.max_steps or 1_000_000}, eval={"eval_iters": config.eval.eval_iters or 2})
-    with memory.explained_out_of_memory(config):
-        state = TrainingState(scratch, dataset.tokenizer.vocab_size, device, world)
-        batches = DeviceBatches(scratch, dataset, device, world)
-        times: list[float] = []
-        begun = time.perf_counter()
-        going_on = True
-        while going_on:
-            start = time.perf_counter()
-            state.step(len(times), batches).loss.item()
-            times.append(time.perf_counter() - start)
-            going_on = len(times) < 3 or (time.perf_counter() - begun < _TRIAL_S and len(times) < 200)
-            going_on = bool(world.agree(int(going_on), device))  # as many steps in every process, whatever its clock says
-        return Speed(statistics.median(times[1:]), _evaluation_s(config, dataset, state), memory.peak(device))
-
-
-def _evaluation_s(config: RunConfig, dataset: Dataset, state: TrainingState) -> float:
-    """Seconds of one evaluation, scaled up from a part of it."""
-    window_tokens = config.optim.batch_size * config.model.block_size
-    iters = -(-_EVALUATION_TRIAL_TOKENS // window_tokens)
-    sample = Measuring(_with(config, eval={"eval_iters": iters}), dataset, state)
-    times = []
-    for _ in range(2):  # the first time also warms up
-        start = time.perf_counter()
-        sample()
-        times.append(time.perf_counter() - start)
-    per_token = min(times) / (2 * iters * window_tokens)
-    if config.eval.eval_iters:
-        return per_token * 2 * config.eval.eval_iters * window_tokens
-    return per_token * (len(dataset.val.tokens) + TRAIN_SAMPLE_TOKENS)
 
 
 def _choose_steps(config: RunConfig, dataset: Dataset, world: World, speed: Speed | None) -> tuple[RunConfig, list[str]]:
@@ -309,20 +260,15 @@ def _choose_steps(config: RunConfig, dataset: Dataset, world: World, speed: Spee
         notices.append(
             f"{steps:,} steps for {config.optim.time_budget:g} s: {speed.step_s * 1e3:.1f} ms each, {speed.evaluation_s:.2f} s a check"
         )
-        config = _with(config, optim={"max_steps": steps})
+        config = config.changed(optim={"max_steps": steps})
     if config.eval.eval_every == 0:
-        config = _with(config, eval={"eval_every": max(1, -(-config.optim.max_steps // evaluations))})
+        config = config.changed(eval={"eval_every": max(1, -(-config.optim.max_steps // evaluations))})
     return config, notices
-
-
-def _with(config: RunConfig, **sections: dict[str, Any]) -> RunConfig:
-    """`config` with some fields of some sections changed."""
-    return config.model_copy(update={name: getattr(config, name).model_copy(update=changes) for name, changes in sections.items()})
 
 
 def _before_memorised(steps: int, config: RunConfig, dataset: Dataset, world: World, notices: list[str]) -> int:
     """The steps of a time budget, cut where a small text has been read so often that more would only make it known by heart."""
-    tokens_per_step = config.optim.batch_size * config.optim.grad_accum * world.size * config.model.block_size
+    tokens_per_step = config.optim.windows * world.size * config.model.block_size
     most = max(1, _MOST_EPOCHS * len(dataset.train.tokens) // tokens_per_step)
     if steps <= most:
         return steps

@@ -6,6 +6,7 @@ B windows in a batch, T tokens in a window, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -38,6 +39,15 @@ class StepResult(NamedTuple):
     refused: Tensor  # 1.0 where a number was not finite and nothing was changed
 
 
+@dataclass(frozen=True)
+class StartWeights:
+    """What training begins from in place of random weights."""
+
+    tensors: Mapping[str, Tensor]
+    trained: Collection[str] = ()  # with adapters the tensors stay as they are, except for these
+    notices: list[str] = field(default_factory=list)
+
+
 class TrainingState:
     """Weights, optimizer, averages and generators of a run. `step` is the only thing that changes them."""
 
@@ -47,26 +57,24 @@ class TrainingState:
         vocab_size: int,
         device: torch.device,
         world: World | None = None,
-        weights: Mapping[str, Tensor] | None = None,
-        whole: Collection[str] = (),
+        start: StartWeights | None = None,
     ) -> None:
-        """`weights` to begin from; with adapters they stay as they are, except for the tensors named in `whole`."""
         self.config, self.device, self.world = config, device, world or World()
         model = build_model(config.model, vocab_size, config.seed)
-        if weights is not None:
-            model.load_state_dict(weights)
+        if start is not None:
+            model.load_state_dict(start.tensors)
         if config.lora.lora_rank:
-            lora.attach(model, config.lora, config.seed, whole)
+            lora.attach(model, config.lora, config.seed, start.trained if start else ())
         if config.lora.quantize_base != "off":
             quantized.quantize_base(model, config.lora.quantize_base)
         self.model = self._prepare(model)
+        self._experts = [block.moe for block in getattr(self.model, "blocks", []) if hasattr(block, "moe")]
         self.optimizer = build_optimizer(self.model, config.optim, fast_bf16=config.compute.precision == "bf16")
         self.scaler = precision.LossScaler(config.compute.precision, device)
         self._averaged = [(n, p) for n, p in self.model.named_parameters() if p.requires_grad] if config.optim.ema else []
         self.average = {n: p.detach().clone() for n, p in self._averaged}
         self.refused_in_a_row = torch.zeros((), device=device)
-        balanced = getattr(config.model, "moe_balance", None) == "bias"
-        self._routers = [block.moe for block in getattr(self.model, "blocks", [])] if balanced else []
+        self._balanced = getattr(config.model, "moe_balance", None) == "bias"
         self._forward: nn.Module = self.model if config.compute.fsdp else distributed.replicate(self.model, self.world, device)
         self._loss = self._compiled() if config.compute.compile == "on" else _loss
         self.recompiled = False  # in a later step than the first: what computes a step then depends on the steps before it
@@ -79,7 +87,7 @@ class TrainingState:
         process are forgotten, and experts stay out: their shares of the tokens, and with them the shapes, change at every step.
         """
         torch.compiler.reset()
-        for experts in (block.moe for block in getattr(self.model, "blocks", []) if hasattr(block, "moe")):
+        for experts in self._experts:
             experts.forward = torch.compiler.disable(experts.forward)  # type: ignore[no-untyped-call]
         return torch.compile(_loss, dynamic=False)
 
@@ -153,7 +161,7 @@ class TrainingState:
         else:
             self.optimizer.step(factor, refused)
         kept = 1 - refused
-        for router in self._routers:
+        for router in self._experts if self._balanced else ():
             router.update_bias(self.world.mean(router.expert_load()), kept)
         if self.average:
             decay = min(self.config.optim.ema, (1 + number) / (10 + number))  # a young average forgets its start
@@ -173,6 +181,13 @@ class TrainingState:
 
     def _lr_factor(self, number: int) -> float:
         return lr_factor(number, self.config.optim, self.config.resume_changes) * self.lr_scale
+
+    def routing(self) -> tuple[list[list[float]] | None, float | None]:
+        """Load of every expert by layer, and the mean entropy of the routers in nats, of the last step; None without experts."""
+        if not self._experts:
+            return None, None
+        entropy = torch.stack([moe.router_entropy() for moe in self._experts]).mean()
+        return [[round(share, 4) for share in moe.expert_load().tolist()] for moe in self._experts], float(entropy)
 
     def weights(self) -> dict[str, Tensor]:
         """The weights that training changes, whole, on the CPU."""

@@ -16,8 +16,8 @@ _TAIL_REDUCTIONS = 3  # without improvement, before the plateau ends the run
 
 
 @dataclass
-class Progress:
-    """Where validation stands: the best so far and how long ago it was."""
+class Counters:
+    """Where validation stands: the best so far, and how many evaluations ago it was."""
 
     best_step: int | None = None
     best_loss: float = math.inf  # nats per token
@@ -72,7 +72,7 @@ class Progress:
         return {name: None if value == math.inf else value for name, value in asdict(self).items()}
 
     @classmethod
-    def from_state(cls, state: dict[str, Any]) -> Progress:
+    def from_state(cls, state: dict[str, Any]) -> Counters:
         """The counters that `state` gave. Raises ValueError for anything else."""
         known = {name: math.inf if value is None and name in ("best_loss", "reference") else value for name, value in state.items()}
         if unknown := known.keys() - cls.__dataclass_fields__.keys():

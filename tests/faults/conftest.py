@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from minigpt_cli.data.dataset import Dataset
 from minigpt_cli.data.encoding import prepared
 from minigpt_cli.events import Event, StopReason
 from minigpt_cli.runstore.store import Run, RunStore
-from minigpt_cli.training.trainer import fit
+from minigpt_cli.training import resuming
+from minigpt_cli.training.trainer import Job, fit
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -101,8 +103,12 @@ class Sessions:
             return reason if stop_at is not None and asked >= stop_at else None
 
         with self.store.lock(run):
-            point = checkpoints.load_resume(run) if resume else None
-            return list(fit(run, config, dataset, resume=point, should_stop=should_stop))
+            job = Job(run, config, dataset)
+            if resume:
+                point = checkpoints.load_resume(run)
+                changes = resuming.changes(point, config, 1)
+                job = replace(job, config=changes.config, resume=point, inexact=changes.inexact)
+            return list(fit(job, should_stop))
 
 
 @pytest.fixture

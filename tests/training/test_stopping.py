@@ -9,64 +9,64 @@ import pytest
 
 from minigpt_cli.config import EvalConfig
 from minigpt_cli.events import StopReason
-from minigpt_cli.training.stopping import Progress
+from minigpt_cli.training.stopping import Counters
 
 
-def observed(losses: list[float], min_delta: float = 0.0) -> tuple[Progress, list[bool]]:
-    progress = Progress()
-    return progress, [progress.observe(step, loss, min_delta) for step, loss in enumerate(losses, 1)]
+def observed(losses: list[float], min_delta: float = 0.0) -> tuple[Counters, list[bool]]:
+    counters = Counters()
+    return counters, [counters.observe(step, loss, min_delta) for step, loss in enumerate(losses, 1)]
 
 
 def test_the_best_is_the_lowest_and_not_the_last() -> None:
-    progress, best = observed([3.0, 2.0, 2.5, 1.9, 1.95])
-    assert (progress.best_step, progress.best_loss) == (4, 1.9)
+    counters, best = observed([3.0, 2.0, 2.5, 1.9, 1.95])
+    assert (counters.best_step, counters.best_loss) == (4, 1.9)
     assert best == [True, True, False, True, False]
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_is_never_best(bad: float) -> None:
-    progress, best = observed([bad, 2.0, bad])
+    counters, best = observed([bad, 2.0, bad])
     assert best == [False, True, False]
-    assert progress.best_loss == 2.0
+    assert counters.best_loss == 2.0
 
 
 def test_an_improvement_below_min_delta_is_best_but_does_not_renew_patience() -> None:
-    progress, best = observed([2.0, 1.95, 1.91, 1.85], min_delta=0.1)
+    counters, best = observed([2.0, 1.95, 1.91, 1.85], min_delta=0.1)
     assert best == [True, True, True, True]
-    assert progress.reference == 1.85
-    assert progress.without_improvement == 0
+    assert counters.reference == 1.85
+    assert counters.without_improvement == 0
     stalled, _ = observed([2.0, 1.95, 1.91], min_delta=0.1)
     assert stalled.without_improvement == 2
 
 
 def test_patience_runs_out_after_as_many_evaluations_as_it_says() -> None:
     config = EvalConfig(patience=2)
-    progress, _ = observed([2.0, 2.1])
-    assert progress.reason(config) is None
-    assert progress.patience_left(config) == 1
-    progress.observe(3, 2.2, 0.0)
-    assert progress.reason(config) == "early_stopping"
+    counters, _ = observed([2.0, 2.1])
+    assert counters.reason(config) is None
+    assert counters.patience_left(config) == 1
+    counters.observe(3, 2.2, 0.0)
+    assert counters.reason(config) == "early_stopping"
 
 
 def test_patience_zero_never_stops() -> None:
-    progress, _ = observed([1.0] + [2.0] * 50)
-    assert progress.reason(EvalConfig()) is None
-    assert progress.patience_left(EvalConfig()) is None
+    counters, _ = observed([1.0] + [2.0] * 50)
+    assert counters.reason(EvalConfig()) is None
+    assert counters.patience_left(EvalConfig()) is None
 
 
 def test_the_target_loss_stops() -> None:
-    progress, _ = observed([1.49])
-    assert progress.reason(EvalConfig(target_loss=1.5)) == "target_loss"
-    assert progress.reason(EvalConfig(target_loss=1.4)) is None
+    counters, _ = observed([1.49])
+    assert counters.reason(EvalConfig(target_loss=1.5)) == "target_loss"
+    assert counters.reason(EvalConfig(target_loss=1.4)) is None
 
 
 def test_the_tail_lowers_the_rate_twice_before_it_gives_up() -> None:
-    progress, _ = observed([1.0])
+    counters, _ = observed([1.0])
     ends = []
     for step in range(2, 8):
-        progress.observe(step, 1.1, 0.0)
-        ends.append(progress.tail())
-    assert progress.tail_factor == 0.125
+        counters.observe(step, 1.1, 0.0)
+        ends.append(counters.tail())
+    assert counters.tail_factor == 0.125
     assert ends == [False] * 5 + [True]
 
 
@@ -79,5 +79,5 @@ def test_a_signal_counts_before_what_training_found_and_the_clock_counts_last() 
 
 
 def test_the_counters_survive_json() -> None:
-    for progress in (Progress(), observed([2.0, 2.1, math.nan])[0]):
-        assert Progress.from_state(json.loads(json.dumps(progress.state(), allow_nan=False))) == progress
+    for counters in (Counters(), observed([2.0, 2.1, math.nan])[0]):
+        assert Counters.from_state(json.loads(json.dumps(counters.state(), allow_nan=False))) == counters

@@ -1,0 +1,155 @@
+"""The processes that torchrun starts: the first one does what a person typed, the others take part in what it announces.
+
+What is prepared for a training is prepared here, by the same lines in every process.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import typer
+
+from minigpt_cli.commands.init_from import Beginning, weights_to_resume
+from minigpt_cli.commands.signals import StopSignals
+from minigpt_cli.config import RunConfig
+from minigpt_cli.errors import Interrupted, RunDamaged, UsageError
+from minigpt_cli.events import Stopped
+from minigpt_cli.runstore.records import Base, FileRecord
+from minigpt_cli.runstore.store import Run
+
+if TYPE_CHECKING:
+    from minigpt_cli.checkpoints import ResumePoint
+    from minigpt_cli.data.dataset import Dataset
+    from minigpt_cli.training.distributed import World
+    from minigpt_cli.training.resuming import Changes
+    from minigpt_cli.training.state import StartWeights
+    from minigpt_cli.training.trainer import Job
+
+
+@dataclass(frozen=True)
+class Announcement:
+    """What the first process is about to do; small, since the others read the large things from disk."""
+
+    config: RunConfig  # before it is planned
+    data: Path  # the folder of the tokens
+    data_key: str  # of the text and settings that made them
+    beginning: Beginning | None = None
+    base: Base | None = None  # the weights that `beginning` has to be
+    resumed: Path | None = None  # the run that goes on
+    files: dict[str, FileRecord] = field(default_factory=dict)  # the save that it goes on from
+    dry_run: bool = False  # only plan and measure
+
+
+class Found(NamedTuple):
+    """What a training reads from disk."""
+
+    dataset: Dataset
+    point: ResumePoint | None = None
+
+
+def prepared(
+    announced: Announcement, world: World, find: Callable[[], Found], begin: Callable[[RunConfig], tuple[Path, Changes | None]]
+) -> Job:
+    """A training that can begin, in every process the same; or the same end for all. Every process calls this.
+
+    The first one alone calls `begin` with the planned configuration: it makes the run's folder, or checks what a resumed run changes.
+    """
+    from minigpt_cli.training.planner import resolve
+    from minigpt_cli.training.trainer import Job
+
+    dataset, point = world.each(find)
+    config, notices = resolve(announced.config, dataset, world)
+    start = world.each(lambda: _start_weights(announced, config, dataset, point))
+    folder, changes = world.lead(lambda: begin(config))
+    notices = [*(changes.notices if changes else []), *notices, *(start.notices if start else [])]
+    inexact = changes.inexact if changes else []
+    return Job(Run(folder), changes.config if changes else config, dataset, world, start, point, inexact, notices)
+
+
+def _start_weights(announced: Announcement, config: RunConfig, dataset: Dataset, point: ResumePoint | None) -> StartWeights | None:
+    if announced.beginning is not None:
+        if announced.beginning.base() != announced.base:
+            raise _not_shared(announced.beginning.what)
+        return announced.beginning.weights(config, dataset.tokenizer)
+    return None if point is None or announced.resumed is None else weights_to_resume(Run(announced.resumed), point)
+
+
+@contextmanager
+def together() -> Iterator[World | None]:
+    """The processes that torchrun started, joined; None where this one is alone."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        yield None
+        return
+    from minigpt_cli.training.distributed import PeerLost, joined
+
+    try:
+        with joined() as world:
+            yield world
+    except PeerLost:
+        if int(os.environ.get("LOCAL_RANK", 0)):  # one process of a machine says it
+            raise typer.Exit(1) from None
+        raise
+
+
+def follow(world: World) -> None:
+    """Take part in what the first process announces, until it leaves. Decides nothing, and says only what the first cannot know."""
+    from minigpt_cli.training.distributed import Dismissed
+
+    signal_number = None
+    try:
+        for announced in world.jobs():
+            with suppress(Dismissed):
+                signal_number = _take_part(announced, world)
+    except Interrupted as error:  # torchrun sees this process end, and asks the others to
+        raise typer.Exit(error.exit_code) from None
+    if signal_number is not None:  # every process ends as the first does
+        raise typer.Exit(128 + signal_number)
+
+
+def _take_part(announced: Announcement, world: World) -> int | None:
+    """What the first process does, without deciding anything; the signal that ended the run."""
+    from minigpt_cli.training.planner import dry_run
+    from minigpt_cli.training.trainer import fit
+
+    if announced.dry_run:
+        dry_run(announced.config, world.each(lambda: _found(announced)).dataset, world)
+        return None
+    number = None
+    with StopSignals() as signals:
+        job = prepared(announced, world, lambda: _found(announced), lambda config: (announced.data, None))  # the first one says which
+        signals.wait_for_save(lambda message: None)
+        for event in fit(job, signals.poll):
+            number = event.stop_reason.signal_number if isinstance(event, Stopped) else None
+        if signals.number and number is None:  # the signal came too late for this run
+            raise Interrupted("stopped between two runs", signals.number)
+    return number
+
+
+def _found(announced: Announcement) -> Found:
+    """What the first process announced, as this one finds it on disk."""
+    from minigpt_cli import checkpoints
+    from minigpt_cli.data.dataset import open_dataset
+
+    try:
+        dataset = open_dataset(announced.data)
+        point = None if announced.resumed is None else checkpoints.load_resume(Run(announced.resumed))
+    except RunDamaged as error:
+        raise _not_shared(error) from error
+    if dataset.key != announced.data_key:
+        raise _not_shared(announced.data)
+    if point is not None and point.record.files != announced.files:
+        raise _not_shared(announced.resumed)
+    return Found(dataset, point)
+
+
+def _not_shared(what: object) -> UsageError:
+    return UsageError(
+        f"{socket.gethostname()} does not have what the first process has ({what}): every machine must see the same data and runs "
+        "folders, on a shared file system (MINIGPT_DATA_DIR and MINIGPT_RUNS_DIR name them)"
+    )

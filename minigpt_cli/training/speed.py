@@ -1,0 +1,61 @@
+"""How fast a configuration trains on this machine, measured on real steps of a scratch copy of the model."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from typing import NamedTuple
+
+from minigpt_cli.config import RunConfig
+from minigpt_cli.data.dataset import Dataset
+from minigpt_cli.training import memory
+from minigpt_cli.training.device_batches import DeviceBatches
+from minigpt_cli.training.distributed import World
+from minigpt_cli.training.evaluator import TRAIN_SAMPLE_TOKENS, Measuring
+from minigpt_cli.training.state import TrainingState
+
+_TRIAL_S = 1.2  # of steps
+_EVALUATION_TRIAL_TOKENS = 16_384
+
+
+class Speed(NamedTuple):
+    """Measured on real steps of the real configuration."""
+
+    step_s: float  # median
+    evaluation_s: float
+    peak_bytes: int
+
+
+def measure_speed(config: RunConfig, dataset: Dataset, world: World) -> Speed:
+    """Time real steps and a real evaluation on a scratch copy of the model."""
+    device = world.device(config.compute.device)
+    scratch = config.changed(optim={"max_steps": config.optim.max_steps or 1_000_000}, eval={"eval_iters": config.eval.eval_iters or 2})
+    with memory.explained_out_of_memory(config):
+        state = TrainingState(scratch, dataset.tokenizer.vocab_size, device, world)
+        batches = DeviceBatches(scratch, dataset, device, world)
+        times: list[float] = []
+        begun = time.perf_counter()
+        going_on = True
+        while going_on:
+            start = time.perf_counter()
+            state.step(len(times), batches).loss.item()
+            times.append(time.perf_counter() - start)
+            going_on = len(times) < 3 or (time.perf_counter() - begun < _TRIAL_S and len(times) < 200)
+            going_on = bool(world.agree(int(going_on), device))  # as many steps in every process, whatever its clock says
+        return Speed(statistics.median(times[1:]), _evaluation_s(config, dataset, state), memory.peak(device))
+
+
+def _evaluation_s(config: RunConfig, dataset: Dataset, state: TrainingState) -> float:
+    """Seconds of one evaluation, scaled up from a part of it."""
+    window_tokens = config.optim.batch_size * config.model.block_size
+    iters = -(-_EVALUATION_TRIAL_TOKENS // window_tokens)
+    sample = Measuring(config.changed(eval={"eval_iters": iters}), dataset, state)
+    times = []
+    for _ in range(2):  # the first time also warms up
+        start = time.perf_counter()
+        sample()
+        times.append(time.perf_counter() - start)
+    per_token = min(times) / (2 * iters * window_tokens)
+    if config.eval.eval_iters:
+        return per_token * 2 * config.eval.eval_iters * window_tokens
+    return per_token * (len(dataset.val.tokens) + TRAIN_SAMPLE_TOKENS)
