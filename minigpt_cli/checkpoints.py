@@ -179,7 +179,14 @@ def load(run: Run, which: str = "best", device: str | torch.device = "cpu") -> L
 
 def load_resume(run: Run) -> ResumePoint:
     """The newest whole generation to continue from; every file of it is checked. Raises RunDamaged if there is none."""
-    point, notices = snapshots.read_newest(run, read_resume)
+
+    def read(folder: Path, record: RunRecord) -> ResumePoint:
+        point = read_resume(folder, record)
+        for name in (LAST, RESUME, TOKENIZER):
+            snapshots.remember(folder / name, record.files[name].sha256)  # `continue_from` keeps them without reading them again
+        return point
+
+    point, notices = snapshots.read_newest(run, read)
     return ResumePoint(point.last, point.resume, point.resume_state, point.record, point.config, point.tokenizer, notices)
 
 

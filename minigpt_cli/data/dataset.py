@@ -120,9 +120,9 @@ def read_record(folder: Path) -> DatasetRecord:
     return record
 
 
-def open_dataset(folder: Path) -> Dataset:
-    """The dataset in `folder`, every file checked against its hash. Raises RunDamaged."""
-    record = read_record(folder)
+def open_dataset(folder: Path, record: DatasetRecord | None = None) -> Dataset:
+    """The dataset in `folder`, every file checked against its hash; `record`, where it is read already. Raises RunDamaged."""
+    record = record or read_record(folder)
     try:
         json_bytes = read_bounded(folder / TOKENIZER, SIZE_LIMIT)
     except OSError as error:
@@ -164,7 +164,8 @@ def first_tokens(folder: Path, split: Literal["train", "val", "test"], count: in
 def cached(folder: Path, key: str) -> Dataset | None:
     """The dataset in `folder` if it is whole and was made from the text and settings of `key`."""
     try:
-        return open_dataset(folder) if read_record(folder).key == key else None
+        record = read_record(folder)
+        return open_dataset(folder, record) if record.key == key else None
     except RunDamaged:
         return None
 

@@ -118,7 +118,7 @@ class Staging:
         with atomic_io.staged(self._run.file(name)) as (fd, temporary):
             written = write(fd)
         self._temporary[name] = temporary
-        _remember(temporary, written.sha256)
+        remember(temporary, written.sha256)
         return FileRecord(sha256=written.sha256, bytes=written.n_bytes)
 
     def add_bytes(self, name: str, data: bytes) -> FileRecord:
@@ -153,7 +153,8 @@ class Staging:
         atomic_io.sync_folder(self._run.dir)
 
 
-def _remember(path: Path, sha256: str) -> None:
+def remember(path: Path, sha256: str) -> None:
+    """This process has just written or checked the file, so `matches` need not read it again."""
     stat = os.lstat(path)
     _keep_sum((stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns), sha256)
 

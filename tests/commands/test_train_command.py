@@ -9,13 +9,32 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from minigpt_cli.runstore.store import Run, RunStore
+
+_reads: list[Counter[str]] = []  # of the test that counts now
+
+
+def _count(event: str, arguments: tuple[Any, ...]) -> None:
+    if _reads and event == "open" and isinstance(arguments[0], str | Path) and not (arguments[2] or 0) & os.O_ACCMODE:
+        _reads[-1][Path(arguments[0]).name] += 1
+
+
+@pytest.fixture
+def reads() -> Iterator[Counter[str]]:
+    """How often each file is opened to be read, by its name."""
+    if not hasattr(_count, "installed"):
+        sys.addaudithook(_count)  # for as long as the process lives
+        _count.installed = True  # type: ignore[attr-defined]
+    _reads.append(Counter())
+    yield _reads[-1]
+    _reads.clear()
 
 
 def test_training_leaves_a_whole_run_and_says_what_comes_next(trained: Path, cli: Any, tiny: list[str]) -> None:
@@ -51,6 +70,18 @@ def test_metrics_hold_the_very_events_of_the_screen(trained: Path, cli: Any, tin
     shown = [event for event in done.events if event["event"] == "evaluated"]
     stored = [json.loads(line) for line in Path("runs/second/metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     assert shown == stored
+
+
+def test_data_and_save_are_read_and_hashed_once(trained: Path, cli: Any, tiny: list[str], reads: Counter[str]) -> None:
+    data, save = ("text.txt", "dataset.json", "train.bin", "val.bin"), ("last.safetensors", "resume.safetensors")
+    for command, once in (
+        (["text.txt", "--name", "fresh", *tiny], data),
+        (["--resume", "first", "--max-steps", "6"], (*data, *save)),
+        (["text.txt", "--name", "many", "--seeds", "2", *tiny], data),
+    ):
+        reads.clear()
+        assert cli("train", *command, "--json").code == 0
+        assert {name: reads[name] for name in once} == dict.fromkeys(once, 1)
 
 
 def test_resume_goes_on_and_refuses_what_would_make_another_run(trained: Path, cli: Any) -> None:

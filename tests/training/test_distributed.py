@@ -209,6 +209,15 @@ def children(pid: int) -> list[int]:
     return [int(line) for line in listing.stdout.split()]
 
 
+def test_a_dry_run_measures_with_all_processes(tmp_path: Path, text: Path, processes: Processes) -> None:
+    flags = ["--dry-run", "--json", "--fsdp", "--optimizer", "adamw", "--ema", "0", "--batch-size", "4", "--max-steps", "100"]
+    ended = processes(tmp_path, ["train", "text.txt", *TINY, *flags], size=2)
+    assert [e.code for e in ended] == [0, 0], [e.err for e in ended]
+    plan = json.loads(ended[0].out)
+    assert plan["epochs"] == pytest.approx(100 * 2 * 4 * 16 / 19_823)
+    assert not (tmp_path / "runs").exists()
+
+
 def test_an_optimizer_that_cannot_shard_is_refused_with_fsdp(tmp_path: Path, text: Path) -> None:
     dataset = prepared(DataConfig(source=str(text)), tmp_path)
     config = RunConfig.model_validate({"optim": {"optimizer": "muon", "ema": 0.0}, "compute": {"fsdp": True}})
