@@ -189,12 +189,12 @@ def test_a_plain_run_and_a_chat_run_compare_on_a_plain_text_alone(store: RunStor
 
 
 def test_exports_carry_template_and_end_token(store: RunStore, tmp_path: Path) -> None:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    pytest.importorskip("gguf", reason="gguf is not installed")
     loaded = checkpoints.load(store.find("pets"))
     huggingface.export(loaded, tmp_path / "hf")
-    words = AutoTokenizer.from_pretrained(tmp_path / "hf")
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
+    words = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
     text = words.apply_chat_template([{"role": "user", "content": "5 cow"}], tokenize=False, add_generation_prompt=True)
     ids = words(text, return_tensors="pt").input_ids
     assert ids[0].tolist() == loaded.tokenizer.encode(chat.prompt_for([("user", "5 cow")])).tolist()

@@ -105,8 +105,7 @@ def test_adapters_learn_on_a_base_in_fewer_bits(store: RunStore, bits: str) -> N
 
 
 def test_export_and_merge_equal_base_plus_adapters(store: RunStore, tmp_path: Path) -> None:
-    from transformers import AutoModelForCausalLM
-
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     assert train("merging", "--lora-rank", "4", "--lora-targets", "qkv,down", steps=20) == 0
     run = store.find("merging")
     stored = checkpoints.load_tensors(run.file("best.safetensors"))
@@ -121,7 +120,7 @@ def test_export_and_merge_equal_base_plus_adapters(store: RunStore, tmp_path: Pa
     with torch.no_grad():
         expected = adapted.eval()(ids).logits
         huggingface.export(checkpoints.load(run), tmp_path / "hf")
-        exported = AutoModelForCausalLM.from_pretrained(tmp_path / "hf").eval()(ids).logits
+        exported = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf").eval()(ids).logits
         merged = merge_run(store, run)
         alone = checkpoints.load(merged).model(ids).logits
     torch.testing.assert_close(exported, expected, atol=1e-5, rtol=1e-5)

@@ -64,12 +64,12 @@ FAMILIES: dict[str, dict[str, Any]] = {
 def random_model(family: str, vocab_size: int, folder: Path) -> tuple[Any, dict[str, Any], dict[str, torch.Tensor]]:
     """A transformers model with weights large enough for clear decisions, and what it saves: its config and tensors."""
     from safetensors.torch import load_file
-    from transformers import AutoConfig, AutoModelForCausalLM
 
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     settings = dict(FAMILIES[family])
-    config = AutoConfig.for_model(settings.pop("model_type"), vocab_size=vocab_size, **settings)
+    config = transformers.AutoConfig.for_model(settings.pop("model_type"), vocab_size=vocab_size, **settings)
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config).eval()
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.normal_(0, 0.3)

@@ -21,9 +21,8 @@ SIZES: dict[str, Any] = {"block_size": 32, "n_layer": 2, "n_head": 4, "n_embd": 
 
 
 def opened(folder: Path) -> tuple[Any, Any]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    return AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    return transformers.AutoModelForCausalLM.from_pretrained(folder).eval(), transformers.AutoTokenizer.from_pretrained(folder)
 
 
 def test_transformers_opens_an_export_with_the_same_logits_and_greedy_text(
@@ -134,10 +133,9 @@ def test_foreign_settings_that_we_lack_are_refused_by_name(make_run: MakeRun, tm
 
 
 def test_gpt2_of_the_real_shape_is_read_and_computes_the_same(tmp_path: Path, shared_data: Path) -> None:
-    from transformers import GPT2Config, GPT2LMHeadModel
-
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     torch.manual_seed(0)
-    theirs = GPT2LMHeadModel(GPT2Config()).eval()
+    theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config()).eval()
     with torch.no_grad():
         for name, parameter in theirs.named_parameters():
             if name.endswith("bias"):

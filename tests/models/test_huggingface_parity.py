@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM
 
 from minigpt_cli.config import BigramConfig, ClassicConfig, ModelConfig, ModernConfig, MoEConfig
 from minigpt_cli.errors import UsageError
 from minigpt_cli.interchange.hf_weights import family, from_hf, to_hf
 from minigpt_cli.models.contract import build_model
 
+transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 V, T = 11, 8
 SIZES = {"block_size": T, "n_layer": 2, "n_head": 4, "n_embd": 32}
 MODERN = SIZES | {"zero_init": False, "rms_norm_eps": 1e-5, "rope_theta": 500.0}
@@ -51,7 +51,7 @@ def test_logits_equal_those_of_transformers(name: str, tmp_path: Path) -> None:
     assert hf_config["model_type"] == family(config) == name.split("-")[0]
     (tmp_path / "config.json").write_text(json.dumps(hf_config), encoding="utf-8")
     save_file(hf_state, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    theirs, info = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True, attn_implementation="eager")
+    theirs, info = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True, attn_implementation="eager")
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
 
     ids = torch.randint(V, (3, T), generator=torch.Generator().manual_seed(2))
