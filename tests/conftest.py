@@ -61,18 +61,19 @@ class Ended(NamedTuple):
 
 @pytest.fixture(scope="module")
 def processes() -> Iterator[Callable[..., list[Ended]]]:
-    """Run one command line in so many processes that train together; how each of them ended. Hooks: see processes.py."""
-    with subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("processes.py"))], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as server:
+    """Run one command line in so many processes that train together; how each of them ended. Hooks: see harness/peers.py."""
+    if not hasattr(os, "pidfd_open"):
+        pytest.skip("processes are forked, and waited for as Linux does it")
+    command, folder = [sys.executable, "-m", "harness.peers"], Path(__file__).parent
+    with subprocess.Popen(command, cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdin is not None
         assert server.stdout is not None
 
         def run(
             folder: Path, args: list[str], size: int = 1, hook: str = "", values: tuple[str, ...] = (), limit_s: float = 60
         ) -> list[Ended]:
-            wanted = [{"args": args, "hook": hook, "value": values[rank] if values else ""} for rank in range(size)]
-            server.stdin.write(json.dumps({"folder": str(folder), "processes": wanted, "limit_s": limit_s}) + "\n")
+            order = {"folder": str(folder), "args": args, "size": size, "hook": hook, "values": values, "limit_s": limit_s}
+            server.stdin.write(json.dumps(order) + "\n")
             server.stdin.flush()
             return [Ended(**ended) for ended in json.loads(server.stdout.readline())]
 

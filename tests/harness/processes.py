@@ -17,7 +17,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -114,16 +114,34 @@ class Processes:
         gc.freeze()  # pages that no child touches are not copied
 
     def start(
-        self, arguments: Sequence[str], *, cwd: Path | None = None, count: bool = False, die_at_call: int = 0, **more: str
+        self,
+        arguments: Sequence[str],
+        *,
+        cwd: Path | None = None,
+        count: bool = False,
+        die_at_call: int = 0,
+        hook: Callable[[], None] | None = None,
+        **more: str,
     ) -> Process:
-        """Start `minigpt ARGUMENTS`, with more environment; it may count its calls that change files, and die in one of them."""
+        """Start `minigpt ARGUMENTS`, with more environment; it may count its calls that change files, die in one of them, and first do
+        what `hook` does."""
         _check_alone()
         streams = (os.memfd_create("out"), os.memfd_create("err"))
         calls = mmap.mmap(-1, 16)
         sys.stdout.flush()
         sys.stderr.flush()
+
+        def prepare() -> None:
+            if cwd is not None:
+                os.chdir(cwd)
+            if count or die_at_call:
+                Saboteur(calls).haunt(-1 if count else die_at_call)
+            if hook is not None:
+                hook()
+            calls[8] = 1
+
         if not (pid := os.fork()):
-            _become(arguments, streams, calls, cwd, {**self.environment, **more}, -1 if count else die_at_call)
+            _become(arguments, streams, {**self.environment, **more}, prepare)
         with suppress(OSError):
             os.setpgid(pid, pid)
         return Process(pid, arguments, streams, calls)
@@ -141,14 +159,7 @@ def _check_alone() -> None:
         raise RuntimeError(f"{threads} threads are running: import harness before torch, and compute nothing in this process")
 
 
-def _become(
-    arguments: Sequence[str],
-    streams: tuple[int, int],
-    calls: mmap.mmap,
-    cwd: Path | None,
-    environment: Mapping[str, str],
-    die_at_call: int,
-) -> NoReturn:
+def _become(arguments: Sequence[str], streams: tuple[int, int], environment: Mapping[str, str], prepare: Callable[[], None]) -> NoReturn:
     """Be the command line from here on, and end as it ends."""
     code = 1
     try:
@@ -162,12 +173,8 @@ def _become(
         for name in [name for name in os.environ if name.startswith("MINIGPT_")]:
             del os.environ[name]
         os.environ.update(environment)
-        if cwd is not None:
-            os.chdir(cwd)
         sys.argv = ["minigpt", *arguments]
-        if die_at_call:
-            Saboteur(calls).haunt(die_at_call)
-        calls[8] = 1
+        prepare()
         main()
     except SystemExit as exit_:
         code = exit_.code if isinstance(exit_.code, int) else 0

@@ -1,6 +1,6 @@
-"""Command lines in processes of their own, alone or several that train together, quickly: torch is imported once, then forked.
+"""Command lines that train together as torchrun starts them, and what is done to one of them: `HOOKS` spoil a process before it begins.
 
-Started by the fixture `processes`. Reads a JSON line for each round of processes, answers with one. `HOOKS` spoil a process.
+Started by the fixture `processes`. Reads a JSON line for each round of processes, answers with one.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.fsdp  # imported before the fork, as is all else that every process would import for itself
-import torch.nn.parallel
 
-from minigpt_cli import checkpoints, cli
-from minigpt_cli.commands import train
+from minigpt_cli import checkpoints
 from minigpt_cli.runstore.store import RunStore
 from minigpt_cli.training import evaluator, memory, planner, precision, sweeps, trainer
+
+from .processes import Processes
 
 
 def unequal(rank: int, path: str) -> None:
@@ -129,59 +129,32 @@ with suppress(ImportError):
 HOOKS = {hook.__name__: hook for hook in (unequal, elsewhere, dies_at_step, terminated_at_step, killed)}
 
 
-def start(process: dict[str, Any], rank: int, size: int, port: int, folder: Path) -> int:
-    """Fork one process; its number."""
-    if child := os.fork():
-        return child
-    for number, name in ((1, "out"), (2, "err")):
-        os.dup2(os.open(folder / f"{name}{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-    os.chdir(folder)
-    os.environ.update(MINIGPT_RUNS_DIR="runs", MINIGPT_DATA_DIR="data", NO_COLOR="1")
-    if size > 1:
-        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size))
-    code = 99
-    try:
-        if process.get("hook"):
-            HOOKS[process["hook"]](rank, process.get("value", ""))
-        sys.argv = ["minigpt", *process["args"]]
-        code = cli.run(process["args"])
-    except BaseException:  # as the interpreter would
-        sys.excepthook(*sys.exc_info())
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-
-
-def wait(children: list[int], limit_s: float) -> list[int | None]:
-    """The exit codes; None for a process that did not end in time."""
-    codes: dict[int, int | None] = {}
-    deadline = time.monotonic() + limit_s
-    while len(codes) < len(children):
-        for child in children:
-            if child not in codes and (ended := os.waitpid(child, os.WNOHANG))[0]:
-                codes[child] = os.waitstatus_to_exitcode(ended[1])
-            elif child not in codes and time.monotonic() > deadline:
-                os.kill(child, signal.SIGKILL)
-                os.waitpid(child, 0)
-                codes[child] = None
-        time.sleep(0.01)
-    return [codes[child] for child in children]
+def environments(size: int) -> list[dict[str, str]]:
+    """What torchrun tells each of `size` processes; nothing where there is one."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        master = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(size)}
+    return [master | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(size)] if size > 1 else [{}]
 
 
 def main() -> None:
     """A round of processes for every line on stdin."""
+    processes = Processes({"MINIGPT_RUNS_DIR": "runs", "MINIGPT_DATA_DIR": "data", "NO_COLOR": "1"}, "torch.distributed.fsdp")
     for line in sys.stdin:
         order = json.loads(line)
-        folder, wanted = Path(order["folder"]), order["processes"]
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        children = [start(process, rank, len(wanted), port, folder) for rank, process in enumerate(wanted)]
-        codes = wait(children, order["limit_s"])
-        texts = [{name: (folder / f"{name}{rank}").read_text("utf-8") for name in ("out", "err")} for rank in range(len(wanted))]
-        print(json.dumps([{"code": code, **text} for code, text in zip(codes, texts, strict=True)]), flush=True)
+        values = order["values"] or [""] * order["size"]
+        started = []
+        for rank, environment in enumerate(environments(order["size"])):
+            hook = partial(HOOKS[order["hook"]], rank, values[rank]) if order["hook"] else None
+            started.append(processes.start(order["args"], cwd=Path(order["folder"]), hook=hook, **environment))
+        deadline = time.monotonic() + order["limit_s"]
+        in_time = [process.wait(deadline - time.monotonic()) for process in started]
+        ended = [process.kill() for process in started]
+        print(
+            json.dumps([{"code": e.code if t else None, "out": e.out, "err": e.err} for e, t in zip(ended, in_time, strict=True)]),
+            flush=True,
+        )
 
 
-if __name__ == "__main__" and train:
+if __name__ == "__main__":
     main()
