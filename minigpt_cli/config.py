@@ -10,7 +10,7 @@ import re
 from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, TypeAlias, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from minigpt_cli.bounds import COUNT_LIMIT, NATS_LIMIT, SECONDS_LIMIT, Line
 from minigpt_cli.registry import OPTIMIZERS, SCHEDULES
@@ -204,11 +204,16 @@ ARCHITECTURES: dict[str, type[_Architecture]] = {c.model_fields["arch"].default:
 """The configuration class of each architecture by its name: the union, as a table."""
 
 
+def _one_or_several(sources: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    """One source as a string, however it was given."""
+    return sources if isinstance(sources, str) or len(sources) > 1 else sources[0] if sources else ""
+
+
 class DataConfig(_Frozen):
     """Which text, cut into which tokens."""
 
-    source: Line = ""
-    """Text file, folder, '-' for stdin, or a named corpus; empty: data/input.txt if it is there, else python-docs."""
+    source: Annotated[Line | tuple[Line, ...], AfterValidator(_one_or_several)] = ""
+    """Text file, folder, '-' for stdin, or a named corpus, or several; empty: data/input.txt if it is there, else python-docs."""
     tokenizer: Line = "char"
     """char, byte, bpe, gpt2, or a tokenizer.json file."""
     vocab_size: int = Field(512, ge=257, le=1 << 20)
@@ -223,6 +228,11 @@ class DataConfig(_Frozen):
     """Share of the text, at its end, that only `eval --split test` reads."""
     sampling: Literal["epoch", "random"] = "epoch"
     """Order of training windows: each once an epoch with a shifting offset, or drawn at random with replacement."""
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The sources, one or several."""
+        return (self.source,) if isinstance(self.source, str) else self.source
 
     @model_validator(mode="after")
     def _splits_leave_validation(self) -> DataConfig:

@@ -86,4 +86,6 @@ def show_value(value: Any) -> str:
         return "on" if value else "off"
     if isinstance(value, float):
         return f"{value:.6g}"
+    if isinstance(value, tuple | list):
+        return " ".join(map(str, value)) or "''"
     return str(value) if value != "" else "''"

@@ -76,12 +76,13 @@ OptionalRunArguments = Annotated[
 ]
 """Any number of runs; none means the latest."""
 
-SourceArgument = Annotated[
-    str | None,
+SourceArguments = Annotated[
+    list[str] | None,
     typer.Argument(
         metavar="SOURCE",
-        help="A text file, a folder of them, '-' for stdin, or a named corpus; default: data/input.txt if it is there, else python-docs.",
+        help="Text files, folders of them, '-' for stdin, or named corpora; default: data/input.txt if it is there, else python-docs.",
         autocompletion=complete_source,
+        show_default=False,
     ),
 ]
 """Where text comes from."""

@@ -9,7 +9,7 @@ import typer
 
 from minigpt_cli.commands.config_flags import with_settings
 from minigpt_cli.commands.config_sources import resolve
-from minigpt_cli.commands.options import JsonFlag, complete_source
+from minigpt_cli.commands.options import JsonFlag, SourceArguments
 from minigpt_cli.display import console
 from minigpt_cli.display.console import progress
 
@@ -21,15 +21,7 @@ if TYPE_CHECKING:
 
 @with_settings(only=("data",), leave_out=("source", "sampling"))
 def tokenize(
-    sources: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="SOURCE",
-            help="Text files, folders of them, '-' for stdin, or named corpora; default: data/input.txt if it is there, else python-docs.",
-            autocompletion=complete_source,
-            show_default=False,
-        ),
-    ] = None,
+    sources: SourceArguments = None,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Where to write; default: a folder of ./data named by text and settings.")
     ] = None,
@@ -48,8 +40,8 @@ def tokenize(
     Cuts a text into tokens and writes train.bin, val.bin (and test.bin), tokenizer.json and dataset.json.
     The same text with the same settings is not cut twice.
     """
-    config = resolve(settings if not sources else {**settings, "source": sources[0]}).config.data
-    dataset = _prepared(config, sources or [], out, quiet=json)
+    config = resolve(settings if not sources else {**settings, "source": sources}).config.data
+    dataset = _prepared(config, out, quiet=json)
     if config.tokenizer == "bpe" and dataset.tokenizer.vocab_size < config.vocab_size:
         found = dataset.tokenizer.vocab_size
         console.notice(f"the text has pairs for {found} tokens only, fewer than --vocab-size {config.vocab_size}; see --min-pair-freq")
@@ -65,18 +57,16 @@ def tokenize(
         print_pieces(pieces)
 
 
-def _prepared(config: DataConfig, sources: list[str], out: Path | None, *, quiet: bool) -> Dataset:
+def _prepared(config: DataConfig, out: Path | None, *, quiet: bool) -> Dataset:
     from minigpt_cli.data.atomic_folder import Preparing
     from minigpt_cli.data.encoding import prepared
-    from minigpt_cli.data.sources.open_source import open_sources
 
-    source = open_sources(sources) if len(sources) > 1 else None
     with progress(in_bytes=True, quiet=quiet) as advance:
 
         def show(step: Preparing) -> None:
             advance(f"{step.phase} the text", step.done_bytes, step.total_bytes)
 
-        return prepared(config, None, show, out=out, source=source)
+        return prepared(config, None, show, out=out)
 
 
 def _summary(dataset: Dataset) -> dict[str, Any]:

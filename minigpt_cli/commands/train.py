@@ -11,7 +11,7 @@ import typer
 from minigpt_cli.commands.config_flags import with_settings
 from minigpt_cli.commands.config_sources import Resolved, layer_lines, override, resolve
 from minigpt_cli.commands.init_from import Beginning
-from minigpt_cli.commands.options import JsonFlag, RunsDir, SourceArgument, complete_preset, complete_run
+from minigpt_cli.commands.options import JsonFlag, RunsDir, SourceArguments, complete_preset, complete_run
 from minigpt_cli.commands.processes import Announcement, follow, together
 from minigpt_cli.commands.samples import next_commands, sample_of
 from minigpt_cli.commands.sweeping import Group, Tally, run_search, run_sweep
@@ -26,7 +26,7 @@ _MANY = "Many runs"
 
 @with_settings(leave_out=("source",))
 def train(
-    source: SourceArgument = None,
+    sources: SourceArguments = None,
     preset: Annotated[
         str | None, typer.Option(metavar="NAME", help="Start from a named recipe.", autocompletion=complete_preset, show_default=False)
     ] = None,
@@ -102,9 +102,9 @@ def train(
             follow(world)
             return
         store = RunStore(runs_dir)
-        if source is not None and data is not None:
+        if sources and data is not None:
             raise UsageError("SOURCE and --data mean the same: leave one out")
-        source = source or data
+        source = sources or ([data] if data is not None else None)
         if resume is not None:
             alone: dict[str, object] = {"SOURCE": source, "--preset": preset, "--config": config, "--name": name, "--init-from": init_from}
             alone |= {"--sweep": sweep, "--search": search, "--seeds": seeds > 1, "--dry-run": dry_run, "--print-config": print_config}

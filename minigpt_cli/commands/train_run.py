@@ -140,7 +140,7 @@ def _data_to_resume(context: Context, point: ResumePoint) -> Dataset:
     from minigpt_cli.data.dataset import open_dataset
 
     corpus = point.record.corpus
-    if corpus is None or _readable(point.config.data.source):
+    if corpus is None or all(map(_readable, point.config.data.sources)):
         dataset = context.dataset(point.config.data)
     elif Path(corpus.dataset_dir).is_dir():
         dataset = open_dataset(Path(corpus.dataset_dir))

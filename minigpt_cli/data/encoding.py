@@ -61,14 +61,12 @@ def prepare(
     UsageError for a text that cannot be used and TextTooShort where a split would be empty; nothing is then left behind.
     """
     data_dir = data_dir or data_folder()
-    source = source or open_source(config.source, data_dir)
+    source = source or open_source(config.source, data_dir, config)
     recipe = _recipe(config)
     _check_out(out)
     with ExitStack() as stack:
         yield from watched(source.fetch, "downloading")
         text = Text(source, config.ascii_only)
-        if source.once:
-            text.spool = stack.enter_context(atomic_folder(out.parent if out else data_dir)) / "text"
         yield from text.scan()
         lengths = _lengths(config, text)
         key = _key(config, text, lengths, recipe)
@@ -178,7 +176,7 @@ def _made(config: DataConfig, text: Text, train_length: int, recipe: _Recipe) ->
         def train_text() -> Iterator[str]:
             done = 0
             for document in Cutter(text).take(train_length):
-                for piece, _ in document:
+                for piece, _ in document.pieces:
                     if piece not in text.source.marks:
                         yield piece
                     report(done := done + len(piece.encode("utf-8")), train_bytes)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import chain, islice
-from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -15,19 +13,17 @@ import numpy.typing as npt
 from minigpt_cli.data.atomic_folder import Preparing
 from minigpt_cli.data.dataset import SplitRecord
 from minigpt_cli.data.sources.contract import Document, Piece, Source
-from minigpt_cli.data.sources.text import File
 from minigpt_cli.errors import MiniGPTError, TextTooShort
 from minigpt_cli.storage.atomic_io import explained
 from minigpt_cli.tokenization.char import code_points
 
 
 class Text:
-    """A source's documents as they are used: filtered, spooled if they can be read only once, counted by `scan`."""
+    """A source's documents as they are used: filtered, and counted by `scan`."""
 
     def __init__(self, source: Source, ascii_only: bool) -> None:
         self.source = source
         self.name = "standard input" if source.label == "-" else source.label  # in a sentence
-        self.spool: Path | None = None
         self.sha256 = ""
         self.n_chars = self.n_bytes = self.n_documents = 0
         self.alphabet: npt.NDArray[np.uint32] = np.empty(0, np.uint32)  # every distinct code point but those of marks, ascending
@@ -40,11 +36,11 @@ class Text:
 
     def documents(self) -> Iterator[Document]:
         """The documents, without empty pieces."""
-        source = File(self.source.label, self.spool) if self.spool and self.sha256 else self.source
-        return map(self._filtered, source.documents())
+        for document in self.source.documents():
+            yield replace(document, pieces=self._filtered(document))
 
     def _filtered(self, document: Document) -> Iterator[Piece]:
-        for piece in document:
+        for piece in document.pieces:
             if self._ascii_only and not piece.text.isascii():
                 piece = piece._replace(text=piece.text.encode("ascii", "ignore").decode("ascii"))
             if piece.text:
@@ -53,17 +49,14 @@ class Text:
     def scan(self) -> Iterator[Preparing]:
         """Read the documents once: their length, hash and alphabet. Raises TextTooShort if there is none."""
         sha256, seen = hashlib.sha256(), np.zeros(0x110000, np.bool_)
-        with ExitStack() as stack, explained("read the text"):
+        with explained("read the text"):
             total = self.source.n_bytes
-            spool: BinaryIO | None = stack.enter_context(self.spool.open("wb")) if self.spool else None
             for document in self.documents():
-                for piece in document:
+                for piece in document.pieces:
                     data = piece.text.encode("utf-8")
                     sha256.update(data)
                     self.n_chars += len(piece.text)
                     self.n_bytes += len(data)
-                    if spool:
-                        spool.write(data)
                     if piece.text not in self.source.marks:
                         seen[code_points(piece.text)] = True
                         yield Preparing(min(self.n_bytes, total or self.n_bytes), total, "reading")
@@ -81,15 +74,16 @@ class Cutter:
     def __init__(self, text: Text) -> None:
         self._text = text
         self._documents = text.documents()
-        self._pieces = chain.from_iterable(self._documents)
+        self._pieces = chain.from_iterable(document.pieces for document in self._documents)
         self._sha256 = hashlib.sha256()
 
     def take(self, length: int) -> Iterator[Document]:
         """The next `length` characters of the one document, or the next `length` documents; less only if the text ends."""
         if self._text.source.split_by == "character":
-            yield self._hashed(self._cut(length))
+            yield Document(self._text.name, self._hashed(self._cut(length)))
         else:
-            yield from map(self._hashed, islice(self._documents, length))
+            for document in islice(self._documents, length):
+                yield replace(document, pieces=self._hashed(document.pieces))
 
     def check_end(self) -> None:
         """Raise MiniGPTError unless what was handed out is the whole text, as it was when it was scanned."""
@@ -104,8 +98,8 @@ class Cutter:
             n_chars -= len(head)
             yield piece._replace(text=head)
 
-    def _hashed(self, document: Document) -> Iterator[Piece]:
-        for piece in document:
+    def _hashed(self, pieces: Iterable[Piece]) -> Iterator[Piece]:
+        for piece in pieces:
             self._sha256.update(piece.text.encode("utf-8"))
             yield piece
 
@@ -119,7 +113,7 @@ class Counted:
 
     def passing(self, document: Document) -> Iterator[str]:
         """The text of a document, noted as it passes."""
-        for piece in document:
+        for piece in document.pieces:
             data = piece.text.encode("utf-8")
             self._text.update(data)
             self.n_chars += len(piece.text)

@@ -48,7 +48,7 @@ def read_text(source: str) -> Target:
     opened = open_source(source)
     pieces: list[str] = []
     size = 0
-    for piece, _ in chain.from_iterable(opened.documents()):
+    for piece, _ in chain.from_iterable(document.pieces for document in opened.documents()):
         size += len(piece)
         if size > DATA_LIMIT:
             raise UsageError(f"{source} is longer than {DATA_LIMIT:,} characters: score a part of it")
@@ -73,8 +73,8 @@ def dataset_of(run: Run) -> Dataset:
 def _prepared_again(run: Run, config: DataConfig, sha256: str) -> Dataset:
     from minigpt_cli.data.encoding import prepared
 
-    gone = f"the text of run {run.name!r} ({config.source or 'the default text'}) is"
-    if config.source == "-":
+    gone = f"the text of run {run.name!r} ({' '.join(config.sources) or 'the default text'}) is"
+    if "-" in config.sources:
         raise UsageError(f"{gone} no longer there, it came from stdin: give a text with --data FILE")
     try:
         found = prepared(config)

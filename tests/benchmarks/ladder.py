@@ -124,7 +124,7 @@ def as_markdown(rows: list[dict[str, Any]]) -> str:
 def prepare(source: str, chars: int, out: Path) -> int:
     """Write the first `chars` characters of the text; how many there are."""
     text = ""
-    for piece in chain.from_iterable(open_source(source).documents()):
+    for piece in chain.from_iterable(document.pieces for document in open_source(source).documents()):
         text += piece.text
         if chars and len(text) >= chars:
             break

@@ -14,7 +14,7 @@ from minigpt_cli.data import chat
 from minigpt_cli.data.atomic_folder import Preparing
 from minigpt_cli.data.encoding import prepared
 from minigpt_cli.data.sources import chat as chats
-from minigpt_cli.data.sources.open_source import open_sources
+from minigpt_cli.data.sources.open_source import open_source
 from minigpt_cli.errors import MiniGPTError, TextTooShort, UsageError
 from minigpt_cli.tokenization.bpe import ByteTokenizer
 from minigpt_cli.tokenization.char import CharTokenizer
@@ -177,7 +177,7 @@ def test_half_of_a_surrogate_pair_is_refused_with_its_line(tmp_path: Path) -> No
 def test_the_pieces_of_a_conversation_are_its_template_and_say_what_is_learned(tmp_path: Path) -> None:
     source = chats.ChatFile(written(tmp_path, ROWS))
     for document, messages in zip(source.documents(), chats.conversations(source.path), strict=True):
-        pieces = list(document)
+        pieces = list(document.pieces)
         assert "".join(piece.text for piece in pieces) == chat.templated(messages)
         assert [piece.text for piece in pieces if piece.learned] == [content for role, content in messages if role == "assistant"]
         assert {piece.text for piece in pieces if piece.text in source.marks} == {chat.END, *(f"<|{role}|>" for role, _ in messages)}
@@ -206,4 +206,4 @@ def test_conversations_that_change_while_they_are_read_are_refused(tmp_path: Pat
 def test_conversations_are_not_joined_with_other_texts(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("a text")
     with pytest.raises(UsageError, match=r"chats\.jsonl holds conversations"):
-        open_sources([str(tmp_path / "text.txt"), str(written(tmp_path, ROWS))])
+        open_source([str(tmp_path / "text.txt"), str(written(tmp_path, ROWS))])

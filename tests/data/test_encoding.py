@@ -27,7 +27,7 @@ from minigpt_cli.data.dataset import RECORD, Dataset, open_dataset
 from minigpt_cli.data.encoding import prepare, prepared
 from minigpt_cli.data.sources import text as texts
 from minigpt_cli.data.sources.contract import PlainText
-from minigpt_cli.data.sources.open_source import open_sources
+from minigpt_cli.data.sources.open_source import open_source
 from minigpt_cli.errors import MiniGPTError, TextTooShort, UsageError
 from minigpt_cli.tokenization.char import CharTokenizer
 from minigpt_cli.tokenization.pretrained import GPT2_DIR
@@ -294,7 +294,7 @@ def test_standard_input_is_kept_while_it_is_needed(monkeypatch: pytest.MonkeyPat
 
 
 def test_several_sources_become_one_text(text: Path) -> None:
-    dataset = prepared(config(), source=open_sources(["text.txt", "text.txt"]))
+    dataset = prepared(config(), source=open_source(["text.txt", "text.txt"]))
     assert dataset.n_chars == 2 * len(TEXT)
 
 

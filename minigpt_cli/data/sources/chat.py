@@ -22,7 +22,6 @@ LINE_LIMIT = 16 << 20  # bytes
 class ChatFile:
     """A .jsonl file of conversations."""
 
-    once = False
     marks = TOKENS
     split_by: Literal["conversation"] = "conversation"
 
@@ -31,6 +30,7 @@ class ChatFile:
         if not path.is_file():
             raise UsageError(f"no such file: {path}" if not path.exists() else f"{path} is not a file")
         self.path, self.label = path, path.name
+        self.notices: list[str] = []
 
     @property
     def n_bytes(self) -> int:
@@ -41,7 +41,8 @@ class ChatFile:
 
     def documents(self) -> Iterator[Document]:
         """A document for each conversation. Raises UsageError that names a line that holds none."""
-        return map(in_pieces, conversations(self.path))
+        for number, messages in enumerate(conversations(self.path), 1):
+            yield Document(f"{self.label}:{number}", in_pieces(messages))
 
 
 def conversations(path: Path) -> Iterator[list[Message]]:

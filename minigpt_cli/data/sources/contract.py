@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
 from minigpt_cli.storage.downloads import Report
@@ -19,7 +20,12 @@ class Piece(NamedTuple):
     learned: bool = True
 
 
-Document = Iterable[Piece]
+@dataclass(frozen=True)
+class Document:
+    """A text by itself: its name says where it stands, as in `letters.jsonl:12`; its pieces can be read once, before the next document."""
+
+    name: str
+    pieces: Iterable[Piece]
 
 
 class Source(Protocol):
@@ -32,28 +38,32 @@ class Source(Protocol):
     def n_bytes(self) -> int | None: ...  # for a progress bar
 
     @property
-    def once(self) -> bool: ...  # whether documents() can be asked for only once
-
-    @property
     def marks(self) -> tuple[str, ...]: ...  # tokens that a tokenizer gets for this kind of source; each is a piece of its own
 
     @property
     def split_by(self) -> Literal["character", "conversation"]: ...  # where splits may be cut: in one long document, or between many
 
+    @property
+    def notices(self) -> list[str]: ...  # what was left out: of the last reading of documents(), when it has ended
+
     def fetch(self, report: Report) -> None:
         """Bring the text onto this machine, if it is not here."""
 
     def documents(self) -> Iterator[Document]:
-        """The documents, in order. Raises UsageError where one cannot be read."""
+        """The documents, in order, as often as they are asked for. Raises UsageError where one cannot be read."""
 
 
 class PlainText(ABC):
     """A source of one document, which is learned whole: what texts of every origin have in common."""
 
     label: str
-    once: bool = False
     marks: tuple[str, ...] = ()
     split_by: Literal["character", "conversation"] = "character"
+
+    @property
+    def notices(self) -> list[str]:
+        """Nothing is left out."""
+        return []
 
     @property
     def n_bytes(self) -> int | None:
@@ -69,4 +79,4 @@ class PlainText(ABC):
 
     def documents(self) -> Iterator[Document]:
         """The text as one document."""
-        yield map(Piece, self.chunks())
+        yield Document(self.label, map(Piece, self.chunks()))

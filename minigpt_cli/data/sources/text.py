@@ -16,7 +16,9 @@ from typing import BinaryIO
 
 from minigpt_cli import registry
 from minigpt_cli.data.sources.contract import PlainText
+from minigpt_cli.data.sources.spool import Spool
 from minigpt_cli.errors import UsageError, unknown_name
+from minigpt_cli.storage.atomic_io import explained
 from minigpt_cli.storage.downloads import Report
 
 BLOCK = 1 << 18  # bytes read at once
@@ -36,7 +38,7 @@ def open_path(path: Path, label: str = "") -> PlainText:
     if stat.S_ISDIR(mode):
         return Folder(label, path)
     if stat.S_ISFIFO(mode):
-        return File(label, path, once=True)
+        return Stream(label, Spool(lambda: _open(path, label)))
     if not stat.S_ISREG(mode):
         raise UsageError(f"{label} is neither a text file nor a folder")
     return File(label, path)
@@ -74,15 +76,14 @@ def _decoded(file: BinaryIO, label: str) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class File(PlainText):
-    """A text file, or a pipe, which can be read only once."""
+    """A text file."""
 
     label: str
     path: Path
-    once: bool = False
 
     @property
     def n_bytes(self) -> int | None:
-        return None if self.once else self.path.stat().st_size
+        return self.path.stat().st_size
 
     def chunks(self) -> Iterator[str]:
         """The file's text."""
@@ -125,7 +126,6 @@ class Several(PlainText):
 
     label: str
     sources: tuple[PlainText, ...]
-    once: bool
 
     @property
     def n_bytes(self) -> int | None:
@@ -155,13 +155,18 @@ def _joined(sources: Iterable[PlainText]) -> Iterator[str]:
 
 
 @dataclass(frozen=True)
-class StandardInput(PlainText):
-    """Standard input: read once."""
+class Stream(PlainText):
+    """Standard input or a pipe, read once and kept."""
 
-    file: BinaryIO
-    label: str = "-"
-    once: bool = True
+    label: str
+    spool: Spool
+
+    def fetch(self, report: Report) -> None:
+        """Read all that comes."""
+        with explained("keep a copy of what is read"):
+            self.spool.open().close()
 
     def chunks(self) -> Iterator[str]:
-        """What comes in."""
-        return _decoded(self.file, "standard input")
+        """What came in."""
+        with explained("keep a copy of what is read"), self.spool.open() as file:
+            yield from _decoded(file, "standard input" if self.label == "-" else self.label)

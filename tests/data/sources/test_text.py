@@ -18,7 +18,7 @@ from minigpt_cli import registry
 from minigpt_cli.data.sources import text as texts
 from minigpt_cli.data.sources.contract import Source
 from minigpt_cli.data.sources.corpora import named_corpus
-from minigpt_cli.data.sources.open_source import open_source, open_sources
+from minigpt_cli.data.sources.open_source import open_source
 from minigpt_cli.data.sources.text import open_path
 from minigpt_cli.errors import UsageError
 
@@ -26,7 +26,7 @@ ODD = "\ufeffone\r\ntwo\rthree\x00\x0b\u2028é日😀\n"
 
 
 def read(source: Source) -> str:
-    return "".join(piece.text for document in source.documents() for piece in document)
+    return "".join(piece.text for document in source.documents() for piece in document.pieces)
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +52,6 @@ def test_a_file_gives_its_characters_unchanged(text: Path) -> None:
     assert read(source) == ODD  # as often as one likes
     assert source.label == "text.txt"
     assert source.n_bytes == len(ODD.encode())
-    assert not source.once
     assert source.fetch(lambda done, total: None) is None  # type: ignore[func-returns-value]
 
 
@@ -91,9 +90,10 @@ def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
 def test_standard_input_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(ODD.encode())))
     source = open_source("-")
-    assert (source.label, source.n_bytes, source.once) == ("-", None, True)
+    assert source.label == "-"
     source.fetch(lambda done, total: None)
     assert read(source) == ODD
+    assert read(source) == ODD  # from a copy
 
 
 def test_a_pipe_is_read_like_standard_input(tmp_path: Path) -> None:
@@ -103,27 +103,26 @@ def test_a_pipe_is_read_like_standard_input(tmp_path: Path) -> None:
             file.write(ODD.encode())
         os._exit(0)
     source = open_source("pipe")
-    assert source.once
     assert read(source) == ODD
+    assert read(source) == ODD  # from a copy
     os.waitpid(child, 0)
 
 
 def test_several_sources_are_joined_as_files_of_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.txt").write_text("one")
     (tmp_path / "b.txt").write_text("two\n")
-    source = open_sources(["a.txt", "b.txt", "a.txt"])
+    source = open_source(["a.txt", "b.txt", "a.txt"])
     assert read(source) == "one\ntwo\none"
     assert source.label == "a.txt b.txt a.txt"
     assert source.n_bytes == 10
-    assert not source.once
     source.fetch(lambda done, total: None)
-    assert read(open_sources(["b.txt"])) == "two\n"
+    assert read(open_source(["b.txt"])) == "two\n"
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"three")))
-    mixed = open_sources(["a.txt", "-"])
-    assert (mixed.n_bytes, mixed.once) == (None, True)
+    mixed = open_source(["a.txt", "-"])
+    assert mixed.n_bytes is None
     assert read(mixed) == "one\nthree"
     with pytest.raises(UsageError, match="only once"):
-        open_sources(["-", "-"])
+        open_source(["-", "-"])
 
 
 # The default
@@ -131,7 +130,7 @@ def test_several_sources_are_joined_as_files_of_a_folder(tmp_path: Path, monkeyp
 
 def test_without_a_source_it_is_input_txt_or_the_embedded_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert open_source("").label == "python-docs"
-    assert open_sources([]).label == "python-docs"
+    assert open_source([]).label == "python-docs"
     for folder in (Path("data"), tmp_path / "elsewhere"):
         folder.mkdir()
         (folder / "input.txt").write_text("mine")
