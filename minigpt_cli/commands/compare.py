@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -19,8 +20,9 @@ from minigpt_cli.runstore.store import Run, RunStore
 if TYPE_CHECKING:
     from minigpt_cli.display.charts import Curve
     from minigpt_cli.display.comparison import Compared
-    from minigpt_cli.evaluation.comparison import Side
+    from minigpt_cli.evaluation.comparison import Pair, Part, Side
     from minigpt_cli.evaluation.eval_target import Target
+    from minigpt_cli.evaluation.scores import Score
 
 _SAMPLE_TOKENS = 300
 
@@ -97,9 +99,7 @@ def compare(
         samples=samples,
     )
     if json:
-        from minigpt_cli.commands.compare_json import document
-
-        console.write_json(document(found, groups, differing))
+        console.write_json(_document(found, groups, differing))
     elif md:
         print_comparison_markdown(found)
     else:
@@ -117,20 +117,18 @@ def _scored(groups: Groups, target: Target, ckpt: str, stride: int, device: str)
 
     check_common_text([run for _, runs in groups for run in runs], target)
 
+    def say(name: str) -> None:
+        console.notice(f"scoring {name}")
+
     sides = []
     for name, runs in groups:
         evaluations = [
-            evaluate_run(r, target, ckpt=r.checkpoint or ckpt, stride=stride, device=device_chooser(device), on_model=_say_scoring)
-            for r in runs
+            evaluate_run(r, target, ckpt=r.checkpoint or ckpt, stride=stride, device=device_chooser(device), on_model=say) for r in runs
         ]
         for notice in (line for evaluation in evaluations for line in evaluation.notices):
             console.warn(notice)
         sides.append(Side(name, tuple(evaluation.score for evaluation in evaluations)))
     return sides
-
-
-def _say_scoring(name: str) -> None:
-    console.notice(f"scoring {name}")
 
 
 def _text_of(groups: Groups, sides: Sequence[Side], target: Target) -> str:
@@ -190,3 +188,70 @@ def _samples(groups: Groups, prompt: str, ckpt: str, seed: int) -> list[tuple[st
         engine = Engine(writer.decoder(), writer.token_bytes)
         out.append((runs[0].name, samples.collect(samples.run(engine, request), 1)[0].text))
     return out
+
+
+def _document(found: Compared, groups: Groups, differences: dict[str, list[Any]]) -> dict[str, Any]:
+    """The document, with the settings that differ by name. `p_value` is adjusted for the number of pairs, which the verdict rests on."""
+    score = found.sides[0].scores[0]
+    document: dict[str, Any] = {
+        "text_sha256": score.text_sha256,
+        "n_chars": score.n_chars,
+        "n_answers": score.n_answers,
+        "runs": [
+            _run_document(side, run, run_score) for side, (_, runs) in zip(found.sides, groups, strict=True)
+            for run, run_score in zip(runs, side.scores, strict=True)
+        ],
+        "groups": [
+            {"group": side.name, "runs": [run.name for run in runs], **asdict(side.group), "ci95": list(side.ci95)}
+            for side, (_, runs) in zip(found.sides, groups, strict=True)
+            if len(runs) > 1
+        ],
+        "pairs": [_pair_document(pair) for pair in found.pairs],
+        "differences": differences,
+        "by_kind": [{"kind": p.name, "share": p.share, "nats_per_char": _by_name(found.names, p)} for p in found.kinds],
+        "by_position": [{"tokens_before": p.name, "share": p.share, "nats_per_char": _by_name(found.names, p)} for p in found.positions],
+        "passages": [{"start": p.start, "text": p.text, "delta_nats_per_char": p.delta} for p in found.passages],
+    }  # fmt: skip
+    if found.prompt is not None:
+        document["prompt"] = found.prompt
+        document["samples"] = [{"run": name, "text": text} for name, text in found.samples]
+    return document
+
+
+def _by_name(names: Sequence[str], part: Part) -> dict[str, float]:
+    return dict(zip(names, part.nats_per_char, strict=True))
+
+
+def _run_document(side: Side, run: Run, score: Score) -> dict[str, Any]:
+    record = run.record
+    return {
+        "run": run.name,
+        "group": side.name if len(side.scores) > 1 else None,
+        "nats_per_char": score.nats_per_char,
+        "ci95": list(score.ci95),
+        "nats_per_token": score.nats_per_token,
+        "bits_per_byte": score.bits_per_byte,
+        "n_tokens": score.n_tokens,
+        "arch": record.arch,
+        "tokenizer": record.tokenizer,
+        "n_params": record.n_params,
+        "n_active_params": record.n_active_params,
+        "tokens_seen": record.tokens_seen,
+        "elapsed_s": record.elapsed_s,
+    }
+
+
+def _pair_document(pair: Pair) -> dict[str, Any]:
+    return {
+        "a": pair.a,
+        "b": pair.b,
+        "delta_nats_per_char": pair.test.delta,
+        "ci95": [pair.test.low, pair.test.high],
+        "p_value": pair.p_holm,
+        "p_value_unadjusted": pair.test.p_value,
+        "verdict": pair.verdict,
+        "question": pair.question,
+        "block_chars": pair.test.block,
+        "further_seeds": pair.outlook.further_seeds if pair.outlook else None,
+        "text_factor": pair.outlook.text_factor if pair.outlook else None,
+    }

@@ -13,6 +13,7 @@ from minigpt_cli.errors import UsageError
 from minigpt_cli.runstore.store import RunStore
 
 if TYPE_CHECKING:
+    from minigpt_cli.evaluation.baselines import Baselines
     from minigpt_cli.evaluation.eval_target import Target
     from minigpt_cli.evaluation.evaluate_run import Evaluation
     from minigpt_cli.evaluation.overfitting import Memorisation
@@ -73,7 +74,11 @@ def evaluate(
         console.write(f"{getattr(found.score, wanted[0]):.6f}")
         return
     copied = _memorisation(chosen, ckpt, device) if memorisation else None
-    (_write_json if json else _print)(found, target, copied, stride)
+    from minigpt_cli.evaluation.evaluate_run import baselines_of
+
+    own_training_text = target.text is None and target.split == "train"
+    baselines = None if own_training_text else baselines_of(found.run, found.score)
+    (_write_json if json else _print)(found, target, baselines, copied, stride)
 
 
 def target_of(split: Literal["val", "test", "train"], data: str | None) -> Target:
@@ -115,15 +120,13 @@ def _memorisation(run: Run, ckpt: str, device: str) -> Memorisation:
     return memorisation(run, ckpt=ckpt, device=device_chooser(device))
 
 
-def _print(found: Evaluation, target: Target, copied: Memorisation | None, stride: int) -> None:
+def _print(found: Evaluation, target: Target, baselines: Baselines | None, copied: Memorisation | None, stride: int) -> None:
     from minigpt_cli.display.evaluation import print_evaluation, print_memorisation, print_test_gap
-    from minigpt_cli.evaluation.evaluate_run import baselines_of
 
     corpus = found.run.record.corpus
     names = {"val": "validation", "test": "test", "train": "training"}
     what = target.label or f"{names[target.split]} split of {corpus.label if corpus else 'its text'}"
-    seen = target.text is None and target.split == "train"
-    print_evaluation(found, what, None if seen else baselines_of(found.run, found.score), stride=stride)
+    print_evaluation(found, what, baselines, stride=stride)
     best = found.run.record.best
     if target.text is None and target.split == "test" and best is not None:
         print_test_gap(best.nats_per_char, found.score.nats_per_char)
@@ -131,13 +134,10 @@ def _print(found: Evaluation, target: Target, copied: Memorisation | None, strid
         print_memorisation(copied)
 
 
-def _write_json(found: Evaluation, target: Target, copied: Memorisation | None, stride: int) -> None:
+def _write_json(found: Evaluation, target: Target, baselines: Baselines | None, copied: Memorisation | None, stride: int) -> None:
     from dataclasses import asdict
 
-    from minigpt_cli.evaluation.evaluate_run import baselines_of
-
     score, best = found.score, found.run.record.best
-    baselines = None if target.text is None and target.split == "train" else baselines_of(found.run, score)
     document: dict[str, Any] = {
         "run": found.run.name,
         "ckpt": found.ckpt,

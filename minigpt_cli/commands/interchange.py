@@ -119,11 +119,11 @@ def _named_tokenizer(name: str | None) -> Tokenizer | None:
         return None
     from minigpt_cli.config import DataConfig
     from minigpt_cli.errors import UsageError
-    from minigpt_cli.tokenization.contract import Alphabet
+    from minigpt_cli.tokenization.contract import TrainingText
     from minigpt_cli.tokenization.pretrained import load_tokenizer
 
     if name in ("byte", "gpt2"):
-        made: Tokenizer = registry.load("tokenizer", name).build(DataConfig(tokenizer=name), Alphabet.of(""))
+        made: Tokenizer = registry.load("tokenizer", name).build(DataConfig(tokenizer=name), TrainingText.of(""))
         return made
     if name in registry.TOKENIZERS:
         raise UsageError(f"--tokenizer {name} is made from a text, and an import has none: give the tokenizer.json of the weights")

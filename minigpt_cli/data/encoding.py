@@ -16,9 +16,6 @@ from math import floor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from minigpt_cli import registry
 from minigpt_cli.bounds import line
 from minigpt_cli.config import DataConfig
@@ -30,7 +27,7 @@ from minigpt_cli.data.text_reader import Counted, Cutter, Text
 from minigpt_cli.errors import TextTooShort, UsageError, unknown_name
 from minigpt_cli.escaping import file_name
 from minigpt_cli.storage.atomic_io import explained, write_atomic
-from minigpt_cli.tokenization.contract import Builder, Tokenizer
+from minigpt_cli.tokenization.contract import Builder, Tokenizer, TrainingText
 from minigpt_cli.tokenization.pretrained import load_tokenizer, with_added_tokens
 
 
@@ -62,39 +59,39 @@ def prepare(
     """
     data_dir = data_dir or data_folder()
     source = source or open_source(config.source, data_dir, config)
-    recipe = _recipe(config)
+    tokenizer_kind = _tokenizer_kind(config)
     _check_out(out)
     with ExitStack() as stack:
         yield from watched(source.fetch, "downloading")
         text = Text(source, config.ascii_only)
         yield from text.scan()
         lengths = _lengths(config, text)
-        key = _key(config, text, lengths, recipe)
-        kind = "" if source.split_by == "character" else "chat-"
-        target = out or data_dir / f"{_slug(source.label)}-{kind}{_slug(recipe.name)}-{key[:12]}"
+        key = _key(config, text, lengths, tokenizer_kind)
+        chat = "" if source.split_by == "character" else "chat-"
+        target = out or data_dir / f"{_slug(source.label)}-{chat}{_slug(tokenizer_kind.name)}-{key[:12]}"
         if (found := cached(target, key)) is None:
             folder = stack.enter_context(atomic_folder(target.parent))
-            yield from _build(folder, config, text, lengths, recipe, key)
+            yield from _build(folder, config, text, lengths, tokenizer_kind, key)
             put_in_place(folder, target, lambda there: cached(there, key) is not None)
             found = open_dataset(target)
         return replace(found, label=line(source.label))
 
 
 @dataclass(frozen=True)
-class _Recipe:
+class _TokenizerKind:
     """How the tokenizer is made, and all that its making depends on."""
 
     name: str
     identity: dict[str, Any]
-    build: Callable[[DataConfig, Any], Tokenizer]
+    build: Callable[[DataConfig, TrainingText], Tokenizer]
 
 
-def _recipe(config: DataConfig) -> _Recipe:
-    """The recipe for `--tokenizer`: a registered name, else a file or folder. Raises UsageError."""
+def _tokenizer_kind(config: DataConfig) -> _TokenizerKind:
+    """What `--tokenizer` names: a registered name, else a file or folder. Raises UsageError."""
     name = config.tokenizer
     if name in registry.TOKENIZERS:
         builder: Builder = registry.load("tokenizer", name)
-        return _Recipe(name, {"name": name} | {field: getattr(config, field) for field in builder.settings}, builder.build)
+        return _TokenizerKind(name, {"name": name} | {field: getattr(config, field) for field in builder.settings}, builder.build)
     path = Path(name)
     if not path.exists():
         if path.parent == Path() and not path.suffix:
@@ -102,16 +99,7 @@ def _recipe(config: DataConfig) -> _Recipe:
         raise UsageError(f"no tokenizer file {name}: give a tokenizer.json, or one of {', '.join(registry.TOKENIZERS)}")
     tokenizer = load_tokenizer(path)
     identity = {"json": hashlib.sha256(tokenizer.to_json().encode("utf-8")).hexdigest()}
-    return _Recipe(tokenizer.name, identity, lambda config, corpus: tokenizer)
-
-
-@dataclass(frozen=True)
-class _Corpus:
-    """What a tokenizer may learn from; see tokenization/contract.py."""
-
-    alphabet: npt.NDArray[np.uint32]
-    train_bytes: int
-    train_text: Callable[[], Iterator[str]]
+    return _TokenizerKind(tokenizer.name, identity, lambda config, corpus: tokenizer)
 
 
 def _lengths(config: DataConfig, text: Text) -> dict[str, int]:
@@ -126,10 +114,10 @@ def _lengths(config: DataConfig, text: Text) -> dict[str, int]:
 
 
 def _build(
-    folder: Path, config: DataConfig, text: Text, lengths: dict[str, int], recipe: _Recipe, key: str
+    folder: Path, config: DataConfig, text: Text, lengths: dict[str, int], tokenizer_kind: _TokenizerKind, key: str
 ) -> Generator[Preparing, None, None]:
     """Write the files of a dataset into `folder`, its record last."""
-    tokenizer = yield from _made(config, text, lengths["train"], recipe)
+    tokenizer = yield from _made(config, text, lengths["train"], tokenizer_kind)
     dtype = dtype_for(tokenizer.vocab_size)
     json_text = tokenizer.to_json()
     write_atomic(folder / TOKENIZER, json_text)
@@ -168,7 +156,7 @@ def _build(
     write_atomic(folder / RECORD, record.model_dump_json(indent=1))
 
 
-def _made(config: DataConfig, text: Text, train_length: int, recipe: _Recipe) -> Generator[Preparing, None, Tokenizer]:
+def _made(config: DataConfig, text: Text, train_length: int, tokenizer_kind: _TokenizerKind) -> Generator[Preparing, None, Tokenizer]:
     """The tokenizer, learned from the training split if it learns at all, with the marks of the source."""
     train_bytes = text.n_bytes * train_length // text.length
 
@@ -181,15 +169,15 @@ def _made(config: DataConfig, text: Text, train_length: int, recipe: _Recipe) ->
                         yield piece
                     report(done := done + len(piece.encode("utf-8")), train_bytes)
 
-        return recipe.build(config, _Corpus(text.alphabet, train_bytes, train_text))
+        return tokenizer_kind.build(config, TrainingText(text.alphabet, train_bytes, train_text))
 
     tokenizer = yield from watched(work, "learning tokens from")
     return with_added_tokens(tokenizer, text.source.marks)
 
 
-def _key(config: DataConfig, text: Text, lengths: dict[str, int], recipe: _Recipe) -> str:
+def _key(config: DataConfig, text: Text, lengths: dict[str, int], tokenizer_kind: _TokenizerKind) -> str:
     """The hash of all that the token files depend on."""
-    parts: dict[str, Any] = {"format": 1, "text": text.sha256, "tokenizer": recipe.identity}
+    parts: dict[str, Any] = {"format": 1, "text": text.sha256, "tokenizer": tokenizer_kind.identity}
     if text.source.split_by == "character":
         parts |= {"train_frac": config.train_frac, "test_frac": config.test_frac}
     else:

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 
 def count(n: int | float) -> str:
     """795,321 as 795 k, 10,700,000 as 10.7 M: three digits and a unit."""
-    value = float(n)
-    for unit in ("", "k", "M", "G", "T"):
-        if abs(value) < 999.5 or unit == "T":
-            text = f"{value:.0f}" if unit == "" or value >= 99.95 else f"{value:.3g}"
-            return f"{text} {unit}" if unit else text
+    value, unit = _scaled(float(n), ("", "k", "M", "G", "T"))
+    text = f"{value:.0f}" if not unit or value >= 99.95 else f"{value:.3g}"
+    return f"{text} {unit}" if unit else text
+
+
+def _scaled(value: float, units: Sequence[str]) -> tuple[float, str]:
+    """`value` in the first of units, a thousand apart, in which it has at most three digits."""
+    for unit in units[:-1]:
+        if abs(value) < 999.5:
+            return value, unit
         value /= 1000
-    raise AssertionError("unreachable")
+    return value, units[-1]
 
 
 def duration(seconds: float) -> str:
@@ -50,12 +56,8 @@ def plus_minus(value: float, ci95: tuple[float, float] | None) -> str:
 
 def size(n_bytes: int | float) -> str:
     """1.5 MB."""
-    value = float(n_bytes)
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if value < 999.5 or unit == "GB":
-            return f"{value:.0f} {unit}" if unit == "bytes" or value >= 99.95 else f"{value:.1f} {unit}"
-        value /= 1000
-    raise AssertionError("unreachable")
+    value, unit = _scaled(float(n_bytes), ("bytes", "kB", "MB", "GB"))
+    return f"{value:.0f} {unit}" if unit == "bytes" or value >= 99.95 else f"{value:.1f} {unit}"
 
 
 def quoted(text: str) -> str:

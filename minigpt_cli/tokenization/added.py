@@ -9,12 +9,10 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from minigpt_cli.storage.atomic_io import write_atomic
 from minigpt_cli.tokenization.bpe import ByteTokenizer
 from minigpt_cli.tokenization.char import CharTokenizer
 from minigpt_cli.tokenization.contract import Ids, checked_ids
@@ -86,7 +84,3 @@ class AddedTokens:
     def to_json(self) -> str:
         """A Hugging Face `tokenizers` JSON that encodes and decodes the same."""
         return self._json
-
-    def save(self, path: Path) -> None:
-        """Write `to_json()` to `path`, atomically."""
-        write_atomic(path, self._json)

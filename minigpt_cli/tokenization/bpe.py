@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from minigpt_cli.config import DataConfig
 from minigpt_cli.tokenization.bytelevel import CHARACTER_OF_BYTE, bytes_of
-from minigpt_cli.tokenization.contract import Corpus, Ids, checked_ids, unicode_error
+from minigpt_cli.tokenization.contract import Ids, TrainingText, checked_ids, encoded
 from minigpt_cli.tokenization.library import LibraryTokenizer, library_errors
 from minigpt_cli.tokenization.segments import segments
 
@@ -55,16 +55,13 @@ class ByteTokenizer:
     vocab_size = 256
 
     @classmethod
-    def build(cls, config: DataConfig, corpus: Corpus) -> Self:
-        """The same for every corpus."""
+    def build(cls, config: DataConfig, text: TrainingText) -> Self:
+        """The same for every text."""
         return cls()
 
     def encode(self, text: str) -> Ids:
         """The bytes of the text's UTF-8."""
-        try:
-            return np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.uint32)
-        except UnicodeEncodeError as error:
-            raise unicode_error(error) from error
+        return np.frombuffer(encoded(text), np.uint8).astype(np.uint32)
 
     def encode_stream(self, pieces: Iterable[str]) -> Iterator[Ids]:
         """Ids piece by piece."""
@@ -84,12 +81,12 @@ class ByteTokenizer:
 
 
 class BPETokenizer(LibraryTokenizer):
-    """Byte pair encoding learned from the corpus."""
+    """Byte pair encoding learned from the text."""
 
     settings = ("vocab_size", "min_pair_freq")
 
     @classmethod
-    def build(cls, config: DataConfig, corpus: Corpus) -> Self:
+    def build(cls, config: DataConfig, text: TrainingText) -> Self:
         """Learn merges until the vocabulary has `vocab_size` tokens or no pair occurs `min_pair_freq` times."""
         from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -103,19 +100,19 @@ class BPETokenizer(LibraryTokenizer):
             show_progress=False,
         )
         with library_errors("the bpe tokenizer could not be learned"):
-            backend.train_from_iterator(_sample(corpus), trainer)
+            backend.train_from_iterator(_sample(text), trainer)
         model = json.loads(backend.to_str())["model"]
         token_of_id = {i: token for token, i in model["vocab"].items()}
         token_bytes = [bytes_of(token_of_id[i]) or b"" for i in range(len(token_of_id))]
         return cls(byte_level_json(model["vocab"], model["merges"], use_regex=True), token_bytes, "bpe")
 
 
-def _sample(corpus: Corpus) -> Iterator[str]:
+def _sample(text: TrainingText) -> Iterator[str]:
     """What merges are learned from: the training text within LEARN_LIMIT and WORDS_LIMIT."""
-    stride = max(1, -(-corpus.train_bytes // LEARN_LIMIT))
+    stride = max(1, -(-text.train_bytes // LEARN_LIMIT))
     words: set[str] = set()
     size = 0
-    for segment in islice(segments(corpus.train_text()), 0, None, stride):
+    for segment in islice(segments(text.train_text()), 0, None, stride):
         yield segment
         new = set(segment.split()) - words
         words |= new

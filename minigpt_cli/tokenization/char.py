@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from minigpt_cli.config import DataConfig
 from minigpt_cli.errors import UnknownCharacters
-from minigpt_cli.tokenization.contract import Corpus, Ids, checked_ids, unicode_error
+from minigpt_cli.tokenization.contract import Ids, TrainingText, checked_ids, encoded
 
 _UNKNOWN = np.uint32(0xFFFF_FFFF)
 
@@ -28,10 +28,7 @@ def code_points(text: str) -> Ids:
 def _points_of(text: str) -> npt.NDArray[np.uint8] | npt.NDArray[np.uint32]:
     if text.isascii():  # half the time of the general way
         return np.frombuffer(text.encode("latin-1"), np.uint8)
-    try:
-        return np.frombuffer(text.encode("utf-32-le"), np.uint32)
-    except UnicodeEncodeError as error:
-        raise unicode_error(error) from error
+    return np.frombuffer(encoded(text, "utf-32-le"), np.uint32)
 
 
 def unknown_characters(characters: Iterable[str], tokenizer: str) -> UnknownCharacters:
@@ -56,9 +53,9 @@ class CharTokenizer:
         self._table[self._points] = np.arange(len(self._points), dtype=np.uint32)
 
     @classmethod
-    def build(cls, config: DataConfig, corpus: Corpus) -> Self:
-        """The tokenizer of every character in the corpus, validation included: a vocabulary is not a statistic."""
-        return cls(corpus.alphabet)
+    def build(cls, config: DataConfig, text: TrainingText) -> Self:
+        """The tokenizer of every character in the text, validation included: a vocabulary is not a statistic."""
+        return cls(text.alphabet)
 
     @property
     def vocab_size(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol, Self
 
@@ -39,47 +39,40 @@ class Tokenizer(Protocol):
         """A Hugging Face `tokenizers` JSON that encodes and decodes the same."""
 
 
-class Corpus(Protocol):
-    """What a tokenizer may learn from."""
-
-    alphabet: npt.NDArray[np.uint32]  # every distinct code point of the whole text, ascending
-    train_bytes: int  # about how much train_text() gives
-
-    def train_text(self) -> Iterator[str]:
-        """The training split, in pieces; may be asked for again."""
-
-
-class Builder(Protocol):
-    """What a class named in the registry's TOKENIZERS promises: that it can be made for a corpus."""
-
-    settings: tuple[str, ...]  # the fields of DataConfig, besides `tokenizer`, that change what is built
-
-    def build(self, config: DataConfig, corpus: Corpus) -> Tokenizer:
-        """The tokenizer for this corpus; a class method."""
+def _nothing() -> Iterator[str]:
+    return iter(())
 
 
 @dataclass(frozen=True)
-class Alphabet:
-    """A corpus known by its characters alone."""
+class TrainingText:
+    """What a tokenizer may learn from."""
 
-    alphabet: npt.NDArray[np.uint32]
-    train_bytes: int = 0
+    alphabet: npt.NDArray[np.uint32]  # every distinct code point of the whole text, ascending
+    train_bytes: int = 0  # about how much train_text() gives
+    train_text: Callable[[], Iterator[str]] = _nothing  # the training split, in pieces, as often as it is asked for
 
     @classmethod
     def of(cls, text: str) -> Self:
-        """The alphabet of `text`."""
+        """One known by the characters of `text` alone."""
         return cls(np.unique(np.frombuffer(text.encode("utf-32-le"), np.uint32)))
 
-    def train_text(self) -> Iterator[str]:
-        """Nothing."""
-        return iter(())
+
+class Builder(Protocol):
+    """What a class named in the registry's TOKENIZERS promises: that it can be made for a text."""
+
+    settings: tuple[str, ...]  # the fields of DataConfig, besides `tokenizer`, that change what is built
+
+    def build(self, config: DataConfig, text: TrainingText) -> Tokenizer:
+        """The tokenizer for this text; a class method."""
 
 
-def unicode_error(error: UnicodeEncodeError) -> UsageError:
-    """The error for a str that is no Unicode text: it came from bytes that are not UTF-8, as command lines may."""
-    return UsageError(
-        f"character {error.start} of the text is half of a surrogate pair (U+{ord(error.object[error.start]):04X}): give UTF-8"
-    )
+def encoded(text: str, encoding: str = "utf-8") -> bytes:
+    """The bytes of `text`. Raises UsageError for half of a surrogate pair, as in a command line of bytes that are not UTF-8."""
+    try:
+        return text.encode(encoding)
+    except UnicodeEncodeError as error:
+        half = f"half of a surrogate pair (U+{ord(text[error.start]):04X})"
+        raise UsageError(f"character {error.start} of the text is {half}: give UTF-8") from error
 
 
 def checked_ids(ids: npt.ArrayLike, vocab_size: int) -> npt.NDArray[np.int64]:

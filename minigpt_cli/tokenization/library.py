@@ -22,7 +22,7 @@ import numpy.typing as npt
 from minigpt_cli.errors import UsageError
 from minigpt_cli.storage.atomic_io import one_line
 from minigpt_cli.tokenization.char import unknown_characters
-from minigpt_cli.tokenization.contract import Ids, checked_ids, unicode_error
+from minigpt_cli.tokenization.contract import Ids, checked_ids, encoded
 from minigpt_cli.tokenization.segments import segments
 
 if TYPE_CHECKING:
@@ -128,10 +128,7 @@ class LibraryTokenizer:
 
     def encode(self, text: str) -> Ids:
         """Ids of `text`. Raises UsageError that lists the characters it does not know."""
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise unicode_error(error) from error
+        encoded(text)
         return np.concatenate([np.empty(0, np.uint32), *self.encode_stream([text])])
 
     def encode_stream(self, pieces: Iterable[str]) -> Iterator[Ids]:

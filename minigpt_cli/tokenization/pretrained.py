@@ -18,7 +18,7 @@ from minigpt_cli.storage.downloads import RemoteFile, download
 from minigpt_cli.tokenization.added import AddedTokens
 from minigpt_cli.tokenization.bpe import ByteTokenizer, byte_level_json
 from minigpt_cli.tokenization.char import CharTokenizer
-from minigpt_cli.tokenization.contract import Corpus, Tokenizer
+from minigpt_cli.tokenization.contract import Tokenizer, TrainingText
 from minigpt_cli.tokenization.json_format import SIZE_LIMIT, Checked, check
 from minigpt_cli.tokenization.library import LibraryTokenizer
 
@@ -140,8 +140,8 @@ class GPT2Tokenizer(LibraryTokenizer):
     """GPT-2's byte-level BPE of 50,257 tokens, downloaded once."""
 
     @classmethod
-    def build(cls, config: DataConfig, corpus: Corpus) -> LibraryTokenizer:
-        """The same for every corpus. Raises MiniGPTError where it can be neither found nor downloaded."""
+    def build(cls, config: DataConfig, text: TrainingText) -> LibraryTokenizer:
+        """The same for every text. Raises MiniGPTError where it can be neither found nor downloaded."""
         if folder := os.environ.get(GPT2_DIR):
             paths = [Path(folder, "vocab.json"), Path(folder, "merges.txt")]
         else:

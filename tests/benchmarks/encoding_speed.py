@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,22 +35,15 @@ from minigpt_cli.config import DataConfig
 from minigpt_cli.data.batches import Batches
 from minigpt_cli.data.sources.corpora import named_corpus
 from minigpt_cli.registry import load
-from minigpt_cli.tokenization.contract import Alphabet, Tokenizer
+from minigpt_cli.tokenization.contract import Tokenizer, TrainingText
 
 MUST_REACH = {"char": 50.0, "byte": 50.0}  # MB/s
 LIBRARY_SHARE = 16  # the library is given one part in so many: it is slow
 
 
-class Corpus:
+def corpus_of(text: str) -> TrainingText:
     """The text to learn from."""
-
-    def __init__(self, text: str) -> None:
-        self.alphabet = Alphabet.of(text).alphabet
-        self.train_bytes = len(text.encode())
-        self._text = text
-
-    def train_text(self) -> Iterator[str]:
-        return iter([self._text])
+    return TrainingText(TrainingText.of(text).alphabet, len(text.encode()), lambda: iter([text]))
 
 
 def speed(work: Callable[[], Any], n_bytes: int) -> float:
@@ -62,7 +55,7 @@ def speed(work: Callable[[], Any], n_bytes: int) -> float:
 
 def compare(name: str, text: str, repeats: int) -> dict[str, Any]:
     """minigpt's speed and the library's with the same JSON."""
-    tokenizer: Tokenizer = load("tokenizer", name).build(DataConfig(vocab_size=1024), Corpus(text))
+    tokenizer: Tokenizer = load("tokenizer", name).build(DataConfig(vocab_size=1024), corpus_of(text))
     library = tokenizers.Tokenizer.from_str(tokenizer.to_json())
     part = text[: len(text) // LIBRARY_SHARE]
     if tokenizer.encode(part).tolist() != library.encode(part, add_special_tokens=False).ids:

@@ -16,7 +16,7 @@ from minigpt_cli.models.contract import build_model
 from minigpt_cli.runstore.records import RunRecord, now
 from minigpt_cli.runstore.store import RunStore
 from minigpt_cli.tokenization.char import CharTokenizer
-from minigpt_cli.tokenization.contract import Alphabet
+from minigpt_cli.tokenization.contract import TrainingText
 
 SIZES = {"block_size": 8, "n_layer": 1, "n_head": 2, "n_embd": 16}
 
@@ -27,7 +27,7 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunStore:
     monkeypatch.setenv("MINIGPT_RUNS_DIR", str(tmp_path / "runs"))
     monkeypatch.chdir(tmp_path)
     store = RunStore()
-    words = CharTokenizer.build(DataConfig(), Alphabet.of("hello wrd"))
+    words = CharTokenizer.build(DataConfig(), TrainingText.of("hello wrd"))
     settings: dict[str, dict[str, Any]] = {
         "small": {"arch": "modern", **SIZES},
         "relu": {"arch": "classic", "activation": "relu", **SIZES},

@@ -18,7 +18,7 @@ from minigpt_cli.data.sources.open_source import open_source
 from minigpt_cli.errors import MiniGPTError, TextTooShort, UsageError
 from minigpt_cli.tokenization.bpe import ByteTokenizer
 from minigpt_cli.tokenization.char import CharTokenizer
-from minigpt_cli.tokenization.contract import Alphabet
+from minigpt_cli.tokenization.contract import TrainingText
 from minigpt_cli.tokenization.pretrained import load_tokenizer, with_added_tokens
 
 ROWS: list[dict[str, Any]] = [
@@ -45,7 +45,7 @@ def test_the_template_is_documented_and_jinja_says_the_same() -> None:
     assert rendered == chat.prompt_for(messages) == expected + "<|assistant|>"
 
 
-@pytest.mark.parametrize("base", [ByteTokenizer(), CharTokenizer.build(DataConfig(), Alphabet.of("abc <|>enduasrit"))])
+@pytest.mark.parametrize("base", [ByteTokenizer(), CharTokenizer.build(DataConfig(), TrainingText.of("abc <|>enduasrit"))])
 def test_tokens_are_added_after_the_others_and_survive_reopening(base: Any) -> None:
     words = with_added_tokens(base, chat.TOKENS)
     assert words.vocab_size == base.vocab_size + 4

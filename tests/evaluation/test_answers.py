@@ -22,7 +22,7 @@ from minigpt_cli.evaluation.scoring import score_text, token_nats
 from minigpt_cli.models.contract import build_model
 from minigpt_cli.tokenization.bpe import BPETokenizer, ByteTokenizer
 from minigpt_cli.tokenization.char import CharTokenizer
-from minigpt_cli.tokenization.contract import Alphabet, Tokenizer
+from minigpt_cli.tokenization.contract import Tokenizer, TrainingText
 from minigpt_cli.tokenization.pretrained import with_added_tokens
 
 T = 16
@@ -37,7 +37,7 @@ BUILDERS = {"byte": ByteTokenizer, "char": CharTokenizer, "bpe": BPETokenizer}
 
 
 def tokenizer(name: str) -> Tokenizer:
-    return with_added_tokens(BUILDERS[name].build(DataConfig(vocab_size=260, min_pair_freq=1), Alphabet.of(WHOLE)), chat.TOKENS)  # type: ignore[attr-defined]
+    return with_added_tokens(BUILDERS[name].build(DataConfig(vocab_size=260, min_pair_freq=1), TrainingText.of(WHOLE)), chat.TOKENS)  # type: ignore[attr-defined]
 
 
 def model_of(words: Tokenizer) -> torch.nn.Module:

@@ -16,7 +16,7 @@ from minigpt_cli.runstore.records import Best, Corpus, RunRecord, SplitRecord, n
 from minigpt_cli.runstore.store import Run, RunStore
 from minigpt_cli.tokenization.bpe import ByteTokenizer
 from minigpt_cli.tokenization.char import CharTokenizer
-from minigpt_cli.tokenization.contract import Alphabet, Tokenizer
+from minigpt_cli.tokenization.contract import Tokenizer, TrainingText
 from minigpt_cli.tokenization.pretrained import load_tokenizer
 
 TEXT = "Where are  you, old friend? né à Zürich\n\tdon't — 漢字 🙂 1234 , end . "
@@ -54,7 +54,7 @@ def bpe_tokenizer(vocab_size: int = 290) -> Tokenizer:
 def tokenizer(kind: str, text: str = TEXT) -> Tokenizer:
     """A tokenizer by name."""
     if kind == "char":
-        return CharTokenizer.build(DataConfig(), Alphabet.of(text))
+        return CharTokenizer.build(DataConfig(), TrainingText.of(text))
     return ByteTokenizer() if kind == "byte" else bpe_tokenizer()
 
 

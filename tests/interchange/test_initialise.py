@@ -20,14 +20,14 @@ from minigpt_cli.models.contract import build_model
 from minigpt_cli.runstore.store import Run, RunStore
 from minigpt_cli.storage import safetensors
 from minigpt_cli.tokenization.char import CharTokenizer
-from minigpt_cli.tokenization.contract import Alphabet, Tokenizer
+from minigpt_cli.tokenization.contract import Tokenizer, TrainingText
 
 MakeRun = Callable[..., Run]
 MakeTokenizer = Callable[..., Tokenizer]
 
 
 def chars(text: str) -> CharTokenizer:
-    return CharTokenizer.build(DataConfig(), Alphabet.of(text))
+    return CharTokenizer.build(DataConfig(), TrainingText.of(text))
 
 
 def logits(config: Any, vocab_size: int, weights: dict[str, torch.Tensor], ids: list[int]) -> torch.Tensor:

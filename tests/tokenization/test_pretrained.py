@@ -16,7 +16,7 @@ from minigpt_cli.config import DataConfig
 from minigpt_cli.errors import MiniGPTError, UsageError
 from minigpt_cli.storage import downloads
 from minigpt_cli.tokenization import library
-from minigpt_cli.tokenization.contract import Alphabet
+from minigpt_cli.tokenization.contract import TrainingText
 from minigpt_cli.tokenization.library import LibraryTokenizer
 from minigpt_cli.tokenization.pretrained import _GPT2_FILES, GPT2_DIR, GPT2Tokenizer, load_tokenizer
 
@@ -144,7 +144,7 @@ def test_words_give_the_ids_of_the_whole_text(gpt2: LibraryTokenizer, monkeypatc
 
 
 def test_gpt2_from_a_folder_without_a_network(shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    build = lambda: GPT2Tokenizer.build(DataConfig(), Alphabet.of("")).name  # noqa: E731
+    build = lambda: GPT2Tokenizer.build(DataConfig(), TrainingText.of("")).name  # noqa: E731
     monkeypatch.setenv(GPT2_DIR, str(shared_data / "gpt2"))
     assert build() == "gpt2"
     monkeypatch.setenv(GPT2_DIR, str(tmp_path))
@@ -167,7 +167,7 @@ def test_gpt2_offline_names_the_ways_out(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr("pooch.retrieve", offline)
     with pytest.raises(MiniGPTError, match=f"set {GPT2_DIR} to a folder.*or use --tokenizer bpe$"):
-        GPT2Tokenizer.build(DataConfig(), Alphabet.of(""))
+        GPT2Tokenizer.build(DataConfig(), TrainingText.of(""))
 
 
 def test_gpt2_from_the_download_cache(shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,7 +175,7 @@ def test_gpt2_from_the_download_cache(shared_data: Path, tmp_path: Path, monkeyp
     monkeypatch.setattr(downloads, "cache_folder", lambda: tmp_path)
     for file, name in zip(_GPT2_FILES, ("vocab.json", "merges.txt"), strict=True):
         shutil.copyfile(shared_data / "gpt2" / name, tmp_path / file.name)
-    assert GPT2Tokenizer.build(DataConfig(), Alphabet.of("")).encode("Hello world").tolist() == [15496, 995]
+    assert GPT2Tokenizer.build(DataConfig(), TrainingText.of("")).encode("Hello world").tolist() == [15496, 995]
 
 
 # Files

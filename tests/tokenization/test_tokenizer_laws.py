@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from minigpt_cli import registry
 from minigpt_cli.config import DataConfig
 from minigpt_cli.errors import MiniGPTError, UsageError
 from minigpt_cli.tokenization import segments as segments_module
-from minigpt_cli.tokenization.contract import Alphabet, Tokenizer
+from minigpt_cli.tokenization.contract import Tokenizer, TrainingText
 from minigpt_cli.tokenization.pretrained import GPT2_DIR, load_tokenizer
 
 TEXT = "The cat sat on the mat.\r\n\tDon't — naïve façade, 日本語 😀 e\u0301 \x00\ufeff 12345   \n\n" * 20
@@ -26,19 +26,13 @@ FROM_TEXT = st.text(alphabet=LETTERS, max_size=80)
 LAWS = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-class TinyCorpus(Alphabet):
-    """TEXT as a corpus."""
-
-    def train_text(self) -> Iterator[str]:
-        return iter([TEXT])
-
-
 @pytest.fixture(scope="module", params=list(registry.TOKENIZERS))
 def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "gpt2":
             patch.setenv(GPT2_DIR, str(request.getfixturevalue("shared_data") / "gpt2"))
-        made: Tokenizer = registry.load("tokenizer", request.param).build(DataConfig(vocab_size=300), TinyCorpus.of(TEXT))
+        text = replace(TrainingText.of(TEXT), train_text=lambda: iter([TEXT]))
+        made: Tokenizer = registry.load("tokenizer", request.param).build(DataConfig(vocab_size=300), text)
     assert made.name == request.param
     return made
 
