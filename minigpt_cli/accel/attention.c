@@ -6,7 +6,7 @@
 
    A tile is 16 rows of 64 bytes. TDPBF16PS adds to C (16 x 16 float32) the product of A (16 x 32 bfloat16, as rows) and B (32 x 16
    bfloat16, as 16 rows of pairs: row r holds elements 2r and 2r + 1 of each column). So for C = X Y^T over D, B is Y's rows seen as
-   32-bit words and transposed (`words`); for C = X Y over rows of Y, B is those rows interleaved two by two (`pairs`).
+   32-bit words and transposed (`pack_transposed`); for C = X Y over rows of Y, B is those rows interleaved two by two (`pack_pairs`).
 
    Shapes: B batch, T tokens, H query heads, K key/value heads, D head size; heads (B, T, H + 2K, D) holds q, k, v. D and T are multiples of
    32. One task is one key/value head of one sequence, with the query heads that share it; tasks are shared out among torch's threads. */
@@ -21,6 +21,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "dropout.h"
 #include "openmp.h"
 
 #define INLINE static inline __attribute__((always_inline))
@@ -47,7 +48,7 @@ typedef struct {
 
 /* ---- small pieces */
 
-INLINE vec vexp(vec x) { /* e^x for x <= 0, 0 below -87, relative error about 1e-5: what follows is rounded to 8 bits */
+INLINE vec vexp(vec x) { /* e^x for x <= 0, 0 below -87, relative error about 1e-5: what follows is to_bf16 to 8 bits */
     vec n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 0);
     vec r = _mm512_fmadd_ps(x, _mm512_set1_ps(1.44269504f), _mm512_sub_ps(_mm512_setzero_ps(), n)); /* in halves of a binade */
     vec y = _mm512_set1_ps(0.0096181291f);
@@ -59,20 +60,11 @@ INLINE vec vexp(vec x) { /* e^x for x <= 0, 0 below -87, relative error about 1e
     return _mm512_maskz_scalef_ps(large, y, n);
 }
 
-INLINE uint64_t kept_bits(const Task *a, uint64_t group) { /* as in kernels.c */
-    __m512i z = _mm512_add_epi64(_mm512_set_epi64(8, 7, 6, 5, 4, 3, 2, 1), _mm512_set1_epi64(8 * group));
-    z = _mm512_add_epi64(_mm512_mullo_epi64(z, _mm512_set1_epi64(0x9E3779B97F4A7C15ull)), _mm512_set1_epi64(a->seed));
-    z = _mm512_mullo_epi64(_mm512_xor_si512(z, _mm512_srli_epi64(z, 30)), _mm512_set1_epi64(0xBF58476D1CE4E5B9ull));
-    z = _mm512_mullo_epi64(_mm512_xor_si512(z, _mm512_srli_epi64(z, 27)), _mm512_set1_epi64(0x94D049BB133111EBull));
-    z = _mm512_xor_si512(z, _mm512_srli_epi64(z, 31));
-    return _mm512_cmpge_epu8_mask(z, _mm512_set1_epi8((char)a->threshold));
-}
-
-INLINE __m256i rounded(vec v) { return (__m256i)_mm512_cvtneps_pbh(v); }
-INLINE __m512i widened(__m256i h) { return _mm512_cvtepu16_epi32(h); }
+INLINE __m256i to_bf16(vec v) { return (__m256i)_mm512_cvtneps_pbh(v); }
+INLINE __m512i from_bf16(__m256i h) { return _mm512_cvtepu16_epi32(h); }
 
 /* Rows a and b of float32 as one row of pairs. */
-INLINE __m512i paired(vec a, vec b) { return _mm512_or_si512(widened(rounded(a)), _mm512_slli_epi32(widened(rounded(b)), 16)); }
+INLINE __m512i to_bf16_pairs(vec a, vec b) { return _mm512_or_si512(from_bf16(to_bf16(a)), _mm512_slli_epi32(from_bf16(to_bf16(b)), 16)); }
 
 /* Transpose 16 x 16 words: by 1, 2, 4 (within 128-bit lanes) and lanes. */
 INLINE void transpose(__m512i *x) {
@@ -102,7 +94,7 @@ INLINE void transpose(__m512i *x) {
 }
 
 /* Tiles (T / 16, D / 32) of x (T, D), rows `stride` halves apart: each 16 rows of 32 as words, transposed. */
-static void words(const half *x, int64_t stride, int64_t T, int64_t D, half *tiles) {
+static void pack_transposed(const half *x, int64_t stride, int64_t T, int64_t D, half *tiles) {
     for (int64_t t = 0; t < T; t += 16)
         for (int64_t d = 0; d < D; d += 32, tiles += TILE) {
             __m512i w[16];
@@ -112,23 +104,23 @@ static void words(const half *x, int64_t stride, int64_t T, int64_t D, half *til
         }
 }
 
-/* Tiles (T / 32, D / 16) of x: each 32 rows of 16, interleaved two by two. With `turn` transposed after that: 16 columns of 32 rows. */
-static void pairs(const half *x, int64_t stride, int64_t T, int64_t D, int turn, half *tiles) {
+/* Tiles (T / 32, D / 16) of x: each 32 rows of 16, interleaved two by two. If `transposed`, transposed after that: 16 columns of 32 rows. */
+static void pack_pairs(const half *x, int64_t stride, int64_t T, int64_t D, int transposed, half *tiles) {
     for (int64_t t = 0; t < T; t += 32)
         for (int64_t d = 0; d < D; d += 16, tiles += TILE) {
             __m512i w[16];
             for (int i = 0; i < 16; i++) {
                 const half *row = x + (t + 2 * i) * stride + d;
-                __m512i a = widened(_mm256_loadu_si256((const void *)row)), b = widened(_mm256_loadu_si256((const void *)(row + stride)));
+                __m512i a = from_bf16(_mm256_loadu_si256((const void *)row)), b = from_bf16(_mm256_loadu_si256((const void *)(row + stride)));
                 w[i] = _mm512_or_si512(a, _mm512_slli_epi32(b, 16));
             }
-            if (turn) transpose(w);
+            if (transposed) transpose(w);
             for (int i = 0; i < 16; i++) _mm512_store_si512(tiles + 32 * i, w[i]);
         }
 }
 
 /* c (16, 16), rows c_stride floats apart, = or += the sum over n tiles of A (a + i a_step, rows a_stride halves apart) times B (b + i b_step). */
-INLINE void multiply(float *c, int64_t c_stride, const half *a, int64_t a_stride, int64_t a_step, const half *b, int64_t b_step, int64_t n, int add) {
+INLINE void tile_matmul(float *c, int64_t c_stride, const half *a, int64_t a_stride, int64_t a_step, const half *b, int64_t b_step, int64_t n, int add) {
     if (add) _tile_loadd(0, c, 4 * c_stride);
     else _tile_zero(0);
     for (int64_t i = 0; i < n; i++) {
@@ -146,7 +138,7 @@ typedef struct {
 } TileConfig;
 
 /* Share out the B * K tasks; oneDNN's tile configuration is put back afterwards. 0, or 1 if there was no memory. */
-static int run(const Task *a, size_t scratch_bytes, void (*task)(const Task *, int64_t b, int64_t k, char *scratch)) {
+static int run_tasks(const Task *a, size_t scratch_bytes, void (*task)(const Task *, int64_t b, int64_t k, char *scratch)) {
     int failed = 0;
 #pragma omp parallel
     {
@@ -198,9 +190,9 @@ INLINE void softmax(const Task *a, float *scores, half *weights, float *lse, int
         vec inverse = _mm512_set1_ps(1.0f / sum);
         uint64_t bits = ~0ull;
         for (int64_t i = 0; i <= t; i += 16) {
-            if (a->threshold && i % 64 == 0) bits = kept_bits(a, group + r * groups + i / 64);
+            if (a->threshold && i % 64 == 0) bits = keep_mask(a->seed, a->threshold, group + r * groups + i / 64);
             vec v = _mm512_maskz_mul_ps((__mmask16)(bits >> i % 64), _mm512_load_ps(row + i), inverse);
-            _mm256_store_si256((void *)(weights + r * T + i), rounded(v));
+            _mm256_store_si256((void *)(weights + r * T + i), to_bf16(v));
         }
         if (t % 32 == 0) _mm256_store_si256((void *)(weights + r * T + t + 16), _mm256_setzero_si256()); /* tiles are 32 keys wide */
     }
@@ -210,20 +202,20 @@ static void forward_task(const Task *a, int64_t b, int64_t k, char *scratch) {
     int64_t T = a->T, D = a->D, stride = (a->H + 2 * a->K) * D, share = a->H / a->K;
     half *key_words = (half *)scratch, *value_pairs = key_words + T * D, *weights = value_pairs + T * D;
     float *scores = (float *)(weights + 16 * T), *y = scores + 16 * T;
-    words(head(a, a->heads, b, a->H + k), stride, T, D, key_words);
-    pairs(head(a, a->heads, b, a->H + a->K + k), stride, T, D, 0, value_pairs);
+    pack_transposed(head(a, a->heads, b, a->H + k), stride, T, D, key_words);
+    pack_pairs(head(a, a->heads, b, a->H + a->K + k), stride, T, D, 0, value_pairs);
     vec scale = _mm512_set1_ps(a->drop_scale);
     for (int64_t h = k * share; h < (k + 1) * share; h++) {
         const half *q = head(a, a->heads, b, h);
         float *lse = a->lse + (b * a->H + h) * T;
         for (int64_t t = 0; t < T; t += 16) {
-            for (int64_t j = 0; j <= t; j += 16) multiply(scores + j, T, q + t * stride, stride, 32, key_words + j * D, TILE, D / 32, 0);
+            for (int64_t j = 0; j <= t; j += 16) tile_matmul(scores + j, T, q + t * stride, stride, 32, key_words + j * D, TILE, D / 32, 0);
             softmax(a, scores, weights, lse, t, ((b * a->H + h) * T + t) * ((T + 63) / 64));
             for (int64_t d = 0; d < D; d += 16) {
-                multiply(y, 16, weights, T, 32, value_pairs + d / 16 * TILE, D / 16 * TILE, t / 32 + 1, 0);
+                tile_matmul(y, 16, weights, T, 32, value_pairs + d / 16 * TILE, D / 16 * TILE, t / 32 + 1, 0);
                 half *out = a->out + ((b * T + t) * a->H + h) * D + d;
                 for (int r = 0; r < 16; r++)
-                    _mm256_storeu_si256((void *)(out + r * a->H * D), rounded(_mm512_mul_ps(_mm512_load_ps(y + 16 * r), scale)));
+                    _mm256_storeu_si256((void *)(out + r * a->H * D), to_bf16(_mm512_mul_ps(_mm512_load_ps(y + 16 * r), scale)));
             }
         }
     }
@@ -234,7 +226,7 @@ int32_t forward(const half *heads, half *out, float *lse, int64_t B, int64_t T, 
                 float drop_scale) {
     if (!fits_tiles(T, H, K, D)) return 1;
     Task a = {heads, B, T, H, K, D, seed, threshold, drop_scale, out, lse, 0, 0};
-    return run(&a, 2 * (2 * T * D + 16 * T) + 4 * (16 * T + 256), forward_task);
+    return run_tasks(&a, 2 * (2 * T * D + 16 * T) + 4 * (16 * T + 256), forward_task);
 }
 
 /* ---- backward: with P the probabilities, M the mask times its scale, G the gradient of y = (P M) v, and delta = sum(G y) of each row,
@@ -273,10 +265,10 @@ INLINE void block(const Task *a, const Scratch *s, const float *lse, const float
             vec g = _mm512_maskz_mul_ps(keep, _mm512_load_ps(s->dp + 16 * row), drop_scale);
             ds[i] = _mm512_mul_ps(v, _mm512_sub_ps(g, _mm512_set1_ps(delta[row])));
             p[i] = _mm512_maskz_mov_ps(keep, v);
-            _mm256_store_si256((void *)(s->ds + row * a->T + j), rounded(ds[i]));
+            _mm256_store_si256((void *)(s->ds + row * a->T + j), to_bf16(ds[i]));
         }
-        _mm512_store_si512(s->ds_pairs + j * 32 + 16 * r, paired(ds[0], ds[1]));
-        _mm512_store_si512(s->p_pairs + j * 32 + 16 * r, paired(p[0], p[1]));
+        _mm512_store_si512(s->ds_pairs + j * 32 + 16 * r, to_bf16_pairs(ds[0], ds[1]));
+        _mm512_store_si512(s->p_pairs + j * 32 + 16 * r, to_bf16_pairs(p[0], p[1]));
     }
 }
 
@@ -288,8 +280,8 @@ static void backward_block(const Task *a, const Scratch *s, int64_t b, int64_t h
     for (int r = 0; r < 32; r++) {
         vec sum = _mm512_setzero_ps();
         for (int64_t d = 0; d < D; d += 16) {
-            vec u = (vec)_mm512_slli_epi32(widened(_mm256_loadu_si256((const void *)(g + r * H * D + d))), 16);
-            vec v = (vec)_mm512_slli_epi32(widened(_mm256_loadu_si256((const void *)(y + r * H * D + d))), 16);
+            vec u = (vec)_mm512_slli_epi32(from_bf16(_mm256_loadu_si256((const void *)(g + r * H * D + d))), 16);
+            vec v = (vec)_mm512_slli_epi32(from_bf16(_mm256_loadu_si256((const void *)(y + r * H * D + d))), 16);
             sum = _mm512_fmadd_ps(u, v, sum);
         }
         delta[r] = _mm512_reduce_add_ps(sum);
@@ -297,37 +289,37 @@ static void backward_block(const Task *a, const Scratch *s, int64_t b, int64_t h
     }
     for (int64_t j = 0; j < t + 32; j += 16) {
         if (a->threshold && j % 64 == 0)
-            for (int r = 0; r < 32; r++) bits[r] = kept_bits(a, ((b * H + h) * T + t + r) * groups + j / 64);
+            for (int r = 0; r < 32; r++) bits[r] = keep_mask(a->seed, a->threshold, ((b * H + h) * T + t + r) * groups + j / 64);
         for (int r = 0; r < 32; r += 16) {
-            multiply(s->scores + 16 * r, 16, q + r * stride, stride, 32, s->key_words + j * D, TILE, D / 32, 0);
-            multiply(s->dp + 16 * r, 16, g + r * H * D, H * D, 32, s->value_words + j * D, TILE, D / 32, 0);
+            tile_matmul(s->scores + 16 * r, 16, q + r * stride, stride, 32, s->key_words + j * D, TILE, D / 32, 0);
+            tile_matmul(s->dp + 16 * r, 16, g + r * H * D, H * D, 32, s->value_words + j * D, TILE, D / 32, 0);
         }
         block(a, s, a->lse + (b * H + h) * T + t, delta, bits, t, j);
         for (int64_t d = 0; d < D; d += 16) {
             int64_t tile = (t / 32 * D / 16 + d / 16) * TILE;
-            multiply(s->dk + d * T + j, T, s->q_turned + tile, 32, 0, s->ds_pairs + j * 32, 0, 1, 1);
-            multiply(s->dv + d * T + j, T, s->g_turned + tile, 32, 0, s->p_pairs + j * 32, 0, 1, 1);
+            tile_matmul(s->dk + d * T + j, T, s->q_turned + tile, 32, 0, s->ds_pairs + j * 32, 0, 1, 1);
+            tile_matmul(s->dv + d * T + j, T, s->g_turned + tile, 32, 0, s->p_pairs + j * 32, 0, 1, 1);
         }
     }
     half *dq = (half *)head(a, a->d_heads, b, h) + t * stride;
     vec scale = _mm512_set1_ps(1.0f / sqrtf((float)D));
     for (int r = 0; r < 32; r += 16)
         for (int64_t d = 0; d < D; d += 16) {
-            multiply(s->scores, 16, s->ds + r * T, T, 32, s->key_pairs + d / 16 * TILE, D / 16 * TILE, t / 32 + 1, 0);
+            tile_matmul(s->scores, 16, s->ds + r * T, T, 32, s->key_pairs + d / 16 * TILE, D / 16 * TILE, t / 32 + 1, 0);
             for (int i = 0; i < 16; i++)
-                _mm256_storeu_si256((void *)(dq + (r + i) * stride + d), rounded(_mm512_mul_ps(_mm512_load_ps(s->scores + 16 * i), scale)));
+                _mm256_storeu_si256((void *)(dq + (r + i) * stride + d), to_bf16(_mm512_mul_ps(_mm512_load_ps(s->scores + 16 * i), scale)));
         }
 }
 
 /* sums (D, T), scaled, to the rows of x (T, D). */
-INLINE void write_turned(const float *sums, float scale, half *x, int64_t stride, int64_t T, int64_t D) {
+INLINE void write_transposed(const float *sums, float scale, half *x, int64_t stride, int64_t T, int64_t D) {
     for (int64_t t = 0; t < T; t += 16)
         for (int64_t d = 0; d < D; d += 16) {
             __m512i w[16];
             for (int i = 0; i < 16; i++) w[i] = _mm512_load_si512(sums + (d + i) * T + t);
             transpose(w);
             for (int i = 0; i < 16; i++)
-                _mm256_storeu_si256((void *)(x + (t + i) * stride + d), rounded(_mm512_mul_ps((vec)w[i], _mm512_set1_ps(scale))));
+                _mm256_storeu_si256((void *)(x + (t + i) * stride + d), to_bf16(_mm512_mul_ps((vec)w[i], _mm512_set1_ps(scale))));
         }
 }
 
@@ -335,18 +327,18 @@ static void backward_task(const Task *a, int64_t b, int64_t k, char *scratch) {
     int64_t T = a->T, D = a->D, H = a->H, stride = (H + 2 * a->K) * D, share = H / a->K;
     Scratch s;
     lay_out(&s, scratch, T, D);
-    words(head(a, a->heads, b, H + k), stride, T, D, s.key_words);
-    pairs(head(a, a->heads, b, H + k), stride, T, D, 0, s.key_pairs);
-    words(head(a, a->heads, b, H + a->K + k), stride, T, D, s.value_words);
+    pack_transposed(head(a, a->heads, b, H + k), stride, T, D, s.key_words);
+    pack_pairs(head(a, a->heads, b, H + k), stride, T, D, 0, s.key_pairs);
+    pack_transposed(head(a, a->heads, b, H + a->K + k), stride, T, D, s.value_words);
     memset(s.dk, 0, 4 * T * D);
     memset(s.dv, 0, 4 * T * D);
     for (int64_t h = k * share; h < (k + 1) * share; h++) {
-        pairs(head(a, a->heads, b, h), stride, T, D, 1, s.q_turned);
-        pairs(a->grad + (b * T * H + h) * D, H * D, T, D, 1, s.g_turned);
+        pack_pairs(head(a, a->heads, b, h), stride, T, D, 1, s.q_turned);
+        pack_pairs(a->grad + (b * T * H + h) * D, H * D, T, D, 1, s.g_turned);
         for (int64_t t = 0; t < T; t += 32) backward_block(a, &s, b, h, t);
     }
-    write_turned(s.dk, 1.0f / sqrtf((float)D), (half *)head(a, a->d_heads, b, H + k), stride, T, D);
-    write_turned(s.dv, a->drop_scale, (half *)head(a, a->d_heads, b, H + a->K + k), stride, T, D);
+    write_transposed(s.dk, 1.0f / sqrtf((float)D), (half *)head(a, a->d_heads, b, H + k), stride, T, D);
+    write_transposed(s.dv, a->drop_scale, (half *)head(a, a->d_heads, b, H + a->K + k), stride, T, D);
 }
 
 int32_t backward(const half *heads, const half *out, const float *lse, const half *grad, half *d_heads, int64_t B, int64_t T, int64_t H, int64_t K,
@@ -354,7 +346,7 @@ int32_t backward(const half *heads, const half *out, const float *lse, const hal
     if (!fits_tiles(T, H, K, D)) return 1;
     Task a = {heads, B, T, H, K, D, seed, threshold, drop_scale, (half *)out, (float *)lse, grad, d_heads};
     Scratch s;
-    return run(&a, lay_out(&s, 0, T, D), backward_task);
+    return run_tasks(&a, lay_out(&s, 0, T, D), backward_task);
 }
 
 #else

@@ -17,12 +17,12 @@ _SIGNATURES = {
     "route_forward": (P, P, P, N, N, N, I),
     "route_backward": (P, P, P, P, P, P, N, N, N, I),
     "sort_pairs": (P, N, N, N, N, P, P, P, P),
-    "spread": (P, P, P, N, N, N, N),
+    "gather_rows": (P, P, P, N, N, N, N),
     "clear_padding": (P, P, N, N, N),
     "gather_sum": (P, P, P, P, N, N, N, N, I),
     "gather_sum_backward": (P, P, P, P, P, P, N, N, N, N, I),
 }
-_REFUSING = ("route_backward", "sort_pairs", "spread", "gather_sum", "gather_sum_backward")
+_REFUSING = ("route_backward", "sort_pairs", "gather_rows", "gather_sum", "gather_sum_backward")
 
 
 @cache
@@ -72,11 +72,11 @@ def sort_pairs(chosen: Tensor, n_experts: int, pad: int, rows: int) -> tuple[Ten
     return order, back, counts.tolist()
 
 
-def spread(x: Tensor, order: Tensor, n_pairs: int, k: int) -> Tensor:
+def gather_rows(x: Tensor, order: Tensor, n_pairs: int, k: int) -> Tensor:
     """(M, C): the row of x (N, C) of each pair in `order`; zero at padding."""
     x = x.contiguous()
     result = x.new_empty(len(order), x.size(-1))
-    _call("spread", x, order, result, len(order), n_pairs, k, x.size(-1) * x.element_size())
+    _call("gather_rows", x, order, result, len(order), n_pairs, k, x.size(-1) * x.element_size())
     return result
 
 

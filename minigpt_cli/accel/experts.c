@@ -69,7 +69,7 @@ int32_t route_backward(const void *x, const float *w, const float *probs, const 
 
 /* ---- pairs of token and expert, token by token, sorted by expert */
 
-/* counts (E): rows of each expert of the n pairs, rounded up to a multiple of pad, and whatever is left of M the last one's; order (M): which
+/* counts (E): rows of each expert of the n pairs, to_bf16 up to a multiple of pad, and whatever is left of M the last one's; order (M): which
    pair stands at each place, n at padding; back (n): where each pair stands; next (E): room to work. Refused if an expert is none of E
    or M has no room for all. */
 int32_t sort_pairs(const int64_t *chosen, int64_t n, int64_t E, int64_t pad, int64_t M, int64_t *counts, int64_t *next, int64_t *order,
@@ -97,11 +97,11 @@ int32_t sort_pairs(const int64_t *chosen, int64_t n, int64_t E, int64_t pad, int
 /* ---- rows of C: to the experts, and back (`back` says which row of x belongs to each pair) */
 
 /* out (M, C): the row of x (N, C) that belongs to each pair in `order`, zero at padding; `row` bytes each. */
-int32_t spread(const char *x, const int64_t *order, char *out, int64_t M, int64_t n_pairs, int64_t k, int64_t row) {
+int32_t gather_rows(const char *x, const int64_t *order, char *out, int64_t M, int64_t n_pairs, int64_t k, int64_t row) {
     if (k < 1 || !all_below(order, M, n_pairs + 1)) return 1;
 #pragma omp parallel
     {
-        MINE(M, from, to);
+        THREAD_RANGE(M, from, to);
         for (int64_t m = from; m < to; m++) {
             if (order[m] < n_pairs) memcpy(out + m * row, x + order[m] / k * row, row);
             else memset(out + m * row, 0, row);

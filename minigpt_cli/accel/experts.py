@@ -29,7 +29,7 @@ class Experts(moe.Experts):
     def mix(self, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
         E, C = self.config.n_experts, x.size(-1)
         pairs = pairs_by_expert(chosen, E, expert_kernels.usable(x))
-        h = grouped_linear(spread(x, pairs), self.gate_up.to(x.dtype).view(E, -1, C), pairs.counts)  # (M, 2F)
+        h = grouped_linear(gather_rows(x, pairs), self.gate_up.to(x.dtype).view(E, -1, C), pairs.counts)  # (M, 2F)
         y = grouped_linear(swiglu(h), self.down.to(x.dtype).view(E, C, -1), pairs.counts)  # (M, C)
         return combined(y, weights, pairs)
 
@@ -63,7 +63,7 @@ def pairs_by_expert(chosen: Tensor, n_experts: int, in_c: bool) -> Pairs:
     return Pairs(order, back, k, torch.bincount(flat, minlength=n_experts).tolist())
 
 
-def spread(x: Tensor, pairs: Pairs) -> Tensor:
+def gather_rows(x: Tensor, pairs: Pairs) -> Tensor:
     """Each token's row of x (N, C), once for each of its experts, sorted by expert: (M, C). Padding is zero."""
     if expert_kernels.usable(x):
         return _Spread.apply(x, pairs)  # type: ignore[no-any-return,no-untyped-call]
@@ -84,7 +84,7 @@ class _Spread(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, pairs: Pairs) -> Tensor:
         ctx.save_for_backward(pairs.back)
         ctx.k = pairs.k
-        return expert_kernels.spread(x, pairs.order, len(pairs.back), pairs.k)
+        return expert_kernels.gather_rows(x, pairs.order, len(pairs.back), pairs.k)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:

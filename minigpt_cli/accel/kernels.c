@@ -5,14 +5,13 @@
 
    Tensors are contiguous, float32 or bfloat16 (`bf16` says which); arithmetic and statistics are float32. Row lengths are multiples
    of LANES, except of attention scores. Results do not depend on the number of threads: rows are independent, and sums over rows
-   are made in chunks of fixed size, whose partial sums the caller adds. A function that could be led out of its arrays by a number
-   returns whether it was refused for that: 0 is well.
+   are made in chunks of fixed size, whose partial sums the caller adds. A function to which a wrong number
+   would mean access outside of its arrays returns 1 and does nothing for such a number, else 0. */
 
-   Dropout masks are not stored but computed twice: byte j of the hash of (seed, group) says whether element j of 64 is kept. */
-
+#include "dropout.h"
 #include "vectors.h"
 
-enum { GROUP = 64, LONGEST = 8192 };
+enum { LONGEST = 8192 };
 
 /* ---- dropout */
 
@@ -22,25 +21,8 @@ typedef struct {
     float scale;
 } Dropout;
 
-/* Which of the 64 elements of a group are kept, one bit each: by the bytes of SplitMix64 (Steele et al. 2014) of eight counters. */
-INLINE uint64_t kept_bits(const Dropout *d, uint64_t group) {
-    wide z = ((wide){0, 1, 2, 3, 4, 5, 6, 7} + 8 * group + 1) * 0x9E3779B97F4A7C15ull + d->seed;
-    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ull;
-    z = (z ^ (z >> 27)) * 0x94D049BB133111EBull;
-    z ^= z >> 31;
-#if defined(__AVX512BW__)
-    return _mm512_cmpge_epu8_mask((__m512i)z, _mm512_set1_epi8((char)d->threshold));
-#else
-    uint8_t bytes[GROUP];
-    uint64_t bits = 0;
-    memcpy(bytes, &z, sizeof bytes);
-    for (int i = 0; i < GROUP; i++) bits |= (uint64_t)(bytes[i] >= d->threshold) << i;
-    return bits;
-#endif
-}
-
 /* `v` with its dropped elements zero; the lanes of element i of the group on. */
-INLINE vec kept(vec v, uint64_t bits, int i) {
+INLINE vec masked(vec v, uint64_t bits, int i) {
 #if defined(__AVX512BW__)
     return (vec)_mm512_maskz_mov_ps((__mmask16)(bits >> i), (__m512)v);
 #else
@@ -49,16 +31,16 @@ INLINE vec kept(vec v, uint64_t bits, int i) {
 #endif
 }
 
-INLINE void dropped_part(const void *x, void *out, int64_t n, const Dropout *d, int64_t from, int64_t to, int bf16) {
+INLINE void dropout_part(const void *x, void *out, int64_t n, const Dropout *d, int64_t from, int64_t to, int bf16) {
     for (int64_t g = from; g < to; g++) {
-        uint64_t bits = kept_bits(d, g);
+        uint64_t bits = keep_mask(d->seed, d->threshold, g);
         for (int k = 0; k < GROUP / LANES; k++) {
             int64_t i = g * GROUP + k * LANES;
             if (i + LANES <= n) {
-                vec v = kept(load(x, i, bf16), bits, k * LANES) * d->scale;
+                vec v = masked(load(x, i, bf16), bits, k * LANES) * d->scale;
                 store(out, i, v, bf16);
             } else if (i < n) {
-                vec v = kept(load_n(x, i, n - i, 0, bf16), bits, k * LANES) * d->scale;
+                vec v = masked(load_n(x, i, n - i, 0, bf16), bits, k * LANES) * d->scale;
                 store_n(out, i, n - i, v, bf16);
             }
         }
@@ -66,9 +48,9 @@ INLINE void dropped_part(const void *x, void *out, int64_t n, const Dropout *d, 
 }
 
 /* out = dropout(x); n elements. */
-void dropped(const void *x, void *out, int64_t n, uint64_t seed, int32_t threshold, float scale, int bf16) {
+void dropout_forward(const void *x, void *out, int64_t n, uint64_t seed, int32_t threshold, float scale, int bf16) {
     Dropout d = {seed, threshold, scale};
-#define BODY(t) dropped_part(x, out, n, &d, from, to, t)
+#define BODY(t) dropout_part(x, out, n, &d, from, to, t)
     PARALLEL((n + GROUP - 1) / GROUP, BODY)
 #undef BODY
 }
@@ -327,7 +309,7 @@ INLINE void softmax_row(const void *scores, void *p, void *dropped_p, int64_t at
     float inverse = 1.0f / sum(total);
     uint64_t bits = 0;
     for (i = 0; i < end; i += LANES) {
-        if (d->threshold && i % GROUP == 0) bits = kept_bits(d, group + i / GROUP);
+        if (d->threshold && i % GROUP == 0) bits = keep_mask(d->seed, d->threshold, group + i / GROUP);
         vec v = splat(0);
         if (i < seen) {
             memcpy(&v, buffer + i, sizeof v);
@@ -337,7 +319,7 @@ INLINE void softmax_row(const void *scores, void *p, void *dropped_p, int64_t at
         if (n == LANES) store(p, at + i, v, bf16);
         else store_n(p, at + i, n, v, bf16);
         if (!d->threshold) continue;
-        v = kept(v, bits, i % GROUP);
+        v = masked(v, bits, i % GROUP);
         if (n == LANES) store(dropped_p, at + i, v, bf16);
         else store_n(dropped_p, at + i, n, v, bf16);
     }
@@ -366,14 +348,14 @@ INLINE void softmax_back_row(const void *p, void *grad, void *dropped_p, int64_t
     for (int64_t i = 0; i < end; i += LANES) {
         int n = e - i < LANES ? e - i : LANES;
         vec g = splat(0), v = splat(0);
-        if (d->threshold && i % GROUP == 0) bits = kept_bits(d, group + i / GROUP);
+        if (d->threshold && i % GROUP == 0) bits = keep_mask(d->seed, d->threshold, group + i / GROUP);
         if (i < seen) {
             g = n == LANES ? load(grad, at + i, bf16) : load_n(grad, at + i, n, 0, bf16);
             v = n == LANES ? load(p, at + i, bf16) : load_n(p, at + i, n, 0, bf16);
         }
         if (d->threshold) {
-            g = kept(g, bits, i % GROUP);
-            vec k = kept(v, bits, i % GROUP);
+            g = masked(g, bits, i % GROUP);
+            vec k = masked(v, bits, i % GROUP);
             if (n == LANES) store(dropped_p, at + i, k, bf16);
             else store_n(dropped_p, at + i, n, k, bf16);
         }
@@ -392,7 +374,7 @@ INLINE void softmax_back_row(const void *p, void *grad, void *dropped_p, int64_t
     }
 }
 
-/* grad, of the dropped probabilities, becomes that of the scores, in place; dropped_p is written again if there is dropout. */
+/* grad, of the dropout_forward probabilities, becomes that of the scores, in place; dropped_p is written again if there is dropout. */
 int32_t softmax_backward(const void *p, void *grad, void *dropped_p, int64_t rows, int64_t e, int64_t start, int64_t t, uint64_t first,
                          uint64_t seed, int32_t threshold, int bf16) {
     if (!fits_rows(rows, e, start, t)) return 1;

@@ -24,7 +24,7 @@ FLAGS = ("-fopenmp",)
 
 P, N, U, I, F = ctypes.c_void_p, ctypes.c_int64, ctypes.c_uint64, ctypes.c_int32, ctypes.c_float  # noqa: E741
 _SIGNATURES = {
-    "dropped": (P, P, N, U, I, F, I),
+    "dropout_forward": (P, P, N, U, I, F, I),
     "gelu_forward": (P, P, P, N, I, I),
     "swiglu_forward": (P, P, P, N, N, I),
     "times_slopes": (P, P, P, N, N, N, I),
@@ -237,7 +237,7 @@ class Dropped(torch.autograd.Function):
 def _dropped(x: Tensor, mask: Mask) -> Tensor:
     x = x.contiguous()
     result = torch.empty_like(x)
-    _call("dropped", x, x, result, x.numel(), mask.seed, mask.threshold, mask.scale)
+    _call("dropout_forward", x, x, result, x.numel(), mask.seed, mask.threshold, mask.scale)
     return result
 
 

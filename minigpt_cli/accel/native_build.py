@@ -166,10 +166,21 @@ def _identity(compiler: str) -> list[str | int]:
 
 
 def _fingerprint(source: Path, flags: tuple[str, ...]) -> str:
-    """Of everything that the built file depends on: source and headers beside it, flags, processor."""
-    texts = [source.read_bytes(), *(header.read_bytes() for header in sorted(source.parent.glob("*.h")))]
-    about = [*texts, repr((FLAGS, flags)).encode(), platform.machine().encode(), sys.platform.encode(), processor()]
+    """Of everything that the built file depends on: source and headers, flags, processor."""
+    about = [*_texts(source), repr((FLAGS, flags)).encode(), platform.machine().encode(), sys.platform.encode(), processor()]
     return hashlib.sha256(b"\0".join(about)).hexdigest()[:20]
+
+
+def _texts(source: Path) -> list[bytes]:
+    """The source and the headers that it includes by relative paths, and they in turn."""
+    texts: dict[Path, bytes] = {}
+    unread = [source]
+    while unread:
+        path = unread.pop().resolve()
+        if path not in texts:
+            texts[path] = path.read_bytes()
+            unread += [path.parent / name.decode() for name in re.findall(rb'^#include "(.+)"', texts[path], re.MULTILINE)]
+    return list(texts.values())
 
 
 @cache

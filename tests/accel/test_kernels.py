@@ -103,7 +103,11 @@ PAIRS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], list[Tensor
         lambda y, w: torch.stack([w[0, 0] * y[4] + w[0, 1] * y[2], w[1, 0] * y[0] + w[1, 1] * y[3], w[2, 0] * y[5] + w[2, 1] * y[1]]),
         [random(6, 32), random(3, 2, seed=1)],
     ),
-    "spread wide": (lambda x: experts.spread(x, PAIRS_OF_TWO), lambda x: torch.stack([x[t] for t in (1, 2, 0, 1, 0, 2)]), [random(3, 32)]),
+    "gather_rows": (
+        lambda x: experts.gather_rows(x, PAIRS_OF_TWO),
+        lambda x: torch.stack([x[t] for t in (1, 2, 0, 1, 0, 2)]),
+        [random(3, 32)],
+    ),
     "grouped_linear": (
         lambda x, w: experts.grouped_linear(x, w, [2, 0, 4]),
         lambda x, w: torch.stack([w[0 if i < 2 else 2] @ x[i] for i in range(6)]),
@@ -212,7 +216,7 @@ def test_softmax_probabilities_are_kept_for_less_than_the_full_square() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
-    "name", ["rms_norm", "layer_norm bias", "swiglu", "gelu", "gelu_tanh", "spread wide", "attention", "long attention"]
+    "name", ["rms_norm", "layer_norm bias", "swiglu", "gelu", "gelu_tanh", "gather_rows", "attention", "long attention"]
 )
 def test_bfloat16_agrees_with_float32(name: str, dtype: torch.dtype) -> None:
     ours, _, inputs = PAIRS[name]

@@ -180,3 +180,17 @@ def test_a_library_that_cannot_be_loaded_says_so(source: Path) -> None:
     source.with_name("cache").joinpath(f"small-{native_build._fingerprint(source, ())}.so").write_bytes(b"cut short")
     assert native_build.load(source) is None
     assert "cannot be loaded" in native_build.why_not(source)
+
+
+def test_a_source_is_built_again_when_a_header_changes_that_its_headers_include(source: Path) -> None:
+    folder = source.parent
+    source.write_text('#include "sub/one.h"\nint answer(void) { return ONE; }\n', encoding="utf-8")
+    (folder / "sub").mkdir()
+    (folder / "sub/one.h").write_text('#include "../two.h"\n#define ONE TWO\n', encoding="utf-8")
+    for number in (42, 43):
+        (folder / "two.h").write_text(f"#define TWO {number}\n", encoding="utf-8")
+        native_build.forget()
+        library = native_build.load(source)
+        if library is None:
+            pytest.skip("no C compiler")
+        assert library.answer() == number

@@ -24,7 +24,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = Path(__file__).with_name("native")
 SOURCES = {
-    "decoder": ROOT / "minigpt_cli/generation/decoders/decoder.c",
+    "decoder": ROOT / "minigpt_cli/generation/decoders/csrc/decoder.c",
     **{name: ROOT / f"minigpt_cli/accel/{name}.c" for name in ("kernels", "experts", "attention")},
 }
 WATCHES = {

@@ -1,4 +1,4 @@
-"""The native decoder: decoder.c given a plan's weights. Matrices in float32, or in 16-bit integers at half the traffic.
+"""The native decoder: csrc/decoder.c given a plan's weights. Matrices in float32, or in 16-bit integers at half the traffic.
 
 16-bit: each output's row is scaled to whole numbers up to 32,767, an error of about 3e-5 of a typical weight, a tenth of
 float16's; products and sums stay float32.
@@ -24,16 +24,16 @@ from minigpt_cli.generation.decoders.contract import Logits
 from minigpt_cli.generation.decoders.plan import Array, Layer, Plan
 from minigpt_cli.generation.sampling import NotFinite, Sampling
 
-SOURCE = Path(__file__).with_name("decoder.c")
+SOURCE = Path(__file__).with_name("csrc") / "decoder.c"
 _FLAGS = ("-pthread",)
 MAX_ROWS = 64  # rows in one call
-MAX_TOP_K = 64  # as in decoder.c
-_TILE_INPUTS = 64  # as in decoder.c
+MAX_TOP_K = 64  # as in csrc
+_TILE_INPUTS = 64  # as in csrc
 MANY = 4  # rows from which a step counts as one of several
 _ACTIVATIONS = {"gelu": 0, "gelu_tanh": 1, "relu": 2, "swiglu": 3}
 _LEVELS = 32639  # the largest whole number whose halves, 256 h + l, are both bytes: some processors multiply those
 _FLOATS = POINTER(c_float)
-_NOT_FINITE = 7  # the last of decoder.c's Status
+_NOT_FINITE = 7  # the last Status of csrc/model.h
 _PROBLEMS = (  # one for each Status but OK
     "no memory for the decoder: use fewer samples or close other programs",
     "the decoder was given a model whose sizes do not agree: report this as a bug",

@@ -96,7 +96,7 @@ class Library:
 
 
 CHECKED = (
-    "softmax_forward", "softmax_backward", "route_backward", "sort_pairs", "spread", "gather_sum", "gather_sum_backward",
+    "softmax_forward", "softmax_backward", "route_backward", "sort_pairs", "gather_rows", "gather_sum", "gather_sum_backward",
     "forward", "backward",
 )  # fmt: skip
 SEED = 0x1234_5678_9ABC_DEF1
@@ -108,9 +108,9 @@ SEED = 0x1234_5678_9ABC_DEF1
 def dropout(c: Library, x: Numbers, rnd: random.Random) -> None:
     n, threshold = rnd.choice((1, 2, 15, 16, 63, 64, 65, 127, 1000, 4097)), rnd.choice((1, 26, 128, 255))
     a, out = x.draw(n), x.empty(n)
-    c("dropped", a, out, n, SEED, threshold, 1.25, x.bf16)
+    c("dropout_forward", a, out, n, SEED, threshold, 1.25, x.bf16)
     mask = kept(0, 1, n, SEED, threshold)[0]
-    near("dropped", out, mask * floats(a) * 1.25, x.bf16)
+    near("dropout", out, mask * floats(a) * 1.25, x.bf16)
 
 
 def activations(c: Library, x: Numbers, rnd: random.Random) -> None:
@@ -244,9 +244,9 @@ def experts(c: Library, x: Numbers, rnd: random.Random) -> None:
         raise SystemExit("sort_pairs put a pair with another expert")
     a, width = x.draw(N, C), C * (2 if x.bf16 else 4)
     out = x.empty(M, C)
-    c("spread", a, order, out, M, n, k, width)
+    c("gather_rows", a, order, out, M, n, k, width)
     rows = np.where((order < n)[:, None], floats(a)[np.minimum(order // k, N - 1)], 0)
-    near("spread", out, rows, x.bf16)
+    near("gather_rows", out, rows, x.bf16)
     y, weights, total = x.draw(M, C), x.rng.random((N, k)).astype(np.float32), x.empty(N, C)
     c("gather_sum", y, weights, back, total, N, k, C, M, x.bf16)
     near("gather_sum", total, (floats(y)[back].reshape(N, k, C) * weights[..., None]).sum(1), x.bf16)
@@ -263,7 +263,7 @@ def experts(c: Library, x: Numbers, rnd: random.Random) -> None:
         c("sort_pairs", bad, *sort, refused=True)
     c("sort_pairs", chosen, n, E, pad, n - 1, counts, room, order, back, refused=True)
     order[0], back[0] = -1, M
-    c("spread", a, order, out, M, n, k, width, refused=True)
+    c("gather_rows", a, order, out, M, n, k, width, refused=True)
     c("gather_sum", y, weights, back, total, N, k, C, M, x.bf16, refused=True)
     c("gather_sum_backward", grad, y, weights, back, dy, dw, N, k, C, M, x.bf16, refused=True)
 
