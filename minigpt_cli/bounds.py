@@ -7,6 +7,7 @@ that are no times.
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -17,6 +18,23 @@ NATS_LIMIT = 1e12  # what a model that is certain and wrong pays is the size of 
 SECONDS_LIMIT = 1e10  # three centuries
 FIGURE_LIMIT = 1e39  # float32 ends below it
 _YEARS = range(1970, 3000)  # far enough from where datetime overflows
+
+
+_DURATION = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)?\s*$")
+_SECONDS = {None: 1.0, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def _parse_duration(value: Any) -> Any:
+    """Seconds from `90`, `90s`, `3m` or `1.5h`; anything else is left for pydantic to refuse."""
+    if isinstance(value, str):
+        if not (match := _DURATION.match(value)):
+            raise ValueError(f"{value!r} is not a duration: write 90s, 3m or 1.5h")
+        return float(match[1]) * _SECONDS[match[2]]
+    return value
+
+
+Duration = Annotated[float, BeforeValidator(_parse_duration)]
+"""A non-negative number of seconds; on the command line also `90s`, `3m`, `1.5h`."""
 
 
 def _bounded(limit: float) -> BeforeValidator:

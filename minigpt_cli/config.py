@@ -10,9 +10,9 @@ import re
 from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, TypeAlias, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from minigpt_cli.bounds import COUNT_LIMIT, NATS_LIMIT, SECONDS_LIMIT, Line
+from minigpt_cli.bounds import COUNT_LIMIT, NATS_LIMIT, SECONDS_LIMIT, Duration, Line
 from minigpt_cli.registry import OPTIMIZERS, SCHEDULES
 
 if TYPE_CHECKING:  # names that the registry holds
@@ -23,22 +23,6 @@ else:
 
 SCHEMA_VERSION = 1
 CHANGES_LIMIT = 10_000  # characters of resume_changes
-
-_DURATION = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)?\s*$")
-_SECONDS = {None: 1.0, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-
-
-def parse_duration(value: Any) -> Any:
-    """Seconds from `90`, `90s`, `3m` or `1.5h`; anything else is left for pydantic to refuse."""
-    if isinstance(value, str):
-        if not (match := _DURATION.match(value)):
-            raise ValueError(f"{value!r} is not a duration: write 90s, 3m or 1.5h")
-        return float(match[1]) * _SECONDS[match[2]]
-    return value
-
-
-Duration = Annotated[float, BeforeValidator(parse_duration)]
-"""A non-negative number of seconds; on the command line also `90s`, `3m`, `1.5h`."""
 
 
 class _Frozen(BaseModel):

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Beginning:
+class Origin:
     """The model that --init-from names."""
 
     what: str
@@ -31,7 +31,7 @@ class Beginning:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """To another process it goes without what was read."""
-        return Beginning, (self.what, self.store, self.partial)
+        return Origin, (self.what, self.store, self.partial)
 
     @cached_property
     def source(self) -> Source:
@@ -76,21 +76,21 @@ class Beginning:
 
 
 @contextmanager
-def beginnings_tokenizer(beginning: Beginning | None) -> Iterator[None]:
+def explained_characters(origin: Origin | None) -> Iterator[None]:
     """Say what to do about characters in the new text that the tokenizer of --init-from lacks."""
     try:
         yield
     except UnknownCharacters as error:
-        if beginning is None:
+        if origin is None:
             raise
         remedy = "add --tokenizer char, which learns the characters of this text: tokens that both know keep their weights"
         raise UnknownCharacters(f"{str(error).rpartition(': ')[0]}: {remedy}") from error
 
 
-def check_adapters(config: RunConfig, beginning: Beginning | None) -> None:
+def check_adapters(config: RunConfig, origin: Origin | None) -> None:
     """Raise UsageError for adapters without anything to adapt."""
-    if beginning is not None:
-        beginning.check(config)
+    if origin is not None:
+        origin.check(config)
     elif config.lora.lora_rank:
         raise UsageError("--lora-rank adapts the weights of a run: name it with --init-from RUN")
 

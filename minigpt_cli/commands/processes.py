@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import typer
 
-from minigpt_cli.commands.init_from import Beginning, weights_to_resume
+from minigpt_cli.commands.init_from import Origin, weights_to_resume
 from minigpt_cli.commands.signals import StopSignals
 from minigpt_cli.config import RunConfig
 from minigpt_cli.errors import Interrupted, RunDamaged, UsageError
@@ -39,8 +39,8 @@ class Announcement:
     config: RunConfig  # before it is planned
     data: Path  # the folder of the tokens
     data_key: str  # of the text and settings that made them
-    beginning: Beginning | None = None
-    base: Base | None = None  # the weights that `beginning` has to be
+    origin: Origin | None = None
+    base: Base | None = None  # the weights that `origin` has to be
     resumed: Path | None = None  # the run that goes on
     files: dict[str, FileRecord] = field(default_factory=dict)  # the save that it goes on from
     dry_run: bool = False  # only plan and measure
@@ -73,10 +73,10 @@ def prepared(
 
 
 def _start_weights(announced: Announcement, config: RunConfig, dataset: Dataset, point: ResumePoint | None) -> StartWeights | None:
-    if announced.beginning is not None:
-        if announced.beginning.base() != announced.base:
-            raise _not_shared(announced.beginning.what)
-        return announced.beginning.weights(config, dataset.tokenizer)
+    if announced.origin is not None:
+        if announced.origin.base() != announced.base:
+            raise _not_shared(announced.origin.what)
+        return announced.origin.weights(config, dataset.tokenizer)
     return None if point is None or announced.resumed is None else weights_to_resume(Run(announced.resumed), point)
 
 
@@ -99,12 +99,12 @@ def together() -> Iterator[World | None]:
 
 def follow(world: World) -> None:
     """Take part in what the first process announces, until it leaves. Decides nothing, and says only what the first cannot know."""
-    from minigpt_cli.training.distributed import Dismissed
+    from minigpt_cli.training.distributed import Cancelled
 
     signal_number = None
     try:
-        for announced in world.jobs():
-            with suppress(Dismissed):
+        for announced in world.announcements():
+            with suppress(Cancelled):
                 signal_number = _take_part(announced, world)
     except Interrupted as error:  # torchrun sees this process end, and asks the others to
         raise typer.Exit(error.exit_code) from None

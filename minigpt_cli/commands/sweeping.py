@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from minigpt_cli.commands.config_fields import settings
@@ -18,7 +19,7 @@ from minigpt_cli.display.training_screen import Standings
 from minigpt_cli.errors import MiniGPTError, RunDamaged, UsageError, unknown_name
 from minigpt_cli.events import Evaluated, Event, Resumed, StopReason
 from minigpt_cli.runstore.store import Run, check_name
-from minigpt_cli.training.sweeps import Space, Study, Trial, grid, group_name, parse_axis, parse_space, run_name
+from minigpt_cli.training.sweeps import Space, Study, grid, group_name, parse_axis, parse_space, run_name
 
 
 @dataclass(frozen=True)
@@ -30,11 +31,11 @@ class Group:
     preset: str | None
     file: Path | None
 
-    def resolved(self, trial: Trial) -> Resolved:
-        """The configuration of one run. Raises UsageError."""
-        beginning = self.context.beginning
-        beneath = (f"--init-from {beginning.what}", beginning.settings()) if beginning else None
-        return resolve({**self.flags, **trial.settings}, preset=self.preset, file=self.file, beneath=beneath)
+    def resolved(self, settings: Mapping[str, Any] = MappingProxyType({})) -> Resolved:
+        """The configuration of a run with these settings of its own. Raises UsageError."""
+        origin = self.context.origin
+        beneath = (f"--init-from {origin.what}", origin.settings()) if origin else None
+        return resolve({**self.flags, **settings}, preset=self.preset, file=self.file, beneath=beneath)
 
 
 @dataclass
@@ -63,10 +64,10 @@ def run_sweep(group: Group, name: str | None, sweeps: Sequence[str], n_seeds: in
     """Train every run of the grid that is not done yet; how it went. Raises UsageError before anything is trained."""
     axes = [parse_axis(text) for text in sweeps]
     _check_settings([axis.setting for axis in axes])
-    first_seed = group.resolved(Trial("", {})).config.seed
+    first_seed = group.resolved().config.seed
     trials = grid(axes, range(first_seed, first_seed + n_seeds))
     called = check_name(name) if name else group_name("sweep", group.flags, group.preset, str(group.file), sweeps, n_seeds)
-    wanted = {run_name(called, trial.name): group.resolved(trial) for trial in trials}
+    wanted = {run_name(called, trial.name): group.resolved(trial.settings) for trial in trials}
     _check_distinct(wanted)
     tally = Tally(called, len(wanted))
     for run, resolved in wanted.items():
@@ -90,16 +91,16 @@ def run_search(group: Group, name: str | None, searches: Sequence[str], n_trials
     _check_settings([space.setting for space in spaces])
     for space in spaces:  # both ends must be allowed, so that no trial dies of its settings
         for value in space.choices or (_as_typed(space, space.low), _as_typed(space, space.high)):
-            group.resolved(Trial("", {space.setting: value}))
+            group.resolved({space.setting: value})
     called = check_name(name) if name else group_name("search", group.flags, group.preset, str(group.file), searches)
     whole = [space.setting for space in spaces if settings()[space.setting].annotation is int]
-    study = Study(group.context.store.dir / f".{called}.journal", spaces, whole, group.resolved(Trial("", {})).config.seed)
+    study = Study(group.context.store.dir / f".{called}.journal", spaces, whole, group.resolved().config.seed)
     tally = Tally(called, n_trials, {run_name(called, trial): score for trial, score in study.scores().items()})
     while len(tally.failures) < n_trials and (given := study.ask(n_trials)) is not None:
         asked, trial = given
         run = run_name(called, trial.name)
         try:
-            going_on = _one(group, run, group.resolved(trial), tally, _pruner(study, asked, Run(group.context.store.dir / run)))
+            going_on = _one(group, run, group.resolved(trial.settings), tally, _pruner(study, asked, Run(group.context.store.dir / run)))
         except UsageError as error:  # values that are allowed each, and not together
             study.tell(asked, None)
             if not tally.scores and not tally.failures:

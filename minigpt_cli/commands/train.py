@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from minigpt_cli.commands.config_flags import with_settings
-from minigpt_cli.commands.config_sources import Resolved, layer_lines, override, resolve
-from minigpt_cli.commands.init_from import Beginning
+from minigpt_cli.commands.config_sources import Resolved, layer_lines, override
+from minigpt_cli.commands.init_from import Origin
 from minigpt_cli.commands.options import JsonFlag, RunsDir, SourceArguments, complete_preset, complete_run
 from minigpt_cli.commands.processes import Announcement, follow, together
 from minigpt_cli.commands.samples import next_commands, sample_of
@@ -113,15 +113,15 @@ def train(
             _resume(resume, Context(store, Output(json, tuple(log)), world=world), settings, merge=merge)
             return
         settings = settings if source is None else {**settings, "source": source}
-        beginning = Beginning(init_from, store, partial) if init_from is not None else None
-        beneath = (f"--init-from {init_from}", beginning.settings()) if beginning else None
-        resolved = resolve(settings, preset=preset, file=config, beneath=beneath)
+        origin = Origin(init_from, store, partial) if init_from is not None else None
+        context = Context(store, Output(json, tuple(log)), origin, world)
+        group = Group(context, settings, preset, config)
+        resolved = group.resolved()
         if merge:
             _check_merge(store, name, resolved.config)
         if print_config:
             _print_config(resolved, json=json)
             return
-        context = Context(store, Output(json, tuple(log)), beginning, world)
         if dry_run:
             _dry_run(context, resolved)
             return
@@ -130,7 +130,6 @@ def train(
                 raise UsageError("--search chooses settings itself: leave out --sweep and --seeds, or give them a command of their own")
             if merge:
                 raise UsageError("--merge is for one run: leave it out, and merge the best of them afterwards with minigpt runs import RUN")
-            group = Group(context, settings, preset, config)
             _many(group, run_search(group, name, search, trials) if search else run_sweep(group, name, sweep, seeds), seeds)
             return
         outcome = train_new(context, resolved, name)
@@ -162,7 +161,7 @@ def _dry_run(context: Context, resolved: Resolved) -> None:
 
     planner.choose_device(resolved.config.compute.device)
     dataset, world = context.dataset(resolved.config.data), context.processes()
-    with world.doing(Announcement(resolved.config, dataset.dir, dataset.key, dry_run=True)):
+    with world.announced(Announcement(resolved.config, dataset.dir, dataset.key, dry_run=True)):
         plan = planner.dry_run(resolved.config, world.each(lambda: dataset), world)
     for notice in (*resolved.notices, *plan.notices):
         console.notice(notice)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minigpt_cli.commands.config_sources import Resolved
-from minigpt_cli.commands.init_from import Beginning, beginnings_tokenizer, check_adapters
+from minigpt_cli.commands.init_from import Origin, check_adapters, explained_characters
 from minigpt_cli.commands.processes import Announcement, Found, prepared
 from minigpt_cli.commands.provenance import new_record
 from minigpt_cli.commands.signals import StopSignals
@@ -46,7 +46,7 @@ class Context:
 
     store: RunStore
     output: Output = Output()
-    beginning: Beginning | None = None  # the weights to begin from
+    origin: Origin | None = None  # the weights to begin from
     world: World | None = None  # the processes that train together; None: this one alone
     datasets: dict[DataConfig, Dataset] = field(default_factory=dict)  # the last one that was read
 
@@ -56,7 +56,7 @@ class Context:
             from minigpt_cli.data.encoding import prepared
 
             self.datasets.clear()  # a search over data settings would keep too many files open
-            with beginnings_tokenizer(self.beginning), progress(in_bytes=True, quiet=self.output.json) as advance:
+            with explained_characters(self.origin), progress(in_bytes=True, quiet=self.output.json) as advance:
                 dataset = prepared(config, None, lambda step: advance(f"{step.phase} the text", step.done_bytes, step.total_bytes))
             self.datasets[config] = dataset
         return self.datasets[config]
@@ -81,11 +81,11 @@ def train_new(context: Context, wanted: Resolved, name: str | None = None, group
     """Train a new run. Raises UsageError with nothing left behind; once training began, what was saved stays."""
     from minigpt_cli.training.planner import choose_device
 
-    config, beginning, store = wanted.config, context.beginning, context.store
+    config, origin, store = wanted.config, context.origin, context.store
     check_trackers(context.output.log)
     if name is not None and (store.dir / check_name(name)).exists():
         raise UsageError(f"run {name!r} exists already in {store.dir}: choose another --name, or --resume {name}")
-    check_adapters(config, beginning)
+    check_adapters(config, origin)
     choose_device(config.compute.device)
     with ExitStack() as stack:
         signals, world = stack.enter_context(StopSignals()), context.processes()
@@ -96,8 +96,8 @@ def train_new(context: Context, wanted: Resolved, name: str | None = None, group
             return run.dir, None
 
         dataset = context.dataset(config.data)
-        announced = Announcement(config, dataset.dir, dataset.key, beginning, beginning.base() if beginning else None)
-        with world.doing(announced):
+        announced = Announcement(config, dataset.dir, dataset.key, origin, origin.base() if origin else None)
+        with world.announced(announced):
             job = prepared(announced, world, lambda: Found(dataset), begin)
             return _fit(replace(job, notices=[*wanted.notices, *job.notices]), signals, context.output)
 
@@ -108,7 +108,7 @@ def _write_new(run: Run, wanted: Resolved, planned: RunConfig, context: Context,
     run.write_tokenizer(context.dataset(planned.data).tokenizer.to_json())
     asked, resolved = leaves(wanted.config), leaves(planned)
     update = {
-        "base": context.beginning.base() if context.beginning else None,
+        "base": context.origin.base() if context.origin else None,
         "left_open": {name: value for name, value in asked.items() if value != resolved[name]},
     }
     run.write_record(new_record(run.name, preset=wanted.preset, group=group).model_copy(update=update))
@@ -130,7 +130,7 @@ def train_on(context: Context, run: Run, change: Callable[[RunConfig], RunConfig
         choose_device(wanted.compute.device)
         dataset = _data_to_resume(context, point)
         announced = Announcement(wanted, dataset.dir, dataset.key, resumed=run.dir, files=point.record.files)
-        with world.doing(announced):
+        with world.announced(announced):
             find, begin = (lambda: Found(dataset, point)), (lambda planned: (run.dir, resuming.changes(point, planned, world.size)))
             return _fit(prepared(announced, world, find, begin), signals, context.output)
 

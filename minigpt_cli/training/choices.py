@@ -1,9 +1,9 @@
-"""Which of several ways of computing the same is the fastest here: measured once, then remembered in the user's cache.
+"""Which of several ways of computing the same is the fastest here: measured once, then kept in the user's cache.
 
-A neighbour must not decide, since another way gives other bits. It only ever slows, so what counts is the fastest of many trials, and
-trials of all ways take turns, so that it slows them alike. On a CPU a trial is the processor time of one thread, which does not run on
-while another program has the processor. And what was found once holds from then on: for this machine, this code and these
-libraries, and for every process that asks at the same time.
+Another way gives other bits, so a busy machine must not change the choice. Other programs only ever slow a trial down: what counts
+is the fastest of many trials, and the ways take turns. On a CPU a trial is the processor time of one thread, which stands still while
+another program has the processor. What was found first holds from then on, for this machine, this code and these libraries, and for
+every process that asks at the same time.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,47 +40,32 @@ def fastest(question: Mapping[str, Any], ways: Mapping[str, Callable[[], object]
     """Seconds of each of `ways`, as first measured on this machine for this `question`."""
     here = {name: value for name, value in computed_by(device, compiled_graph=False).items() if name != "the number of threads"}
     asked = json.dumps([sorted(ways), question, here], sort_keys=True)
-    with _remembering(asked) as path:
-        if known := _recalled(path, ways):
-            return known
-        found = measured(ways, device)
-        if known := _recalled(path, ways):  # another process was first, and too slow to be waited for
-            return known
-        try:
-            if path is not None:
-                atomic_io.write_atomic(path, json.dumps({"question": question, "seconds": found}))
-        except (OSError, MiniGPTError):
-            pass  # measured again next time
-        return found
-
-
-@contextmanager
-def _remembering(asked: str) -> Iterator[Path | None]:
-    """Where the answer is kept, while no other process measures it; None where nothing can be kept."""
-    release = None
     try:
         folder = cache_folder() / "choices"
         folder.mkdir(parents=True, mode=0o700, exist_ok=True)
-        path: Path | None = folder / f"{hashlib.sha256(asked.encode()).hexdigest()[:20]}.json"
-        deadline = time.monotonic() + _PATIENCE_S
-        while (release := locks.acquire(folder / ".lock")) is None and time.monotonic() < deadline:
-            pass
-    except (OSError, MiniGPTError):
-        path = None
+        release = locks.acquire(folder / ".lock", _PATIENCE_S)
+    except (OSError, MiniGPTError):  # nothing can be kept
+        return measured(ways, device)
+    path = folder / f"{hashlib.sha256(asked.encode()).hexdigest()[:20]}.json"
     try:
-        yield path
+        if (found := _recalled(path, ways)) is None:
+            found = measured(ways, device)
+            if known := _recalled(path, ways):  # another process was first, and too slow to be waited for
+                return known
+            with suppress(OSError, MiniGPTError):  # measured again next time
+                atomic_io.write_atomic(path, json.dumps({"question": question, "seconds": found}))
+        return found
     finally:
         if release is not None:
             release()
 
 
-def _recalled(path: Path | None, ways: Mapping[str, Any]) -> dict[str, float] | None:
-    try:
-        seconds = atomic_io.read_json(path)["seconds"] if path is not None else {}
+def _recalled(path: Path, ways: Mapping[str, Any]) -> dict[str, float] | None:
+    """What was found before; None for what is not there or cannot be read."""
+    with suppress(OSError, MiniGPTError, KeyError, TypeError, AttributeError):
+        seconds = atomic_io.read_json(path)["seconds"]
         if seconds.keys() == ways.keys() and all(isinstance(s, float) and math.isfinite(s) and s > 0 for s in seconds.values()):
             return {name: seconds[name] for name in ways}
-    except (OSError, MiniGPTError, KeyError, TypeError, AttributeError):
-        pass
     return None
 
 

@@ -1,8 +1,8 @@
 """One run on several processes: who decides, how the others learn of it, how gradients are averaged.
 
 Started by torchrun, which sets RANK, LOCAL_RANK and WORLD_SIZE; without them every function here is a cheap no-op. The first
-process leads: it alone reads the command line, the clock, the folders and what was measured, decides, writes and speaks. The others
-follow: they take part in what it announces (`follow`), and wherever something must be decided on the way they are told (`World.lead`).
+process leads: it alone reads the command line, the clock and the folders, decides, writes and prints. The others follow: they take
+part in what it announces (commands/processes.py), and it sends them whatever is decided on the way (`World.lead`).
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from minigpt_cli.errors import MiniGPTError, UsageError
 T = TypeVar("T")
 
 _PATIENCE = timedelta(minutes=10)  # how long a process waits in a collective operation before it gives the others up
-_FAREWELL_S = 3.0  # how long the first process waits for the others to hear that it leaves
-_ASK_AGAIN_S = 0.05  # while waiting to be told
-GONE, FAILED = b"gone", b"failed"  # what is told when there is no value: the first process has left, or did not succeed
+_LEAVE_S = 3.0  # how long the first process waits until the others know that it leaves
+_ASK_AGAIN_S = 0.05  # while waiting for a message
+GONE, FAILED = b"gone", b"failed"  # sent in place of a value: the first process has left, or did not succeed
 _LOST = ("gloo", "nccl", "connection", "socket", "broken pipe", "timed out", "process group")  # in the words of a broken collective
 
 
-class Dismissed(Exception):
-    """In a process that follows: the first one has ended what they were doing, and has said why."""
+class Cancelled(Exception):
+    """In a process that follows: the first one has ended what they were doing, and has printed why."""
 
 
 class PeerLost(MiniGPTError):
@@ -50,33 +50,33 @@ class Channel:
         self._store, self._rank, self._count = store, rank, 0
         self.closed = False
 
-    def tell(self, message: bytes) -> None:
+    def send(self, message: bytes) -> None:
         """Put a message where the others find it."""
         self._store.set(str(self._count), message)  # type: ignore[arg-type] # bytes are taken as they are
         self._count += 1
 
     def close(self, size: int) -> None:
-        """Tell that no more will come, and wait until all have heard it: whoever leaves while others talk to it breaks their work."""
-        self.tell(GONE)
-        deadline = time.monotonic() + _FAREWELL_S
+        """Say that no more will come, and wait until all know: a process that leaves while others ask it something breaks their work."""
+        self.send(GONE)
+        deadline = time.monotonic() + _LEAVE_S
         others = [f"heard/{rank}" for rank in range(1, size)]
         while not self._store.check(others) and time.monotonic() < deadline:
             time.sleep(_ASK_AGAIN_S)
 
-    def hear(self) -> Any:
-        """The next value, whenever it comes; signals are heard meanwhile. Raises Dismissed for a failure, or if none will come."""
+    def receive(self) -> Any:
+        """The next value, whenever it comes; signals are handled meanwhile. Raises Cancelled for a failure, or if none will come."""
         message = self._wait_for(str(self._count))
         self._count += 1
         if message == GONE:
             self.closed = True
-            self._store.set(f"heard/{self._rank}", "")  # the last word, which nobody answers: the store may be gone a moment later
+            self._store.set(f"heard/{self._rank}", "")  # the store may be gone a moment later, so nothing is asked of it after this
         if message in (GONE, FAILED):
-            raise Dismissed
+            raise Cancelled
         return pickle.loads(message)  # from a process of this very training
 
     def _wait_for(self, key: str) -> bytes:
         """What stands under `key`, as soon as something does. Asked for in a thread: over a dead network a question takes a quarter of an
-        hour to fail, and no signal is heard."""
+        hour to fail, and no signal is handled meanwhile."""
         answers: SimpleQueue[bytes | RuntimeError | None] = SimpleQueue()
 
         def ask() -> None:
@@ -121,21 +121,21 @@ class World:
         return torch.device(kind, self.local_rank) if kind == "cuda" else torch.device(kind)
 
     def lead(self, action: Callable[[], T]) -> T:
-        """What `action` returns in the first process, in every process. The others do not run it; they raise Dismissed if it fails.
+        """What `action` returns in the first process, in every process. The others do not run it; they raise Cancelled if it fails.
 
-        However long it takes, nobody gives up, and a signal to a process that waits is heard.
+        However long it takes, no process gives up, and a signal to a process that waits is handled.
         """
         if self.channel is None:
             return action()
         if not self.leads:
-            return self.channel.hear()  # type: ignore[no-any-return]
+            return self.channel.receive()  # type: ignore[no-any-return]
         try:
             value = action()
         except MiniGPTError as error:
-            self.channel.tell(FAILED)
+            self.channel.send(FAILED)
             self.shared_error = error
             raise
-        self.channel.tell(pickle.dumps(value))
+        self.channel.send(pickle.dumps(value))
         return value
 
     def each(self, action: Callable[[], T]) -> T:
@@ -152,7 +152,7 @@ class World:
         if not any(problems):
             return value[0]
         if not self.leads:
-            raise Dismissed
+            raise Cancelled
         if problem is None:
             message, code = next(told for told in problems if told)
             problem = UsageError(message) if code == UsageError.exit_code else MiniGPTError(message)
@@ -160,8 +160,8 @@ class World:
         raise problem
 
     @contextmanager
-    def doing(self, job: object) -> Iterator[None]:
-        """In the first process: have the others take part in `job` for the length of a `with`; `jobs` gives it to them."""
+    def announced(self, job: object) -> Iterator[None]:
+        """In the first process: have the others take part in `job` for the length of a `with`; `announcements` gives it to them."""
         self.lead(lambda: job)
         try:
             yield
@@ -169,11 +169,11 @@ class World:
             self.broken = self.size > 1 and error is not self.shared_error
             raise
 
-    def jobs(self) -> Iterator[Any]:
+    def announcements(self) -> Iterator[Any]:
         """In a process that follows: what the first one announces, until that leaves."""
         while self.channel is not None and not self.channel.closed:
-            with suppress(Dismissed):
-                yield self.channel.hear()
+            with suppress(Cancelled):
+                yield self.channel.receive()
 
     def agree(self, value: int, device: torch.device) -> int:
         """The largest `value` of any process, known to all: a signal or the clock of one reaches every one."""
@@ -208,14 +208,14 @@ def joined() -> Iterator[World]:
     """
     try:
         world, channel = _join()
-        farewell = world.leads
+        says_so = world.leads
         try:
             yield world
         except RuntimeError as error:
-            farewell = farewell and not _is_broken(error)  # nobody may be there to be told
+            says_so = says_so and not _is_broken(error)  # nobody may be there to be told
             raise
         finally:
-            if farewell:
+            if says_so:
                 with suppress(RuntimeError):
                     channel.close(world.size)
     except RuntimeError as error:

@@ -36,16 +36,16 @@ class Measured(NamedTuple):
     val_nats: npt.NDArray[np.float64]  # nats of every measured validation token, in order
 
 
-class Measuring:
+class Evaluator:
     """Evaluates `state` on windows that are chosen once."""
 
     def __init__(self, config: RunConfig, dataset: Dataset, state: TrainingState) -> None:
         self._state, self._dataset = state, dataset
         self._block, self._iters = config.model.block_size, config.eval.eval_iters
         self._windows = config.optim.batch_size * max(1, self._iters)
-        train, val, words = dataset.train.tokens, dataset.val.tokens, dataset.tokenizer
-        self._answers = None if (learned := answers(val, words)) is None else (answers(train, words), learned)  # of conversations
-        chars, count = (dataset.val.n_chars, len(val)) if learned is None else (answer_chars(val, learned, words), int(learned.sum()))
+        train, val, tokenizer = dataset.train.tokens, dataset.val.tokens, dataset.tokenizer
+        self._answers = None if (learned := answers(val, tokenizer)) is None else (answers(train, tokenizer), learned)  # of conversations
+        chars, count = (dataset.val.n_chars, len(val)) if learned is None else (answer_chars(val, learned, tokenizer), int(learned.sum()))
         self._chars_per_token = max(1, chars) / count
         generator = np.random.Generator(np.random.Philox(key=[config.seed, _EVALUATION_STREAM]))
         of_train, of_val = self._answers or (None, None)

@@ -11,7 +11,7 @@ from minigpt_cli.data.dataset import Dataset
 from minigpt_cli.training import memory
 from minigpt_cli.training.device_batches import DeviceBatches
 from minigpt_cli.training.distributed import World
-from minigpt_cli.training.evaluator import TRAIN_SAMPLE_TOKENS, Measuring
+from minigpt_cli.training.evaluator import TRAIN_SAMPLE_TOKENS, Evaluator
 from minigpt_cli.training.state import TrainingState
 
 _TRIAL_S = 1.2  # of steps
@@ -49,7 +49,7 @@ def _evaluation_s(config: RunConfig, dataset: Dataset, state: TrainingState) -> 
     """Seconds of one evaluation, scaled up from a part of it."""
     window_tokens = config.optim.batch_size * config.model.block_size
     iters = -(-_EVALUATION_TRIAL_TOKENS // window_tokens)
-    sample = Measuring(config.changed(eval={"eval_iters": iters}), dataset, state)
+    sample = Evaluator(config.changed(eval={"eval_iters": iters}), dataset, state)
     times = []
     for _ in range(2):  # the first time also warms up
         start = time.perf_counter()

@@ -5,12 +5,14 @@ B windows in a batch, T tokens in a window, V vocabulary.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from pydantic import BaseModel
 from torch import Tensor, nn
 
 from minigpt_cli.accel import grad_checkpoint, quantized
@@ -37,6 +39,14 @@ class StepResult(NamedTuple):
     loss: Tensor  # mean nats per token of the batch, without auxiliary losses
     grad_norm: Tensor
     refused: Tensor  # 1.0 where a number was not finite and nothing was changed
+
+
+class Figures(BaseModel):
+    """What an evaluation says of the training step before it."""
+
+    grad_norm: float | None = None
+    expert_load: list[list[float]] | None = None  # share of tokens by layer and expert
+    router_entropy: float | None = None  # nats, mean over layers
 
 
 @dataclass(frozen=True)
@@ -182,12 +192,14 @@ class TrainingState:
     def _lr_factor(self, number: int) -> float:
         return lr_factor(number, self.config.optim, self.config.resume_changes) * self.lr_scale
 
-    def routing(self) -> tuple[list[list[float]] | None, float | None]:
-        """Load of every expert by layer, and the mean entropy of the routers in nats, of the last step; None without experts."""
-        if not self._experts:
-            return None, None
-        entropy = torch.stack([moe.router_entropy() for moe in self._experts]).mean()
-        return [[round(share, 4) for share in moe.expert_load().tolist()] for moe in self._experts], float(entropy)
+    def figures(self, result: StepResult) -> Figures:
+        """What is said of the last step, which gave `result`; waits for the device."""
+        norm = float(result.grad_norm.item())
+        figures = Figures(grad_norm=norm if math.isfinite(norm) else None)
+        if self._experts:
+            figures.router_entropy = float(torch.stack([moe.router_entropy() for moe in self._experts]).mean())
+            figures.expert_load = [[round(share, 4) for share in moe.expert_load().tolist()] for moe in self._experts]
+        return figures
 
     def weights(self) -> dict[str, Tensor]:
         """The weights that training changes, whole, on the CPU."""

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel
 from torch import Tensor
 
 from minigpt_cli import checkpoints
@@ -27,11 +26,11 @@ from minigpt_cli.storage.atomic_io import one_line
 from minigpt_cli.training import environment, final_score, resuming
 from minigpt_cli.training.device_batches import DeviceBatches
 from minigpt_cli.training.distributed import World
-from minigpt_cli.training.evaluator import Measured, Measuring
+from minigpt_cli.training.evaluator import Evaluator, Measured
 from minigpt_cli.training.judging import Judge
 from minigpt_cli.training.memory import OutOfMemory, explained_out_of_memory, release_memory, smaller, smaller_notice
 from minigpt_cli.training.meter import Meter
-from minigpt_cli.training.state import StartWeights, StepResult, TrainingState
+from minigpt_cli.training.state import Figures, StartWeights, StepResult, TrainingState
 from minigpt_cli.training.stopping import Counters
 
 _REFUSED_LIMIT = 10  # steps in a row with non-finite numbers after which a run counts as diverged
@@ -86,14 +85,6 @@ def _with_smaller_batch(job: Job, config: RunConfig) -> Job:
     return again
 
 
-class _Figures(BaseModel):
-    """What an evaluation says of the training step before it."""
-
-    grad_norm: float | None = None
-    expert_load: list[list[float]] | None = None  # share of tokens by layer and expert
-    router_entropy: float | None = None  # nats
-
-
 class _Trainer:
     """The state of the loop around `TrainingState`: counters, the record, the best weights since the last save."""
 
@@ -102,12 +93,12 @@ class _Trainer:
         self.device = self.world.device(self.config.compute.device)
         self.state = TrainingState(self.config, self.dataset.tokenizer.vocab_size, self.device, self.world, job.start)
         self.batches = DeviceBatches(self.config, self.dataset, self.device, self.world)
-        self.measuring = Measuring(self.config, self.dataset, self.state)
+        self.measuring = Evaluator(self.config, self.dataset, self.state)
         self.judge = Judge(self.config)
         self.meter = Meter(self.config.optim.windows * self.world.size * self.config.model.block_size)
         self.inexact = job.inexact
         self.saved_step = -1
-        self.figures = _Figures()  # of the last step: what an evaluation right after it reports
+        self.figures = Figures()  # of the last step: what an evaluation right after it reports
         self.figures_step = -1
         self.result: StepResult | None = None
         self.new_best: Mapping[str, Tensor] | None = None  # weights that the next save keeps as best
@@ -188,7 +179,7 @@ class _Trainer:
         self.meter.resume(step, resume.record.tokens_seen, max(0.0, float(state["elapsed_s"])))
         new_end = any((change.step, change.setting) == (step, "max_steps") for change in parse_changes(self.config.resume_changes))
         self.judge.resume(state, resume.resume.get("reference_nats"), new_end=new_end)
-        self.figures = _Figures(**state["figures"])
+        self.figures = Figures(**state["figures"])
         self.state.lr_scale = self.judge.counters.tail_factor
         reasons = [f"random numbers ({', '.join(again)}) start again from the seed"] if again else []
         return reasons + (["torch.compile compiled other code as training went on"] if self.state.recompiled else [])
@@ -228,7 +219,7 @@ class _Trainer:
         yield event
         self.meter.restart()  # evaluations are not part of the speed
 
-    def _judged(self, measured: Measured | None, figures: _Figures) -> tuple[Evaluated, Counters, RunRecord]:
+    def _judged(self, measured: Measured | None, figures: Figures) -> tuple[Evaluated, Counters, RunRecord]:
         """What an evaluation means for the run. The first process alone judges: others may have measured something else."""
         if measured is None:
             raise ValueError("nothing was measured")
@@ -246,13 +237,10 @@ class _Trainer:
         losses = {"final_train_loss": measured.train_loss, "final_val_loss": measured.val_loss}
         return event, self.judge.counters, self.record.model_copy(update={**losses, **({"best": best} if best else {})})
 
-    def _figures(self) -> _Figures:
+    def _figures(self) -> Figures:
         """Gradient norm and routing of the last step; they are saved too, for a run that is resumed where only its end is missing."""
         if self.figures_step != self.meter.steps and self.result is not None:
-            norm = float(self.result.grad_norm.item())
-            load, entropy = self.state.routing()
-            self.figures = _Figures(grad_norm=norm if np.isfinite(norm) else None, expert_load=load, router_entropy=entropy)
-            self.figures_step = self.meter.steps
+            self.figures, self.figures_step = self.state.figures(self.result), self.meter.steps
         return self.figures
 
     # ---- saving and ending

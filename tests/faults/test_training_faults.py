@@ -19,7 +19,7 @@ from minigpt_cli.evaluation.recipes import recipe_of
 from minigpt_cli.events import Evaluated, Resumed, Skipped, Started, StopReason
 from minigpt_cli.runstore.store import Run
 from minigpt_cli.training import memory, planner, resuming, state
-from minigpt_cli.training.evaluator import Measured, Measuring
+from minigpt_cli.training.evaluator import Evaluator, Measured
 from minigpt_cli.training.schedules import lr_factor
 
 Poison = Callable[[Callable[[int], bool]], None]
@@ -105,13 +105,13 @@ def test_a_validation_loss_that_is_not_finite_is_never_best(
     sessions: Any, dataset: Any, tiny_config: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = tiny_config(optim__max_steps=6, eval__eval_every=2)
-    run, real = sessions.begin("run", settings, dataset()), Measuring.__call__
+    run, real = sessions.begin("run", settings, dataset()), Evaluator.__call__
 
-    def broken(self: Measuring) -> Measured:
+    def broken(self: Evaluator) -> Measured:
         measured = real(self)
         return Measured(None, None, None, measured.val_nats * math.nan)
 
-    monkeypatch.setattr(Measuring, "__call__", broken)
+    monkeypatch.setattr(Evaluator, "__call__", broken)
     sessions.train(run, settings, dataset())
     assert run.refresh().record.best is None
     assert "best.safetensors" not in run.record.files
@@ -222,7 +222,7 @@ def test_an_extended_run_never_jumps_and_is_no_straight_one(
     schedule: str, sessions: Any, dataset: Any, tiny_config: Any, everything: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The plateau's tail ends when validation no longer improves: here, at once.
-    monkeypatch.setattr(Measuring, "__call__", lambda self: Measured(2.0, 2.0, 2.0, np.ones(8)))
+    monkeypatch.setattr(Evaluator, "__call__", lambda self: Measured(2.0, 2.0, 2.0, np.ones(8)))
     first, longer = (tiny_config(optim__max_steps=n, optim__schedule=schedule, eval__eval_every=1) for n in (6, 24))
     found = []
     for name, stops in (("whole", [None]), ("parts", [1, 3, None])):

@@ -29,9 +29,9 @@ from .processes import Processes
 def unequal(rank: int, path: str) -> None:
     """A machine of another kind: a clock of its own speed, other threads, memory, arithmetic, losses and settings. What it came to goes
     to `path`."""
-    real_clock, real_measure, real_finish = time.perf_counter, evaluator.Measuring.__call__, trainer._Trainer._finish
+    real_clock, real_measure, real_finish = time.perf_counter, evaluator.Evaluator.__call__, trainer._Trainer._finish
 
-    def measure(self: evaluator.Measuring) -> evaluator.Measured:
+    def measure(self: evaluator.Evaluator) -> evaluator.Measured:
         found = real_measure(self)
         worse = 1.0 + rank * self._state.world.rank * next(count)  # for the others every evaluation is worse than the one before
         return found._replace(val_loss=(found.val_loss or 0.0) * worse)
@@ -47,7 +47,7 @@ def unequal(rank: int, path: str) -> None:
     precision.bf16_speedup = lambda device_type: 9.0 - 8.5 * rank
     memory.available = lambda device: int(memory._WORKSPACE / memory._SAFE_SHARE) + (1 << 19 if rank else 2 << 30)
     torch.get_num_threads = lambda: 1 + rank
-    evaluator.Measuring.__call__ = measure
+    evaluator.Evaluator.__call__ = measure
     trainer._Trainer._finish = finish
     if rank:
         os.environ["MINIGPT_LR"], os.environ["MINIGPT_TIME_LIMIT"] = "0.5", "0.01s"

@@ -62,8 +62,7 @@ def test_all_who_ask_at_once_get_one_answer(cache: Path, monkeypatch: pytest.Mon
 
 
 def test_where_nobody_can_be_waited_for_the_first_answer_holds(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choices.locks, "acquire", lambda path: None)
-    monkeypatch.setattr(choices, "_PATIENCE_S", 0.0)
+    monkeypatch.setattr(choices.locks, "acquire", lambda path, patience_s: None)
 
     def slowly(ways: object, device: object) -> dict[str, float]:
         answering({"one": 1.0, "other": 2.0}, monkeypatch)
