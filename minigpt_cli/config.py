@@ -21,7 +21,6 @@ if TYPE_CHECKING:  # names that the registry holds
 else:
     OptimizerName, ScheduleName = Literal[tuple(OPTIMIZERS)], Literal[tuple(SCHEDULES)]
 
-SCHEMA_VERSION = 1
 CHANGES_LIMIT = 10_000  # characters of resume_changes
 
 
@@ -82,11 +81,6 @@ class _Transformer(_Architecture):
         return self
 
 
-def _hidden_width(width: int, multiple: float) -> int:
-    """`multiple` times the width, rounded to a multiple of 16 for the matrix units."""
-    return max(16, round(width * multiple / 16) * 16)
-
-
 class ClassicConfig(_Transformer):
     """GPT-2's architecture."""
 
@@ -139,8 +133,8 @@ class ModernConfig(_Transformer):
 
     @property
     def hidden(self) -> int:
-        """Hidden width of the feed-forward, of one expert in a mixture."""
-        return _hidden_width(self.n_embd, self.ffn_mult)
+        """Hidden width of the feed-forward, of one expert in a mixture; a multiple of 16 for the matrix units."""
+        return max(16, round(self.n_embd * self.ffn_mult / 16) * 16)
 
     @model_validator(mode="after")
     def _kv_heads_divide_heads(self) -> ModernConfig:
