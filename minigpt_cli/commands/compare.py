@@ -42,14 +42,16 @@ def compare(
     group_by: Annotated[
         Literal["config"] | None, typer.Option(help="Take runs that differ in their seed alone as one recipe.", show_default=False)
     ] = None,
-    prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="Also let each run continue this.", show_default=False)] = None,
-    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of what they write.")] = 0,
+    prompt: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Also show how each run continues this text.", show_default=False)
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of the samples.")] = 0,
     plot: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also write the curves as .png or .svg, or everything as .html.", show_default=False)
     ] = None,
-    x: Annotated[Literal["steps", "tokens", "seconds"], typer.Option("--x", help="What to draw curves against.")] = "steps",
+    x: Annotated[Literal["steps", "tokens", "seconds"], typer.Option("--x", help="The horizontal axis of the curves.")] = "steps",
     dark: Annotated[bool, typer.Option("--dark/--light", metavar="", help="Background of a .png or .svg.")] = False,
-    device: Annotated[Literal["auto", "cpu", "mps", "cuda"], typer.Option(help="Where to score what is not kept yet.")] = "auto",
+    device: Annotated[Literal["auto", "cpu", "mps", "cuda"], typer.Option(help="Where to compute scores that are not kept yet.")] = "auto",
     md: MarkdownFlag = False,
     json: JsonFlag = False,
     runs_dir: RunsDir = None,

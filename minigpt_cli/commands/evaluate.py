@@ -41,18 +41,18 @@ def evaluate(
         bool, typer.Option("--memorisation", metavar="", help="Also: the gap to the training text, and what is copied from it.")
     ] = False,
     device: Annotated[Literal["auto", "cpu", "mps", "cuda"], typer.Option(help="Where to compute; auto: a GPU if there is one.")] = "auto",
-    fresh: Annotated[bool, typer.Option("--fresh", metavar="", help="Compute again what is kept beside the run.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", metavar="", help="Compute the score again, even if it is kept beside the run.")] = False,
     json: JsonFlag = False,
     runs_dir: RunsDir = None,
 ) -> None:
     """\b
     Examples:
       minigpt eval                         the newest run, its validation split
-      minigpt eval modern-1 --split test   the split that nothing was chosen by
+      minigpt eval modern-1 --split test   the split not used for any choice
       minigpt eval top --data book.txt     the best run on a text of yours
       minigpt eval --nats-per-char         one number for a script
       minigpt eval --stride 16             every token with a long context
-      minigpt eval --memorisation          does it recite its training text?
+      minigpt eval --memorisation          what does it copy from its training text?
 
     Scores every character once. A token's nats are shared by the characters it covers, so that runs with different tokenizers
     compare. Of conversations (.jsonl) the answers alone are scored. Scores are kept beside the run; a second time no model is loaded.

@@ -1,4 +1,4 @@
-"""minigpt runs leaderboard: all runs, or at an equal budget, or with the seeds of one recipe folded into a row."""
+"""minigpt runs leaderboard: all runs, or at an equal budget, or with one row for all seeds of a recipe."""
 
 from __future__ import annotations
 
@@ -30,11 +30,13 @@ def leaderboard(
         str | None,
         typer.Option(
             metavar="tokens|seconds|params[=N]",
-            help="Rank by what was reached within N tokens or seconds (default: the most that all had), or among at most N parameters.",
+            help="Rank by what was reached within N tokens or seconds (default: the most that all had), or with at most N parameters.",
             show_default=False,
         ),
     ] = None,
-    fold_seeds: Annotated[bool, typer.Option("--fold-seeds", metavar="", help="One row for runs that differ in their seed alone.")] = False,
+    fold_seeds: Annotated[
+        bool, typer.Option("--fold-seeds", metavar="", help="One row for all runs that differ only in their seed.")
+    ] = False,
     csv: CsvFlag = False,
     md: MarkdownFlag = False,
     json: JsonFlag = False,
@@ -84,7 +86,7 @@ def within(runs: Sequence[Run], budget: str | None) -> list[Run]:
 
 
 def folded(runs: Sequence[Run]) -> list[Folded]:
-    """Recipes best first, texts apart; says which runs repeat another and are not counted."""
+    """Recipes best first, each text apart; warns of runs that repeat another and are not counted."""
     rows, repeats = evaluation.fold(runs)
     for pair in repeats:
         console.warn(repeat_notice(*pair))

@@ -105,8 +105,9 @@ CheckpointOption = Annotated[
 ]
 
 Sort = Annotated[str | None, typer.Option(metavar="FIELD", help="Order by a field; -FIELD: largest first.", show_default=False)]
-Top = Annotated[int, typer.Option(metavar="N", min=0, help="Show the first N alone; 0: all.", show_default=False)]
+Top = Annotated[int, typer.Option(metavar="N", min=0, help="Show only the first N; 0: all.", show_default=False)]
 Tag = Annotated[list[str], typer.Option(metavar="TAG", help="Only runs with this tag; may be repeated.", show_default=False)]
 Where = Annotated[
-    str | None, typer.Option(metavar="CONDITION", help="Only runs that meet it, e.g. 'arch=moe and lr<2e-4'.", show_default=False)
+    str | None,
+    typer.Option(metavar="CONDITION", help="Only runs that meet this condition, e.g. 'arch=moe and lr<2e-4'.", show_default=False),
 ]

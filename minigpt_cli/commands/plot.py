@@ -25,10 +25,10 @@ _UNITS = {"val": "nats per token", "train": "nats per token", "nats-per-char": "
 
 def plot(
     run: OptionalRunArguments = None,
-    x: Annotated[Literal["steps", "tokens", "seconds"], typer.Option("--x", help="What to draw against.")] = "steps",
+    x: Annotated[Literal["steps", "tokens", "seconds"], typer.Option("--x", help="The horizontal axis.")] = "steps",
     y: Annotated[
         Literal["nats-per-char", "val", "train", "lr", "speed"],
-        typer.Option("--y", help="What to draw; one run shows its training loss too."),
+        typer.Option("--y", help="The vertical axis; of one run the training loss is drawn too."),
     ] = "nats-per-char",
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="FILE", help="Write a .png, .svg or .html file instead.", show_default=False)
@@ -37,7 +37,7 @@ def plot(
         Path | None, typer.Option("--html", metavar="FILE", help="Write a report page: curves, settings, leaderboard.", show_default=False)
     ] = None,
     dark: Annotated[
-        bool, typer.Option("--dark/--light", metavar="", help="Background of a .png or .svg; a page follows its reader.")
+        bool, typer.Option("--dark/--light", metavar="", help="Background of a .png or .svg; a page follows the theme of the browser.")
     ] = False,
     json: JsonFlag = False,
     runs_dir: RunsDir = None,

@@ -1,4 +1,4 @@
-"""minigpt runs: what is in the runs directory, in every way people ask for it. Only verify, export and import load torch."""
+"""minigpt runs: list, show, tag, check and remove what is in the runs directory. Only verify, export and import load torch."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ app = typer.Typer(
     cls=lazy_group(
         {
             "leaderboard": Mount("minigpt_cli.commands.leaderboard:leaderboard", "Which run is best, and which are tied with it."),
-            "watch": Mount("minigpt_cli.commands.watch:watch", "Look on while runs train."),
+            "watch": Mount("minigpt_cli.commands.watch:watch", "Watch runs while they train."),
             "plot": Mount("minigpt_cli.commands.plot:plot", "Draw the curves of runs."),
             "export": Mount("minigpt_cli.commands.interchange:export", "Write a run for Hugging Face or llama.cpp."),
-            "import": Mount("minigpt_cli.commands.interchange:import_run", "Make a run from somebody else's checkpoint."),
+            "import": Mount("minigpt_cli.commands.interchange:import_run", "Make a run from a checkpoint of another program."),
         }
     ),
     add_completion=False,
@@ -159,24 +159,24 @@ def remove(
             raise RunNotFound(str(unknown_name("run", name, found)) if found else f"no runs in {store.dir}")
     if not yes:
         if not (console.is_terminal(sys.stdin) and console.is_terminal(sys.stderr)):
-            raise UsageError("removing runs needs --yes where no question can be asked")
-        typer.confirm(f"Remove {', '.join(one_line(name) for name in run)} for good?", abort=True, err=True)
+            raise UsageError("removing runs asks for confirmation, which needs a terminal: add --yes")
+        typer.confirm(f"Remove {', '.join(one_line(name) for name in run)}? This cannot be undone.", abort=True, err=True)
     for name in dict.fromkeys(run):
         store.remove(found[name])
         console.notice(f"removed {name}")
 
 
-@app.command(short_help="Give a run another name.")
+@app.command(short_help="Rename a run.")
 def rename(
     run: RunArgument,
-    new_name: Annotated[str, typer.Argument(metavar="NEW-NAME", help="What it will be called.")],
+    new_name: Annotated[str, typer.Argument(metavar="NEW-NAME", help="Its new name.")],
     runs_dir: RunsDir = None,
 ) -> None:
     """\b
     Examples:
       minigpt runs rename modern-1 shakespeare-first
 
-    Gives a run another name.
+    Renames a run.
     """
     store = RunStore(runs_dir)
     found = store.find(run)
@@ -184,11 +184,11 @@ def rename(
     console.notice(f"{found.name} is now {new_name}")
 
 
-@app.command(short_help="Mark a run with words, or take them away.")
+@app.command(short_help="Add tags to a run, or remove them.")
 def tag(
     run: RunArgument,
-    tags: Annotated[list[str], typer.Argument(metavar="TAG...", help="Words to mark it with.")],
-    delete: Annotated[bool, typer.Option("--remove", metavar="", help="Take these tags away instead.")] = False,
+    tags: Annotated[list[str], typer.Argument(metavar="TAG...", help="Words that mark the run.")],
+    delete: Annotated[bool, typer.Option("--remove", metavar="", help="Remove these tags instead.")] = False,
     runs_dir: RunsDir = None,
 ) -> None:
     """\b
@@ -196,7 +196,7 @@ def tag(
       minigpt runs tag modern-1 keep baseline
       minigpt runs tag modern-1 baseline --remove
 
-    Marks a run with words that --tag and --where find.
+    Adds tags to a run, or removes them. --tag and --where find runs by them.
     """
     found = RunStore(runs_dir).find(run)
     for word in tags:
@@ -222,7 +222,7 @@ def note(
       minigpt runs note modern-1 "first with the cleaned text"
       minigpt runs note modern-1
 
-    Writes down, or prints, what there is to say about a run.
+    Writes a note on a run, or prints it.
     """
     found = RunStore(runs_dir).find(run)
     if text is None:
@@ -231,14 +231,14 @@ def note(
         found.annotate(lambda before: Annotations(tags=before.tags, note=text))
 
 
-@app.command(short_help="Check a run from the outside.")
+@app.command(short_help="Check the files of a run.")
 def verify(run: OptionalRun = None, json: JsonFlag = False, runs_dir: RunsDir = None) -> None:
     """\b
     Examples:
       minigpt runs verify
       minigpt runs verify modern-1 --json
 
-    Checks a run from the outside: checksums, schema, weights against configuration, tokenizer. Exit code 1 if something is wrong.
+    Checks the files of a run: checksums, schema, weights against configuration, tokenizer. Exit code 1 if something is wrong.
     """
     from minigpt_cli.display.findings import print_findings
     from minigpt_cli.verify import verify as verify_run
@@ -256,7 +256,7 @@ def verify(run: OptionalRun = None, json: JsonFlag = False, runs_dir: RunsDir = 
 
 
 def _even_if_damaged(store: RunStore, name: str | None) -> Run:
-    """The run of this name, as it is: verify is for what is broken."""
+    """The run of this name, also where its files are damaged."""
     for entry in store.list():
         if entry.name == name:
             return Run(entry.dir)

@@ -35,10 +35,10 @@ def tokenize(
       minigpt tokenize                                  a token a character
       minigpt tokenize notes.txt --tokenizer bpe        512 tokens, learned
       minigpt tokenize books/ --tokenizer gpt2 --out t  GPT-2's, written to t/
-      minigpt tokenize --tokenizer bpe --show "Once upon"    how a text is cut
+      minigpt tokenize --tokenizer bpe --show "Once upon"    how this text is cut
 
     Cuts a text into tokens and writes train.bin, val.bin (and test.bin), tokenizer.json and dataset.json.
-    The same text with the same settings is not cut twice.
+    A text that was prepared with the same settings before is not prepared again.
     """
     config = resolve(settings if not sources else {**settings, "source": sources}).config.data
     dataset = _prepared(config, out, quiet=json)

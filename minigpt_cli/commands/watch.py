@@ -1,4 +1,4 @@
-"""minigpt runs watch: look on while runs train, from another terminal, without slowing them."""
+"""minigpt runs watch: watch runs that train in another terminal, without slowing them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from minigpt_cli.runstore.store import Run, RunStore
 
 def watch(
     run: OptionalRunArguments = None,
-    every: Annotated[float, typer.Option(metavar="SECONDS", min=0.1, max=3600, help="How often to look.")] = 1.0,
+    every: Annotated[float, typer.Option(metavar="SECONDS", min=0.1, max=3600, help="Seconds between two updates.")] = 1.0,
     once: Annotated[bool, typer.Option("--once", metavar="", help="Show the present state and exit.")] = False,
     json: JsonFlag = False,
     runs_dir: RunsDir = None,
@@ -32,7 +32,7 @@ def watch(
       minigpt runs watch modern-1 moe-1      two at once
       minigpt runs watch modern-1 --once     where it is now
 
-    Shows the live view of runs that train, or have trained, from another terminal. Off a terminal: a line per evaluation.
+    Shows the live view of runs that another process trains or has trained. Off a terminal: a line per evaluation.
     """
     store = RunStore(runs_dir)
     chosen = find_readable(store, run or ["latest"])

@@ -37,7 +37,7 @@ class Preparing:
 
 @contextmanager
 def atomic_folder(parent: Path) -> Iterator[Path]:
-    """A new folder in `parent` to build in; what is left of it at the end is removed, and so is a `parent` that was made for nothing."""
+    """A new folder in `parent` to build in; what is left in it at the end is removed, and so is a `parent` that stays empty."""
     with explained("make the folder"):
         made = [folder for folder in (parent, *parent.parents) if not folder.exists()]
         parent.mkdir(parents=True, exist_ok=True)
@@ -62,7 +62,7 @@ def _umask() -> int:
 def put_in_place(folder: Path, target: Path, is_good: Callable[[Path], bool]) -> None:
     """Rename the finished `folder` to `target`, in place of whatever is there unless that `is_good`.
 
-    Processes that do so in one parent folder wait for each other, so that none takes away what another has just finished.
+    Processes that do so in one parent folder wait for each other, so that none removes what another has just finished.
     """
     with explained("write"), _alone_in(target.parent):
         if target.exists():

@@ -23,7 +23,7 @@ _LONGEST_QUESTION = 80
 
 
 class Opening(NamedTuple):
-    """What to begin with; empty where nothing is known, and a model begins by itself."""
+    """A prompt; empty where none is known, and the model begins without one."""
 
     text: str
     chat: bool = False  # a question, to be asked in the template of conversations
@@ -35,7 +35,7 @@ class Opening(NamedTuple):
 
 
 def opening_of(record: RunRecord, tokenizer: Tokenizer) -> Opening:
-    """The first prompt from the run's validation text that its tokenizer knows; `The ` where the text is gone and it knows that."""
+    """The first prompt from the run's validation text that its tokenizer knows; `The ` where the text is not there any more."""
     chat = learned_chats(record) and token_ids(tokenizer) is not None
     try:
         folder = Path(record.corpus.dataset_dir) if record.corpus and record.corpus.dataset_dir else None

@@ -133,7 +133,7 @@ def verdict_sentence(pair: Pair) -> str:
 
 
 def outlook_sentence(found: Outlook) -> str:
-    """What it would take to settle an open question; empty where it is settled or cannot be said."""
+    """What it would take to settle an open question; empty where it is settled or not known."""
     if found.further_seeds:
         return f"about {found.further_seeds} further seed{'s' * (found.further_seeds > 1)} of each would settle a difference of this size"
     if found.text_factor is not None:

@@ -61,7 +61,7 @@ def write(text: str, end: str = "\n") -> None:
 
 
 def write_json(value: Any, *, indent: int | None = 2) -> None:
-    """Print one JSON document to stdout; numbers that JSON cannot write (NaN, infinities) become null, what commands a terminal \\u009b."""
+    """Print one JSON document to stdout; numbers that JSON cannot write (NaN, infinities) become null, control characters \\u009b."""
     write(json_text(json.dumps(finite(value), ensure_ascii=False, allow_nan=False, indent=indent)))
 
 
@@ -120,7 +120,7 @@ def _say(message: str, label: str, colour: str) -> None:
 
 @contextmanager
 def progress(*, in_bytes: bool = False, quiet: bool = False) -> Iterator[Advance]:
-    """Show a bar on stderr for the length of a `with`; it is gone afterwards. `quiet` shows nothing."""
+    """Show a bar on stderr for the length of a `with`; it is removed at the end. `quiet` shows nothing."""
     if quiet or not is_terminal(sys.stderr):
         yield _announced_once(quiet)
         return

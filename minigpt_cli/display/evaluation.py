@@ -1,4 +1,4 @@
-"""The result of `eval` for people: the score with its interval, beside what needs no neural network, and what was memorised."""
+"""The result of `eval` for people: the score with its interval, beside baselines without a neural network, and what was memorised."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ def print_evaluation(found: Evaluation, what: str, baselines: Baselines | None, 
 
 def _print_baselines(model: float, baselines: Baselines) -> None:
     rows = [("this model", model), ("xz -9", baselines.xz), ("character pairs", baselines.bigram), ("characters", baselines.unigram)]
-    rows += [("all alike", baselines.uniform)]
+    rows += [("uniform", baselines.uniform)]
     most = max(value for _, value in rows)
-    console.write("\nnats per character, beside what needs no network (it saw the training split too)")
+    console.write("\nnats per character, beside baselines without a neural network (they saw the training split too)")
     for name, value in sorted(rows, key=lambda row: row[1]):
         console.write(f"  {name:<16} {value:7.4f}  {'█' * max(1, round(_BAR * value / most))}")
 

@@ -76,7 +76,7 @@ def visible(token: str) -> str:
 
 
 def print_probabilities(prompt: str, tokens: Iterable[ShownToken]) -> None:
-    """The text with each token coloured by its probability, then each token with what the model would rather or also have said."""
+    """The text with each token coloured by its probability, then each token with the others that the model found likely."""
     from rich.table import Table
     from rich.text import Text
 

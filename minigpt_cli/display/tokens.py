@@ -1,4 +1,4 @@
-"""What a text became: counts of tokens, and the pieces that a tokenizer cuts a text into."""
+"""The result of `tokenize`: counts of tokens, and the pieces that a tokenizer cuts a text into."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ class TrainingState:
 
     @property
     def latest(self) -> Progress | Evaluated | None:
-        """The newest word on speed and time."""
+        """The newest event that tells speed and time."""
         last = self.evaluations[-1] if self.evaluations else None
         return last if self.beat is None or (last is not None and last.step >= self.beat.step) else self.beat
 
@@ -97,7 +97,7 @@ class TrainingState:
 
     @property
     def remaining_s(self) -> float | None:
-        """Seconds to go at the present speed, as far as can be told."""
+        """Seconds to go at the present speed; None where it is not known."""
         now = self.latest
         if self.started is None or now is None or now.tokens_per_s <= 0 or now.step == 0:
             return None
@@ -224,7 +224,7 @@ def loss_curves(evaluations: list[Evaluated]) -> list[Curve]:
 
 
 def expert_text(load: list[list[float]], entropy: float | None) -> Any:
-    """The share of tokens that each expert of each layer gets, as bars: even where all are level."""
+    """The share of tokens that each expert of each layer gets, as bars: equal heights for equal shares."""
     from rich.text import Text
 
     layers = " ".join("".join(_LEVELS[min(8, round(4 * share * len(layer)))] for share in layer) for layer in load)

@@ -8,7 +8,7 @@ from minigpt_cli.display.generation import ShownToken
 from minigpt_cli.display.pages.page import Markup, asset, html_page, remark, tag
 from minigpt_cli.escaping import one_line, printable
 
-_HINT = "Point at a token, or walk with the arrow keys, to see what the model would rather or also have said."
+_HINT = "Point at a token, or walk with the arrow keys, to see which other tokens the model found likely."
 
 
 def probabilities_page(run: str, prompt: str, tokens: Sequence[ShownToken], facts: str) -> str:
