@@ -17,10 +17,10 @@ from minigpt_cli.generation.sampling import STYLES, Sampling, style, with_settin
 from minigpt_cli.runstore.directory import Run
 from minigpt_cli.runstore.store import RunStore
 
-HELP = """\
+HELP = f"""\
 Type the beginning of a text; \\n in it is a line break. Ctrl-C ends what is being written.
-/set NAME VALUE   temperature, top_k, top_p, min_p, repetition_penalty or max_new_tokens
-/style NAME       conservative, default or creative
+/set NAME VALUE   {", ".join(field.name for field in fields(Sampling))} or max_new_tokens
+/style NAME       {", ".join(STYLES)}
 /seed [N]         the seed of the texts to come; without N: a new one for each
 /run NAME         write with another run
 /show             the settings

@@ -17,7 +17,7 @@ import torch
 from minigpt_cli.accel import native_build
 from minigpt_cli.config import BigramConfig, ClassicConfig, ModernConfig, MoEConfig
 from minigpt_cli.errors import MiniGPTError
-from minigpt_cli.generation.decoders.c import NativeDecoder, available, quantised
+from minigpt_cli.generation.decoders.c import NativeDecoder, available, library, quantised
 from minigpt_cli.generation.decoders.contract import Decoder
 from minigpt_cli.generation.decoders.plan import KNOWN, build_plan, expected_shapes
 from minigpt_cli.generation.decoders.torch import TorchDecoder
@@ -338,6 +338,21 @@ def test_exact_logits_of_the_torch_decoder_are_those_of_one_pass_to_the_bit(name
     decoder.extend(0, [1, 2, 3], 0)
     np.testing.assert_array_equal(decoder.exact([4, 5, 6, 7]), reference(model, [4, 5, 6, 7])[-1])
     np.testing.assert_allclose(decoder.step([4], [0], [3])[0], reference(model, [1, 2, 3, 4])[-1], atol=2e-5)  # the slot is as it was
+
+
+@native
+def test_c_reads_every_field_of_sampling() -> None:
+    """A field that Python has and csrc/sampling.h has not would be ignored, and shift those behind it."""
+    lib = library()
+    assert lib is not None
+    assert lib.mg_sampling_size() == 8 * len(dataclasses.fields(Sampling))
+
+
+@native
+def test_a_top_k_beyond_32_bits_keeps_every_token() -> None:
+    decoder, logits = NativeDecoder(plan_of(make("classic")), 1), np.linspace(1, 0, V, dtype=np.float32)[None]
+    almost_one = np.array([np.nextafter(1, 0)])
+    assert decoder.choose(logits, Sampling(top_k=2**32 + 1), almost_one)[0].tolist() == [V - 1]
 
 
 def test_a_model_without_a_cache_reads_all_of_its_context() -> None:

@@ -11,7 +11,8 @@ import ctypes
 import os
 import time
 from collections.abc import Sequence
-from ctypes import POINTER, Structure, c_double, c_float, c_int32, c_void_p
+from ctypes import POINTER, Structure, c_double, c_float, c_int32, c_int64, c_void_p
+from dataclasses import astuple, fields
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +59,8 @@ class _Layer(Structure):
     )  # fmt: skip
 
 
-class _Settings(Structure):
-    _fields_ = (*((name, c_double) for name in ("temperature", "top_p", "min_p", "penalty")), ("top_k", c_int32))
+class _Sampling(Structure):
+    _fields_ = tuple((field.name, c_int64 if type(field.default) is int else c_double) for field in fields(Sampling))
 
 
 class _Model(Structure):
@@ -168,8 +169,8 @@ class NativeDecoder:
         """As sampling.choose, which is what it is tested against, in one call."""
         rows = len(logits)
         if sampling is not self._sampling:
-            s = self._sampling = sampling
-            self._settings = ctypes.byref(_Settings(s.temperature, s.top_p, s.min_p, s.repetition_penalty, s.top_k))
+            self._sampling = sampling
+            self._settings = ctypes.byref(_Sampling(*astuple(sampling)))
         if rows > MAX_ROWS:
             ids, margins = np.empty(rows, np.intp), np.empty(rows)
             for at in range(0, rows, MAX_ROWS):
@@ -339,7 +340,7 @@ def _gate_beside_up(matrix: Array) -> Array:
 
 def _declared(lib: ctypes.CDLL) -> ctypes.CDLL:
     lib.mg_new.argtypes = (POINTER(_Model), c_int32, POINTER(c_void_p))
-    lib.mg_memory.restype, lib.mg_memory.argtypes = c_void_p, (ctypes.c_int64,)
+    lib.mg_memory.restype, lib.mg_memory.argtypes = c_void_p, (c_int64,)
     lib.mg_release.restype, lib.mg_release.argtypes = None, (c_void_p,)
     lib.mg_free.restype, lib.mg_free.argtypes = None, (c_void_p,)
     lib.mg_step.argtypes = (c_void_p, c_void_p, c_void_p, c_void_p, c_int32, c_int32, c_void_p, c_int32)

@@ -44,16 +44,19 @@ static void keep_top_p(double *z, int V, double top_p, double top, TokenProb *ke
     }
 }
 
-typedef struct { double temperature, top_p, min_p, penalty; int32_t top_k; } Settings;
+/* The fields of sampling.py's Sampling in its order, its whole numbers as int64_t: Python makes its own form of this from that class. */
+typedef struct { double temperature; int64_t top_k; double top_p, min_p, repetition_penalty; } Sampling;
+
+int mg_sampling_size(void) { return sizeof(Sampling); }
 
 /* The token, or -1 if a logit is not finite. z, spare (V) and, where top_p is below 1, kept (V) are scratch memory. */
-static int32_t choose_token(const float *logits, int V, const Settings *s, const uint8_t *seen, double uniform, double *z, double *spare,
+static int32_t choose_token(const float *logits, int V, const Sampling *s, const uint8_t *seen, double uniform, double *z, double *spare,
                             TokenProb *kept, double *margin) {
     double top = -INFINITY, second = -INFINITY;
     int32_t best = 0, bad = 0;
     for (int i = 0; i < V; i++) {
         z[i] = logits[i];
-        if (seen && seen[i]) z[i] = z[i] > 0 ? z[i] / s->penalty : z[i] * s->penalty;
+        if (seen && seen[i]) z[i] = z[i] > 0 ? z[i] / s->repetition_penalty : z[i] * s->repetition_penalty;
         bad |= !(fabs(z[i]) < INFINITY);
         if (z[i] > top) second = top, top = z[i], best = i;
         else if (z[i] > second) second = z[i];
@@ -89,7 +92,7 @@ static int32_t choose_token(const float *logits, int V, const Settings *s, const
 }
 
 /* The next token of each row of logits (rows, V), and how narrow each choice was; `seen` (rows, V) or NULL. */
-int mg_choose(const float *logits, int rows, int V, const Settings *s, const uint8_t *seen, const double *uniforms, int64_t *ids,
+int mg_choose(const float *logits, int rows, int V, const Sampling *s, const uint8_t *seen, const double *uniforms, int64_t *ids,
               double *margins) {
     if (rows < 0) return BAD_ROWS;
     if (V < 1) return BAD_MODEL;
