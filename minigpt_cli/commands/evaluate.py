@@ -52,7 +52,7 @@ def evaluate(
       minigpt eval top --data book.txt     the best run on a text of yours
       minigpt eval --nats-per-char         one number for a script
       minigpt eval --stride 16             every token with a long context
-      minigpt eval --memorisation          what does it copy from its training text?
+      minigpt eval --memorisation          what it copies from its text
 
     Scores every character once. A token's nats are shared by the characters it covers, so that runs with different tokenizers
     compare. Of conversations (.jsonl) the answers alone are scored. Scores are kept beside the run; a second time no model is loaded.
