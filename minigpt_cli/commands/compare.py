@@ -225,22 +225,10 @@ def _by_name(names: Sequence[str], part: Part) -> dict[str, float]:
 
 
 def _run_document(side: Side, run: Run, score: Score) -> dict[str, Any]:
-    record = run.record
-    return {
-        "run": run.name,
-        "group": side.name if len(side.scores) > 1 else None,
-        "nats_per_char": score.nats_per_char,
-        "ci95": list(score.ci95),
-        "nats_per_token": score.nats_per_token,
-        "bits_per_byte": score.bits_per_byte,
-        "n_tokens": score.n_tokens,
-        "arch": record.arch,
-        "tokenizer": record.tokenizer,
-        "n_params": record.n_params,
-        "n_active_params": record.n_active_params,
-        "tokens_seen": record.tokens_seen,
-        "elapsed_s": record.elapsed_s,
-    }
+    own = {"run": run.name, "group": side.name if len(side.scores) > 1 else None, "nats_per_char": score.nats_per_char}
+    own |= {"ci95": list(score.ci95)} | {name: getattr(score, name) for name in ("nats_per_token", "bits_per_byte", "n_tokens")}
+    of_record = ("arch", "tokenizer", "n_params", "n_active_params", "tokens_seen", "elapsed_s")
+    return own | {name: getattr(run.record, name) for name in of_record}
 
 
 def _pair_document(pair: Pair) -> dict[str, Any]:

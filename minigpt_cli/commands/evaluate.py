@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from minigpt_cli.evaluation.overfitting import Memorisation
     from minigpt_cli.runstore.store import Run
 
+_NUMBERS = ("nats_per_token", "nats_per_char", "bits_per_byte", "perplexity", "n_tokens", "n_chars", "n_bytes")  # of a score
 _ONE = "Print this one number alone"
 
 
@@ -146,13 +147,7 @@ def _write_json(found: Evaluation, target: Target, baselines: Baselines | None, 
         "text_sha256": score.text_sha256,
         "n_answers": score.n_answers,
         "stride": stride,
-        "nats_per_token": score.nats_per_token,
-        "nats_per_char": score.nats_per_char,
-        "bits_per_byte": score.bits_per_byte,
-        "perplexity": score.perplexity,
-        "n_tokens": score.n_tokens,
-        "n_chars": score.n_chars,
-        "n_bytes": score.n_bytes,
+        **{name: getattr(score, name) for name in _NUMBERS},
         "ci95": {"nats_per_char": list(score.ci95)},
         "baselines": None if baselines is None else asdict(baselines),
     }

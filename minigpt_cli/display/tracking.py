@@ -33,11 +33,9 @@ class TensorBoard:
     """Event files in `<run>/tensorboard/`: tensorboard --logdir runs."""
 
     def __init__(self, folder: Path, name: str, config: Mapping[str, Any]) -> None:
-        try:
-            from tensorboard.compat.proto import event_pb2, summary_pb2
-            from tensorboard.summary.writer.event_file_writer import EventFileWriter
-        except ImportError:
-            raise MissingExtra("--log tensorboard", "tensorboard") from None
+        from tensorboard.compat.proto import event_pb2, summary_pb2
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
         self._event, self._summary = event_pb2.Event, summary_pb2.Summary
         self._writer = EventFileWriter(str(folder / "tensorboard"), flush_secs=5)
 
@@ -71,12 +69,15 @@ class _Client:
 
 
 def open_tracker(kind: str, folder: Path, name: str, config: Mapping[str, Any]) -> Tracker:
-    """The tracker of this kind for a run. Raises MissingExtra where it is not installed."""
-    if kind not in TRACKERS:
-        raise unknown_name("tracker", kind, TRACKERS)
-    if kind == "tensorboard":
-        return TensorBoard(folder, name, config)
-    return _Client(_imported(kind), name, config)
+    """The tracker of this kind, which `check_trackers` has let pass, for a run. Raises MissingExtra where it cannot be imported."""
+    from importlib import import_module
+
+    if kind == "wandb":
+        os.environ.setdefault("WANDB_SILENT", "true")  # stdout belongs to the result
+    try:
+        return TensorBoard(folder, name, config) if kind == "tensorboard" else _Client(import_module(kind), name, config)
+    except ImportError:
+        raise MissingExtra(f"--log {kind}", kind) from None
 
 
 def check_trackers(kinds: Sequence[str]) -> None:
@@ -88,17 +89,6 @@ def check_trackers(kinds: Sequence[str]) -> None:
             raise unknown_name("tracker", kind, TRACKERS)
         if find_spec(kind) is None:
             raise MissingExtra(f"--log {kind}", kind)
-
-
-def _imported(kind: str) -> Any:
-    from importlib import import_module
-
-    if kind == "wandb":
-        os.environ.setdefault("WANDB_SILENT", "true")  # stdout belongs to the result
-    try:
-        return import_module(kind)
-    except ImportError:
-        raise MissingExtra(f"--log {kind}", kind) from None
 
 
 class Trackers:
