@@ -17,7 +17,8 @@ import torch
 from minigpt_cli.accel import native_build
 from minigpt_cli.config import BigramConfig, ClassicConfig, ModernConfig, MoEConfig
 from minigpt_cli.errors import MiniGPTError
-from minigpt_cli.generation.decoders.c import NativeDecoder, available, library, quantised
+from minigpt_cli.generation.decoders.c import NativeDecoder, available, library
+from minigpt_cli.generation.decoders.c_model import quantised
 from minigpt_cli.generation.decoders.contract import Decoder
 from minigpt_cli.generation.decoders.plan import KNOWN, build_plan, expected_shapes
 from minigpt_cli.generation.decoders.torch import TorchDecoder

@@ -1,8 +1,6 @@
-"""The native decoder: csrc/decoder.c given a plan's weights. Matrices in float32, or in 16-bit integers at half the traffic.
+"""The native decoder: csrc/decoder.c, driven with a plan's weights (packed by c_model.py).
 
-16-bit: each output's row is scaled to whole numbers up to 32,767, an error of about 3e-5 of a typical weight, a tenth of
-float16's; products and sums stay float32.
-Shapes: R rows, N outputs and I inputs of a matrix, V vocabulary.
+Shapes: R rows, V vocabulary.
 """
 
 from __future__ import annotations
@@ -11,7 +9,7 @@ import ctypes
 import os
 import time
 from collections.abc import Sequence
-from ctypes import POINTER, Structure, c_double, c_float, c_int32, c_int64, c_void_p
+from ctypes import POINTER, Structure, c_double, c_int32, c_int64, c_void_p
 from dataclasses import astuple, fields
 from pathlib import Path
 from typing import Any
@@ -21,19 +19,15 @@ import numpy.typing as npt
 
 from minigpt_cli.accel import native_build
 from minigpt_cli.errors import MiniGPTError
+from minigpt_cli.generation.decoders.c_model import MAX_ROWS, Model, PackedPlan
 from minigpt_cli.generation.decoders.contract import Logits
-from minigpt_cli.generation.decoders.plan import Array, Layer, Plan
+from minigpt_cli.generation.decoders.plan import Plan
 from minigpt_cli.generation.sampling import NotFinite, Sampling
 
 SOURCE = Path(__file__).with_name("csrc") / "decoder.c"
 _FLAGS = ("-pthread",)
-MAX_ROWS = 64  # rows in one call
 MAX_TOP_K = 64  # as in csrc
-_TILE_INPUTS = 64  # as in csrc
 MANY = 4  # rows from which a step counts as one of several
-_ACTIVATIONS = {"gelu": 0, "gelu_tanh": 1, "relu": 2, "swiglu": 3}
-_LEVELS = 32639  # the largest whole number whose halves, 256 h + l, are both bytes: some processors multiply those
-_FLOATS = POINTER(c_float)
 _NOT_FINITE = 7  # the last Status of csrc/model.h
 _PROBLEMS = (  # one for each Status but OK
     "no memory for the decoder: use fewer samples or close other programs",
@@ -45,33 +39,8 @@ _PROBLEMS = (  # one for each Status but OK
 )
 
 
-class _Matrix(Structure):
-    _fields_ = (
-        ("data", c_void_p), ("scale", _FLOATS), ("bias", _FLOATS),
-        ("outputs", c_int32), ("inputs", c_int32), ("bits", c_int32), ("padded", c_int32),
-    )  # fmt: skip
-
-
-class _Layer(Structure):
-    _fields_ = (
-        ("qkv", _Matrix), ("out", _Matrix), ("qk_gain", _FLOATS), ("router", _Matrix), ("router_bias", _FLOATS),
-        ("up", POINTER(_Matrix)), ("down", POINTER(_Matrix)),
-    )  # fmt: skip
-
-
 class _Sampling(Structure):
     _fields_ = tuple((field.name, c_int64 if type(field.default) is int else c_double) for field in fields(Sampling))
-
-
-class _Model(Structure):
-    _fields_ = (
-        *((name, c_int32) for name in (
-            "V", "C", "H", "K", "D", "F", "E", "L", "W", "slots", "top_k", "norm_top_k", "activation", "qk_norm", "learned", "max_rows",
-        )),
-        ("eps", c_float), ("rope_theta", c_double), ("embedding", _FLOATS), ("positions", _FLOATS),
-        ("layers", POINTER(_Layer)), ("head", _Matrix), ("cache_bits", c_int32),
-        *((name, c_void_p) for name in ("keys", "values", "key_scales", "value_scales")),
-    )  # fmt: skip
 
 
 def library() -> ctypes.CDLL | None:
@@ -112,13 +81,11 @@ class NativeDecoder:
         self.name = f"native {'float32' if bits == 32 else f'int{bits}'}"
         self.vocab_size, self.window, self.slots = plan.vocab_size, plan.block_size, slots
         self.endless = plan.rope_theta > 0
-        self._tiles = bool(self._lib.mg_tiles()) and tiles
-        self._kept: list[Any] = []  # arrays that the C side points into
-        self._arena = _Arena(self._lib)  # and the matrices
+        self._packed = PackedPlan(self._lib, plan, bits, bool(self._lib.mg_tiles()) and tiles)
         # A step of several rows has more to share out than one of a single row.
         self._threads = (_Threads(threads, plan.matrix_bytes), _Threads(threads, plan.matrix_bytes * MANY))
         pool = c_void_p()
-        _check(self._lib.mg_new(ctypes.byref(self._model()), self._threads[0].most, ctypes.byref(pool)))
+        _check(self._lib.mg_new(ctypes.byref(self._packed.model(self.slots)), self._threads[0].most, ctypes.byref(pool)))
         self._pool = pool.value
         self._ids, self._slots, self._positions = (np.zeros(MAX_ROWS, np.int32) for _ in range(3))
         self._logits = np.empty((MAX_ROWS, plan.vocab_size), np.float32)
@@ -192,87 +159,6 @@ class NativeDecoder:
         if status := self._lib.mg_step(self._pool, *self._pointers, rows, first_logits, self._out, threads):
             _check(status)
 
-    # ---- the plan in C's form
-
-    def _model(self) -> _Model:
-        p = self.plan
-        layers = (_Layer * len(p.layers))(*(self._layer(layer) for layer in p.layers))
-        self._kept.append(layers)
-        sizes = (p.vocab_size, p.n_embd, p.n_head, p.n_kv_head, p.head_size, p.hidden, p.n_experts, len(p.layers), p.block_size, self.slots)
-        flags = (p.moe_top_k, p.moe_norm_topk, _ACTIVATIONS[p.activation], p.qk_norm, p.rope_theta == 0, MAX_ROWS)
-        tables = self._floats(p.embedding), self._floats(p.positions)
-        return _Model(*sizes, *flags, p.norm_eps, p.rope_theta or 1.0, *tables, layers, self._matrix(p.head, p.head_bias))
-
-    def _layer(self, layer: Layer) -> _Layer:
-        gated = self.plan.activation == "swiglu"
-        biases = [None] * len(layer.up) if layer.up_bias is None else list(layer.up_bias)
-        up = (_Matrix * len(layer.up))(
-            *(self._matrix(_gate_beside_up(m) if gated else m, b) for m, b in zip(layer.up, biases, strict=True))
-        )
-        down = (_Matrix * len(layer.down))(*(self._matrix(m, layer.down_bias) for m in layer.down))
-        self._kept += [up, down]
-        router = _Matrix() if layer.router is None else self._matrix(layer.router, None, bits=32)
-        return _Layer(
-            self._matrix(layer.qkv, layer.qkv_bias), self._matrix(layer.out, layer.out_bias), self._floats(layer.qk_gain),
-            router, self._floats(layer.router_bias), up, down,
-        )  # fmt: skip
-
-    def _matrix(self, matrix: Array, bias: Array | None, bits: int | None = None) -> _Matrix:
-        bits = bits or self.bits
-        panel, (outputs, inputs) = self._lib.mg_panel(), matrix.shape
-        padded = -(-outputs // panel) * panel
-        data, scale = quantised(matrix, bits)
-        tiles = bits == 16 and self._tiles
-        if padded > outputs:
-            data = np.pad(data, ((0, padded - outputs), (0, 0)))
-        if tiles:
-            data = np.pad(data, ((0, 0), (0, -inputs % _TILE_INPUTS)))
-            packed = self._arena.array((padded // 16, data.shape[1] // _TILE_INPUTS, 2, 16, 16, 4), np.int8)
-            blocks = data.reshape(padded // 16, 16, -1, 16, 4).transpose(0, 2, 3, 1, 4)  # (N / 16, I / 64, 16, 16 outputs, 4)
-            high = (blocks + np.int16(128)) >> 8
-            packed[:, :, 0], packed[:, :, 1] = high, blocks - (high << 8)
-        else:
-            packed = self._arena.array((padded // panel, inputs, panel), data.dtype)
-            packed[:] = data.reshape(-1, panel, inputs).transpose(0, 2, 1)
-        vectors = [None if v is None else self._floats(np.pad(v, (0, padded - outputs))) for v in (scale, bias)]
-        return _Matrix(packed.ctypes.data, *vectors, outputs, inputs, 8 if tiles else bits, padded)
-
-    def _floats(self, array: Array | None) -> Any:
-        if array is None:
-            return None
-        array = np.ascontiguousarray(array, np.float32)
-        self._kept.append(array)
-        return array.ctypes.data_as(_FLOATS)
-
-
-class _Arena:
-    """Memory for matrices in few large pieces, which sit in large pages."""
-
-    PIECE = 1 << 23  # bytes
-
-    def __init__(self, lib: ctypes.CDLL) -> None:
-        self._lib = lib
-        self._pieces: list[int] = []
-        self._address = self._end = 0
-
-    def array(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-        """An array of zeros that lives as long as the arena."""
-        n_bytes = -(-int(np.prod(shape)) * np.dtype(dtype).itemsize // 64) * 64
-        if self._address + n_bytes > self._end:
-            size = max(self.PIECE, n_bytes)
-            self._address = self._lib.mg_memory(size) or 0
-            if not self._address:
-                raise MiniGPTError("no memory for the weights: close other programs")
-            self._pieces.append(self._address)
-            self._end = self._address + size
-        buffer = (ctypes.c_char * n_bytes).from_address(self._address)
-        self._address += n_bytes
-        return np.frombuffer(memoryview(buffer), dtype, int(np.prod(shape))).reshape(shape)
-
-    def __del__(self) -> None:
-        for piece in getattr(self, "_pieces", ()):
-            self._lib.mg_release(piece)
-
 
 class _Threads:
     """How many threads a step gets. Several are faster on a quiet machine and many times slower on a busy one, where each waits for one
@@ -318,28 +204,8 @@ def _check(status: int) -> None:
         raise MiniGPTError(_PROBLEMS[status - 1])
 
 
-def quantised(matrix: Array, bits: int) -> tuple[npt.NDArray[Any], Array | None]:
-    """Whole numbers and the scale of each row, (N, I) and (N,); at 32 bits the matrix itself and None."""
-    if bits == 32:
-        return matrix, None
-    scale = (np.abs(matrix).max(axis=1) / _LEVELS).astype(np.float32)
-    scale[scale < np.finfo(np.float32).tiny] = 1  # of a row of zeros, or so near to it that a scale could not be told exactly
-    return np.rint(matrix / scale[:, None]).astype(np.int16), scale
-
-
-def _gate_beside_up(matrix: Array) -> Array:
-    """(2F, C), gate first, as panels that alternate between gate and up; F padded to whole panels."""
-    lib = library()
-    assert lib is not None
-    panel, F = int(lib.mg_panel()), len(matrix) // 2
-    padded = -(-F // panel) * panel
-    both = np.zeros((2, padded, matrix.shape[1]), np.float32)
-    both[0, :F], both[1, :F] = matrix[:F], matrix[F:]
-    return np.ascontiguousarray(both.reshape(2, -1, panel, matrix.shape[1]).swapaxes(0, 1).reshape(2 * padded, -1))
-
-
 def _declared(lib: ctypes.CDLL) -> ctypes.CDLL:
-    lib.mg_new.argtypes = (POINTER(_Model), c_int32, POINTER(c_void_p))
+    lib.mg_new.argtypes = (POINTER(Model), c_int32, POINTER(c_void_p))
     lib.mg_memory.restype, lib.mg_memory.argtypes = c_void_p, (c_int64,)
     lib.mg_release.restype, lib.mg_release.argtypes = None, (c_void_p,)
     lib.mg_free.restype, lib.mg_free.argtypes = None, (c_void_p,)

@@ -18,6 +18,7 @@ from minigpt_cli.config import ClassicConfig, ModernConfig, MoEConfig
 from minigpt_cli.errors import MiniGPTError
 from minigpt_cli.generation import sampling
 from minigpt_cli.generation.decoders import c as native
+from minigpt_cli.generation.decoders import c_model
 from minigpt_cli.generation.decoders.plan import Layer, Plan, build_plan, expected_shapes
 from minigpt_cli.generation.sampling import NotFinite, Sampling
 
@@ -145,7 +146,7 @@ def drive(config: Any, vocab_size: int, slots: int, threads: int, bits: int, rnd
     texts = [list(ids) for _ in range(slots)]
     for slot in range(1, slots):
         ours.copy(0, slot, length)
-    rows = list(range(min(slots, native.MAX_ROWS)))
+    rows = list(range(min(slots, c_model.MAX_ROWS)))
     more = config.block_size - length if not ours.endless else min(3 * config.block_size, 20)
     for position in range(length, length + min(more, 20)):
         for tuning in ours._threads:
@@ -200,7 +201,7 @@ def drive_overflow(rng: np.random.Generator) -> None:
 def main(library: str, cases: int, seed: int) -> None:
     found = ctypes.CDLL(library)
     native_build.load = lambda source, flags=(): found
-    native._Arena = Exact  # type: ignore[assignment, misc]
+    c_model._Arena = Exact  # type: ignore[assignment, misc]
     rnd, rng = random.Random(seed), np.random.default_rng(seed)
     done, worst = 0, {16: 0.0, 32: 0.0}
     while done < cases:
