@@ -353,9 +353,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     chance, coverage, findings, examples = random.Random(options.seed), Coverage(), Counter[str](), {}
-    shared_memory = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(dir=shared_memory if shared_memory.is_dir() else None) as place:
-        folder = Path(place)
+    with tiny.folder() as folder:
         make_runs(folder)
         shutil.copytree(folder / "runs", folder / "runs-as-made")
         for command in COMMANDS:  # imports done, and every command is right on a whole run

@@ -12,14 +12,18 @@ import json
 import os
 import random
 import re
+import shlex
 import shutil
-import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from harness import tiny
+from harness.processes import Processes
+from harness.results import complaint
 
 from minigpt_cli.config import RunConfig
 from minigpt_cli.runstore.records import Best, Corpus, RunRecord, SplitRecord, _checksum, now
@@ -98,25 +102,14 @@ def make(runs_dir: Path, runs: int) -> None:
 
 def main() -> int:
     runs, failed = int(sys.argv[1]) if len(sys.argv) > 1 else 2000, 0
-    with tempfile.TemporaryDirectory() as folder:
-        make(Path(folder), runs)
+    with tiny.folder() as folder:
+        make(folder, runs)
+        processes = Processes({"MINIGPT_RUNS_DIR": str(folder)})
         for command in COMMANDS:
-            start = time.perf_counter()
-            words = [word.strip("'") for word in re.findall(r"'[^']*'|\S+", command)]
-            done = subprocess.run(
-                [sys.executable, "-m", "minigpt_cli", *words, "--runs-dir", folder],
-                capture_output=True,
-                text=True,
-                timeout=300,
-                check=False,
-            )
-            said = done.stdout + done.stderr
-            wrong = done.returncode or "Traceback" in said or re.search("\x1b\\]|\x07|\u202e", said) is not None
+            done = processes.run(shlex.split(command))
+            wrong = done.code or complaint(done.code, done.err) or re.search("\x1b\\]|\x07|\u202e", done.out + done.err)
             failed += bool(wrong)
-            print(
-                f"{time.perf_counter() - start:6.2f} s  rc {done.returncode}  {len(done.stdout.splitlines()):5} lines  {command}",
-                flush=True,
-            )
+            print(f"{done.elapsed_s:6.2f} s  rc {done.code}  {len(done.out.splitlines()):5} lines  {command}", flush=True)
     return 1 if failed else 0
 
 

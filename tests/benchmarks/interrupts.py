@@ -14,7 +14,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
 from pathlib import Path
@@ -89,8 +88,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=[""], help="beginnings of the commands to interrupt; default: all")
     options = parser.parse_args()
     chosen = [command for command in COMMANDS if command.startswith(tuple(options.only))]
-    with tempfile.TemporaryDirectory() as folder:
-        interrupter, begin = Interrupter(Path(folder), options.seed), time.monotonic()
+    with tiny.folder() as folder:
+        interrupter, begin = Interrupter(folder, options.seed), time.monotonic()
         for _ in range(options.moments):
             interrupter.one(interrupter.chance.choice(chosen))
     figures = {"outcomes": dict(sorted(interrupter.outcomes.items())), "elapsed_s": round(time.monotonic() - begin, 1)}

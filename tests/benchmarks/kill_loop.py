@@ -15,13 +15,13 @@ import json
 import random
 import signal
 import sys
-import tempfile
 import time
 from collections import Counter
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from harness import tiny
 from harness.kills import SHARES, Loop
 from harness.recipes import ARCHITECTURES
 
@@ -34,12 +34,12 @@ def main() -> None:
     parser.add_argument("--kind", choices=SHARES, nargs="+", default=list(SHARES), help="kinds of recipes; default: all")
     parser.add_argument("--first", type=int, default=0, help="the number of the first recipe: to repeat one")
     parser.add_argument("--keep", type=Path, help="a folder for the runs that differ")
+    parser.add_argument("--hangs-s", type=float, default=300.0, help="seconds after which a command hangs; more on a machine that is busy")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # either way the figures so far are printed
-    in_memory = Path("/dev/shm")  # a killed process loses nothing that it wrote, so the disk need not be waited for
-    with tempfile.TemporaryDirectory(dir=in_memory if in_memory.is_dir() else None) as folder:
-        loop, begin, said = Loop(Path(folder), options.rounds, options.kind, options.keep), time.monotonic(), 0.0
-        number = options.first
+    with tiny.folder() as folder:
+        loop, begin, said = Loop(folder, options.rounds, options.kind, options.keep), time.monotonic(), 0.0
+        loop.hangs_s, number = options.hangs_s, options.first
         try:
             loop.prepare()
             while loop.kills < options.rounds:

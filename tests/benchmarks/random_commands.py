@@ -14,11 +14,11 @@ import argparse
 import json
 import signal
 import sys
-import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from harness import tiny
 from harness.crowd import Crowd
 
 
@@ -30,9 +30,8 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, help="a folder for the store as it is at the end")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # either way the figures so far are printed
-    in_memory = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(dir=in_memory if in_memory.is_dir() else None) as folder:
-        crowd = Crowd(Path(folder), options.seed)
+    with tiny.folder() as folder:
+        crowd = Crowd(folder, options.seed)
         crowd.work(options.minutes * 60, options.processes)
         crowd.check()
         if options.keep:

@@ -10,9 +10,7 @@ two busy processes: all must choose the same.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -24,13 +22,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors.numpy import load_file
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from harness import ENVIRONMENT
+from harness.results import everything
+
+from minigpt_cli.runstore.store import Run
 
 MINIGPT = [sys.executable, "-m", "minigpt_cli"]
 SIZE = ["--n-layer", "2", "--n-embd", "32", "--n-head", "2", "--block-size", "32", "--batch-size", "8", "--precision", "bf16"]
 SAVES = ["--eval-every", "20", "--save-every", "7"]
 PLAIN, DROPOUT = ["--attention", "plain"], ["--dropout", "0.1"]
-TIMES = ("tokens_per_s", "elapsed_s", "run")
 
 
 @dataclass(frozen=True)
@@ -73,28 +75,12 @@ CASES = {
 }
 
 
-def everything(run: Path) -> dict[str, Any]:
-    """All that a run ends with, but for times."""
-    found: dict[str, Any] = {}
-    for name in ("best", "last", "resume"):
-        tensors = load_bytes(run / f"{name}.safetensors")
-        found |= {f"{name} {key}": value for key, value in tensors.items()}
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    found["metrics"] = [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
-    record = json.loads((run / "run.json").read_text())
-    return found | {name: record[name] for name in ("status", "stop_reason", "stop_step", "best", "final_val_loss")}
-
-
-def load_bytes(path: Path) -> dict[str, str]:
-    return {name: hashlib.sha256(tensor.tobytes()).hexdigest() for name, tensor in load_file(path).items()}
-
-
 class Bench:
     """Runs of one folder."""
 
     def __init__(self, text: Path, out: Path) -> None:
         self.text, self.out = text, out
-        self.environment = {**os.environ, "MINIGPT_RUNS_DIR": str(out / "runs"), "MINIGPT_DATA_DIR": str(out / "data")}
+        self.environment = {**ENVIRONMENT, "MINIGPT_RUNS_DIR": str(out / "runs"), "MINIGPT_DATA_DIR": str(out / "data")}
 
     def command(self, *arguments: str) -> list[str]:
         return [*MINIGPT, "train", *arguments]
@@ -110,7 +96,7 @@ class Bench:
 
     def whole(self, case: Case) -> dict[str, Any]:
         subprocess.run(self.begin("whole", case), env=self.environment, check=True, capture_output=True)
-        return everything(self.run("whole"))
+        return everything(Run(self.run("whole")))
 
     def interrupted(self, case: Case) -> int:
         """Train up to about a third and end by SIGTERM; the step that was saved."""
@@ -129,7 +115,7 @@ class Bench:
         )
         if resumed.returncode:
             return {"step": step, "failed": resumed.stderr.strip().splitlines()[-1:], "kept": False}
-        found = everything(self.run("parts"))
+        found = everything(Run(self.run("parts")))
         different = sorted(name for name in expected if found.get(name) != expected[name])
         (session,) = json.loads((self.run("parts") / "run.json").read_text())["resume_exact_history"]
         said = sum("not exact to the bit" in line for line in resumed.stderr.splitlines())

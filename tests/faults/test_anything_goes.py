@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 import random
 import shutil
@@ -11,9 +10,9 @@ import signal
 import string
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+from benchmarks import fuzz_run_directory as fuzz
 from harness.results import complaint
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -24,19 +23,7 @@ _LIMITS = settings(
 
 
 @pytest.fixture(scope="module")
-def fuzz() -> ModuleType:
-    """The longer fuzz script, whose parts these tests use."""
-    path = Path(__file__).parents[1] / "benchmarks" / "fuzz_run_directory.py"
-    spec = importlib.util.spec_from_file_location("fuzz_run_directory", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def folder(fuzz: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Two trained runs, and the environment that names them."""
     before, place = dict(os.environ), tmp_path_factory.mktemp("fuzz")
     for name in [name for name in os.environ if name.startswith("MINIGPT_")]:
@@ -78,7 +65,7 @@ EVERY_COMMAND = [
     command=st.sampled_from(EVERY_COMMAND),
 )
 def test_any_bytes_of_a_run_may_change(
-    name: str, flips: list[tuple[float, int]], cut: float | None, vouched: bool, command: str, fuzz: ModuleType, folder: Path
+    name: str, flips: list[tuple[float, int]], cut: float | None, vouched: bool, command: str, folder: Path
 ) -> None:
     fuzz.restore(folder)
     run = folder / "runs" / "victim"
@@ -92,7 +79,7 @@ def test_any_bytes_of_a_run_may_change(
 
 @_LIMITS
 @given(seed=st.integers(0, 1 << 32), command=st.sampled_from(EVERY_COMMAND))
-def test_hostile_values_behind_right_checksums(seed: int, command: str, fuzz: ModuleType, folder: Path) -> None:
+def test_hostile_values_behind_right_checksums(seed: int, command: str, folder: Path) -> None:
     fuzz.restore(folder)
     run = folder / "runs" / "victim"
     fuzz.write(run, fuzz.mutated(run, random.Random(seed)))
@@ -101,13 +88,13 @@ def test_hostile_values_behind_right_checksums(seed: int, command: str, fuzz: Mo
 
 @pytest.mark.parametrize("command", EVERY_COMMAND)
 @pytest.mark.parametrize("seed", range(4))
-def test_links_pipes_folders_and_giants_in_place_of_files(seed: int, command: str, fuzz: ModuleType, folder: Path) -> None:
+def test_links_pipes_folders_and_giants_in_place_of_files(seed: int, command: str, folder: Path) -> None:
     fuzz.restore(folder)
     fuzz.trick(folder / "runs" / "victim", random.Random(seed + len(command)))
     assert fuzz.judge(folder, command) is None
 
 
-def outcome(fuzz: ModuleType, arguments: list[str]) -> int:
+def outcome(arguments: list[str]) -> int:
     """The exit code of a command line, after checking how it ended."""
     code, said = fuzz.call(arguments)
     assert complaint(code, said) is None
@@ -127,16 +114,16 @@ TEXTS = st.one_of(
 
 @_LIMITS
 @given(text=TEXTS, tokenizer=st.sampled_from(["char", "byte", "bpe"]))
-def test_any_text_can_be_given(text: bytes, tokenizer: str, fuzz: ModuleType, folder: Path) -> None:
+def test_any_text_can_be_given(text: bytes, tokenizer: str, folder: Path) -> None:
     fuzz.restore(folder)
     (folder / "any.txt").write_bytes(text)
     names = sorted(p.name for p in (folder / "runs").iterdir())
     settings_ = [*fuzz.TINY, "--tokenizer", tokenizer, "--vocab-size", "257", "--max-steps", "1", "--name", "any"]
-    code = outcome(fuzz, ["train", str(folder / "any.txt"), *settings_])
+    code = outcome(["train", str(folder / "any.txt"), *settings_])
     assert sorted(p.name for p in (folder / "runs").iterdir()) == (sorted([*names, "any"]) if code == 0 else names)
     if code == 0:
-        assert outcome(fuzz, ["eval", "any"]) == 0
-        assert outcome(fuzz, ["runs", "verify", "any"]) == 0
+        assert outcome(["eval", "any"]) == 0
+        assert outcome(["runs", "verify", "any"]) == 0
 
 
 @_LIMITS
@@ -144,9 +131,9 @@ def test_any_text_can_be_given(text: bytes, tokenizer: str, fuzz: ModuleType, fo
     prompt=st.text(max_size=40),
     options=st.lists(st.sampled_from(["--greedy", "--json", "--probs", "--num-samples=2", "--stop=a", "--stop="])),
 )
-def test_any_prompt_can_be_given(prompt: str, options: list[str], fuzz: ModuleType, folder: Path) -> None:
+def test_any_prompt_can_be_given(prompt: str, options: list[str], folder: Path) -> None:
     fuzz.restore(folder)
-    outcome(fuzz, ["generate", "good", "--max-new-tokens", "3", *options, f"--prompt={prompt}"])
+    outcome(["generate", "good", "--max-new-tokens", "3", *options, f"--prompt={prompt}"])
 
 
 NUMBERS = st.one_of(
@@ -199,15 +186,15 @@ SETTINGS = [
     arch=st.sampled_from(["bigram", "classic", "modern", "moe"]),
     chosen=st.dictionaries(st.sampled_from(SETTINGS), NUMBERS | st.text(string.printable, max_size=5), min_size=1, max_size=3),
 )
-def test_any_setting_can_be_given(arch: str, chosen: dict[str, object], fuzz: ModuleType, folder: Path) -> None:
+def test_any_setting_can_be_given(arch: str, chosen: dict[str, object], folder: Path) -> None:
     fuzz.restore(folder)
     names = sorted(p.name for p in (folder / "runs").iterdir())
     small = {k: v for k, v in zip(fuzz.TINY[::2], fuzz.TINY[1::2], strict=True) if k not in ("--arch", *(f"--{name}" for name in chosen))}
     if arch == "bigram":
         small = {k: v for k, v in small.items() if k not in ("--n-layer", "--n-head", "--n-embd")}
     flags = [f"{k}={v}" for k, v in small.items()] + [f"--{name}={value}" for name, value in chosen.items()]
-    code = outcome(fuzz, ["train", str(folder / "text.txt"), "--arch", arch, "--print-config", *flags])
+    code = outcome(["train", str(folder / "text.txt"), "--arch", arch, "--print-config", *flags])
     assert sorted(p.name for p in (folder / "runs").iterdir()) == names
     if code == 0:  # it may be large: planning must say so, not the machine
         with contextlib.suppress(FileNotFoundError):
-            outcome(fuzz, ["train", str(folder / "text.txt"), "--arch", arch, "--name", "any", "--time-limit", "2", *flags])
+            outcome(["train", str(folder / "text.txt"), "--arch", arch, "--name", "any", "--time-limit", "2", *flags])

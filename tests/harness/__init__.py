@@ -6,5 +6,8 @@ more are told so here, before anything imports them.
 
 import os
 
+ENVIRONMENT = dict(os.environ)
+"""As it was, for processes that are no forks of this one."""
+
 os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", TORCHINDUCTOR_COMPILE_THREADS="1")
 os.environ.update(OMP_WAIT_POLICY="PASSIVE")  # where a command asks for two threads: ten that spin would wait for each other

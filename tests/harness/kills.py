@@ -23,7 +23,6 @@ from .writers import SCENES, Scene, broken, is_saved
 SHARES = {"train": 0.80, "compiled": 0.02, "sweep": 0.05, "search": 0.03, "command": 0.10}
 """How often a recipe is of each kind."""
 DRAW = {"train": recipe, "compiled": partial(recipe, compiled=True), "sweep": sweep, "search": search}
-HANGS_S = 300.0
 REPEATS = 3
 RUN = "run"
 
@@ -44,6 +43,7 @@ class Loop:
         self.kills = self.kills_in_a_call = self.kills_before_a_save = self.fallbacks = self.ends = self.recipes = 0
         self.features, self.refused = Counter[str](), Counter[str]()
         self.findings: list[dict[str, Any]] = []
+        self.hangs_s = 300.0
         self._process: Process | None = None
 
     def prepare(self) -> None:
@@ -279,7 +279,7 @@ class Loop:
 
     def _run(self, arguments: list[str], **how: Any) -> Ended:
         self._process = process = self.processes.start(arguments, **how)
-        if not process.wait(HANGS_S):
+        if not process.wait(self.hangs_s):
             process.kill()
             raise Wrong(f"hangs: {' '.join(arguments)}")
         self._process = None

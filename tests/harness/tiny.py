@@ -1,9 +1,13 @@
-"""The text of 2,000 characters, the conversations, the sizes and the runs on which a command takes a fraction of a second."""
+"""The folder, the text of 2,000 characters, the conversations, the sizes and the runs on which a command takes a fraction of a second."""
 
 from __future__ import annotations
 
 import json
 import random
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from minigpt_cli.config import RunConfig
@@ -11,6 +15,15 @@ from minigpt_cli.runstore.store import Run, RunRecord, RunStore, now
 
 DETERMINED = ["--device", "cpu", "--precision", "fp32", "--attention", "plain", "--compile", "off", "--threads", "1"]
 """Nothing is measured or chosen."""
+
+
+@contextmanager
+def folder() -> Iterator[Path]:
+    """A folder for the length of a `with`, in memory where there is one: a killed process loses nothing that it wrote, so the disk need
+    not be waited for."""
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as name:
+        yield Path(name)
 
 
 def text(n_chars: int = 2000) -> str:
