@@ -12,9 +12,11 @@ from minigpt_cli.config import RunConfig
 from minigpt_cli.data.batches import Batches
 from minigpt_cli.data.chat import answers
 from minigpt_cli.data.dataset import Dataset
+from minigpt_cli.errors import UsageError
 from minigpt_cli.training.distributed import World
 
 IGNORED = -100  # a target that the cross-entropy leaves out
+_FAR = 1000
 
 
 class DeviceBatches:
@@ -49,13 +51,16 @@ class DeviceBatches:
         return batch
 
     def _draw(self, step: int, micro: int) -> tuple[Tensor, Tensor]:
-        """x, y; of conversations, y is IGNORED wherever the token is no answer (but nowhere in a batch that has no answer at all)."""
-        x, y = self._batches(step, micro)
-        if self._learned is not None:
-            _, learned = self._learned(step, micro)
+        """x, y; of conversations, y is IGNORED wherever the token is no answer. A batch without an answer has nothing to learn: the first
+        of the following steps that has one takes its place."""
+        if self._learned is None:
+            return self._batches(step, micro)
+        for later in range(step, step + _FAR):
+            _, learned = self._learned(later, micro)
             if learned.any():
-                y = y.masked_fill(learned == 0, IGNORED)
-        return x, y
+                x, y = self._batches(later, micro)
+                return x, y.masked_fill(learned == 0, IGNORED)
+        raise UsageError(f"no answer lies in the next {_FAR} batches: use a larger --batch-size, or conversations with longer answers")
 
     def _copy(self, step: int, micro: int) -> tuple[Tensor, Tensor]:
         x, y = self._draw(step, micro)
