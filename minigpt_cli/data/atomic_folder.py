@@ -12,13 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from minigpt_cli.runstore.locks import alone_in
 from minigpt_cli.storage.atomic_io import explained, sweep_abandoned, sync_folder
 from minigpt_cli.storage.downloads import Report
-
-try:
-    import fcntl
-except ImportError:  # pragma: no cover: Windows
-    fcntl = None  # type: ignore[assignment]
 
 T = TypeVar("T")
 
@@ -64,7 +60,7 @@ def put_in_place(folder: Path, target: Path, is_good: Callable[[Path], bool]) ->
 
     Processes that do so in one parent folder wait for each other, so that none removes what another has just finished.
     """
-    with explained("write"), _alone_in(target.parent):
+    with explained("write"), alone_in(target.parent):
         if target.exists():
             if is_good(target):
                 return
@@ -73,21 +69,6 @@ def put_in_place(folder: Path, target: Path, is_good: Callable[[Path], bool]) ->
             shutil.rmtree(aside, ignore_errors=True)
         os.rename(folder, target)
         sync_folder(target.parent)
-
-
-@contextmanager
-def _alone_in(parent: Path) -> Iterator[None]:
-    """Hold the kernel's lock of a folder; it frees itself when the process dies, and leaves no file."""
-    if fcntl is None:  # pragma: no cover: Windows
-        yield
-        return
-    fd = os.open(parent, os.O_RDONLY)
-    try:
-        with suppress(OSError):  # some network file systems have no locks
-            fcntl.flock(fd, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(fd)
 
 
 def watched(work: Callable[[Report], T], phase: str) -> Generator[Preparing, None, T]:

@@ -138,13 +138,17 @@ class Run:
     def annotate(self, change: Callable[[Annotations], Annotations]) -> Annotations:
         """Replace tags and note by what `change` makes of them; nobody else's change comes between. Raises UsageError for what cannot be
         kept, RunLocked."""
+        self._annotated(change)  # refused before a lock leaves a file
         with self.annotating():
-            try:
-                annotations = change(self.annotations)
-            except ValidationError as error:
-                raise UsageError(f"run {self.name!r} cannot be marked so: {atomic_io.first_line_of(error.errors())}") from error  # type: ignore[arg-type]
+            annotations = self._annotated(change)
             write_atomic(self.file(ANNOTATIONS), annotations.model_dump_json(indent=2) + "\n")
         return annotations
+
+    def _annotated(self, change: Callable[[Annotations], Annotations]) -> Annotations:
+        try:
+            return change(self.annotations)
+        except ValidationError as error:
+            raise UsageError(f"run {self.name!r} cannot be marked so: {atomic_io.first_line_of(error.errors())}") from error  # type: ignore[arg-type]
 
     @contextmanager
     def writing(self) -> Iterator[None]:

@@ -7,11 +7,17 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from minigpt_cli.errors import MiniGPTError
 from minigpt_cli.storage import atomic_io
+
+try:
+    import fcntl
+except ImportError:  # pragma: no cover: Windows
+    fcntl = None  # type: ignore[assignment]
 
 PATIENCE_S = 0.5  # a reader's probe holds the lock for microseconds; a writer waits that out
 _held: set[str] = set()  # paths that this process has locked
@@ -36,10 +42,23 @@ def is_ours(path: Path) -> bool:
     return os.path.abspath(path) in _held
 
 
-def _acquire(path: Path, patience_s: float) -> Callable[[], None] | None:
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder for a moment, so that nobody takes a name in it between a look and a rename; it leaves no file."""
+    if fcntl is None:  # pragma: no cover: Windows
+        yield
+        return
+    fd = os.open(folder, os.O_RDONLY)
     try:
-        import fcntl
-    except ImportError:  # pragma: no cover
+        with suppress(OSError):  # some network file systems have no locks
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _acquire(path: Path, patience_s: float) -> Callable[[], None] | None:
+    if fcntl is None:  # pragma: no cover: Windows
         return _acquire_without_flock(path, patience_s)
     deadline = time.monotonic() + patience_s
     with atomic_io.explained("lock"):
@@ -65,9 +84,7 @@ def _acquire(path: Path, patience_s: float) -> Callable[[], None] | None:
 
 def is_locked(path: Path) -> bool:
     """Whether a living process holds the lock."""
-    try:
-        import fcntl
-    except ImportError:  # pragma: no cover
+    if fcntl is None:  # pragma: no cover: Windows
         release = _acquire_without_flock(path)
         if release is not None:
             release()

@@ -201,25 +201,23 @@ class RunStore:
             check_name(name)
         with atomic_io.explained("create"):
             self.dir.mkdir(parents=True, exist_ok=True)
-            if name is not None:
-                self._check_look(name)
-            if name is not None:
-                try:
+            with locks.alone_in(self.dir):
+                if name is not None:
+                    self._check_free(name, f"choose another --name, or continue it with --resume {name}")
                     os.mkdir(self.dir / name)
-                except FileExistsError as error:
-                    advice = f"choose another --name, or continue it with --resume {name}"
-                    raise UsageError(f"run {name!r} exists already in {self.dir}: {advice}") from error
-                return Run(self.dir / name)
-            taken = [int(m[1]) for n in self.names() if (m := re.fullmatch(re.escape(arch) + r"-(\d{1,9})", n))]
-            number = max(taken, default=0)
-            while True:
-                number += 1
-                with suppress(FileExistsError):
-                    os.mkdir(self.dir / f"{arch}-{number}")
-                    return Run(self.dir / f"{arch}-{number}")
+                    return Run(self.dir / name)
+                taken = [int(m[1]) for n in self.names() if (m := re.fullmatch(re.escape(arch) + r"-(\d{1,9})", n))]
+                number = max(taken, default=0)
+                while True:
+                    number += 1
+                    with suppress(FileExistsError):  # somebody was quicker on a file system without locks
+                        os.mkdir(self.dir / f"{arch}-{number}")
+                        return Run(self.dir / f"{arch}-{number}")
 
-    def _check_look(self, name: str, old: str | None = None) -> None:
-        """Raise UsageError if a run other than `old` has a name that `name` would be taken for."""
+    def _check_free(self, name: str, advice: str, old: str | None = None) -> None:
+        """Raise UsageError if there is a run of this name, or one other than `old` that it would be taken for."""
+        if os.path.lexists(self.dir / name):
+            raise UsageError(f"run {name!r} exists already in {self.dir}: {advice}")
         for taken in self.names():
             if taken not in (name, old) and look(taken) == look(name):
                 raise UsageError(
@@ -259,20 +257,10 @@ class RunStore:
         check_name(name)
         store = RunStore(run.dir.parent)  # where it is, which a path may say to be elsewhere
         target = store.dir / name
-        store._check_look(name, run.name)
-        taken = UsageError(f"run {name!r} exists already in {store.dir}: choose another name")
-        if os.path.lexists(target):
-            raise taken
-        with self.lock(run), run.annotating(), atomic_io.explained("rename"):
-            try:
-                os.mkdir(target)  # the name is ours now, or somebody else's
-            except FileExistsError:
-                raise taken from None
-            try:
-                os.rename(run.dir, target)
-            except OSError:
-                os.rmdir(target)
-                raise
+        store._check_free(name, "choose another name", run.name)  # before a lock leaves a file
+        with self.lock(run), run.annotating(), atomic_io.explained("rename"), locks.alone_in(store.dir):
+            store._check_free(name, "choose another name", run.name)
+            os.rename(run.dir, target)
             atomic_io.sync_folder(store.dir)
         return Run(target)
 

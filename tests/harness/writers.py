@@ -76,7 +76,7 @@ SCENES = (
     Scene("tag", ("runs", "tag", MODERN, "keep", "baseline"), _marks, (("runs", "note", MODERN, "first"),)),
     Scene("untag", ("runs", "tag", MODERN, "keep", "--remove"), _marks, (("runs", "tag", MODERN, "keep", "other"),)),
     Scene("note", ("runs", "note", MODERN, "a note"), _marks, (("runs", "tag", MODERN, "keep"),)),
-    Scene("rename", ("runs", "rename", CLASSIC, "other"), _in_store, again=False, making="other"),
+    Scene("rename", ("runs", "rename", CLASSIC, "other"), _in_store, again=False),
     Scene("rm", ("runs", "rm", CLASSIC, "--yes"), _in_store, again=False),
     Scene("export", _EXPORT, _in_results, again=False),
     Scene("export gguf", ("runs", "export", MODERN, "--format=gguf", "--out=OUT/gguf"), _in_results, again=False),

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from harness.sabotage import Killed, Saboteur
 
 from minigpt_cli.config import RunConfig
 from minigpt_cli.errors import MiniGPTError, RunDamaged, RunLocked, RunNotFound, UsageError
@@ -828,3 +829,29 @@ def test_what_is_no_file_is_not_written_to(store: RunStore) -> None:
         with pytest.raises(RunDamaged, match="not a regular file"):
             run.append(evaluated(1))
         run.file("metrics.jsonl").unlink() if create is os.mkfifo else run.file("metrics.jsonl").rmdir()
+
+
+def test_a_kill_in_the_middle_of_a_rename_leaves_the_run_under_one_name_and_nothing_under_the_other(store: RunStore) -> None:
+    make(store, "a")
+    for nth in range(1, 20):
+        saboteur = Saboteur()
+        try:
+            with saboteur.strikes(nth, "kill"):
+                store.rename(store.find_name(store.names()[0]), f"b{nth}")
+        except Killed:
+            pass
+        [entry] = store.list()
+        assert isinstance(entry, Run)
+        assert entry.record.status == "finished"
+        if saboteur.count < nth:
+            return
+    pytest.fail("the rename never finished")
+
+
+@pytest.mark.parametrize("change", [lambda _: Annotations(tags=["x" * 61]), lambda _: Annotations(note="x" * (1 << 20))])
+def test_a_refused_mark_leaves_no_file(change: Callable[[Annotations], Annotations], store: RunStore) -> None:
+    run = make(store, "a")
+    before = sorted(run.dir.iterdir())
+    with pytest.raises(UsageError):
+        run.annotate(change)
+    assert sorted(run.dir.iterdir()) == before
