@@ -138,7 +138,7 @@ def _text_of(groups: Groups, sides: Sequence[Side], target: Target) -> str:
     corpus, score = groups[0][1][0].record.corpus, sides[0].scores[0]
     split = {"val": "validation", "test": "test", "train": "training"}[target.split]
     name = target.label or f"{split} split of {corpus.label if corpus else 'their text'}"
-    return f"{name}{format.answers_alone(score.n_answers)}: {score.n_chars:,} characters, sha256 {score.text_sha256[:12]}"
+    return f"{name}{format.parts_alone(score.n_answers, score.n_documents)}: {score.n_chars:,} characters, sha256 {score.text_sha256[:12]}"
 
 
 def _curves(groups: Groups, x: str) -> list[Curve]:
@@ -177,7 +177,7 @@ def _write_plot(path: Path, found: Compared, *, dark: bool) -> None:
 def _samples(groups: Groups, prompt: str, ckpt: str, seed: int) -> list[tuple[str, str]]:
     """What the first run of each side writes after the prompt, with the same seed; what it answers, if it learned conversations."""
     from minigpt_cli.commands.generate import question
-    from minigpt_cli.evaluation.eval_target import Target, scores_answers
+    from minigpt_cli.data.chat import learned_chats
     from minigpt_cli.generation import samples
     from minigpt_cli.generation.engine import Engine, Request
     from minigpt_cli.generation.open_run import open_model
@@ -185,8 +185,8 @@ def _samples(groups: Groups, prompt: str, ckpt: str, seed: int) -> list[tuple[st
     out = []
     for _, runs in groups:
         writer = open_model(runs[0], runs[0].checkpoint or ckpt)
-        asked, stop = question(writer, prompt, []) if scores_answers(runs[0], Target()) else (prompt, [])
-        request = Request(samples.prompt_ids(writer.tokenizer, asked), max_new_tokens=_SAMPLE_TOKENS, seed=seed, stop=tuple(stop))
+        asked, stop = question(writer, prompt, []) if learned_chats(runs[0].record) else (prompt, list(writer.ends))
+        request = Request(writer.prompt_ids(asked), max_new_tokens=_SAMPLE_TOKENS, seed=seed, stop=tuple(stop))
         engine = Engine(writer.decoder(), writer.token_bytes)
         out.append((runs[0].name, samples.collect(samples.run(engine, request), 1)[0].text))
     return out

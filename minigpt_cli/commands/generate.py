@@ -27,6 +27,7 @@ def generate(
     max_new_tokens: Annotated[int, typer.Option(min=1, max=10_000_000, metavar="N", help="Tokens to write.")] = 500,
     num_samples: Annotated[int, typer.Option(min=1, max=100_000, metavar="N", help="Continuations of the same prompt.")] = 1,
     stop: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="End before this text; repeatable.", show_default=False)] = None,
+    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", metavar="", help="Go on where a document or an answer ends.")] = False,
     seed: Annotated[
         int | None, typer.Option(min=0, metavar="N", help="Repeat a text exactly; default: drawn anew and shown.", show_default=False)
     ] = None,
@@ -123,13 +124,13 @@ def generate(
 
         return loop(store, found, sampling, max_new_tokens=max_new_tokens, ckpt=ckpt, engine=engine, seed=seed, stop=stop or [])
     from minigpt_cli.generation.open_run import open_model
-    from minigpt_cli.generation.samples import prompt_ids
 
     prompt = _read_stdin() if prompt == "-" else prompt
     writer = open_model(found, ckpt, engine)
     seed = _new_seed() if seed is None else seed
     asked, stop = question(writer, prompt, stop or []) if chat else (prompt, stop or [])
-    request = _request(prompt_ids(writer.tokenizer, asked), sampling, max_new_tokens, num_samples, seed, stop)
+    stop = [*stop, *(() if ignore_eos else writer.ends)]
+    request = _request(writer.prompt_ids(asked), sampling, max_new_tokens, num_samples, seed, stop)
     _say_what(writer, wanted, seed, sampling, top_k)
     prompt = f"{prompt}\n" if chat and not json else prompt
     if settings is not None:

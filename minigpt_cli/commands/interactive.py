@@ -77,9 +77,9 @@ def _write(state: _State, prompt: str) -> None:
     from random import SystemRandom
 
     seed = state.seed if state.seed is not None else SystemRandom().randrange(1 << 31)
-    ids = samples.prompt_ids(state.writer.tokenizer, prompt)
+    ids = state.writer.prompt_ids(prompt)
     out = TextStreamer()
-    steps = samples.run(state.decoding, Request(ids, state.sampling, state.max_new_tokens, 1, seed, tuple(state.stop)))
+    steps = samples.run(state.decoding, Request(ids, state.sampling, state.max_new_tokens, 1, seed, (*state.stop, *state.writer.ends)))
     try:
         out.prompt(prompt)
         with suppress(KeyboardInterrupt):

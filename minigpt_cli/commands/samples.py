@@ -25,15 +25,14 @@ def sample_of(run: Run) -> str:
     from minigpt_cli.data.opening import opening_of
     from minigpt_cli.generation.engine import BALANCED, generate
     from minigpt_cli.generation.open_run import open_model
-    from minigpt_cli.generation.samples import prompt_ids
 
     try:
         writer = open_model(run)
         opening = opening_of(run.record, writer.tokenizer)
         asked = opening.raw if opening.chat else ""
         steps = generate(
-            writer.decoder(), prompt_ids(writer.tokenizer, asked), sampling=BALANCED, max_new_tokens=_TOKENS, seed=run.config.seed,
-            token_bytes=writer.token_bytes, stop=TOKENS if opening.chat else (),
+            writer.decoder(), writer.prompt_ids(asked), sampling=BALANCED, max_new_tokens=_TOKENS, seed=run.config.seed,
+            token_bytes=writer.token_bytes, stop=TOKENS if opening.chat else writer.ends,
         )  # fmt: skip
         text = "".join(step.text for step in steps).strip("\n")
         return f"{opening.text}\n{text}" if opening.chat else text

@@ -10,7 +10,6 @@ follows `<|assistant|>`, up to and including `<|end|>`. Nothing but the ids is n
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -19,7 +18,7 @@ import numpy.typing as npt
 
 from minigpt_cli.data.sources.contract import Piece
 from minigpt_cli.runstore.records import RunRecord
-from minigpt_cli.tokenization.contract import Tokenizer
+from minigpt_cli.tokenization.contract import Tokenizer, added_tokens
 
 ROLES = ("system", "user", "assistant")
 END = "<|end|>"
@@ -67,7 +66,7 @@ def prompt_for(messages: list[Message]) -> str:
 
 def token_ids(tokenizer: Tokenizer) -> dict[str, int] | None:
     """The ids of the template's tokens; None for a tokenizer without them."""
-    added = {token["content"]: int(token["id"]) for token in json.loads(tokenizer.to_json())["added_tokens"]}
+    added = added_tokens(tokenizer)
     return {token: added[token] for token in TOKENS} if all(token in added for token in TOKENS) else None
 
 
@@ -95,16 +94,6 @@ def answer_starts(tokens: npt.NDArray[Any], tokenizer: Tokenizer) -> npt.NDArray
     """The first token of each answer, (n_answers,): what follows an <|assistant|>."""
     ids = token_ids(tokenizer)
     return np.flatnonzero(np.asarray(tokens) == (-1 if ids is None else ids["<|assistant|>"])) + 1
-
-
-def learned(tokens: npt.NDArray[Any], tokenizer: Tokenizer) -> tuple[npt.NDArray[Any], list[bytes]]:
-    """The tokens that training learns, and the bytes that each id stands for: all of a text; of conversations the answers, each closed
-    by a line break."""
-    pieces, chosen = tokenizer.token_bytes(), answers(tokens, tokenizer)
-    if chosen is None:
-        return tokens, pieces
-    pieces[(token_ids(tokenizer) or {})[END]] = b"\n"
-    return np.asarray(tokens)[chosen], pieces
 
 
 def answer_chars(tokens: npt.NDArray[Any], learned: npt.NDArray[np.bool_], tokenizer: Tokenizer) -> int:

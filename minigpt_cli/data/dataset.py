@@ -37,6 +37,7 @@ class _Record(BaseModel):
 class SplitRecord(_Record):
     """What dataset.json says of one split."""
 
+    n_documents: Count = 1
     n_tokens: Some
     n_chars: Some
     n_bytes: Some
@@ -50,6 +51,7 @@ class DatasetRecord(_Record):
     schema_version: Literal[1] = 1
     label: Line
     sha256: Line  # of the whole text's UTF-8
+    n_documents: Count = 1  # more than one: each ends in END_OF_TEXT, which is a token and no character
     n_chars: Some
     n_bytes: Some
     tokenizer: Line
@@ -64,9 +66,10 @@ class DatasetRecord(_Record):
 
 @dataclass(frozen=True)
 class Split:
-    """A contiguous part of the text."""
+    """What is trained on, or held back."""
 
     tokens: np.memmap[tuple[int], np.dtype[np.uint16] | np.dtype[np.uint32]]  # (N,); uint32 for a vocabulary above 65,536
+    n_documents: int
     n_chars: int
     n_bytes: int
     sha256: str  # of its UTF-8
@@ -80,6 +83,7 @@ class Dataset:
     label: str
     sha256: str  # of the whole text's UTF-8
     key: str  # of the text and the settings that made these tokens
+    n_documents: int  # more than one: each ends in END_OF_TEXT
     n_chars: int
     n_bytes: int
     tokenizer: Tokenizer
@@ -140,6 +144,7 @@ def open_dataset(folder: Path, record: DatasetRecord | None = None) -> Dataset:
         label=record.label,
         sha256=record.sha256,
         key=record.key,
+        n_documents=record.n_documents,
         n_chars=record.n_chars,
         n_bytes=record.n_bytes,
         tokenizer=tokenizer,
@@ -179,7 +184,7 @@ def _open_split(path: Path, record: SplitRecord, dtype: Dtype) -> Split:
         raise RunDamaged(f"cannot read {path}: {error.strerror}") from error
     if len(tokens) != record.n_tokens:
         raise RunDamaged(f"{path} has {len(tokens):,} tokens, not {record.n_tokens:,}: delete its folder to build it again")
-    return Split(tokens, record.n_chars, record.n_bytes, record.text_sha256)
+    return Split(tokens, record.n_documents, record.n_chars, record.n_bytes, record.text_sha256)
 
 
 def _check(path: Path, found: str, promised: str) -> None:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Generator, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from math import floor
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,17 @@ from minigpt_cli.bounds import line
 from minigpt_cli.config import DataConfig
 from minigpt_cli.data.atomic_folder import Preparing, atomic_folder, put_in_place, watched
 from minigpt_cli.data.dataset import RECORD, SPLITS, TOKENIZER, Dataset, DatasetRecord, cached, dtype_for, open_dataset
-from minigpt_cli.data.sources.contract import Source
+from minigpt_cli.data.sources.contract import Document, Source
 from minigpt_cli.data.sources.open_source import data_folder, open_source
-from minigpt_cli.data.text_reader import Counted, Cutter, Text
+from minigpt_cli.data.splitting import Splitter
+from minigpt_cli.data.text_reader import Counted, Text
 from minigpt_cli.errors import TextTooShort, UsageError, unknown_name
 from minigpt_cli.escaping import file_name
 from minigpt_cli.storage.atomic_io import explained, write_atomic
-from minigpt_cli.tokenization.contract import Builder, Tokenizer, TrainingText
+from minigpt_cli.tokenization.contract import END_OF_TEXT, Builder, Tokenizer, TrainingText
 from minigpt_cli.tokenization.pretrained import load_tokenizer, with_added_tokens
+
+_TOGETHER = 1 << 18  # characters of short documents that are encoded together
 
 
 def prepared(
@@ -63,15 +67,15 @@ def prepare(
     _check_out(out)
     with ExitStack() as stack:
         yield from watched(source.fetch, "downloading")
-        text = Text(source, config.ascii_only)
+        text = Text(source, config)
         yield from text.scan()
-        lengths = _lengths(config, text)
-        key = _key(config, text, lengths, tokenizer_kind)
+        splitter = Splitter(text, config)
+        key = _key(config, text, splitter, tokenizer_kind)
         chat = "" if source.split_by == "character" else "chat-"
         target = out or data_dir / f"{_slug(source.label)}-{chat}{_slug(tokenizer_kind.name)}-{key[:12]}"
         if (found := cached(target, key)) is None:
             folder = stack.enter_context(atomic_folder(target.parent))
-            yield from _build(folder, config, text, lengths, tokenizer_kind, key)
+            yield from _build(folder, config, text, splitter, tokenizer_kind, key)
             put_in_place(folder, target, lambda there: cached(there, key) is not None)
             found = open_dataset(target)
         return replace(found, label=line(source.label))
@@ -102,47 +106,33 @@ def _tokenizer_kind(config: DataConfig) -> _TokenizerKind:
     return _TokenizerKind(tokenizer.name, identity, lambda config, corpus: tokenizer)
 
 
-def _lengths(config: DataConfig, text: Text) -> dict[str, int]:
-    """How much of the text each split has. Raises TextTooShort if one would have nothing."""
-    train, test = floor(text.length * config.train_frac), floor(text.length * config.test_frac)
-    lengths = {"train": train, "val": text.length - train - test} | ({"test": test} if config.test_frac else {})
-    for name, length in lengths.items():
-        if not length:
-            units = f"{text.length} {text.source.split_by}{'s' * (text.length != 1)}"
-            raise TextTooShort(f"{text.name} has {units}, which leaves none for the {name} split: use more text")
-    return lengths
-
-
 def _build(
-    folder: Path, config: DataConfig, text: Text, lengths: dict[str, int], tokenizer_kind: _TokenizerKind, key: str
+    folder: Path, config: DataConfig, text: Text, splitter: Splitter, tokenizer_kind: _TokenizerKind, key: str
 ) -> Generator[Preparing, None, None]:
     """Write the files of a dataset into `folder`, its record last."""
-    tokenizer = yield from _made(config, text, lengths["train"], tokenizer_kind)
+    tokenizer = yield from _made(config, text, splitter, tokenizer_kind)
     dtype = dtype_for(tokenizer.vocab_size)
     json_text = tokenizer.to_json()
     write_atomic(folder / TOKENIZER, json_text)
-    cutter = Cutter(text)
-    splits: dict[str, Counted] = {}
-    for name in SPLITS[: len(lengths)]:
-        done = sum(split.n_bytes for split in splits.values())
-        counted = splits[name] = Counted()
-        with explained("write"), (folder / f"{name}.bin").open("wb") as file:
-            for document in cutter.take(lengths[name]):
-                for ids in tokenizer.encode_stream(counted.passing(document)):
-                    data = ids.astype(dtype).tobytes()
-                    file.write(data)
-                    counted.written(data, len(ids))
-                    yield Preparing(done + counted.n_bytes, text.n_bytes, "encoding")
-    cutter.check_end()
+    end = END_OF_TEXT if text.many else None
+    splits = {name: Counted(end) for name in splitter.names}
+    with ExitStack() as stack, explained("write"):
+        files = {name: stack.enter_context((folder / f"{name}.bin").open("wb")) for name in splits}
+        for name, pieces in _gathered(splitter.parts(), splits):
+            for ids in tokenizer.encode_stream(pieces):
+                data = ids.astype(dtype).tobytes()
+                files[name].write(data)
+                splits[name].written(data, len(ids))
+                yield Preparing(sum(counted.n_bytes for counted in splits.values()), text.n_bytes, "encoding")
     for name, counted in splits.items():
         if not counted.n_learned:
-            raise TextTooShort(
-                f"the answers in the {name} split of {text.name} hold no text, so none can be scored: use more conversations"
-            )
+            of, more = ("the answers in ", "conversations") if splitter.cut == "conversation" else ("", "text")
+            raise TextTooShort(f"there is no text in {of}the {name} split of {text.name}, so none can be scored: use more {more}")
     record = DatasetRecord(
         key=key,
         label=line(text.source.label),
         sha256=text.sha256,
+        n_documents=text.n_documents if text.many else 1,
         n_chars=text.n_chars,
         n_bytes=text.n_bytes,
         tokenizer=tokenizer.name,
@@ -156,32 +146,56 @@ def _build(
     write_atomic(folder / RECORD, record.model_dump_json(indent=1))
 
 
-def _made(config: DataConfig, text: Text, train_length: int, tokenizer_kind: _TokenizerKind) -> Generator[Preparing, None, Tokenizer]:
-    """The tokenizer, learned from the training split if it learns at all, with the marks of the source."""
-    train_bytes = text.n_bytes * train_length // text.length
+def _gathered(parts: Iterable[tuple[str, Document]], splits: Mapping[str, Counted]) -> Iterator[tuple[str, Iterator[str]]]:
+    """The text of each split, many short documents at a time, a long one alone; whole documents, which are encoded as they stand."""
+    waiting: dict[str, list[str]] = defaultdict(list)
+    sizes = dict.fromkeys(splits, 0)
+    for name, document in parts:
+        pieces = splits[name].passing(document)
+        for piece in pieces:
+            waiting[name].append(piece)
+            sizes[name] += len(piece)
+            if sizes[name] >= _TOGETHER:
+                yield name, chain(waiting.pop(name), pieces)
+                sizes[name] = 0
+    for name, rest in waiting.items():
+        yield name, iter(rest)
+
+
+def _made(config: DataConfig, text: Text, splitter: Splitter, tokenizer_kind: _TokenizerKind) -> Generator[Preparing, None, Tokenizer]:
+    """The tokenizer, learned from the training split if it learns at all, with the marks of the text."""
+    train_bytes = int(text.n_bytes * splitter.train_share)
 
     def work(report: Callable[[int, int | None], None]) -> Tokenizer:
         def train_text() -> Iterator[str]:
             done = 0
-            for document in Cutter(text).take(train_length):
+            for name, document in splitter.parts():
+                if name != "train":
+                    if splitter.in_order:
+                        return
+                    continue
                 for piece, _ in document.pieces:
-                    if piece not in text.source.marks:
+                    if piece not in text.marks:
                         yield piece
+                    elif text.many:
+                        yield "\n"  # so that nothing is learned across the end of a document
                     report(done := done + len(piece.encode("utf-8")), train_bytes)
 
         return tokenizer_kind.build(config, TrainingText(text.alphabet, train_bytes, train_text))
 
     tokenizer = yield from watched(work, "learning tokens from")
-    return with_added_tokens(tokenizer, text.source.marks)
+    return with_added_tokens(tokenizer, text.marks)
 
 
-def _key(config: DataConfig, text: Text, lengths: dict[str, int], tokenizer_kind: _TokenizerKind) -> str:
+def _key(config: DataConfig, text: Text, splitter: Splitter, tokenizer_kind: _TokenizerKind) -> str:
     """The hash of all that the token files depend on."""
     parts: dict[str, Any] = {"format": 1, "text": text.sha256, "tokenizer": tokenizer_kind.identity}
-    if text.source.split_by == "character":
-        parts |= {"train_frac": config.train_frac, "test_frac": config.test_frac}
+    if splitter.cut == "conversation":
+        parts |= {"chat": 1, "splits": splitter.lengths}
     else:
-        parts |= {"chat": 1, "splits": lengths}
+        parts |= {"train_frac": config.train_frac, "test_frac": config.test_frac}
+    if text.many:
+        parts["cut"] = splitter.cut
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode("utf-8")).hexdigest()
 
 

@@ -22,13 +22,15 @@ def print_evaluation(found: Evaluation, what: str, baselines: Baselines | None, 
     score = found.score
     windows = f"windows slide by {stride} tokens" if stride else "consecutive windows"
     ppl = f"{score.perplexity:.2f}" if math.isfinite(score.perplexity) else "beyond measure"
+    what = one_line(what) + format.parts_alone(score.n_answers, score.n_documents)
     lines = [
         f"run     {one_line(found.run.name)}, {found.ckpt} checkpoint, step {found.step:,}",
-        f"text    {one_line(what)}{format.answers_alone(score.n_answers)}: {score.n_chars:,} characters, {score.n_tokens:,} tokens;"
-        f" {windows}",
+        f"text    {what}: {score.n_chars:,} characters, {score.n_tokens:,} tokens; {windows}",
         f"score   {score.nats_per_char:.4f} nats per character (95 %: {format.interval(score.ci95)})",
         f"        {score.nats_per_token:.4f} nats per token; {score.bits_per_byte:.4f} bits per byte; perplexity {ppl} per token",
     ]
+    if score.n_documents is not None:
+        lines.append(f"        {score.nats_per_char_without_ends:.4f} nats per character without the ends of documents")
     console.write("\n".join(lines))
     if baselines is not None:
         _print_baselines(score.nats_per_char, baselines)

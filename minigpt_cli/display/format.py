@@ -80,6 +80,8 @@ def ago(created_at: str) -> str:
     raise AssertionError("unreachable")
 
 
-def answers_alone(n_answers: int | None) -> str:
-    """What follows the name of conversations of which the answers are scored; empty for a text."""
+def parts_alone(n_answers: int | None, n_documents: int | None) -> str:
+    """What follows the name of conversations of which the answers are scored, or of documents; empty for one text."""
+    if n_documents is not None:
+        return f", {n_documents:,} document{'s' * (n_documents != 1)} with their ends"
     return "" if n_answers is None else f", its {n_answers:,} answer{'s' * (n_answers != 1)} alone"

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -24,8 +24,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_safetensors
 
 from minigpt_cli.bounds import NATS_LIMIT, Count, Nats
+from minigpt_cli.data.parts import Kind
 from minigpt_cli.errors import MiniGPTError
-from minigpt_cli.evaluation.scores import Score
+from minigpt_cli.evaluation.scores import PartsScored, Score
 from minigpt_cli.storage.atomic_io import open_regular, parse_json, sweep_abandoned, write_atomic
 
 FOLDER = "scores"
@@ -45,7 +46,7 @@ class ScoreKey:
     before_sha256: str = ""  # of the text that precedes it, of which the end is read; "" for none
     stride: int = 0
     precision: str = "fp32"
-    scored: str = ""  # "answers": of conversations, the answers alone
+    scored: str = ""  # "answers": of conversations, the answers alone; "documents": each with its end
 
     def to_json(self) -> str:
         """The key as text; what is as in a plain text is not named, so that scores kept before there were conversations are found."""
@@ -68,8 +69,8 @@ def keep(run_dir: Path, key: ScoreKey, score: Score) -> None:
         "text": np.frombuffer(score.text, dtype=np.uint8),
     }
     numbers = json.dumps({name: value if math.isfinite(value) else None for name, value in figures(score).items()})
-    if score.answers is not None:
-        tensors["answers"] = score.answers
+    if score.parts is not None:
+        tensors[score.parts.kind] = score.parts.first
     header = {"key": key.to_json(), "score": numbers, "cell": str(cell)}
     header["head_sha256"] = _sha256(header["key"], numbers, header["cell"], tensors["cells"])
     header["body_sha256"] = _sha256(*_body(tensors))
@@ -91,12 +92,15 @@ def find(run_dir: Path, key: ScoreKey) -> Score | None:
                 "char_position": _array(file, "char_position", np.uint16, numbers["n_chars"]),
                 "text": _array(file, "text", np.uint8, numbers["n_bytes"]),
             }
-            if "answers" in file.keys():  # noqa: SIM118 - not a mapping
-                found["answers"] = np.asarray(file.get_tensor("answers"))
-            char_nats, position, text, answers = *list(found.values())[:3], found.get("answers")
+            char_nats, position, text = found.values()
+            ends_nats = numbers.pop("ends_nats")
+            parts = None
+            if (kind := _kind(key.scored)) is not None:
+                first = found[kind] = np.asarray(file.get_tensor(kind))
+                parts = PartsScored(kind, first, ends_nats)
             if file.metadata()["body_sha256"] != _sha256(*_body(found)):
                 return None
-            if not (key.text_sha256 == _sha256(text) if answers is None else _are_answers(answers, text, len(char_nats))):
+            if not (key.text_sha256 == _sha256(text) if parts is None else _are_parts(parts.first, text, len(char_nats))):
                 return None
             interval = numbers.pop("ci95_low"), numbers.pop("ci95_high")
             return Score(
@@ -106,7 +110,7 @@ def find(run_dir: Path, key: ScoreKey) -> Score | None:
                 char_nats=char_nats.astype(np.float64),
                 char_position=position.astype(np.int64),
                 text=text.tobytes(),
-                answers=None if answers is None else answers.astype(np.int64),
+                parts=parts,
             )
     except _UNUSABLE:
         return None
@@ -137,6 +141,7 @@ class _Figures(BaseModel):
     block_chars: Annotated[Count, Field(ge=1)]
     ci95_low: Nats
     ci95_high: Nats
+    ends_nats: Annotated[float, Field(ge=0, le=NATS_LIMIT)] = 0.0  # of parts
 
 
 @contextmanager
@@ -172,15 +177,21 @@ def _numbers(file: Any, key: ScoreKey) -> dict[str, Any]:
     return _Figures.model_validate(parse_json(header["score"].encode("utf-8"), "the score")).model_dump()
 
 
-def _are_answers(answers: npt.NDArray[Any], text: npt.NDArray[Any], n_chars: int) -> bool:
-    """Whether the text has so many characters, and each answer begins in it, none before the one before."""
-    bounds = np.concatenate([[0], answers, [n_chars]]) if answers.ndim == 1 and answers.dtype == np.int64 else np.array([1, 0])
+def _kind(scored: str) -> Kind | None:
+    """The kind of parts that a key names."""
+    return next((kind for kind in get_args(Kind) if kind == scored), None)
+
+
+def _are_parts(first: npt.NDArray[Any], text: npt.NDArray[Any], n_chars: int) -> bool:
+    """Whether the text has so many characters, and each part begins in it, none before the one before."""
+    bounds = np.concatenate([[0], first, [n_chars]]) if first.ndim == 1 and first.dtype == np.int64 else np.array([1, 0])
     return len(text.tobytes().decode()) == n_chars and bool((np.diff(bounds) >= 0).all())
 
 
 def _body(tensors: Mapping[str, npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
     """The tensors that a checksum of their own covers; a whole text is covered by the key's hash."""
-    names = ("char_nats", "char_position", *(("answers", "text") if "answers" in tensors else ()))
+    parts = [kind for kind in get_args(Kind) if kind in tensors]
+    names = ("char_nats", "char_position", *parts, *(["text"] if parts else []))
     return [tensors[name] for name in names]
 
 
@@ -205,4 +216,5 @@ def cell_means(char_nats: npt.NDArray[np.float64], cell: int) -> npt.NDArray[np.
 def figures(score: Score) -> dict[str, Any]:
     """The figures of a score, without its arrays and text."""
     names = ("nats_per_token", "nats_per_char", "bits_per_byte", "perplexity", "n_tokens", "n_chars", "n_bytes", "block_chars")
-    return {**{name: getattr(score, name) for name in names}, "ci95_low": score.ci95[0], "ci95_high": score.ci95[1]}
+    found = {**{name: getattr(score, name) for name in names}, "ci95_low": score.ci95[0], "ci95_high": score.ci95[1]}
+    return found | ({"ends_nats": score.parts.ends_nats} if score.parts else {})

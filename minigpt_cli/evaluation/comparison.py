@@ -65,7 +65,7 @@ class Pair:
 
 def check_same_text(sides: Sequence[Side]) -> None:
     """Raise UsageError unless every score is of the same characters."""
-    if len({(score.text_sha256, score.answers is None) for side in sides for score in side.scores}) > 1:
+    if len({(score.text_sha256, score.parts is None) for side in sides for score in side.scores}) > 1:
         raise UsageError("the runs were scored on different texts: give one text for all with --data FILE")
 
 
@@ -148,9 +148,15 @@ def _kind(character: str) -> int:
     return KINDS.index("space" if category[0] == "Z" or character in "\t\v\f" else "punctuation")
 
 
+def _firsts(side: Side) -> npt.NDArray[np.int64] | None:
+    """The first character of each answer or document; None where one text is scored."""
+    parts = side.scores[0].parts
+    return None if parts is None else parts.first
+
+
 def by_kind(sides: Sequence[Side], text: str) -> list[Part]:
     """Each side's nats per character by kind of character; kinds that do not occur are left out."""
-    kinds = character_kinds(text, sides[0].scores[0].answers)
+    kinds = character_kinds(text, _firsts(sides[0]))
     return _parts(sides, [(name, kinds == i) for i, name in enumerate(KINDS)])
 
 
@@ -190,7 +196,7 @@ def most_different(a: Side, b: Side, text: str, *, count: int = 4, length: int =
             if all(abs(start - other) >= length for other in taken):
                 taken.append(start)
                 half += 1
-    return [_passage(text, differences, start, length, a.scores[0].answers) for start in taken]
+    return [_passage(text, differences, start, length, _firsts(a)) for start in taken]
 
 
 def _passage(text: str, differences: Floats, start: int, length: int, answers: npt.NDArray[np.int64] | None) -> Passage:

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from minigpt_cli.data.chat import TOKENS, learned_chats
+from minigpt_cli.data.parts import Kind
 from minigpt_cli.errors import RunDamaged, UsageError
 from minigpt_cli.evaluation.cache import ScoreKey
 from minigpt_cli.runstore.directory import TOKENIZER, TOKENIZER_LIMIT
 from minigpt_cli.runstore.records import SplitRecord
 from minigpt_cli.runstore.store import Run
 from minigpt_cli.storage import atomic_io
+from minigpt_cli.tokenization.contract import END_OF_TEXT
 
 SplitName = Literal["train", "val", "test"]
 BEFORE: dict[str, str] = {"val": "train", "test": "val"}  # splits are contiguous: what each follows
@@ -26,7 +28,7 @@ class Target:
     split: SplitName = "val"
     text: str | None = None  # given: this, with nothing before it
     label: str = ""  # of the text, as typed
-    conversations: bool = False  # the text is conversations in their template, of which the answers alone are scored
+    kind: Kind | None = None  # "answers": the text is conversations in their template; "documents": each ends in END_OF_TEXT
 
 
 def split_record(run: Run, split: str) -> SplitRecord:
@@ -53,21 +55,23 @@ def score_key(run: Run, target: Target, ckpt: str = "best", stride: int = 0) -> 
     if target.text is not None:
         text, before = hashlib.sha256(target.text.encode()).hexdigest(), ""
     else:
-        preceding = BEFORE.get(target.split)
+        preceding = None if scored_parts(run, target) == "documents" else BEFORE.get(target.split)
         text, before = split_record(run, target.split).sha256, split_record(run, preceding).sha256 if preceding else ""
-    return ScoreKey(weights.sha256, text, before, stride, scored="answers" if scores_answers(run, target) else "")
+    return ScoreKey(weights.sha256, text, before, stride, scored=scored_parts(run, target) or "")
 
 
-def scores_answers(run: Run, target: Target) -> bool:
-    """Whether the answers of conversations are scored, not a whole text."""
+def scored_parts(run: Run, target: Target) -> Kind | None:
+    """What is scored: the answers of conversations, documents with their ends, or one text."""
     if target.text is not None:
-        return target.conversations
-    return learned_chats(run.record)
+        return target.kind
+    if learned_chats(run.record):
+        return "answers"
+    return "documents" if run.record.corpus and run.record.corpus.n_documents > 1 else None
 
 
 def check_readable(run: Run, target: Target) -> None:
-    """Raise UsageError for conversations and a run whose tokenizer has no marks for them."""
-    if not target.conversations:
+    """Raise UsageError for conversations or documents and a run whose tokenizer has no marks for them."""
+    if target.kind is None:
         return
     path = run.file(TOKENIZER)
     try:
@@ -75,7 +79,11 @@ def check_readable(run: Run, target: Target) -> None:
         known = {token["content"] for token in added}
     except (OSError, KeyError, TypeError) as error:
         raise RunDamaged(f"{path} is not a tokenizer") from error
-    if not known.issuperset(TOKENS):
+    if target.kind == "documents" and END_OF_TEXT not in known:
+        raise UsageError(
+            f"run {run.name!r} learned one text and knows no end of a document: give one file with --data FILE, or train on documents"
+        )
+    if target.kind == "answers" and not known.issuperset(TOKENS):
         raise UsageError(
             f"run {run.name!r} cannot read conversations, its tokenizer has no marks for who speaks: "
             f"score a plain text with --data FILE.txt, or train on conversations (minigpt train {target.label})"
@@ -88,12 +96,11 @@ def check_common_text(runs: Sequence[Run], target: Target) -> None:
         for run in runs:
             check_readable(run, target)
         return
-    if len({scores_answers(run, target) for run in runs}) > 1:
-        chats, plain = (next(run.name for run in runs if scores_answers(run, target) is wanted) for wanted in (True, False))
-        raise UsageError(
-            f"{chats!r} is scored on the answers of conversations and {plain!r} on a whole text: "
-            "give a plain text for both with --data FILE.txt"
-        )
+    kinds = {scored_parts(run, target): run.name for run in runs}
+    if len(kinds) > 1:
+        (a, of_a), (b, of_b) = list(kinds.items())[:2]
+        names = {"answers": "the answers of conversations", "documents": "documents", None: "a whole text"}
+        raise UsageError(f"{of_a!r} is scored on {names[a]} and {of_b!r} on {names[b]}: give a plain text for both with --data FILE.txt")
     first = split_record(runs[0], target.split)
     for run in runs[1:]:
         if split_record(run, target.split).sha256 != first.sha256:

@@ -6,13 +6,12 @@ import hashlib
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from minigpt_cli.config import DataConfig
-from minigpt_cli.data import chat
 from minigpt_cli.data.dataset import Dataset, open_dataset
+from minigpt_cli.data.parts import learned_text
 from minigpt_cli.data.sources.open_source import open_source
 from minigpt_cli.errors import MiniGPTError, UsageError
 from minigpt_cli.evaluation import baselines, cache
@@ -21,6 +20,7 @@ from minigpt_cli.evaluation.characters import spelled
 from minigpt_cli.evaluation.eval_target import Target, check_readable, score_key, weights_file
 from minigpt_cli.evaluation.scores import Score
 from minigpt_cli.runstore.store import Run
+from minigpt_cli.tokenization.contract import END_OF_TEXT
 
 if TYPE_CHECKING:
     import torch
@@ -43,19 +43,26 @@ class Evaluation:
 
 
 def read_text(source: str) -> Target:
-    """A file, folder, stream or named corpus as one text to score, a .jsonl as the conversations in it. Raises UsageError if it is
-    empty or unreadable."""
+    """A file, folder, stream or named corpus as a text to score, as documents that each end in END_OF_TEXT where it has several, or as
+    the conversations in it. Raises UsageError if it is empty or unreadable."""
     opened = open_source(source)
-    pieces: list[str] = []
+    documents: list[str] = []
     size = 0
-    for piece, _ in chain.from_iterable(document.pieces for document in opened.documents()):
-        size += len(piece)
-        if size > DATA_LIMIT:
-            raise UsageError(f"{source} is longer than {DATA_LIMIT:,} characters: score a part of it")
-        pieces.append(piece)
+    for document in opened.documents():
+        pieces: list[str] = []
+        for piece, _ in document.pieces:
+            size += len(piece)
+            if size > DATA_LIMIT:
+                raise UsageError(f"{source} is longer than {DATA_LIMIT:,} characters: score a part of it")
+            pieces.append(piece)
+        documents += ["".join(pieces)] if any(pieces) else []
     if not size:
         raise UsageError(f"{source} is empty: there is no character to score")
-    return Target(text="".join(pieces), label=source, conversations=opened.split_by == "conversation")
+    if opened.split_by == "conversation":
+        return Target(text="".join(documents), label=source, kind="answers")
+    if len(documents) == 1:
+        return Target(text=documents[0], label=source)
+    return Target(text="".join(document + END_OF_TEXT for document in documents), label=source, kind="documents")
 
 
 def dataset_of(run: Run) -> Dataset:
@@ -118,7 +125,7 @@ def _computed(run: Run, target: Target, ckpt: str, stride: int, device: Device) 
     loaded = checkpoints.load(run, ckpt, place(device))
     block_size = loaded.config.model.block_size
     if target.text is not None:
-        how = {"conversations": target.conversations, "block_size": block_size, "stride": stride}
+        how = {"in_parts": target.kind is not None, "block_size": block_size, "stride": stride}
         score = score_text(loaded.model, loaded.tokenizer, target.text, **how)  # type: ignore[arg-type]
     else:
         score = score_split(loaded.model, loaded.tokenizer, dataset_of(run), target.split, block_size=block_size, stride=stride)
@@ -160,7 +167,7 @@ def baselines_of(run: Run, score: Score) -> Baselines | None:
 
 def training_text(dataset: Dataset, max_chars: int) -> str:
     """The end of what was learned of the training split, at most `max_chars` characters of it."""
-    tokens, pieces = chat.learned(dataset.train.tokens, dataset.tokenizer)
+    tokens, pieces = learned_text(dataset.train.tokens, dataset.tokenizer, documents=dataset.n_documents > 1)
     if len(tokens) <= max_chars:
         return spelled(tokens, pieces)[-max_chars:]
     raw = b"".join([pieces[i] for i in tokens[-max_chars:].tolist()])

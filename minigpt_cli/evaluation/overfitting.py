@@ -11,6 +11,7 @@ import numpy as np
 
 from minigpt_cli.data import chat
 from minigpt_cli.data.dataset import Dataset
+from minigpt_cli.data.parts import learned_text, parts_of
 from minigpt_cli.evaluation.characters import spelled
 from minigpt_cli.evaluation.evaluate_run import Device, dataset_of, evaluate_run, place
 from minigpt_cli.evaluation.memorisation import Copies, copies
@@ -42,7 +43,7 @@ def memorisation(run: Run, *, ckpt: str = "best", seed: int = 0, device: Device 
     gap = validation.nats_per_char - mean
     margin = math.hypot((validation.ci95[1] - validation.ci95[0]) / 2, (high - low) / 2)
     written = sampled_texts(run, dataset, ckpt, seed)
-    unseen = spelled(*chat.learned(dataset.val.tokens, dataset.tokenizer))
+    unseen = spelled(*learned_text(dataset.val.tokens, dataset.tokenizer, documents=dataset.n_documents > 1))
     return Memorisation(
         val_nats_per_char=validation.nats_per_char,
         train_nats_per_char=mean,
@@ -65,8 +66,8 @@ def _on_training(run: Run, dataset: Dataset, ckpt: str, device: Device) -> tuple
     if len(answers := chat.answer_starts(tokens, dataset.tokenizer)):
         start = min(start, int(answers[-1]) - 1)  # there is an answer to score
     context = tokens[max(0, start - block_size) : start] if start else None
-    learned = chat.answers(tokens[start:], dataset.tokenizer)
-    score = score_ids(loaded.model, loaded.tokenizer, tokens[start:], answers=learned, context=context, block_size=block_size)
+    parts = parts_of(tokens[start:], dataset.tokenizer, documents=dataset.n_documents > 1)
+    score = score_ids(loaded.model, loaded.tokenizer, tokens[start:], parts=parts, context=context, block_size=block_size)
     return score.ci95[0], score.nats_per_char, score.ci95[1]
 
 
@@ -92,7 +93,7 @@ def sampled_texts(run: Run, dataset: Dataset, ckpt: str, seed: int) -> list[str]
     if questions := _questions(dataset, writer.config.model.block_size):
         requests = [Request(ids, freely, length, seed=seed + i, stop=(chat.END,)) for i, ids in enumerate(questions)]
     else:
-        requests = [Request(samples.prompt_ids(writer.tokenizer, ""), freely, length, num_samples=SAMPLES, seed=seed)]
+        requests = [Request(writer.prompt_ids(""), freely, length, num_samples=SAMPLES, seed=seed)]
     engine = Engine(writer.decoder(SAMPLES), writer.token_bytes)
     return [sample.text for request in requests for sample in samples.collect(samples.run(engine, request), request.num_samples)]
 
@@ -113,7 +114,7 @@ def _spread(text: str, count: int, total: int) -> list[str]:
 
 def training_pieces(dataset: Dataset) -> Iterator[str]:
     """What was learned of the training text, in pieces."""
-    tokens, pieces = chat.learned(dataset.train.tokens, dataset.tokenizer)
+    tokens, pieces = learned_text(dataset.train.tokens, dataset.tokenizer, documents=dataset.n_documents > 1)
     decoder = codecs.getincrementaldecoder("utf-8")()
     for start in range(0, len(tokens), _PIECE):
         yield decoder.decode(b"".join([pieces[i] for i in tokens[start : start + _PIECE].tolist()]))

@@ -1,7 +1,7 @@
 """What an evaluation found, as a record. No torch: comparing needs only these.
 
-All that a score says is of what is scored: every character of a text or, of conversations, the characters of the answers. What an
-answer's end mark costs is part of its last character's nats.
+All that a score says is of what is scored: every character of a text or, of conversations, the characters of the answers. What the end of
+an answer or of a document costs is part of its last character's nats.
 """
 
 from __future__ import annotations
@@ -14,7 +14,17 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
+from minigpt_cli.data.parts import Kind
 from minigpt_cli.evaluation.statistics import mean_interval
+
+
+@dataclass(frozen=True)
+class PartsScored:
+    """The answers or documents that a score is of."""
+
+    kind: Kind
+    first: npt.NDArray[np.int64]  # (n_parts,) first character of each
+    ends_nats: float = 0.0  # what their ends cost together: part of the score
 
 
 @dataclass(frozen=True)
@@ -34,19 +44,29 @@ class Score:
     char_nats: npt.NDArray[np.float64]  # (n_chars,)
     char_position: npt.NDArray[np.int64]  # (n_chars,) tokens of its window before the token that begins the character
     text: bytes  # the scored characters, UTF-8
-    answers: npt.NDArray[np.int64] | None = None  # (n_answers,) first character of each; None where a whole text is scored
+    parts: PartsScored | None = None  # None where one text is scored
 
     @property
     def n_answers(self) -> int | None:
-        """Answers that were scored; None where a whole text was."""
-        return None if self.answers is None else len(self.answers)
+        """Answers that were scored; None where text was."""
+        return len(self.parts.first) if self.parts and self.parts.kind == "answers" else None
+
+    @property
+    def n_documents(self) -> int | None:
+        """Documents that were scored; None where one text was, or answers."""
+        return len(self.parts.first) if self.parts and self.parts.kind == "documents" else None
+
+    @property
+    def nats_per_char_without_ends(self) -> float:
+        """What the characters alone cost: without the ends of answers and documents."""
+        return self.nats_per_char - (self.parts.ends_nats / self.n_chars if self.parts else 0.0)
 
     def lines(self) -> str:
-        """The scored text, each answer closed by a line break."""
+        """The scored text, each answer or document closed by a line break."""
         text = self.text.decode()
-        if self.answers is None:
+        if self.parts is None:
             return text
-        return "".join(text[a:b] + "\n" for a, b in pairwise([*self.answers.tolist(), len(text)]))
+        return "".join(text[a:b] + "\n" for a, b in pairwise([*self.parts.first.tolist(), len(text)]))
 
 
 def make_score(
@@ -55,11 +75,11 @@ def make_score(
     char_position: npt.NDArray[np.int64],
     text: bytes,
     *,
-    answers: npt.NDArray[np.int64] | None = None,
+    parts: PartsScored | None = None,
     text_sha256: str = "",
 ) -> Score:
-    """The score of a text whose tokens and characters cost these nats; sums in float64. Of answers alone, `text` is theirs, and
-    `text_sha256` that of the conversations."""
+    """The score of a text whose tokens and characters cost these nats; sums in float64. Of parts alone, `text` is theirs, and
+    `text_sha256` that of the whole."""
     total = math.fsum(np.add.reduceat(token_nats, np.arange(0, len(token_nats), 4096)))
     interval = mean_interval(char_nats)
     per_char, per_token = total / len(char_nats), total / len(token_nats)
@@ -78,5 +98,5 @@ def make_score(
         char_nats=char_nats,
         char_position=char_position,
         text=text,
-        answers=answers,
+        parts=parts,
     )

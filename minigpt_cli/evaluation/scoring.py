@@ -4,7 +4,8 @@ Protocol: the text is cut into consecutive windows of `block_size` tokens, as su
 is conditioned on what precedes it in its window, and the first of a window on the last token before it. With `stride` N
 windows overlap and only the last N tokens of each are scored, so that every token sees at least block_size - N + 1
 tokens before it. Without any text before, the very first token costs log V: nothing is known about it.
-Conversations are read whole, and their answers alone are scored (data/chat.py says which tokens these are), as they alone are learned.
+Conversations are read whole, and their answers alone are scored, as they alone are learned; each of several documents follows an
+end of text (data/parts.py says which tokens these are).
 B batch, T tokens, V vocabulary.
 """
 
@@ -21,12 +22,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from minigpt_cli.data import chat
 from minigpt_cli.data.dataset import Dataset
+from minigpt_cli.data.parts import Parts, end_of_text, parts_of
 from minigpt_cli.errors import MiniGPTError, UsageError
 from minigpt_cli.evaluation.characters import per_character, spelled, token_lengths
 from minigpt_cli.evaluation.eval_target import BEFORE
-from minigpt_cli.evaluation.scores import Score, make_score
+from minigpt_cli.evaluation.scores import PartsScored, Score, make_score
 from minigpt_cli.tokenization.contract import Tokenizer
 
 __all__ = ["Score", "score_ids", "score_split", "score_text", "token_nats"]
@@ -168,7 +169,7 @@ def score_ids(
     tokenizer: Tokenizer,
     ids: npt.ArrayLike,
     *,
-    answers: npt.NDArray[np.bool_] | None = None,
+    parts: Parts | None = None,
     context: npt.ArrayLike | None = None,
     block_size: int,
     stride: int = 0,
@@ -176,7 +177,7 @@ def score_ids(
     batch_tokens: int | None = None,
     autocast: torch.dtype | None = None,
 ) -> Score:
-    """The score of a text given as its token ids; of `answers` alone, where they say which tokens these are, (len(ids),).
+    """The score of a text given as its token ids; of its `parts` alone, where it has them.
 
     Raises MiniGPTError if the ids are not whole text or the score is not finite, UsageError if there is nothing to score.
     """
@@ -194,33 +195,40 @@ def score_ids(
         raise MiniGPTError("the model's loss on this text is not finite: its weights are damaged, or it diverged")
     lengths = token_lengths(pieces)[tokens]
     in_window = _positions(len(tokens), 0 if context is None else len(np.asarray(context)), block_size, stride)
-    if answers is not None:
-        return _score_answers(tokenizer, tokens, answers, nats, in_window, text)
+    if parts is not None:
+        return _score_parts(tokenizer, tokens, parts, nats, in_window, text)
     char_nats, begun_by = per_character(nats, lengths, text)
     return make_score(nats, char_nats, in_window[begun_by], text)
 
 
-def _score_answers(
+def _score_parts(
     tokenizer: Tokenizer,
     tokens: npt.NDArray[Any],
-    answers: npt.NDArray[np.bool_],
+    parts: Parts,
     nats: npt.NDArray[np.float64],
     in_window: npt.NDArray[np.int64],
-    conversations: bytes,
+    whole: bytes,
 ) -> Score:
-    """The score of the answers in conversations whose tokens cost `nats`; what an end mark costs is added to the token before it."""
-    own = np.flatnonzero(answers)  # (n,) tokens of answers
-    said = ~chat.is_mark(tokens[own], tokenizer)
+    """The score of the parts of a text whose tokens cost `nats`; what the end of a part costs is added to the token before it."""
+    own = np.flatnonzero(parts.scored)  # (n,) tokens of parts
+    said = ~parts.marks[own]
     if not said.any():
-        raise UsageError("the answers of these conversations hold no text, so nothing can be scored: use conversations with longer answers")
+        raise UsageError(f"the {parts.kind} hold no text, so nothing can be scored: use longer ones")
     before = np.maximum.accumulate(np.where(said, np.arange(len(own)), -1))  # (n,) the token that each mark's nats are added to
     cost = np.bincount(np.where(before < 0, said.argmax(), before), weights=nats[own], minlength=len(own))[said]
     words, pieces = own[said], tokenizer.token_bytes()
     text = spelled(tokens[words], pieces).encode()
     char_nats, begun_by = per_character(cost, token_lengths(pieces)[tokens[words]], text)
-    first = np.searchsorted(begun_by, np.searchsorted(words, chat.answer_starts(tokens, tokenizer)))  # character of each answer
-    sha256 = hashlib.sha256(conversations).hexdigest()
-    return make_score(nats[own], char_nats, in_window[words[begun_by]], text, answers=first.astype(np.int64), text_sha256=sha256)
+    first = np.searchsorted(begun_by, np.searchsorted(words, parts.starts))  # character of each part
+    ends_nats = float(nats[own][~said].sum())
+    return make_score(
+        nats[own],
+        char_nats,
+        in_window[words[begun_by]],
+        text,
+        parts=PartsScored(parts.kind, first.astype(np.int64), ends_nats),
+        text_sha256=hashlib.sha256(whole).hexdigest(),
+    )
 
 
 def score_split(
@@ -235,9 +243,12 @@ def score_split(
 ) -> Score:
     """The score of a split of a run's own data, read after the split before it: what the record, `eval` and `compare` all say of it."""
     tokens, before = dataset.split(split).tokens, BEFORE.get(split)
-    context = dataset.split(before).tokens[-block_size:] if before else None
-    learned = chat.answers(tokens, tokenizer)
-    return score_ids(model, tokenizer, tokens, answers=learned, context=context, block_size=block_size, stride=stride, device=device)
+    parts = parts_of(tokens, tokenizer, documents=dataset.n_documents > 1)
+    if parts is not None and parts.kind == "documents":
+        context: Any = [end_of_text(tokenizer)]
+    else:
+        context = dataset.split(before).tokens[-block_size:] if before else None
+    return score_ids(model, tokenizer, tokens, parts=parts, context=context, block_size=block_size, stride=stride, device=device)
 
 
 def _positions(n_tokens: int, n_before: int, block_size: int, stride: int) -> npt.NDArray[np.int64]:
@@ -253,7 +264,7 @@ def score_text(
     tokenizer: Tokenizer,
     text: str,
     *,
-    conversations: bool = False,
+    in_parts: bool = False,
     before: str = "",
     block_size: int,
     stride: int = 0,
@@ -261,10 +272,12 @@ def score_text(
     batch_tokens: int | None = None,
     autocast: torch.dtype | None = None,
 ) -> Score:
-    """The score of `text`, conditioned on the text `before` it (of which only the end is used); of `conversations` in their template,
-    that of the answers."""
+    """The score of `text`, conditioned on the text `before` it (of which only the end is used); `in_parts`, of the answers of conversations
+    in their template, or of documents that each end in END_OF_TEXT."""
     context = tokenizer.encode(before[-16 * block_size :]) if before else None
     ids = tokenizer.encode(text)
     how = {"block_size": block_size, "stride": stride, "device": device, "batch_tokens": batch_tokens, "autocast": autocast}
-    learned = chat.answers(ids, tokenizer) if conversations else None
-    return score_ids(model, tokenizer, ids, answers=learned, context=context, **how)  # type: ignore[arg-type]
+    parts = parts_of(ids, tokenizer, documents=True) if in_parts else None
+    if parts is not None and parts.kind == "documents" and context is None:
+        context = np.array([end_of_text(tokenizer)])
+    return score_ids(model, tokenizer, ids, parts=parts, context=context, **how)  # type: ignore[arg-type]

@@ -12,9 +12,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from minigpt_cli.data.chat import END, learned_chats, token_ids
 from minigpt_cli.errors import UsageError
 from minigpt_cli.generation.decoders.contract import Decoder
 from minigpt_cli.generation.decoders.plan import build_plan, expected_shapes
+from minigpt_cli.generation.samples import prompt_ids
 from minigpt_cli.generation.select_decoder import check_engine, decoder_of, needs_torch
 from minigpt_cli.runstore import snapshots
 from minigpt_cli.runstore.directory import TOKENIZER, TOKENIZER_LIMIT, Run
@@ -22,7 +24,7 @@ from minigpt_cli.runstore.records import RunRecord
 from minigpt_cli.storage import safetensors
 from minigpt_cli.storage.memory import check_memory
 from minigpt_cli.storage.safetensors import TensorInfo
-from minigpt_cli.tokenization.contract import Tokenizer
+from minigpt_cli.tokenization.contract import END_OF_TEXT, Tokenizer, added_tokens
 from minigpt_cli.tokenization.pretrained import saved_tokenizer
 
 
@@ -38,6 +40,12 @@ class LoadedModel:
     model: Any  # a Plan where C decodes it, else the torch model
     engine: str = "auto"
     notices: list[str] = field(default_factory=list)
+    start: tuple[int, ...] = ()  # tokens before every prompt: the end of the document before it
+    ends: tuple[str, ...] = ()  # what ends a text: the end of a document or of an answer
+
+    def prompt_ids(self, prompt: str) -> list[int]:
+        """Ids to go on from. Raises UsageError for unknown characters."""
+        return [*self.start] if self.start and not prompt else [*self.start, *prompt_ids(self.tokenizer, prompt)]
 
     def decoder(self, slots: int = 1) -> Decoder:
         """A decoder of this run's weights, for `slots` sequences at once."""
@@ -75,7 +83,16 @@ def _read(folder: Path, record: RunRecord, run: Run, which: str, engine: str) ->
     safetensors.check_finite(path, arrays)
     step = record.best.step if name.startswith("best") and record.best else record.stop_step
     plan = build_plan(config.model, arrays)
-    return LoadedModel(run.name, step, config, tokenizer, tokenizer.token_bytes(), plan, engine, notices)
+    return LoadedModel(run.name, step, config, tokenizer, tokenizer.token_bytes(), plan, engine, notices, **_bounds(record, tokenizer))
+
+
+def _bounds(record: RunRecord, tokenizer: Tokenizer) -> dict[str, Any]:
+    """What a run's texts follow (`start`) and end with (`ends`), by what it was trained on."""
+    if learned_chats(record) and token_ids(tokenizer) is not None:
+        return {"ends": (END,)}
+    if record.corpus is None or record.corpus.n_documents <= 1 or (end := added_tokens(tokenizer).get(END_OF_TEXT)) is None:
+        return {}
+    return {"start": (end,), "ends": (END_OF_TEXT,)}
 
 
 def _check(path: Path, config: Any, vocab_size: int, found: Mapping[str, TensorInfo]) -> None:
@@ -89,4 +106,5 @@ def _open_with_torch(run: Run, which: str, engine: str) -> LoadedModel:
 
     loaded = load(run, which)
     t = loaded.tokenizer
-    return LoadedModel(run.name, loaded.step, loaded.config, t, t.token_bytes(), loaded.model, engine, list(loaded.notices))
+    bounds = _bounds(loaded.record, t)
+    return LoadedModel(run.name, loaded.step, loaded.config, t, t.token_bytes(), loaded.model, engine, list(loaded.notices), **bounds)

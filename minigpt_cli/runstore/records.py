@@ -53,6 +53,8 @@ class Corpus(_Record):
 
     label: Line
     sha256: Line
+    n_documents: Count = 1
+    """More than one: each ends in an end-of-text token."""
     dataset_dir: Line = ""
     splits: dict[Line, SplitRecord] = Field({}, max_length=16)
 

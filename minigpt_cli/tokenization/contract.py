@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol, Self
@@ -13,6 +14,8 @@ from minigpt_cli.config import DataConfig
 from minigpt_cli.errors import MiniGPTError, UsageError
 
 Ids = npt.NDArray[np.uint32]
+
+END_OF_TEXT = "<|endoftext|>"  # the added token that ends a document, as GPT-2 writes it
 
 
 class Tokenizer(Protocol):
@@ -37,6 +40,11 @@ class Tokenizer(Protocol):
 
     def to_json(self) -> str:
         """A Hugging Face `tokenizers` JSON that encodes and decodes the same."""
+
+
+def added_tokens(tokenizer: Tokenizer) -> dict[str, int]:
+    """The tokens that were added to a tokenizer's own, and their ids."""
+    return {token["content"]: int(token["id"]) for token in json.loads(tokenizer.to_json())["added_tokens"]}
 
 
 def _nothing() -> Iterator[str]:

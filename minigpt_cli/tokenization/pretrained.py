@@ -18,7 +18,7 @@ from minigpt_cli.storage.downloads import RemoteFile, download
 from minigpt_cli.tokenization.added import AddedTokens
 from minigpt_cli.tokenization.bpe import ByteTokenizer, byte_level_json
 from minigpt_cli.tokenization.char import CharTokenizer
-from minigpt_cli.tokenization.contract import Tokenizer, TrainingText
+from minigpt_cli.tokenization.contract import END_OF_TEXT, Tokenizer, TrainingText
 from minigpt_cli.tokenization.json_format import SIZE_LIMIT, Checked, check
 from minigpt_cli.tokenization.library import LibraryTokenizer
 
@@ -36,7 +36,6 @@ _GPT2_FILES = (
         "sha256:1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
     ),
 )
-_END_OF_TEXT = "<|endoftext|>"
 
 
 def load_tokenizer(source: Path | str, name: str = "") -> Tokenizer:
@@ -130,8 +129,8 @@ def _from_pair(vocab_json: bytes, merges_txt: bytes, name: str) -> LibraryTokeni
         raise UsageError(f"tokenizer {name}: vocab.json is not an object")
     merges = [line.split(" ") for line in lines if line and not line.startswith("#version")]
     spec = json.loads(byte_level_json(vocab, merges, use_regex=True))
-    if _END_OF_TEXT in vocab:
-        spec["added_tokens"] = [{"id": vocab[_END_OF_TEXT], "content": _END_OF_TEXT, "special": True}]
+    if END_OF_TEXT in vocab:
+        spec["added_tokens"] = [{"id": vocab[END_OF_TEXT], "content": END_OF_TEXT, "special": True}]
     checked: Checked = check(json.dumps(spec, ensure_ascii=False), name)
     return LibraryTokenizer(checked.json_text, checked.token_bytes, name, checked.added)
 

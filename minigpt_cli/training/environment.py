@@ -150,6 +150,7 @@ def described(record: RunRecord, config: RunConfig, dataset: Dataset, model: tor
     corpus = Corpus(
         label=dataset.label,
         sha256=dataset.sha256,
+        n_documents=dataset.n_documents,
         dataset_dir=line(str(dataset.dir)),
         splits={
             name: SplitRecord(sha256=split.sha256, n_tokens=len(split.tokens), n_chars=split.n_chars, n_bytes=split.n_bytes)

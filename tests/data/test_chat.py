@@ -13,6 +13,7 @@ from minigpt_cli.config import DataConfig
 from minigpt_cli.data import chat
 from minigpt_cli.data.atomic_folder import Preparing
 from minigpt_cli.data.encoding import prepared
+from minigpt_cli.data.parts import learned_text
 from minigpt_cli.data.sources import chat as chats
 from minigpt_cli.data.sources.open_source import open_source
 from minigpt_cli.errors import MiniGPTError, TextTooShort, UsageError
@@ -157,7 +158,7 @@ def test_a_split_whose_answers_hold_no_text_is_refused(tmp_path: Path) -> None:
 def test_what_is_learned_is_the_answers_a_line_each_and_all_of_a_text() -> None:
     words = with_added_tokens(ByteTokenizer(), chat.TOKENS)
     for text, expected in ((chat.templated([("user", "u"), ("assistant", "A1"), ("assistant", "")]), b"A1\n\n"), ("plain", b"plain")):
-        ids, pieces = chat.learned(words.encode(text), words)
+        ids, pieces = learned_text(words.encode(text), words)
         assert b"".join(pieces[i] for i in ids.tolist()) == expected
 
 

@@ -17,7 +17,7 @@ from minigpt_cli.evaluation import cache
 from minigpt_cli.evaluation.baselines import baselines
 from minigpt_cli.evaluation.cache import ScoreKey
 from minigpt_cli.evaluation.comparison import KINDS, Side, by_kind, by_position, check_same_text, most_different
-from minigpt_cli.evaluation.scores import Score, make_score
+from minigpt_cli.evaluation.scores import PartsScored, Score, make_score
 from minigpt_cli.evaluation.scoring import score_text, token_nats
 from minigpt_cli.models.contract import build_model
 from minigpt_cli.tokenization.bpe import BPETokenizer, ByteTokenizer
@@ -51,7 +51,7 @@ def model_of(words: Tokenizer) -> torch.nn.Module:
 @pytest.mark.parametrize("name", BUILDERS)
 def test_answers_cost_what_a_plain_loop_says(name: str) -> None:
     words = tokenizer(name)
-    score = score_text(model_of(words), words, WHOLE, conversations=True, block_size=T)
+    score = score_text(model_of(words), words, WHOLE, in_parts=True, block_size=T)
     ids = words.encode(WHOLE)
     marks = chat.token_ids(words) or {}
     nats = token_nats(model_of(words), ids, block_size=T)
@@ -71,8 +71,8 @@ def test_answers_cost_what_a_plain_loop_says(name: str) -> None:
     assert score.char_nats.mean() == pytest.approx(score.nats_per_char)
     assert score.ci95[0] < score.nats_per_char < score.ci95[1]
     assert score.text_sha256 == hashlib.sha256(WHOLE.encode()).hexdigest()
-    assert score.answers is not None
-    assert score.answers.tolist() == np.cumsum([0, *map(len, ANSWERS[:-1])]).tolist()
+    assert score.parts is not None
+    assert score.parts.first.tolist() == np.cumsum([0, *map(len, ANSWERS[:-1])]).tolist()
     assert score.char_nats[:4].sum() == pytest.approx(costs[0] + costs[1])  # an empty answer's end is on the last character before it
     assert score.lines() == "".join(answer + "\n" for answer in ANSWERS)
 
@@ -80,14 +80,14 @@ def test_answers_cost_what_a_plain_loop_says(name: str) -> None:
 def test_answers_without_any_text_are_refused() -> None:
     words = tokenizer("byte")
     with pytest.raises(UsageError, match="hold no text"):
-        score_text(model_of(words), words, chat.templated([("user", "a"), ("assistant", "")]), conversations=True, block_size=T)
+        score_text(model_of(words), words, chat.templated([("user", "a"), ("assistant", "")]), in_parts=True, block_size=T)
 
 
 def test_a_plain_text_is_scored_whole_even_where_it_holds_the_marks() -> None:
     words = tokenizer("byte")
     score = score_text(model_of(words), words, WHOLE, block_size=T)
     assert (score.n_chars, score.n_answers) == (len(WHOLE), None)
-    answers = score_text(model_of(words), words, WHOLE, conversations=True, block_size=T)
+    answers = score_text(model_of(words), words, WHOLE, in_parts=True, block_size=T)
     with pytest.raises(UsageError, match="different texts"):
         check_same_text([Side("a", (score,)), Side("b", (answers,))])
 
@@ -96,7 +96,7 @@ def test_a_plain_text_is_scored_whole_even_where_it_holds_the_marks() -> None:
 def score() -> Score:
     nats = np.random.default_rng(0).exponential(1.5, 1200).astype(np.float32).astype(np.float64)
     answers = np.arange(0, 1200, 4)
-    return make_score(nats, nats, np.arange(1200) % 8 + 1, b"meow" * 300, answers=answers, text_sha256="c" * 64)
+    return make_score(nats, nats, np.arange(1200) % 8 + 1, b"meow" * 300, parts=PartsScored("answers", answers), text_sha256="c" * 64)
 
 
 def test_kinds_and_passages_see_where_answers_begin(score: Score) -> None:
@@ -117,9 +117,13 @@ def test_kept_answers_come_back_and_are_not_mistaken_for_the_whole_text(tmp_path
     found = cache.find(tmp_path, key)
     assert found is not None
     for field in dataclasses.fields(Score):
-        assert np.array_equal(getattr(found, field.name), getattr(score, field.name)), field.name
+        if field.name != "parts":
+            assert np.array_equal(getattr(found, field.name), getattr(score, field.name)), field.name
+    assert found.parts is not None
+    assert found.parts.kind == "answers"
+    assert found.parts.first.tolist() == list(range(0, 1200, 4))
     for answers in (np.array([5, 2]), np.array([-1]), np.array([1201]), np.array([0.5]), np.array([[0]])):
-        cache.keep(tmp_path, key, dataclasses.replace(score, answers=answers))
+        cache.keep(tmp_path, key, dataclasses.replace(score, parts=PartsScored("answers", answers)))
         assert cache.find(tmp_path, key) is None
     cache.keep(tmp_path, key, dataclasses.replace(score, text=score.text[:-1]))
     assert cache.find(tmp_path, key) is None

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from minigpt_cli.data.chat import END, token_ids
 from minigpt_cli.generation.engine import Engine
 from minigpt_cli.generation.open_run import LoadedModel
 from minigpt_cli.generation.serving.batcher import Batcher, Busy
@@ -34,7 +33,6 @@ class Opened:
     batcher: Batcher
     version: object
     pieces: list[str]  # the vocabulary as streaming.pieces_of writes it
-    ends: tuple[str, ...]  # texts that end every continuation
 
 
 class Models:
@@ -65,8 +63,7 @@ class Models:
                 writer = await asyncio.to_thread(self._open_run, name)
                 decoder = await asyncio.to_thread(writer.decoder, self._slots)
                 batcher = Batcher(Engine(decoder, writer.token_bytes), self._max_waiting)
-                ends = (END,) if token_ids(writer.tokenizer) is not None else ()
-                known = self._opened[name] = Opened(writer, batcher, version, pieces_of(writer.token_bytes), ends)
+                known = self._opened[name] = Opened(writer, batcher, version, pieces_of(writer.token_bytes))
             self._opened.move_to_end(name)
             return known
 

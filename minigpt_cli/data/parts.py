@@ -1,0 +1,55 @@
+"""The parts of a tokenized text that are scored one by one: the answers of conversations, or documents. No torch.
+
+The tokens that stand between parts are no characters. What the model pays for the one that ends a part counts for the part's last
+character, so that saying where a text ends is scored, and scores are per character whatever the tokenizer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from minigpt_cli.data import chat
+from minigpt_cli.tokenization.contract import END_OF_TEXT, Tokenizer, added_tokens
+
+Kind = Literal["answers", "documents"]
+Tokens = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Where the parts of N tokens are."""
+
+    kind: Kind
+    scored: npt.NDArray[np.bool_]  # (N,) tokens of parts, the one that ends each among them
+    marks: npt.NDArray[np.bool_]  # (N,) tokens that are no characters
+    starts: npt.NDArray[np.intp]  # (n_parts,) first token of each
+
+
+def end_of_text(tokenizer: Tokenizer) -> int | None:
+    """The id of the token that ends a document; None for a tokenizer without it."""
+    return added_tokens(tokenizer).get(END_OF_TEXT)
+
+
+def parts_of(tokens: Tokens, tokenizer: Tokenizer, *, documents: bool = False) -> Parts | None:
+    """The answers among `tokens`, or their `documents`; None for one text."""
+    if (answers := chat.answers(tokens, tokenizer)) is not None:
+        return Parts("answers", answers, chat.is_mark(tokens, tokenizer), chat.answer_starts(tokens, tokenizer))
+    if not documents or (end := end_of_text(tokenizer)) is None:
+        return None
+    ends = np.asarray(tokens) == end
+    begins = np.concatenate([[True], ends[:-1]]) & ~ends  # a document has a character
+    return Parts("documents", np.ones(len(ends), np.bool_), ends, np.flatnonzero(begins))
+
+
+def learned_text(tokens: Tokens, tokenizer: Tokenizer, *, documents: bool = False) -> tuple[Tokens, list[bytes]]:
+    """The tokens that training learns, and the bytes that each id stands for: of conversations the answers; what ends a part is a line
+    break."""
+    pieces, found = tokenizer.token_bytes(), parts_of(tokens, tokenizer, documents=documents)
+    if found is None:
+        return tokens, pieces
+    pieces[added_tokens(tokenizer)[chat.END if found.kind == "answers" else END_OF_TEXT]] = b"\n"
+    return np.asarray(tokens)[found.scored], pieces

@@ -1,0 +1,148 @@
+"""Which part of a text is trained on, and which is held back.
+
+character     one document: cut once, or twice, in its length
+conversation  conversations: cut between two of them, in their order
+document      ten documents and more: each goes to a split as a whole, by a hash of its text. Adding documents moves none that is
+              there, and equal documents fall together.
+each          fewer documents than that: each is cut in its length, since one of few would hold too much or too little
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
+from math import floor
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from minigpt_cli.config import DataConfig
+from minigpt_cli.data.dataset import SPLITS
+from minigpt_cli.data.sources.contract import Document, Piece
+from minigpt_cli.data.text_reader import Text
+from minigpt_cli.errors import MiniGPTError, TextTooShort
+from minigpt_cli.tokenization.contract import END_OF_TEXT
+
+Cut = Literal["character", "conversation", "document", "each"]
+
+_Read = tuple[str, Iterator[Piece]]  # a document's name and pieces
+
+FEW = 10  # documents
+
+
+class Splitter:
+    """Hands out a scanned text split by split."""
+
+    def __init__(self, text: Text, config: DataConfig) -> None:
+        """Raises TextTooShort if a split would have nothing."""
+        self._text = text
+        self._fractions = {"train": config.train_frac, "test": config.test_frac}
+        self.cut = self._kind()
+        self.names = SPLITS[: 3 if config.test_frac else 2]
+        self._of: npt.NDArray[np.uint8] = np.empty(0, np.uint8)  # with "document": the number of each document's split
+        if self.cut == "document":
+            self._of = by_hash(text.hashes, config.train_frac, config.test_frac)
+            self.lengths = {name: int((self._of == i).sum()) for i, name in enumerate(self.names)}
+        else:
+            self.lengths = self._lengths(text.n_documents if self.cut == "conversation" else text.n_chars)
+        for name, length in self.lengths.items():
+            if not length:
+                unit = self.cut if self.cut in ("conversation", "document") else "character"
+                n = text.n_chars if unit == "character" else text.n_documents
+                raise TextTooShort(f"{text.name} has {n} {unit}{'s' * (n != 1)}, which leaves none for the {name} split: use more text")
+
+    def _kind(self) -> Cut:
+        if self._text.source.split_by == "conversation":
+            return "conversation"
+        if not self._text.many:
+            return "character"
+        return "document" if self._text.n_documents >= FEW else "each"
+
+    def _lengths(self, length: int) -> dict[str, int]:
+        """How much of so much each split gets; validation what is left."""
+        train, test = floor(length * self._fractions["train"]), floor(length * self._fractions["test"])
+        return {"train": train, "val": length - train - test} | ({"test": test} if self._fractions["test"] else {})
+
+    @property
+    def in_order(self) -> bool:
+        """Whether the splits follow each other in the text."""
+        return self.cut in ("character", "conversation")
+
+    @property
+    def train_share(self) -> float:
+        """About which share of the text is trained on."""
+        return self.lengths["train"] / sum(self.lengths.values())
+
+    def parts(self) -> Iterator[tuple[str, Document]]:
+        """Every document, or part of one, with its split. Raises MiniGPTError if the text is not what it was when it was scanned."""
+        sha256 = hashlib.sha256()
+
+        def hashed(pieces: Iterable[Piece]) -> Iterator[Piece]:
+            for piece in pieces:
+                sha256.update(piece.text.encode("utf-8"))
+                yield piece
+
+        documents = ((document.name, hashed(document.pieces)) for document in self._text.documents())
+        yield from self._in_order(documents) if self.in_order else self._by_document(documents)
+        if next(documents, None) or sha256.hexdigest() != self._text.sha256:
+            raise MiniGPTError(f"{self._text.name} changed while it was read: run the command again")
+
+    def _in_order(self, documents: Iterator[_Read]) -> Iterator[tuple[str, Document]]:
+        if self.cut == "conversation":
+            for name in self.names:
+                for title, conversation in islice(documents, self.lengths[name]):
+                    yield name, Document(title, conversation)
+            return
+        title, whole = next(documents, (self._text.name, iter(())))
+        pieces = _Pieces(whole)
+        for name in self.names:
+            yield name, Document(title, pieces.take(self.lengths[name]))
+        _drain(pieces.left)
+
+    def _by_document(self, documents: Iterator[_Read]) -> Iterator[tuple[str, Document]]:
+        for number, (title, document) in enumerate(islice(documents, self._text.n_documents)):
+            if self.cut == "document":
+                yield self.names[self._of[number]], Document(title, document)
+                _drain(document)
+                continue
+            pieces = _Pieces(document)
+            for name, length in self._lengths(self._text.lengths[number]).items():
+                if length:
+                    yield name, Document(title, chain(pieces.take(length), [Piece(END_OF_TEXT)]))
+            _drain(pieces.left)
+
+
+def _drain(pieces: Iterator[Piece]) -> None:
+    """Read to the end, so that all is hashed, whatever was taken of it."""
+    for _ in pieces:
+        pass
+
+
+class _Pieces:
+    """Pieces of text, taken so many characters at a time."""
+
+    def __init__(self, pieces: Iterator[Piece]) -> None:
+        self.left = pieces
+
+    def take(self, n_chars: int) -> Iterator[Piece]:
+        while n_chars and (piece := next(self.left, None)):
+            head, rest = piece.text[:n_chars], piece.text[n_chars:]
+            if rest:
+                self.left = chain([piece._replace(text=rest)], self.left)
+            n_chars -= len(head)
+            yield piece._replace(text=head)
+
+
+def by_hash(hashes: Iterable[int], train_frac: float, test_frac: float) -> npt.NDArray[np.uint8]:
+    """The number of each document's split, from a 64-bit hash of its text. Where none falls into a split, it gets the
+    lowest hash of the largest."""
+    own = np.array(hashes, np.uint64)
+    place = own / 2.0**64
+    found = np.where(place < test_frac, 2, np.where(place < 1 - train_frac, 1, 0)).astype(np.uint8)
+    for wanted in (0, 1, 2) if test_frac else (0, 1):
+        if not (found == wanted).any():
+            most = own[found == np.bincount(found).argmax()]
+            found[own == most.min()] = wanted
+    return found
