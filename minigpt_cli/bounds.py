@@ -68,6 +68,27 @@ def _moment(value: str) -> str:
     return value if value.endswith("Z") else then.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
+def _one_or_several(sources: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    """One source as a string, however it was given."""
+    return sources if isinstance(sources, str) or len(sources) > 1 else sources[0] if sources else ""
+
+
+def _as_tuple(patterns: Any) -> Any:
+    """One pattern, as an environment variable gives it, among several."""
+    return (patterns,) if isinstance(patterns, str) else patterns
+
+
+def _text_encoding(name: str) -> str:
+    """The name of an encoding that Python knows. Raises ValueError."""
+    try:
+        b"    ".decode(name or "utf-8")
+    except UnicodeError:  # an encoding, in which this is no text
+        pass
+    except (LookupError, ValueError):
+        raise ValueError(f"{name!r} is not an encoding that Python knows: write one such as cp1252, cp1251, shift_jis or gb18030") from None
+    return name
+
+
 Count = Annotated[int, Field(ge=0, le=COUNT_LIMIT)]
 """A number of things."""
 Nats = Annotated[float, Field(ge=-NATS_LIMIT, le=NATS_LIMIT)]
@@ -86,6 +107,13 @@ Line = Annotated[str, Field(max_length=4096), BeforeValidator(_in_utf8)]
 """A name, a path, a label."""
 Text = Annotated[str, Field(max_length=1 << 17), BeforeValidator(_in_utf8)]
 """As much as a person would type, or a shell pass on."""
+
+OneOrSeveral = Annotated[Line | tuple[Line, ...], AfterValidator(_one_or_several)]
+"""One line as a string, several as a tuple."""
+Lines = Annotated[tuple[Line, ...], BeforeValidator(_as_tuple)]
+"""Any number of lines; one may be given as a string."""
+Encoding = Annotated[Line, AfterValidator(_text_encoding)]
+"""The name of an encoding; empty: none is named."""
 
 
 def line(text: str) -> str:

@@ -10,9 +10,9 @@ import re
 from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, TypeAlias, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from minigpt_cli.bounds import COUNT_LIMIT, NATS_LIMIT, SECONDS_LIMIT, Duration, Line
+from minigpt_cli.bounds import COUNT_LIMIT, NATS_LIMIT, SECONDS_LIMIT, Duration, Encoding, Line, Lines, OneOrSeveral
 from minigpt_cli.registry import OPTIMIZERS, SCHEDULES
 
 if TYPE_CHECKING:  # names that the registry holds
@@ -182,16 +182,22 @@ ARCHITECTURES: dict[str, type[_Architecture]] = {c.model_fields["arch"].default:
 """The configuration class of each architecture by its name: the union, as a table."""
 
 
-def _one_or_several(sources: str | tuple[str, ...]) -> str | tuple[str, ...]:
-    """One source as a string, however it was given."""
-    return sources if isinstance(sources, str) or len(sources) > 1 else sources[0] if sources else ""
-
-
 class DataConfig(_Frozen):
     """Which text, cut into which tokens."""
 
-    source: Annotated[Line | tuple[Line, ...], AfterValidator(_one_or_several)] = ""
-    """Text file, folder, '-' for stdin, or a named corpus, or several; empty: data/input.txt if it is there, else python-docs."""
+    source: OneOrSeveral = ""
+    """File, folder, '-' for stdin, URL, hf:OWNER/DATASET or named corpus, or several; empty: data/input.txt if there, else python-docs."""
+    documents: Line = "auto"
+    """What one document is: auto (a file, or a row of a file of rows), file, lines (each line), or a MARK: the text between lines that are
+    exactly MARK, without the blank lines around it."""
+    text_field: Line = "text"
+    """The field of a row, or column of a table, that holds the text."""
+    encoding: Encoding = ""
+    """Encoding of texts, such as cp1251; empty: UTF-8, or UTF-16 and UTF-32 by their byte-order mark."""
+    include: Lines = ()
+    """Of a folder, read only the files that match this pattern, such as '*.md'; may be repeated."""
+    exclude: Lines = ()
+    """Of a folder, leave out the files that match this pattern; may be repeated."""
     tokenizer: Line = "char"
     """char, byte, bpe, gpt2, or a tokenizer.json file."""
     vocab_size: int = Field(512, ge=257, le=1 << 20)

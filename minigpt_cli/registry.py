@@ -48,6 +48,18 @@ CORPORA = {
     "wikitext-2": "minigpt_cli.data.sources.corpora:wikitext_2",
 }
 
+KINDS = {  # of file; the first whose content fits is taken, then the one with the suffix
+    "pdf": "minigpt_cli.data.sources.pdf:PDF",
+    "epub": "minigpt_cli.data.sources.epub:EPUB",
+    "docx": "minigpt_cli.data.sources.docx:DOCX",
+    "parquet": "minigpt_cli.data.sources.parquet:PARQUET",
+    "jsonl": "minigpt_cli.data.sources.jsonl:JSONL",
+    "json": "minigpt_cli.data.sources.json_array:JSON",
+    "csv": "minigpt_cli.data.sources.delimited:DELIMITED",
+    "html": "minigpt_cli.data.sources.html:HTML",
+    "text": "minigpt_cli.data.sources.text:TEXT",
+}
+
 _TABLES = {
     "architecture": ARCHITECTURES,
     "tokenizer": TOKENIZERS,
@@ -55,6 +67,7 @@ _TABLES = {
     "schedule": SCHEDULES,
     "export format": EXPORT_FORMATS,
     "corpus": CORPORA,
+    "kind of file": KINDS,
 }
 
 

@@ -18,7 +18,14 @@ from minigpt_cli.config import ARCHITECTURES
 
 _COMPLETION = {"tokenizer": complete_tokenizer}
 _Command = Callable[..., Any]
-_METAVARS = {"tokenizer": "char|byte|bpe|gpt2|FILE"}
+_METAVARS = {
+    "tokenizer": "char|byte|bpe|gpt2|FILE",
+    "documents": "auto|file|lines|MARK",
+    "text_field": "NAME",
+    "encoding": "NAME",
+    "include": "GLOB",
+    "exclude": "GLOB",
+}
 
 
 def with_settings(*, only: tuple[str, ...] | None = None, leave_out: tuple[str, ...] = ()) -> Callable[[_Command], _Command]:
@@ -36,7 +43,7 @@ def with_settings(*, only: tuple[str, ...] | None = None, leave_out: tuple[str, 
 
         @wraps(command)
         def wrapped(**values: Any) -> Any:
-            typed = {s.name: value for s in chosen if (value := values.pop(s.name, None)) is not None}
+            typed = {s.name: value for s in chosen if (value := values.pop(s.name, None)) not in (None, [])}
             return command(**values, settings=typed)
 
         wrapped.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
@@ -65,6 +72,8 @@ def _parameter(setting: Setting) -> inspect.Parameter:
 
 def _flag_type(setting: Setting) -> Any:
     """The type that Typer parses: numbers, switches and choices as such; what only pydantic understands as text."""
+    if get_origin(setting.annotation) is tuple:
+        return list[str]
     if any(isinstance(entry, BeforeValidator) for entry in setting.info.metadata):
         return str
     plain = setting.annotation in (bool, int, float, str) or get_origin(setting.annotation) is Literal

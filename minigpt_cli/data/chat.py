@@ -33,14 +33,10 @@ Message = tuple[str, str]
 """Role and content."""
 
 
-def is_chat(source: str) -> bool:
-    """Whether a source, by its name, holds conversations."""
-    return source.endswith(".jsonl")
-
-
 def learned_chats(record: RunRecord) -> bool:
     """Whether a run was trained on conversations, of which the answers alone are learned and scored."""
-    return record.corpus is not None and is_chat(record.corpus.label)
+    corpus = record.corpus
+    return corpus is not None and (corpus.label.endswith(".jsonl") if corpus.chats is None else corpus.chats)
 
 
 def in_pieces(messages: Iterable[Message]) -> Iterator[Piece]:

@@ -61,6 +61,7 @@ class DatasetRecord(_Record):
     train_frac: Figure
     test_frac: Figure
     key: Line  # of the text and the settings that made these files
+    chats: bool | None = None  # whether the text is conversations; None, as in old records: where the label ends in .jsonl
     splits: dict[Literal["train", "val", "test"], SplitRecord]
 
 
@@ -86,6 +87,7 @@ class Dataset:
     n_documents: int  # more than one: each ends in END_OF_TEXT
     n_chars: int
     n_bytes: int
+    chats: bool  # whether the text is conversations, of which the answers alone are learned
     tokenizer: Tokenizer
     train: Split
     val: Split
@@ -147,6 +149,7 @@ def open_dataset(folder: Path, record: DatasetRecord | None = None) -> Dataset:
         n_documents=record.n_documents,
         n_chars=record.n_chars,
         n_bytes=record.n_bytes,
+        chats=record.label.endswith(".jsonl") if record.chats is None else record.chats,
         tokenizer=tokenizer,
         train=splits["train"],
         val=splits["val"],

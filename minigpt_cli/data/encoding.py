@@ -141,6 +141,7 @@ def _build(
         dtype=dtype,
         train_frac=config.train_frac,
         test_frac=config.test_frac,
+        chats=text.source.split_by == "conversation",
         splits={name: counted.record() for name, counted in splits.items()},
     )
     write_atomic(folder / RECORD, record.model_dump_json(indent=1))

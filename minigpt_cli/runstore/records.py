@@ -56,6 +56,7 @@ class Corpus(_Record):
     n_documents: Count = 1
     """More than one: each ends in an end-of-text token."""
     dataset_dir: Line = ""
+    chats: bool | None = None  # whether it is conversations; None, as in old records: where the label ends in .jsonl
     splits: dict[Line, SplitRecord] = Field({}, max_length=16)
 
 

@@ -11,11 +11,14 @@ from typing import Any
 import platformdirs
 
 from minigpt_cli.errors import MiniGPTError
+from minigpt_cli.escaping import file_name
+from minigpt_cli.storage.atomic_io import replace, temporary_beside, write_atomic
 
 Report = Callable[[int, int | None], None]  # bytes done, bytes in all where known
 
 _TIMEOUT_S = 30
-_SIZE_LIMIT = 1 << 28  # bytes
+_SIZE_LIMIT = 1 << 28  # bytes of a corpus
+_URL_LIMIT = 1 << 35  # bytes of what a person names
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ def cache_folder() -> Path:
     return Path(platformdirs.user_cache_dir("minigpt"))
 
 
-def _fetcher(report: Report) -> Callable[[str, str, Any], None]:
+def _fetcher(report: Report, limit: int) -> Callable[[str, str, Any], None]:
     """What pooch calls to download: tells `report` how far it is, and gives up on an answer without end."""
     import requests
 
@@ -53,7 +56,7 @@ def _fetcher(report: Report) -> Callable[[str, str, Any], None]:
                     file.write(block)
                     done += len(block)
                     report(done, total)
-                    if done > _SIZE_LIMIT:
+                    if done > limit:
                         raise ValueError("the answer is too long")
 
     return fetch
@@ -71,7 +74,7 @@ def download(files: tuple[RemoteFile, ...], what: str, report: Report, otherwise
         if not (path.is_file() and file.is_content(path.read_bytes())):
             try:
                 path.unlink(missing_ok=True)
-                pooch.retrieve(file.url, known_hash=None, fname=file.name, path=path.parent, downloader=_fetcher(report))
+                pooch.retrieve(file.url, known_hash=None, fname=file.name, path=path.parent, downloader=_fetcher(report, _SIZE_LIMIT))
             except (OSError, ValueError, requests.RequestException) as error:
                 raise MiniGPTError(f"cannot download {what} from {file.url.split('/')[2]} ({type(error).__name__}): {otherwise}") from error
             if not file.is_content(path.read_bytes()):
@@ -79,3 +82,37 @@ def download(files: tuple[RemoteFile, ...], what: str, report: Report, otherwise
                 raise MiniGPTError(f"{file.url} is not the expected file (its hash differs), so it was thrown away: {otherwise}")
         paths.append(path)
     return paths
+
+
+def download_url(url: str, name: str, report: Report) -> Path:
+    """The local path of what is at an address, downloaded unless it is in the cache as it came. Raises MiniGPTError."""
+    import requests
+
+    folder = cache_folder() / "urls" / hashlib.sha256(url.encode("utf-8")).hexdigest()[:32]
+    stem, dot, suffix = file_name(name, 60).rpartition(".")
+    path = folder / (f"{stem[:40]}{dot}{suffix[:10]}" if dot else file_name(name, 40))
+    recorded = folder / "sha256"
+    try:
+        if path.is_file() and recorded.is_file() and recorded.read_text("utf-8") == _hash_of(path):
+            return path
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = temporary_beside(path)
+        try:
+            _fetcher(report, _URL_LIMIT)(url, str(temporary), None)
+            write_atomic(recorded, _hash_of(temporary))
+            replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except (OSError, ValueError, requests.RequestException) as error:
+        raise MiniGPTError(f"cannot download {url} ({_cause(error)}): check the address and the connection") from error
+    return path
+
+
+def _cause(error: Exception) -> str:
+    response = getattr(error, "response", None)
+    return type(error).__name__ if response is None else f"the answer is {response.status_code} {response.reason}"
+
+
+def _hash_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

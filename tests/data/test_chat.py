@@ -14,7 +14,9 @@ from minigpt_cli.data import chat
 from minigpt_cli.data.atomic_folder import Preparing
 from minigpt_cli.data.encoding import prepared
 from minigpt_cli.data.parts import learned_text
-from minigpt_cli.data.sources import chat as chats
+from minigpt_cli.data.sources import jsonl
+from minigpt_cli.data.sources.chat import messages_of
+from minigpt_cli.data.sources.files import File
 from minigpt_cli.data.sources.open_source import open_source
 from minigpt_cli.errors import MiniGPTError, TextTooShort, UsageError
 from minigpt_cli.tokenization.bpe import ByteTokenizer
@@ -35,6 +37,10 @@ def written(folder: Path, rows: list[Any]) -> Path:
     path = folder / "chats.jsonl"
     path.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n\n", encoding="utf-8")
     return path
+
+
+def conversations(path: Path) -> list[list[chat.Message]]:
+    return [messages_of(row, f"line {number}") for number, row in jsonl.rows(File(str(path), path), DataConfig())]
 
 
 def test_the_template_is_documented_and_jinja_says_the_same() -> None:
@@ -96,7 +102,7 @@ def test_a_file_becomes_a_dataset_split_between_conversations(tmp_path: Path, to
     path = written(tmp_path, ROWS * 3)
     config = DataConfig(source=str(path), tokenizer=tokenizer, train_frac=0.5, test_frac=0.25)
     dataset = prepared(config, tmp_path / "data")
-    whole = "".join(chat.templated(messages) for messages in chats.conversations(path))
+    whole = "".join(chat.templated(messages) for messages in conversations(path))
     assert dataset.text("train") + dataset.text("val") + dataset.text("test") == whole
     for name in ("train", "val", "test"):
         text = dataset.text(name)
@@ -163,21 +169,21 @@ def test_what_is_learned_is_the_answers_a_line_each_and_all_of_a_text() -> None:
 
 
 def test_a_line_without_an_end_is_refused_before_it_is_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chats, "LINE_LIMIT", 20)
+    monkeypatch.setattr(jsonl, "LINE_LIMIT", 20)
     with pytest.raises(UsageError, match="line 1 has more than 20 bytes"):
-        list(chats.conversations(written(tmp_path, ROWS)))
+        list(conversations(written(tmp_path, ROWS)))
 
 
 def test_half_of_a_surrogate_pair_is_refused_with_its_line(tmp_path: Path) -> None:
     path = tmp_path / "chats.jsonl"
     path.write_text(json.dumps(ROWS[0]) + "\n" + '{"prompt": "a", "completion": "\\ud83d"}\n')
     with pytest.raises(UsageError, match=r"line 2 .*half of a surrogate pair, \\ud83d"):
-        list(chats.conversations(path))
+        list(conversations(path))
 
 
 def test_the_pieces_of_a_conversation_are_its_template_and_say_what_is_learned(tmp_path: Path) -> None:
-    source = chats.ChatFile(written(tmp_path, ROWS))
-    for document, messages in zip(source.documents(), chats.conversations(source.path), strict=True):
+    source = open_source(str(written(tmp_path, ROWS)))
+    for document, messages in zip(source.documents(), conversations(tmp_path / "chats.jsonl"), strict=True):
         pieces = list(document.pieces)
         assert "".join(piece.text for piece in pieces) == chat.templated(messages)
         assert [piece.text for piece in pieces if piece.learned] == [content for role, content in messages if role == "assistant"]
@@ -186,7 +192,7 @@ def test_the_pieces_of_a_conversation_are_its_template_and_say_what_is_learned(t
 
 def test_ascii_only_holds_for_conversations_too(tmp_path: Path) -> None:
     dataset = prepared(DataConfig(source=str(written(tmp_path, ROWS * 3)), ascii_only=True, train_frac=0.5), tmp_path / "data")
-    whole = "".join(chat.templated(messages) for messages in chats.conversations(tmp_path / "chats.jsonl"))
+    whole = "".join(chat.templated(messages) for messages in conversations(tmp_path / "chats.jsonl"))
     assert dataset.text("train") + dataset.text("val") == whole.encode("ascii", "ignore").decode()
 
 
@@ -207,4 +213,4 @@ def test_conversations_that_change_while_they_are_read_are_refused(tmp_path: Pat
 def test_conversations_are_not_joined_with_other_texts(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("a text")
     with pytest.raises(UsageError, match=r"chats\.jsonl holds conversations"):
-        open_source([str(tmp_path / "text.txt"), str(written(tmp_path, ROWS))])
+        list(open_source([str(tmp_path / "text.txt"), str(written(tmp_path, ROWS))]).documents())

@@ -25,7 +25,7 @@ from minigpt_cli.data import atomic_folder, encoding
 from minigpt_cli.data.atomic_folder import Preparing
 from minigpt_cli.data.dataset import RECORD, Dataset, open_dataset
 from minigpt_cli.data.encoding import prepare, prepared
-from minigpt_cli.data.sources import text as texts
+from minigpt_cli.data.sources import decoding as texts
 from minigpt_cli.data.sources.contract import PlainText
 from minigpt_cli.data.sources.open_source import open_source
 from minigpt_cli.errors import MiniGPTError, TextTooShort, UsageError
@@ -350,7 +350,7 @@ def test_an_unknown_character_of_a_tokenizer_file_leaves_nothing(text: Path) -> 
 
 
 def test_a_file_that_vanishes_is_one_line(text: Path) -> None:
-    steps = prepare(config(), source=texts.File("text.txt", text))
+    steps = prepare(config(), source=open_source("text.txt"))
     text.unlink()
     with pytest.raises(MiniGPTError, match=r"cannot read the text .*text\.txt: No such file"):
         next(steps)

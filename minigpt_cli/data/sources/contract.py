@@ -6,11 +6,19 @@ A document of plain text is learned whole. Of a conversation the answers are lea
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, BinaryIO, Literal, NamedTuple, Protocol, TypeAlias
 
+from minigpt_cli.config import DataConfig
+from minigpt_cli.errors import UsageError
 from minigpt_cli.storage.downloads import Report
+
+if TYPE_CHECKING:
+    from pathlib import PurePath
+
+SplitBy: TypeAlias = Literal["character", "conversation"]
+DOCUMENT_LIMIT = 1 << 26  # bytes, or characters, of a document that a reader must hold in memory
 
 
 class Piece(NamedTuple):
@@ -29,7 +37,7 @@ class Document:
 
 
 class Source(Protocol):
-    """Documents from one place. `PlainText` and `ChatFile` are the kinds."""
+    """Documents from one place. `Files` are texts that people have, `PlainText` is what else gives one text."""
 
     @property
     def label(self) -> str: ...  # what the person typed
@@ -41,7 +49,7 @@ class Source(Protocol):
     def marks(self) -> tuple[str, ...]: ...  # tokens that a tokenizer gets for this kind of source; each is a piece of its own
 
     @property
-    def split_by(self) -> Literal["character", "conversation"]: ...  # where splits may be cut: in one long document, or between many
+    def split_by(self) -> SplitBy: ...  # where splits may be cut: in one long document, or between many
 
     @property
     def notices(self) -> list[str]: ...  # what was left out: of the last reading of documents(), when it has ended
@@ -58,7 +66,7 @@ class PlainText(ABC):
 
     label: str
     marks: tuple[str, ...] = ()
-    split_by: Literal["character", "conversation"] = "character"
+    split_by: SplitBy = "character"
 
     @property
     def notices(self) -> list[str]:
@@ -80,3 +88,51 @@ class PlainText(ABC):
     def documents(self) -> Iterator[Document]:
         """The text as one document."""
         yield Document(self.label, map(Piece, self.chunks()))
+
+
+# ---- kinds of file
+
+
+class Input(Protocol):
+    """The bytes of one file, wherever they come from."""
+
+    @property
+    def label(self) -> str: ...  # in messages, and the name of its document
+
+    @property
+    def path(self) -> PurePath: ...  # of which the suffix counts
+
+    @property
+    def size(self) -> int | None: ...  # bytes
+
+    def open(self) -> BinaryIO:
+        """The bytes from the start. Raises UsageError if they cannot be read."""
+
+    def open_seekable(self) -> BinaryIO:
+        """The same for a reader that goes back and forth."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of file: how it is known, and how its documents are read."""
+
+    what: str  # in messages, as in "a PDF"
+    read: Callable[[Input, DataConfig], Iterator[Document]]
+    """The documents of a file; raises NotText before the first of them if there is nothing to read, UsageError if it is damaged."""
+    suffixes: tuple[str, ...] = ()
+    is_content: Callable[[bytes, Input], bool] | None = None
+    """Whether a file that begins with these bytes is of this kind. Without it the kind is text, and is known by its suffix."""
+
+
+class NotText(UsageError):
+    """A file holds no text that could be read. Alone it is refused; in a folder it is skipped, and counted by `what` it is."""
+
+    def __init__(self, label: str, what: str, advice: str = "give a file of text") -> None:
+        super().__init__(f"{label} is {what}: {advice}")
+        self.what = what
+
+
+def refuse_longer(n: int, label: str) -> None:
+    """Raise UsageError for a document of more than DOCUMENT_LIMIT characters or bytes."""
+    if n > DOCUMENT_LIMIT:
+        raise UsageError(f"a document in {label} is longer than {DOCUMENT_LIMIT >> 20} MiB: cut it in parts")

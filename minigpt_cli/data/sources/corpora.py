@@ -8,7 +8,8 @@ from pathlib import Path
 
 from minigpt_cli import registry
 from minigpt_cli.data.sources.contract import PlainText
-from minigpt_cli.data.sources.text import File
+from minigpt_cli.data.sources.decoding import texts
+from minigpt_cli.data.sources.files import File
 from minigpt_cli.errors import UsageError
 from minigpt_cli.storage import downloads
 from minigpt_cli.storage.downloads import RemoteFile, Report
@@ -44,7 +45,7 @@ class Download(PlainText):
     def chunks(self) -> Iterator[str]:
         """The files' texts."""
         for path in self.paths(lambda done, total: None):
-            yield from File(self.label, path).chunks()
+            yield from texts(File(self.label, path), "")
 
 
 class PythonDocs(PlainText):

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import os
+import stat
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from itertools import chain
 from pathlib import Path
 
 from minigpt_cli import registry
 from minigpt_cli.config import DataConfig
-from minigpt_cli.data.chat import is_chat
-from minigpt_cli.data.sources.chat import ChatFile
-from minigpt_cli.data.sources.contract import PlainText, Source
+from minigpt_cli.data.sources.contract import Document, Source, SplitBy
 from minigpt_cli.data.sources.corpora import EMBEDDED, named_corpus
+from minigpt_cli.data.sources.files import File, Stream
+from minigpt_cli.data.sources.folder import files_below
+from minigpt_cli.data.sources.hub import PREFIX, dataset_files
 from minigpt_cli.data.sources.spool import Spool
-from minigpt_cli.data.sources.text import Several, Stream, open_path
-from minigpt_cli.errors import UsageError
+from minigpt_cli.data.sources.texts import Files, not_together
+from minigpt_cli.data.sources.urls import downloaded, is_url
+from minigpt_cli.errors import UsageError, unknown_name
+from minigpt_cli.storage.downloads import Report
 
 
 def data_folder() -> Path:
@@ -27,27 +32,85 @@ def data_folder() -> Path:
 def open_source(source: str | Sequence[str], data_dir: Path | None = None, options: DataConfig | None = None) -> Source:
     """What `source` names, several one after the other, read as `options` say; empty: input.txt in the data folder if it is there, else
     python-docs. Raises UsageError."""
+    options = options or DataConfig()
     if not isinstance(source, str):
-        return _several(list(source), data_dir)
-    if is_chat(source):
-        return ChatFile(Path(source).expanduser())
+        if source.count("-") > 1:
+            raise UsageError("standard input can be read only once: give '-' only once")
+        opened = [open_source(one, data_dir, options) for one in source or [""]]
+        return opened[0] if len(opened) == 1 else Several(opened)
     if source == "":
         default = (data_dir or data_folder()) / "input.txt"
-        return open_path(default) if default.exists() else named_corpus(EMBEDDED)
+        return open_path(default, str(default), options) if default.exists() else named_corpus(EMBEDDED)
     if source == "-":
-        return Stream("-", Spool(lambda: nullcontext(sys.stdin.buffer)))
+        stdin = Stream("standard input", Path(), Spool(lambda: nullcontext(sys.stdin.buffer)))
+        return Files("-", lambda report: [stdin], options)
+    if is_url(source):
+        return Files(source, lambda report: [downloaded(source, report)], options)
+    if source.startswith(PREFIX):
+        return Files(source, lambda report: dataset_files(source, report), options)
     if source in registry.CORPORA and not Path(source).is_file():
         return named_corpus(source)
-    return open_path(Path(source), source)
+    return open_path(Path(source), source, options)
 
 
-def _several(sources: list[str], data_dir: Path | None) -> Source:
-    if sources.count("-") > 1:
-        raise UsageError("standard input can be read only once: give '-' only once")
-    opened = [open_source(source, data_dir) for source in sources or [""]]
-    texts = [source for source in opened if isinstance(source, PlainText)]
-    if len(opened) == 1:
-        return opened[0]
-    if chat := next((source for source in opened if source not in texts), None):
-        raise UsageError(f"{chat.label} holds conversations, which are not joined with other texts: give it alone")
-    return Several(" ".join(text.label for text in texts), tuple(texts))
+def open_path(path: Path, label: str, options: DataConfig) -> Files:
+    """The documents of a file, pipe or folder. Raises UsageError if there is none."""
+    try:
+        path = path.expanduser()
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        if path.parent == Path() and not path.suffix:  # looks like a name
+            raise unknown_name("file, folder or corpus", label, registry.CORPORA) from None
+        raise UsageError(f"no file or folder {label}: give a text file, a folder, '-', or one of {', '.join(registry.CORPORA)}") from None
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UsageError(f"cannot read {label!r}: {getattr(error, 'strerror', None) or error}") from error
+    if stat.S_ISDIR(mode):
+        return Files(label, lambda report: files_below(path, label, options), options, lenient=True)
+    if stat.S_ISFIFO(mode):
+        pipe = Stream(label, path, Spool(File(label, path).open))
+        return Files(label, lambda report: [pipe], options)
+    if not stat.S_ISREG(mode):
+        raise UsageError(f"{label} is neither a text file nor a folder")
+    return Files(label, lambda report: [File(label, path)], options)
+
+
+class Several:
+    """Sources one after the other."""
+
+    def __init__(self, sources: Sequence[Source]) -> None:
+        self._sources = sources
+        self.label = " ".join(source.label for source in sources)
+
+    @property
+    def n_bytes(self) -> int | None:
+        """The size of all, where each is known."""
+        sizes = [source.n_bytes for source in self._sources]
+        return None if None in sizes else sum(size or 0 for size in sizes)
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """Those that all have."""
+        return self._sources[0].marks
+
+    @property
+    def split_by(self) -> SplitBy:
+        """Conversations are never cut, and never mixed with texts. Raises UsageError."""
+        by = {source.split_by: source.label for source in self._sources}
+        if len(by) > 1:
+            raise not_together(by["conversation"], by["character"])
+        return self._sources[0].split_by
+
+    @property
+    def notices(self) -> list[str]:
+        """Those of each."""
+        return [notice for source in self._sources for notice in source.notices]
+
+    def fetch(self, report: Report) -> None:
+        """Bring each here."""
+        for source in self._sources:
+            source.fetch(report)
+
+    def documents(self) -> Iterator[Document]:
+        """The documents of each."""
+        if self.split_by:  # raises where they do not belong together
+            yield from chain.from_iterable(source.documents() for source in self._sources)

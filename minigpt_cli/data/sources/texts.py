@@ -1,0 +1,120 @@
+"""Files of any kind as one source: a file, a folder, a download."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
+
+from minigpt_cli.config import DataConfig
+from minigpt_cli.data.chat import TOKENS
+from minigpt_cli.data.sources.contract import Document, Input, NotText, SplitBy
+from minigpt_cli.data.sources.detect import kind_of
+from minigpt_cli.data.sources.grouping import not_empty, regrouped
+from minigpt_cli.data.sources.jsonl import JSONL, holds_conversations
+from minigpt_cli.errors import UsageError
+from minigpt_cli.storage.downloads import Report
+
+
+class Files:
+    """The documents of files, whose kinds are found when they are opened."""
+
+    def __init__(self, label: str, locate: Callable[[Report], Sequence[Input]], options: DataConfig, *, lenient: bool = False) -> None:
+        """`locate` finds the files, or downloads them; with `lenient` what is not text is skipped and counted in a notice."""
+        self.label = label
+        self.notices: list[str] = []
+        self._locate, self._options, self._lenient = locate, options, lenient
+        self._located: Sequence[Input] | None = None
+        self._chats: bool | None = None
+
+    def fetch(self, report: Report) -> None:
+        """Find the files, or download them."""
+        if self._located is None:
+            self._located = self._locate(report)
+
+    def inputs(self) -> Sequence[Input]:
+        """The files. Raises UsageError where there are none."""
+        self.fetch(lambda done, total: None)
+        return self._located or ()
+
+    @property
+    def n_bytes(self) -> int | None:
+        """The size of all files; not known where the text in one has another size."""
+        sizes = [source.size if source.path.suffix.lower() in _PLAIN else None for source in self.inputs()]
+        return None if None in sizes else sum(size or 0 for size in sizes)
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """The template's marks for conversations, none for texts."""
+        return TOKENS if self._are_chats() else ()
+
+    @property
+    def split_by(self) -> SplitBy:
+        """Conversations are never cut."""
+        return "conversation" if self._are_chats() else "character"
+
+    def documents(self) -> Iterator[Document]:
+        """The documents, file after file. Raises UsageError where one cannot be read."""
+        chats = self._are_chats()
+        skipped: Counter[str] = Counter()
+        empty: list[str] = []
+        for source in self.inputs():
+            try:
+                kind, opened = kind_of(source, self._options.encoding)
+                found = kind.read(opened, self._options)
+                first = next(found, None)
+            except NotText as error:
+                if not self._lenient:
+                    raise
+                skipped[error.what] += 1
+                continue
+            documents = found if first is None else chain([first], found)
+            if not chats:
+                documents = regrouped(documents, self._options.documents, source.label)
+            yield from not_empty(documents, empty)
+        self.notices = [*self._skipped(skipped), *self._empty(empty)]
+        if skipped.total() == len(self.inputs()) and self._lenient:
+            raise UsageError(f"the folder {self.label} has no text files: {self.notices[0]}")
+
+    def _skipped(self, skipped: Counter[str]) -> list[str]:
+        if not skipped:
+            return []
+        kinds = ", ".join(f"{count} × {what}" for what, count in skipped.most_common())
+        return [f"skipped in {self.label}, for they are not text: {kinds}"]
+
+    def _empty(self, empty: list[str]) -> list[str]:
+        if not empty:
+            return []
+        return [f"skipped in {self.label}: {len(empty):,} empty document{'s' * (len(empty) > 1)}, the first is {empty[0]}"]
+
+    def _are_chats(self) -> bool:
+        """Whether the files hold conversations. Raises UsageError if only some do."""
+        if self._chats is None:
+            inputs = self.inputs()
+            chats = [source for source in inputs if self._is_chat(source)]
+            other = next((source for source in inputs if source not in chats and self._is_text(source)), None) if chats else None
+            if other is not None:
+                raise not_together(chats[0].label, other.label)
+            self._chats = bool(chats)
+        return self._chats
+
+    def _is_chat(self, source: Input) -> bool:
+        if not {suffix.lower() for suffix in source.path.suffixes}.intersection(JSONL.suffixes):
+            return False
+        kind, opened = kind_of(source, self._options.encoding)
+        return kind is JSONL and holds_conversations(opened, self._options)
+
+    def _is_text(self, source: Input) -> bool:
+        try:
+            kind_of(source, self._options.encoding)
+        except NotText:
+            return not self._lenient
+        return True
+
+
+_PLAIN = frozenset(["", ".txt", ".md", ".jsonl", ".ndjson", ".json", ".csv", ".tsv"])
+
+
+def not_together(chat: str, text: str) -> UsageError:
+    """The error for conversations beside texts."""
+    return UsageError(f"{chat} holds conversations and {text} does not, and the two do not go together: leave one out")

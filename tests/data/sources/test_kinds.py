@@ -1,0 +1,279 @@
+"""Every kind of file gives its documents, whatever it is called, and however it is packed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness import samples
+from harness.samples import SAMPLES, TEXTS
+
+from minigpt_cli import registry
+from minigpt_cli.config import DataConfig
+from minigpt_cli.data.sources.contract import Source
+from minigpt_cli.data.sources.detect import kind_of, kinds
+from minigpt_cli.data.sources.files import File
+from minigpt_cli.data.sources.open_source import open_source
+from minigpt_cli.errors import MissingExtra, UsageError
+
+JOINED = {
+    "plain.txt": "\n", "utf16.txt": "\n", "page.html": "\n\n", "book.epub": "\n\n", "letter.docx": "\n",
+    "plain.txt.gz": "\n", "plain.txt.bz2": "\n", "page.html.zst": "\n\n",
+}  # fmt: skip
+"""Between what stand the texts of a sample that is one document."""
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def documents(source: Source) -> dict[str, str]:
+    return {document.name: "".join(piece.text for piece in document.pieces) for document in source.documents()}
+
+
+def texts(name: str, content: bytes | None = None, **options: Any) -> list[str]:
+    """The documents of a file of this name."""
+    if content is not None:
+        Path(name).write_bytes(content)
+    source = open_source(name, options=DataConfig(**options))
+    found = list(documents(source).values())
+    assert list(documents(source).values()) == found  # as often as asked for
+    return found
+
+
+@pytest.mark.parametrize("name", [name for name in SAMPLES if name not in ("chats.jsonl", "paper.pdf")])
+def test_every_kind_gives_its_documents(name: str) -> None:
+    expected = [JOINED[name].join(TEXTS)] if name in JOINED else list(TEXTS)
+    assert texts(name, SAMPLES[name]()) == expected
+
+
+def test_a_pdf_gives_its_pages() -> None:
+    assert texts("paper.pdf", SAMPLES["paper.pdf"]()) == ["One day\nThey said"]
+
+
+def test_every_kind_of_the_registry_has_a_sample() -> None:
+    found = set()
+    for name, make in SAMPLES.items():
+        Path(name).write_bytes(make())
+        found.add(kind_of(File(name, Path(name)))[0].what)
+    assert found == {kind.what for kind in kinds().values()}
+    assert len(found) == len(registry.KINDS)
+
+
+@pytest.mark.parametrize("name", ["rows.parquet", "book.epub", "letter.docx", "paper.pdf", "plain.txt.gz", "utf16.txt"])
+@pytest.mark.parametrize("called", ["x.txt", "x.dat", "x"])
+def test_what_is_known_by_its_content_may_have_any_name(name: str, called: str) -> None:
+    assert texts(called, SAMPLES[name]()) == texts(name, SAMPLES[name]())
+
+
+@pytest.mark.parametrize("called", ["x.dat", "x", "README.md", "x.py", "UPPER.TXT", "x.text.old"])
+def test_text_is_text_whatever_its_suffix(called: str) -> None:
+    assert texts(called, samples.PLAIN) == [samples.PLAIN.decode()]
+
+
+def test_rows_are_named_by_their_lines() -> None:
+    Path("a.jsonl").write_bytes(b'{"text": "one"}\n\n{"text": "two"}\n')
+    assert documents(open_source("a.jsonl")) == {"a.jsonl:1": "one", "a.jsonl:3": "two"}
+    Path("a.csv").write_bytes(b'id;text\r\n1;"one\r\nmore"\r\n2;two\r\n')
+    assert documents(open_source("a.csv")) == {"a.csv:3": "one\r\nmore", "a.csv:4": "two"}
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.jsonl", b'{"story": "one", "x": 1}\n{"story": "two"}\n'),
+        ("a.json", b'[{"story": "one", "x": 1}, {"story": "two"}]'),
+        ("a.csv", b"story,x\none,1\ntwo,2\n"),
+        ("a.tsv", b"x\tstory\n1\tone\n2\ttwo\n"),
+        ("a.jsonl", b'{"prompt": "no", "completion": "no", "story": "one"}\n{"story": "two"}\n'),
+        ("a.jsonl", '\ufeff{"story": "one"}\r\n{"story": "two"}\r\n'.encode()),
+        ("a.csv", "\ufeffstory,x\r\none,1\r\ntwo,2\r\n".encode("utf-16")),
+    ],
+)
+def test_another_field_can_be_asked_for(name: str, content: bytes) -> None:
+    assert texts(name, content, text_field="story") == ["one", "two"]
+
+
+def test_parquet_gives_the_column_asked_for_and_leaves_out_what_is_null() -> None:
+    Path("a.parquet").write_bytes(samples.parquet({"text": ["no"] * 4, "story": ["one", None, "", "two"]}, row_group_size=2))
+    source = open_source("a.parquet", options=DataConfig(text_field="story"))
+    assert documents(source) == {"a.parquet:1": "one", "a.parquet:4": "two"}
+    assert source.notices == ["skipped in a.parquet: 2 empty documents, the first is a.parquet:2"]
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (["one", "two"], ["one", "two"]),
+        ([["one", "more"], ["two"]], ["one\nmore", "two"]),
+        ([{"title": "t", "author": "a", "paragraphs": ["one", "more"]}], ["one\nmore"]),
+        ([{"text": ["one", "more"]}, {"text": "two"}], ["one\nmore", "two"]),
+        ({"title": "t", "paragraphs": ["one", "more"]}, ["one\nmore"]),
+        ({"text": "one"}, ["one"]),
+        ([], []),
+    ],
+)
+def test_json_gives_texts_and_joins_lists_of_lines(value: Any, expected: list[str]) -> None:
+    assert texts("a.json", json.dumps(value).encode()) == expected
+
+
+def test_html_gives_what_a_browser_shows() -> None:
+    page = """<!doctype html><html><head><meta charset="iso-8859-1"><title>T</title><style>p {}</style></head><body>
+    <h1>A  title</h1><p>One <b>bold</b>
+    word,<br>and <span hidden>no</span>more.</p><ul><li>a</li><li>b &amp; c</li></ul><pre>  kept
+      so</pre><script>no()</script><table><tr><td>1</td><td>caf\u00e9</td></tr></table></body></html>"""
+    expected = "A title\n\nOne bold word,\nand more.\n\na\nb & c\n\n  kept\n      so\n\n1\tcaf\u00e9"
+    (found,) = texts("a.html", page.encode("latin-1"))
+    assert [line.rstrip("\t ") for line in found.split("\n")] == expected.split("\n")
+
+
+def test_a_page_deeper_than_python_can_recurse_is_read() -> None:
+    assert texts("deep.html", b"<div>" * 2000 + b"deep") == ["deep"]
+    with pytest.raises(UsageError, match=r"deeper\.html cannot be read as HTML: its elements are nested too deeply"):
+        texts("deeper.html", b"<div>" * 3000 + b"deep")
+
+
+def test_a_book_is_read_in_the_order_of_its_spine_with_the_entities_of_html() -> None:
+    pages = {"b.xhtml": "caf&eacute;&nbsp;&amp; &lt;x&gt;", "a.xhtml": "second<script src='x'/><i> word</i>"}
+    assert texts("a.epub", samples.epub(pages)) == ["caf\u00e9\u00a0& <x>\n\nsecond word"]
+
+
+# What a document is
+
+
+@pytest.mark.parametrize(
+    ("how", "content", "expected"),
+    [
+        ("lines", "emma\nolivia\r\n\nava", ["emma", "olivia", "ava"]),
+        ("file", "emma\nolivia\n", ["emma\nolivia\n"]),
+        ("---", "one\nmore\n\n---\n\ntwo\n---\nthree", ["one\nmore", "two", "three"]),
+        ("---", "one --- more\n ---\n----\n", ["one --- more\n ---\n----"]),
+        ("<end>", "one\r\n<end>\r\n\r\ntwo\r\n<end>\r\n", ["one", "two"]),
+    ],
+)
+def test_documents_says_what_a_document_is(how: str, content: str, expected: list[str]) -> None:
+    assert texts("a.txt", content.encode(), documents=how) == expected
+
+
+def test_rows_of_a_file_can_be_one_document() -> None:
+    assert texts("a.jsonl", b'{"text": "one"}\n{"text": "two\\n"}\n{"text": "three"}\n', documents="file") == ["one\ntwo\nthree"]
+
+
+# Folders
+
+
+def test_a_folder_reads_every_kind_and_counts_what_is_not_text(tmp_path: Path) -> None:
+    for name, content in {
+        "b.txt": b"plain", "a/rows.jsonl": b'{"text": "one"}\n{"text": "two"}\n', "c.pdf": samples.pdf(["page"]),
+        "x.png": b"\x89PNG\r\n\x1a\n" + bytes(100), "y.png": b"\x89PNG\r\n\x1a\n" + bytes(200), "scan.pdf": samples.pdf([""]),
+        "settings.json": b'{"a": 1}', "data.bin": bytes(range(256)) * 4,
+    }.items():  # fmt: skip
+        (tmp_path / "mixed" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "mixed" / name).write_bytes(content)
+    source = open_source("mixed")
+    assert documents(source) == {
+        "mixed/a/rows.jsonl:1": "one", "mixed/a/rows.jsonl:2": "two", "mixed/b.txt": "plain", "mixed/c.pdf": "page",
+    }  # fmt: skip
+    (notice,) = source.notices
+    assert notice == (
+        "skipped in mixed, for they are not text: 2 × a PNG image, 1 × binary data, not text, 1 × a PDF without a text layer, "
+        "1 × JSON without a text"
+    )
+
+
+def put(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
+
+
+def test_files_that_git_ignores_and_folders_of_minigpt_stay_out(tmp_path: Path) -> None:
+    books = tmp_path / "books"
+    put(
+        books,
+        "a.txt",
+        "b.log",
+        "keep.log",
+        "sub/c.txt",
+        "sub/d.log",
+        "build/x.txt",
+        "data/t/dataset.json",
+        "data/t/tokenizer.json",
+        "data/t/x",
+    )
+    put(books, "runs/r/run.json", "runs/r/config.json", "runs/r/metrics.jsonl", "build2/x.txt")
+    (books / ".gitignore").write_text("*.log\n!keep.log\nbuild/\n")
+    (books / "sub" / ".gitignore").write_text("!d.log\n")
+    assert list(documents(open_source("books"))) == [
+        f"books/{name}" for name in ("a.txt", "build2/x.txt", "keep.log", "sub/c.txt", "sub/d.log")
+    ]
+
+
+def test_include_and_exclude_choose_files(tmp_path: Path) -> None:
+    put(tmp_path / "notes", "a.md", "b.txt", "drafts/c.md", "drafts/d.txt")
+
+    def names(**options: Any) -> list[str]:
+        return [name.removeprefix("notes/") for name in documents(open_source("notes", options=DataConfig(**options)))]
+
+    assert names(include=["*.md"]) == ["a.md", "drafts/c.md"]
+    assert names(exclude="drafts/") == ["a.md", "b.txt"]
+    assert names(include=["*.md", "b.*"], exclude=["drafts/**"]) == ["a.md", "b.txt"]
+    with pytest.raises(UsageError, match="none of its 4 files is chosen by --include and --exclude"):
+        names(include=["*.rst"])
+
+
+def test_conversations_in_a_folder_of_texts_are_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "mixed"
+    put(folder, "a.txt")
+    (folder / "chats.jsonl").write_bytes(SAMPLES["chats.jsonl"]())
+    with pytest.raises(UsageError, match=r"mixed/chats\.jsonl holds conversations and mixed/a\.txt does not"):
+        documents(open_source("mixed"))
+    (folder / "a.txt").unlink()
+    (folder / "more.jsonl").write_bytes(SAMPLES["chats.jsonl"]())
+    source = open_source("mixed")
+    assert source.split_by == "conversation"
+    assert len(documents(source)) == 6
+
+
+# Encodings
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "utf-16-le", "cp1251", "utf-8-sig"])
+def test_a_named_encoding_is_read(encoding: str) -> None:
+    text = "Съешь же ещё этих мягких французских булок\n" * 9
+    assert texts("a.txt", text.encode(encoding), encoding=encoding) == [text]
+
+
+def test_another_encoding_is_guessed_and_can_be_named() -> None:
+    text = "Съешь же ещё этих мягких французских булок, да выпей чаю.\n" * 20
+    with pytest.raises(UsageError, match=r"a\.txt is not UTF-8 at byte 0 .*read it with --encoding cp1251"):
+        texts("a.txt", text.encode("cp1251"))
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32"])
+def test_a_byte_order_mark_names_the_encoding_and_is_no_character(encoding: str) -> None:
+    assert texts("a.txt", "漢字 🙂 text".encode(encoding)) == ["漢字 🙂 text"]
+
+
+@pytest.mark.parametrize("name", ["none", "hex", "\x00"])
+def test_an_unknown_encoding_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="is not an encoding that Python knows"):
+        DataConfig(encoding=name)
+
+
+# Extras
+
+
+@pytest.mark.parametrize(
+    ("name", "module"),
+    [("rows.parquet", "pyarrow"), ("page.html", "lxml"), ("book.epub", "lxml"), ("letter.docx", "lxml"), ("paper.pdf", "pypdf")],
+)
+def test_a_missing_library_names_its_extra(name: str, module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path(name).write_bytes(SAMPLES[name]())
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(MissingExtra, match=r"pip install 'minigpt-cli\[documents\]'"):
+        documents(open_source(name))
