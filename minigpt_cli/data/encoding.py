@@ -21,7 +21,7 @@ from minigpt_cli import registry
 from minigpt_cli.bounds import line
 from minigpt_cli.config import DataConfig
 from minigpt_cli.data.atomic_folder import Preparing, atomic_folder, put_in_place, watched
-from minigpt_cli.data.dataset import RECORD, SPLITS, TOKENIZER, Dataset, DatasetRecord, cached, dtype_for, open_dataset
+from minigpt_cli.data.dataset import RECORD, SPLITS, TOKENIZER, Dataset, DatasetRecord, cached, dtype_for, open_dataset, read_record
 from minigpt_cli.data.sources.contract import Document, Source
 from minigpt_cli.data.sources.open_source import data_folder, open_source
 from minigpt_cli.data.splitting import Splitter
@@ -62,6 +62,8 @@ def prepare(
     UsageError for a text that cannot be used and TextTooShort where a split would be empty; nothing is then left behind.
     """
     data_dir = data_dir or data_folder()
+    if source is None and (folder := prepared_folder(config)) is not None:
+        return _opened(folder, config, out)
     source = source or open_source(config.source, data_dir, config)
     tokenizer_kind = _tokenizer_kind(config)
     _check_out(out)
@@ -79,6 +81,25 @@ def prepare(
             put_in_place(folder, target, lambda there: cached(there, key) is not None)
             found = open_dataset(target)
         return replace(found, label=line(source.label))
+
+
+def prepared_folder(config: DataConfig) -> Path | None:
+    """The folder of token files that the source is, as `tokenize` writes them; None where it is a text."""
+    folder = Path(config.sources[0]).expanduser() if len(config.sources) == 1 and config.sources[0] else None
+    return folder if folder is not None and (folder / RECORD).is_file() else None
+
+
+def _opened(folder: Path, config: DataConfig, out: Path | None) -> Dataset:
+    """The dataset in `folder`. Raises UsageError where flags ask for other tokens or splits than it has, RunDamaged if it is not whole."""
+    if out is not None:
+        raise UsageError(f"{folder} holds token files already: leave out --out, or give the text itself")
+    dataset = open_dataset(folder, record := read_record(folder))
+    asked = {"tokenizer": config.tokenizer, "train_frac": config.train_frac, "test_frac": config.test_frac}
+    for name, value in asked.items():
+        if value not in (getattr(record, name), DataConfig.model_fields[name].default):
+            made, flag = f"{name} {getattr(record, name)}", f"--{name.replace('_', '-')} {value}"
+            raise UsageError(f"{folder} holds token files made with {made}: leave out {flag}, or give the text itself")
+    return dataset
 
 
 @dataclass(frozen=True)

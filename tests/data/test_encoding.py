@@ -28,7 +28,7 @@ from minigpt_cli.data.encoding import prepare, prepared
 from minigpt_cli.data.sources import decoding as texts
 from minigpt_cli.data.sources.contract import PlainText
 from minigpt_cli.data.sources.open_source import open_source
-from minigpt_cli.errors import MiniGPTError, TextTooShort, UsageError
+from minigpt_cli.errors import MiniGPTError, RunDamaged, TextTooShort, UsageError
 from minigpt_cli.tokenization.char import CharTokenizer
 from minigpt_cli.tokenization.pretrained import GPT2_DIR
 
@@ -458,3 +458,32 @@ def test_processes_that_prepare_the_same_text_do_not_disturb_each_other(text: Pa
     dataset = prepared(config(tokenizer="byte"))
     assert open_dataset(dataset.dir).text("train") == dataset.text("train")
     assert [name for name in os.listdir("data") if name.startswith(".")] == []
+
+
+# A folder of token files as a source
+
+
+def test_token_files_are_a_source_and_give_what_the_text_gives(text: Path) -> None:
+    made = prepared(config(tokenizer="bpe"), out=Path("t"))
+    again = prepared(config("t"))
+    assert again.tokenizer.to_json() == made.tokenizer.to_json()
+    assert (again.key, again.sha256, again.dir) == (made.key, made.sha256, Path("t"))
+    assert all(np.array_equal(again.split(name).tokens, split.tokens) for name, split in made.splits().items())
+    assert prepared(config("t", tokenizer="bpe")).key == made.key
+
+
+@pytest.mark.parametrize("other", [{"tokenizer": "byte"}, {"train_frac": 0.5}, {"test_frac": 0.05}])
+def test_settings_that_token_files_were_not_made_with_are_refused(other: dict[str, Any], text: Path) -> None:
+    prepared(config(tokenizer="bpe"), out=Path("t"))
+    with pytest.raises(UsageError, match="give the text itself"):
+        prepared(config("t", **other))
+    with pytest.raises(UsageError, match="leave out --out"):
+        prepared(config("t"), out=Path("u"))
+
+
+def test_damaged_token_files_are_never_read_as_text(text: Path) -> None:
+    prepared(config(), out=Path("t"))
+    with Path("t/train.bin").open("ab") as file:
+        file.write(b"xx")
+    with pytest.raises(RunDamaged, match="damaged"):
+        prepared(config("t"))
