@@ -63,11 +63,11 @@ SUFFIXES = tuple(suffix for suffix, _ in _FORMATS.values())
 
 def decompressed(source: Input, head: bytes) -> Input | None:
     """What is in a compressed file that begins with `head`; None for another file. Raises NotText for what is compressed twice."""
-    for magic, (suffix, opener) in _FORMATS.items():
+    for magic, (_, opener) in _FORMATS.items():
         if head.startswith(magic) and (magic != b"BZh" or head[4:10] in (b"1AY&SY", b"\x17\x72\x45\x38\x50\x90")):
             if isinstance(source, Decompressed):
                 raise NotText(source.label, "compressed twice", "unpack it once")
-            path = source.path.with_suffix("") if source.path.suffix.lower() == suffix else source.path
+            path = source.path.with_suffix("") if source.path.suffix.lower() in SUFFIXES else source.path
             return Decompressed(source.label, path, source, opener)
     return None
 

@@ -135,4 +135,4 @@ class NotText(UsageError):
 def refuse_longer(n: int, label: str) -> None:
     """Raise UsageError for a document of more than DOCUMENT_LIMIT characters or bytes."""
     if n > DOCUMENT_LIMIT:
-        raise UsageError(f"a document in {label} is longer than {DOCUMENT_LIMIT >> 20} MiB: cut it in parts")
+        raise UsageError(f"a document in {label} is longer than {DOCUMENT_LIMIT:,} bytes: cut it in parts")

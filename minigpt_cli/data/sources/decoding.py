@@ -10,7 +10,7 @@ import codecs
 from collections.abc import Iterable, Iterator
 from typing import BinaryIO
 
-from minigpt_cli.data.sources.contract import DOCUMENT_LIMIT, Input
+from minigpt_cli.data.sources.contract import Input, refuse_longer
 from minigpt_cli.errors import UsageError
 
 BLOCK = 1 << 18  # bytes read at once
@@ -90,8 +90,8 @@ def without_mark(chunks: Iterable[str]) -> Iterator[str]:
         start = False
 
 
-def lines(chunks: Iterable[str], label: str, limit: int = DOCUMENT_LIMIT) -> Iterator[str]:
-    """The lines of a text, each with its line break (\\n). Raises UsageError for one of more than `limit` characters."""
+def lines(chunks: Iterable[str], label: str) -> Iterator[str]:
+    """The lines of a text, each with its line break (\\n). Raises UsageError for one that is too long."""
     number, pending, size = 1, [""], 0
     for chunk in chunks:
         *complete, rest = chunk.split("\n")
@@ -100,7 +100,6 @@ def lines(chunks: Iterable[str], label: str, limit: int = DOCUMENT_LIMIT) -> Ite
             number, pending, size = number + 1, [], 0
         pending.append(rest)
         size += len(rest)
-        if size > limit:
-            raise UsageError(f"{label} line {number} has more than {limit:,} characters")
+        refuse_longer(size, f"{label} line {number}")
     if last := "".join(pending):
         yield last

@@ -33,7 +33,7 @@ def _lines(source: Input, options: DataConfig) -> Iterator[bytes]:
         encoding = options.encoding or marked_encoding(file.read(4))
     with source.open() as file:
         if encoding != "utf-8":
-            yield from (line.encode("utf-8") for line in lines(decoded(file, source.label, encoding), source.label, LINE_LIMIT))
+            yield from (line.encode("utf-8") for line in lines(decoded(file, source.label, encoding), source.label))
             return
         number = 0
         while line := file.readline(LINE_LIMIT + 1):
