@@ -26,9 +26,12 @@ from minigpt_cli.training.distributed import World
 
 # Variables that make a library choose other instructions, algorithms or numbers of threads. How to wait, where to log and what is said
 # otherwise here (OMP_NUM_THREADS, MINIGPT_NATIVE) are not among them.
-_LIBRARIES = ("ATEN_", "CUBLAS", "CUDNN_", "DNNL_", "KMP_DETERMINISTIC", "MKL_", "ONEDNN_", "OPENBLAS_", "TORCHINDUCTOR_", "TORCH_BLAS_")
+_LIBRARIES = (
+    "ATEN_", "CUBLAS", "CUDNN_", "DNNL_", "KMP_DETERMINISTIC", "MKL_", "NCCL_ALGO", "NCCL_PROTO", "NPY_", "ONEDNN_", "OPENBLAS_",
+    "PYTORCH_TUNABLEOP_", "TORCHDYNAMO_", "TORCHINDUCTOR_", "TORCH_BLAS_", "TORCH_COMPILE_", "TORCH_CUDNN_",
+)  # fmt: skip
 _SINGLE = {"GLIBC_TUNABLES", "NVIDIA_TF32_OVERRIDE", "OMP_DYNAMIC", "OMP_THREAD_LIMIT", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"}
-_OF_NO_ACCOUNT = ("VERBOSE", "CACHE_DIR", "LOG_LEVEL", "MKL_NUM_THREADS", "MKL_THREADING_LAYER")
+_OF_NO_ACCOUNT = ("VERBOSE", "DEBUG", "CACHE_DIR", "LOG_LEVEL", "MKL_NUM_THREADS", "MKL_THREADING_LAYER")
 _SEEN_ONLY = ("commands", "display")  # of the package: what people see cannot change what is computed
 
 

@@ -30,7 +30,16 @@ def test_a_compiled_run_on_a_gpu_is_not_called_exact() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "ATEN_CPU_CAPABILITY", "OMP_DYNAMIC"]
+    "name",
+    [
+        "ONEDNN_MAX_CPU_ISA",
+        "DNNL_MAX_CPU_ISA",
+        "MKL_CBWR",
+        "MKL_ENABLE_INSTRUCTIONS",
+        "ATEN_CPU_CAPABILITY",
+        "OMP_DYNAMIC",
+        "TORCHDYNAMO_DISABLE",
+    ],
 )
 def test_a_variable_that_steers_a_library_is_a_reason(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(name, raising=False)
@@ -39,7 +48,9 @@ def test_a_variable_that_steers_a_library_is_a_reason(name: str, monkeypatch: py
     assert resuming.inexact_reasons(before, here()) == [f"{name} was not set and is now avx2"]
 
 
-@pytest.mark.parametrize("name", ["OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "ONEDNN_VERBOSE", "TORCHINDUCTOR_CACHE_DIR"])
+@pytest.mark.parametrize(
+    "name", ["OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "ONEDNN_VERBOSE", "TORCHINDUCTOR_CACHE_DIR", "TORCH_COMPILE_DEBUG"]
+)
 def test_a_variable_that_changes_no_bit_is_none(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     before = here()
     monkeypatch.setenv(name, "1")
