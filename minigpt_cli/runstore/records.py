@@ -128,15 +128,14 @@ class RunRecord(_Record):
     files: dict[Line, FileRecord] = Field({}, max_length=100)
     """The generation of files that this record belongs to."""
     metrics_bytes: Count = 0
+    """Length of metrics.jsonl in this generation; what is beyond it is dropped on resume."""
+    resume_exact_history: list[Session] = Field([], max_length=100_000)
 
     @property
     def text_sha256(self) -> str:
         """The hash of the validation text that the best was scored on; '' where it is not known."""
         split = self.corpus.splits.get("val") if self.corpus else None
         return split.sha256 if split else ""
-
-    """Length of metrics.jsonl in this generation; what is beyond it is dropped on resume."""
-    resume_exact_history: list[Session] = Field([], max_length=100_000)
 
     @property
     def place(self) -> str:
