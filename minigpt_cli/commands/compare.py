@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from minigpt_cli.commands.config_fields import READING
+from minigpt_cli.commands.config_flags import with_settings
 from minigpt_cli.commands.evaluate import device_chooser, target_of
 from minigpt_cli.commands.options import CheckpointOption, JsonFlag, MarkdownFlag, RunArguments, RunsDir, complete_source
 from minigpt_cli.commands.plot import X_FIELDS
@@ -30,6 +32,7 @@ Groups = Sequence[tuple[str, Sequence[Run]]]
 """The sides: a name and its runs each."""
 
 
+@with_settings(only=READING)
 def compare(
     run: RunArguments,
     data: Annotated[
@@ -55,6 +58,8 @@ def compare(
     md: MarkdownFlag = False,
     json: JsonFlag = False,
     runs_dir: RunsDir = None,
+    *,
+    settings: dict[str, Any],
 ) -> None:
     """\b
     Examples:
@@ -80,7 +85,7 @@ def compare(
     groups, notices = chosen_sides(RunStore(runs_dir), run, by_config=group_by == "config")
     for notice in notices:
         console.warn(notice)
-    target = target_of(split, data)
+    target = target_of(split, data, settings)
     sides = _scored(groups, target, ckpt, stride, device)
     samples = [] if prompt is None else _samples(groups, prompt, ckpt, seed)
     curves = [] if plot is None and (json or md) else _curves(groups, x)

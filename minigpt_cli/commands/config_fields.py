@@ -21,6 +21,7 @@ PANELS = {
     "lora": "Fine-tuning",
     "": "Run",
 }
+READING = ("documents", "text_field", "encoding", "include", "exclude")  # settings that say how a source is read
 DEFAULT_ARCH = ModernConfig.model_fields["arch"].default
 
 

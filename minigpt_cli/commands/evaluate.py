@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from minigpt_cli.commands.config_fields import READING
+from minigpt_cli.commands.config_flags import with_settings
+from minigpt_cli.commands.config_sources import resolve
 from minigpt_cli.commands.options import CheckpointOption, JsonFlag, OptionalRun, RunsDir, complete_source
 from minigpt_cli.display import console
 from minigpt_cli.errors import UsageError
@@ -23,6 +26,7 @@ _NUMBERS = ("nats_per_token", "nats_per_char", "bits_per_byte", "perplexity", "n
 _ONE = "Print this one number alone"
 
 
+@with_settings(only=READING)
 def evaluate(
     run: OptionalRun = None,
     split: Annotated[Literal["val", "test", "train"], typer.Option(help="Which split of the run's own text.")] = "val",
@@ -45,6 +49,8 @@ def evaluate(
     fresh: Annotated[bool, typer.Option("--fresh", metavar="", help="Compute the score again, even if it is kept beside the run.")] = False,
     json: JsonFlag = False,
     runs_dir: RunsDir = None,
+    *,
+    settings: dict[str, Any],
 ) -> None:
     """\b
     Examples:
@@ -69,7 +75,7 @@ def evaluate(
     ckpt = chosen.checkpoint or ckpt
     if chosen.name != run:
         console.notice(f"scoring {chosen.name}" + (f" ({run})" if run else ", the newest run"))
-    target = target_of(split, data)
+    target = target_of(split, data, settings)
     found = _scored(chosen, target, ckpt, stride, device, fresh)
     if wanted:
         console.write(f"{getattr(found.score, wanted[0]):.6f}")
@@ -82,17 +88,22 @@ def evaluate(
     (_write_json if json else _print)(found, target, baselines, copied, stride)
 
 
-def target_of(split: Literal["val", "test", "train"], data: str | None) -> Target:
+def target_of(split: Literal["val", "test", "train"], data: str | None, reading: dict[str, Any]) -> Target:
     """What to score: a split of the run's text, or a text of its own. Raises UsageError if both are named."""
     from minigpt_cli.evaluation.eval_target import Target
 
+    if data is None and reading:
+        raise UsageError(f"--{next(iter(reading)).replace('_', '-')} says how a text is read: name the text with --data")
     if data is None:
         return Target(split)
     if split != "val":
         raise UsageError(f"--data scores a text of its own and --split {split} a split of the run's: choose one")
     from minigpt_cli.evaluation.evaluate_run import read_text
 
-    return read_text(data)
+    target = read_text(data, resolve(reading).config.data)
+    for notice in target.notices:
+        console.notice(notice)
+    return target
 
 
 def _scored(run: Run, target: Target, ckpt: str, stride: int, device: str, fresh: bool) -> Evaluation:

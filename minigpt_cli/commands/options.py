@@ -80,7 +80,8 @@ SourceArguments = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="SOURCE",
-        help="Text files, folders of them, '-' for stdin, or named corpora; default: data/input.txt if it is there, else python-docs.",
+        help="Files of text, Markdown, JSONL, JSON, CSV, parquet, HTML, EPUB, Word or PDF, each also compressed; folders of them; '-' for "
+        "stdin; a URL; hf:OWNER/DATASET; or named corpora. Default: data/input.txt if it is there, else python-docs.",
         autocompletion=complete_source,
         show_default=False,
     ),

@@ -55,7 +55,7 @@ def train(
     merge: Annotated[
         bool, typer.Option("--merge", metavar="", help="With --lora-rank: at the end also make NAME-merged, which needs no base.")
     ] = False,
-    data: Annotated[str | None, typer.Option(metavar="SOURCE", help="Same as SOURCE; a .jsonl holds chats.", show_default=False)] = None,
+    data: Annotated[str | None, typer.Option(metavar="SOURCE", help="Same as SOURCE.", show_default=False)] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", metavar="", help="Take a few real steps and say what the run would cost; nothing is kept.")
     ] = False,

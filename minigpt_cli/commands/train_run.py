@@ -157,7 +157,7 @@ def _data_to_resume(context: Context, point: ResumePoint) -> Dataset:
 
 
 def _readable(source: str) -> bool:
-    """Whether the text can be read again: not so for a pipe, or a file that is gone."""
+    """Whether the text can be read again, and without a connection: not so for a pipe, or a file that is gone."""
     from minigpt_cli import registry
 
     return source in registry.CORPORA or source == "" or (source != "-" and Path(source).exists())

@@ -23,7 +23,7 @@ from minigpt_cli.config import DataConfig
 from minigpt_cli.data.atomic_folder import Preparing, atomic_folder, put_in_place, watched
 from minigpt_cli.data.dataset import RECORD, SPLITS, TOKENIZER, Dataset, DatasetRecord, cached, dtype_for, open_dataset, read_record
 from minigpt_cli.data.sources.contract import Document, Source
-from minigpt_cli.data.sources.open_source import data_folder, open_source
+from minigpt_cli.data.sources.open_source import check_output, data_folder, open_source
 from minigpt_cli.data.splitting import Splitter
 from minigpt_cli.data.text_reader import Counted, Text
 from minigpt_cli.errors import TextTooShort, UsageError, unknown_name
@@ -66,6 +66,7 @@ def prepare(
         return _opened(folder, config, out)
     source = source or open_source(config.source, data_dir, config)
     tokenizer_kind = _tokenizer_kind(config)
+    check_output(out, config)
     _check_out(out)
     with ExitStack() as stack:
         yield from watched(source.fetch, "downloading")

@@ -29,6 +29,7 @@ class Target:
     text: str | None = None  # given: this, with nothing before it
     label: str = ""  # of the text, as typed
     kind: Kind | None = None  # "answers": the text is conversations in their template; "documents": each ends in END_OF_TEXT
+    notices: tuple[str, ...] = ()  # what was left out of the text
 
 
 def split_record(run: Run, split: str) -> SplitRecord:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -42,10 +42,10 @@ class Evaluation:
     notices: list[str] = field(default_factory=list)
 
 
-def read_text(source: str) -> Target:
+def read_text(source: str, options: DataConfig | None = None) -> Target:
     """A file, folder, stream or named corpus as a text to score, as documents that each end in END_OF_TEXT where it has several, or as
     the conversations in it. Raises UsageError if it is empty or unreadable."""
-    opened = open_source(source)
+    opened = open_source(source, options=options)
     documents: list[str] = []
     size = 0
     for document in opened.documents():
@@ -58,11 +58,12 @@ def read_text(source: str) -> Target:
         documents += ["".join(pieces)] if any(pieces) else []
     if not size:
         raise UsageError(f"{source} is empty: there is no character to score")
+    target = Target(text="".join(documents), label=source, notices=tuple(opened.notices))
     if opened.split_by == "conversation":
-        return Target(text="".join(documents), label=source, kind="answers")
+        return replace(target, kind="answers")
     if len(documents) == 1:
-        return Target(text=documents[0], label=source)
-    return Target(text="".join(document + END_OF_TEXT for document in documents), label=source, kind="documents")
+        return target
+    return replace(target, text="".join(document + END_OF_TEXT for document in documents), kind="documents")
 
 
 def dataset_of(run: Run) -> Dataset:

@@ -32,7 +32,6 @@ def dataset_files(address: str, report: Report) -> Sequence[File]:
     if match is None:
         raise UsageError(f"{address} is not a dataset: write hf:OWNER/DATASET, hf:OWNER/DATASET/CONFIG or hf:OWNER/DATASET:SPLIT")
     try:
-        import httpx
         from huggingface_hub import HfApi, errors
         from huggingface_hub.utils.tqdm import disable_progress_bars
     except ImportError:
@@ -48,9 +47,15 @@ def dataset_files(address: str, report: Report) -> Sequence[File]:
             files.append(Path(api.hf_hub_download(repo, part.file, repo_type="dataset", revision=revision)))
     except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
         raise UsageError(f"{address}: the hub has no public dataset {repo}; see https://huggingface.co/datasets") from error
-    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, httpx.HTTPError, OSError) as error:
+    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, _no_connection(errors), OSError) as error:
         raise MiniGPTError(f"cannot download {address} ({type(error).__name__}): check the connection to huggingface.co") from error
     return [File(f"{address} {part.file}", path) for part, path in zip(chosen, files, strict=True)]
+
+
+def _no_connection(errors: Any) -> type[Exception]:
+    """What the library's HTTP client raises, whichever client this version has."""
+    base: type[Exception] = next(base for base in reversed(errors.HfHubHTTPError.__mro__) if base.__name__ == "HTTPError")
+    return base
 
 
 def _parts(api: Any, repo: str, errors: Any) -> tuple[str, list[_Part]]:

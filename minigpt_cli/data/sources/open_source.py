@@ -53,6 +53,14 @@ def open_source(source: str | Sequence[str], data_dir: Path | None = None, optio
     return open_path(Path(source), source, options)
 
 
+def check_output(out: Path | None, options: DataConfig) -> None:
+    """Raise UsageError if what is written would replace a source."""
+    for source in options.sources:
+        path = Path(source).expanduser()
+        if out is not None and source and path.exists() and out.resolve() in (path.resolve(), *path.resolve().parents):
+            raise UsageError(f"--out {out} would replace the source {source}: name another folder")
+
+
 def open_path(path: Path, label: str, options: DataConfig) -> Files:
     """The documents of a file, pipe or folder. Raises UsageError if there is none."""
     try:

@@ -230,3 +230,15 @@ def test_every_sample_cut_anywhere_gives_documents_or_one_line(tmp_path: Path, m
             Path(name).write_bytes(whole[:cut])
             with suppress(UsageError):
                 read(name)
+
+
+@pytest.mark.parametrize("out", ["notes", "notes/", "../{here}/notes", "notes/a.txt", "."])
+def test_a_source_is_never_the_output(out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("notes").mkdir()
+    Path("notes/a.txt").write_text("a text " * 99)
+    out = out.format(here=tmp_path.name)
+    source = "notes/a.txt" if out == "notes/a.txt" else "notes"
+    with pytest.raises(UsageError, match="would replace the source"):
+        prepared(DataConfig(source=source, tokenizer="byte"), out=Path(out))
+    assert os.listdir("notes") == ["a.txt"]
