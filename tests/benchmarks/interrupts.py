@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from random import Random
 
@@ -88,12 +89,15 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=[""], help="beginnings of the commands to interrupt; default: all")
     options = parser.parse_args()
     chosen = [command for command in COMMANDS if command.startswith(tuple(options.only))]
+    for number in (signal.SIGTERM, signal.SIGINT):  # either way the figures so far are printed; nohup's children would ignore SIGINT
+        signal.signal(number, signal.default_int_handler)
     with tiny.folder() as folder:
         interrupter, begin = Interrupter(folder, options.seed), time.monotonic()
-        for _ in range(options.moments):
-            interrupter.one(interrupter.chance.choice(chosen))
+        with suppress(KeyboardInterrupt):
+            for _ in range(options.moments):
+                interrupter.one(interrupter.chance.choice(chosen))
     figures = {"outcomes": dict(sorted(interrupter.outcomes.items())), "elapsed_s": round(time.monotonic() - begin, 1)}
-    print(json.dumps({"moments": options.moments, **figures, "findings": dict(interrupter.findings)}))
+    print(json.dumps({"commands": interrupter.outcomes.total(), **figures, "findings": dict(interrupter.findings)}))
     sys.exit(1 if interrupter.findings else 0)
 
 
