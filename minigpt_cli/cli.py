@@ -109,7 +109,7 @@ def run(arguments: Sequence[str]) -> int:
     except Interrupted as error:
         return _fail(str(error), error.exit_code)
     except typer.Abort:
-        return _fail("nothing was done", 1)
+        return _fail("cancelled", 1)
     except typer.TyperException as error:
         return _fail(_usage_message(error), error.exit_code)
     except MiniGPTError as error:

@@ -1,4 +1,4 @@
-"""Many processes in one runs directory, what they type, and what must hold whatever they do."""
+"""Many processes in one runs directory: which commands they run, and what must hold whatever they do."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ COMPUTE = ["--device=cpu", "--precision=fp32", "--compile=off", "--threads=1"]
 TRAINING = [*COMPUTE, "--attention=plain", "--batch-size=4", "--eval-every=4", "--eval-iters=2", "--warmup-steps=2"]
 
 
-class Typed(NamedTuple):
-    """A command on its way."""
+class Command(NamedTuple):
+    """A command that is running."""
 
     kind: str
     process: Process
     tag: str  # the word that it sets
-    doom: list[tuple[float, int]]  # when which signal will be sent
+    due: list[tuple[float, int]]  # when which signal will be sent
 
 
 class Crowd:
-    """Ten people at one store."""
+    """Many processes that use one runs directory, and what came of it."""
 
     def __init__(self, folder: Path, seed: int) -> None:
         self.folder, self.runs, self.out, self.chance = folder, folder / "runs", folder / "out", Random(seed)
@@ -53,9 +53,9 @@ class Crowd:
         self.tags: set[str] = set()  # that were set on a run that stays
         self.notes = {""}
         self._number = count(1)
-        self._now: list[Typed] = []
+        self._now: list[Command] = []
 
-    # ---- the hour
+    # ---- running
 
     def work(self, seconds: float, processes: int) -> None:
         """Let so many processes type for so long."""
@@ -64,46 +64,46 @@ class Crowd:
         (self.folder / "other.txt").write_text(tiny.text(700)[::-1])
         (self.folder / "chats.jsonl").write_text(tiny.chats())
         for number in range(KEPT):
-            self._judge(Typed("train", self.processes.start(self._train(f"keep{number}")), "", []))
+            self._judge(Command("train", self.processes.start(self._train(f"keep{number}")), "", []))
         end, said = time.monotonic() + seconds, time.monotonic()
         with suppress(KeyboardInterrupt):
             while time.monotonic() < end:
                 while len(self._now) < processes:
-                    self._now.append(self._typed())
+                    self._now.append(self._start())
                 self._wait()
                 if time.monotonic() - said > 60:
                     said = time.monotonic()
                     print(json.dumps(self.figures()), file=sys.stderr, flush=True)
-        for typed in self._now:
-            typed.process.kill()
+        for command in self._now:
+            command.process.kill()
         self._now.clear()
 
     def _wait(self) -> None:
         """Send the signals that are due, and judge what has ended."""
-        ended = [typed for typed in self._now if typed.process.wait(0.0)]
+        ended = [command for command in self._now if command.process.wait(0.0)]
         if not ended:
             time.sleep(0.002)
-        for typed in self._now:
-            age = time.monotonic() - typed.process.started
-            if typed.doom and age >= typed.doom[0][0] and typed.process.is_ready():
-                typed.process.signal(typed.doom.pop(0)[1])
+        for command in self._now:
+            age = time.monotonic() - command.process.started
+            if command.due and age >= command.due[0][0] and command.process.is_ready():
+                command.process.signal(command.due.pop(0)[1])
                 self.signals += 1
             if age > HANGS_S:
-                self.findings[f"{typed.kind}: hangs: {' '.join(typed.process.arguments)}"] += 1
-                typed.process.signal(signal.SIGKILL, group=True)
-        for typed in ended:
-            self._now.remove(typed)
-            self._judge(typed)
+                self.findings[f"{command.kind}: hangs: {' '.join(command.process.arguments)}"] += 1
+                command.process.signal(signal.SIGKILL, group=True)
+        for command in ended:
+            self._now.remove(command)
+            self._judge(command)
 
-    def _typed(self) -> Typed:
+    def _start(self) -> Command:
         kind, arguments, tag = self._draw()
-        doom = []
+        due = []
         if self.chance.random() < 0.2:
             numbers = self.chance.choices([signal.SIGKILL, signal.SIGTERM, signal.SIGINT], [3, 1, 1], k=self.chance.choice([1, 1, 2]))
-            doom = sorted((self.chance.uniform(0, 1.5), int(number)) for number in numbers)
-        return Typed(kind, self.processes.start(arguments), tag, doom)
+            due = sorted((self.chance.uniform(0, 1.5), int(number)) for number in numbers)
+        return Command(kind, self.processes.start(arguments), tag, due)
 
-    # ---- what is typed
+    # ---- commands
 
     def _draw(self) -> tuple[str, list[str], str]:
         """A kind of command, its arguments, and the tag that it sets on a run that stays."""
@@ -156,25 +156,25 @@ class Crowd:
 
     # ---- what must hold
 
-    def _judge(self, typed: Typed) -> None:
-        ended = typed.process.ended()
-        self.outcomes[f"{typed.kind} {ended.code}"] += 1
+    def _judge(self, command: Command) -> None:
+        ended = command.process.ended()
+        self.outcomes[f"{command.kind} {ended.code}"] += 1
         if ended.code > 0 and ended.err.strip():
             self.said[_general(ended.err.strip().splitlines()[-1])] += 1
-        if wrong := self._wrong(typed, ended):
-            self.findings[f"{typed.kind}: {wrong}"[:900]] += 1
-        if ended.code == 0 and typed.tag:
-            self.tags.add(typed.tag)
+        if wrong := self._wrong(command, ended):
+            self.findings[f"{command.kind}: {wrong}"[:900]] += 1
+        if ended.code == 0 and command.tag:
+            self.tags.add(command.tag)
 
-    def _wrong(self, typed: Typed, ended: Ended) -> str | None:
-        sent = set(typed.process.sent)
+    def _wrong(self, command: Command, ended: Ended) -> str | None:
+        sent = set(command.process.sent)
         if ended.code < 0:
             return None if -ended.code in sent else f"died of signal {-ended.code}"
         if wrong := complaint(ended.code, ended.err, findings=_tells_apart(ended), signalled=bool(sent)):
             return wrong
         if ended.code == 0 and "--json" in ended.arguments:
             with suppress(json.JSONDecodeError):
-                return self._misread(typed.kind, ended.json())
+                return self._misread(command.kind, ended.json())
             return f"not one JSON document: {ended.out[-200:]!r}"
         return None
 

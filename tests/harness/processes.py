@@ -125,7 +125,7 @@ class Processes:
     ) -> Process:
         """Start `minigpt ARGUMENTS`, with more environment; it may count its calls that change files, die in one of them, and first do
         what `hook` does."""
-        _check_alone()
+        _check_single_thread()
         streams = (os.memfd_create("out"), os.memfd_create("err"))
         calls = mmap.mmap(-1, 16)
         sys.stdout.flush()
@@ -135,13 +135,13 @@ class Processes:
             if cwd is not None:
                 os.chdir(cwd)
             if count or die_at_call:
-                Saboteur(calls).haunt(-1 if count else die_at_call)
+                Saboteur(calls).stay(-1 if count else die_at_call)
             if hook is not None:
                 hook()
             calls[8] = 1
 
         if not (pid := os.fork()):
-            _become(arguments, streams, {**self.environment, **more}, prepare)
+            _run_in_child(arguments, streams, {**self.environment, **more}, prepare)
         with suppress(OSError):
             os.setpgid(pid, pid)
         return Process(pid, arguments, streams, calls)
@@ -151,16 +151,18 @@ class Processes:
         return self.start(arguments, **how).ended()
 
 
-def _check_alone() -> None:
-    """Raise where a fork would not be as good as a new process."""
+def _check_single_thread() -> None:
+    """Raise RuntimeError where a fork would not be as good as a new process."""
     with open("/proc/self/status") as status:
         threads = next(int(line.split()[1]) for line in status if line.startswith("Threads:"))
     if threads != 1:
         raise RuntimeError(f"{threads} threads are running: import harness before torch, and compute nothing in this process")
 
 
-def _become(arguments: Sequence[str], streams: tuple[int, int], environment: Mapping[str, str], prepare: Callable[[], None]) -> NoReturn:
-    """Be the command line from here on, and end as it ends."""
+def _run_in_child(
+    arguments: Sequence[str], streams: tuple[int, int], environment: Mapping[str, str], prepare: Callable[[], None]
+) -> NoReturn:
+    """Run the command line in this child, and end as it ends."""
     code = 1
     try:
         os.setpgid(0, 0)

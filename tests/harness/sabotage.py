@@ -1,4 +1,4 @@
-"""A saboteur of system calls: the Nth call of the code under test that changes files fails, or is the last thing that a process did."""
+"""Makes the Nth system call of the code under test that changes files fail, or kills the process in it."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Saboteur:
             for name, function in real.items():
                 setattr(os, name, function)
 
-    def haunt(self, nth: int) -> None:
+    def stay(self, nth: int) -> None:
         """For the rest of this process: count every call, and be killed in the Nth (-1: never)."""
         self._replace_all(nth, "sigkill", 0)
 

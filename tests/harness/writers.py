@@ -24,7 +24,7 @@ class Scene(NamedTuple):
     state: Callable[[Path, Path], Any]  # of the store and of the folder for results: all that the command changes
     prepared: tuple[tuple[str, ...], ...] = ()  # commands to run first
     again: bool = True  # whether it can be repeated once it is done
-    making: str = ""  # the run that it makes, which is no run before it is saved
+    making: str = ""  # the run that it makes, which is not a run until it is saved
 
     @property
     def features(self) -> list[str]:
