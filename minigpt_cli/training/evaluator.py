@@ -96,7 +96,7 @@ class Evaluator:
 
     def _whole(self) -> npt.NDArray[np.float64]:
         train, val = self._dataset.train.tokens, self._dataset.val.tokens
-        nats = token_nats(self._state.model, val, context=train[-self._block :], block_size=self._block, device=self._state.device)
+        nats = token_nats(self._state.model, val, context=train[-self._block :], block_size=self._block)
         return nats if self._answers is None else nats[self._answers[1]]
 
     @contextmanager

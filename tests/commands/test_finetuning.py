@@ -65,7 +65,7 @@ def train(name: str, *flags: str, text: str = "new.txt", steps: int = 60) -> int
 
 def nats_per_char(run: Run) -> float:
     loaded = checkpoints.load(run)
-    return float(score_text(loaded.model, loaded.tokenizer, NEW[-400:], block_size=16, device="cpu").nats_per_char)
+    return float(score_text(loaded.model, loaded.tokenizer, NEW[-400:], block_size=16).nats_per_char)
 
 
 def test_adapters_beat_their_frozen_base_and_leave_it_unchanged(store: RunStore) -> None:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from minigpt_cli.errors import MiniGPTError, UsageError
+from minigpt_cli.evaluation import scoring
 from minigpt_cli.evaluation.characters import per_character
-from minigpt_cli.evaluation.scoring import score_text, token_nats
+from minigpt_cli.evaluation.scoring import score_ids, score_text, token_nats
 
 V, T = 11, 8
 
@@ -92,9 +93,11 @@ def test_first_token_of_nothing_costs_log_v(ids: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("stride", [0, 5])
-def test_score_does_not_depend_on_batch_size(ids: np.ndarray, stride: int) -> None:
-    model = _Running()
-    totals = [token_nats(model, ids, block_size=T, stride=stride, batch_tokens=size).sum() for size in (1, T, 3 * T, 10_000)]
+def test_score_does_not_depend_on_batch_size(ids: np.ndarray, stride: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    totals = []
+    for size in (1, T, 3 * T, 10_000):
+        monkeypatch.setattr(scoring, "_TOKENS", size)
+        totals.append(token_nats(_Running(), ids, block_size=T, stride=stride).sum())
     assert totals == pytest.approx([totals[0]] * 4, rel=1e-6)
 
 
@@ -111,8 +114,9 @@ def test_impossible_stride_is_a_usage_error(ids: np.ndarray) -> None:
 
 def test_score_of_text_adds_up() -> None:
     text = "abcabckjihgfedcba" * 5
-    score = score_text(_Running(), _Letters(), text, before="abc", block_size=T)
-    nats = token_nats(_Running(), _Letters().encode(text), context=[0, 1, 2], block_size=T)
+    ids, context = _Letters().encode(text), _Letters().encode("abc")
+    score = score_ids(_Running(), _Letters(), ids, context=context, block_size=T)
+    nats = token_nats(_Running(), ids, context=context, block_size=T)
     assert score.nats_per_char == pytest.approx(nats.mean())
     assert score.bits_per_byte == pytest.approx(nats.mean() / np.log(2))
     assert score.perplexity == pytest.approx(np.exp(nats.mean()))

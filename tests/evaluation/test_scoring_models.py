@@ -12,7 +12,8 @@ import torch
 from minigpt_cli import registry
 from minigpt_cli.config import ARCHITECTURES, BigramConfig, ClassicConfig, DataConfig, ModernConfig, MoEConfig
 from minigpt_cli.data.encoding import prepared
-from minigpt_cli.evaluation.scoring import score_ids, score_text, token_nats
+from minigpt_cli.evaluation import scoring
+from minigpt_cli.evaluation.scoring import score_ids, token_nats
 from minigpt_cli.models.contract import build_model
 
 TEXT = "Über den Wolken muß die Freiheit — grenzenlos sein. 자유 \U0001f600\n" * 40
@@ -34,10 +35,13 @@ def small(arch: str) -> Any:
 
 @pytest.mark.parametrize("arch", registry.ARCHITECTURES)
 @pytest.mark.parametrize("stride", [0, 3])
-def test_score_is_the_same_whatever_the_batch(arch: str, stride: int) -> None:
+def test_score_is_the_same_whatever_the_batch(arch: str, stride: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model = build_model(small(arch), V, seed=1)
     ids = np.random.default_rng(0).integers(0, V, 4 * T * 17 + 3)
-    totals = [token_nats(model, ids, context=ids[:5], block_size=T, stride=stride, batch_tokens=n).sum() for n in (T, 5 * T, 10**6)]
+    totals = []
+    for tokens_in_batch in (T, 5 * T, 10**6):
+        monkeypatch.setattr(scoring, "_TOKENS", tokens_in_batch)
+        totals.append(token_nats(model, ids, context=ids[:5], block_size=T, stride=stride).sum())
     assert totals == pytest.approx([totals[0]] * 3, rel=1e-6)
 
 
@@ -88,7 +92,8 @@ def test_characters_equal_an_explicit_loop(tmp_path: Path, tokenizer: str) -> No
     assert score.nats_per_char == pytest.approx(nats.sum() / len(text), rel=1e-12)
     assert score.text_sha256 == dataset.val.sha256
     assert (score.n_chars, score.n_bytes) == (dataset.val.n_chars, dataset.val.n_bytes)
-    again = score_text(model, dataset.tokenizer, text, before=dataset.text("train"), block_size=T)
+    encode = dataset.tokenizer.encode
+    again = score_ids(model, dataset.tokenizer, encode(text), context=encode(dataset.text("train")), block_size=T)
     if tokenizer != "bpe":  # whose tokens may differ where a text is cut
         assert again.nats_per_char == pytest.approx(score.nats_per_char, rel=1e-9)
 
