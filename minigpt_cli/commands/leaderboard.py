@@ -68,7 +68,7 @@ def ranked(runs: Sequence[Run], budget: str | None = None) -> list[Row]:
     """Rows best first, each text apart; within `budget` if there is one. Raises UsageError for any other budget than these."""
     chosen = within(runs, budget)
     by_measure = budget is not None and not budget.startswith("params")  # scores during training were not kept: nothing to pair
-    return evaluation.rank(chosen, (lambda first, other: False) if by_measure else None)
+    return evaluation.rank(chosen, with_ties=not by_measure)
 
 
 def within(runs: Sequence[Run], budget: str | None) -> list[Run]:

@@ -1,10 +1,10 @@
-"""What a text costs without a neural network: the figures that a model has to beat, in nats per character. No torch.
+"""Baselines without a neural network, which a model should beat, in nats per character. No torch.
 
-uniform  every character of the training text equally likely
-unigram  character frequencies of the training text, one added to each count and to one for all unseen characters together
-bigram   counts of character pairs in the training text, Witten & Bell (1991) smoothing towards the unigram
-xz       bits that `xz -9` adds for the text after the training text: it has read the training text too, like a model
-xz_alone bits that `xz -9` spends on the text when it is given nothing else
+uniform  every character of the training text is equally likely
+unigram  character frequencies of the training text; every count is increased by one, and all unseen characters together count as one
+bigram   counts of character pairs in the training text, with Witten & Bell (1991) smoothing towards the unigram
+xz       what `xz -9` adds for the text after the training text: like a model, it has read the training text
+xz_alone what `xz -9` needs for the text alone
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ import numpy.typing as npt
 
 from minigpt_cli.bounds import NATS_LIMIT
 from minigpt_cli.errors import MiniGPTError
+from minigpt_cli.evaluation.cache import FOLDER, make_folder
 from minigpt_cli.storage.atomic_io import read_json, write_atomic
 
-TRAINING_CHARS = 1 << 25  # of a longer training text only the end is counted (xz -9 looks back 64 MiB)
+TRAINING_CHARS = 1 << 25  # of a longer training text only the end is used (xz -9 looks back 64 MiB)
 _VERSION = 1
 
 Codes = npt.NDArray[np.int64]
@@ -41,8 +42,7 @@ class Baselines:
 
 
 def baselines(training: str, text: str, *, n_chars: int = 0) -> Baselines:
-    """What `text` costs after `training`, per character of it or over `n_chars`; its first character's predecessor is the last of
-    `training`."""
+    """What `text` costs after `training`, divided by its characters or by `n_chars`; the text follows the last character of `training`."""
     n_chars = n_chars or len(text)
     training = training[-TRAINING_CHARS:]
     with ThreadPoolExecutor(3) as pool:  # lzma works outside the interpreter's lock
@@ -55,7 +55,7 @@ def baselines(training: str, text: str, *, n_chars: int = 0) -> Baselines:
 
 
 def _xz_bytes(data: bytes) -> int:
-    """What `xz -9` makes of `data`; with a window no longer than that, which changes nothing but the 674 MB that 64 MiB of window take."""
+    """Bytes of `data` after `xz -9`. The window is as long as the data: same result without the 674 MB of a 64 MiB window."""
     window = min(max(len(data), 4096), 1 << 26)
     return len(lzma.compress(data, format=lzma.FORMAT_XZ, filters=[{"id": lzma.FILTER_LZMA2, "preset": 9, "dict_size": window}]))
 
@@ -74,7 +74,7 @@ def count_baselines(training: str, text: str) -> tuple[float, float, float]:
 
 
 def _witten_bell(seen: Codes, previous: Codes, following: Codes, unigram: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """P(following | previous) = (pairs + kinds * unigram) / (all + kinds), where `kinds` different characters were seen to follow."""
+    """P(following | previous) = (pairs + kinds * unigram) / (all + kinds), where `kinds` counts the different characters that followed."""
     size = len(unigram)
     pairs, counts = np.unique(seen[:-1] * size + seen[1:], return_counts=True)
     all_after = np.bincount(pairs // size, weights=counts, minlength=size)[previous]
@@ -91,9 +91,9 @@ def _points(text: str) -> Codes:
     return np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32).astype(np.int64)
 
 
-def kept_path(folder: Path, training_sha256: str, text_sha256: str) -> Path:
+def kept_path(run_dir: Path, training_sha256: str, text_sha256: str) -> Path:
     """Where the baselines of these two texts are kept."""
-    return folder / f"baselines-{training_sha256[:16]}-{text_sha256[:16]}-{_VERSION}.json"
+    return run_dir / FOLDER / f"baselines-{training_sha256[:16]}-{text_sha256[:16]}-{_VERSION}.json"
 
 
 def find_kept(path: Path) -> Baselines | None:
@@ -107,8 +107,5 @@ def find_kept(path: Path) -> Baselines | None:
 
 def keep(path: Path, found: Baselines) -> None:
     """Store baselines. Raises MiniGPTError if they cannot be written."""
-    try:
-        path.parent.mkdir(exist_ok=True)
-    except OSError as error:
-        raise MiniGPTError(f"cannot keep scores in {path.parent}: {error.strerror}") from error
+    make_folder(path.parent)
     write_atomic(path, json.dumps(asdict(found)) + "\n")

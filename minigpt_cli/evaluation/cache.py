@@ -1,8 +1,8 @@
-"""Scores kept beside the run that they are of, so that comparing loads no model. No torch.
+"""Scores kept in the run's folder, so that comparing runs loads no model. No torch.
 
-`runs/<name>/scores/<key>.safetensors`; the key hashes all that a score depends on: weights, text, the text before it,
-protocol and precision. Another checkpoint or a changed text has another key, so a stale score cannot be read. A file that
-does not check out is as good as absent: it is only a cache.
+`runs/<name>/scores/<key>.safetensors`; the key hashes everything that a score depends on: weights, text, the text before it,
+protocol and precision. Another checkpoint or a changed text has another key, so an outdated score is never read. A damaged file is
+treated as missing: this is only a cache.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from minigpt_cli.storage.atomic_io import open_regular, parse_json, sweep_abando
 
 FOLDER = "scores"
 MAX_CELLS = 4096
-_UNUSABLE = (OSError, SafetensorError, MiniGPTError, KeyError, TypeError, ValueError)  # a file that is no kept score
+_UNUSABLE = (OSError, SafetensorError, MiniGPTError, KeyError, TypeError, ValueError)  # raised for a file that is not a kept score
 SIZE_LIMIT = 1 << 32  # bytes: a text of 300 million characters
 _MIN_CELL = 64  # characters
 _VERSION = 1
@@ -39,17 +39,17 @@ _VERSION = 1
 
 @dataclass(frozen=True)
 class ScoreKey:
-    """All that a score depends on."""
+    """Everything that a score depends on."""
 
     weights_sha256: str  # of the checkpoint file
     text_sha256: str  # of the scored text's UTF-8
-    before_sha256: str = ""  # of the text that precedes it, of which the end is read; "" for none
+    before_sha256: str = ""  # of the text before it, whose end is the context; "" for none
     stride: int = 0
     precision: str = "fp32"
     scored: str = ""  # "answers": of conversations, the answers alone; "documents": each with its end
 
     def to_json(self) -> str:
-        """The key as text; what is as in a plain text is not named, so that scores kept before there were conversations are found."""
+        """The key as text. `scored` is left out for a plain text, as in older versions, so that their scores are found."""
         return json.dumps({name: value for name, value in vars(self).items() if name != "scored" or value}, sort_keys=True)
 
     def path(self, run_dir: Path) -> Path:
@@ -74,10 +74,7 @@ def keep(run_dir: Path, key: ScoreKey, score: Score) -> None:
     header = {"key": key.to_json(), "score": numbers, "cell": str(cell)}
     header["head_sha256"] = _sha256(header["key"], numbers, header["cell"], tensors["cells"])
     header["body_sha256"] = _sha256(*_body(tensors))
-    try:
-        path.parent.mkdir(exist_ok=True)
-    except OSError as error:
-        raise MiniGPTError(f"cannot keep scores in {path.parent}: {error.strerror}") from error
+    make_folder(path.parent)
     sweep_abandoned(path.parent)
     write_atomic(path, to_safetensors(tensors, metadata=header))
 
@@ -87,14 +84,11 @@ def find(run_dir: Path, key: ScoreKey) -> Score | None:
     try:
         with _opened(key.path(run_dir)) as file:
             numbers = _numbers(file, key)
-            found = {
-                "char_nats": _array(file, "char_nats", np.float32, numbers["n_chars"]),
-                "char_position": _array(file, "char_position", np.uint16, numbers["n_chars"]),
-                "text": _array(file, "text", np.uint8, numbers["n_bytes"]),
-            }
-            char_nats, position, text = found.values()
-            ends_nats = numbers.pop("ends_nats")
-            parts = None
+            char_nats = _array(file, "char_nats", np.float32, numbers["n_chars"])
+            position = _array(file, "char_position", np.uint16, numbers["n_chars"])
+            text = _array(file, "text", np.uint8, numbers["n_bytes"])
+            found = {"char_nats": char_nats, "char_position": position, "text": text}
+            ends_nats, parts = numbers.pop("ends_nats"), None
             if (kind := _kind(key.scored)) is not None:
                 first = found[kind] = np.asarray(file.get_tensor(kind))
                 parts = PartsScored(kind, first, ends_nats)
@@ -116,14 +110,22 @@ def find(run_dir: Path, key: ScoreKey) -> Score | None:
         return None
 
 
-def find_cells(run_dir: Path, key: ScoreKey) -> tuple[int, npt.NDArray[np.float64]] | None:
-    """Characters in a cell and the mean nats per character of each consecutive cell of the text, or None: quick to read and to compare."""
+def find_cells(run_dir: Path, key: ScoreKey) -> npt.NDArray[np.float64] | None:
+    """The mean nats per character of each consecutive cell of the text, or None: quick to read and to compare."""
     try:
         with _opened(key.path(run_dir)) as file:
-            cell = cell_chars(n_chars := _numbers(file, key)["n_chars"])
-            return cell, _array(file, "cells", np.float64, n_chars // cell)
+            n_chars = _numbers(file, key)["n_chars"]
+            return _array(file, "cells", np.float64, n_chars // cell_chars(n_chars))
     except _UNUSABLE:
         return None
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder of kept scores if it is missing. Raises MiniGPTError if that is impossible."""
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise MiniGPTError(f"cannot keep scores in {folder}: {error.strerror}") from error
 
 
 class _Figures(BaseModel):
@@ -146,7 +148,7 @@ class _Figures(BaseModel):
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """The kept score in a regular file of a reasonable size. Raises one of _UNUSABLE for anything else."""
+    """The open file of a kept score. Raises one of _UNUSABLE for anything but a regular file of a reasonable size."""
     fd = open_regular(path)
     try:
         if os.fstat(fd).st_size > SIZE_LIMIT:
@@ -158,17 +160,17 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 def _array(file: Any, name: str, dtype: type[Any], length: int) -> npt.NDArray[Any]:
-    """An array of the file, of numbers that a score can have. Raises ValueError."""
+    """An array of the file. Raises ValueError where its type, length or values are impossible in a score."""
     array: npt.NDArray[Any] = np.asarray(file.get_tensor(name))
     if array.dtype != dtype or array.shape != (length,):
-        raise ValueError("not what is kept")
+        raise ValueError("another type or length")
     if array.dtype.kind == "f" and not (np.abs(array) <= NATS_LIMIT).all():
         raise ValueError("not finite")
     return array
 
 
 def _numbers(file: Any, key: ScoreKey) -> dict[str, Any]:
-    """The figures of an open file, believed if they are this key's and match their checksum. Raises KeyError or ValueError."""
+    """The figures of an open file. Raises KeyError or ValueError unless they belong to this key and match their checksum."""
     header = file.metadata() or {}
     if header["key"] != key.to_json():
         raise ValueError("another key")
@@ -183,13 +185,13 @@ def _kind(scored: str) -> Kind | None:
 
 
 def _are_parts(first: npt.NDArray[Any], text: npt.NDArray[Any], n_chars: int) -> bool:
-    """Whether the text has so many characters, and each part begins in it, none before the one before."""
+    """Whether the text has `n_chars` characters and the parts begin in it, in order."""
     bounds = np.concatenate([[0], first, [n_chars]]) if first.ndim == 1 and first.dtype == np.int64 else np.array([1, 0])
     return len(text.tobytes().decode()) == n_chars and bool((np.diff(bounds) >= 0).all())
 
 
 def _body(tensors: Mapping[str, npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
-    """The tensors that a checksum of their own covers; a whole text is covered by the key's hash."""
+    """The tensors that the body's checksum covers; a whole text is already covered by the key's hash."""
     parts = [kind for kind in get_args(Kind) if kind in tensors]
     names = ("char_nats", "char_position", *parts, *(["text"] if parts else []))
     return [tensors[name] for name in names]

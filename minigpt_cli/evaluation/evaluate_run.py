@@ -1,4 +1,4 @@
-"""From a run to its score: which text, which weights, kept or computed. torch is imported only where a model is run."""
+"""The score of a run: read where it is kept, else computed. torch is imported only where a model is run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
 
 from minigpt_cli.config import DataConfig
 from minigpt_cli.data.dataset import Dataset, open_dataset
@@ -22,29 +21,27 @@ from minigpt_cli.evaluation.scores import Score
 from minigpt_cli.runstore.store import Run
 from minigpt_cli.tokenization.contract import END_OF_TEXT
 
-if TYPE_CHECKING:
-    import torch
-
-Device: TypeAlias = "str | torch.device | Callable[[], str] | None"  # or how to choose one, asked when a model has to be run
+ChooseDevice = Callable[[], str]
+"""Where to compute; asked only when a model has to be run, since choosing imports torch."""
 
 DATA_LIMIT = 1 << 30  # characters of a text to score
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A run's score and how it came about."""
+    """A run's score and where it comes from."""
 
     run: Run
     ckpt: str
     step: int
     score: Score
-    kept: bool  # read from the cache: no model was run
+    kept: bool  # whether it was read from the cache, so that no model was run
     notices: list[str] = field(default_factory=list)
 
 
 def read_text(source: str, options: DataConfig | None = None) -> Target:
-    """A file, folder, stream or named corpus as a text to score, as documents that each end in END_OF_TEXT where it has several, or as
-    the conversations in it. Raises UsageError if it is empty or unreadable."""
+    """A file, folder, stream or named corpus as something to score: one text, several documents that each end in END_OF_TEXT, or
+    conversations. Raises UsageError if it is empty or unreadable."""
     opened = open_source(source, options=options)
     documents: list[str] = []
     size = 0
@@ -67,7 +64,7 @@ def read_text(source: str, options: DataConfig | None = None) -> Target:
 
 
 def dataset_of(run: Run) -> Dataset:
-    """The data that a run was trained on: where its record says, else prepared again. Raises UsageError if the text is gone or changed."""
+    """The data that a run was trained on, prepared again if need be. Raises UsageError if the text is missing or changed."""
     corpus = run.record.corpus
     if corpus is None:
         raise UsageError(f"run {run.name!r} does not say what it was trained on: give a text with --data FILE")
@@ -81,15 +78,15 @@ def dataset_of(run: Run) -> Dataset:
 def _prepared_again(run: Run, config: DataConfig, sha256: str) -> Dataset:
     from minigpt_cli.data.encoding import prepared
 
-    gone = f"the text of run {run.name!r} ({' '.join(config.sources) or 'the default text'}) is"
+    text = f"the text of run {run.name!r} ({' '.join(config.sources) or 'the default text'})"
     if "-" in config.sources:
-        raise UsageError(f"{gone} no longer there, it came from stdin: give a text with --data FILE")
+        raise UsageError(f"{text} is no longer there, it came from stdin: give a text with --data FILE")
     try:
         found = prepared(config)
     except UsageError as error:
-        raise UsageError(f"{gone} no longer there ({error}): give a text with --data FILE") from error
+        raise UsageError(f"{text} is no longer there ({error}): give a text with --data FILE") from error
     if found.sha256 != sha256:
-        raise UsageError(f"{gone} not what it was trained on, it has changed: give a text with --data FILE")
+        raise UsageError(f"{text} has changed since training: give a text with --data FILE")
     return found
 
 
@@ -99,13 +96,15 @@ def evaluate_run(
     *,
     ckpt: str = "best",
     stride: int = 0,
-    device: Device = None,
+    device: ChooseDevice = lambda: "cpu",
     fresh: bool = False,
+    dataset: Dataset | None = None,
     on_model: Callable[[str], None] = lambda _: None,
 ) -> Evaluation:
-    """The run's score of `target` (default: its validation split), kept beside it.
+    """The run's score of `target` (default: its validation split), kept in the run's folder.
 
-    `fresh` computes it even if it is kept; `on_model` hears the run's name when its model has to be run.
+    `fresh` computes it even if it is kept; `dataset` is the run's data, if it is open already; `on_model` is called with the run's name
+    before its model is run.
     """
     target = target or Target()
     if stride > (block_size := run.config.model.block_size):
@@ -116,44 +115,34 @@ def evaluate_run(
     if not fresh and (score := cache.find(run.dir, key)):
         return Evaluation(run, ckpt, step, score, kept=True, notices=list(run.notices))
     on_model(run.name)
-    return _computed(run, target, ckpt, stride, device)
-
-
-def _computed(run: Run, target: Target, ckpt: str, stride: int, device: Device) -> Evaluation:
     from minigpt_cli import checkpoints
     from minigpt_cli.evaluation.scoring import score_split, score_text
 
-    loaded = checkpoints.load(run, ckpt, place(device))
-    block_size = loaded.config.model.block_size
+    loaded = checkpoints.load(run, ckpt, device())
+    model, tokenizer = loaded.model, loaded.tokenizer
     if target.text is not None:
-        how = {"in_parts": target.kind is not None, "block_size": block_size, "stride": stride}
-        score = score_text(loaded.model, loaded.tokenizer, target.text, **how)  # type: ignore[arg-type]
+        score = score_text(model, tokenizer, target.text, in_parts=target.kind is not None, block_size=block_size, stride=stride)
     else:
-        score = score_split(loaded.model, loaded.tokenizer, dataset_of(run), target.split, block_size=block_size, stride=stride)
+        score = score_split(model, tokenizer, dataset or dataset_of(run), target.split, block_size=block_size, stride=stride)
     notices = list(loaded.notices or run.notices)
     if loaded.record.files == run.record.files:  # else an older generation was read, which the key does not name
         try:
-            cache.keep(run.dir, score_key(run, target, ckpt, stride), score)
+            cache.keep(run.dir, key, score)
         except MiniGPTError as error:
             notices.append(f"the score is not kept: {error}")
     return Evaluation(run, ckpt, loaded.step, score, kept=False, notices=notices)
 
 
-def place(device: Device) -> str | torch.device:
-    """The device meant; the CPU where nothing is said."""
-    return device() if callable(device) else device or "cpu"
-
-
 def baselines_of(run: Run, score: Score) -> Baselines | None:
-    """Baselines of the scored text fitted on what the run learned, kept beside the run; None where its data are gone.
+    """Baselines of the scored text, fitted on what the run learned and kept in the run's folder; None where its data are missing.
 
-    Of answers: with the line breaks that close them, since a model has to say where an answer ends too, over the same characters.
+    For answers, the line break that ends each is included, since the model is also scored on where an answer ends.
     """
     corpus = run.record.corpus
     if corpus is None or "train" not in corpus.splits:
         return None
     text = score.lines()
-    path = baselines.kept_path(run.dir / cache.FOLDER, corpus.splits["train"].sha256, hashlib.sha256(text.encode()).hexdigest())
+    path = baselines.kept_path(run.dir, corpus.splits["train"].sha256, hashlib.sha256(text.encode()).hexdigest())
     if found := baselines.find_kept(path):
         return found
     try:
@@ -161,13 +150,13 @@ def baselines_of(run: Run, score: Score) -> Baselines | None:
     except UsageError:
         return None
     found = baselines.baselines(training, text, n_chars=score.n_chars)
-    with suppress(MiniGPTError):  # a read-only folder: computed anew next time
+    with suppress(MiniGPTError):  # a read-only folder: computed again next time
         baselines.keep(path, found)
     return found
 
 
 def training_text(dataset: Dataset, max_chars: int) -> str:
-    """The end of what was learned of the training split, at most `max_chars` characters of it."""
+    """The last `max_chars` characters at most of what was learned from the training split."""
     tokens, pieces = learned_text(dataset.train.tokens, dataset.tokenizer, documents=dataset.n_documents > 1)
     if len(tokens) <= max_chars:
         return spelled(tokens, pieces)[-max_chars:]

@@ -1,16 +1,16 @@
-"""Which run is best: ranked rows out of records and kept scores, ties marked. No torch, and quick: it reads a few kilobytes of each run.
+"""Which run is best: rows ranked from records and kept scores, statistical ties marked. No torch; it reads a few kilobytes of each run.
 
-Runs are ranked by the nats per character of their best checkpoint among those scored on the same validation text; other texts are
-groups of their own. Every run is compared with the first of its text over the same stretches of text (paired), and the p-values are
-adjusted (Holm) for how many runs are compared. The first is first partly by luck, but the truly best run is among the tied rows with
-95 % confidence all the same (multiple comparisons with the best: Hsu 1984).
+Runs are ranked by the nats per character of their best checkpoint, apart for each validation text. Every run is compared with the first
+run of its text over the same stretches of text (paired), and the p-values are adjusted (Holm) for how many runs are compared. The first
+run is first partly by luck, but with 95 % confidence the truly best run is among the tied rows (multiple comparisons with the best: Hsu
+1984).
 """
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -63,15 +63,16 @@ class Folded:
 
 
 AnyRow = TypeVar("AnyRow", Row, Folded)
-Tied = Callable[[Run, Run], bool]
 
 
-def rank(runs: Iterable[Run], tied: Tied | None = None) -> list[Row]:
-    """Scored runs, best first within each text; the text of the most recently saved run comes first. `tied` tells whether another run is
-    tied with the first of its text: by default with `ties`."""
-    groups = by_text(runs)
-    tied = tied or ties([run for group in groups for run in group])
-    return [_row(position, run, position == 1 or tied(group[0], run)) for group in groups for position, run in enumerate(group, 1)]
+def rank(runs: Iterable[Run], *, with_ties: bool = True) -> list[Row]:
+    """Scored runs, best first within each text; the text of the most recently saved run comes first. Without `with_ties` only the first
+    of each text is marked as tied with the best."""
+    rows: list[Row] = []
+    for first, *others in by_text(runs):
+        tied = {first.name} | (_tied_with(first, others) if with_ties else set())
+        rows += [_row(position, run, run.name in tied) for position, run in enumerate([first, *others], 1)]
+    return rows
 
 
 def _row(position: int, run: Run, tied_with_best: bool) -> Row:
@@ -98,27 +99,14 @@ def _row(position: int, run: Run, tied_with_best: bool) -> Row:
     )
 
 
-def intervals_overlap(best: Run, other: Run) -> bool:
-    """Whether the two scores' intervals overlap: cautious where no paired test is at hand."""
+def _intervals_overlap(best: Run, other: Run) -> bool:
+    """Whether the two scores' intervals overlap: a cautious test where no paired test is possible."""
     a, b = best.record.best, other.record.best
     return bool(a and b and a.ci95 and b.ci95 and b.ci95[0] <= a.ci95[1])
 
 
-def ties(runs: Sequence[Run]) -> Tied:
-    """Whether another run is statistically tied with the first of its text. Where scores are not kept, whether intervals overlap."""
-    known: dict[tuple[str, str], bool] = {}
-    for first, *others in by_text(runs):
-        known |= {(first.name, name): tied for name, tied in _tied_with(first, others).items()}
-
-    def tied(first: Run, other: Run) -> bool:
-        pair = (first.name, other.name)
-        return known[pair] if pair in known else intervals_overlap(first, other)
-
-    return tied
-
-
-def _tied_with(first: Run, others: Sequence[Run]) -> dict[str, bool]:
-    """Whether each other run whose kept score can be paired with the first's is tied with it, by name."""
+def _tied_with(first: Run, others: Sequence[Run]) -> set[str]:
+    """Names of the runs that are statistically tied with the first: by a paired test of the kept scores, else by the intervals."""
     import numpy as np
 
     from minigpt_cli.evaluation.cache import find_cells
@@ -127,23 +115,23 @@ def _tied_with(first: Run, others: Sequence[Run]) -> dict[str, bool]:
 
     def cells(run: Run) -> Floats | None:
         try:
-            found = find_cells(run.dir, score_key(run, Target()))
+            return find_cells(run.dir, score_key(run, Target()))
         except MiniGPTError:
             return None
-        return None if found is None else found[1]
 
+    tied = {run.name for run in others if _intervals_overlap(first, run)}
     best = cells(first) if others else None
     if best is None:
-        return {}
-    paired = [(run.name, own) for run in others if (own := cells(run)) is not None and len(own) == len(best)]
-    if not paired:
-        return {}
-    p_values = holm(quick_p_values(np.stack([own for _, own in paired]) - best).tolist())
-    return {name: p >= LEVEL for (name, _), p in zip(paired, p_values, strict=True)}
+        return tied
+    paired = {run.name: found for run in others if (found := cells(run)) is not None and len(found) == len(best)}
+    if paired:
+        p_values = holm(quick_p_values(np.stack(list(paired.values())) - best).tolist())
+        tied = (tied - paired.keys()) | {name for name, p in zip(paired, p_values, strict=True) if p >= LEVEL}
+    return tied
 
 
 def fold(runs: Sequence[Run]) -> tuple[list[Folded], list[tuple[Run, Run]]]:
-    """A row for each recipe, best first, each text apart; and the runs that are not counted because they repeat another, with that one."""
+    """A row for each recipe, best first within each text; and the runs that are not counted, each with the run that it repeats."""
     from minigpt_cli.evaluation.recipes import observations
     from minigpt_cli.evaluation.seeds import group_of
 
@@ -154,11 +142,11 @@ def fold(runs: Sequence[Run]) -> tuple[list[Folded], list[tuple[Run, Run]]]:
             recipes[_recipe_or_name(run)].append(run)
         rows = []
         for group in recipes.values():
-            own, again = observations(group)
-            repeats += again
-            seeds = group_of([run.record.best.nats_per_char for run in own if run.record.best])
-            first = own[0].record
-            names = [run.name for run in own]
+            counted, repeating = observations(group)
+            repeats += repeating
+            seeds = group_of([run.record.best.nats_per_char for run in counted if run.record.best])
+            first = counted[0].record
+            names = [run.name for run in counted]
             rows.append(Folded(0, names, seeds.n, seeds.mean, seeds.std_error, first.arch, first.n_params, first.text_sha256))
         rows.sort(key=lambda row: row.nats_per_char)
         ranked += [replace(row, rank=position) for position, row in enumerate(rows, 1)]
@@ -166,7 +154,7 @@ def fold(runs: Sequence[Run]) -> tuple[list[Folded], list[tuple[Run, Run]]]:
 
 
 def _recipe_or_name(run: Run) -> str:
-    """The run's recipe; where its configuration cannot be read, one of its own."""
+    """The run's recipe, or a name that no other run has where its configuration cannot be read."""
     from minigpt_cli.evaluation.recipes import recipe_of
 
     try:
@@ -177,24 +165,25 @@ def _recipe_or_name(run: Run) -> str:
 
 @dataclass(frozen=True)
 class AtBudget:
-    """Runs as they stood within an equal budget."""
+    """Runs as they were within an equal budget."""
 
     runs: list[Run]
     limit: float | None = None  # tokens or seconds
     unit: str = ""
-    left_out: tuple[str, ...] = ()  # why a run whose metrics cannot be read is not among them, a line each
+    left_out: tuple[str, ...] = ()  # a line for each run that is left out because its metrics cannot be read
 
 
 def within(runs: Sequence[Run], budget: str) -> AtBudget:
-    """The runs as they stood within `budget` (`tokens`, `seconds` or `params`, with `=N` or the largest that all reached), those without a
-    score by then left out; of `params`, those that no model of the same size or smaller beats. Raises UsageError for any other budget."""
+    """The runs as they were within `budget`: `tokens` or `seconds`, with `=N` or the largest amount that all runs reached; runs without a
+    score by then are left out. With `params=N` the runs of at most that size; with `params` those that no model of the same size or smaller
+    beats. Raises UsageError for any other budget."""
     kind, _, amount = budget.partition("=")
     try:
         limit = float(amount) if amount else None
     except ValueError:
         limit = math.nan
     if kind not in (*_AMOUNTS, "params") or (limit is not None and not limit > 0):
-        raise UsageError(f"--budget {budget}: write tokens, seconds or params, and a number if it is not to be found, as in seconds=60")
+        raise UsageError(f"--budget {budget}: write tokens, seconds or params, with a number if you want to choose it, as in seconds=60")
     if kind == "params":
         return AtBudget(_best_of_size(runs) if limit is None else [run for run in runs if run.record.n_params <= limit])
     scored = [run for run in runs if run.record.best is not None]
@@ -225,7 +214,7 @@ def _best_of_size(runs: Sequence[Run]) -> list[Run]:
 
 
 def _within(run: Run, amount: str, limit: float) -> Run | None:
-    """The run as it stood when it had used up `limit`; None if it had not been evaluated by then."""
+    """The run as it was when it had used `limit`; None if it had not been evaluated by then."""
     by_then = [event for event in run.metrics() if getattr(event, amount) <= limit]
     scored = [(event.nats_per_char, event) for event in by_then if event.nats_per_char is not None and event.val_loss is not None]
     if not scored:

@@ -1,4 +1,4 @@
-"""`eval --memorisation`: does the model know its training text better than text like it, and does it recite?"""
+"""`eval --memorisation`: is the model better on its training text than on similar text, and does it copy from it?"""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from minigpt_cli.data import chat
 from minigpt_cli.data.dataset import Dataset
 from minigpt_cli.data.parts import learned_text, parts_of
 from minigpt_cli.evaluation.characters import spelled
-from minigpt_cli.evaluation.evaluate_run import Device, dataset_of, evaluate_run, place
+from minigpt_cli.evaluation.evaluate_run import ChooseDevice, dataset_of, evaluate_run
 from minigpt_cli.evaluation.memorisation import Copies, copies
 from minigpt_cli.runstore.store import Run
 
@@ -23,20 +23,20 @@ _PIECE = 1 << 20  # tokens of the training text read at once
 
 @dataclass(frozen=True)
 class Memorisation:
-    """What a run keeps of its training text. Losses in nats per character."""
+    """How much of its training text a run remembers. Losses in nats per character."""
 
     val_nats_per_char: float
     train_nats_per_char: float  # of the end of the training split, as many tokens as the validation split has
     gap: float  # validation minus training
     gap_ci95: tuple[float, float]
     sampled: Copies  # in what the model writes
-    unseen: Copies  # in as much text of the validation split: what copies are usual without memorising
+    unseen: Copies  # in as much text of the validation split: how long copies are without memorisation
     n_samples: int
     sample_chars: int  # in all
 
 
-def memorisation(run: Run, *, ckpt: str = "best", seed: int = 0, device: Device = None) -> Memorisation:
-    """Score the run on its own training text, let it write, and look up what it wrote. Raises UsageError if its data are gone."""
+def memorisation(run: Run, *, ckpt: str = "best", seed: int = 0, device: ChooseDevice = lambda: "cpu") -> Memorisation:
+    """The run's score on its training text, and what it copies from it when it writes. Raises UsageError if its data are missing."""
     dataset = dataset_of(run)
     validation = evaluate_run(run, ckpt=ckpt, device=device).score  # of conversations, here and below: the answers
     low, mean, high = _on_training(run, dataset, ckpt, device)
@@ -56,11 +56,11 @@ def memorisation(run: Run, *, ckpt: str = "best", seed: int = 0, device: Device 
     )
 
 
-def _on_training(run: Run, dataset: Dataset, ckpt: str, device: Device) -> tuple[float, float, float]:
+def _on_training(run: Run, dataset: Dataset, ckpt: str, device: ChooseDevice) -> tuple[float, float, float]:
     from minigpt_cli import checkpoints
     from minigpt_cli.evaluation.scoring import score_ids
 
-    loaded = checkpoints.load(run, ckpt, place(device))
+    loaded = checkpoints.load(run, ckpt, device())
     block_size, tokens = loaded.config.model.block_size, dataset.train.tokens
     start = _at_character(dataset, max(0, len(tokens) - len(dataset.val.tokens)))
     if len(answers := chat.answer_starts(tokens, dataset.tokenizer)):
@@ -80,8 +80,8 @@ def _at_character(dataset: Dataset, start: int) -> int:
 
 
 def sampled_texts(run: Run, dataset: Dataset, ckpt: str, seed: int) -> list[str]:
-    """What the model writes at temperature 1, unfiltered, from a line break: its own distribution. Of conversations: its answers to
-    questions from all over the validation split."""
+    """What the model writes at temperature 1, unfiltered, after a line break; for conversations, its answers to questions from all over
+    the validation split."""
     from minigpt_cli.generation import samples
     from minigpt_cli.generation.engine import Engine, Request
     from minigpt_cli.generation.open_run import open_model
@@ -89,31 +89,31 @@ def sampled_texts(run: Run, dataset: Dataset, ckpt: str, seed: int) -> list[str]
 
     writer = open_model(run, ckpt)
     chars_per_token = run.record.corpus.splits["val"].n_chars / run.record.corpus.splits["val"].n_tokens if run.record.corpus else 1.0
-    freely, length = Sampling(temperature=1.0, top_k=0), max(1, round(SAMPLE_CHARS / chars_per_token))
+    sampling, length = Sampling(temperature=1.0, top_k=0), max(1, round(SAMPLE_CHARS / chars_per_token))
     if questions := _questions(dataset, writer.config.model.block_size):
-        requests = [Request(ids, freely, length, seed=seed + i, stop=(chat.END,)) for i, ids in enumerate(questions)]
+        requests = [Request(ids, sampling, length, seed=seed + i, stop=(chat.END,)) for i, ids in enumerate(questions)]
     else:
-        requests = [Request(writer.prompt_ids(""), freely, length, num_samples=SAMPLES, seed=seed)]
+        requests = [Request(writer.prompt_ids(""), sampling, length, num_samples=SAMPLES, seed=seed)]
     engine = Engine(writer.decoder(SAMPLES), writer.token_bytes)
     return [sample.text for request in requests for sample in samples.collect(samples.run(engine, request), request.num_samples)]
 
 
 def _questions(dataset: Dataset, block_size: int) -> list[list[int]]:
-    """Ids of as much of the validation split as a window holds, up to where an answer begins; none where it has no conversations."""
+    """Token ids of the window before each of some answers in the validation split; empty where there are no conversations."""
     starts = chat.answer_starts(dataset.val.tokens, dataset.tokenizer)
     chosen = starts[np.linspace(0, len(starts) - 1, SAMPLES).astype(int)] if len(starts) else []
     return [dataset.val.tokens[max(0, start - block_size) : start].tolist() for start in chosen]
 
 
 def _spread(text: str, count: int, total: int) -> list[str]:
-    """`count` stretches from all over `text`, `total` characters together or as many as it has."""
+    """`count` pieces from all over `text`, together `total` characters or all that it has."""
     length = min(total, len(text)) // max(1, count)
     starts = np.linspace(0, max(0, len(text) - length), count).astype(int)
     return [text[start : start + length] for start in starts]
 
 
 def training_pieces(dataset: Dataset) -> Iterator[str]:
-    """What was learned of the training text, in pieces."""
+    """What was learned from the training text, in pieces."""
     tokens, pieces = learned_text(dataset.train.tokens, dataset.tokenizer, documents=dataset.n_documents > 1)
     decoder = codecs.getincrementaldecoder("utf-8")()
     for start in range(0, len(tokens), _PIECE):

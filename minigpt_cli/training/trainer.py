@@ -18,12 +18,13 @@ from minigpt_cli.checkpoints import ResumePoint
 from minigpt_cli.config import RunConfig, parse_changes
 from minigpt_cli.data.dataset import Dataset
 from minigpt_cli.errors import Diverged, RunDamaged
+from minigpt_cli.evaluation.evaluate_run import evaluate_run
 from minigpt_cli.events import Evaluated, Event, Progress, Resumed, Saved, Skipped, StopReason
 from minigpt_cli.runstore import replay
-from minigpt_cli.runstore.records import RunRecord, Session
+from minigpt_cli.runstore.records import Best, RunRecord, Session
 from minigpt_cli.runstore.store import Run
 from minigpt_cli.storage.atomic_io import one_line
-from minigpt_cli.training import environment, final_score, resuming
+from minigpt_cli.training import environment, resuming
 from minigpt_cli.training.device_batches import DeviceBatches
 from minigpt_cli.training.distributed import World
 from minigpt_cli.training.evaluator import Evaluator, Measured
@@ -288,9 +289,13 @@ class _Trainer:
             self.world.lead(self._raise_diverged)
 
     def _scored(self, reason: StopReason) -> RunRecord:
-        """The record with the score of the best weights and how it all ended, written."""
-        record = final_score.rescored(self.run, self.record, self.dataset, self.device)
-        return self.run.write_record(record.model_copy(update={"status": reason.status, "stop_reason": reason}))
+        """The final record, written: why training stopped, and the best checkpoint's score on the whole validation split in float32."""
+        update: dict[str, Any] = {"status": reason.status, "stop_reason": reason}
+        if self.record.best is not None:
+            score = evaluate_run(self.run, device=lambda: str(self.device), dataset=self.dataset, fresh=True).score
+            step, losses = self.record.best.step, {"nats_per_token": score.nats_per_token, "nats_per_char": score.nats_per_char}
+            update["best"] = Best(step=step, **losses, ci95=score.ci95, whole_split=True)
+        return self.run.write_record(self.record.model_copy(update=update))
 
     def _raise_diverged(self) -> None:
         raise Diverged(

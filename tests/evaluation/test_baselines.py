@@ -52,7 +52,7 @@ def test_texts_without_pairs_or_characters_have_baselines() -> None:
         assert all(value >= 0 for value in count_baselines(training, text))
 
 
-def test_kept_baselines_come_back(tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_kept_baselines_are_read_as_they_were_written(tmp_path) -> None:  # type: ignore[no-untyped-def]
     found, path = baselines(TRAINING, TEXT), tmp_path / "scores" / "b.json"
     assert find_kept(path) is None
     keep(path, found)

@@ -1,4 +1,4 @@
-"""Who is tied with the first, from kept scores alone, and how long it takes for a thousand runs."""
+"""Which runs are tied with the first, from kept scores alone, and how long it takes for a thousand runs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from minigpt_cli.config import DataConfig, RunConfig
 from minigpt_cli.evaluation import cache
 from minigpt_cli.evaluation.eval_target import Target, score_key
 from minigpt_cli.evaluation.grouping import chosen_sides
-from minigpt_cli.evaluation.leaderboard import rank, ties
+from minigpt_cli.evaluation.leaderboard import rank
 from minigpt_cli.evaluation.recipes import recipe_of
 from minigpt_cli.evaluation.scores import Score, make_score
 from minigpt_cli.runstore.records import Base, Best, Corpus, FileRecord, RunRecord, SplitRecord
@@ -57,19 +57,19 @@ def text_losses() -> np.ndarray:
     return 1.5 + np.repeat(rng.normal(0, 0.5, 200), 40) + 0.3 * rng.standard_normal(8000)
 
 
-def test_pairing_tells_apart_what_intervals_do_not(tmp_path: Path, text_losses: np.ndarray) -> None:
+def test_a_paired_test_separates_runs_whose_intervals_overlap(tmp_path: Path, text_losses: np.ndarray) -> None:
     rng = np.random.default_rng(1)
     runs = [
         make(tmp_path, name, score(text_losses + worse + 0.02 * rng.standard_normal(8000)), keep=keep)
         for name, worse, keep in (("best", 0, True), ("twin", 0.0001, True), ("worse", 0.02, True), ("lost", 0.02, False))
     ]
-    rows = {row.run: row.tied_with_best for row in rank(runs, ties(runs))}
+    rows = {row.run: row.tied_with_best for row in rank(runs)}
     assert rows == {"best": True, "twin": True, "worse": False, "lost": True}  # lost: only intervals, and they overlap
 
 
-def test_other_texts_are_ranked_apart(tmp_path: Path, text_losses: np.ndarray) -> None:
+def test_runs_on_different_texts_are_ranked_apart(tmp_path: Path, text_losses: np.ndarray) -> None:
     runs = [make(tmp_path, "a", score(text_losses)), make(tmp_path, "b", score(text_losses[1:]))]
-    assert [row.rank for row in rank(runs, ties(runs))] == [1, 1]
+    assert [row.rank for row in rank(runs)] == [1, 1]
 
 
 def test_recipes_are_runs_that_differ_in_their_seed_alone(tmp_path: Path, text_losses: np.ndarray) -> None:
@@ -85,7 +85,7 @@ def test_recipes_are_runs_that_differ_in_their_seed_alone(tmp_path: Path, text_l
     assert ["a-3 has the recipe and the seed (2) of a-2" in notice for notice in notices] == [True]
 
 
-def test_text_and_first_weights_belong_to_a_recipe_and_the_way_to_the_text_does_not(tmp_path: Path, text_losses: np.ndarray) -> None:
+def test_text_and_initial_weights_belong_to_a_recipe_and_the_path_of_the_text_does_not(tmp_path: Path, text_losses: np.ndarray) -> None:
     def changed(name: str, source: str, **record: object) -> Run:
         run = make(tmp_path, name, score(text_losses), config=RunConfig(data=DataConfig(source=source)))
         run.file("run.json").write_text(run.record.model_copy(update=record).to_json(), encoding="utf-8")

@@ -9,7 +9,7 @@ import torch
 
 from minigpt_cli import checkpoints
 from minigpt_cli.events import Resumed, Stopped
-from minigpt_cli.training import final_score
+from minigpt_cli.training import trainer
 
 CASES: dict[str, dict[str, Any]] = {
     "bigram": {"model__arch": "bigram"},
@@ -143,11 +143,11 @@ def test_a_run_killed_after_its_last_save_ends_for_the_same_reason(
     assert isinstance(stopped, Stopped)
     assert stopped.stop_reason == reason
 
-    def dies(*_: Any) -> None:
+    def dies(*_: Any, **__: Any) -> None:
         raise killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(final_score, "rescored", dies)
+        patch.setattr(trainer, "evaluate_run", dies)
         with pytest.raises(killed):
             sessions.train(parts, settings, dataset())
     assert parts.refresh().record.status == "running"

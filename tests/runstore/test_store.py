@@ -691,7 +691,7 @@ def test_runs_on_other_texts_are_ranked_apart(store: RunStore) -> None:
         (1, "first", True), (2, "second", True), (3, "third", False), (1, "old-best", True),
     ]  # fmt: skip
     assert store.find("top").name == "first"
-    assert [row.tied_with_best for row in rank(store.runs(), lambda a, b: False)] == [True, False, False, True]
+    assert [row.tied_with_best for row in rank(store.runs(), with_ties=False)] == [True, False, False, True]
 
 
 def test_a_run_without_a_corpus_is_a_text_of_its_own(store: RunStore) -> None:
