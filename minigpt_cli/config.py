@@ -198,6 +198,10 @@ class DataConfig(_Frozen):
     """Of a folder, read only the files that match this pattern, such as '*.md'; may be repeated."""
     exclude: Lines = ()
     """Of a folder, leave out the files that match this pattern; may be repeated."""
+    val: OneOrSeveral = ""
+    """Validate on this source, or several, and train on all of the other."""
+    test: OneOrSeveral = ""
+    """With --val: what only `eval --split test` reads."""
     tokenizer: Line = "char"
     """char, byte, bpe, gpt2, or a tokenizer.json file."""
     vocab_size: int = Field(512, ge=257, le=1 << 20)
@@ -207,9 +211,9 @@ class DataConfig(_Frozen):
     ascii_only: bool = False
     """Drop every character outside ASCII."""
     train_frac: float = Field(0.9, gt=0, lt=1)
-    """Share of the text, from its start, that is trained on."""
+    """Share of the text that is trained on: of one document its beginning, of many some of them."""
     test_frac: float = Field(0.0, ge=0, lt=1)
-    """Share of the text, at its end, that only `eval --split test` reads."""
+    """Share of the text that only `eval --split test` reads."""
     sampling: Literal["epoch", "random"] = "epoch"
     """Order of training windows: each once an epoch with a shifting offset, or drawn at random with replacement."""
 
@@ -223,6 +227,10 @@ class DataConfig(_Frozen):
         if self.train_frac + self.test_frac >= 1:
             both = f"--train-frac {self.train_frac} and --test-frac {self.test_frac}"
             raise ValueError(f"{both} leave nothing to validate on: lower one, as in --train-frac 0.8")
+        if self.test and not self.val:
+            raise ValueError("--test needs --val too, or use --test-frac")
+        if self.val and (self.train_frac != 0.9 or self.test_frac):
+            raise ValueError("--val stands for --train-frac and --test-frac: leave these out")
         return self
 
 

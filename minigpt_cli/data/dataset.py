@@ -28,6 +28,8 @@ TOKENIZER = "tokenizer.json"
 
 Dtype = Literal["uint16", "uint32"]
 Some = Annotated[Count, Field(ge=1)]
+Cut = Literal["character", "conversation", "document", "each", "given"]  # see splitting.py
+IN_ORDER = ("character", "conversation")  # splits follow each other in the text
 
 
 class _Record(BaseModel):
@@ -51,6 +53,7 @@ class DatasetRecord(_Record):
     schema_version: Literal[1] = 1
     label: Line
     sha256: Line  # of the whole text's UTF-8
+    cut: Cut = "character"
     n_documents: Count = 1  # more than one: each ends in END_OF_TEXT, which is a token and no character
     n_chars: Some
     n_bytes: Some
@@ -84,6 +87,7 @@ class Dataset:
     label: str
     sha256: str  # of the whole text's UTF-8
     key: str  # of the text and the settings that made these tokens
+    cut: Cut
     n_documents: int  # more than one: each ends in END_OF_TEXT
     n_chars: int
     n_bytes: int
@@ -92,6 +96,12 @@ class Dataset:
     train: Split
     val: Split
     test: Split | None
+
+    def before(self, name: str) -> Split | None:
+        """The split that this one follows in the text, if it does."""
+        if self.cut not in IN_ORDER or name == "train":
+            return None
+        return self.train if name == "val" else self.val
 
     def split(self, name: str) -> Split:
         """The split of this name. Raises UsageError if there is none."""
@@ -146,6 +156,7 @@ def open_dataset(folder: Path, record: DatasetRecord | None = None) -> Dataset:
         label=record.label,
         sha256=record.sha256,
         key=record.key,
+        cut=record.cut,
         n_documents=record.n_documents,
         n_chars=record.n_chars,
         n_bytes=record.n_bytes,

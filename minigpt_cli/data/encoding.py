@@ -23,7 +23,7 @@ from minigpt_cli.config import DataConfig
 from minigpt_cli.data.atomic_folder import Preparing, atomic_folder, put_in_place, watched
 from minigpt_cli.data.dataset import RECORD, SPLITS, TOKENIZER, Dataset, DatasetRecord, cached, dtype_for, open_dataset, read_record
 from minigpt_cli.data.sources.contract import Document, Source
-from minigpt_cli.data.sources.open_source import check_output, data_folder, open_source
+from minigpt_cli.data.sources.open_source import check_output, data_folder, open_sources
 from minigpt_cli.data.splitting import Splitter
 from minigpt_cli.data.text_reader import Counted, Text
 from minigpt_cli.errors import TextTooShort, UsageError, unknown_name
@@ -64,7 +64,7 @@ def prepare(
     data_dir = data_dir or data_folder()
     if source is None and (folder := prepared_folder(config)) is not None:
         return _opened(folder, config, out)
-    source = source or open_source(config.source, data_dir, config)
+    source = source or open_sources(config, data_dir)
     tokenizer_kind = _tokenizer_kind(config)
     check_output(out, config)
     _check_out(out)
@@ -154,6 +154,7 @@ def _build(
         key=key,
         label=line(text.source.label),
         sha256=text.sha256,
+        cut=splitter.cut,
         n_documents=text.n_documents if text.many else 1,
         n_chars=text.n_chars,
         n_bytes=text.n_bytes,
@@ -217,8 +218,10 @@ def _key(config: DataConfig, text: Text, splitter: Splitter, tokenizer_kind: _To
         parts |= {"chat": 1, "splits": splitter.lengths}
     else:
         parts |= {"train_frac": config.train_frac, "test_frac": config.test_frac}
-    if text.many:
+    if text.many or splitter.cut == "given":
         parts["cut"] = splitter.cut
+    if splitter.cut == "given":
+        parts["splits"] = splitter.lengths
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode("utf-8")).hexdigest()
 
 

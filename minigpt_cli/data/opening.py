@@ -14,7 +14,7 @@ from minigpt_cli.data.chat import END, learned_chats, prompt_for, token_ids
 from minigpt_cli.data.dataset import first_tokens
 from minigpt_cli.errors import RunDamaged, UsageError
 from minigpt_cli.runstore.records import RunRecord
-from minigpt_cli.tokenization.contract import Tokenizer
+from minigpt_cli.tokenization.contract import END_OF_TEXT, Tokenizer
 
 _TOKENS = 4096  # of the validation text, among which a prompt is looked for
 _WORDS = re.compile(r"[^\W_][^\s]*(?:[ ][^\s]+){0,2}")  # up to three words of a line; the first begins with a letter or digit
@@ -56,7 +56,11 @@ def _questions(text: str) -> Iterator[str]:
 
 
 def _words(text: str) -> Iterator[str]:
-    lines = text.split("\n")
+    *documents, _ = text.split(END_OF_TEXT)
+    for document in documents:
+        if "\n" not in document.strip() and len(document) < _LONGEST:  # as a name: its beginning
+            yield document[: (len(document) + 2) // 3]
+    lines = text.replace(END_OF_TEXT, "\n").split("\n")
     for line in lines[1:] or lines:  # the split may begin in the middle of its first line
         if found := _WORDS.search(line):
             yield found[0][:_LONGEST].rstrip()

@@ -5,27 +5,26 @@ conversation  conversations: cut between two of them, in their order
 document      ten documents and more: each goes to a split as a whole, by a hash of its text. Adding documents moves none that is
               there, and equal documents fall together.
 each          fewer documents than that: each is cut in its length, since one of few would hold too much or too little
+given         a source for each split, or official splits
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import chain, islice
 from math import floor
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from minigpt_cli.config import DataConfig
-from minigpt_cli.data.dataset import SPLITS
+from minigpt_cli.data.dataset import IN_ORDER, SPLITS, Cut
 from minigpt_cli.data.sources.contract import Document, Piece
 from minigpt_cli.data.text_reader import Text
 from minigpt_cli.errors import MiniGPTError, TextTooShort
 from minigpt_cli.tokenization.contract import END_OF_TEXT
-
-Cut = Literal["character", "conversation", "document", "each"]
 
 _Read = tuple[str, Iterator[Piece]]  # a document's name and pieces
 
@@ -40,20 +39,24 @@ class Splitter:
         self._text = text
         self._fractions = {"train": config.train_frac, "test": config.test_frac}
         self.cut = self._kind()
-        self.names = SPLITS[: 3 if config.test_frac else 2]
+        self.names = SPLITS[: 3 if config.test_frac or "test" in text.given else 2]
         self._of: npt.NDArray[np.uint8] = np.empty(0, np.uint8)  # with "document": the number of each document's split
         if self.cut == "document":
             self._of = by_hash(text.hashes, config.train_frac, config.test_frac)
             self.lengths = {name: int((self._of == i).sum()) for i, name in enumerate(self.names)}
+        elif self.cut == "given":
+            self.lengths = {name: text.given[name] for name in self.names}
         else:
             self.lengths = self._lengths(text.n_documents if self.cut == "conversation" else text.n_chars)
         for name, length in self.lengths.items():
             if not length:
-                unit = self.cut if self.cut in ("conversation", "document") else "character"
+                unit = {"conversation": "conversation", "document": "document", "given": "document"}.get(self.cut, "character")
                 n = text.n_chars if unit == "character" else text.n_documents
                 raise TextTooShort(f"{text.name} has {n} {unit}{'s' * (n != 1)}, which leaves none for the {name} split: use more text")
 
     def _kind(self) -> Cut:
+        if self._text.given:
+            return "given"
         if self._text.source.split_by == "conversation":
             return "conversation"
         if not self._text.many:
@@ -68,7 +71,7 @@ class Splitter:
     @property
     def in_order(self) -> bool:
         """Whether the splits follow each other in the text."""
-        return self.cut in ("character", "conversation")
+        return self.cut in IN_ORDER
 
     @property
     def train_share(self) -> float:
@@ -84,9 +87,22 @@ class Splitter:
                 sha256.update(piece.text.encode("utf-8"))
                 yield piece
 
+        if self.cut == "given":
+            for number, document in enumerate(self._text.documents()):
+                if number and not self._text.many and self._text.source.split_by == "character":
+                    sha256.update(END_OF_TEXT.encode())
+                pieces = hashed(document.pieces)
+                yield document.split or "train", replace(document, pieces=pieces)
+                _drain(pieces)
+            return self._check(sha256.hexdigest())
         documents = ((document.name, hashed(document.pieces)) for document in self._text.documents())
         yield from self._in_order(documents) if self.in_order else self._by_document(documents)
-        if next(documents, None) or sha256.hexdigest() != self._text.sha256:
+        if next(documents, None):
+            sha256.update(b"more")
+        self._check(sha256.hexdigest())
+
+    def _check(self, sha256: str) -> None:
+        if sha256 != self._text.sha256:
             raise MiniGPTError(f"{self._text.name} changed while it was read: run the command again")
 
     def _in_order(self, documents: Iterator[_Read]) -> Iterator[tuple[str, Document]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from array import array
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import chain
@@ -37,12 +38,14 @@ class Text:
         self.alphabet: npt.NDArray[np.uint32] = np.empty(0, np.uint32)  # every distinct code point but those of marks, ascending
         self.hashes = array("Q")  # the first 64 bits of each document's SHA-256
         self.lengths: list[int] = []  # characters of the first documents
+        self.given: Counter[str] = Counter()  # documents of each split, where the source says so
         self._ascii_only = config.ascii_only
 
     @property
     def many(self) -> bool:
         """Whether there are several documents, each with an end of its own. Conversations have their own template."""
-        return self.n_documents > 1 and self.source.split_by != "conversation"
+        most = max(self.given.values()) if self.given else self.n_documents
+        return most > 1 and self.source.split_by != "conversation"
 
     @property
     def marks(self) -> tuple[str, ...]:
@@ -87,6 +90,8 @@ class Text:
                         seen[code_points(piece.text)] = True
                         yield Preparing(min(self.n_bytes, total or self.n_bytes), total, "reading")
                 self.n_documents += 1
+                if document.split is not None:
+                    self.given[document.split] += 1
                 self.hashes.append(int.from_bytes(own.digest()[:8], "big"))
                 if len(self.lengths) < _LENGTHS:
                     self.lengths.append(self.n_chars - before)

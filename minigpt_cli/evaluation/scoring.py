@@ -26,7 +26,6 @@ from minigpt_cli.data.dataset import Dataset
 from minigpt_cli.data.parts import Parts, end_of_text, parts_of
 from minigpt_cli.errors import MiniGPTError, UsageError
 from minigpt_cli.evaluation.characters import per_character, spelled, token_lengths
-from minigpt_cli.evaluation.eval_target import BEFORE
 from minigpt_cli.evaluation.scores import PartsScored, Score, make_score
 from minigpt_cli.tokenization.contract import Tokenizer
 
@@ -193,12 +192,12 @@ def _score_parts(
 
 def score_split(model: nn.Module, tokenizer: Tokenizer, dataset: Dataset, split: str, *, block_size: int, stride: int = 0) -> Score:
     """The score of a split of a run's own data, read after the split before it: what the record, `eval` and `compare` all show."""
-    tokens, before = dataset.split(split).tokens, BEFORE.get(split)
+    tokens, before = dataset.split(split).tokens, dataset.before(split)
     parts = parts_of(tokens, tokenizer, documents=dataset.n_documents > 1)
     if parts is not None and parts.kind == "documents":
         context: Any = [end_of_text(tokenizer)]
     else:
-        context = dataset.split(before).tokens[-block_size:] if before else None
+        context = before.tokens[-block_size:] if before else None
     return score_ids(model, tokenizer, tokens, parts=parts, context=context, block_size=block_size, stride=stride)
 
 

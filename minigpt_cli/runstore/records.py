@@ -53,6 +53,8 @@ class Corpus(_Record):
 
     label: Line
     sha256: Line
+    cut: Line = "character"
+    """How the splits were made (data/splitting.py)."""
     n_documents: Count = 1
     """More than one: each ends in an end-of-text token."""
     dataset_dir: Line = ""

@@ -153,6 +153,7 @@ def described(record: RunRecord, config: RunConfig, dataset: Dataset, model: tor
     corpus = Corpus(
         label=dataset.label,
         sha256=dataset.sha256,
+        cut=dataset.cut,
         n_documents=dataset.n_documents,
         dataset_dir=line(str(dataset.dir)),
         chats=dataset.chats,

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pathlib import PurePath
 
 SplitBy: TypeAlias = Literal["character", "conversation"]
+SplitName: TypeAlias = Literal["train", "val", "test"]
 DOCUMENT_LIMIT = 1 << 26  # bytes, or characters, of a document that a reader must hold in memory
 
 
@@ -34,6 +35,7 @@ class Document:
 
     name: str
     pieces: Iterable[Piece]
+    split: SplitName | None = None  # where its source says which split it belongs to
 
 
 class Source(Protocol):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from minigpt_cli import registry
-from minigpt_cli.data.sources.contract import PlainText
+from minigpt_cli.data.sources.contract import Document, Piece, PlainText, SplitName
 from minigpt_cli.data.sources.decoding import texts
 from minigpt_cli.data.sources.files import File
 from minigpt_cli.errors import UsageError
@@ -29,6 +29,7 @@ class Download(PlainText):
 
     label: str
     files: tuple[RemoteFile, ...]
+    splits: tuple[SplitName, ...] = ()  # of each file, where they are official
 
     @property
     def n_bytes(self) -> int | None:
@@ -46,6 +47,13 @@ class Download(PlainText):
         """The files' texts."""
         for path in self.paths(lambda done, total: None):
             yield from texts(File(self.label, path), "")
+
+    def documents(self) -> Iterator[Document]:
+        """The text as one document, or each split as one."""
+        if not self.splits:
+            yield from super().documents()
+        for path, split in zip(self.paths(lambda done, total: None) if self.splits else (), self.splits, strict=True):
+            yield Document(f"{self.label} {split}", map(Piece, texts(File(self.label, path), "")), split)
 
 
 class PythonDocs(PlainText):
@@ -89,4 +97,5 @@ def wikitext_2() -> PlainText:
             RemoteFile(f"{at}/valid.txt", "wikitext-2-valid.txt", "git:eec944eb2d9e46061cd34a6913528797db6842fc"),
             RemoteFile(f"{at}/test.txt", "wikitext-2-test.txt", "git:6f3fc88e4cd88456ea892971f9f12243e8428624"),
         ),
+        splits=("train", "val", "test"),
     )

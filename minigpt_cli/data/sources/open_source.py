@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import stat
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
 from minigpt_cli import registry
 from minigpt_cli.config import DataConfig
-from minigpt_cli.data.sources.contract import Document, Source, SplitBy
+from minigpt_cli.data.sources.contract import Document, Source, SplitBy, SplitName
 from minigpt_cli.data.sources.corpora import EMBEDDED, named_corpus
 from minigpt_cli.data.sources.files import File, Stream
 from minigpt_cli.data.sources.folder import files_below
@@ -82,6 +83,15 @@ def open_path(path: Path, label: str, options: DataConfig) -> Files:
     return Files(label, lambda report: [File(label, path)], options)
 
 
+def open_sources(options: DataConfig, data_dir: Path | None = None) -> Source:
+    """What a configuration names: its source, with the sources of its other splits where it has them. Raises UsageError."""
+    source = open_source(options.source, data_dir, options)
+    if not options.val:
+        return source
+    splits: dict[SplitName, Source] = {"train": source, "val": open_source(options.val, data_dir, options)}
+    return Splits(splits | ({"test": open_source(options.test, data_dir, options)} if options.test else {}))
+
+
 class Several:
     """Sources one after the other."""
 
@@ -122,3 +132,18 @@ class Several:
         """The documents of each."""
         if self.split_by:  # raises where they do not belong together
             yield from chain.from_iterable(source.documents() for source in self._sources)
+
+
+class Splits(Several):
+    """A source for each split."""
+
+    def __init__(self, splits: Mapping[SplitName, Source]) -> None:
+        super().__init__(list(splits.values()))
+        self._splits = splits
+        self.label = splits["train"].label
+
+    def documents(self) -> Iterator[Document]:
+        """The documents of each, with its split."""
+        if self.split_by:
+            for name, source in self._splits.items():
+                yield from (replace(document, split=name) for document in source.documents())
