@@ -6,22 +6,19 @@ TOML key; its docstring is its help text; its bounds are in its type. `RunConfig
 
 from __future__ import annotations
 
-import re
-from functools import lru_cache
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, TypeAlias, get_args
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from minigpt_cli.bounds import COUNT_LIMIT, NATS_LIMIT, SECONDS_LIMIT, Duration, Encoding, Line, Lines, OneOrSeveral
 from minigpt_cli.registry import OPTIMIZERS, SCHEDULES
+from minigpt_cli.resume_changes import CHANGES_LIMIT, parse_changes
 
 if TYPE_CHECKING:  # names that the registry holds
     OptimizerName: TypeAlias = str
     ScheduleName: TypeAlias = str
 else:
     OptimizerName, ScheduleName = Literal[tuple(OPTIMIZERS)], Literal[tuple(SCHEDULES)]
-
-CHANGES_LIMIT = 10_000  # characters of resume_changes
 
 
 class _Frozen(BaseModel):
@@ -374,33 +371,6 @@ class RunConfig(_Frozen):
         if steps != sorted(steps):
             raise ValueError(f"resume_changes {self.resume_changes!r} is not in the order of its steps")
         return self
-
-
-class Change(NamedTuple):
-    """A setting that was changed when a run was resumed."""
-
-    step: int  # steps that were done
-    setting: str
-    before: str
-
-
-_CHANGE = re.compile(r"([0-9]{1,15}):([a-z0-9_]+)=(\S*)")
-_COUNTED = {  # what a schedule reads
-    "max_steps": re.compile(r"[0-9]{1,15}"),
-    "lr_scale": re.compile(r"[0-9]{1,20}(\.[0-9]{1,20})?(e-[0-9]{1,2})?"),
-}
-
-
-@lru_cache
-def parse_changes(text: str) -> tuple[Change, ...]:
-    """The changes that `RunConfig.resume_changes` names. Raises ValueError for anything else."""
-    found = []
-    for part in text.split(" ") if text else []:
-        match = _CHANGE.fullmatch(part)
-        if match is None or (match[2] in _COUNTED and not _COUNTED[match[2]].fullmatch(match[3])):
-            raise ValueError(f"resume_changes has {part!r}: write STEP:setting=VALUE_BEFORE")
-        found.append(Change(int(match[1]), match[2], match[3]))
-    return tuple(found)
 
 
 def leaves(config: RunConfig) -> dict[str, Any]:

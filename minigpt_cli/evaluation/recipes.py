@@ -12,9 +12,10 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from minigpt_cli.config import leaves, parse_changes
+from minigpt_cli.config import leaves
 from minigpt_cli.errors import RunDamaged
 from minigpt_cli.evaluation.eval_target import weights_file
+from minigpt_cli.resume_changes import parse_changes
 from minigpt_cli.runstore.store import Run
 
 _OF_THE_MACHINE = (

@@ -13,7 +13,8 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from minigpt_cli import registry
-from minigpt_cli.config import OptimConfig, parse_changes
+from minigpt_cli.config import OptimConfig
+from minigpt_cli.resume_changes import parse_changes
 
 _SHORTEST_JOIN = 10  # steps, where there is no warm-up
 

@@ -15,11 +15,12 @@ from torch import Tensor
 
 from minigpt_cli import checkpoints
 from minigpt_cli.checkpoints import ResumePoint
-from minigpt_cli.config import RunConfig, parse_changes
+from minigpt_cli.config import RunConfig
 from minigpt_cli.data.dataset import Dataset
 from minigpt_cli.errors import Diverged, RunDamaged
 from minigpt_cli.evaluation.evaluate_run import evaluate_run
 from minigpt_cli.events import Evaluated, Event, Progress, Resumed, Saved, Skipped, StopReason
+from minigpt_cli.resume_changes import parse_changes
 from minigpt_cli.runstore import replay
 from minigpt_cli.runstore.records import Best, RunRecord, Session
 from minigpt_cli.runstore.store import Run

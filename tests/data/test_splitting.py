@@ -134,3 +134,29 @@ def test_every_split_has_a_document_and_shares_are_as_asked(hashes: list[int], t
     many = by_hash(np.random.default_rng(0).integers(0, 2**63, 20_000, dtype=np.uint64) * np.uint64(2), 0.6, test_frac)
     assert (many == 0).mean() == pytest.approx(0.6, abs=0.02)
     assert (many == 2).mean() == pytest.approx(test_frac, abs=0.02)
+
+
+def test_a_source_for_each_split_is_used_as_it_is(tmp_path: Path) -> None:
+    for name, text in {"train": "abcd " * 99, "val": "dcba " * 9, "test": "bcad " * 7}.items():
+        (tmp_path / f"{name}.txt").write_text(text)
+    files = {name: str(tmp_path / f"{name}.txt") for name in ("val", "test")}
+    dataset = prepared(DataConfig(source=str(tmp_path / "train.txt"), **files), tmp_path)
+    assert {name: dataset.text(name) for name in dataset.splits()} == {"train": "abcd " * 99, "val": "dcba " * 9, "test": "bcad " * 7}
+    assert end_of_text(dataset.tokenizer) is None  # one document each
+    assert dataset.before("val") is None  # nothing is read before it
+    (tmp_path / "val.txt").write_text("dcbb " * 9)
+    assert prepared(DataConfig(source=str(tmp_path / "train.txt"), **files), tmp_path).key != dataset.key
+
+
+def test_documents_of_given_splits_end_as_others_do(tmp_path: Path) -> None:
+    (tmp_path / "train.txt").write_text("".join(f"name{i}\n" for i in range(50)))
+    (tmp_path / "val.txt").write_text("ame1\n")
+    dataset = prepared(DataConfig(source=str(tmp_path / "train.txt"), val=str(tmp_path / "val.txt"), documents="lines"), tmp_path)
+    assert in_split(dataset, "train") == [f"name{i}" for i in range(50)]
+    assert in_split(dataset, "val") == ["ame1"]
+
+
+@pytest.mark.parametrize("wrong", [{"test": "x"}, {"val": "x", "train_frac": 0.5}, {"val": "x", "test_frac": 0.1}])
+def test_sources_of_splits_and_fractions_exclude_each_other(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="--val"):
+        DataConfig(**wrong)  # type: ignore[arg-type]

@@ -1,0 +1,36 @@
+"""What was changed when a run was resumed, as `RunConfig.resume_changes` keeps it: STEP:setting=VALUE_BEFORE, with spaces between."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from typing import NamedTuple
+
+CHANGES_LIMIT = 10_000  # characters of resume_changes
+
+
+class Change(NamedTuple):
+    """A setting that was changed when a run was resumed."""
+
+    step: int  # steps that were done
+    setting: str
+    before: str
+
+
+_CHANGE = re.compile(r"([0-9]{1,15}):([a-z0-9_]+)=(\S*)")
+_COUNTED = {  # what a schedule reads
+    "max_steps": re.compile(r"[0-9]{1,15}"),
+    "lr_scale": re.compile(r"[0-9]{1,20}(\.[0-9]{1,20})?(e-[0-9]{1,2})?"),
+}
+
+
+@lru_cache
+def parse_changes(text: str) -> tuple[Change, ...]:
+    """The changes that `RunConfig.resume_changes` names. Raises ValueError for anything else."""
+    found = []
+    for part in text.split(" ") if text else []:
+        match = _CHANGE.fullmatch(part)
+        if match is None or (match[2] in _COUNTED and not _COUNTED[match[2]].fullmatch(match[3])):
+            raise ValueError(f"resume_changes has {part!r}: write STEP:setting=VALUE_BEFORE")
+        found.append(Change(int(match[1]), match[2], match[3]))
+    return tuple(found)
