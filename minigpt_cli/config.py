@@ -195,10 +195,10 @@ class DataConfig(_Frozen):
     """Of a folder, read only the files that match this pattern, such as '*.md'; may be repeated."""
     exclude: Lines = ()
     """Of a folder, leave out the files that match this pattern; may be repeated."""
-    val: OneOrSeveral = ""
-    """Validate on this source, or several, and train on all of the other."""
-    test: OneOrSeveral = ""
-    """With --val: what only `eval --split test` reads."""
+    val: Lines = ()
+    """Validate on this source, and train on all of the other; may be repeated."""
+    test: Lines = ()
+    """With --val: a source that only `eval --split test` reads; may be repeated."""
     tokenizer: Line = "char"
     """char, byte, bpe, gpt2, or a tokenizer.json file."""
     vocab_size: int = Field(512, ge=257, le=1 << 20)

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 from minigpt_cli.checkpoints import ResumePoint
 from minigpt_cli.config import RunConfig, leaves
-from minigpt_cli.resume_changes import CHANGES_LIMIT
 from minigpt_cli.errors import RunDamaged, UsageError
+from minigpt_cli.resume_changes import CHANGES_LIMIT
 from minigpt_cli.storage.atomic_io import one_line
 from minigpt_cli.training.schedules import join_steps, lr_factor
 from minigpt_cli.training.stopping import Counters
