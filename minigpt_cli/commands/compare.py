@@ -12,7 +12,7 @@ import typer
 from minigpt_cli.commands.config_fields import READING
 from minigpt_cli.commands.config_flags import with_settings
 from minigpt_cli.commands.evaluate import device_chooser, target_of
-from minigpt_cli.commands.options import CheckpointOption, JsonFlag, MarkdownFlag, RunArguments, RunsDir, complete_source
+from minigpt_cli.commands.options import CheckpointOption, JsonFlag, MarkdownFlag, RunArguments, RunsDir, complete_source, option, switch
 from minigpt_cli.commands.plot import X_FIELDS
 from minigpt_cli.commands.run_fields import differences, shown_differences
 from minigpt_cli.display import console, format
@@ -35,25 +35,16 @@ Groups = Sequence[tuple[str, Sequence[Run]]]
 @with_settings(only=READING)
 def compare(
     run: RunArguments,
-    data: Annotated[
-        str | None,
-        typer.Option(metavar="FILE", help="Score this text, not the validation split.", autocompletion=complete_source, show_default=False),
-    ] = None,
+    data: Annotated[str | None, option("FILE", "Score this text, not the validation split.", autocompletion=complete_source)] = None,
     split: Annotated[Literal["val", "test"], typer.Option(help="Which split of the runs' common text.")] = "val",
     ckpt: CheckpointOption = "best",
-    stride: Annotated[int, typer.Option(min=0, metavar="N", help="Slide windows by N tokens; 0: consecutive windows.")] = 0,
-    group_by: Annotated[
-        Literal["config"] | None, typer.Option(help="Take runs that differ in their seed alone as one recipe.", show_default=False)
-    ] = None,
-    prompt: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="Also show how each run continues this text.", show_default=False)
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of the samples.")] = 0,
-    plot: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Also write the curves as .png or .svg, or everything as .html.", show_default=False)
-    ] = None,
+    stride: Annotated[int, option("N", "Slide windows by N tokens; 0: consecutive windows.", min=0)] = 0,
+    group_by: Annotated[Literal["config"] | None, typer.Option(help="Take runs that differ in their seed alone as one recipe.")] = None,
+    prompt: Annotated[str | None, option("TEXT", "Also show how each run continues this text.")] = None,
+    seed: Annotated[int, option("N", "Seed of the samples.", min=0)] = 0,
+    plot: Annotated[Path | None, option("FILE", "Also write the curves as .png or .svg, or everything as .html.")] = None,
     x: Annotated[Literal["steps", "tokens", "seconds"], typer.Option("--x", help="The horizontal axis of the curves.")] = "steps",
-    dark: Annotated[bool, typer.Option("--dark/--light", metavar="", help="Background of a .png or .svg.")] = False,
+    dark: Annotated[bool, switch("--dark/--light", "Background of a .png or .svg.")] = False,
     device: Annotated[Literal["auto", "cpu", "mps", "cuda"], typer.Option(help="Where to compute scores that are not kept yet.")] = "auto",
     md: MarkdownFlag = False,
     json: JsonFlag = False,
@@ -183,17 +174,15 @@ def _samples(groups: Groups, prompt: str, ckpt: str, seed: int) -> list[tuple[st
     """What the first run of each side writes after the prompt, with the same seed; what it answers, if it learned conversations."""
     from minigpt_cli.commands.generate import question
     from minigpt_cli.data.chat import learned_chats
-    from minigpt_cli.generation import samples
-    from minigpt_cli.generation.engine import Engine, Request
+    from minigpt_cli.generation.engine import Request
     from minigpt_cli.generation.open_run import open_model
 
     out = []
     for _, runs in groups:
-        writer = open_model(runs[0], runs[0].checkpoint or ckpt)
-        asked, stop = question(writer, prompt, []) if learned_chats(runs[0].record) else (prompt, list(writer.ends))
-        request = Request(writer.prompt_ids(asked), max_new_tokens=_SAMPLE_TOKENS, seed=seed, stop=tuple(stop))
-        engine = Engine(writer.decoder(), writer.token_bytes)
-        out.append((runs[0].name, samples.collect(samples.run(engine, request), 1)[0].text))
+        loaded = open_model(runs[0], runs[0].checkpoint or ckpt)
+        asked, stop = question(loaded, prompt, []) if learned_chats(runs[0].record) else (prompt, list(loaded.ends))
+        request = Request(loaded.prompt_ids(asked), max_new_tokens=_SAMPLE_TOKENS, seed=seed, stop=tuple(stop))
+        out.append((runs[0].name, "".join(step.text for step in loaded.steps(request))))
     return out
 
 

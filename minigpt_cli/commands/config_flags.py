@@ -60,7 +60,6 @@ def _parameter(setting: Setting) -> inspect.Parameter:
     option = typer.Option(
         flag,
         help=_help(setting),
-        show_default=False,
         rich_help_panel=PANELS[setting.section],
         min=lower if kind in (int, float) else None,
         max=upper if kind in (int, float) else None,

@@ -10,7 +10,7 @@ import typer
 from minigpt_cli.commands.config_fields import READING
 from minigpt_cli.commands.config_flags import with_settings
 from minigpt_cli.commands.config_sources import resolve
-from minigpt_cli.commands.options import CheckpointOption, JsonFlag, OptionalRun, RunsDir, complete_source
+from minigpt_cli.commands.options import CheckpointOption, JsonFlag, OptionalRun, RunsDir, complete_source, option, switch
 from minigpt_cli.display import console
 from minigpt_cli.errors import UsageError
 from minigpt_cli.runstore.store import RunStore
@@ -30,23 +30,16 @@ _ONE = "Print this one number alone"
 def evaluate(
     run: OptionalRun = None,
     split: Annotated[Literal["val", "test", "train"], typer.Option(help="Which split of the run's own text.")] = "val",
-    data: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Score this text instead.", autocompletion=complete_source, show_default=False)
-    ] = None,
+    data: Annotated[str | None, option("FILE", "Score this text instead.", autocompletion=complete_source)] = None,
     ckpt: CheckpointOption = "best",
-    stride: Annotated[
-        int,
-        typer.Option(min=0, metavar="N", help="Slide windows by N tokens, for a longer context; 0: consecutive windows."),
-    ] = 0,
-    nats_per_char: Annotated[bool, typer.Option("--nats-per-char", metavar="", rich_help_panel=_ONE)] = False,
-    nats_per_token: Annotated[bool, typer.Option("--nats-per-token", metavar="", rich_help_panel=_ONE)] = False,
-    bits_per_byte: Annotated[bool, typer.Option("--bits-per-byte", metavar="", rich_help_panel=_ONE)] = False,
-    perplexity: Annotated[bool, typer.Option("--perplexity", metavar="", help="exp(nats per token).", rich_help_panel=_ONE)] = False,
-    memorisation: Annotated[
-        bool, typer.Option("--memorisation", metavar="", help="Also: the gap to the training text, and what is copied from it.")
-    ] = False,
+    stride: Annotated[int, option("N", "Slide windows by N tokens, for a longer context; 0: consecutive windows.", min=0)] = 0,
+    nats_per_char: Annotated[bool, switch("--nats-per-char", "", panel=_ONE)] = False,
+    nats_per_token: Annotated[bool, switch("--nats-per-token", "", panel=_ONE)] = False,
+    bits_per_byte: Annotated[bool, switch("--bits-per-byte", "", panel=_ONE)] = False,
+    perplexity: Annotated[bool, switch("--perplexity", "exp(nats per token).", panel=_ONE)] = False,
+    memorisation: Annotated[bool, switch("--memorisation", "Also: the gap to the training text, and what is copied from it.")] = False,
     device: Annotated[Literal["auto", "cpu", "mps", "cuda"], typer.Option(help="Where to compute; auto: a GPU if there is one.")] = "auto",
-    fresh: Annotated[bool, typer.Option("--fresh", metavar="", help="Compute the score again, even if it is kept beside the run.")] = False,
+    fresh: Annotated[bool, switch("--fresh", "Compute the score again, even if it is kept beside the run.")] = False,
     json: JsonFlag = False,
     runs_dir: RunsDir = None,
     *,

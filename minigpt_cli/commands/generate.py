@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from dataclasses import replace
 from pathlib import Path
+from random import SystemRandom
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
-from minigpt_cli.commands.options import CheckpointOption, JsonFlag, OptionalRun, RunsDir
+from minigpt_cli.commands.options import CheckpointOption, JsonFlag, OptionalRun, RunsDir, option, switch
 from minigpt_cli.display import console
+from minigpt_cli.display.generation import Setting, ShownToken, TextStreamer, print_probabilities, print_sweep
 from minigpt_cli.errors import UsageError
+from minigpt_cli.generation import samples
+from minigpt_cli.generation.engine import Request
 from minigpt_cli.generation.sampling import Sampling, style, with_setting
+from minigpt_cli.generation.streaming import TextStream, pieces_of
+from minigpt_cli.runstore.store import RunStore
 
 if TYPE_CHECKING:
-    from minigpt_cli.generation.engine import Request
     from minigpt_cli.generation.open_run import LoadedModel
 
 _SAMPLING, _VIEW, _OTHER = "Sampling (applied in this order)", "What is shown", "Other ways to run"
@@ -22,68 +27,37 @@ _SAMPLING, _VIEW, _OTHER = "Sampling (applied in this order)", "What is shown", 
 
 def generate(
     run: OptionalRun = None,
-    prompt: Annotated[str, typer.Option("--prompt", "-p", metavar="TEXT", help="Text to continue; '-' reads it from stdin.")] = "",
-    chat: Annotated[bool, typer.Option("--chat", metavar="", help="The prompt is a question to a run trained on chats.")] = False,
-    max_new_tokens: Annotated[int, typer.Option(min=1, max=10_000_000, metavar="N", help="Tokens to write.")] = 500,
-    num_samples: Annotated[int, typer.Option(min=1, max=100_000, metavar="N", help="Continuations of the same prompt.")] = 1,
-    stop: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="End before this text; repeatable.", show_default=False)] = None,
-    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", metavar="", help="Go on where a document or an answer ends.")] = False,
-    seed: Annotated[
-        int | None, typer.Option(min=0, metavar="N", help="Repeat a text exactly; default: drawn anew and shown.", show_default=False)
-    ] = None,
+    prompt: Annotated[str, option("TEXT", "Text to continue; '-' reads it from stdin.", "--prompt", "-p")] = "",
+    chat: Annotated[bool, switch("--chat", "The prompt is a question to a run trained on chats.")] = False,
+    max_new_tokens: Annotated[int, option("N", "Tokens to write.", min=1, max=10_000_000)] = 500,
+    num_samples: Annotated[int, option("N", "Continuations of the same prompt.", min=1, max=100_000)] = 1,
+    stop: Annotated[list[str] | None, option("TEXT", "End before this text; repeatable.")] = None,
+    ignore_eos: Annotated[bool, switch("--ignore-eos", "Go on where a document or an answer ends.")] = False,
+    seed: Annotated[int | None, option("N", "Repeat a text exactly; default: drawn anew and shown.", min=0)] = None,
     ckpt: CheckpointOption = "best",
     style_name: Annotated[
-        str, typer.Option("--style", metavar="conservative|default|creative", help="Temperature and top-k: 0.5, 10 | 0.9, 50 | 1.2, 100.")
+        str, option("conservative|default|creative", "Temperature and top-k: 0.5, 10 | 0.9, 50 | 1.2, 100.", "--style")
     ] = "default",
-    greedy: Annotated[bool, typer.Option("--greedy", metavar="", help="The most probable token.", rich_help_panel=_SAMPLING)] = False,
-    repetition_penalty: Annotated[
-        float | None, typer.Option(metavar="X", help="Divide logits of seen tokens; 1: off.", show_default=False, rich_help_panel=_SAMPLING)
-    ] = None,
-    temperature: Annotated[
-        float | None, typer.Option(metavar="X", help="Below 1 safer, above 1 wilder; 0: greedy. [default: 0.9]", show_default=False,
-                                   rich_help_panel=_SAMPLING)
-    ] = None,
-    top_k: Annotated[
-        int | None, typer.Option(metavar="N", help="Only the N most probable tokens; 0: all. [default: 50]", show_default=False,
-                                 rich_help_panel=_SAMPLING)
-    ] = None,
-    top_p: Annotated[
-        float | None, typer.Option(metavar="P", help="Only the fewest tokens that reach P together; 1: all.", show_default=False,
-                                   rich_help_panel=_SAMPLING)
-    ] = None,
-    min_p: Annotated[
-        float | None, typer.Option(metavar="P", help="Only tokens at least P times as probable as the first; 0: all.", show_default=False,
-                                   rich_help_panel=_SAMPLING)
-    ] = None,
-    probs: Annotated[
-        bool, typer.Option("--probs", metavar="", help="Colour tokens by probability and list the alternatives.", rich_help_panel=_VIEW)
-    ] = False,
-    html: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Save that view as a page of its own.", show_default=False, rich_help_panel=_VIEW)
-    ] = None,
-    sweep: Annotated[
-        str | None, typer.Option(metavar="NAME=A,B,...", help="One prompt under several settings, side by side.", show_default=False,
-                                 rich_help_panel=_VIEW)
-    ] = None,
-    interactive: Annotated[
-        bool, typer.Option("--interactive", "-i", metavar="", help="A prompt loop; /help there lists its commands.", rich_help_panel=_OTHER)
-    ] = False,
-    serve: Annotated[
-        bool, typer.Option("--serve", metavar="", help="An OpenAI-compatible server with a page at /.", rich_help_panel=_OTHER)
-    ] = False,
-    host: Annotated[str, typer.Option(metavar="HOST", help="Where to serve; beyond loopback needs --api-key.", rich_help_panel=_OTHER)] = (
-        "127.0.0.1"
-    ),
-    port: Annotated[int, typer.Option(min=0, max=65535, metavar="PORT", help="0: any free one.", rich_help_panel=_OTHER)] = 8000,
+    greedy: Annotated[bool, switch("--greedy", "The most probable token.", panel=_SAMPLING)] = False,
+    repetition_penalty: Annotated[float | None, option("X", "Divide logits of seen tokens; 1: off.", panel=_SAMPLING)] = None,
+    temperature: Annotated[float | None, option("X", "Below 1 safer, above 1 wilder; 0: greedy. \\[default: 0.9]", panel=_SAMPLING)] = None,
+    top_k: Annotated[int | None, option("N", "Only the N most probable tokens; 0: all. \\[default: 50]", panel=_SAMPLING)] = None,
+    top_p: Annotated[float | None, option("P", "Only the fewest tokens that reach P together; 1: all.", panel=_SAMPLING)] = None,
+    min_p: Annotated[float | None, option("P", "Only tokens at least P times as probable as the first; 0: all.", panel=_SAMPLING)] = None,
+    probs: Annotated[bool, switch("--probs", "Colour tokens by probability and list the alternatives.", panel=_VIEW)] = False,
+    html: Annotated[Path | None, option("FILE", "Save that view as a page of its own.", panel=_VIEW)] = None,
+    sweep: Annotated[str | None, option("NAME=A,B,...", "One prompt under several settings, side by side.", panel=_VIEW)] = None,
+    interactive: Annotated[bool, switch("--interactive", "A prompt loop; /help there lists its commands.", "-i", panel=_OTHER)] = False,
+    serve: Annotated[bool, switch("--serve", "An OpenAI-compatible server with a page at /.", panel=_OTHER)] = False,
+    host: Annotated[str, option("HOST", "Where to serve; beyond loopback needs --api-key.", panel=_OTHER)] = "127.0.0.1",
+    port: Annotated[int, option("PORT", "0: any free one.", min=0, max=65535, panel=_OTHER)] = 8000,
     api_key: Annotated[
-        str | None, typer.Option(metavar="KEY", help="Serve only to those who send it.", envvar="MINIGPT_API_KEY", show_default=False,
-                                 show_envvar=True, rich_help_panel=_OTHER)
+        str | None, option("KEY", "Serve only to those who send it.", envvar="MINIGPT_API_KEY", show_envvar=True, panel=_OTHER)
     ] = None,
-    engine: Annotated[str, typer.Option(metavar="auto|native|native-fp32|torch", help="How to decode; auto: the fastest there is.",
-                                        rich_help_panel=_OTHER)] = "auto",
+    engine: Annotated[str, option("auto|native|native-fp32|torch", "How to decode; auto: the fastest there is.", panel=_OTHER)] = "auto",
     runs_dir: RunsDir = None,
     json: JsonFlag = False,
-) -> None:  # fmt: skip
+) -> None:
     """\b
     Examples:
       minigpt generate                                 let the newest run write
@@ -98,18 +72,18 @@ def generate(
 
     Streams the prompt and its continuation. The same seed gives the same text, however many samples are drawn.
     """
+    from minigpt_cli.generation.open_run import open_model
     from minigpt_cli.generation.select_decoder import check_engine
-    from minigpt_cli.runstore.store import RunStore
 
-    rooms = {"--interactive": interactive, "--serve": serve}
-    views = {"--probs or --html": probs or html is not None, "--sweep": sweep is not None, **rooms}
-    _one_mode({"--json": json, **views})
-    _one_mode({"--num-samples": num_samples > 1, **views})
-    _one_mode({"--chat": chat, "--sweep": sweep is not None, **rooms})
-    _one_mode({"--prompt": bool(prompt), **rooms})
+    without_prompt = {"--interactive": interactive, "--serve": serve}
+    special = {"--probs or --html": probs or html is not None, "--sweep": sweep is not None, **without_prompt}
+    _at_most_one({"--json": json, **special})
+    _at_most_one({"--num-samples": num_samples > 1, **special})
+    _at_most_one({"--chat": chat, "--sweep": sweep is not None, **without_prompt})
+    _at_most_one({"--prompt": bool(prompt), **without_prompt})
     given = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "repetition_penalty": repetition_penalty}
     sampling = _sampling(style_name, greedy, given)
-    settings = None if sweep is None else _settings(sampling, sweep)
+    settings = None if sweep is None else _sweep_settings(sampling, sweep)
     check_engine(engine)
     store = RunStore(runs_dir)
     if serve:
@@ -123,95 +97,74 @@ def generate(
         from minigpt_cli.commands.interactive import loop
 
         return loop(store, found, sampling, max_new_tokens=max_new_tokens, ckpt=ckpt, engine=engine, seed=seed, stop=stop or [])
-    from minigpt_cli.generation.open_run import open_model
-
     prompt = _read_stdin() if prompt == "-" else prompt
-    writer = open_model(found, ckpt, engine)
-    seed = _new_seed() if seed is None else seed
-    asked, stop = question(writer, prompt, stop or []) if chat else (prompt, stop or [])
-    stop = [*stop, *(() if ignore_eos else writer.ends)]
-    request = _request(writer.prompt_ids(asked), sampling, max_new_tokens, num_samples, seed, stop)
-    _say_what(writer, wanted, seed, sampling, top_k)
+    loaded = open_model(found, ckpt, engine)
+    seed = new_seed() if seed is None else seed
+    asked, stop = question(loaded, prompt, stop or []) if chat else (prompt, stop or [])
+    stop = [*stop, *(() if ignore_eos else loaded.ends)]
+    request = Request(loaded.prompt_ids(asked), sampling, max_new_tokens, num_samples, seed, tuple(stop))
+    _print_notices(loaded, wanted, seed, sampling, top_k)
     prompt = f"{prompt}\n" if chat and not json else prompt
     if settings is not None:
-        return _sweep(writer, prompt, request, settings)
+        return _sweep(loaded, prompt, request, settings)
     if probs or html is not None:
-        return _probabilities(writer, prompt, request, show=probs or html is None, html=html)
+        return _probabilities(loaded, prompt, request, html)
     if json:
-        return _json(writer, prompt, request)
-    return _stream(writer, prompt, request)
+        return _json(loaded, prompt, request)
+    return _stream(loaded, prompt, request)
 
 
-def _one_mode(modes: dict[str, bool]) -> None:
-    chosen = [name for name, on in modes.items() if on]
-    if len(chosen) > 1:
-        raise UsageError(f"{chosen[0]} and {chosen[1]} cannot be used together: choose one")
+def _at_most_one(flags: dict[str, bool]) -> None:
+    given = [name for name, on in flags.items() if on]
+    if len(given) > 1:
+        raise UsageError(f"{given[0]} and {given[1]} cannot be used together: choose one")
 
 
 def _sampling(style_name: str, greedy: bool, given: dict[str, Any]) -> Sampling:
-    base = style(style_name)
     if greedy:
         if given["temperature"]:
-            raise UsageError(f"--greedy is --temperature 0, and --temperature {given['temperature']:g} was given too: leave one out")
+            raise UsageError(f"--greedy means --temperature 0, but --temperature {given['temperature']:g} is given too: leave one out")
         given = {**given, "temperature": 0.0}
-    return replace(base, **{name: value for name, value in given.items() if value is not None})
+    return replace(style(style_name), **{name: value for name, value in given.items() if value is not None})
 
 
-def _request(ids: list[int], sampling: Sampling, max_new_tokens: int, num_samples: int, seed: int, stop: list[str]) -> Request:
-    from minigpt_cli.generation.engine import Request
-
-    return Request(ids, sampling, max_new_tokens, num_samples, seed, tuple(stop))
-
-
-def question(writer: LoadedModel, prompt: str, stop: list[str]) -> tuple[str, list[str]]:
-    """The prompt in the template of conversations, and where the answer ends. Raises UsageError for a run that knows no such template."""
+def question(loaded: LoadedModel, prompt: str, stop: list[str]) -> tuple[str, list[str]]:
+    """The prompt in the chat template, and the texts that end the answer. Raises UsageError for a run that was not trained on chats."""
     from minigpt_cli.data.chat import TOKENS, prompt_for, token_ids
 
-    if token_ids(writer.tokenizer) is None:
-        raise UsageError(f"run {writer.run!r} has not learned to chat: train it on a .jsonl of conversations, or leave out --chat")
+    if token_ids(loaded.tokenizer) is None:
+        raise UsageError(f"run {loaded.run!r} has not learned to chat: train it on a .jsonl of conversations, or leave out --chat")
     if mark := next((token for token in TOKENS if token in prompt), None):
-        raise UsageError(f"the prompt holds {mark}, which is reserved for the template of conversations")
+        raise UsageError(f"the prompt contains {mark}, which is reserved for the chat template: leave it out")
     return prompt_for([("user", prompt)]), [*stop, *TOKENS]
 
 
 def _read_stdin() -> str:
-    import sys
-
     try:
         return sys.stdin.buffer.read(1 << 24).decode("utf-8")
     except UnicodeDecodeError as error:
         raise UsageError(f"stdin is not UTF-8: byte {error.start} is {error.object[error.start]:#04x}") from error
 
 
-def _new_seed() -> int:
-    from random import SystemRandom
-
+def new_seed() -> int:
+    """A random seed."""
     return SystemRandom().randrange(1 << 31)
 
 
-def _say_what(writer: LoadedModel, wanted: str, seed: int, sampling: Sampling, top_k: int | None) -> None:
-    for notice in writer.notices:
+def _print_notices(loaded: LoadedModel, wanted: str, seed: int, sampling: Sampling, top_k: int | None) -> None:
+    for notice in loaded.notices:
         console.warn(notice)
-    if top_k is not None and top_k > writer.tokenizer.vocab_size:
-        console.notice(f"--top-k {top_k} is more than the {writer.tokenizer.vocab_size} tokens there are: using all")
+    if top_k is not None and top_k > loaded.tokenizer.vocab_size:
+        console.notice(f"--top-k {top_k} is more than the {loaded.tokenizer.vocab_size} tokens of the vocabulary: using all")
     drawn = "" if sampling.temperature == 0 else f", seed {seed}"
-    chosen = f" ({wanted})" if wanted != writer.run else ""
-    console.notice(f"{writer.run}{chosen}, step {writer.step}{drawn}")
+    chosen = f" ({wanted})" if wanted != loaded.run else ""
+    console.notice(f"{loaded.run}{chosen}, step {loaded.step}{drawn}")
 
 
-def _engine(writer: LoadedModel, request: Request) -> Any:
-    from minigpt_cli.generation.engine import Engine
-
-    return Engine(writer.decoder(request.num_samples), writer.token_bytes)
-
-
-def _stream(writer: LoadedModel, prompt: str, request: Request) -> None:
-    from minigpt_cli.display.generation import TextStreamer
-    from minigpt_cli.generation import samples
-
+def _stream(loaded: LoadedModel, prompt: str, request: Request) -> None:
     out, last = TextStreamer(), -1
     try:
-        for number, step in samples.in_order(samples.run(_engine(writer, request), request), request.num_samples):
+        for number, step in samples.in_order(loaded.steps(request), request.num_samples):
             if number != last:
                 if number:
                     out.separator()
@@ -222,39 +175,32 @@ def _stream(writer: LoadedModel, prompt: str, request: Request) -> None:
         out.end()
 
 
-def _json(writer: LoadedModel, prompt: str, request: Request) -> None:
-    from minigpt_cli.generation import samples
-
-    request, watch = replace(request, score=True), samples.Stopwatch()
-    done = samples.collect(samples.run(_engine(writer, request), request, watch), request.num_samples)
-    console.write_json(samples.as_json(writer.run, prompt, done, watch, request.seed))
+def _json(loaded: LoadedModel, prompt: str, request: Request) -> None:
+    watch = samples.Stopwatch()
+    done = samples.collect(loaded.steps(replace(request, score=True), watch), request.num_samples)
+    console.write_json(samples.as_json(loaded.run, prompt, done, watch, request.seed))
 
 
-def _probabilities(writer: LoadedModel, prompt: str, request: Request, *, show: bool, html: Path | None) -> None:
-    import math
-
-    from minigpt_cli.display.generation import ShownToken, print_probabilities
-    from minigpt_cli.display.pages.tokens import probabilities_page
-    from minigpt_cli.generation import samples
-    from minigpt_cli.generation.streaming import TextStream, pieces_of
-    from minigpt_cli.storage.atomic_io import write_atomic
-
-    request, whole = replace(request, alternatives=5), TextStream(writer.token_bytes)
-    sample = samples.collect(samples.run(_engine(writer, request), request), 1)[0]
-    pieces = pieces_of(writer.token_bytes)
+def _probabilities(loaded: LoadedModel, prompt: str, request: Request, html: Path | None) -> None:
+    """Show how probable each token was: on the page `html` if it is given, else on the terminal."""
+    whole, pieces = TextStream(loaded.token_bytes), pieces_of(loaded.token_bytes)
+    [sample] = samples.collect(loaded.steps(replace(request, alternatives=5)), 1)
     tokens = [
         ShownToken(pieces[token], whole.push(token), math.exp(-nats), [(pieces[i], p) for i, p in alternatives])
         for token, nats, alternatives in zip(sample.tokens, sample.nats, sample.alternatives, strict=True)
     ]
-    if show:
+    if html is None:
         print_probabilities(prompt, tokens)
-    if html is not None:
-        facts = f"step {writer.step}, {len(tokens)} tokens, {sample.nats_per_token or 0:.3f} nats per token, seed {request.seed}"
-        write_atomic(html, probabilities_page(writer.run, prompt, tokens, facts))
-        console.notice(f"wrote {html}")
+        return
+    from minigpt_cli.display.pages.tokens import probabilities_page
+    from minigpt_cli.storage.atomic_io import write_atomic
+
+    facts = f"step {loaded.step}, {len(tokens)} tokens, {sample.nats_per_token or 0:.3f} nats per token, seed {request.seed}"
+    write_atomic(html, probabilities_page(loaded.run, prompt, tokens, facts))
+    console.notice(f"wrote {html}")
 
 
-def _settings(sampling: Sampling, sweep: str) -> dict[str, Sampling]:
+def _sweep_settings(sampling: Sampling, sweep: str) -> dict[str, Sampling]:
     """The settings that NAME=A,B,... names, by label. Raises UsageError."""
     name, _, values = sweep.partition("=")
     if not values:
@@ -262,14 +208,10 @@ def _settings(sampling: Sampling, sweep: str) -> dict[str, Sampling]:
     return {f"{name} {value}": with_setting(sampling, name, value) for value in values.split(",")}
 
 
-def _sweep(writer: LoadedModel, prompt: str, request: Request, settings: dict[str, Sampling]) -> None:
-    from minigpt_cli.display.generation import Setting, print_sweep
-    from minigpt_cli.generation import samples
-
+def _sweep(loaded: LoadedModel, prompt: str, request: Request, settings: dict[str, Sampling]) -> None:
     written = []
     for label, sampling in settings.items():
-        one = replace(request, sampling=sampling, score=True)
-        sample = samples.collect(samples.run(_engine(writer, one), one), 1)[0]
+        [sample] = samples.collect(loaded.steps(replace(request, sampling=sampling, score=True)), 1)
         distinct = [samples.distinct(sample.text, n) for n in (1, 2, 3)]
         written.append(Setting(label, sample.text, distinct, sample.nats_per_char))
     print_sweep(prompt, written)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 
+from minigpt_cli.commands.generate import new_seed
 from minigpt_cli.display import console
 from minigpt_cli.display.generation import TextStreamer, line_reader
 from minigpt_cli.errors import MiniGPTError, UsageError, unknown_name
@@ -74,9 +75,7 @@ def _decoding(writer: LoadedModel) -> Engine:
 
 
 def _write(state: _State, prompt: str) -> None:
-    from random import SystemRandom
-
-    seed = state.seed if state.seed is not None else SystemRandom().randrange(1 << 31)
+    seed = new_seed() if state.seed is None else state.seed
     ids = state.writer.prompt_ids(prompt)
     out = TextStreamer()
     steps = samples.run(state.decoding, Request(ids, state.sampling, state.max_new_tokens, 1, seed, (*state.stop, *state.writer.ends)))

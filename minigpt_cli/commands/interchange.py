@@ -10,7 +10,7 @@ import typer
 from minigpt_cli import registry
 from minigpt_cli.commands.config_flags import with_settings
 from minigpt_cli.commands.config_sources import resolve
-from minigpt_cli.commands.options import CheckpointOption, JsonFlag, RunArgument, RunsDir, complete_tokenizer
+from minigpt_cli.commands.options import CheckpointOption, JsonFlag, RunArgument, RunsDir, complete_tokenizer, option, switch
 from minigpt_cli.commands.samples import generate_command
 from minigpt_cli.display import console
 from minigpt_cli.escaping import one_line
@@ -24,12 +24,9 @@ _DEFAULT_DTYPE = {"hf": "f32", "gguf": "f16"}
 
 def export(
     run: RunArgument,
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="A new or empty folder to write.")],
-    format: Annotated[str, typer.Option(metavar="hf|gguf", help="For Hugging Face, or for llama.cpp and Ollama.")] = "hf",
-    dtype: Annotated[
-        str | None,
-        typer.Option(metavar="TYPE", show_default=False, help="f32 (default), f16 or bf16 for hf; f32, f16 (default) or q8_0 for gguf."),
-    ] = None,
+    out: Annotated[Path, option("DIR", "A new or empty folder to write.", "--out", "-o")],
+    format: Annotated[str, option("hf|gguf", "For Hugging Face, or for llama.cpp and Ollama.")] = "hf",
+    dtype: Annotated[str | None, option("TYPE", "f32 (default), f16 or bf16 for hf; f32, f16 (default) or q8_0 for gguf.")] = None,
     ckpt: CheckpointOption = "best",
     runs_dir: RunsDir = None,
     json: JsonFlag = False,
@@ -63,14 +60,11 @@ def export(
 @with_settings(only=("model",))
 def import_run(
     source: Annotated[str, typer.Argument(metavar="X", help="A Hugging Face folder, nanoGPT's ckpt.pt, a .pt or .safetensors, a run.")],
-    name: Annotated[str | None, typer.Option(metavar="NAME", help="The run's name; default: its architecture and a number.")] = None,
+    name: Annotated[str | None, option("NAME", "The run's name; default: its architecture and a number.")] = None,
     tokenizer: Annotated[
-        str | None,
-        typer.Option(
-            metavar="byte|gpt2|FILE", help="Its tokenizer, where it does not say.", show_default=False, autocompletion=complete_tokenizer
-        ),
+        str | None, option("byte|gpt2|FILE", "Its tokenizer, where it does not say.", autocompletion=complete_tokenizer)
     ] = None,
-    partial: Annotated[bool, typer.Option("--partial", metavar="", help="Take what fits; the rest begins as in a new model.")] = False,
+    partial: Annotated[bool, switch("--partial", "Take what fits; the rest begins as in a new model.")] = False,
     runs_dir: RunsDir = None,
     json: JsonFlag = False,
     *,

@@ -7,9 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
-from minigpt_cli.commands.options import CsvFlag, JsonFlag, MarkdownFlag, RunsDir, Sort, Tag, Top, Where
+from minigpt_cli.commands.options import CsvFlag, JsonFlag, MarkdownFlag, RunsDir, Sort, Tag, Top, Where, option, switch
 from minigpt_cli.commands.run_fields import one_format, select, warn_of_unreadable
 from minigpt_cli.display import console
 from minigpt_cli.evaluation import leaderboard as evaluation
@@ -24,19 +22,16 @@ if TYPE_CHECKING:
 def leaderboard(
     sort: Sort = None,
     top: Top = 0,
-    tag: Tag = [],  # noqa: B006 - Typer's way
+    tag: Tag = None,
     where: Where = None,
     budget: Annotated[
         str | None,
-        typer.Option(
-            metavar="tokens|seconds|params[=N]",
-            help="Rank by what was reached within N tokens or seconds (default: the most that all had), or with at most N parameters.",
-            show_default=False,
+        option(
+            "tokens|seconds|params[=N]",
+            "Rank by what was reached within N tokens or seconds (default: the most that all had), or with at most N parameters.",
         ),
     ] = None,
-    fold_seeds: Annotated[
-        bool, typer.Option("--fold-seeds", metavar="", help="One row for all runs that differ only in their seed.")
-    ] = False,
+    fold_seeds: Annotated[bool, switch("--fold-seeds", "One row for all runs that differ only in their seed.")] = False,
     csv: CsvFlag = False,
     md: MarkdownFlag = False,
     json: JsonFlag = False,
@@ -55,7 +50,7 @@ def leaderboard(
     form = one_format(json=json, csv=csv, md=md)
     everything = RunStore(runs_dir).list()
     warn_of_unreadable(everything)
-    chosen = select((run for run in everything if isinstance(run, Run)), where=where, tags=tag)
+    chosen = select((run for run in everything if isinstance(run, Run)), where=where, tags=tag or [])
     if fold_seeds:
         recipes = by_field(folded(within(chosen, budget)), sort, list(Folded.__dataclass_fields__))
         show_folded(recipes[: top or None], form)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -59,6 +59,16 @@ def complete_tokenizer(incomplete: str) -> Iterator[str]:
     yield from (path for path in complete_source(incomplete) if path.endswith((".json", "/")))
 
 
+def option(metavar: str, help: str, *names: str, panel: str | None = None, **more: Any) -> Any:
+    """A flag with a value. Without `names` it is named after the parameter."""
+    return typer.Option(*names, metavar=metavar, help=help, rich_help_panel=panel, **more)
+
+
+def switch(name: str, help: str, *names: str, panel: str | None = None) -> Any:
+    """A flag without a value, and without the --no- form that Typer would add to one that is not named."""
+    return typer.Option(name, *names, metavar="", help=help, rich_help_panel=panel)
+
+
 _RUN_HELP = "A run's name, an unambiguous prefix of it, 'latest', 'top' (first on the leaderboard), or a path to it."
 
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help=_RUN_HELP, autocompletion=complete_run)]
@@ -71,8 +81,7 @@ RunArguments = Annotated[list[str], typer.Argument(metavar="RUN", help=_RUN_HELP
 """One run or more."""
 
 OptionalRunArguments = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="RUN", help=_RUN_HELP + " Default: latest.", autocompletion=complete_run, show_default=False),
+    list[str] | None, typer.Argument(metavar="RUN", help=_RUN_HELP + " Default: latest.", autocompletion=complete_run)
 ]
 """Any number of runs; none means the latest."""
 
@@ -83,32 +92,25 @@ SourceArguments = Annotated[
         help="Files of text, Markdown, JSONL, JSON, CSV, parquet, HTML, EPUB, Word or PDF, each also compressed; folders of them; '-' for "
         "stdin; a URL; hf:OWNER/DATASET; or named corpora. Default: data/input.txt if it is there, else python-docs.",
         autocompletion=complete_source,
-        show_default=False,
     ),
 ]
 """Where text comes from."""
 
-RunsDir = Annotated[
-    Path | None,
-    typer.Option("--runs-dir", metavar="DIR", help="Where runs live; default: $MINIGPT_RUNS_DIR, else ./runs.", show_default=False),
-]
+RunsDir = Annotated[Path | None, option("DIR", "Where runs live; default: $MINIGPT_RUNS_DIR, else ./runs.", "--runs-dir")]
 
-JsonFlag = Annotated[bool, typer.Option("--json", metavar="", help="Print JSON on stdout, and nothing else there.")]
+JsonFlag = Annotated[bool, switch("--json", "Print JSON on stdout, and nothing else there.")]
 
-YesFlag = Annotated[bool, typer.Option("--yes", "-y", metavar="", help="Do not ask before deleting.")]
+YesFlag = Annotated[bool, switch("--yes", "Do not ask before deleting.", "-y")]
 
-MarkdownFlag = Annotated[bool, typer.Option("--md", metavar="", help="Print a Markdown table.")]
+MarkdownFlag = Annotated[bool, switch("--md", "Print a Markdown table.")]
 
-CsvFlag = Annotated[bool, typer.Option("--csv", metavar="", help="Print CSV.")]
+CsvFlag = Annotated[bool, switch("--csv", "Print CSV.")]
 
 CheckpointOption = Annotated[
     Literal["best", "last"], typer.Option("--ckpt", help="The weights of the best validation step, or of the last.")
 ]
 
-Sort = Annotated[str | None, typer.Option(metavar="FIELD", help="Order by a field; -FIELD: largest first.", show_default=False)]
-Top = Annotated[int, typer.Option(metavar="N", min=0, help="Show only the first N; 0: all.", show_default=False)]
-Tag = Annotated[list[str], typer.Option(metavar="TAG", help="Only runs with this tag; may be repeated.", show_default=False)]
-Where = Annotated[
-    str | None,
-    typer.Option(metavar="CONDITION", help="Only runs that meet this condition, e.g. 'arch=moe and lr<2e-4'.", show_default=False),
-]
+Sort = Annotated[str | None, option("FIELD", "Order by a field; -FIELD: largest first.")]
+Top = Annotated[int, option("N", "Show only the first N; 0: all.", min=0, show_default=False)]
+Tag = Annotated[list[str] | None, option("TAG", "Only runs with this tag; may be repeated.")]
+Where = Annotated[str | None, option("CONDITION", "Only runs that meet this condition, e.g. 'arch=moe and lr<2e-4'.")]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from minigpt_cli.commands.options import JsonFlag, OptionalRunArguments, RunsDir
+from minigpt_cli.commands.options import JsonFlag, OptionalRunArguments, RunsDir, option, switch
 from minigpt_cli.commands.run_fields import differences, find_readable, shown_differences
 from minigpt_cli.display import console
 from minigpt_cli.errors import UsageError
@@ -30,15 +30,9 @@ def plot(
         Literal["nats-per-char", "val", "train", "lr", "speed"],
         typer.Option("--y", help="The vertical axis; of one run the training loss is drawn too."),
     ] = "nats-per-char",
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", metavar="FILE", help="Write a .png, .svg or .html file instead.", show_default=False)
-    ] = None,
-    html: Annotated[
-        Path | None, typer.Option("--html", metavar="FILE", help="Write a report page: curves, settings, leaderboard.", show_default=False)
-    ] = None,
-    dark: Annotated[
-        bool, typer.Option("--dark/--light", metavar="", help="Background of a .png or .svg; a page follows the theme of the browser.")
-    ] = False,
+    out: Annotated[Path | None, option("FILE", "Write a .png, .svg or .html file instead.", "--out", "-o")] = None,
+    html: Annotated[Path | None, option("FILE", "Write a report page: curves, settings, leaderboard.", "--html")] = None,
+    dark: Annotated[bool, switch("--dark/--light", "Background of a .png or .svg; a page follows the theme of the browser.")] = False,
     json: JsonFlag = False,
     runs_dir: RunsDir = None,
 ) -> None:

@@ -22,6 +22,7 @@ from minigpt_cli.commands.options import (
     Top,
     Where,
     YesFlag,
+    switch,
 )
 from minigpt_cli.commands.run_fields import differences, listing, one_format, ordered, select, shown_differences
 from minigpt_cli.display import console
@@ -70,7 +71,7 @@ def runs(ctx: typer.Context) -> None:
 def list_runs(
     sort: Sort = None,
     top: Top = 0,
-    tag: Tag = [],  # noqa: B006 - Typer's way
+    tag: Tag = None,
     where: Where = None,
     csv: CsvFlag = False,
     md: MarkdownFlag = False,
@@ -91,7 +92,7 @@ def list_runs(
     form = one_format(json=json, csv=csv, md=md)
     store = RunStore(runs_dir)
     everything = store.list()
-    good = ordered(select((r for r in everything if isinstance(r, Run)), where=where, tags=tag), sort)
+    good = ordered(select((r for r in everything if isinstance(r, Run)), where=where, tags=tag or []), sort)
     damaged = [run for run in everything if isinstance(run, DamagedRun)] if not (tag or where) else []
     rows = [*map(listing, good), *map(listing, damaged)][: top or None]
     names = list(listing(good[0])) if good else ["run", "status"]
@@ -188,7 +189,7 @@ def rename(
 def tag(
     run: RunArgument,
     tags: Annotated[list[str], typer.Argument(metavar="TAG...", help="Words that mark the run.")],
-    delete: Annotated[bool, typer.Option("--remove", metavar="", help="Remove these tags instead.")] = False,
+    delete: Annotated[bool, switch("--remove", "Remove these tags instead.")] = False,
     runs_dir: RunsDir = None,
 ) -> None:
     """\b

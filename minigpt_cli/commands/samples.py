@@ -23,18 +23,16 @@ def sample_of(run: Run) -> str:
         return ""
     from minigpt_cli.data.chat import TOKENS
     from minigpt_cli.data.opening import opening_of
-    from minigpt_cli.generation.engine import BALANCED, generate
+    from minigpt_cli.generation.engine import Request
     from minigpt_cli.generation.open_run import open_model
 
     try:
-        writer = open_model(run)
-        opening = opening_of(run.record, writer.tokenizer)
+        loaded = open_model(run)
+        opening = opening_of(run.record, loaded.tokenizer)
         asked = opening.raw if opening.chat else ""
-        steps = generate(
-            writer.decoder(), writer.prompt_ids(asked), sampling=BALANCED, max_new_tokens=_TOKENS, seed=run.config.seed,
-            token_bytes=writer.token_bytes, stop=TOKENS if opening.chat else writer.ends,
-        )  # fmt: skip
-        text = "".join(step.text for step in steps).strip("\n")
+        stop = TOKENS if opening.chat else loaded.ends
+        request = Request(loaded.prompt_ids(asked), max_new_tokens=_TOKENS, seed=run.config.seed, stop=stop)
+        text = "".join(step.text for step in loaded.steps(request)).strip("\n")
         return f"{opening.text}\n{text}" if opening.chat else text
     except MiniGPTError as error:
         console.warn(f"no sample of {run.name}: {error}")

@@ -5,11 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from minigpt_cli.commands.config_flags import with_settings
 from minigpt_cli.commands.config_sources import resolve
-from minigpt_cli.commands.options import JsonFlag, SourceArguments
+from minigpt_cli.commands.options import JsonFlag, SourceArguments, option
 from minigpt_cli.display import console
 from minigpt_cli.display.console import progress
 
@@ -22,10 +20,8 @@ if TYPE_CHECKING:
 @with_settings(only=("data",), leave_out=("source", "sampling"))
 def tokenize(
     sources: SourceArguments = None,
-    out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Where to write; default: a folder of ./data named by text and settings.")
-    ] = None,
-    show: Annotated[str | None, typer.Option(metavar="TEXT", help="Also print the pieces of TEXT with their ids.")] = None,
+    out: Annotated[Path | None, option("DIR", "Where to write; default: a folder of ./data named by text and settings.")] = None,
+    show: Annotated[str | None, option("TEXT", "Also print the pieces of TEXT with their ids.")] = None,
     json: JsonFlag = False,
     *,
     settings: dict[str, Any],

@@ -11,7 +11,7 @@ import typer
 from minigpt_cli.commands.config_flags import with_settings
 from minigpt_cli.commands.config_sources import Resolved, layer_lines, override
 from minigpt_cli.commands.init_from import Origin
-from minigpt_cli.commands.options import JsonFlag, RunsDir, SourceArguments, complete_preset, complete_run
+from minigpt_cli.commands.options import JsonFlag, RunsDir, SourceArguments, complete_preset, complete_run, option, switch
 from minigpt_cli.commands.processes import Announcement, follow, together
 from minigpt_cli.commands.samples import next_commands, sample_of
 from minigpt_cli.commands.sweeping import Group, Tally, run_search, run_sweep
@@ -27,57 +27,36 @@ _MANY = "Many runs"
 @with_settings(leave_out=("source",))
 def train(
     sources: SourceArguments = None,
-    preset: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Start from a named recipe.", autocompletion=complete_preset, show_default=False)
-    ] = None,
-    config: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Settings from a TOML file, or from a run's config.json.", show_default=False)
-    ] = None,
-    name: Annotated[str | None, typer.Option(metavar="NAME", help="The run's name; default: its architecture and a number.")] = None,
+    preset: Annotated[str | None, option("NAME", "Start from a named recipe.", autocompletion=complete_preset)] = None,
+    config: Annotated[Path | None, option("FILE", "Settings from a TOML file, or from a run's config.json.")] = None,
+    name: Annotated[str | None, option("NAME", "The run's name; default: its architecture and a number.")] = None,
     resume: Annotated[
         str | None,
-        typer.Option(
-            metavar="RUN",
-            help="Continue a run from its last save; --max-steps (the learning rate then joins that schedule) and evaluation may change.",
+        option(
+            "RUN",
+            "Continue a run from its last save; --max-steps (the learning rate then joins that schedule) and evaluation may change.",
             autocompletion=complete_run,
         ),
     ] = None,
     init_from: Annotated[
         str | None,
-        typer.Option(
+        option(
+            "RUN|PATH",
+            "Begin with the weights of a run, a Hugging Face folder, nanoGPT's ckpt.pt, a .pt or .safetensors; sizes come from there.",
             "--init-from",
-            metavar="RUN|PATH",
-            help="Begin with the weights of a run, a Hugging Face folder, nanoGPT's ckpt.pt, a .pt or .safetensors; sizes come from there.",
             autocompletion=complete_run,
         ),
     ] = None,
-    partial: Annotated[bool, typer.Option("--partial", metavar="", help="With --init-from: take what fits.")] = False,
-    merge: Annotated[
-        bool, typer.Option("--merge", metavar="", help="With --lora-rank: at the end also make NAME-merged, which needs no base.")
-    ] = False,
-    data: Annotated[str | None, typer.Option(metavar="SOURCE", help="Same as SOURCE.", show_default=False)] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", metavar="", help="Take a few real steps and say what the run would cost; nothing is kept.")
-    ] = False,
-    sweep: Annotated[
-        list[str],
-        typer.Option(
-            metavar="KEY=A,B,…", help="Train a run for each value; several make a grid.", show_default=False, rich_help_panel=_MANY
-        ),
-    ] = [],  # noqa: B006 - Typer's way
-    seeds: Annotated[int, typer.Option(metavar="N", min=1, help="Train each with this many seeds.", rich_help_panel=_MANY)] = 1,
-    search: Annotated[
-        list[str],
-        typer.Option(metavar="KEY=LOW..HIGH[:log]", help="Let Optuna look for the best value.", show_default=False, rich_help_panel=_MANY),
-    ] = [],  # noqa: B006 - Typer's way
-    trials: Annotated[int, typer.Option(metavar="N", min=1, help="Runs of a search, in all its processes.", rich_help_panel=_MANY)] = 30,
-    log: Annotated[
-        list[str],
-        typer.Option(metavar="tensorboard|trackio|wandb", help="Write the numbers there too; may be repeated.", show_default=False),
-    ] = [],  # noqa: B006 - Typer's way
-    print_config: Annotated[
-        bool, typer.Option("--print-config", metavar="", help="Show every setting and where it came from, and exit.")
-    ] = False,
+    partial: Annotated[bool, switch("--partial", "With --init-from: take what fits.")] = False,
+    merge: Annotated[bool, switch("--merge", "With --lora-rank: at the end also make NAME-merged, which needs no base.")] = False,
+    data: Annotated[str | None, option("SOURCE", "Same as SOURCE.")] = None,
+    dry_run: Annotated[bool, switch("--dry-run", "Take a few real steps and say what the run would cost; nothing is kept.")] = False,
+    sweep: Annotated[list[str] | None, option("KEY=A,B,…", "Train a run for each value; several make a grid.", panel=_MANY)] = None,
+    seeds: Annotated[int, option("N", "Train each with this many seeds.", min=1, panel=_MANY)] = 1,
+    search: Annotated[list[str] | None, option("KEY=LOW..HIGH[:log]", "Let Optuna look for the best value.", panel=_MANY)] = None,
+    trials: Annotated[int, option("N", "Runs of a search, in all its processes.", min=1, panel=_MANY)] = 30,
+    log: Annotated[list[str] | None, option("tensorboard|trackio|wandb", "Write the numbers there too; may be repeated.")] = None,
+    print_config: Annotated[bool, switch("--print-config", "Show every setting and where it came from, and exit.")] = False,
     runs_dir: RunsDir = None,
     json: JsonFlag = False,
     *,
@@ -110,11 +89,11 @@ def train(
             alone |= {"--sweep": sweep, "--search": search, "--seeds": seeds > 1, "--dry-run": dry_run, "--print-config": print_config}
             if wrong := [flag for flag, value in alone.items() if value]:
                 raise UsageError(f"--resume continues a run as it was: leave out {', '.join(wrong)}")
-            _resume(resume, Context(store, Output(json, tuple(log)), world=world), settings, merge=merge)
+            _resume(resume, Context(store, Output(json, tuple(log or ())), world=world), settings, merge=merge)
             return
         settings = settings if source is None else {**settings, "source": source}
         origin = Origin(init_from, store, partial) if init_from is not None else None
-        context = Context(store, Output(json, tuple(log)), origin, world)
+        context = Context(store, Output(json, tuple(log or ())), origin, world)
         group = Group(context, settings, preset, config)
         resolved = group.resolved()
         if merge:
@@ -130,7 +109,7 @@ def train(
                 raise UsageError("--search chooses settings itself: leave out --sweep and --seeds, or give them a command of their own")
             if merge:
                 raise UsageError("--merge is for one run: leave it out, and merge the best of them afterwards with minigpt runs import RUN")
-            _many(group, run_search(group, name, search, trials) if search else run_sweep(group, name, sweep, seeds), seeds)
+            _many(group, run_search(group, name, search, trials) if search else run_sweep(group, name, sweep or (), seeds), seeds)
             return
         outcome = train_new(context, resolved, name)
         if merge:

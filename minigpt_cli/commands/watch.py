@@ -7,9 +7,7 @@ import time
 from collections.abc import Iterator
 from typing import Annotated
 
-import typer
-
-from minigpt_cli.commands.options import JsonFlag, OptionalRunArguments, RunsDir
+from minigpt_cli.commands.options import JsonFlag, OptionalRunArguments, RunsDir, option, switch
 from minigpt_cli.commands.run_fields import find_readable
 from minigpt_cli.display import console
 from minigpt_cli.display.watching import Observed, show_live
@@ -21,8 +19,8 @@ from minigpt_cli.runstore.store import Run, RunStore
 
 def watch(
     run: OptionalRunArguments = None,
-    every: Annotated[float, typer.Option(metavar="SECONDS", min=0.1, max=3600, help="Seconds between two updates.")] = 1.0,
-    once: Annotated[bool, typer.Option("--once", metavar="", help="Show the present state and exit.")] = False,
+    every: Annotated[float, option("SECONDS", "Seconds between two updates.", min=0.1, max=3600)] = 1.0,
+    once: Annotated[bool, switch("--once", "Show the present state and exit.")] = False,
     json: JsonFlag = False,
     runs_dir: RunsDir = None,
 ) -> None:

@@ -6,7 +6,7 @@ is read by checkpoints.py as a torch model.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,9 @@ from minigpt_cli.data.chat import END, learned_chats, token_ids
 from minigpt_cli.errors import UsageError
 from minigpt_cli.generation.decoders.contract import Decoder
 from minigpt_cli.generation.decoders.plan import build_plan, expected_shapes
-from minigpt_cli.generation.samples import prompt_ids
+from minigpt_cli.generation.engine import Engine, Request, Step
+from minigpt_cli.generation.samples import Stopwatch, prompt_ids
+from minigpt_cli.generation.samples import run as run_request
 from minigpt_cli.generation.select_decoder import check_engine, decoder_of, needs_torch
 from minigpt_cli.runstore import snapshots
 from minigpt_cli.runstore.directory import TOKENIZER, TOKENIZER_LIMIT, Run
@@ -50,6 +52,10 @@ class LoadedModel:
     def decoder(self, slots: int = 1) -> Decoder:
         """A decoder of this run's weights, for `slots` sequences at once."""
         return decoder_of(self.model, slots, self.engine)
+
+    def steps(self, request: Request, watch: Stopwatch | None = None) -> Generator[Step]:
+        """Every step of one request; `watch` measures the time of decoding alone."""
+        return run_request(Engine(self.decoder(request.num_samples), self.token_bytes), request, watch)
 
 
 def open_model(run: Run, which: str = "best", engine: str = "auto") -> LoadedModel:
