@@ -1,4 +1,4 @@
-"""Commands that are imported when they are run, not when they are listed: `minigpt --help` loads none of them."""
+"""Commands that are imported when they run, not when they are listed: `minigpt --help` imports none of them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ class Mount(NamedTuple):
 
     target: str  # "module:attribute": a function with a Typer signature, or a Typer app
     summary: str  # its line in the list of commands
-    panel: str | None = None  # the panel of the help page that it is listed in
 
 
 class LazyGroup(TyperGroup):
@@ -26,7 +25,7 @@ class LazyGroup(TyperGroup):
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
         for name, mount in self.mounts.items():
-            self.commands[name] = TyperCommand(name, help=mount.summary, rich_help_panel=mount.panel)
+            self.commands[name] = TyperCommand(name, help=mount.summary)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         name, command, rest = super().resolve_command(ctx, args)

@@ -5,16 +5,14 @@ from __future__ import annotations
 import platform
 import subprocess
 import sys
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 
 from minigpt_cli.bounds import line
 from minigpt_cli.runstore.records import RunRecord, now
 
-_PACKAGES = {"minigpt": "minigpt-cli", "torch": "torch", "numpy": "numpy", "tokenizers": "tokenizers"}
-
 
 def new_record(name: str, *, preset: str | None, group: str | None = None) -> RunRecord:
-    """The record of a run that begins now."""
+    """The record of a run that starts now."""
     commit, dirty = git_state()
     return RunRecord(
         name=name,
@@ -26,7 +24,8 @@ def new_record(name: str, *, preset: str | None, group: str | None = None) -> Ru
         git_dirty=dirty,
         versions={
             "python": platform.python_version(),
-            **{label: found for label, package in _PACKAGES.items() if (found := _version(package))},
+            "minigpt": version("minigpt-cli"),
+            **{package: version(package) for package in ("torch", "numpy", "tokenizers")},
         },
     )
 
@@ -34,9 +33,7 @@ def new_record(name: str, *, preset: str | None, group: str | None = None) -> Ru
 def git_state() -> tuple[str | None, bool | None]:
     """The commit of the working directory and whether files differ from it; None, None outside a repository."""
     commit = _git("rev-parse", "HEAD")
-    if not commit:
-        return None, None
-    return commit, bool(_git("status", "--porcelain", "--untracked-files=no"))
+    return (commit, bool(_git("status", "--porcelain", "--untracked-files=no"))) if commit else (None, None)
 
 
 def _git(*arguments: str) -> str:
@@ -45,10 +42,3 @@ def _git(*arguments: str) -> str:
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

@@ -1,22 +1,23 @@
-"""Curves: in the terminal with uniplot, as PNG or SVG with matplotlib (the extra `plot`), imported only when one is drawn."""
+"""Curves: in the terminal with uniplot, as PNG or SVG with matplotlib (the extra `plot`). Both are imported only to draw."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minigpt_cli.display import console
 from minigpt_cli.errors import MissingExtra, UsageError
 from minigpt_cli.escaping import one_line
+from minigpt_cli.storage.atomic_io import write_atomic
 
 if TYPE_CHECKING:
     from minigpt_cli.events import Evaluated
 
 
-# Okabe and Ito's palette: told apart by colour-blind people, and legible on white and on near-black.
+# Okabe and Ito's palette: colour-blind people can distinguish it, on white and on near-black.
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#999999")
 _DASHES = ("-", "--", "-.", ":")
 _LIGHT = {"figure.facecolor": "#ffffff", "text.color": "#1b1b1b", "axes.edgecolor": "#888888", "grid.color": "#dddddd"}
@@ -33,19 +34,19 @@ class Curve:
 
 
 def curve_of(label: str, evaluations: Iterable[Evaluated], y: str, x: str = "step", scale: float = 1.0) -> Curve:
-    """One field of evaluations against another, where it is known; `scale` is a factor of y."""
+    """One field of evaluations against another, without unknown values; y is multiplied by `scale`."""
     points = [(float(getattr(event, x)), scale * float(value)) for event in evaluations if (value := getattr(event, y)) is not None]
     return Curve(label, [x for x, _ in points], [y for _, y in points])
 
 
 def chart_on_screen(curves: Sequence[Curve], *, height: int, most: int = 110) -> str:
-    """Curves as wide as the screen that stdout goes to, at most `most` columns."""
+    """Curves as wide as the terminal of stdout, at most `most` columns."""
     screen = console.stdout()
     return terminal_chart(curves, width=min(screen.width, most), height=height, colour=screen.is_terminal and not screen.no_color)
 
 
-def terminal_chart(curves: Sequence[Curve], *, width: int, height: int, colour: bool, x_unit: str = "", title: str | None = None) -> str:
-    """Curves drawn with block characters in at most `width` columns; several get a legend. An empty text where there is nothing to draw."""
+def terminal_chart(curves: Sequence[Curve], *, width: int, height: int, colour: bool) -> str:
+    """Curves drawn with block characters in at most `width` columns; several get a legend. Empty if there is nothing to draw."""
     from uniplot import plot_to_string
 
     drawn = [curve for curve in curves if len(curve.xs)]
@@ -53,7 +54,6 @@ def terminal_chart(curves: Sequence[Curve], *, width: int, height: int, colour: 
         return ""
     ys = [y for curve in drawn for y in curve.ys]
     margin = 0.05 * (max(ys) - min(ys)) or 0.5
-    extra = {"title": title} if title else {}
     return str(
         plot_to_string(
             ys=[list(curve.ys) for curve in drawn],
@@ -64,13 +64,11 @@ def terminal_chart(curves: Sequence[Curve], *, width: int, height: int, colour: 
             line_length_hard_cap=width,
             color=["cyan", "magenta", "yellow", "green", "blue", "red"][: len(drawn)] if colour and len(drawn) <= 6 else colour,
             legend_labels=[one_line(curve.label) for curve in drawn] if len(drawn) > 1 else None,
-            x_unit=x_unit,
             y_min=min(ys) - margin,
             y_max=max(ys) + margin,
             y_gridlines=[],
             x_gridlines=[],
             rounded_corners=True,
-            **extra,
         )
     )
 
@@ -84,16 +82,6 @@ def save_chart(
         raise UsageError(f"{path} does not end in .png, .svg or .html: choose one")
     if not path.parent.is_dir():
         raise UsageError(f"no folder {path.parent}: make it first")
-    figure = _drawn(curves, x_label=x_label, y_label=y_label, dark=dark, marks=marks)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        figure.savefig(temporary, format=ending[1:], dpi=160, bbox_inches="tight")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _drawn(curves: Sequence[Curve], *, x_label: str, y_label: str, dark: bool, marks: Sequence[tuple[float, float]]) -> Any:
     try:
         import matplotlib
         from matplotlib.figure import Figure
@@ -110,7 +98,7 @@ def _drawn(curves: Sequence[Curve], *, x_label: str, y_label: str, dark: bool, m
         axes = figure.add_subplot()
         for position, curve in enumerate(curves):
             dash = _DASHES[position // len(PALETTE) % len(_DASHES)]
-            label = one_line(curve.label).replace("$", r"\$")  # a dollar would begin mathematics
+            label = one_line(curve.label).replace("$", r"\$")  # matplotlib reads text between dollars as a formula
             axes.plot(curve.xs, curve.ys, dash, color=PALETTE[position % len(PALETTE)], linewidth=1.8, label=f" {label}")
         if marks:
             axes.plot([x for x, _ in marks], [y for _, y in marks], "*", color=ink, markersize=11, linestyle="none", label=" best")
@@ -120,4 +108,6 @@ def _drawn(curves: Sequence[Curve], *, x_label: str, y_label: str, dark: bool, m
         axes.spines[["top", "right"]].set_visible(False)
         axes.xaxis.set_major_formatter(matplotlib.ticker.EngFormatter(sep=""))
         axes.legend(frameon=False)
-    return figure
+    picture = BytesIO()
+    figure.savefig(picture, format=ending[1:], dpi=160, bbox_inches="tight")
+    write_atomic(path, picture.getvalue())

@@ -1,10 +1,9 @@
-"""What a person sees while a model trains: a live table on a terminal, a line per evaluation elsewhere, JSON lines for scripts."""
+"""What is shown while a model trains: a live table on a terminal, a line per evaluation elsewhere, JSON lines for scripts."""
 
 from __future__ import annotations
 
 import sys
-from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Self
 
 from minigpt_cli.display import console
 from minigpt_cli.display.training_screen import (
@@ -12,6 +11,7 @@ from minigpt_cli.display.training_screen import (
     TrainingScreen,
     TrainingState,
     describe_resume,
+    describe_skip,
     describe_start,
     evaluation_line,
 )
@@ -21,28 +21,19 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-class TrainingView(AbstractContextManager["TrainingView"], Protocol):
-    """Something that shows events."""
-
-    def show(self, event: Event) -> None: ...
-
-    def announce(self, message: str) -> None:
-        """Show a line; safe in the middle of anything, as a signal handler needs it."""
-
-
 def training_view(
     *, json: bool = False, quiet: bool = False, time_limit_s: float = 0.0, standings: Standings | None = None
 ) -> TrainingView:
-    """The view that fits where stdout and stderr go."""
+    """The view for this terminal, pipe or script."""
     if quiet:
-        return Silent()
+        return TrainingView()
     if json:
         return JsonLines()
     return LiveTable(console.stderr(), time_limit_s, standings) if console.is_terminal(sys.stderr) else PlainLines()
 
 
-class Silent:
-    """Shows nothing: the processes beside the one that writes."""
+class TrainingView:
+    """Shows training events. This one shows nothing: nobody reads its output any more."""
 
     def __enter__(self) -> Self:
         return self
@@ -51,33 +42,32 @@ class Silent:
         return None
 
     def show(self, event: Event) -> None:
-        """Nothing."""
+        """Show `event`."""
 
     def announce(self, message: str) -> None:
-        """Nothing."""
+        """Show a line. Safe at any moment: signal handlers call it."""
 
 
-class JsonLines(Silent):
-    """One JSON object a line on stdout; heartbeats are left out."""
-
-    def show(self, event: Event) -> None:
-        """Print `event` unless it is a heartbeat."""
-        if not isinstance(event, Progress):
-            console.write_event(event)
-
+class _Lines(TrainingView):
     def announce(self, message: str) -> None:
-        """Print it on stderr."""
         console.write_now(message)
 
 
-class PlainLines(Silent):
+class JsonLines(_Lines):
+    """One JSON object a line on stdout, without Progress events."""
+
+    def show(self, event: Event) -> None:
+        if not isinstance(event, Progress):
+            console.write_event(event)
+
+
+class PlainLines(_Lines):
     """A line per evaluation on stderr, for logs and pipes."""
 
     def __init__(self) -> None:
         self.max_steps = 0
 
     def show(self, event: Event) -> None:
-        """Print a line, if `event` is worth one."""
         if isinstance(event, Started):
             self.max_steps = event.max_steps
             console.notice(describe_start(event))
@@ -87,17 +77,13 @@ class PlainLines(Silent):
         if isinstance(event, Resumed):
             console.notice(describe_resume(event))
         elif isinstance(event, Skipped):
-            console.warn(f"step {event.step} was not applied: {event.reason}")
+            console.warn(describe_skip(event))
         elif isinstance(event, Evaluated):
             console.notice(evaluation_line(event, self.max_steps))
 
-    def announce(self, message: str) -> None:
-        """Print it on stderr."""
-        console.write_now(message)
 
-
-class LiveTable(Silent):
-    """The live table: evaluations, a small curve, and where the run is."""
+class LiveTable(TrainingView):
+    """The live table: evaluations, a small curve, and the current step."""
 
     def __init__(self, screen: Console, time_limit_s: float = 0.0, standings: Standings | None = None) -> None:
         from rich.live import Live
@@ -113,11 +99,9 @@ class LiveTable(Silent):
         self.live.stop()
 
     def show(self, event: Event) -> None:
-        """Redraw with `event`."""
         self.state.add(event)
         if not isinstance(event, Progress):
             self.live.refresh()
 
     def announce(self, message: str) -> None:
-        """Put it among the notices; the next redrawing, a moment later, shows it."""
-        self.state.notices.append(message)
+        self.state.notices.append(message)  # the next redraw, a moment later, shows it

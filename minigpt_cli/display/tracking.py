@@ -1,16 +1,19 @@
-"""--log: the same events, written for TensorBoard, trackio or Weights & Biases too. Each is imported when it is asked for.
+"""--log: the numbers of evaluations for TensorBoard, trackio or Weights & Biases too, each under its field's name.
 
-A tracker is a sink like the screen: it gets every event, and writes the numbers of evaluations under their own names. What
-is in the run directory stays the truth; a tracker that fails is named once, on stderr, and training goes on.
+A tracker gets the same events as the screen. If one fails, a warning says so once and training goes on without it; the run directory
+has all numbers in any case. Each tracker is imported only if it is asked for.
 """
 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import closing, contextmanager
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from minigpt_cli.display import console
 from minigpt_cli.errors import MissingExtra, unknown_name
@@ -21,18 +24,10 @@ PROJECT = "minigpt"
 _NOT_NUMBERS = {"run", "step", "event", "is_best", "expert_load"}
 
 
-class Tracker(Protocol):
-    """Somewhere that numbers go."""
-
-    def write(self, step: int, values: Mapping[str, float]) -> None: ...
-
-    def close(self) -> None: ...
-
-
 class TensorBoard:
     """Event files in `<run>/tensorboard/`: tensorboard --logdir runs."""
 
-    def __init__(self, folder: Path, name: str, config: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path) -> None:
         from tensorboard.compat.proto import event_pb2, summary_pb2
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
@@ -40,50 +35,44 @@ class TensorBoard:
         self._writer = EventFileWriter(str(folder / "tensorboard"), flush_secs=5)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """One event with a scalar for each number."""
-        import time
-
+        """Write one event with a scalar for each number."""
         summary = self._summary(value=[self._summary.Value(tag=tag, simple_value=value) for tag, value in values.items()])
         self._writer.add_event(self._event(step=step, wall_time=time.time(), summary=summary))
         self._writer.flush()
 
     def close(self) -> None:
-        """Finish the file."""
+        """Close the file."""
         self._writer.close()
 
 
-class _Client:
-    """trackio and wandb, which share their interface."""
+class Client:
+    """trackio or wandb, which share their interface."""
 
     def __init__(self, module: Any, name: str, config: Mapping[str, Any]) -> None:
         self._module = module
         self._module.init(project=PROJECT, name=name, config=dict(config))
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """One row."""
+        """Log one row."""
         self._module.log(dict(values), step=step)
 
     def close(self) -> None:
-        """Send what is left."""
+        """Send the remaining rows."""
         self._module.finish()
 
 
-def open_tracker(kind: str, folder: Path, name: str, config: Mapping[str, Any]) -> Tracker:
-    """The tracker of this kind, which `check_trackers` has let pass, for a run. Raises MissingExtra where it cannot be imported."""
-    from importlib import import_module
-
+def open_tracker(kind: str, folder: Path, name: str, config: Mapping[str, Any]) -> TensorBoard | Client:
+    """A tracker for a run; `kind` is one of TRACKERS. Raises MissingExtra if it cannot be imported."""
     if kind == "wandb":
         os.environ.setdefault("WANDB_SILENT", "true")  # stdout belongs to the result
     try:
-        return TensorBoard(folder, name, config) if kind == "tensorboard" else _Client(import_module(kind), name, config)
+        return TensorBoard(folder) if kind == "tensorboard" else Client(import_module(kind), name, config)
     except ImportError:
         raise MissingExtra(f"--log {kind}", kind) from None
 
 
 def check_trackers(kinds: Sequence[str]) -> None:
-    """Raise UsageError for a tracker that is unknown or not installed, before anything begins."""
-    from importlib.util import find_spec
-
+    """Raise UsageError for a tracker that is unknown or not installed."""
     for kind in kinds:
         if kind not in TRACKERS:
             raise unknown_name("tracker", kind, TRACKERS)
@@ -92,27 +81,26 @@ def check_trackers(kinds: Sequence[str]) -> None:
 
 
 class Trackers:
-    """Every tracker of a run; what one of them raises is told once and it is left out from then on."""
+    """The trackers of a run, by kind. One that raises an error is removed with a warning."""
 
-    def __init__(self, trackers: Sequence[tuple[str, Tracker]]) -> None:
-        self._trackers = list(trackers)
+    def __init__(self, trackers: Mapping[str, TensorBoard | Client]) -> None:
+        self._trackers = dict(trackers)
 
     def show(self, event: Event) -> None:
-        """Write the numbers of an evaluation, or of the end."""
+        """Write the numbers of an evaluation or of the end."""
         if not isinstance(event, Evaluated | Stopped):
             return
         values = numbers(event)
-        for entry in list(self._trackers):
-            kind, tracker = entry
+        for kind, tracker in list(self._trackers.items()):
             try:
                 tracker.write(event.step, values)
             except (OSError, RuntimeError, ValueError) as error:
                 console.warn(f"--log {kind} failed and is left out: {error}")
-                self._trackers.remove(entry)
+                del self._trackers[kind]
 
     def close(self) -> None:
-        """Finish all."""
-        for kind, tracker in self._trackers:
+        """Close all trackers."""
+        for kind, tracker in self._trackers.items():
             try:
                 tracker.close()
             except (OSError, RuntimeError, ValueError) as error:
@@ -120,7 +108,7 @@ class Trackers:
 
 
 def numbers(event: Evaluated | Stopped) -> dict[str, float]:
-    """The numbers of an event under their own names; expert load as one for each layer and expert."""
+    """The numbers of an event by field name; the expert load as one number for each layer and expert."""
     values = {
         name: float(value)
         for name, value in event.model_dump(mode="json").items()
@@ -134,8 +122,7 @@ def numbers(event: Evaluated | Stopped) -> dict[str, float]:
 
 @contextmanager
 def tracking(kinds: Sequence[str], folder: Path, name: str, config: Mapping[str, Any]) -> Iterator[Trackers]:
-    """The trackers of these kinds, open for the block."""
-    with ExitStack() as stack:
-        trackers = Trackers([(kind, open_tracker(kind, folder, name, config)) for kind in dict.fromkeys(kinds)])
-        stack.callback(trackers.close)
+    """The trackers of these kinds, closed at the end of the block."""
+    trackers = Trackers({kind: open_tracker(kind, folder, name, config) for kind in dict.fromkeys(kinds)})
+    with closing(trackers):
         yield trackers

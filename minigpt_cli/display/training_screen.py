@@ -1,4 +1,4 @@
-"""What the live view of a training draws, and the state that it draws from; `runs watch` shows the same of another process's run."""
+"""The live screen of a training, and the state that it draws; `runs watch` shows the same screen for a run of another process."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType
     from rich.table import Table
 
-_LEAST_HEIGHT = 12  # of the table with its frame; the curve gets what a terminal has beyond it
+_LEAST_HEIGHT = 12  # of the table with its frame; the curve gets the other lines of the terminal
 _LEVELS = " ▁▂▃▄▅▆▇█"
 
 
 @dataclass(frozen=True)
 class Standings:
-    """How a group of runs stands while one of them trains."""
+    """The progress of a group of runs while one of them trains."""
 
     group: str
     done: int
     total: int
-    best: tuple[tuple[str, float], ...]  # what sets a run apart and its nats per character, best first
+    best: tuple[tuple[str, float], ...]  # short name and nats per character, best first
 
 
 def describe_start(event: Started) -> str:
-    """The run in a line: what is trained, on what, where."""
+    """The run in one line: its model, text and device."""
     active = "" if event.n_active_params == event.n_params else f" ({format.count(event.n_active_params)} active)"
     how = f"{event.precision}, {event.attention} attention{', compiled' if event.compiled else ''}"
     return (
@@ -40,12 +40,17 @@ def describe_start(event: Started) -> str:
 
 
 def describe_resume(event: Resumed) -> str:
-    """Where training goes on; its notices say why not to the bit, where that is so."""
+    """The step at which training continues."""
     return f"{event.run}: going on from step {event.step:,}"
 
 
+def describe_skip(event: Skipped) -> str:
+    """Which step left the weights unchanged, and why."""
+    return f"step {event.step} was not applied: {event.reason}"
+
+
 def evaluation_line(event: Evaluated, max_steps: int) -> str:
-    """One evaluation in a line of fixed columns."""
+    """One evaluation as a line with fixed columns."""
     step = f"{event.step}/{max_steps}" if max_steps else str(event.step)
     patience = "" if event.patience_left is None else f"  patience {event.patience_left}"
     return (
@@ -57,39 +62,36 @@ def evaluation_line(event: Evaluated, max_steps: int) -> str:
 
 @dataclass
 class TrainingState:
-    """Everything the live view draws from: what the events so far amount to."""
+    """Everything that the live screen shows, collected from the events so far."""
 
     started: Started | None = None
     evaluations: list[Evaluated] = field(default_factory=list)
-    beat: Progress | None = None
+    progress: Progress | None = None
     stopped: Stopped | None = None
     notices: list[str] = field(default_factory=list)
-    resumed_at: tuple[int, float] | None = None  # step and seconds where this session began
     time_limit_s: float = 0.0
     standings: Standings | None = None
 
     def add(self, event: Event) -> None:
-        """Take `event` in."""
+        """Update the state with `event`."""
         if isinstance(event, Started):
             self.started = event
             self.notices += event.notices
         elif isinstance(event, Resumed):
             self.notices += [describe_resume(event), *event.notices]
-            self.resumed_at = (event.step, 0.0)
         elif isinstance(event, Evaluated):
             self.evaluations.append(event)
         elif isinstance(event, Progress):
-            self.beat = event
+            self.progress = event
         elif isinstance(event, Skipped):
-            self.notices.append(f"step {event.step} was not applied: {event.reason}")
+            self.notices.append(describe_skip(event))
         elif isinstance(event, Stopped):
             self.stopped = event
 
     @property
     def latest(self) -> Progress | Evaluated | None:
-        """The newest event that tells speed and time."""
-        last = self.evaluations[-1] if self.evaluations else None
-        return last if self.beat is None or (last is not None and last.step >= self.beat.step) else self.beat
+        """The newest event that holds speed and time."""
+        return max((event for event in (*self.evaluations[-1:], self.progress) if event), key=lambda event: event.step, default=None)
 
     @property
     def best(self) -> Evaluated | None:
@@ -97,7 +99,7 @@ class TrainingState:
 
     @property
     def remaining_s(self) -> float | None:
-        """Seconds to go at the present speed; None where it is not known."""
+        """Remaining seconds at the present speed; None if the speed is not known."""
         now = self.latest
         if self.started is None or now is None or now.tokens_per_s <= 0 or now.step == 0:
             return None
@@ -107,7 +109,7 @@ class TrainingState:
 
 
 class TrainingScreen:
-    """A renderable of a TrainingState; also what `runs watch` shows."""
+    """A TrainingState as rich draws it."""
 
     def __init__(self, state: TrainingState) -> None:
         self.state = state
@@ -122,11 +124,10 @@ class TrainingScreen:
             yield standings_text(state.standings)
             height -= 1 + len(state.standings.best)
         if state.started is None:
-            if not state.evaluations:
-                yield Text("Getting ready …", style="dim")
-                return
-        else:
-            yield heading(state.started)
+            yield Text("Getting ready …", style="dim")
+            return
+        about = describe_start(state.started).removeprefix(state.started.run)
+        yield Text.assemble((one_line(state.started.run), "bold"), about, overflow="fold")
         for notice in state.notices[-3:]:
             yield Text(f"  {one_line(notice)}", style="dim", overflow="ellipsis", no_wrap=True)
         spare = height - _LEAST_HEIGHT - min(3, len(state.notices))
@@ -135,7 +136,7 @@ class TrainingScreen:
         yield evaluation_table(state.evaluations, min(rows, 12))
         if chart_height >= 4 and (chart := self._chart(width, chart_height, not screen.no_color)):
             yield Text.from_ansi(chart)
-        yield from self._status(width)
+        yield from self._status(state.started, width)
 
     def _chart(self, width: int, height: int, colour: bool) -> str:
         key = (len(self.state.evaluations), width, height)
@@ -143,18 +144,17 @@ class TrainingScreen:
             self._curve = (key, terminal_chart(loss_curves(self.state.evaluations), width=min(width, 100), height=height, colour=colour))
         return self._curve[1]
 
-    def _status(self, width: int) -> Iterator[RenderableType]:
+    def _status(self, started: Started, width: int) -> Iterator[RenderableType]:
         from rich.progress_bar import ProgressBar
         from rich.table import Table
         from rich.text import Text
 
         state, now = self.state, self.state.latest
-        if now is None or state.started is None:
+        if now is None:
             return
-        total = state.started.max_steps
+        total = started.max_steps
         if (last := state.evaluations[-1] if state.evaluations else None) and last.expert_load:
             yield expert_text(last.expert_load, last.router_entropy)
-        line = Table.grid(padding=(0, 1), expand=False)
         parts = [f"step {now.step:,}/{total:,}", f"{format.duration(now.elapsed_s)} elapsed"]
         if state.stopped is not None:
             parts.append(f"stopped: {state.stopped.stop_reason}")
@@ -163,17 +163,17 @@ class TrainingScreen:
         if last is not None and last.patience_left is not None:
             parts.append(f"patience {last.patience_left}")
         text = " · ".join(parts)
+        line = Table.grid(padding=(0, 1), expand=False)
         bar = ProgressBar(total=max(total, now.step, 1), completed=now.step, width=max(6, min(30, width - len(text) - 1)))
         line.add_row(bar, Text(text))
         yield line
-        if state.stopped is None and state.beat is not None:
-            beat = state.beat
-            now_text = f"now: train {format.loss(beat.train_loss)} · lr {format.rate(beat.lr)} · {format.count(beat.tokens_per_s)} tokens/s"
-            yield Text(now_text, style="dim")
+        if state.stopped is None and (beat := state.progress) is not None:
+            about = f"now: train {format.loss(beat.train_loss)} · lr {format.rate(beat.lr)} · {format.count(beat.tokens_per_s)} tokens/s"
+            yield Text(about, style="dim")
 
 
 def standings_text(standings: Standings) -> Any:
-    """The group, how far it is, and its best runs, a line each."""
+    """The group, how many of its runs are done, and its best runs, a line each."""
     from rich.text import Text
 
     lines = [f"  {score:.4f}  {one_line(name)}" for name, score in standings.best]
@@ -181,16 +181,8 @@ def standings_text(standings: Standings) -> Any:
     return Text("\n".join([head, *lines]), overflow="ellipsis", no_wrap=True)
 
 
-def heading(event: Started) -> Any:
-    """The run's name and what it trains, cut to the width."""
-    from rich.text import Text
-
-    text = describe_start(event).removeprefix(event.run)
-    return Text.assemble((one_line(event.run), "bold"), text, overflow="fold")
-
-
 def evaluation_table(evaluations: list[Evaluated], rows: int) -> Table:
-    """The last `rows` evaluations, the best marked; if it is further back it stands first."""
+    """The last `rows` evaluations with the best one marked; an older best one is the first row."""
     from rich import box
     from rich.table import Table
 
@@ -218,13 +210,13 @@ def evaluation_table(evaluations: list[Evaluated], rows: int) -> Table:
 
 
 def loss_curves(evaluations: list[Evaluated]) -> list[Curve]:
-    """Training and validation loss against steps, where they were finite."""
+    """Training and validation loss against steps, without values that were not finite."""
     curves = [curve_of(label, evaluations, name) for label, name in (("train", "train_loss"), ("val", "val_loss"))]
     return [curve for curve in curves if curve.xs]
 
 
 def expert_text(load: list[list[float]], entropy: float | None) -> Any:
-    """The share of tokens that each expert of each layer gets, as bars: equal heights for equal shares."""
+    """The share of tokens that each expert of each layer gets, as bars."""
     from rich.text import Text
 
     layers = " ".join("".join(_LEVELS[min(8, round(4 * share * len(layer)))] for share in layer) for layer in load)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Observed(NamedTuple):
-    """What the files of a run say at one moment."""
+    """The state of a run according to its files."""
 
     started: Started
     evaluations: list[Evaluated]
