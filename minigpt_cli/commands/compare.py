@@ -229,7 +229,7 @@ def _pair_document(pair: Pair) -> dict[str, Any]:
     return {
         "a": pair.a,
         "b": pair.b,
-        "delta_nats_per_char": pair.test.delta,
+        "delta_nats_per_char": pair.test.mean,
         "ci95": [pair.test.low, pair.test.high],
         "p_value": pair.p_holm,
         "p_value_unadjusted": pair.test.p_value,

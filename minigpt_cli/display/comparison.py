@@ -126,10 +126,10 @@ def verdict_sentence(pair: Pair) -> str:
     a, b, test = one_line(pair.a), one_line(pair.b), pair.test
     p = f"p = {pair.p_holm:.2g}" if pair.p_holm > 0.0004 else "p < 0.0005"
     if pair.verdict == "indistinguishable":
-        return f"{a} and {b} are indistinguishable: {test.delta:+.4f} (95 %: {test.low:+.4f} to {test.high:+.4f}; {p})"
+        return f"{a} and {b} are indistinguishable: {test.mean:+.4f} (95 %: {test.low:+.4f} to {test.high:+.4f}; {p})"
     better, worse, sign = (a, b, -1) if pair.verdict == "a_better" else (b, a, 1)
     low, high = sorted((sign * test.low, sign * test.high))
-    return f"{better} is better than {worse} by {abs(test.delta):.4f} (95 %: {low:.4f} to {high:.4f}; {p})"
+    return f"{better} is better than {worse} by {abs(test.mean):.4f} (95 %: {low:.4f} to {high:.4f}; {p})"
 
 
 def outlook_sentence(found: Outlook) -> str:

@@ -1,8 +1,8 @@
 """From nats per token to nats per character, whatever the tokenizer. NumPy only.
 
-A token's nats are shared out equally over the characters that it touches; a character spelled by several tokens (an
-accented letter in byte tokens) collects a share of each. The sum over characters is the sum over tokens, and every
-tokenizer ends with one number for each of the same characters.
+A token's nats are divided equally among the characters that it touches; a character spelled by several tokens (an accented letter in byte
+tokens) gets a share of each. The sum over characters is the sum over tokens, and every tokenizer gives one number for each of the same
+characters.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def token_lengths(token_bytes: Sequence[bytes]) -> Ints:
 
 
 def spelled(ids: npt.NDArray[np.integer], token_bytes: Sequence[bytes]) -> str:
-    """The text that `ids` spell. Raises MiniGPTError where they are cut inside a character."""
+    """The text that `ids` spell. Raises MiniGPTError where they end or begin inside a character."""
     pieces: list[bytes] = []
     for start in range(0, len(ids), 1 << 20):
         pieces.append(b"".join([token_bytes[i] for i in np.asarray(ids[start : start + (1 << 20)]).tolist()]))
@@ -35,7 +35,7 @@ def spelled(ids: npt.NDArray[np.integer], token_bytes: Sequence[bytes]) -> str:
 
 
 def per_character(token_nats: npt.ArrayLike, token_bytes: npt.ArrayLike, text: bytes) -> tuple[Floats, Ints]:
-    """Nats of every character of the UTF-8 `text`, and the index of the token that begins each, both (n_chars,).
+    """Nats of every character of the UTF-8 `text`, and the index of the token in which each begins, both (n_chars,).
 
     `token_nats` and `token_bytes` (their lengths in bytes) are those of its tokens. Raises MiniGPTError if they do not spell it.
     """
@@ -45,7 +45,7 @@ def per_character(token_nats: npt.ArrayLike, token_bytes: npt.ArrayLike, text: b
     spelled_bytes = int(ends[-1]) if len(ends) else 0
     if spelled_bytes != len(text):
         raise MiniGPTError(
-            f"the tokens spell {spelled_bytes:,} bytes of a text of {len(text):,}: its tokenizer changes the text, so no score is exact"
+            f"the tokens spell {spelled_bytes:,} bytes of a text of {len(text):,}: the tokenizer changes the text, so no score is exact"
         )
     raw = np.frombuffer(text, dtype=np.uint8)
     starts = np.flatnonzero((raw & 0xC0) != 0x80)  # (n_chars,) byte where each character begins

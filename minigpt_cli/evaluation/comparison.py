@@ -1,6 +1,6 @@
 """Two or more models on the same characters: verdicts, and where they differ. No torch.
 
-A comparison of single runs speaks of those weights on that kind of text. Only groups of seeds speak of recipes.
+A comparison of single runs is about those weights on that kind of text. Only groups of seeds tell something about recipes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy.typing as npt
 from minigpt_cli.errors import UsageError
 from minigpt_cli.evaluation.scores import Score
 from minigpt_cli.evaluation.seeds import Group, Outlook, group_of, grouped_interval, grouped_test, outlook
-from minigpt_cli.evaluation.statistics import Difference, Floats, holm, paired_test
+from minigpt_cli.evaluation.statistics import Estimate, Floats, holm, paired_test
 
 LEVEL = 0.05
 RARE = 2000  # a character that makes up less than one in this many is rare
@@ -56,10 +56,10 @@ class Pair:
 
     a: str
     b: str
-    test: Difference
+    test: Estimate
     p_holm: float  # adjusted for the number of pairs
     verdict: Verdict
-    question: Question  # what was answered: are these weights different, or these recipes
+    question: Question  # what was tested: whether these weights differ, or whether these recipes do
     outlook: Outlook | None = None  # for groups of seeds
 
 
@@ -81,7 +81,7 @@ def compare_pairs(sides: Sequence[Side]) -> list[Pair]:
     ]
 
 
-def _test(a: Side, b: Side) -> tuple[Difference, Outlook | None]:
+def _test(a: Side, b: Side) -> tuple[Estimate, Outlook | None]:
     if _question(a, b) == "weights":
         return paired_test(a.char_nats, b.char_nats), None
     found = grouped_test([score.char_nats for score in a.scores], [score.char_nats for score in b.scores])
@@ -92,11 +92,11 @@ def _question(a: Side, b: Side) -> Question:
     return "recipes" if min(len(a.scores), len(b.scores)) > 1 else "weights"
 
 
-def verdict_of(test: Difference, p_adjusted: float) -> Verdict:
-    """What may be said: a side is better if the adjusted p-value and the interval both exclude that chance explains it."""
+def verdict_of(test: Estimate, p_adjusted: float) -> Verdict:
+    """Which side is better: one, if both the adjusted p-value and the interval exclude chance; else they are indistinguishable."""
     if p_adjusted >= LEVEL or test.low <= 0 <= test.high:
         return "indistinguishable"
-    return "a_better" if test.delta < 0 else "b_better"
+    return "a_better" if test.mean < 0 else "b_better"
 
 
 # ---- where they differ
@@ -104,7 +104,7 @@ def verdict_of(test: Difference, p_adjusted: float) -> Verdict:
 
 @dataclass(frozen=True)
 class Part:
-    """A class of characters and what each side spends on it."""
+    """A kind of characters and the loss of each side on it."""
 
     name: str
     share: float  # of all characters
@@ -113,7 +113,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Passage:
-    """A stretch of text on which two sides differ much."""
+    """A passage of text on which two sides differ much."""
 
     start: int  # character
     text: str
@@ -122,7 +122,7 @@ class Passage:
 
 
 def character_kinds(text: str, answers: npt.NDArray[np.int64] | None = None) -> npt.NDArray[np.int8]:
-    """The kind of every character, as an index into KINDS, (n_chars,). A word ends where one of `answers` begins."""
+    """The kind of every character, as an index into KINDS, (n_chars,). A word ends where one of `answers` starts."""
     points = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
     known, coded, counts = np.unique(points, return_inverse=True, return_counts=True)
     kind_of = np.array([_kind(chr(point)) for point in known], dtype=np.int8)
@@ -149,7 +149,7 @@ def _kind(character: str) -> int:
 
 
 def _firsts(side: Side) -> npt.NDArray[np.int64] | None:
-    """The first character of each answer or document; None where one text is scored."""
+    """The first character of each answer or document; None for a plain text."""
     parts = side.scores[0].parts
     return None if parts is None else parts.first
 
@@ -163,7 +163,7 @@ def by_kind(sides: Sequence[Side], text: str) -> list[Part]:
 def by_position(sides: Sequence[Side]) -> list[Part]:
     """Each side's nats per character by how many tokens of its window each character was conditioned on, in doubling ranges.
 
-    A side's own positions, since a character of text is at another place in another model's windows.
+    Each side has its own positions, since the windows of two models cut the text at different places.
     """
     longest = max(int(side.scores[0].char_position.max(initial=0)) for side in sides)
     edges = [1] + [2**k for k in range(1, longest.bit_length() + 1) if 2**k <= longest] + [longest + 1]
@@ -181,7 +181,7 @@ def _parts(sides: Sequence[Side], masks: Sequence[tuple[str, npt.NDArray[np.bool
 
 
 def most_different(a: Side, b: Side, text: str, *, count: int = 4, length: int = 160) -> list[Passage]:
-    """The passages of about `length` characters on which the sides differ most: half of them better for each, none overlapping."""
+    """The passages of about `length` characters on which the sides differ most: half where a is better, half where b is; none overlap."""
     differences = a.char_nats - b.char_nats
     length = min(length, len(text))
     sums = np.cumsum(np.concatenate([[0.0], differences]))
@@ -200,7 +200,7 @@ def most_different(a: Side, b: Side, text: str, *, count: int = 4, length: int =
 
 
 def _passage(text: str, differences: Floats, start: int, length: int, answers: npt.NDArray[np.int64] | None) -> Passage:
-    """The window, drawn in to begin at a word if one begins soon; with a line break, which is not scored, between answers."""
+    """The passage, shortened to start at a word if one starts soon; with a line break, which is not scored, between answers."""
     gap = text.find(" ", start, start + 20)
     begin = gap + 1 if gap >= 0 and start > 0 and length > 40 else start
     shown, part = text[begin : start + length], differences[begin : start + length]

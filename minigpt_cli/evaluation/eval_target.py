@@ -1,4 +1,4 @@
-"""Which text of which run is scored, and under which key its score is kept. Light: it reads only records."""
+"""Which text of a run is scored, and the key of the kept score. Reads only records, so it is fast."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from minigpt_cli.storage import atomic_io
 from minigpt_cli.tokenization.contract import END_OF_TEXT
 
 SplitName = Literal["train", "val", "test"]
-BEFORE: dict[str, str] = {"val": "train", "test": "val"}  # what each follows where splits are cut in order
+BEFORE: dict[str, str] = {"val": "train", "test": "val"}  # the split before each, where splits are cut in order
 
 
 @dataclass(frozen=True)
@@ -27,14 +27,14 @@ class Target:
     """What is to be scored: a split of each run's own data, or one text for all."""
 
     split: SplitName = "val"
-    text: str | None = None  # given: this, with nothing before it
+    text: str | None = None  # this text instead of a split
     label: str = ""  # of the text, as typed
-    kind: Kind | None = None  # "answers": the text is conversations in their template; "documents": each ends in END_OF_TEXT
+    kind: Kind | None = None  # of the text: "answers" of conversations in their template, or "documents" that each end in END_OF_TEXT
     notices: tuple[str, ...] = ()  # what was left out of the text
 
 
 def split_record(run: Run, split: str) -> SplitRecord:
-    """What the run's record says of a split. Raises UsageError if there is none."""
+    """The record of a run's split. Raises UsageError if the run does not have this split."""
     corpus = run.record.corpus
     if corpus is None:
         raise UsageError(f"run {run.name!r} does not say what it was trained on: give a text with --data FILE")
@@ -50,7 +50,7 @@ def weights_file(run: Run, ckpt: str) -> str:
 
 
 def score_key(run: Run, target: Target, ckpt: str = "best", stride: int = 0) -> ScoreKey:
-    """The key under which the run's score of this text is kept. Raises RunDamaged if it never saved weights."""
+    """The key of the run's score of this text. Raises RunDamaged if the run has no saved weights."""
     weights = run.record.files.get(weights_file(run, ckpt))
     if weights is None:
         raise RunDamaged(f"run {run.name!r} has saved no weights yet")
@@ -63,7 +63,7 @@ def score_key(run: Run, target: Target, ckpt: str = "best", stride: int = 0) -> 
 
 
 def scored_parts(run: Run, target: Target) -> Kind | None:
-    """What is scored: the answers of conversations, documents with their ends, or one text."""
+    """The parts that are scored: answers of conversations or documents with their ends; None for one text."""
     if target.text is not None:
         return target.kind
     if learned_chats(run.record):
@@ -72,7 +72,7 @@ def scored_parts(run: Run, target: Target) -> Kind | None:
 
 
 def check_readable(run: Run, target: Target) -> None:
-    """Raise UsageError for conversations or documents and a run whose tokenizer has no marks for them."""
+    """Raise UsageError if the target is conversations or documents and the run's tokenizer has no tokens for them."""
     if target.kind is None:
         return
     path = run.file(TOKENIZER)
@@ -83,17 +83,18 @@ def check_readable(run: Run, target: Target) -> None:
         raise RunDamaged(f"{path} is not a tokenizer") from error
     if target.kind == "documents" and END_OF_TEXT not in known:
         raise UsageError(
-            f"run {run.name!r} learned one text and knows no end of a document: give one file with --data FILE, or train on documents"
+            f"run {run.name!r} was trained on one text and has no token for the end of a document: "
+            "give one file with --data FILE, or train on documents"
         )
     if target.kind == "answers" and not known.issuperset(TOKENS):
         raise UsageError(
-            f"run {run.name!r} cannot read conversations, its tokenizer has no marks for who speaks: "
+            f"run {run.name!r} cannot read conversations, its tokenizer has no tokens for the speakers: "
             f"score a plain text with --data FILE.txt, or train on conversations (minigpt train {target.label})"
         )
 
 
 def check_common_text(runs: Sequence[Run], target: Target) -> None:
-    """Raise UsageError unless the target is the same characters for all runs, before any model is run."""
+    """Raise UsageError unless the target is the same text for all runs; called before any model is run."""
     if target.text is not None:
         for run in runs:
             check_readable(run, target)

@@ -1,4 +1,4 @@
-"""The sides of a comparison: which runs stand for which recipe. No torch."""
+"""The sides of a comparison: single runs, or the seeds of recipes. No torch."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ Sides = list[tuple[str, list[Run]]]
 def chosen_sides(store: RunStore, names: Sequence[str], *, by_config: bool = False) -> tuple[Sides, list[str]]:
     """The sides of a comparison, and a line for each run that is left out because it repeats another of its side.
 
-    A side is a run for each name; for a name with `*` all that match, as seeds of one recipe; or, `by_config`, all of them sorted into
-    recipes. Raises RunNotFound, and UsageError for fewer than two sides, a run on two of them, or a side that mixes recipes.
+    Each name is one side: a run or, with `*`, all runs that match, as seeds of one recipe. `by_config` sorts all these runs into recipes
+    instead. Raises RunNotFound, and UsageError for fewer than two sides, a run on two of them, or a side that mixes recipes.
     """
     sides = [(name, _matching(store, name) if "*" in name else [store.find(name)]) for name in names]
     if by_config:
@@ -27,8 +27,8 @@ def chosen_sides(store: RunStore, names: Sequence[str], *, by_config: bool = Fal
         _check_sides(sides)
     notices = []
     for i, (name, runs) in enumerate(sides):
-        own, repeats = observations(runs)
-        sides[i] = (name, own)
+        counted, repeats = observations(runs)
+        sides[i] = (name, counted)
         notices += [repeat_notice(*pair) for pair in repeats]
     return sides, notices
 
@@ -62,11 +62,11 @@ def _matching(store: RunStore, pattern: str) -> list[Run]:
 def _named_recipes(runs: Sequence[Run]) -> Sides:
     recipes = by_recipe(runs)
     if len(recipes) < 2:
-        raise UsageError("these runs are all of one recipe, they differ at most in their seed: name runs of another one too")
+        raise UsageError("these runs all have one recipe, they differ at most in their seed: name runs of another recipe too")
     return [(_common_name([run.name for run in group]), group) for group in recipes]
 
 
 def _common_name(names: Sequence[str]) -> str:
-    shortest, longest = min(names), max(names)  # in alphabetical order: what these two share, all share
+    shortest, longest = min(names), max(names)  # in alphabetical order: what these two share, all names share
     prefix = shortest[: next((i for i, (a, b) in enumerate(zip(shortest, longest, strict=False)) if a != b), len(shortest))]
     return names[0] if len(names) == 1 else f"{prefix}*" if prefix else ", ".join(names)

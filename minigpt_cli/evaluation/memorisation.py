@@ -1,9 +1,8 @@
-"""How much of what a model writes it has copied from its training text. No torch, linear in the text.
+"""How much of what a model writes is copied from its training text. No torch; linear in the length of the text.
 
-For every character of a sample: the longest stretch ending there that occurs somewhere in the training text. A suffix
-automaton (Blumer et al. 1985) is built of the samples, which are short, and the training text, which is long, is read
-through it once; so memory depends on the samples alone. Unseen text of the same kind, measured alike, says how long
-copies are that nobody memorised.
+For every character of a sample: the longest passage that ends there and occurs somewhere in the training text. A suffix automaton (Blumer
+et al. 1985) is built from the samples, which are short, and reads the training text, which is long, once; so memory depends on the
+samples alone. The same measurement on unseen text of the same kind shows how long copies are without memorisation.
 """
 
 from __future__ import annotations
@@ -20,12 +19,12 @@ class Copies:
     """Verbatim copies from the training text in some texts."""
 
     longest: int  # characters
-    mean: float  # over characters: of the longest copy that ends at each
+    mean: float  # over characters: the length of the longest copy that ends at each
     longest_text: str
 
 
 class _Automaton:
-    """All substrings of a few texts, as states; texts are kept apart."""
+    """All substrings of a few texts, as states; no substring spans two texts."""
 
     def __init__(self, texts: Sequence[str]) -> None:
         self.next: list[dict[str | int, int]] = [{}]
@@ -66,11 +65,11 @@ class _Automaton:
 
 
 def copied_lengths(texts: Sequence[str], training: Iterable[str]) -> npt.NDArray[np.int64]:
-    """For every character of `texts`, one after another, the length of the longest stretch ending there (in its own text) that
-    the training text, given in pieces, contains, (n_chars,)."""
+    """For every character of `texts`, in order, the length of the longest passage of its text that ends there and occurs in the training
+    text, which is given in pieces, (n_chars,)."""
     automaton = _Automaton(texts)
     following, link, length = automaton.next, automaton.link, automaton.length
-    found = [0] * len(length)  # longest stretch of each state that the training text contains
+    found = [0] * len(length)  # longest passage of each state that the training text contains
     state = matched = 0
     for piece in training:
         for character in piece:
@@ -82,10 +81,10 @@ def copied_lengths(texts: Sequence[str], training: Iterable[str]) -> npt.NDArray
             if matched > found[state]:
                 found[state] = matched
     by_length = np.argsort(length, kind="stable")
-    for at in by_length[:0:-1].tolist():  # what is contained, contains its suffixes
+    for at in by_length[:0:-1].tolist():  # the suffixes of a passage that occurs occur too
         if found[at]:
             found[link[at]] = length[link[at]]
-    for at in by_length[1:].tolist():  # and where a state is not contained, its longest suffix that is
+    for at in by_length[1:].tolist():  # where a state does not occur, its longest suffix that does
         found[at] = found[at] or found[link[at]]
     return np.array([found[end] for end in automaton.ends], dtype=np.int64)
 

@@ -1,8 +1,9 @@
-"""What one recipe is, and which runs are observations of it: the one definition that compare, the leaderboard and sweeps use. No torch.
+"""What a recipe is, and which runs are observations of it, for compare, the leaderboard and sweeps. No torch.
 
-A recipe is what was asked for: every setting, the training text and the weights that training began from, without the seed. Left out is
-what only the machine decides (device, threads, attention path, how a step's windows are divided), and what was left open counts as
-open, whatever was measured: seeds planned for three minutes are of one recipe although the steps that fit differ.
+A recipe is what the seeds of one experiment share (a preset is something else: a named file of settings). It is every setting that was
+asked for, the training text and the initial weights, without the seed. It excludes what depends on the machine (device, threads, attention
+path, how a step's windows are divided), and a value that was left open counts as open, whatever was chosen for it: seeds planned for
+three minutes have one recipe although their numbers of steps differ.
 """
 
 from __future__ import annotations
@@ -22,31 +23,31 @@ _OF_THE_MACHINE = (
     "compute.device", "compute.threads", "compute.attention", "compute.compile", "compute.fsdp", "compute.grad_checkpoint",
     "optim.auto_batch", "eval.save_every",
 )  # fmt: skip
-_CHANGES_NOTHING = {  # on resume, where the windows of a step are only divided otherwise
+_SAME_RECIPE = {  # settings that may change on resume: the windows of a step are only divided differently
     *(name.rpartition(".")[2] for name in _OF_THE_MACHINE), "batch_size", "grad_accum", "time_limit", "time_budget",
 }  # fmt: skip
 _SHOWN = 4  # differing settings in one line
 
 
 def recipe_of(run: Run) -> str:
-    """What all seeds of the run's recipe have in common, as JSON: two runs are of one recipe if these are equal. Raises RunDamaged."""
+    """The run's recipe as JSON: two runs have the same recipe if these are equal. Raises RunDamaged."""
     return json.dumps(_recipe(run), sort_keys=True)
 
 
 def _recipe(run: Run) -> dict[str, Any]:
     record, settings = run.record, leaves(run.config)
-    changes = [change for change in parse_changes(run.config.resume_changes) if change.setting not in _CHANGES_NOTHING]
+    changes = [change for change in parse_changes(run.config.resume_changes) if change.setting not in _SAME_RECIPE]
     if record.left_open is not None:
         chosen_later = {change.setting for change in changes}
         left_open = {n: value for n, value in record.left_open.items() if n in settings and n.rpartition(".")[2] not in chosen_later}
         settings |= left_open
-    elif record.group is not None:  # from before it was recorded: the steps of a group may have been planned
+    elif record.group is not None:  # from a version that did not record it: the steps of a group may have been planned
         settings |= {"optim.max_steps": 0, "eval.eval_every": 0, "group": record.group}
     for name in ("seed", *_OF_THE_MACHINE):
         settings.pop(name)
     settings["windows a step"] = settings.pop("optim.batch_size") * settings.pop("optim.grad_accum") * record.world_size
     if settings["optim.max_steps"]:
-        settings.pop("optim.time_budget")  # was not used
+        settings.pop("optim.time_budget")  # it was not used
     if record.corpus is not None:
         settings["data.source"] = record.corpus.sha256
     settings["resume_changes"] = [f"{change.step}:{change.setting}={change.before}" for change in changes]
@@ -55,7 +56,7 @@ def _recipe(run: Run) -> dict[str, Any]:
 
 
 def by_recipe(runs: Sequence[Run]) -> list[list[Run]]:
-    """The runs of each recipe together, in the order in which they come."""
+    """The runs grouped by recipe, in their order."""
     recipes: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
         recipes[recipe_of(run)].append(run)
@@ -63,7 +64,7 @@ def by_recipe(runs: Sequence[Run]) -> list[list[Run]]:
 
 
 def differing(a: Run, b: Run) -> str:
-    """The settings in which the recipes of two runs differ, named in a few words."""
+    """Names of the settings in which the recipes of two runs differ, shortened."""
     one, other = _recipe(a), _recipe(b)
     names = [name for name in (one | other) if one.get(name) != other.get(name)]
     if "model.arch" in names:
@@ -73,27 +74,27 @@ def differing(a: Run, b: Run) -> str:
 
 
 def observations(runs: Sequence[Run]) -> tuple[list[Run], list[tuple[Run, Run]]]:
-    """The runs that tell something of their own, and those that do not, each with the run that it repeats.
+    """The runs that are observations, and those that repeat an earlier one, each with that run.
 
-    Two runs of one recipe with one seed are the same observation twice, and so are two with the same weights.
+    Two runs of one recipe with the same seed are one observation, and so are two with the same weights.
     """
     seen: dict[Any, Run] = {}
-    own, repeats = [], []
+    counted, repeats = [], []
     for run in runs:
         weights = run.record.files.get(weights_file(run, "best"))
         marks = [*filter(None, [_seeded(run)]), *([weights.sha256] if weights else [])]
         earlier = next((seen[mark] for mark in marks if mark in seen), None)
         if earlier is None:
-            own.append(run)
+            counted.append(run)
         else:
             repeats.append((run, earlier))
         for mark in marks:
             seen.setdefault(mark, earlier or run)
-    return own, repeats
+    return counted, repeats
 
 
 def _seeded(run: Run) -> tuple[str, int] | None:
-    """Recipe and seed; None where the configuration cannot be read, which then repeats nothing."""
+    """Recipe and seed; None where the configuration cannot be read."""
     try:
         return recipe_of(run), run.config.seed
     except RunDamaged:

@@ -1,7 +1,7 @@
-"""What an evaluation found, as a record. No torch: comparing needs only these.
+"""The record of one model's score on one text. No torch: comparisons need only these.
 
-All that a score says is of what is scored: every character of a text or, of conversations, the characters of the answers. What the end of
-an answer or of a document costs is part of its last character's nats.
+A score covers every character of a text or, of conversations, the characters of the answers. The nats of the token that ends an answer or
+a document are added to its last character.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from minigpt_cli.evaluation.statistics import mean_interval
 
 @dataclass(frozen=True)
 class PartsScored:
-    """The answers or documents that a score is of."""
+    """The answers or documents that a score covers."""
 
     kind: Kind
     first: npt.NDArray[np.int64]  # (n_parts,) first character of each
-    ends_nats: float = 0.0  # what their ends cost together: part of the score
+    ends_nats: float = 0.0  # nats of all their ends together; part of the score
 
 
 @dataclass(frozen=True)
@@ -40,29 +40,29 @@ class Score:
     n_bytes: int
     ci95: tuple[float, float]  # of nats_per_char, block bootstrap
     block_chars: int  # length of the resampled blocks
-    text_sha256: str  # of the text that was read: of conversations, all of them in their template
+    text_sha256: str  # of the text that was read; of conversations, of all of them in their template
     char_nats: npt.NDArray[np.float64]  # (n_chars,)
     char_position: npt.NDArray[np.int64]  # (n_chars,) tokens of its window before the token that begins the character
     text: bytes  # the scored characters, UTF-8
-    parts: PartsScored | None = None  # None where one text is scored
+    parts: PartsScored | None = None  # None for a plain text
 
     @property
     def n_answers(self) -> int | None:
-        """Answers that were scored; None where text was."""
+        """Answers that were scored; None for other text."""
         return len(self.parts.first) if self.parts and self.parts.kind == "answers" else None
 
     @property
     def n_documents(self) -> int | None:
-        """Documents that were scored; None where one text was, or answers."""
+        """Documents that were scored; None for a plain text or answers."""
         return len(self.parts.first) if self.parts and self.parts.kind == "documents" else None
 
     @property
     def nats_per_char_without_ends(self) -> float:
-        """What the characters alone cost: without the ends of answers and documents."""
+        """Nats per character without the ends of answers and documents."""
         return self.nats_per_char - (self.parts.ends_nats / self.n_chars if self.parts else 0.0)
 
     def lines(self) -> str:
-        """The scored text, each answer or document closed by a line break."""
+        """The scored text, with a line break after each answer or document."""
         text = self.text.decode()
         if self.parts is None:
             return text
@@ -78,8 +78,8 @@ def make_score(
     parts: PartsScored | None = None,
     text_sha256: str = "",
 ) -> Score:
-    """The score of a text whose tokens and characters cost these nats; sums in float64. Of parts alone, `text` is theirs, and
-    `text_sha256` that of the whole."""
+    """The score of a text from the nats of its tokens and characters; sums in float64. With `parts`, `text` holds only these, and
+    `text_sha256` is of the whole text."""
     total = math.fsum(np.add.reduceat(token_nats, np.arange(0, len(token_nats), 4096)))
     interval = mean_interval(char_nats)
     per_char, per_token = total / len(char_nats), total / len(token_nats)

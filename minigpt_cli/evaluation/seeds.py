@@ -1,9 +1,8 @@
-"""Verdicts about recipes: several seeds of each, over the characters of one text. NumPy only.
+"""Tests of recipes: several seeds of each, over the characters of one text. NumPy only.
 
-A difference between two recipes is uncertain twice: another seed would give other weights, and another text of the kind
-other losses. Seeds: Welch's t on the seeds' scores. Text: block bootstrap of the difference between the groups' mean
-nats. Both are drawn and added up, so the interval speaks of new seeds on new text. One seed each says nothing about
-recipes, only about those weights.
+A difference between two recipes has two uncertainties: another seed gives other weights, and another text of the same kind gives other
+losses. Seeds: Welch's t on the seeds' scores. Text: block bootstrap of the difference between the groups' mean nats. Both are drawn and
+added, so the interval holds for new seeds on new text. One seed each says nothing about recipes, only about those weights.
 """
 
 from __future__ import annotations
@@ -15,9 +14,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from minigpt_cli.evaluation import statistics
-from minigpt_cli.evaluation.statistics import Difference, Floats, student_975
+from minigpt_cli.evaluation.statistics import Estimate, Floats, student_975
 
-_POWER_80 = 0.8416  # normal quantile: a real difference of this size is found four times out of five
+_POWER_80 = 0.8416  # normal quantile of 80 % power
 MOST_SEEDS = 100
 
 
@@ -33,10 +32,10 @@ class Group:
 
 @dataclass(frozen=True)
 class Outlook:
-    """What it would take to settle a difference of the size that was seen, four times out of five."""
+    """What is needed to confirm a difference of the size that was seen, with a power of 80 %."""
 
-    further_seeds: int | None  # for each group; 0: settled already; None: no number of seeds would, on this text
-    text_factor: float | None  # where seeds alone cannot settle it: the least times as much text that it takes
+    further_seeds: int | None  # for each group; 0: confirmed already; None: no number of seeds would be enough on this text
+    text_factor: float | None  # where seeds alone are not enough: how many times as much text is needed at least
 
 
 def group_of(scores: Sequence[float]) -> Group:
@@ -50,10 +49,9 @@ def group_of(scores: Sequence[float]) -> Group:
 
 @dataclass(frozen=True)
 class GroupedTest:
-    """A difference between recipes and where its uncertainty comes from."""
+    """A difference between recipes, with the part of its uncertainty that more seeds do not reduce."""
 
-    difference: Difference
-    by_seeds: float  # standard error from the choice of seeds
+    difference: Estimate
     by_text: float  # standard error from the choice of text
 
 
@@ -71,7 +69,7 @@ def grouped_test(a: Sequence[Floats], b: Sequence[Floats], *, resamples: int = s
     moved_by_seeds = by_seeds * np.random.default_rng(seed + 1).standard_t(freedom, resamples)
     found = statistics.from_deviations(float(differences.mean()), moved_by_text + moved_by_seeds, block)
     by_text = float(moved_by_text.std())
-    return GroupedTest(replace(found, std_error=math.hypot(by_seeds, by_text)), by_seeds, by_text)
+    return GroupedTest(replace(found, std_error=math.hypot(by_seeds, by_text)), by_text)
 
 
 def grouped_interval(seeds: Sequence[Floats]) -> tuple[float, float]:
@@ -95,12 +93,12 @@ def _welch(a: Sequence[float], b: Sequence[float]) -> tuple[float, float]:
 
 
 def outlook(found: GroupedTest, a: Group, b: Group) -> Outlook:
-    """How many more seeds of each would settle a difference as large as the one found, given the spread over seeds and over text."""
+    """How many more seeds of each would confirm a difference as large as this one, given the spread over seeds and over text."""
     if found.difference.low > 0 or found.difference.high < 0:
         return Outlook(0, None)
-    if a.std is None or b.std is None or found.difference.delta == 0:
+    if a.std is None or b.std is None or found.difference.mean == 0:
         return Outlook(None, None)
-    size = abs(found.difference.delta)
+    size = abs(found.difference.mean)
     for more in range(1, MOST_SEEDS + 1):
         n_a, n_b = a.n + more, b.n + more
         error = math.sqrt(a.std**2 / n_a + b.std**2 / n_b + found.by_text**2)

@@ -1,10 +1,9 @@
-"""Intervals and tests for means of correlated numbers: block bootstrap, paired test, Holm, seeds. NumPy only.
+"""Intervals and tests for means of correlated numbers: block bootstrap, paired test, Holm's correction. NumPy only.
 
-The nats of neighbouring characters go together (a hard word, a speaker, a topic), so characters are not independent
-draws and an i.i.d. bootstrap gives intervals far too short. Resampling contiguous blocks, longer than the correlation
-reaches, keeps it (circular block bootstrap: Politis & Romano 1992). How long: see `block_length`. Two corrections then
-bring simulated coverage to 95 %: a block bootstrap still misses the correlation across block borders, which comparing
-it with half the block shows ("lugsail": Vats & Flegal 2022), and few blocks call for Student's quantile.
+The nats of neighbouring characters are correlated (a hard word, a speaker, a topic), so an i.i.d. bootstrap gives intervals that are far
+too short. Resampling contiguous blocks that are longer than the correlation keeps it (circular block bootstrap: Politis & Romano 1992);
+`block_length` says how long. Two corrections then bring simulated coverage to 95 %: a block bootstrap misses the correlation across block
+borders, which a comparison with blocks of half the length shows ("lugsail": Vats & Flegal 2022), and few blocks need Student's quantile.
 """
 
 from __future__ import annotations
@@ -21,40 +20,29 @@ Floats = npt.NDArray[np.float64]
 RESAMPLES = 4000
 _NORMAL_975 = 1.959964
 _STUDENT_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447)  # by degrees of freedom, from 1
-_MIN_BLOCKS = 15  # fewer blocks than this and the spread of their sums is a guess
-_MAX_BLOCKS = 50  # longer blocks than need be do little harm (Student's quantile at 50 blocks: 5 % wider), shorter ones much
-_CELLS = 1 << 13  # correlation is looked for in at most this many cells
+_MIN_BLOCKS = 15  # with fewer blocks the spread of their means is only a guess
+_MAX_BLOCKS = 50  # too long blocks do little harm (Student's quantile at 50 blocks: 5 % wider), too short ones much
+_CELLS = 1 << 13  # correlation is measured over at most this many cells
 
 
 @dataclass(frozen=True)
-class Interval:
-    """A mean with its uncertainty."""
+class Estimate:
+    """A mean with its uncertainty; of a comparison, the mean of the differences a - b."""
 
     mean: float
     low: float  # 95 % interval
     high: float
     std_error: float
+    p_value: float  # two-sided, of a mean of 0
     block: int  # length of the resampled blocks, in elements of the series
-
-
-@dataclass(frozen=True)
-class Difference:
-    """The difference of two means over the same text, a - b."""
-
-    delta: float
-    low: float  # 95 % interval
-    high: float
-    std_error: float
-    p_value: float  # two-sided
-    block: int
 
 
 def block_length(series: npt.ArrayLike) -> int:
     """Length of the blocks to resample, in elements: twice the optimum for the correlation found at any scale.
 
     The optimum: Politis & White 2004, corrected by Patton, Politis & White 2009. It is computed for the series itself and
-    for its means over cells of 4, 16, 64, ... elements, and the longest wins, because a weak but long correlation (a
-    topic) is invisible from one character to the next and yet dominates the error of the mean.
+    for its means over cells of 4, 16, 64, ... elements, and the longest result is taken, because a weak but long correlation
+    (a topic) is invisible from one character to the next and yet dominates the error of the mean.
     """
     values = np.asarray(series, dtype=np.float64)
     n = len(values)
@@ -74,7 +62,7 @@ def _cells(values: Floats, size: int) -> Floats:
 
 
 def _politis_white(values: Floats) -> int:
-    """Optimal block for a circular bootstrap of the mean; 0 where no correlation is to be seen."""
+    """Optimal block for a circular bootstrap of the mean; 0 where no correlation is visible."""
     n = len(values)
     centred = values - values.mean()
     variance = float(centred @ centred) / n
@@ -108,7 +96,7 @@ def _block_means(values: Floats, block: int) -> Floats:
 
 
 def resampled_means(series: npt.ArrayLike, block: int, resamples: int = RESAMPLES, seed: int = 0) -> Floats:
-    """Means of `resamples` texts put together from random blocks of `series`, (resamples,)."""
+    """Means of `resamples` texts made of random blocks of `series`, (resamples,)."""
     values = np.asarray(series, dtype=np.float64)
     block = min(block, len(values))
     blocks = _block_means(values, block)
@@ -123,7 +111,7 @@ def resampled_means(series: npt.ArrayLike, block: int, resamples: int = RESAMPLE
 
 
 def deviations(series: npt.ArrayLike, block: int, resamples: int = RESAMPLES, seed: int = 0) -> Floats:
-    """How far means of resampled texts fall from the mean, (resamples,), with both corrections; `block` 1: the plain i.i.d. bootstrap."""
+    """Means of resampled texts minus the mean, (resamples,), with both corrections; with `block` 1 the plain i.i.d. bootstrap."""
     values = np.asarray(series, dtype=np.float64)
     moved = resampled_means(values, block, resamples, seed) - values.mean()
     if block == 1:
@@ -132,7 +120,7 @@ def deviations(series: npt.ArrayLike, block: int, resamples: int = RESAMPLES, se
 
 
 def _widening(values: Floats, block: int) -> Floats:
-    """What both corrections multiply deviations by, for each series along the last axis."""
+    """The factor of both corrections, for each series along the last axis."""
     count = max(2.0, values.shape[-1] / block)
     spread = _block_means(values, block).var(axis=-1) * block
     at_half = _block_means(values, block // 2).var(axis=-1) * (block // 2)
@@ -150,37 +138,45 @@ def student_975(freedom: float) -> float:
     return z + first + second + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384 / freedom**3
 
 
-def mean_interval(series: npt.ArrayLike, *, block: int | None = None, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
-    """The mean of `series` with its 95 % block-bootstrap interval. Raises ValueError where there is nothing."""
-    found = _difference(np.asarray(series, dtype=np.float64), block, resamples, seed)
-    return Interval(found.delta, found.low, found.high, found.std_error, found.block)
-
-
-def paired_test(a: npt.ArrayLike, b: npt.ArrayLike, *, block: int | None = None, resamples: int = RESAMPLES, seed: int = 0) -> Difference:
-    """Is the mean of `a` different from that of `b`, element by element over the same text? Bootstrap of the differences."""
-    return _difference(np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64), block, resamples, seed)
-
-
-def _difference(values: Floats, block: int | None, resamples: int, seed: int) -> Difference:
+def mean_interval(series: npt.ArrayLike, *, block: int | None = None, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
+    """The mean of `series` with its 95 % block-bootstrap interval. Raises ValueError for an empty series."""
+    values = np.asarray(series, dtype=np.float64)
     if not len(values):
         raise ValueError("no numbers to average")
     chosen = block_length(values) if block is None else block
     return from_deviations(float(values.mean()), deviations(values, chosen, resamples, seed), chosen)
 
 
-def from_deviations(delta: float, moved: Floats, block: int) -> Difference:
-    """A difference with the interval and the two-sided p-value (never 0) that these deviations by chance give it."""
+def paired_test(a: npt.ArrayLike, b: npt.ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
+    """The mean of a - b, element by element over the same text, with its interval and p-value."""
+    return mean_interval(np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64), resamples=resamples, seed=seed)
+
+
+def from_deviations(mean: float, moved: Floats, block: int) -> Estimate:
+    """A mean with the interval and the two-sided p-value (never 0) that follow from its deviations by chance."""
     distance = np.abs(moved)
-    half = float(np.quantile(distance, 0.95))  # symmetric, so that the interval leaves out 0 exactly where p is below 0.05
-    p_value = (1 + int(np.count_nonzero(distance >= abs(delta)))) / (len(moved) + 1)
-    return Difference(delta, delta - half, delta + half, float(moved.std()), p_value, block)
+    half = float(np.quantile(distance, 0.95))  # symmetric, so that the interval excludes 0 exactly where p is below 0.05
+    p_value = (1 + int(np.count_nonzero(distance >= abs(mean)))) / (len(moved) + 1)
+    return Estimate(mean, mean - half, mean + half, float(moved.std()), p_value, block)
+
+
+def improvement_noise(reference: npt.ArrayLike, current: npt.ArrayLike) -> float:
+    """`--min-delta auto`: how far the mean of `current` must be below that of `reference` (nats of the same tokens) to be an improvement
+    on new text too, with 95 % confidence. 0 where they are equal; infinite where either is not finite.
+
+    Both evaluations are of the same text, so only the uncertainty of their difference counts, which is much smaller than that of each.
+    """
+    difference = np.asarray(reference, dtype=np.float64) - np.asarray(current, dtype=np.float64)
+    if not len(difference) or not np.isfinite(difference).all():
+        return float("inf")
+    return max(0.0, float(np.quantile(deviations(difference, block_length(difference), 1000), 0.95)))
 
 
 def quick_p_values(differences: Floats) -> Floats:
     """Two-sided p-values of the means of many series of differences, (runs, n) → (runs,): `paired_test` without resampling.
 
-    The bootstrap's spread has a closed form, and a mean of many blocks is close to normal. One block length serves all:
-    the longest that eight of the series ask for.
+    The bootstrap's spread has a closed form, and a mean of many blocks is close to normal. All series use one block length: the longest
+    that `block_length` gives for eight of them.
     """
     runs, n = differences.shape
     if not runs or not n:
@@ -197,7 +193,7 @@ def quick_p_values(differences: Floats) -> Floats:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down adjustment (1979): p-values that may each be held against 0.05 although there are several."""
+    """Holm's step-down adjustment (1979): p-values that may each be compared with 0.05 although there are several."""
     order = sorted(range(len(p_values)), key=lambda i: p_values[i])
     adjusted, largest = [0.0] * len(p_values), 0.0
     for rank, i in enumerate(order):

@@ -44,7 +44,7 @@ def warmup_stable_decay(progress: float, final: float, config: OptimConfig) -> f
 
 
 def cosine_plateau(progress: float, final: float, config: OptimConfig) -> float:
-    """Half a cosine; past its end the final rate, which `stopping.Progress.tail` lowers while validation still improves."""
+    """Half a cosine, then the final rate, which `Counters.lower_rate` (stopping.py) lowers when validation stops improving."""
     return cosine(min(progress, 1.0), final, config)
 
 

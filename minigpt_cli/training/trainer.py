@@ -29,11 +29,10 @@ from minigpt_cli.training import environment, resuming
 from minigpt_cli.training.device_batches import DeviceBatches
 from minigpt_cli.training.distributed import World
 from minigpt_cli.training.evaluator import Evaluator, Measured
-from minigpt_cli.training.judging import Judge
 from minigpt_cli.training.memory import OutOfMemory, explained_out_of_memory, release_memory, smaller, smaller_notice
 from minigpt_cli.training.meter import Meter
 from minigpt_cli.training.state import Figures, StartWeights, StepResult, TrainingState
-from minigpt_cli.training.stopping import Counters
+from minigpt_cli.training.stopping import Counters, Judge
 
 _REFUSED_LIMIT = 10  # steps in a row with non-finite numbers after which a run counts as diverged
 

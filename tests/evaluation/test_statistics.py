@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minigpt_cli.evaluation.statistics import block_length, holm, mean_interval, paired_test, quick_p_values, student_975
+from minigpt_cli.evaluation.statistics import block_length, holm, improvement_noise, mean_interval, paired_test, quick_p_values, student_975
 
 N = 20_000
 
@@ -65,7 +65,7 @@ def test_quick_p_values_agree_with_the_bootstrap() -> None:
 def test_identical_models_differ_by_nothing() -> None:
     x = losses(np.random.default_rng(5))[0]
     found = paired_test(x, x)
-    assert (found.delta, found.low, found.high, found.p_value) == (0, 0, 0, 1)
+    assert (found.mean, found.low, found.high, found.p_value) == (0, 0, 0, 1)
     assert quick_p_values(np.zeros((3, 50))).tolist() == [1, 1, 1]
 
 
@@ -109,3 +109,27 @@ def test_holm_adjusts_upwards_in_order_and_by_hand(p_values: list[float]) -> Non
         by_hand = max(by_hand, min(1.0, p_values[i] * (len(p_values) - rank)))
         assert adjusted[i] == pytest.approx(by_hand)
         assert adjusted[i] >= min(1.0, p_values[i])
+
+
+def test_chance_rarely_counts_as_improvement() -> None:
+    rng = np.random.default_rng(0)
+    text = np.repeat(rng.normal(2, 1, 200), 20)
+    counted = 0
+    for _ in range(200):
+        a, b = (text + 0.1 * rng.standard_normal(4000) for _ in range(2))
+        counted += a.mean() - b.mean() > improvement_noise(a, b)
+    assert counted / 200 <= 0.09
+
+
+def test_the_noise_of_a_difference_is_smaller_than_the_interval_of_one_evaluation() -> None:
+    rng = np.random.default_rng(1)
+    text = np.repeat(rng.normal(2, 1, 200), 20)
+    a, b = text + 0.1 * rng.standard_normal(4000), text - 0.02 + 0.1 * rng.standard_normal(4000)
+    interval = mean_interval(a)
+    assert improvement_noise(a, b) < 0.2 * (interval.high - interval.low) / 2
+    assert a.mean() - b.mean() > improvement_noise(a, b)
+
+
+def test_equal_evaluations_have_no_noise_and_broken_ones_infinite() -> None:
+    assert improvement_noise(np.ones(50), np.ones(50)) == pytest.approx(0)
+    assert improvement_noise(np.ones(50), np.full(50, np.nan)) == np.inf

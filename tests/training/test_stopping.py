@@ -30,7 +30,7 @@ def test_a_loss_that_is_not_finite_is_never_best(bad: float) -> None:
     assert counters.best_loss == 2.0
 
 
-def test_an_improvement_below_min_delta_is_best_but_does_not_renew_patience() -> None:
+def test_an_improvement_below_min_delta_is_best_but_does_not_restart_patience() -> None:
     counters, best = observed([2.0, 1.95, 1.91, 1.85], min_delta=0.1)
     assert best == [True, True, True, True]
     assert counters.reference == 1.85
@@ -39,7 +39,7 @@ def test_an_improvement_below_min_delta_is_best_but_does_not_renew_patience() ->
     assert stalled.without_improvement == 2
 
 
-def test_patience_runs_out_after_as_many_evaluations_as_it_says() -> None:
+def test_early_stopping_comes_after_patience_evaluations_without_improvement() -> None:
     config = EvalConfig(patience=2)
     counters, _ = observed([2.0, 2.1])
     assert counters.reason(config) is None
@@ -60,22 +60,23 @@ def test_the_target_loss_stops() -> None:
     assert counters.reason(EvalConfig(target_loss=1.4)) is None
 
 
-def test_the_tail_lowers_the_rate_twice_before_it_gives_up() -> None:
+def test_the_plateau_ends_when_the_third_lowering_of_the_rate_does_not_help() -> None:
     counters, _ = observed([1.0])
     ends = []
     for step in range(2, 8):
         counters.observe(step, 1.1, 0.0)
-        ends.append(counters.tail())
+        counters.lower_rate()
+        ends.append(counters.is_exhausted())
     assert counters.tail_factor == 0.125
     assert ends == [False] * 5 + [True]
 
 
-def test_a_signal_counts_before_what_training_found_and_the_clock_counts_last() -> None:
+def test_a_signal_is_the_strongest_reason_to_stop_and_the_time_limit_the_weakest() -> None:
     ordered = sorted((reason for reason in StopReason), key=lambda reason: reason.strength)
     assert ordered[0] is StopReason.TIME_LIMIT
     assert ordered.index(StopReason.DIVERGED) < ordered.index(StopReason.PRUNED) < ordered.index(StopReason.INTERRUPTED_KEYBOARD)
     assert [reason.signal_number for reason in ordered if reason.signal_number] == [2, 15]
-    assert all(reason.strength > 0 for reason in StopReason)  # 0 stands for going on
+    assert all(reason.strength > 0 for reason in StopReason)  # 0 means: go on
 
 
 def test_the_counters_survive_json() -> None:
