@@ -66,8 +66,8 @@ def prepare(
         return _opened(folder, config, out)
     source = source or open_sources(config, data_dir)
     tokenizer_kind = _tokenizer_kind(config)
-    check_output(out, config)
     _check_out(out)
+    check_output(out, config)
     with ExitStack() as stack:
         yield from watched(source.fetch, "downloading")
         text = Text(source, config)

@@ -62,11 +62,11 @@ def test_show_prints_pieces_with_their_ids(cli: Any) -> None:
     assert json.loads(cli("tokenize", "text.txt", "--show", "", "--json").out)["pieces"] == []
 
 
-def test_several_sources_make_one_text(cli: Any) -> None:
+def test_several_sources_give_a_document_each(cli: Any) -> None:
     Path("more").mkdir()
     Path("more/b.txt").write_text("xyz")
     found = json.loads(cli("tokenize", "text.txt", "more", "--json").out)
-    assert found["sha256"] == hashlib.sha256((TEXT + "xyz").encode()).hexdigest()
+    assert found["sha256"] == hashlib.sha256((TEXT + "<|endoftext|>xyz<|endoftext|>").encode()).hexdigest()
 
 
 def test_without_a_source_the_default_is_taken(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -239,6 +239,15 @@ def test_a_source_is_never_the_output(out: str, tmp_path: Path, monkeypatch: pyt
     Path("notes/a.txt").write_text("a text " * 99)
     out = out.format(here=tmp_path.name)
     source = "notes/a.txt" if out == "notes/a.txt" else "notes"
-    with pytest.raises(UsageError, match="would replace the source"):
+    with pytest.raises(UsageError, match=r"would replace the source|holds other files|is a file"):
         prepared(DataConfig(source=source, tokenizer="byte"), out=Path(out))
     assert os.listdir("notes") == ["a.txt"]
+
+
+def test_a_folder_that_looks_like_tokens_is_not_replaced_by_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("notes").mkdir()
+    Path("notes/train.bin").write_text("a text " * 99)
+    with pytest.raises(UsageError, match=r"--out notes would replace the source notes/train\.bin: name another folder"):
+        prepared(DataConfig(source="notes/train.bin", tokenizer="byte"), out=Path("notes"))
+    assert os.listdir("notes") == ["train.bin"]
