@@ -5,14 +5,17 @@ What comes out is bounded: more than RATIO times what went in is no text but a f
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import io
+import lzma
 import os
 import tempfile
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from minigpt_cli.data.sources.contract import Input, NotText
 from minigpt_cli.errors import MissingExtra, UsageError
@@ -22,33 +25,31 @@ RATIO = 200  # times its compressed size; English text is made 3 to 6 times smal
 SMALL = 1 << 26  # bytes that may come out whatever went in
 
 
-def _zst(file: BinaryIO) -> BinaryIO:
+def _zstd() -> Any:
     try:
-        from compression import zstd
+        from compression import zstd  # from Python 3.14 on
     except ImportError:
         try:
             from backports import zstd
         except ImportError:
             raise MissingExtra("reading .zst", "documents") from None
-    opened: BinaryIO = zstd.ZstdFile(file)
+    return zstd
+
+
+def _zst(file: BinaryIO) -> BinaryIO:
+    opened: BinaryIO = _zstd().ZstdFile(file)
     return opened
 
 
 def _gz(file: BinaryIO) -> BinaryIO:
-    import gzip
-
     return gzip.GzipFile(fileobj=file)  # type: ignore[return-value]
 
 
 def _bz2(file: BinaryIO) -> BinaryIO:
-    import bz2
-
     return bz2.BZ2File(file)  # type: ignore[return-value]
 
 
 def _xz(file: BinaryIO) -> BinaryIO:
-    import lzma
-
     return lzma.LZMAFile(file)  # type: ignore[return-value]
 
 
@@ -58,6 +59,7 @@ _FORMATS: dict[bytes, tuple[str, Callable[[BinaryIO], BinaryIO]]] = {
     b"\xfd7zXZ\0": (".xz", _xz),
     b"\x28\xb5\x2f\xfd": (".zst", _zst),
 }
+_DAMAGE: tuple[type[Exception], ...] = (OSError, zlib.error, lzma.LZMAError, ValueError)  # what reading damaged data raises
 SUFFIXES = tuple(suffix for suffix, _ in _FORMATS.values())
 
 
@@ -109,19 +111,18 @@ class _Bounded(io.RawIOBase):
         self._packed_size = source.packed.size or self._packed.seek(0, os.SEEK_END)
         self._packed.seek(0)
         self._content = source.opener(self._packed)
+        self._damage = (*_DAMAGE, _zstd().ZstdError) if source.opener is _zst else _DAMAGE
         self._done = 0
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: bytearray) -> int:  # type: ignore[override]
-        import lzma
-
         try:
             data = self._content.read(len(buffer))
         except EOFError:
             raise UsageError(f"{self._label} is incomplete: it ends in the middle of its compressed data; get it again") from None
-        except (OSError, zlib.error, lzma.LZMAError, ValueError) as error:
+        except self._damage as error:
             raise UsageError(f"{self._label} is damaged and cannot be decompressed ({error}): get it again") from error
         except MemoryError:
             raise UsageError(f"{self._label} needs too much memory to be decompressed: unpack it first") from None

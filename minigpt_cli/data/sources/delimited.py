@@ -13,6 +13,16 @@ from minigpt_cli.errors import UsageError
 
 
 def _read(source: Input, options: DataConfig) -> Iterator[Document]:
+    number = 1
+    try:
+        for number, row in _rows(source, options):
+            yield Document(f"{source.label}:{number}", [Piece(row)])
+    except csv.Error as error:
+        raise UsageError(f"{source.label} is not valid CSV after line {number}: {error}") from error
+
+
+def _rows(source: Input, options: DataConfig) -> Iterator[tuple[int, str]]:
+    """The number of the line in which a row ends, and its text. Raises csv.Error."""
     found = lines(without_mark(texts(source, options.encoding)), source.label)
     header = next(found, "")
     if not header.strip():
@@ -26,15 +36,12 @@ def _read(source: Input, options: DataConfig) -> Iterator[Document]:
     at = columns.index(options.text_field)
     csv.field_size_limit(DOCUMENT_LIMIT)
     reader = csv.reader(found, delimiter=delimiter, strict=True)
-    try:
-        for row in reader:
-            where = f"{source.label}:{reader.line_num + 1}"
-            if row and len(row) <= at:
-                raise UsageError(f"{source.label} line {reader.line_num + 1} has {len(row)} columns, not {len(columns)}")
-            if row:
-                yield Document(where, [Piece(row[at])])
-    except csv.Error as error:
-        raise UsageError(f"{source.label} is not valid CSV at line {reader.line_num + 1}: {error}") from error
+    for row in reader:
+        number = reader.line_num + 1  # the header is line 1
+        if row and len(row) <= at:
+            raise UsageError(f"{source.label} line {number} has {len(row)} columns, not {len(columns)}")
+        if row:
+            yield number, row[at]
 
 
 def _delimiter(header: str, field: str) -> str:

@@ -65,12 +65,13 @@ def kind_of(source: Input, encoding: str = "") -> tuple[Kind, Input]:
     for kind in known.values():
         if kind.is_content is not None and kind.is_content(head, source):
             return kind, source
-    if what := not_text(head, encoding):
-        raise NotText(source.label, what)
     named = next((kind for kind in known.values() if suffix in kind.suffixes), known["text"])
-    if head and (named.is_content is not None or suffix in SUFFIXES):
+    if named.is_content is not None or suffix in SUFFIXES:
         what = named.what if named.is_content else f"a {suffix} file"
-        raise NotText(source.label, f"not {what}, whatever its name says", "get it again, or give it the suffix .txt if it is text")
+        if head:
+            raise NotText(source.label, f"not {what}, or a damaged one", "get it again, or give it the suffix .txt if it is text")
+    elif what := not_text(head, encoding):
+        raise NotText(source.label, what)
     return (named if head else known["text"]), source
 
 
@@ -82,8 +83,10 @@ def not_text(head: bytes, encoding: str = "") -> str:
         return "a tar archive"
     controls = len(head) - len(head.translate(None, _CONTROLS))
     in_utf8 = _in_utf8(head)
-    binary = (controls > 50 and controls * 50 > len(head)) or (not in_utf8 and len(head) >= _SMALLEST and controls * 100 > len(head))
-    for magic, what in _MAGIC.items() if len(head) >= _SMALLEST else ():
+    if len(head) < _SMALLEST:
+        return ""
+    binary = controls > 50 and controls > 0.1 * len(head) if in_utf8 else controls > 0.01 * len(head)  # a text may hold some NULs
+    for magic, what in _MAGIC.items():
         if head.startswith(magic) and (binary or (not in_utf8 and not magic.isascii()) or magic.startswith(b"PK")):
             return what
     return "binary data, not text" if binary else ""

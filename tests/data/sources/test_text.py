@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import errno
+import hashlib
 import io
 import os
 import sys
@@ -133,6 +134,28 @@ def test_several_sources_give_their_documents_one_after_the_other(tmp_path: Path
     assert documents(mixed) == {"a.txt": "one", "standard input": "three"}
     with pytest.raises(UsageError, match="only once"):
         open_source(["-", "-"])
+
+
+# Bit for bit
+
+
+def hashed_chunks(source: Source) -> str:
+    sha256 = hashlib.sha256()
+    for piece in (piece for document in source.documents() for piece in document.pieces):
+        data = piece.text.encode()
+        sha256.update(len(data).to_bytes(8, "little") + data)
+    return sha256.hexdigest()[:16]
+
+
+def test_a_plain_text_gives_the_chunks_that_it_always_gave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(texts, "BLOCK", 1 << 18)
+    (tmp_path / "long.txt").write_bytes((ODD * 40_000).encode())  # several blocks; characters and line breaks lie across their ends
+    assert hashed_chunks(open_source("long.txt")) == "3f23639a6928f551"
+
+
+def test_a_corpus_gives_the_chunks_that_it_always_gave(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(texts, "BLOCK", 1 << 18)
+    assert hashed_chunks(open_source(str(shared_data / "tinyshakespeare.txt"))) == "24118dd1b0b0eeef"
 
 
 # The default
