@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -42,13 +43,19 @@ def tokenize(
         found = dataset.tokenizer.vocab_size
         console.notice(f"the text has pairs for {found} tokens only, fewer than --vocab-size {config.vocab_size}; see --min-pair-freq")
     pieces = None if show is None else _pieces(dataset.tokenizer, show)
+    from minigpt_cli.data.preview import preview
+
+    seen = preview(dataset)
     if json:
         shown = {} if pieces is None else {"pieces": [{"id": i, "text": token.decode("utf-8", "replace")} for i, token in pieces]}
-        console.write_json(_summary(dataset) | shown)
+        console.write_json(_summary(dataset) | {"n_documents": dataset.n_documents, "preview": asdict(seen)} | shown)
         return
-    from minigpt_cli.display.tokens import print_pieces, print_summary
+    from minigpt_cli.display.tokens import print_pieces, print_preview, print_summary
 
+    for notice in dataset.notices:
+        console.notice(notice)
     print_summary(dataset.label, _summary(dataset))
+    print_preview(seen, dataset.n_documents)
     if pieces is not None:
         print_pieces(pieces)
 

@@ -15,6 +15,7 @@ from minigpt_cli.commands.processes import Announcement, Found, prepared
 from minigpt_cli.commands.provenance import new_record
 from minigpt_cli.commands.signals import StopSignals
 from minigpt_cli.config import DataConfig, RunConfig, leaves
+from minigpt_cli.display import console
 from minigpt_cli.display.console import progress
 from minigpt_cli.display.live_training import TrainingView, training_view
 from minigpt_cli.display.tracking import check_trackers, tracking
@@ -58,6 +59,8 @@ class Context:
             self.datasets.clear()  # a search over data settings would keep too many files open
             with explained_characters(self.origin), progress(in_bytes=True, quiet=self.output.json) as advance:
                 dataset = prepared(config, None, lambda step: advance(f"{step.phase} the text", step.done_bytes, step.total_bytes))
+            for notice in () if self.output.json else dataset.notices:
+                console.notice(notice)
             self.datasets[config] = dataset
         return self.datasets[config]
 

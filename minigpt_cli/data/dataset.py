@@ -96,6 +96,7 @@ class Dataset:
     train: Split
     val: Split
     test: Split | None
+    notices: tuple[str, ...] = ()  # what was left out of the text, and how it was split; of the preparation, and not kept
 
     def before(self, name: str) -> Split | None:
         """The split that this one follows in the text, if it does."""

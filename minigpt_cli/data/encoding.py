@@ -81,7 +81,7 @@ def prepare(
             yield from _build(folder, config, text, splitter, tokenizer_kind, key)
             put_in_place(folder, target, lambda there: cached(there, key) is not None)
             found = open_dataset(target)
-        return replace(found, label=line(source.label))
+        return replace(found, label=line(source.label), notices=(*source.notices, *splitter.notices()))
 
 
 def prepared_folder(config: DataConfig) -> Path | None:

@@ -78,6 +78,21 @@ class Splitter:
         """About which share of the text is trained on."""
         return self.lengths["train"] / sum(self.lengths.values())
 
+    def notices(self) -> list[str]:
+        """How several documents are split, and how many repeat another."""
+        if not self._text.many:
+            return []
+        held = self.names[1:]
+        how = {
+            "document": "by a hash of their text: " + ", ".join(f"{self.lengths[name]:,} for {name}" for name in self.names),
+            "each": f"each in its length: its end is for {' and '.join(held)}",
+            "given": "as given: " + ", ".join(f"{self.lengths[name]:,} for {name}" for name in self.names),
+        }[self.cut]
+        found = [f"{self._text.n_documents:,} documents, split {how}"]
+        if repeated := self._text.n_duplicates:
+            found.append(f"{repeated:,} documents repeat another word for word")
+        return found
+
     def parts(self) -> Iterator[tuple[str, Document]]:
         """Every document, or part of one, with its split. Raises MiniGPTError if the text is not what it was when it was scanned."""
         sha256 = hashlib.sha256()

@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from minigpt_cli.data.preview import RARE, Preview
 from minigpt_cli.display import console
 from minigpt_cli.escaping import one_line
+from minigpt_cli.tokenization.contract import END_OF_TEXT
+
+_WIDTH = 100  # of a window
 
 
 def print_summary(label: str, summary: Mapping[str, Any]) -> None:
@@ -20,6 +24,25 @@ def print_summary(label: str, summary: Mapping[str, Any]) -> None:
         ("sha256", summary["sha256"]),
     ):
         console.write(one_line(f"{name:<11} {value}"))
+
+
+def print_preview(found: Preview, n_documents: int) -> None:
+    """Print what a dataset holds: documents, alphabet, windows, warnings."""
+    lines = []
+    if n_documents > 1:
+        by_split = ", ".join(f"{name} {n:,}" for name, n in found.documents.items())
+        lines.append(("documents", f"{by_split}; {found.shortest:,} to {found.longest:,} characters"))
+    scripts = ", ".join(f"{name} {share:.0%}" for name, share in list(found.scripts.items())[:4])
+    shown = " ".join(repr(character)[1:-1] for character in found.rare[:12])
+    rare = f"; {len(found.rare):,} occur less than {RARE} times: {shown}" if found.rare else ""
+    lines.append(("alphabet", f"{found.alphabet:,} characters{f' ({scripts})' if scripts else ''}{rare}"))
+    for name, value in lines:
+        console.write(one_line(f"{name:<11} {value}"))
+    for window in found.windows:
+        marked = window.replace(END_OF_TEXT, " ■ ").replace("\n", "⏎")
+        console.write(one_line(f"{'window':<11} {marked[:_WIDTH]}"))
+    for warning in found.warnings:
+        console.warn(warning)
 
 
 def print_pieces(pieces: Sequence[tuple[int, bytes]]) -> None:

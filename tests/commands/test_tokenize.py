@@ -26,7 +26,18 @@ def test_json_is_what_the_command_line_promises(cli: Any) -> None:
     assert done.code == 0
     assert done.err == ""
     found = json.loads(done.out)
-    assert list(found) == ["out", "tokenizer", "vocab_size", "chars", "bytes", "tokens", "chars_per_token", "sha256"]
+    assert list(found) == [
+        "out",
+        "tokenizer",
+        "vocab_size",
+        "chars",
+        "bytes",
+        "tokens",
+        "chars_per_token",
+        "sha256",
+        "n_documents",
+        "preview",
+    ]
     assert found["tokenizer"] == "char"
     assert found["vocab_size"] == len(set(TEXT))
     assert (found["chars"], found["bytes"]) == (len(TEXT), len(TEXT.encode()))
@@ -62,11 +73,32 @@ def test_show_prints_pieces_with_their_ids(cli: Any) -> None:
     assert json.loads(cli("tokenize", "text.txt", "--show", "", "--json").out)["pieces"] == []
 
 
-def test_several_sources_give_a_document_each(cli: Any) -> None:
+def test_the_preview_says_what_the_data_hold(cli: Any) -> None:
+    Path("names.txt").write_text("".join(f"{'anna' if i % 2 else 'müller'}{i % 40}\n" for i in range(80)), encoding="utf-8")
+    done = cli("tokenize", "names.txt", "--documents", "lines", "--json")
+    found = json.loads(done.out)["preview"]
+    assert sum(found["documents"].values()) == 80
+    assert (found["shortest"], found["longest"]) == (5, 8)
+    assert found["alphabet"] == len(set("annamüller0123456789"))
+    assert found["scripts"] == {"Latin": 1.0}
+    assert all("<|endoftext|>" in window for window in found["windows"])
+    shown = cli("tokenize", "names.txt", "--documents", "lines")
+    assert "80 documents, split by a hash of their text" in shown.err
+    assert "40 documents repeat another" in shown.err
+    assert "alphabet" in shown.out
+
+
+def test_a_character_alphabet_with_many_rare_ones_is_advised_against(cli: Any) -> None:
+    Path("han.txt").write_text("".join(chr(0x4E00 + i % 3000) for i in range(9000)), encoding="utf-8")
+    assert "--tokenizer bpe or byte would learn them better" in cli("tokenize", "han.txt").err
+    assert "would learn them better" not in cli("tokenize", "han.txt", "--tokenizer", "byte").err
+
+
+def test_several_sources_are_documents(cli: Any) -> None:
     Path("more").mkdir()
     Path("more/b.txt").write_text("xyz")
     found = json.loads(cli("tokenize", "text.txt", "more", "--json").out)
-    assert found["sha256"] == hashlib.sha256((TEXT + "<|endoftext|>xyz<|endoftext|>").encode()).hexdigest()
+    assert found["sha256"] == hashlib.sha256(f"{TEXT}<|endoftext|>xyz<|endoftext|>".encode()).hexdigest()
 
 
 def test_without_a_source_the_default_is_taken(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,86 @@
+"""What a dataset holds, for a person who looks before training: documents, alphabet, windows, and what is poor about it."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from minigpt_cli.data.dataset import Dataset
+from minigpt_cli.tokenization.char import code_points
+from minigpt_cli.tokenization.contract import END_OF_TEXT
+
+RARE = 10  # a character that occurs less often than this is rare
+_MANY_RARE = 500
+_WINDOWS, _WINDOW = 3, 120  # how many are shown, and their tokens
+_CHUNK = 1 << 20  # tokens decoded at once
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What `tokenize` shows of a dataset besides its counts."""
+
+    documents: dict[str, int]  # by split
+    shortest: int  # characters of a document
+    longest: int
+    alphabet: int  # different characters
+    rare: list[str]  # characters that occur less than RARE times, the most frequent first
+    scripts: dict[str, float]  # share of the letters by script, the largest first
+    windows: list[str]  # as the model reads them
+    warnings: list[str]
+
+
+def preview(dataset: Dataset, seed: int = 0) -> Preview:
+    """Read the token files of `dataset` once; the windows are drawn from `seed`."""
+    counts, lengths = _counted(dataset)
+    points = np.flatnonzero(counts)
+    rare = sorted((int(p) for p in points if counts[p] < RARE), key=lambda p: (-counts[p], p))
+    scripts: Counter[str] = Counter()
+    for point in points.tolist():
+        if (character := chr(point)).isalpha():
+            scripts[unicodedata.name(character, "unknown").split()[0].title()] += int(counts[point])
+    letters = max(1, scripts.total())
+    return Preview(
+        documents={name: split.n_documents for name, split in dataset.splits().items()},
+        shortest=min(lengths),
+        longest=max(lengths),
+        alphabet=len(points),
+        rare=[chr(p) for p in rare],
+        scripts={name: n / letters for name, n in scripts.most_common()},
+        windows=_windows(dataset, np.random.default_rng(seed)),
+        warnings=_warnings(dataset, len(rare), len(points)),
+    )
+
+
+def _counted(dataset: Dataset) -> tuple[npt.NDArray[np.int64], list[int]]:
+    """How often each code point occurs, (0x110000,), and the characters of each document."""
+    counts, lengths = np.zeros(0x110000, np.int64), [0]
+    for split in dataset.splits().values():
+        for start in range(0, len(split.tokens), _CHUNK):
+            text = dataset.tokenizer.decode(split.tokens[start : start + _CHUNK])
+            pieces = text.split(END_OF_TEXT) if dataset.n_documents > 1 else [text]
+            counts += np.bincount(code_points("".join(pieces)), minlength=0x110000)
+            lengths[-1] += len(pieces[0])
+            lengths += map(len, pieces[1:])
+    return counts, [length for length in lengths if length]
+
+
+def _windows(dataset: Dataset, generator: np.random.Generator) -> list[str]:
+    tokens = dataset.train.tokens
+    starts = generator.integers(0, max(1, len(tokens) - _WINDOW), _WINDOWS)
+    return [dataset.tokenizer.decode(tokens[start : start + _WINDOW]) for start in starts.tolist()]
+
+
+def _warnings(dataset: Dataset, n_rare: int, n_characters: int) -> list[str]:
+    found = []
+    if dataset.tokenizer.name == "char" and n_rare >= _MANY_RARE:
+        found.append(
+            f"{n_rare:,} of {n_characters:,} characters occur less than {RARE} times: --tokenizer bpe or byte would learn them better"
+        )
+    if dataset.cut in ("document", "given") and dataset.n_documents > 1 and dataset.val.n_documents < 5:
+        few = f"only {dataset.val.n_documents} documents to validate on"
+        found.append(f"{few}: the score depends on which they are; see --train-frac and --val")
+    return found
