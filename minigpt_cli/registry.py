@@ -1,6 +1,6 @@
-"""What can be chosen by name, as "module:attribute" strings, so that knowing a name imports nothing.
+"""What can be chosen by name, as "module:attribute" strings, so that a lookup of names imports nothing.
 
-A new architecture, tokenizer, optimizer, schedule, export format or corpus is its own file and one line here.
+A new architecture, tokenizer, optimizer, schedule, export format or corpus is a new file and one line here.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ TOKENIZERS = {
 
 OPTIMIZERS = {
     "adamw": "minigpt_cli.training.optimizers:AdamW",
-    "muon": "minigpt_cli.training.optimizers:MuonAndAdamW",
+    "muon": "minigpt_cli.training.optimizers:Muon",
 }
 
 SCHEDULES = {

@@ -19,7 +19,7 @@ from minigpt_cli.display.training_screen import Standings
 from minigpt_cli.errors import MiniGPTError, RunDamaged, UsageError, unknown_name
 from minigpt_cli.events import Evaluated, Event, Resumed, StopReason
 from minigpt_cli.runstore.store import Run, check_name
-from minigpt_cli.training.sweeps import Space, Study, grid, group_name, parse_axis, parse_space, run_name
+from minigpt_cli.training.sweeps import Space, Study, grid, group_name, parse_choices, parse_space, run_name
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Tally:
 
 def run_sweep(group: Group, name: str | None, sweeps: Sequence[str], n_seeds: int) -> Tally:
     """Train every run of the grid that is not done yet; how it went. Raises UsageError before anything is trained."""
-    axes = [parse_axis(text) for text in sweeps]
+    axes = [parse_choices(text) for text in sweeps]
     _check_settings([axis.setting for axis in axes])
     first_seed = group.resolved().config.seed
     trials = grid(axes, range(first_seed, first_seed + n_seeds))

@@ -1,16 +1,16 @@
 """AdamW, and Muon for the matrices with AdamW for the rest.
 
-The state of an optimizer is named tensors, so that a run directory can hold it as safetensors. A new one is a class that keeps
-the contract `Optimizer`, in a file of its own, and a line in the registry.
+The state of an optimizer is named tensors, so that a run directory can hold it as safetensors. A new optimizer is a class in a new file
+that implements the protocol `Optimizer`, and a line in the registry.
 
 Muon: Jordan et al. 2024, "Muon: an optimizer for hidden layers". The momentum of each matrix is replaced by the nearest
-orthogonal matrix, so that every direction is learned at the same rate.
+orthogonal matrix, so that all directions are learned at the same rate.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import ClassVar, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -26,10 +26,10 @@ _ITERATIONS = 5
 
 
 class Optimizer(Protocol):
-    """What training asks of an optimizer."""
+    """What training needs from an optimizer."""
 
     shards: ClassVar[bool]
-    """Whether it can step weights of which FSDP2 has left each process a part."""
+    """Whether it can update weights that FSDP2 has split over the processes."""
 
     @classmethod
     def of(cls, model: nn.Module, config: OptimConfig, *, fast_bf16: bool) -> Optimizer:
@@ -40,14 +40,14 @@ class Optimizer(Protocol):
         """Bytes that it keeps from step to step, in all processes together."""
 
     def step(self, factor: float, found_inf: Tensor | None = None) -> None:
-        """Apply the gradients at `factor` times the peak learning rates, unless `found_inf` (a tensor on the device, so that nothing
-        waits for it) says that they are not finite."""
+        """Apply the gradients at `factor` times the peak learning rates, unless `found_inf` is 1 because they are not finite; it is a
+        tensor on the device, so that the host does not wait for it."""
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """Everything that the next step depends on, by name; the tensors are the optimizer's own, not copies."""
+        """Everything that the next step depends on, by name; the tensors are not copies."""
 
     def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over a state that `state_tensors` gave. Raises KeyError or ValueError if it is not such a state."""
+        """Continue from a state that `state_tensors` gave. Raises KeyError or ValueError for anything else."""
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig, *, fast_bf16: bool) -> Optimizer:
@@ -56,7 +56,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig, *, fast_bf16: bool) -
 
 
 def optimizer_class(config: OptimConfig) -> type[Optimizer]:
-    """What the registry holds under `config.optimizer`."""
+    """The class that the registry has for `config.optimizer`."""
     found: type[Optimizer] = registry.load("optimizer", config.optimizer)
     return found
 
@@ -87,7 +87,7 @@ class AdamW:
     def step(self, factor: float, found_inf: Tensor | None = None) -> None:
         for group in self._inner.param_groups:
             group["lr"] = self._peak * factor
-        # The attributes through which torch's own gradient scaler tells a fused optimizer to leave out a step.
+        # The attributes with which torch's own gradient scaler makes a fused optimizer skip a step.
         self._inner.grad_scale = None  # type: ignore[attr-defined]
         self._inner.found_inf = found_inf  # type: ignore[attr-defined]
         self._inner.step()
@@ -107,39 +107,54 @@ class AdamW:
                 continue  # a run that was saved before its first step
             shapes = {"step": torch.Size(), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
             if {name: value.shape for name, value in state.items()} != shapes or any(v.dtype != torch.float32 for v in state.values()):
-                raise ValueError(f"AdamW's averages of parameter {i} are of another shape or type")  # the fused kernel would read past them
+                raise ValueError(f"AdamW's averages of parameter {i} have another shape or type")  # the fused kernel would read past them
             self._inner.state[parameter] = {name: distributed.like(value, parameter) for name, value in state.items()}
 
 
-class Muon:
-    """Momentum, orthogonalised. Matrices of one shape are stacked, so that a step is one batched iteration per shape."""
+class _Stack(NamedTuple):
+    """The matrices of one shape."""
 
-    def __init__(self, matrices: Iterable[MatrixParts], config: OptimConfig, iterate_in: torch.dtype) -> None:
-        groups: dict[tuple[int, int], list[MatrixParts]] = {}
-        for matrix in matrices:
-            rows = matrix.weight.numel() // matrix.weight.shape[-1] // matrix.parts
-            groups.setdefault((rows, matrix.weight.shape[-1]), []).append(matrix)
-        self._groups: list[tuple[list[Tensor], tuple[int, int]]] = [
-            ([m.weight for m in members], shape) for shape, members in groups.items()
-        ]
-        self._counts = [[m.weight.numel() // (shape[0] * shape[1]) for m in members] for shape, members in groups.items()]
-        self._momenta = [
-            torch.zeros(sum(counts), *shape, device=weights[0].device)
-            for (weights, shape), counts in zip(self._groups, self._counts, strict=True)
-        ]
-        self._config = config
-        self._iterate_in = iterate_in
+    weights: list[Tensor]
+    counts: list[int]  # matrices in each of the weights
+    momentum: Tensor  # (N, rows, columns)
+
+
+class Muon:
+    """Orthogonalised momentum on the matrices inside the blocks; AdamW without decay on embeddings, head, gains and router.
+
+    Matrices of one shape are stacked, so that a step is one batched iteration per shape.
+    """
+
+    shards: ClassVar = False  # it needs whole matrices
+
+    @classmethod
+    def of(cls, model: nn.Module, config: OptimConfig, *, fast_bf16: bool) -> Optimizer:
+        """AdamW alone for a model without such matrices; `fast_bf16` lets the iteration run in bfloat16."""
+        matrices = [m for m in model.matrices() if m.weight.requires_grad]  # type: ignore[operator]
+        taken = {id(m.weight) for m in matrices}
+        rest = AdamW([], [p for p in model.parameters() if p.requires_grad and id(p) not in taken], config)
+        return cls(matrices, rest, config, torch.bfloat16 if fast_bf16 else torch.float32) if matrices else rest
+
+    def __init__(self, matrices: Iterable[MatrixParts], rest: AdamW, config: OptimConfig, iterate_in: torch.dtype) -> None:
+        by_shape: dict[tuple[int, int], list[Tensor]] = {}
+        for weight, parts in matrices:
+            rows = weight.numel() // weight.shape[-1] // parts
+            by_shape.setdefault((rows, weight.shape[-1]), []).append(weight)
+        self._stacks: list[_Stack] = []
+        for (rows, columns), weights in by_shape.items():
+            counts = [weight.numel() // (rows * columns) for weight in weights]
+            self._stacks.append(_Stack(weights, counts, torch.zeros(sum(counts), rows, columns, device=weights[0].device)))
+        self._rest, self._config, self._iterate_in = rest, config, iterate_in
 
     @property
     def state_bytes(self) -> int:
-        """Bytes of the momenta."""
-        return sum(momentum.nbytes for momentum in self._momenta)
+        return sum(stack.momentum.nbytes for stack in self._stacks) + self._rest.state_bytes
 
     @torch.no_grad()
     def step(self, factor: float, found_inf: Tensor | None = None) -> None:
-        """Move every matrix; see `Optimizer.step`."""
         lr, mu = self._config.muon_lr * factor, self._config.muon_momentum
-        for (weights, (rows, columns)), counts, momentum in zip(self._groups, self._counts, self._momenta, strict=True):
+        for weights, counts, momentum in self._stacks:
+            rows, columns = momentum.shape[1:]
             gradient = torch.cat([_gradient(w).reshape(-1, rows, columns) for w in weights]).float()  # (N, rows, columns)
             if found_inf is not None:  # a refused step leaves the momentum and the weights as they were
                 gradient = torch.where(found_inf.bool(), momentum, gradient)
@@ -156,51 +171,21 @@ class Muon:
             pieces = torch.split(update.to(weights[0].dtype), counts)
             pieces = tuple(u.reshape(w.shape) for u, w in zip(pieces, weights, strict=True))
             torch._foreach_add_(weights, pieces, alpha=-scale)
+        self._rest.step(factor, found_inf)
 
     def state_tensors(self) -> dict[str, Tensor]:
-        return {f"muon.{i}": momentum for i, momentum in enumerate(self._momenta)}
+        return {f"muon.{i}": stack.momentum for i, stack in enumerate(self._stacks)} | self._rest.state_tensors()
 
     def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        for i, momentum in enumerate(self._momenta):
-            if tensors[f"muon.{i}"].shape != momentum.shape:  # copy_ would broadcast
+        for i, stack in enumerate(self._stacks):
+            if tensors[f"muon.{i}"].shape != stack.momentum.shape:  # copy_ would broadcast
                 raise ValueError(f"Muon's momentum {i} has another shape")
-            momentum.copy_(tensors[f"muon.{i}"])
-
-
-class MuonAndAdamW:
-    """Muon on the matrices inside the blocks; AdamW, without decay, on embeddings, head, gains and router."""
-
-    shards: ClassVar = False  # what is orthogonalised is a whole matrix
-
-    @classmethod
-    def of(cls, model: nn.Module, config: OptimConfig, *, fast_bf16: bool) -> Optimizer:
-        """AdamW alone for a model without such matrices; `fast_bf16` lets Muon iterate in bfloat16."""
-        matrices = [m for m in model.matrices() if m.weight.requires_grad]  # type: ignore[operator]
-        taken = {id(m.weight) for m in matrices}
-        rest = AdamW([], [p for p in model.parameters() if p.requires_grad and id(p) not in taken], config)
-        return cls(Muon(matrices, config, torch.bfloat16 if fast_bf16 else torch.float32), rest) if matrices else rest
-
-    def __init__(self, matrices: Muon, rest: AdamW) -> None:
-        self._both = (matrices, rest)
-
-    @property
-    def state_bytes(self) -> int:
-        return sum(optimizer.state_bytes for optimizer in self._both)
-
-    def step(self, factor: float, found_inf: Tensor | None = None) -> None:
-        for optimizer in self._both:
-            optimizer.step(factor, found_inf)
-
-    def state_tensors(self) -> dict[str, Tensor]:
-        return {name: value for optimizer in self._both for name, value in optimizer.state_tensors().items()}
-
-    def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        for optimizer in self._both:
-            optimizer.load_state_tensors(tensors)
+            stack.momentum.copy_(tensors[f"muon.{i}"])
+        self._rest.load_state_tensors(tensors)
 
 
 def orthogonalise(matrices: Tensor, iterate_in: torch.dtype = torch.float32) -> Tensor:
-    """About U Vᵀ of each matrix U S Vᵀ in a batch (N, rows, columns), by a Newton–Schulz iteration of matrix products alone."""
+    """Approximately U Vᵀ for each matrix U S Vᵀ in a batch (N, rows, columns), by a Newton–Schulz iteration: matrix products only."""
     a, b, c = _QUINTIC
     x = matrices.to(iterate_in)
     tall = x.shape[1] > x.shape[2]

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from minigpt_cli.errors import UsageError
 from minigpt_cli.runstore.store import check_name
-from minigpt_cli.training.sweeps import Axis, Space, Study, Trial, grid, group_name, parse_axis, parse_space, run_name
+from minigpt_cli.training.sweeps import Space, Study, Trial, grid, group_name, parse_choices, parse_space, run_name
 
 
 def test_grid_is_every_combination_once_with_every_seed() -> None:
-    trials = grid([parse_axis("lr=1e-4,3e-4"), parse_axis("dropout=0.1,0.2")], range(5, 8))
+    trials = grid([parse_choices("lr=1e-4,3e-4"), parse_choices("dropout=0.1,0.2")], range(5, 8))
     assert len(trials) == len({trial.name for trial in trials}) == 12
     assert {tuple(trial.settings.values()) for trial in trials} == {
         (lr, dropout, seed) for lr in ("1e-4", "3e-4") for dropout in ("0.1", "0.2") for seed in ("5", "6", "7")
@@ -25,18 +25,18 @@ def test_grid_is_every_combination_once_with_every_seed() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "lr", "lr=", "=1", "lr=,", " =1"])
-def test_axis_without_setting_or_values_is_refused(text: str) -> None:
+def test_a_sweep_without_setting_or_values_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="--sweep"):
-        parse_axis(text)
+        parse_choices(text)
 
 
 def test_setting_named_twice_is_refused() -> None:
     with pytest.raises(UsageError, match="lr twice"):
-        grid([Axis("lr", ("1",)), Axis("lr", ("2",))], [1])
+        grid([Space("lr", choices=("1",)), Space("lr", choices=("2",))], [1])
     with pytest.raises(UsageError, match="both vary the seed"):
-        grid([Axis("seed", ("1", "2"))], [1, 2])
+        grid([Space("seed", choices=("1", "2"))], [1, 2])
     with pytest.raises(UsageError, match="more than"):
-        grid([Axis("lr", tuple(map(str, range(200)))), Axis("beta1", tuple(map(str, range(200))))], [1])
+        grid([Space("lr", choices=tuple(map(str, range(200)))), Space("beta1", choices=tuple(map(str, range(200))))], [1])
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_space_is_read_as_written(text: str, space: Space) -> None:
 
 
 @pytest.mark.parametrize("text", ["lr", "lr=", "lr=2..1", "lr=0..1:log", "lr=nan..1", "lr=a..b", "=1..2"])
-def test_space_that_is_none_is_refused(text: str) -> None:
+def test_a_malformed_range_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="--search"):
         parse_space(text)
 
