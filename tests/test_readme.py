@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from harness import samples
 from typer.main import get_command
 
 from minigpt_cli import cli
@@ -33,7 +34,7 @@ TINY = {
 STAND_INS = {"tinyshakespeare": "./tinyshakespeare", "400": "4", "800": "6"}  # a text that needs no network; fewer steps
 LATER = {"--serve", "-i", "--search", "watch", "--log"}  # these wait for somebody, or need an extra
 EXTRAS = {"--quantize-base": "torchao", "gguf": "gguf"}  # run where the extra is installed
-ELSEWHERE = {"pip", "pytest", "torchrun", "llama-cli", "ollama", "tensorboard", "cd", "curl", "export", "git"}
+ELSEWHERE = {"cat", "pip", "pytest", "torchrun", "llama-cli", "ollama", "tensorboard", "cd", "curl", "export", "git"}
 
 
 def commands() -> list[str]:
@@ -98,8 +99,15 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.setenv(f"MINIGPT_{name}", str(value))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     text = "".join(f"{string.ascii_letters}?. ROMEO: Once upon {i * i % 97} days to be,\nor not: {i % 7}!\n" for i in range(80))
-    for name in ("tinyshakespeare", "notes.txt", "sonnets.txt"):
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "poems").mkdir()
+    for name in ("tinyshakespeare", "notes.txt", "sonnets.txt", "notes/first.md"):
         (tmp_path / name).write_text(text)
+    (tmp_path / "names.txt").write_text("".join(f"{first}{last}\n" for first in ("Emma", "Ada", "Olivia") for last in string.ascii_letters))
+    (tmp_path / "poems" / "first.json").write_text(json.dumps([{"title": f"{i}", "paragraphs": [text[i:], text[:i]]} for i in range(30)]))
+    (tmp_path / "old.txt").write_bytes("Das Mädchen geht über die Brücke. ".encode("cp1252") * 50)
+    (tmp_path / "letters.jsonl").write_bytes(samples.jsonl([{"text": text[i:]} for i in range(20)]))
+    (tmp_path / "book.epub").write_bytes(samples.epub({"page.xhtml": text}))
     rows = [{"prompt": f"{i}?", "completion": "Four."} for i in range(200)]
     (tmp_path / "chats.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return tmp_path
@@ -121,7 +129,11 @@ def test_the_commands_run_in_their_order(desk: Path, capfd: pytest.CaptureFixtur
             parsed(words[words.index("minigpt_cli") + 1 :])
         elif words[0] != "minigpt":
             assert words[0] in ELSEWHERE, line
-        elif LATER & set(words) or any(flag in words and find_spec(module) is None for flag, module in EXTRAS.items()):
+        elif (
+            LATER & set(words)
+            or any(word.startswith(("https:", "hf:")) for word in words)
+            or any(flag in words and find_spec(module) is None for flag, module in EXTRAS.items())
+        ):
             parsed(words[1:])
         else:
             words = [STAND_INS.get(word, word) for word in words]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import sys
 from pathlib import Path
@@ -10,10 +12,13 @@ from typing import Any
 import pytest
 from harness import samples
 from harness.samples import SAMPLES, TEXTS
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from minigpt_cli import registry
 from minigpt_cli.config import DataConfig
-from minigpt_cli.data.sources.contract import Source
+from minigpt_cli.data.sources import decoding
+from minigpt_cli.data.sources.contract import NotText, Source
 from minigpt_cli.data.sources.detect import kind_of, kinds
 from minigpt_cli.data.sources.files import File
 from minigpt_cli.data.sources.open_source import open_source
@@ -140,6 +145,36 @@ def test_a_page_deeper_than_python_can_recurse_is_read() -> None:
 def test_a_book_is_read_in_the_order_of_its_spine_with_the_entities_of_html() -> None:
     pages = {"b.xhtml": "caf&eacute;&nbsp;&amp; &lt;x&gt;", "a.xhtml": "second<script src='x'/><i> word</i>"}
     assert texts("a.epub", samples.epub(pages)) == ["caf\u00e9\u00a0& <x>\n\nsecond word"]
+
+
+TEXT = st.text(alphabet=st.characters(codec="utf-8"), max_size=30)
+
+
+@given(st.lists(TEXT, min_size=1, max_size=5), st.sampled_from(["a.jsonl", "a.json", "a.csv", "a.tsv", "a.parquet"]))
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_texts_are_read_back_from_rows(rows: list[str], name: str) -> None:
+    table = io.StringIO()
+    csv.writer(table, delimiter="\t" if name == "a.tsv" else ",").writerows([["id", "text"], *enumerate(rows)])
+    content = {
+        "a.jsonl": samples.jsonl([{"text": row} for row in rows]),
+        "a.json": json.dumps(rows).encode(),
+        "a.parquet": samples.parquet({"text": list(rows)}),
+    }.get(name, table.getvalue().encode())
+    try:
+        assert texts(name, content) == [row for row in rows if row]
+    except NotText:
+        assert sum(row.count("\0") for row in rows) > 0  # mostly NULs
+
+
+@given(st.lists(st.text(alphabet=st.characters(codec="utf-8", exclude_characters="\r\n"), max_size=20), max_size=6), st.integers(1, 9))
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_lines_are_read_back_wherever_blocks_end(rows: list[str], block: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decoding, "BLOCK", block)
+        try:
+            assert texts("a.txt", "\n".join(rows).encode(), documents="lines") == [row for row in rows if row]
+        except NotText:
+            assert sum(row.count("\0") for row in rows) > 0
 
 
 # What a document is
