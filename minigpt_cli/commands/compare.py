@@ -1,4 +1,4 @@
-"""minigpt compare: which of several runs, or recipes, is really better, by how much, and where. No torch unless a model must be run."""
+"""minigpt compare: which of several runs, or recipes, is really better, by how much, and where. No torch unless a model must run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 
 from minigpt_cli.commands.config_fields import READING
 from minigpt_cli.commands.config_flags import with_settings
-from minigpt_cli.commands.evaluate import device_chooser, target_of
+from minigpt_cli.commands.evaluate import device_chooser, target_of, text_of
 from minigpt_cli.commands.options import CheckpointOption, JsonFlag, MarkdownFlag, RunArguments, RunsDir, complete_source, option, switch
 from minigpt_cli.commands.plot import X_FIELDS
 from minigpt_cli.commands.run_fields import differences, shown_differences
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _SAMPLE_TOKENS = 300
 
 Groups = Sequence[tuple[str, Sequence[Run]]]
-"""The sides: a name and its runs each."""
+"""The sides of a comparison: each has a name and its runs."""
 
 
 @with_settings(only=READING)
@@ -66,7 +66,7 @@ def compare(
     are kept, so a second time no model is loaded.
     """
     if md and json:
-        raise UsageError("--md and --json exclude each other: choose one")
+        raise UsageError("--md and --json cannot be used together: choose one")
     if plot is not None and plot.suffix.lower() not in (".png", ".svg", ".html"):
         raise UsageError(f"--plot {plot} does not end in .png, .svg or .html: choose one")
     from minigpt_cli.display.comparison import Compared, print_comparison, print_comparison_markdown
@@ -83,7 +83,7 @@ def compare(
     differing = differences([runs for _, runs in groups])
     text = sides[0].scores[0].text.decode()
     found = Compared(
-        text=_text_of(groups, sides, target),
+        text=_scored_text(groups, sides, target),
         sides=sides,
         costs=[(runs[0].record.n_params, sum(run.record.elapsed_s for run in runs) / len(runs)) for _, runs in groups],
         pairs=compare_pairs(sides),
@@ -129,16 +129,14 @@ def _scored(groups: Groups, target: Target, ckpt: str, stride: int, device: str)
     return sides
 
 
-def _text_of(groups: Groups, sides: Sequence[Side], target: Target) -> str:
-    """Which text was scored, in words."""
-    corpus, score = groups[0][1][0].record.corpus, sides[0].scores[0]
-    split = {"val": "validation", "test": "test", "train": "training"}[target.split]
-    name = target.label or f"{split} split of {corpus.label if corpus else 'their text'}"
+def _scored_text(groups: Groups, sides: Sequence[Side], target: Target) -> str:
+    """The text that was scored, with its size and hash."""
+    name, score = text_of(groups[0][1][0], target), sides[0].scores[0]
     return f"{name}{format.parts_alone(score.n_answers, score.n_documents)}: {score.n_chars:,} characters, sha256 {score.text_sha256[:12]}"
 
 
 def _curves(groups: Groups, x: str) -> list[Curve]:
-    """Validation curves in nats per character: a run's own, or the mean of a recipe's seeds where all have been evaluated."""
+    """Validation curves in nats per character: of a run, or the mean over the seeds of a recipe for the steps that all have."""
     import numpy as np
 
     from minigpt_cli.display.charts import Curve, curve_of
@@ -171,7 +169,7 @@ def _write_plot(path: Path, found: Compared, *, dark: bool) -> None:
 
 
 def _samples(groups: Groups, prompt: str, ckpt: str, seed: int) -> list[tuple[str, str]]:
-    """What the first run of each side writes after the prompt, with the same seed; what it answers, if it learned conversations."""
+    """The text that the first run of each side writes after the prompt, with the same seed; its answer if it was trained on chats."""
     from minigpt_cli.commands.generate import question
     from minigpt_cli.data.chat import learned_chats
     from minigpt_cli.generation.engine import Request
@@ -187,7 +185,7 @@ def _samples(groups: Groups, prompt: str, ckpt: str, seed: int) -> list[tuple[st
 
 
 def _document(found: Compared, groups: Groups, differences: dict[str, list[Any]]) -> dict[str, Any]:
-    """The document, with the settings that differ by name. `p_value` is adjusted for the number of pairs, which the verdict rests on."""
+    """The JSON document. `p_value` is adjusted for the number of pairs, and the verdict depends on it."""
     score = found.sides[0].scores[0]
     document: dict[str, Any] = {
         "text_sha256": score.text_sha256,

@@ -1,4 +1,4 @@
-"""Where a setting gets its value: layers, each over the one before: defaults < preset < config file < MINIGPT_<FIELD> < flags."""
+"""The sources of settings, each overrides the ones before: defaults < preset < config file < MINIGPT_<FIELD> < flags."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _FILE_LIMIT = 1 << 14  # bytes of a --config file; presets have two thousand, an
 
 @dataclass(frozen=True)
 class Resolved:
-    """A configuration, and where each of its settings came from."""
+    """A configuration and the source of each of its settings."""
 
     config: RunConfig
     sources: dict[str, str]  # setting → "default", "preset p1_base", "file.toml", "MINIGPT_LR", "--lr"
-    explicit: dict[str, Any]  # what any layer above the defaults set, as given
+    explicit: dict[str, Any]  # settings that do not come from the defaults, as given
     notices: list[str] = field(default_factory=list)
     preset: str | None = None
 
@@ -35,7 +35,7 @@ class Resolved:
 class _Layer:
     label: str
     values: dict[str, Any]
-    chosen: bool  # whether it was written for this very command line, so that an inapplicable setting in it is a mistake
+    strict: bool  # whether a setting of another architecture in it is an error
 
     def source(self, name: str) -> str:
         return {"flags": settings()[name].flag, "environment": settings()[name].variable}.get(self.label, self.label)
@@ -47,23 +47,23 @@ def resolve(
     preset: str | None = None,
     file: Path | None = None,
     environment: Mapping[str, str] | None = None,
-    beneath: tuple[str, Mapping[str, Any]] | None = None,
+    of_weights: tuple[str, Mapping[str, Any]] | None = None,
 ) -> Resolved:
-    """Lay the layers over each other and check the result. Raises UsageError, one line that names the flag, variable or file.
+    """Merge all sources and check the result. Raises UsageError, one line that names the flag, variable or file.
 
-    `beneath` is a label and settings just over the defaults: those of weights that a run begins from.
+    `of_weights` is the label and the settings of start weights; they override the defaults only.
     """
     environment = os.environ if environment is None else environment
     layers = [
-        _Layer(beneath[0], dict(beneath[1]), chosen=False) if beneath else None,
-        _Layer(f"preset {preset}", flatten(read_preset(preset), f"preset {preset}"), chosen=False) if preset else None,
-        _Layer(str(file), flatten(read_settings_file(file), str(file)), chosen=False) if file else None,
+        _Layer(of_weights[0], dict(of_weights[1]), strict=False) if of_weights else None,
+        _Layer(f"preset {preset}", flatten(read_preset(preset), f"preset {preset}"), strict=False) if preset else None,
+        _Layer(str(file), flatten(read_settings_file(file), str(file)), strict=False) if file else None,
         _Layer(
             "environment",
             {s.name: environment[s.variable] for s in settings().values() if s.is_typed and environment.get(s.variable)},
-            chosen=True,
+            strict=True,
         ),
-        _Layer("flags", dict(flags), chosen=True),
+        _Layer("flags", dict(flags), strict=True),
     ]
     return _merge([layer for layer in layers if layer], preset)
 
@@ -72,7 +72,7 @@ def override(saved: RunConfig, flags: Mapping[str, Any]) -> RunConfig:
     """A saved configuration with some settings changed by flags. Raises UsageError for a flag of another architecture."""
     tree = saved.model_dump(mode="json")
     return _merge(
-        [_Layer("the saved configuration", flatten(tree, "config.json"), chosen=True), _Layer("flags", dict(flags), chosen=True)], None
+        [_Layer("the saved configuration", flatten(tree, "config.json"), strict=True), _Layer("flags", dict(flags), strict=True)], None
     ).config
 
 
@@ -85,7 +85,7 @@ def _merge(layers: list[_Layer], preset: str | None) -> Resolved:
     notices = []
     for layer in layers:
         foreign = [name for name in layer.values if settings()[name].section == "model" and arch not in settings()[name].fields]
-        if foreign and (layer.chosen or "arch" not in layer.values):
+        if foreign and (layer.strict or "arch" not in layer.values):
             _refuse_foreign(foreign[0], layer, arch)
         if foreign:
             notices.append(f"{layer.label} is for {layer.values['arch']}; {arch} has no {', '.join(foreign)}, left out")
@@ -99,8 +99,8 @@ def _merge(layers: list[_Layer], preset: str | None) -> Resolved:
 
 def _refuse_foreign(name: str, layer: _Layer, arch: str) -> None:
     owners = settings()[name].fields
-    where = f"{layer.source(name)} belongs to --arch {' and '.join(owners)}"
-    raise UsageError(f"{where}, and this run is --arch {arch}: leave out {name} or change --arch")
+    message = f"{layer.source(name)} belongs to --arch {' and '.join(owners)}"
+    raise UsageError(f"{message}, and this run is --arch {arch}: leave out {name} or change --arch")
 
 
 def _validate(values: Mapping[str, Any], sources: Mapping[str, str]) -> RunConfig:
@@ -115,7 +115,7 @@ def _validate(values: Mapping[str, Any], sources: Mapping[str, str]) -> RunConfi
 
 
 def _complaint(problem: Any, sources: Mapping[str, str]) -> str:
-    """pydantic's finding as a few words that begin with what the person wrote."""
+    """An error of pydantic as a short message that begins with the flag."""
     message = str(problem["msg"]).removeprefix("Value error, ").removeprefix("Input ")
     name = next((part for part in reversed(problem["loc"]) if part in settings()), None)
     if name is None:  # a check across fields; its message names the flags
@@ -126,12 +126,12 @@ def _complaint(problem: Any, sources: Mapping[str, str]) -> str:
 
 
 def read_settings_file(path: Path) -> dict[str, Any]:
-    """What a TOML file, or a run's config.json, holds. Raises UsageError if it cannot be read."""
+    """The content of a TOML file or of a run's config.json. Raises UsageError if it cannot be read."""
     try:
         with path.open("rb") as file:
             data = file.read(_FILE_LIMIT + 1)
         if len(data) > _FILE_LIMIT:
-            raise UsageError(f"--config {path} has more than {_FILE_LIMIT:,} bytes: it is no file of settings")
+            raise UsageError(f"--config {path} has more than {_FILE_LIMIT:,} bytes: it is not a file of settings")
         return parse_json(data, f"--config {path}") if path.suffix == ".json" else tomllib.loads(data.decode("utf-8"))
     except FileNotFoundError:
         raise UsageError(f"--config {path}: no such file") from None
@@ -141,14 +141,14 @@ def read_settings_file(path: Path) -> dict[str, Any]:
         raise UsageError(f"--config {path} is not UTF-8 text (byte {error.start})") from None
     except RunDamaged as error:
         raise UsageError(str(error)) from None
-    except (ValueError, RecursionError) as error:  # what tomllib refuses, and a number of more digits than Python converts
+    except (ValueError, RecursionError) as error:  # invalid TOML, or a number with more digits than Python converts
         raise UsageError(f"--config {path}: {error}") from None
 
 
 def flatten(tree: Any, label: str) -> dict[str, Any]:
-    """Settings of a TOML tree, which may group them by section or not. Raises UsageError for a key that is none."""
+    """Settings by name from a TOML tree with or without sections. Raises UsageError for an unknown key."""
     if not isinstance(tree, dict):
-        raise UsageError(f"{label} holds no table of settings")
+        raise UsageError(f"{label} is not a table of settings")
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if key == "schema_version":
@@ -164,13 +164,11 @@ def flatten(tree: Any, label: str) -> dict[str, Any]:
 
 def layer_lines(resolved: Resolved) -> list[tuple[str, str, str, str]]:
     """Section, setting, value and source of every setting, in the order of config.py."""
-    config = resolved.config
-    rows = []
-    for name, setting in settings().items():
-        if name not in resolved.sources:
-            continue
-        rows.append((PANELS[setting.section], name, show_value(setting.value_in(config)), resolved.sources[name]))
-    return rows
+    return [
+        (PANELS[setting.section], name, show_value(setting.value_in(resolved.config)), resolved.sources[name])
+        for name, setting in settings().items()
+        if name in resolved.sources
+    ]
 
 
 def differing_from_defaults(config: RunConfig) -> list[tuple[str, str]]:

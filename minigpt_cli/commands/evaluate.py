@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -13,16 +14,15 @@ from minigpt_cli.commands.config_sources import resolve
 from minigpt_cli.commands.options import CheckpointOption, JsonFlag, OptionalRun, RunsDir, complete_source, option, switch
 from minigpt_cli.display import console
 from minigpt_cli.errors import UsageError
-from minigpt_cli.runstore.store import RunStore
+from minigpt_cli.runstore.store import Run, RunStore
 
 if TYPE_CHECKING:
     from minigpt_cli.evaluation.baselines import Baselines
     from minigpt_cli.evaluation.eval_target import Target
     from minigpt_cli.evaluation.evaluate_run import Evaluation
     from minigpt_cli.evaluation.overfitting import Memorisation
-    from minigpt_cli.runstore.store import Run
 
-_NUMBERS = ("nats_per_token", "nats_per_char", "bits_per_byte", "perplexity", "n_tokens", "n_chars", "n_bytes")  # of a score
+_SCORE_FIELDS = ("nats_per_token", "nats_per_char", "bits_per_byte", "perplexity", "n_tokens", "n_chars", "n_bytes")
 _ONE = "Print this one number alone"
 
 
@@ -62,54 +62,56 @@ def evaluate(
     if len(wanted) + json > 1:
         raise UsageError(f"--{wanted[0].replace('_', '-')} prints one number alone: leave out the other kinds of output")
     if memorisation and wanted:
-        raise UsageError(f"--memorisation does not go with --{wanted[0].replace('_', '-')}: choose one")
+        raise UsageError(f"--memorisation and --{wanted[0].replace('_', '-')} cannot be used together: choose one")
     store = RunStore(runs_dir)
     chosen = store.find(run or "latest")
     ckpt = chosen.checkpoint or ckpt
     if chosen.name != run:
         console.notice(f"scoring {chosen.name}" + (f" ({run})" if run else ", the newest run"))
-    target = target_of(split, data, settings)
-    found = _scored(chosen, target, ckpt, stride, device, fresh)
+    from minigpt_cli.evaluation.evaluate_run import baselines_of, evaluate_run
+
+    target, choose = target_of(split, data, settings), device_chooser(device)
+    found = evaluate_run(chosen, target, ckpt=ckpt, stride=stride, device=choose, fresh=fresh)
+    for notice in found.notices:
+        console.warn(notice)
     if wanted:
         console.write(f"{getattr(found.score, wanted[0]):.6f}")
         return
-    copied = _memorisation(chosen, ckpt, device) if memorisation else None
-    from minigpt_cli.evaluation.evaluate_run import baselines_of
+    copied = None
+    if memorisation:
+        from minigpt_cli.evaluation import overfitting
 
+        copied = overfitting.memorisation(chosen, ckpt=ckpt, device=choose)
     own_training_text = target.text is None and target.split == "train"
     baselines = None if own_training_text else baselines_of(found.run, found.score)
     (_write_json if json else _print)(found, target, baselines, copied, stride)
 
 
 def target_of(split: Literal["val", "test", "train"], data: str | None, reading: dict[str, Any]) -> Target:
-    """What to score: a split of the run's text, or a text of its own. Raises UsageError if both are named."""
+    """The text to score: a split of the run's own text, or another text. Raises UsageError if both are named."""
     from minigpt_cli.evaluation.eval_target import Target
+    from minigpt_cli.evaluation.evaluate_run import read_text
 
     if data is None and reading:
-        raise UsageError(f"--{next(iter(reading)).replace('_', '-')} says how a text is read: name the text with --data")
+        raise UsageError(f"--{next(iter(reading)).replace('_', '-')} says how to read a text: name the text with --data")
     if data is None:
         return Target(split)
     if split != "val":
-        raise UsageError(f"--data scores a text of its own and --split {split} a split of the run's: choose one")
-    from minigpt_cli.evaluation.evaluate_run import read_text
-
+        raise UsageError(f"--data scores another text, and --split {split} a split of the run's own text: choose one")
     target = read_text(data, resolve(reading).config.data)
     for notice in target.notices:
         console.notice(notice)
     return target
 
 
-def _scored(run: Run, target: Target, ckpt: str, stride: int, device: str, fresh: bool) -> Evaluation:
-    from minigpt_cli.evaluation.evaluate_run import evaluate_run
-
-    found = evaluate_run(run, target, ckpt=ckpt, stride=stride, device=device_chooser(device), fresh=fresh)
-    for notice in found.notices:
-        console.warn(notice)
-    return found
+def text_of(run: Run, target: Target) -> str:
+    """The name of the text that is scored."""
+    split = {"val": "validation", "test": "test", "train": "training"}[target.split]
+    return target.label or f"{split} split of {run.record.corpus.label if run.record.corpus else 'its text'}"
 
 
 def device_chooser(device: str) -> Callable[[], str]:
-    """Which device, asked only when a model is run: choosing imports torch."""
+    """A function that chooses the device. Only called before a model runs, since choosing imports torch."""
 
     def choose() -> str:
         from minigpt_cli.training.planner import choose_device
@@ -119,19 +121,10 @@ def device_chooser(device: str) -> Callable[[], str]:
     return choose
 
 
-def _memorisation(run: Run, ckpt: str, device: str) -> Memorisation:
-    from minigpt_cli.evaluation.overfitting import memorisation
-
-    return memorisation(run, ckpt=ckpt, device=device_chooser(device))
-
-
 def _print(found: Evaluation, target: Target, baselines: Baselines | None, copied: Memorisation | None, stride: int) -> None:
     from minigpt_cli.display.evaluation import print_evaluation, print_memorisation, print_test_gap
 
-    corpus = found.run.record.corpus
-    names = {"val": "validation", "test": "test", "train": "training"}
-    what = target.label or f"{names[target.split]} split of {corpus.label if corpus else 'its text'}"
-    print_evaluation(found, what, baselines, stride=stride)
+    print_evaluation(found, text_of(found.run, target), baselines, stride=stride)
     best = found.run.record.best
     if target.text is None and target.split == "test" and best is not None:
         print_test_gap(best.nats_per_char, found.score.nats_per_char)
@@ -140,8 +133,6 @@ def _print(found: Evaluation, target: Target, baselines: Baselines | None, copie
 
 
 def _write_json(found: Evaluation, target: Target, baselines: Baselines | None, copied: Memorisation | None, stride: int) -> None:
-    from dataclasses import asdict
-
     score, best = found.score, found.run.record.best
     document: dict[str, Any] = {
         "run": found.run.name,
@@ -153,7 +144,7 @@ def _write_json(found: Evaluation, target: Target, baselines: Baselines | None, 
         "n_documents": score.n_documents,
         "nats_per_char_without_ends": score.nats_per_char_without_ends,
         "stride": stride,
-        **{name: getattr(score, name) for name in _NUMBERS},
+        **{name: getattr(score, name) for name in _SCORE_FIELDS},
         "ci95": {"nats_per_char": list(score.ci95)},
         "baselines": None if baselines is None else asdict(baselines),
     }

@@ -1,4 +1,4 @@
-"""--init-from: the settings, the tokenizer and the weights that a run takes over from another model."""
+"""--init-from: the settings, the tokenizer and the weights that a run takes from another model."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Origin:
     partial: bool = False
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """To another process it goes without what was read."""
+        """Another process gets the name only, and reads the model itself."""
         return Origin, (self.what, self.store, self.partial)
 
     @cached_property
@@ -41,19 +41,18 @@ class Origin:
         return open_source(self.what, self.store)
 
     def settings(self) -> dict[str, Any]:
-        """The settings that it brings, which presets, files and flags may change: its sizes, and its tokenizer."""
+        """Its sizes and its tokenizer. Presets, files and flags override them."""
         from minigpt_cli.interchange.initialise import model_settings
 
-        source = self.source
-        tokenizer = {"tokenizer": str(source.tokenizer_file)} if source.tokenizer_file else {}
-        return model_settings(source) | tokenizer
+        file = self.source.tokenizer_file
+        return model_settings(self.source) | ({"tokenizer": str(file)} if file else {})
 
     def base(self) -> Base:
-        """How the run's record names it."""
+        """Its name and hash for the run's record."""
         return Base(run=self.source.label, sha256=self.source.sha256)
 
     def check(self, config: RunConfig) -> None:
-        """Raise UsageError for adapters on weights that may be gone tomorrow."""
+        """Raise UsageError for adapters on weights that are not a run of the same store: such files may be deleted."""
         if config.lora.quantize_base != "off":
             from minigpt_cli.accel.quantized import library
 
@@ -65,7 +64,7 @@ class Origin:
             )
 
     def weights(self, config: RunConfig, tokenizer: Tokenizer) -> StartWeights:
-        """A whole state dict for `config`. Raises UsageError unless it fits, or --partial."""
+        """A complete state dict for `config`. Raises UsageError if the weights do not fit, unless --partial is given."""
         from minigpt_cli.interchange.initialise import initial_weights
         from minigpt_cli.training.state import StartWeights
 
@@ -77,7 +76,7 @@ class Origin:
 
 @contextmanager
 def explained_characters(origin: Origin | None) -> Iterator[None]:
-    """Say what to do about characters in the new text that the tokenizer of --init-from lacks."""
+    """Tell in the error what to do if the tokenizer of --init-from does not know all characters of the new text."""
     try:
         yield
     except UnknownCharacters as error:
@@ -88,7 +87,7 @@ def explained_characters(origin: Origin | None) -> Iterator[None]:
 
 
 def check_adapters(config: RunConfig, origin: Origin | None) -> None:
-    """Raise UsageError for adapters without anything to adapt."""
+    """Raise UsageError for --lora-rank without weights, or for weights that adapters cannot use."""
     if origin is not None:
         origin.check(config)
     elif config.lora.lora_rank:
@@ -96,7 +95,7 @@ def check_adapters(config: RunConfig, origin: Origin | None) -> None:
 
 
 def weights_to_resume(run: Run, point: ResumePoint) -> StartWeights | None:
-    """What a run with adapters adds them to; None for any other run, whose save holds everything."""
+    """The frozen weights of a run with adapters; None for any other run, whose save is complete."""
     if not point.config.lora.lora_rank:
         return None
     from minigpt_cli.checkpoints import frozen_weights

@@ -1,4 +1,4 @@
-"""minigpt runs export and import: to and from other programs' formats."""
+"""minigpt runs export and import: formats of other programs."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def export(
       minigpt runs export top --format gguf --out gg   for llama.cpp and Ollama
       minigpt runs export top --format gguf --dtype q8_0 --out small
 
-    Writes a run as a folder that other programs open, with a model card. A setting that the format cannot express is refused by
-    name before anything is written.
+    Writes a run as a folder that other programs open, with a model card. A setting that the format cannot express is an error that
+    names the setting, before anything is written.
     """
     write = registry.load("export format", format)
     from minigpt_cli import checkpoints
@@ -62,9 +62,9 @@ def import_run(
     source: Annotated[str, typer.Argument(metavar="X", help="A Hugging Face folder, nanoGPT's ckpt.pt, a .pt or .safetensors, a run.")],
     name: Annotated[str | None, option("NAME", "The run's name; default: its architecture and a number.")] = None,
     tokenizer: Annotated[
-        str | None, option("byte|gpt2|FILE", "Its tokenizer, where it does not say.", autocompletion=complete_tokenizer)
+        str | None, option("byte|gpt2|FILE", "Its tokenizer, if the source does not name one.", autocompletion=complete_tokenizer)
     ] = None,
-    partial: Annotated[bool, switch("--partial", "Take what fits; the rest begins as in a new model.")] = False,
+    partial: Annotated[bool, switch("--partial", "Take the tensors that fit; the others start as in a new model.")] = False,
     runs_dir: RunsDir = None,
     json: JsonFlag = False,
     *,
@@ -76,8 +76,8 @@ def import_run(
       minigpt runs import out-shakespeare-char        nanoGPT's, with meta.pkl
       minigpt runs import w.safetensors --arch classic --tokenizer gpt2
 
-    Makes a run from somebody else's weights: GPT-2, Llama, Qwen3, Mixtral, Qwen2-MoE, Qwen3-MoE, nanoGPT. Nothing in a file is
-    executed. Sizes come from the source where it says them; a smaller --block-size cuts learned positions off.
+    Makes a run from the weights of another program: GPT-2, Llama, Qwen3, Mixtral, Qwen2-MoE, Qwen3-MoE, nanoGPT. Nothing in a file is
+    executed. Sizes come from the source if it names them; a smaller --block-size removes the learned positions beyond it.
     """
     if name is not None:
         check_name(name)
@@ -87,11 +87,11 @@ def import_run(
 
     store = RunStore(runs_dir)
     found = open_source(source, store)
-    config = resolve(settings, environment={}, beneath=(found.label, model_settings(found))).config
-    words = _named_tokenizer(tokenizer)
+    config = resolve(settings, environment={}, of_weights=(found.label, model_settings(found))).config
+    own_tokenizer = _named_tokenizer(tokenizer)
     data = config.data.model_copy(update={"tokenizer": tokenizer or (found.tokenizer.name if found.tokenizer else "char")})
     config = config.model_copy(update={"data": data})
-    run, report = import_source(store, found, config, words, new_record(name or "", preset=None), name=name, partial=partial)
+    run, report = import_source(store, found, config, own_tokenizer, new_record(name or "", preset=None), name=name, partial=partial)
     record = run.record
     if json:
         outcome = {"run": run.name, "kind": report.kind, "sha256": report.sha256, "arch": record.arch, "n_params": record.n_params}
@@ -108,7 +108,7 @@ def import_run(
 
 
 def _named_tokenizer(name: str | None) -> Tokenizer | None:
-    """The tokenizer that --tokenizer names, if it needs no text to learn from."""
+    """The tokenizer that --tokenizer names. Raises UsageError for one that is made from a text."""
     if name is None:
         return None
     from minigpt_cli.config import DataConfig

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -19,8 +18,13 @@ if TYPE_CHECKING:
 
 _REPORT_ROWS = 20  # of the leaderboard
 X_FIELDS = {"steps": "step", "tokens": "tokens_seen", "seconds": "elapsed_s"}
-_Y = {"val": "val_loss", "train": "train_loss", "nats-per-char": "nats_per_char", "lr": "lr", "speed": "tokens_per_s"}
-_UNITS = {"val": "nats per token", "train": "nats per token", "nats-per-char": "nats per character", "lr": "", "speed": "tokens per second"}
+_Y = {  # the field of an evaluation, and its name on the axis
+    "val": ("val_loss", "validation loss (nats per token)"),
+    "train": ("train_loss", "training loss (nats per token)"),
+    "nats-per-char": ("nats_per_char", "validation loss (nats per character)"),
+    "lr": ("lr", "learning rate"),
+    "speed": ("tokens_per_s", "speed (tokens per second)"),
+}
 
 
 def plot(
@@ -66,20 +70,12 @@ def plot(
 
 
 def _both_losses(runs: list[Run], y: str) -> bool:
-    """One run shows its training loss beside the validation loss, both in nats per token."""
+    """Whether the training loss is drawn too: for one run, and then both losses are in nats per token."""
     return len(runs) == 1 and y in ("val", "nats-per-char")
 
 
 def _label(runs: list[Run], y: str) -> str:
-    name = {
-        "val": "validation loss",
-        "train": "training loss",
-        "nats-per-char": "validation loss",
-        "lr": "learning rate",
-        "speed": "speed",
-    }[y]
-    name, unit = ("loss", _UNITS["val"]) if _both_losses(runs, y) else (name, _UNITS[y])
-    return f"{name} ({unit})" if unit else name
+    return "loss (nats per token)" if _both_losses(runs, y) else _Y[y][1]
 
 
 def _curves(runs: list[Run], x: str, y: str) -> list[Curve]:
@@ -89,38 +85,40 @@ def _curves(runs: list[Run], x: str, y: str) -> list[Curve]:
     for run in runs:
         events = list(run.metrics())
         both = [("train", "train"), ("validation", "val")] if _both_losses(runs, y) else [(run.name, y)]
-        curves += [curve_of(label, events, _Y[name], X_FIELDS[x]) for label, name in both]
+        curves += [curve_of(label, events, _Y[name][0], X_FIELDS[x]) for label, name in both]
     if not any(curve.xs for curve in curves):
-        raise UsageError(f"nothing to plot: {', '.join(r.name for r in runs)} {'have' if len(runs) > 1 else 'has'} no evaluations yet")
+        raise UsageError(f"nothing to plot: {_no_evaluations(runs)}")
     return curves
 
 
+def _no_evaluations(runs: list[Run]) -> str:
+    return f"{', '.join(run.name for run in runs)} {'have' if len(runs) > 1 else 'has'} no evaluations yet"
+
+
 def _marks(runs: list[Run], x: str, y: str) -> list[tuple[float, float]]:
-    """Where the best validation step of each run lies."""
+    """The point of the best validation step of each run."""
     marks = []
-    name = "val" if _both_losses(runs, y) else y
+    field, _ = _Y["val" if _both_losses(runs, y) else y]
     for run in runs:
         best = next((event for event in reversed(list(run.metrics())) if event.is_best), None)
-        if best is not None and (value := getattr(best, _Y[name])) is not None:
+        if best is not None and (value := getattr(best, field)) is not None:
             marks.append((float(getattr(best, X_FIELDS[x])), float(value)))
     return marks
 
 
-def _write_report(path: Path, runs: Sequence[Run], store: RunStore) -> None:
-    """Write the report of `runs` to `path`. Raises UsageError if they have no evaluations or the folder is not there."""
+def _write_report(path: Path, runs: list[Run], store: RunStore) -> None:
+    """Write the report of `runs` to `path`. Raises UsageError if they have no evaluations or the folder does not exist."""
     from minigpt_cli.commands.config_sources import differing_from_defaults
     from minigpt_cli.commands.leaderboard import ranked
     from minigpt_cli.commands.samples import sample_of
-    from minigpt_cli.display.pages.report import Report, Reported, report_page
+    from minigpt_cli.display.pages.report import Reported, report_page
     from minigpt_cli.storage.atomic_io import write_atomic
 
     if not path.parent.is_dir():
         raise UsageError(f"no folder {path.parent}: make it first")
     reported = [Reported(run.record, list(run.metrics()), differing_from_defaults(run.config), run.status, sample_of(run)) for run in runs]
     if not any(run.evaluations for run in reported):
-        raise UsageError(
-            f"nothing to report: {', '.join(run.name for run in runs)} {'have' if len(runs) > 1 else 'has'} no evaluations yet"
-        )
+        raise UsageError(f"nothing to report: {_no_evaluations(runs)}")
     differing = shown_differences(differences([[run] for run in runs]))
-    write_atomic(path, report_page(Report(reported, ranked(store.runs())[:_REPORT_ROWS], differing)))
+    write_atomic(path, report_page(reported, ranked(store.runs())[:_REPORT_ROWS], differing))
     console.notice(f"wrote {path}")

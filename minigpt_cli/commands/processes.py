@@ -1,6 +1,6 @@
-"""The processes that torchrun starts: the first one does what a person typed, the others take part in what it announces.
+"""The processes that torchrun starts: the first one runs the command, the others take part in the runs that it announces.
 
-What is prepared for a training is prepared here, by the same lines in every process.
+Every process prepares a run with the same code of this module.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Announcement:
-    """What the first process is about to do; small, since the others read the large things from disk."""
+    """The next run of the first process. It is small: the other processes read data and weights from disk."""
 
-    config: RunConfig  # before it is planned
+    config: RunConfig  # before planning
     data: Path  # the folder of the tokens
-    data_key: str  # of the text and settings that made them
+    data_key: str  # hash of the text and the settings that made the tokens
     origin: Origin | None = None
-    base: Base | None = None  # the weights that `origin` has to be
-    resumed: Path | None = None  # the run that goes on
-    files: dict[str, FileRecord] = field(default_factory=dict)  # the save that it goes on from
+    base: Base | None = None  # the expected weights of `origin`
+    resumed: Path | None = None  # the run to resume
+    files: dict[str, FileRecord] = field(default_factory=dict)  # the save to resume from
     dry_run: bool = False  # only plan and measure
 
 
 class Found(NamedTuple):
-    """What a training reads from disk."""
+    """The data and the save that a training reads from disk."""
 
     dataset: Dataset
     point: ResumePoint | None = None
@@ -56,9 +56,9 @@ class Found(NamedTuple):
 def prepared(
     announced: Announcement, world: World, find: Callable[[], Found], begin: Callable[[RunConfig], tuple[Path, Changes | None]]
 ) -> Job:
-    """A training that can begin, in every process the same; or the same end for all. Every process calls this.
+    """A training that is ready to start. Every process calls this, and gets the same job or the same error.
 
-    The first one alone calls `begin` with the planned configuration: it makes the run's folder, or checks what a resumed run changes.
+    Only the first process calls `begin` with the planned configuration: it makes the run's folder, or checks the changes of a resumed run.
     """
     from minigpt_cli.training.planner import resolve
     from minigpt_cli.training.trainer import Job
@@ -82,7 +82,7 @@ def _start_weights(announced: Announcement, config: RunConfig, dataset: Dataset,
 
 @contextmanager
 def together() -> Iterator[World | None]:
-    """The processes that torchrun started, joined; None where this one is alone."""
+    """The joined processes of torchrun; None if this is the only process."""
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield None
         return
@@ -92,13 +92,13 @@ def together() -> Iterator[World | None]:
         with joined() as world:
             yield world
     except PeerLost:
-        if int(os.environ.get("LOCAL_RANK", 0)):  # one process of a machine says it
+        if int(os.environ.get("LOCAL_RANK", 0)):  # only one process of a machine prints the error
             raise typer.Exit(1) from None
         raise
 
 
 def follow(world: World) -> None:
-    """Take part in what the first process announces, until it leaves. Decides nothing, and says only what the first cannot know."""
+    """Take part in the runs that the first process announces, until it leaves. Decides nothing, and prints only errors of this process."""
     from minigpt_cli.training.distributed import Cancelled
 
     signal_number = None
@@ -106,14 +106,14 @@ def follow(world: World) -> None:
         for announced in world.announcements():
             with suppress(Cancelled):
                 signal_number = _take_part(announced, world)
-    except Interrupted as error:  # torchrun sees this process end, and asks the others to
+    except Interrupted as error:  # torchrun sees this process end, and stops the others
         raise typer.Exit(error.exit_code) from None
-    if signal_number is not None:  # every process ends as the first does
+    if signal_number is not None:  # every process exits with the same code as the first
         raise typer.Exit(128 + signal_number)
 
 
 def _take_part(announced: Announcement, world: World) -> int | None:
-    """What the first process does, without deciding anything; the signal that ended the run."""
+    """Do the same steps as the first process without any decision. Returns the signal that ended the run."""
     from minigpt_cli.training.planner import dry_run
     from minigpt_cli.training.trainer import fit
 
@@ -122,7 +122,9 @@ def _take_part(announced: Announcement, world: World) -> int | None:
         return None
     number = None
     with StopSignals() as signals:
-        job = prepared(announced, world, lambda: _found(announced), lambda config: (announced.data, None))  # the first one says which
+        job = prepared(
+            announced, world, lambda: _found(announced), lambda config: (announced.data, None)
+        )  # the first process chooses the folder
         signals.wait_for_save(lambda message: None)
         for event in fit(job, signals.poll):
             number = event.stop_reason.signal_number if isinstance(event, Stopped) else None
@@ -132,7 +134,7 @@ def _take_part(announced: Announcement, world: World) -> int | None:
 
 
 def _found(announced: Announcement) -> Found:
-    """What the first process announced, as this one finds it on disk."""
+    """The announced data and save, read from the disk of this process."""
     from minigpt_cli import checkpoints
     from minigpt_cli.data.dataset import open_dataset
 

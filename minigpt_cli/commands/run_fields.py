@@ -1,13 +1,14 @@
-"""A run as a flat set of named fields: what --where, --sort and the tables read. No torch."""
+"""The fields of a run by name, for --where, --sort and the tables. No torch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from minigpt_cli.display import console
 from minigpt_cli.errors import MiniGPTError, RunDamaged, UsageError, unknown_name
-from minigpt_cli.runstore.store import DamagedRun, Run, RunStore
+from minigpt_cli.runstore.store import Annotations, DamagedRun, Run, RunStore
 
 if TYPE_CHECKING:
     from minigpt_cli.display.tables import Form
@@ -21,7 +22,7 @@ _LISTED = (
     "run", "status", "arch", "tokenizer", "corpus", "nats_per_char", "ci95", "val_loss", "best_step", "stop_step", "stop_reason",
     "n_params", "n_active_params", "tokens_seen", "elapsed_s", "created_at", "preset", "group", "text_sha256",
 )  # fmt: skip
-_WARNINGS = 5  # lines about single runs, where hundreds may be damaged
+_WARNINGS = 5  # at most so many lines about single runs: hundreds may be damaged
 _OF_BEST = {"nats_per_char": "nats_per_char", "val_loss": "nats_per_token", "best_step": "step", "ci95": "ci95"}
 
 
@@ -33,61 +34,42 @@ def field_names() -> list[str]:
     return list(dict.fromkeys([*own, *settings()]))
 
 
-class RunFields(Mapping[str, Any]):
-    """The fields of one run, read when they are asked for."""
+def field_of(run: Run, name: str) -> Any:
+    """The field `name` of a run; None if this run has no such field or cannot be read."""
+    from minigpt_cli.commands.config_fields import settings
 
-    def __init__(self, run: Run) -> None:
-        self.run = run
-
-    def __getitem__(self, name: str) -> Any:
-        record = self.run.record
+    if name == "tag":
+        return _annotations(run).tags
+    if name == "note":
+        return _annotations(run).note
+    try:
+        record = run.record
         if name in _OF_RECORD:
             return getattr(record, name)
         if name in _OF_BEST:
             return getattr(record.best, _OF_BEST[name]) if record.best else None
-        if name in ("tag", "note"):
-            return _annotations(self.run)[name]
-        own = {"run": self.run.name, "corpus": record.corpus.label if record.corpus else None, "text_sha256": record.text_sha256}
+        own = {"run": run.name, "corpus": record.corpus.label if record.corpus else None, "text_sha256": record.text_sha256}
         if name == "status":
-            return self.run.status
-        return own[name] if name in own else self._setting(name)
-
-    def _setting(self, name: str) -> Any:
-        from minigpt_cli.commands.config_fields import settings
-
-        try:
-            return settings()[name].value_in(self.run.config)
-        except AttributeError as error:
-            raise KeyError(name) from error
-
-    def get(self, name: str, default: Any = None) -> Any:
-        """The field, or `default` where this run has none or cannot be read."""
-        try:
-            return self[name]
-        except (KeyError, MiniGPTError):
-            return default
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(field_names())
-
-    def __len__(self) -> int:
-        return len(field_names())
+            return run.status
+        return own[name] if name in own else settings()[name].value_in(run.config)
+    except (AttributeError, MiniGPTError):  # a setting of another architecture, or a damaged run
+        return None
 
 
-def _annotations(run: Run) -> dict[str, Any]:
+def _annotations(run: Run) -> Annotations:
     try:
-        annotations = run.annotations
+        return run.annotations
     except MiniGPTError:
-        return {"tag": [], "note": ""}
-    return {"tag": annotations.tags, "note": annotations.note}
+        return Annotations()
 
 
 def select(runs: Iterable[Run], *, where: str | None, tags: list[str]) -> list[Run]:
-    """The runs that meet the condition and carry every tag. Raises UsageError for a condition that is not understood."""
+    """The runs that meet the condition and have every tag. Raises UsageError for a condition with a syntax error."""
     from minigpt_cli.commands.run_filter import parse_where
 
     meets = parse_where(where, field_names()) if where else None
-    return [run for run in runs if (not tags or set(tags) <= set(_annotations(run)["tag"])) and (meets is None or meets(RunFields(run)))]
+    tagged = [run for run in runs if set(tags) <= set(_annotations(run).tags)] if tags else list(runs)
+    return tagged if meets is None else [run for run in tagged if meets(partial(field_of, run))]
 
 
 def ordered(runs: list[Run], sort: str | None) -> list[Run]:
@@ -97,24 +79,24 @@ def ordered(runs: list[Run], sort: str | None) -> list[Run]:
     name = sort.removeprefix("-")
     if name not in (known := field_names()):
         raise unknown_name("field", name, known)
-    have = [(value, run) for run in runs if (value := RunFields(run).get(name)) is not None]
+    values = [(field_of(run, name), run) for run in runs]
+    have = [pair for pair in values if pair[0] is not None]
     try:
         have.sort(key=lambda pair: pair[0], reverse=sort.startswith("-"))
     except TypeError:
         have.sort(key=lambda pair: str(pair[0]), reverse=sort.startswith("-"))
-    return [run for _, run in have] + [run for run in runs if RunFields(run).get(name) is None]
+    return [run for _, run in have] + [run for value, run in values if value is None]
 
 
 def listing(run: Run | DamagedRun) -> dict[str, Any]:
     """One line of `runs list --json`."""
     if isinstance(run, DamagedRun):
         return {"run": run.name, "status": "damaged", "reason": run.reason}
-    fields = RunFields(run)
-    return {name: fields.get(name) for name in _LISTED} | {"tags": fields["tag"], "note": fields["note"]}
+    return {name: field_of(run, name) for name in _LISTED} | {"tags": field_of(run, "tag"), "note": field_of(run, "note")}
 
 
 def warn_of_unreadable(entries: Iterable[Run | DamagedRun]) -> None:
-    """Say which runs a table leaves out because their records cannot be read, and why."""
+    """Warn of the runs that a table leaves out because their records cannot be read, and say why."""
     damaged = [entry for entry in entries if isinstance(entry, DamagedRun)]
     for entry in damaged[:_WARNINGS]:
         console.warn(f"{entry.name} is left out: {entry.reason}")
@@ -123,7 +105,7 @@ def warn_of_unreadable(entries: Iterable[Run | DamagedRun]) -> None:
 
 
 def find_readable(store: RunStore, names: Sequence[str]) -> list[Run]:
-    """The runs of these names, each once; one that cannot be read is named with the reason and left out. Raises RunDamaged if none can."""
+    """The runs of these names, each once; warns of runs that cannot be read and leaves them out. Raises RunDamaged if all are damaged."""
     found: dict[str, Run] = {}
     problems = []
     for name in names:
@@ -143,19 +125,18 @@ def find_readable(store: RunStore, names: Sequence[str]) -> list[Run]:
 
 
 def one_format(*, json: bool, csv: bool, md: bool) -> Form:
-    """The way of printing that was asked for. Raises UsageError for more than one."""
+    """The output format of these flags. Raises UsageError for more than one flag."""
     asked: dict[Form, bool] = {"json": json, "csv": csv, "markdown": md}
     if sum(asked.values()) > 1:
-        raise UsageError("--json, --csv and --md exclude each other: choose one")
+        raise UsageError("--json, --csv and --md cannot be used together: choose one")
     return next((form for form, on in asked.items() if on), "table")
 
 
 def differences(sides: Sequence[Sequence[Run]], more: Sequence[str] = ()) -> dict[str, list[Any]]:
-    """Settings, and other fields named in `more`, in which sides differ: a value for each side, None where its own runs differ."""
+    """Settings, and the fields in `more`, in which the sides differ: one value for each side, None if its own runs differ."""
     from minigpt_cli.commands.config_fields import settings
 
-    fields = [[RunFields(run) for run in runs] for runs in sides]
-    values = {name: [_shared([run.get(name) for run in runs]) for runs in fields] for name in dict.fromkeys([*settings(), *more])}
+    values = {name: [_shared([field_of(run, name) for run in runs]) for runs in sides] for name in dict.fromkeys([*settings(), *more])}
     return {name: row for name, row in values.items() if any(value != row[0] for value in row)}
 
 
@@ -164,7 +145,7 @@ def _shared(values: list[Any]) -> Any:
 
 
 def shown_differences(found: Mapping[str, Sequence[Any]]) -> list[tuple[str, list[str]]]:
-    """The same as text."""
+    """Differences as text for a table."""
     from minigpt_cli.commands.config_fields import show_value
 
     return [(name, ["-" if value is None else show_value(value) for value in row]) for name, row in found.items()]

@@ -1,23 +1,23 @@
-"""`--where 'arch=moe and (lr<2e-4 or tag=good)'`: a small language over a run's record and settings. Nothing in it is executed.
+"""`--where 'arch=moe and (lr<2e-4 or tag=good)'`: a small language for conditions on a run's record and settings. It executes no code.
 
     either     = both { "or" both }
     both       = single { "and" single }
     single     = "not" single | "(" either ")" | FIELD ("=" | "==" | "!=" | "<" | "<=" | ">" | ">=" | "~") VALUE | FIELD
 
-`~` asks whether a text contains another; a FIELD alone asks whether it is set. Numbers compare as numbers, texts as texts.
+`~` means that a text contains another; a FIELD alone means that it is set. Numbers compare as numbers, texts as texts.
 """
 
 from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from minigpt_cli.errors import UsageError, unknown_name
 
-Fields = Mapping[str, Any]
-Predicate = Callable[[Fields], bool]
+Field = Callable[[str], Any]  # the value of a field by name
+Predicate = Callable[[Field], bool]
 
 _TOKEN = re.compile(r"""\s*(?:(?P<operator><=|>=|!=|==|=|<|>|~|\(|\))|(?P<quoted>"[^"]*"|'[^']*')|(?P<word>[^\s()<>=!~"']+))""")
 _COMPARE: dict[str, Callable[[Any, Any], bool]] = {
@@ -30,12 +30,12 @@ _COMPARE: dict[str, Callable[[Any, Any], bool]] = {
     ">=": operator.ge,
     "~": lambda have, want: str(want) in str(have),
 }
-_WORDS = {"on": True, "true": True, "yes": True, "off": False, "false": False, "no": False}
-_DEEPEST = 50  # parentheses within parentheses
+_BOOLEANS = {"on": True, "true": True, "yes": True, "off": False, "false": False, "no": False}
+_DEEPEST = 50  # levels of parentheses
 
 
 def parse_where(text: str, known: Iterable[str]) -> Predicate:
-    """The condition that `text` states over the fields `known`. Raises UsageError that shows what was not understood."""
+    """The condition `text` on the fields `known`. Raises UsageError that shows the part with the error."""
     return _Parser(text, set(known)).whole()
 
 
@@ -55,13 +55,13 @@ class _Parser:
         options = [self.both()]
         while self.take("or"):
             options.append(self.both())
-        return options[0] if len(options) == 1 else lambda fields: any(option(fields) for option in options)
+        return options[0] if len(options) == 1 else lambda field: any(option(field) for option in options)
 
     def both(self) -> Predicate:
         parts = [self.single()]
         while self.take("and"):
             parts.append(self.single())
-        return parts[0] if len(parts) == 1 else lambda fields: all(part(fields) for part in parts)
+        return parts[0] if len(parts) == 1 else lambda field: all(part(field) for part in parts)
 
     def single(self) -> Predicate:
         self.depth += 1
@@ -70,7 +70,7 @@ class _Parser:
         try:
             if self.take("not"):
                 inner = self.single()
-                return lambda fields: not inner(fields)
+                return lambda field: not inner(field)
             if self.take("("):
                 inside = self.either()
                 if not self.take(")"):
@@ -81,14 +81,14 @@ class _Parser:
             self.depth -= 1
 
     def comparison(self) -> Predicate:
-        field = self.next("a field")
-        if field not in self.known:
-            raise UsageError(f"--where: {unknown_name('field', field, self.known)}")
+        name = self.next("a field")
+        if name not in self.known:
+            raise UsageError(f"--where: {unknown_name('field', name, self.known)}")
         if not self.tokens or self.tokens[0] not in _COMPARE:
-            return lambda fields: bool(fields.get(field))
+            return lambda field: bool(field(name))
         compare = _COMPARE[self.tokens.pop(0)]
         wanted = self.next("a value").strip("\"'")
-        return lambda fields: _holds(fields.get(field), compare, wanted)
+        return lambda field: _holds(field(name), compare, wanted)
 
     def take(self, token: str) -> bool:
         if self.tokens and self.tokens[0].lower() == token:
@@ -116,19 +116,16 @@ def _tokens(text: str) -> Iterable[str]:
 
 
 def _holds(have: Any, compare: Callable[[Any, Any], bool], wanted: str) -> bool:
-    """Whether a run's value compares so with what was written; a value that is not there compares with nothing but inequality."""
-    if isinstance(have, list | tuple):  # tags: any of them
-        return (
-            all(_holds(item, compare, wanted) for item in have)
-            if compare is operator.ne
-            else any(_holds(item, compare, wanted) for item in have)
-        )
+    """Whether the comparison of a run's value with the text `wanted` is true. A missing value is only unequal to every text."""
+    if isinstance(have, list | tuple):  # tags: any of them, or for != all of them
+        results = [_holds(item, compare, wanted) for item in have]
+        return all(results) if compare is operator.ne else any(results)
     if have is None:
         return compare is operator.ne
     if compare is _COMPARE["~"]:
         return compare(have, wanted)
     if isinstance(have, bool):
-        return wanted.lower() in _WORDS and compare(have, _WORDS[wanted.lower()])
+        return wanted.lower() in _BOOLEANS and compare(have, _BOOLEANS[wanted.lower()])
     if isinstance(have, int | float):
         try:
             return compare(have, float(wanted))

@@ -1,4 +1,4 @@
-"""What a signal means while a model trains: the first asks to finish the step and save, a second stops at once."""
+"""Signals during training: the first one finishes the step and saves, a second one stops at once."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
 
 
 class StopSignals:
-    """A `with` in which SIGINT, SIGTERM and SIGHUP are requests that `poll` answers. Before `wait_for_save` they end the work at once."""
+    """A `with` block in which `poll` returns requests by SIGINT, SIGTERM and SIGHUP. Before `wait_for_save` they end the work at once."""
 
     def __init__(self) -> None:
-        self.number: int | None = None  # of the signal that came; a lost terminal counts as SIGTERM
+        self.number: int | None = None  # of the received signal; a closed terminal counts as SIGTERM
         self._requested: StopReason | None = None
-        self._patient = False
+        self._waits_for_save = False
         self._announce: Callable[[str], None] = console.write_now
         self._before: dict[int, Any] = {}
 
@@ -32,7 +32,7 @@ class StopSignals:
         if threading.current_thread() is threading.main_thread():
             for name in _NAMES:
                 number = getattr(signal, name, None)
-                if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # nohup, and a shell's background, mean it
+                if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # nohup and background jobs ignore signals on purpose
                     self._before[number] = signal.signal(number, self._received)
         return self
 
@@ -42,38 +42,38 @@ class StopSignals:
         self._before.clear()
 
     def wait_for_save(self, announce: Callable[[str], None]) -> None:
-        """From now on a first signal waits for the step and the save, and `announce` tells so."""
-        self._patient, self._announce = True, announce
+        """From now on a first signal waits for the step and the save; `announce` prints a line about it."""
+        self._waits_for_save, self._announce = True, announce
 
     def poll(self) -> StopReason | None:
-        """Why training should stop, if a signal or `request` asked for it."""
+        """The reason to stop, if a signal or `request` asked for it."""
         if self.number is None:
             return self._requested
         return StopReason.INTERRUPTED_KEYBOARD if self.number == signal.SIGINT else StopReason.TERMINATED
 
     def request(self, reason: StopReason) -> None:
-        """Ask to stop although no signal came."""
+        """Ask training to stop without a signal."""
         self._requested = reason
 
     def _received(self, number: int, frame: FrameType | None) -> None:
-        if (not self._patient or self.number is not None) and interrupts.postpone(number, frame):
+        if (not self._waits_for_save or self.number is not None) and interrupts.postpone(number, frame):
             return
-        if lost_terminal := number == getattr(signal, "SIGHUP", None):
+        if closed_terminal := number == getattr(signal, "SIGHUP", None):
             _forget_terminal()
             number = signal.SIGTERM
-        if not self._patient:
-            raise Interrupted("interrupted before training began", number)
-        if self.number is not None and not lost_terminal:
+        if not self._waits_for_save:
+            raise Interrupted("interrupted before training started", number)
+        if self.number is not None and not closed_terminal:
             raise Interrupted("stopped at once; the last save is intact", number)
         self.number = number
-        if not lost_terminal:
-            self._announce("Finishing the step and saving; once more to stop at once.")
+        if not closed_terminal:
+            self._announce("Finishing the step and saving; press again to stop at once.")
 
 
 def _forget_terminal() -> None:
-    """Writing to a terminal that is gone fails: write to nowhere instead."""
-    nowhere = os.open(os.devnull, os.O_RDWR)
+    """Send output to the null device: writing to a closed terminal is an error."""
+    null = os.open(os.devnull, os.O_RDWR)
     for stream in (sys.stdout, sys.stderr):
         if stream.isatty():
-            os.dup2(nowhere, stream.fileno())
-    os.close(nowhere)
+            os.dup2(null, stream.fileno())
+    os.close(null)

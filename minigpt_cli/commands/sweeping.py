@@ -1,6 +1,6 @@
-"""minigpt train --sweep, --seeds and --search: many ordinary runs in one group, one after the other in this process.
+"""minigpt train --sweep, --seeds and --search: many ordinary runs in one group, one after another in this process.
 
-What is done is found again by name, what was interrupted goes on, and one failure does not end the rest.
+The same command finds finished runs by name and skips them, and continues interrupted ones. A failed run does not stop the others.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from minigpt_cli.training.sweeps import Space, Study, grid, group_name, parse_ch
 
 @dataclass(frozen=True)
 class Group:
-    """What all runs of a sweep or a search have in common."""
+    """What all runs of a sweep or search share."""
 
     context: Context
     flags: dict[str, Any]
@@ -32,94 +32,96 @@ class Group:
     file: Path | None
 
     def resolved(self, settings: Mapping[str, Any] = MappingProxyType({})) -> Resolved:
-        """The configuration of a run with these settings of its own. Raises UsageError."""
+        """The configuration of the run with these additional settings. Raises UsageError."""
         origin = self.context.origin
-        beneath = (f"--init-from {origin.what}", origin.settings()) if origin else None
-        return resolve({**self.flags, **settings}, preset=self.preset, file=self.file, beneath=beneath)
+        of_weights = (f"--init-from {origin.what}", origin.settings()) if origin else None
+        return resolve({**self.flags, **settings}, preset=self.preset, file=self.file, of_weights=of_weights)
 
 
 @dataclass
-class Tally:
-    """How the runs of a group went."""
+class GroupResults:
+    """The results of the runs of a group so far."""
 
     group: str  # its name
     total: int
     scores: dict[str, float] = field(default_factory=dict)  # nats per character by run
-    failures: dict[str, str] = field(default_factory=dict)
+    failures: list[str] = field(default_factory=list)  # names of runs
     signal_number: int | None = None
 
     def fail(self, name: str, error: MiniGPTError) -> None:
-        """Count a run that failed, and say why."""
-        self.failures[name] = str(error)
+        """Count a failed run, and print its error."""
+        self.failures.append(name)
         console.warn(f"{name}: {error}")
 
     def standings(self) -> Standings:
-        """For the screen: the best so far."""
+        """The state of the group for the screen, with its best runs so far."""
         done = len(self.scores) + len(self.failures)
         best = sorted(self.scores.items(), key=lambda pair: pair[1])
         return Standings(self.group, done, self.total, tuple((name.removeprefix(f"{self.group}~"), score) for name, score in best[:5]))
 
 
-def run_sweep(group: Group, name: str | None, sweeps: Sequence[str], n_seeds: int) -> Tally:
-    """Train every run of the grid that is not done yet; how it went. Raises UsageError before anything is trained."""
+def run_sweep(group: Group, name: str | None, sweeps: Sequence[str], n_seeds: int) -> GroupResults:
+    """Train every unfinished run of the grid. Raises UsageError before the first run starts."""
     axes = [parse_choices(text) for text in sweeps]
     _check_settings([axis.setting for axis in axes])
     first_seed = group.resolved().config.seed
     trials = grid(axes, range(first_seed, first_seed + n_seeds))
-    called = check_name(name) if name else group_name("sweep", group.flags, group.preset, str(group.file), sweeps, n_seeds)
-    wanted = {run_name(called, trial.name): group.resolved(trial.settings) for trial in trials}
+    group_id = check_name(name) if name else group_name("sweep", group.flags, group.preset, str(group.file), sweeps, n_seeds)
+    wanted = {run_name(group_id, trial.name): group.resolved(trial.settings) for trial in trials}
     _check_distinct(wanted)
-    tally = Tally(called, len(wanted))
+    results = GroupResults(group_id, len(wanted))
     for run, resolved in wanted.items():
-        if not _one(group, run, resolved, tally):
+        if not _train_one(group, run, resolved, results):
             break
-    return tally
+    return results
 
 
 def _check_distinct(wanted: Mapping[str, Resolved]) -> None:
-    """Raise UsageError if two runs of a group would be one: the same settings with the same seed, written in two ways."""
+    """Raise UsageError if two runs of a group have the same settings and seed, written in two ways."""
     first: dict[str, str] = {}
     for name, resolved in wanted.items():
         earlier = first.setdefault(resolved.config.model_dump_json(), name)
         if earlier != name:
-            raise UsageError(f"{earlier!r} and {name!r} have the same settings and seed, so they would be one run twice: leave one out")
+            raise UsageError(f"{earlier!r} and {name!r} have the same settings and seed, so they would be the same run: leave one out")
 
 
-def run_search(group: Group, name: str | None, searches: Sequence[str], n_trials: int) -> Tally:
-    """Train up to `n_trials` runs with settings that Optuna proposes; other processes may share the study. Raises UsageError."""
+def run_search(group: Group, name: str | None, searches: Sequence[str], n_trials: int) -> GroupResults:
+    """Train up to `n_trials` runs with settings that Optuna proposes. Other processes may work on the same study. Raises UsageError."""
     spaces = [parse_space(text) for text in searches]
     _check_settings([space.setting for space in spaces])
-    for space in spaces:  # both ends must be allowed, so that no trial dies of its settings
-        for value in space.choices or (_as_typed(space, space.low), _as_typed(space, space.high)):
+    for space in spaces:  # both ends must be valid, so that no trial fails because of its settings
+        for value in space.choices or (_as_text(space, space.low), _as_text(space, space.high)):
             group.resolved({space.setting: value})
-    called = check_name(name) if name else group_name("search", group.flags, group.preset, str(group.file), searches)
+    group_id = check_name(name) if name else group_name("search", group.flags, group.preset, str(group.file), searches)
     whole = [space.setting for space in spaces if settings()[space.setting].annotation is int]
-    study = Study(group.context.store.dir / f".{called}.journal", spaces, whole, group.resolved().config.seed)
-    tally = Tally(called, n_trials, {run_name(called, trial): score for trial, score in study.scores().items()})
-    while len(tally.failures) < n_trials and (given := study.ask(n_trials)) is not None:
+    study = Study(group.context.store.dir / f".{group_id}.journal", spaces, whole, group.resolved().config.seed)
+    results = GroupResults(group_id, n_trials, {run_name(group_id, trial): score for trial, score in study.scores().items()})
+    while len(results.failures) < n_trials and (given := study.ask(n_trials)) is not None:
         asked, trial = given
-        run = run_name(called, trial.name)
+        run = run_name(group_id, trial.name)
         try:
-            going_on = _one(group, run, group.resolved(trial.settings), tally, _pruner(study, asked, Run(group.context.store.dir / run)))
-        except UsageError as error:  # values that are allowed each, and not together
+            proceed = _train_one(
+                group, run, group.resolved(trial.settings), results, _pruner(study, asked, Run(group.context.store.dir / run))
+            )
+        except UsageError as error:  # each value is valid alone, but not all together
             study.tell(asked, None)
-            if not tally.scores and not tally.failures:
+            if not results.scores and not results.failures:
                 raise
-            tally.fail(run, error)
+            results.fail(run, error)
             continue
-        if not going_on:
-            break  # the trial is left as it is, to go on when the same command is typed again
-        pruned = run in tally.scores and Run(group.context.store.dir / run).record.stop_reason is StopReason.PRUNED
-        study.tell(asked, tally.scores.get(run), pruned=pruned)
-    return tally
+        if not proceed:
+            break  # the trial stays open, and the same command continues it
+        pruned = run in results.scores and Run(group.context.store.dir / run).record.stop_reason is StopReason.PRUNED
+        study.tell(asked, results.scores.get(run), pruned=pruned)
+    return results
 
 
-def _as_typed(space: Space, value: float) -> str:
+def _as_text(space: Space, value: float) -> str:
     return str(round(value)) if settings()[space.setting].annotation is int else f"{value:.6g}"
 
 
 def _pruner(study: Study, asked: Any, run: Run) -> Callable[[Event], StopReason | None]:
-    """Tells the search of every evaluation; asks to stop once the search has seen enough."""
+    """A watcher that reports every evaluation to the search, and stops the run if the search prunes it."""
     count = 0
 
     def watch(event: Event) -> StopReason | None:
@@ -140,31 +142,33 @@ def _check_settings(names: Sequence[str]) -> None:
             raise unknown_name("setting", name, typed)
 
 
-def _one(group: Group, name: str, wanted: Resolved, tally: Tally, watch: Callable[[Event], StopReason | None] | None = None) -> bool:
-    """Train, continue or find done the run of this name; whether the group should go on."""
-    context = replace(group.context, output=replace(group.context.output, standings=tally.standings(), watch=watch))
+def _train_one(
+    group: Group, name: str, wanted: Resolved, results: GroupResults, watch: Callable[[Event], StopReason | None] | None = None
+) -> bool:
+    """Train or continue the run of this name unless it is finished; returns whether to go on with the group."""
+    context = replace(group.context, output=replace(group.context.output, standings=results.standings(), watch=watch))
     try:
-        outcome = _trained(context, tally.group, name, wanted)
+        outcome = _train_or_resume(context, results.group, name, wanted)
     except MiniGPTError as error:
-        if isinstance(error, UsageError) and not tally.scores and not tally.failures:
-            raise  # the first run already: what is wrong is wrong with all of them
+        if isinstance(error, UsageError) and not results.scores and not results.failures:
+            raise  # it is the first run, so the same error is in all of them
         if context.world is not None and context.world.broken:
-            raise  # the other processes are stuck in the run that failed here
-        tally.fail(name, error)
+            raise  # the other processes still wait in the failed run
+        results.fail(name, error)
         return True
     run = Run(context.store.dir / name)
     if run.record.best is not None:
-        tally.scores[name] = run.record.best.nats_per_char
+        results.scores[name] = run.record.best.nats_per_char
     if outcome is None:
         return True
-    tally.signal_number = outcome.signal_number
+    results.signal_number = outcome.signal_number
     if not context.output.json and run.record.best is not None:
-        console.notice(f"{name}: {run.record.best.nats_per_char:.4f} nats per character ({len(tally.scores)} of {tally.total})")
+        console.notice(f"{name}: {run.record.best.nats_per_char:.4f} nats per character ({len(results.scores)} of {results.total})")
     return outcome.stopped.stop_reason.signal_number is None
 
 
-def _trained(context: Context, group: str, name: str, wanted: Resolved) -> Outcome | None:
-    """How the run ended, now; None if it had ended before. Raises UsageError for a run of that name with other settings."""
+def _train_or_resume(context: Context, group: str, name: str, wanted: Resolved) -> Outcome | None:
+    """The outcome of the run; None if it was finished before. Raises UsageError if a run of that name has other settings."""
     run = Run(context.store.dir / name)
     if not run.dir.exists():
         return train_new(context, wanted, name, group)
@@ -177,7 +181,7 @@ def _trained(context: Context, group: str, name: str, wanted: Resolved) -> Outco
         if record.status == "finished":
             return None
         if record.stop_reason is StopReason.DIVERGED:
-            raise MiniGPTError("diverged before: remove the run to try again")
+            raise MiniGPTError("the run diverged in an earlier session: remove it to try again")
         if record.files:
             return train_on(context, run, lambda saved: override(saved, {}))
     context.store.remove(run)  # it was killed before its first save
@@ -185,7 +189,7 @@ def _trained(context: Context, group: str, name: str, wanted: Resolved) -> Outco
 
 
 def _check_same(run: Run, wanted: Resolved) -> None:
-    """Raise UsageError for a run with other settings than those that are wanted."""
+    """Raise UsageError if the run has other settings than `wanted`."""
     for name, value in wanted.explicit.items():
         asked, have = (settings()[name].value_in(config) for config in (wanted.config, run.config))
         if asked != have and value not in ("auto", 0, "0"):

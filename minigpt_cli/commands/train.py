@@ -1,4 +1,4 @@
-"""minigpt train: resolve the configuration, train, show, and say what to type next."""
+"""minigpt train: resolve the configuration, train, show the result, and suggest the next commands."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from minigpt_cli.commands.init_from import Origin
 from minigpt_cli.commands.options import JsonFlag, RunsDir, SourceArguments, complete_preset, complete_run, option, switch
 from minigpt_cli.commands.processes import Announcement, follow, together
 from minigpt_cli.commands.samples import next_commands, sample_of
-from minigpt_cli.commands.sweeping import Group, Tally, run_search, run_sweep
+from minigpt_cli.commands.sweeping import Group, GroupResults, run_search, run_sweep
 from minigpt_cli.commands.train_run import Context, Outcome, Output, train_new, train_on
 from minigpt_cli.config import RunConfig
 from minigpt_cli.display import console
@@ -73,58 +73,60 @@ def train(
       minigpt train --lr 1e-3 --print-config       what would be used, and why
       minigpt train --sweep lr=1e-3,3e-3 --seeds 3  a grid, three seeds each
 
-    Trains a model on a text and keeps it in a run directory: the best weights, the last ones, and everything to go on from.
+    Trains a model on a text and keeps it in a run directory: the best weights, the last ones, and everything that --resume needs.
     Settings come from the defaults, then --preset, then --config, then MINIGPT_<NAME>, then flags; 0 switches a setting off.
     """
     with together() as world:
         if world is not None and not world.leads:
-            follow(world)
-            return
+            return follow(world)
         store = RunStore(runs_dir)
         if sources and data is not None:
             raise UsageError("SOURCE and --data mean the same: leave one out")
         source = sources or ([data] if data is not None else None)
         if resume is not None:
-            alone: dict[str, object] = {"SOURCE": source, "--preset": preset, "--config": config, "--name": name, "--init-from": init_from}
-            alone |= {"--sweep": sweep, "--search": search, "--seeds": seeds > 1, "--dry-run": dry_run, "--print-config": print_config}
-            if wrong := [flag for flag, value in alone.items() if value]:
-                raise UsageError(f"--resume continues a run as it was: leave out {', '.join(wrong)}")
-            _resume(resume, Context(store, Output(json, tuple(log or ())), world=world), settings, merge=merge)
-            return
+            excluded: dict[str, object] = {
+                "SOURCE": source,
+                "--preset": preset,
+                "--config": config,
+                "--name": name,
+                "--init-from": init_from,
+            }
+            excluded |= {"--sweep": sweep, "--search": search, "--seeds": seeds > 1, "--dry-run": dry_run, "--print-config": print_config}
+            if wrong := [flag for flag, value in excluded.items() if value]:
+                raise UsageError(f"--resume continues a run with its own settings: leave out {', '.join(wrong)}")
+            return _resume(resume, Context(store, Output(json, tuple(log or ())), world=world), settings, merge=merge)
         settings = settings if source is None else {**settings, "source": source}
         origin = Origin(init_from, store, partial) if init_from is not None else None
         context = Context(store, Output(json, tuple(log or ())), origin, world)
         group = Group(context, settings, preset, config)
         resolved = group.resolved()
         if merge:
-            _check_merge(store, name, resolved.config)
+            _check_mergeable(store, name, resolved.config)
         if print_config:
-            _print_config(resolved, json=json)
-            return
+            return _print_config(resolved, json=json)
         if dry_run:
-            _dry_run(context, resolved)
-            return
+            return _dry_run(context, resolved)
         if sweep or search or seeds > 1:
             if search and (sweep or seeds > 1):
-                raise UsageError("--search chooses settings itself: leave out --sweep and --seeds, or give them a command of their own")
+                raise UsageError("--search chooses settings itself: leave out --sweep and --seeds, or use them in a separate command")
             if merge:
-                raise UsageError("--merge is for one run: leave it out, and merge the best of them afterwards with minigpt runs import RUN")
-            _many(group, run_search(group, name, search, trials) if search else run_sweep(group, name, sweep or (), seeds), seeds)
-            return
+                raise UsageError("--merge is for one run: leave it out, and merge the best run afterwards with minigpt runs import RUN")
+            results = run_search(group, name, search, trials) if search else run_sweep(group, name, sweep or (), seeds)
+            return _finish_group(group, results, seeds)
         outcome = train_new(context, resolved, name)
         if merge:
             _merge(outcome, store)
-        _finish(outcome, json=json)
+        return _finish(outcome, json=json)
 
 
-def _check_merge(store: RunStore, name: str | None, config: RunConfig) -> None:
+def _check_mergeable(store: RunStore, name: str | None, config: RunConfig) -> None:
     from minigpt_cli.interchange.importing import check_mergeable
 
     check_mergeable(store, name, config)
 
 
 def _merge(outcome: Outcome, store: RunStore) -> None:
-    """Make NAME-merged of a run that ended by itself; one that was stopped is merged when it is resumed."""
+    """Make NAME-merged from a finished run; a run stopped by a signal is merged after it is resumed."""
     if outcome.signal_number is not None:
         console.notice(f"not merged: minigpt train --resume {outcome.run.name} --merge goes on, and merges at the end")
         return
@@ -134,7 +136,7 @@ def _merge(outcome: Outcome, store: RunStore) -> None:
 
 
 def _dry_run(context: Context, resolved: Resolved) -> None:
-    """Plan the run on real steps, in all its processes, and show what it would cost."""
+    """Measure a few real steps in all processes, and show what the run would cost."""
     from minigpt_cli.display.training_summary import print_plan
     from minigpt_cli.training import planner
 
@@ -152,21 +154,21 @@ def _dry_run(context: Context, resolved: Resolved) -> None:
         print_plan(facts)
 
 
-def _many(group: Group, tally: Tally, seeds: int) -> None:
-    """Rank a group of runs, and exit as they ended."""
+def _finish_group(group: Group, results: GroupResults, seeds: int) -> None:
+    """Rank the runs of a group, and exit with the code of their ends."""
     from minigpt_cli.commands import leaderboard
 
-    members = [run for run in group.context.store.runs() if run.record.group == tally.group]
+    members = [run for run in group.context.store.runs() if run.record.group == results.group]
     if not group.context.output.json:
         leaderboard.show(members, leaderboard.ranked(members))
         if seeds > 1 and len(members) > seeds:
             leaderboard.show_folded(leaderboard.folded(members))
         console.notice(
-            f"group {tally.group}: {len(tally.scores)} runs, {len(tally.failures)} failed; the same command goes on where it stopped"
+            f"group {results.group}: {len(results.scores)} runs, {len(results.failures)} failed; the same command goes on where it stopped"
         )
-    if tally.signal_number is not None:
-        raise typer.Exit(128 + tally.signal_number)
-    if tally.failures:
+    if results.signal_number is not None:
+        raise typer.Exit(128 + results.signal_number)
+    if results.failures:
         raise typer.Exit(1)
 
 
@@ -176,7 +178,7 @@ def _resume(wanted: str, context: Context, settings: dict[str, Any], *, merge: b
     if wanted != run.name and not context.output.json:
         console.notice(f"resuming {run.name}")
     if merge:
-        _check_merge(context.store, run.name, run.config)
+        _check_mergeable(context.store, run.name, run.config)
     outcome = train_on(context, run, lambda saved: override(saved, settings))
     if merge:
         _merge(outcome, context.store)
@@ -196,7 +198,7 @@ def _print_config(resolved: Resolved, *, json: bool) -> None:
 
 
 def _finish(outcome: Outcome, *, json: bool) -> None:
-    """Show the end of a run, and exit as the signal that ended it asks."""
+    """Show the result of a run, and exit with the code of the signal that ended it, if any."""
     from minigpt_cli.display.training_summary import print_ending
 
     if not json:

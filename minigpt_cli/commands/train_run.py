@@ -1,4 +1,4 @@
-"""From a resolved configuration to a finished run directory, whoever asked for it: prepare, plan, lock, fit, show."""
+"""From a resolved configuration to a finished run directory: prepare the data, plan, lock, train, show."""
 
 from __future__ import annotations
 
@@ -33,26 +33,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Output:
-    """Where the events of a training go besides the run directory."""
+    """What happens to the events of a training besides the run directory."""
 
-    json: bool = False  # to stdout, a line each
+    json: bool = False  # print each as a line on stdout
     log: tuple[str, ...] = ()  # trackers
-    standings: Standings | None = None  # of the group that the run belongs to
-    watch: Callable[[Event], StopReason | None] | None = None  # sees every event, and may ask to stop
+    standings: Standings | None = None  # of the run's group, for the screen
+    watch: Callable[[Event], StopReason | None] | None = None  # called with every event; a returned reason stops the run
 
 
 @dataclass(frozen=True)
 class Context:
-    """What all trainings of one command have in common."""
+    """What all runs of one command share."""
 
     store: RunStore
     output: Output = Output()
-    origin: Origin | None = None  # the weights to begin from
-    world: World | None = None  # the processes that train together; None: this one alone
-    datasets: dict[DataConfig, Dataset] = field(default_factory=dict)  # the last one that was read
+    origin: Origin | None = None  # the start weights
+    world: World | None = None  # the processes that train together; None: only this one
+    datasets: dict[DataConfig, Dataset] = field(default_factory=dict)  # the last dataset that was read
 
     def dataset(self, config: DataConfig) -> Dataset:
-        """The prepared data, with a progress bar while it is made; read once for all runs that follow each other on it."""
+        """The prepared data, with a progress bar while it is made; consecutive runs on the same data share it."""
         if config not in self.datasets:
             from minigpt_cli.data.encoding import prepared
 
@@ -73,7 +73,7 @@ class Context:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a training ended."""
+    """The result of a training."""
 
     run: Run
     stopped: Stopped
@@ -81,7 +81,7 @@ class Outcome:
 
 
 def train_new(context: Context, wanted: Resolved, name: str | None = None, group: str | None = None) -> Outcome:
-    """Train a new run. Raises UsageError with nothing left behind; once training began, what was saved stays."""
+    """Train a new run. Raises UsageError before anything is written; after that, every save stays."""
     from minigpt_cli.training.planner import choose_device
 
     config, origin, store = wanted.config, context.origin, context.store
@@ -106,7 +106,7 @@ def train_new(context: Context, wanted: Resolved, name: str | None = None, group
 
 
 def _write_new(run: Run, wanted: Resolved, planned: RunConfig, context: Context, group: str | None) -> None:
-    """Everything that a run's folder holds before step 0."""
+    """Write the files of a run that exist before step 0."""
     run.write_config(planned)
     run.write_tokenizer(context.dataset(planned.data).tokenizer.to_json())
     asked, resolved = leaves(wanted.config), leaves(planned)
@@ -118,7 +118,7 @@ def _write_new(run: Run, wanted: Resolved, planned: RunConfig, context: Context,
 
 
 def train_on(context: Context, run: Run, change: Callable[[RunConfig], RunConfig]) -> Outcome:
-    """Continue `run` from its last save, with its configuration as `change` returns it. Raises UsageError for what may not change."""
+    """Continue `run` from its last save, with the configuration that `change` returns. Raises UsageError for a forbidden change."""
     from minigpt_cli import checkpoints
     from minigpt_cli.training import resuming
     from minigpt_cli.training.planner import choose_device
@@ -139,7 +139,7 @@ def train_on(context: Context, run: Run, change: Callable[[RunConfig], RunConfig
 
 
 def _data_to_resume(context: Context, point: ResumePoint) -> Dataset:
-    """The data of a run: from its text, or where that is not here any more, its tokens. Raises UsageError, also for another text."""
+    """The data of a run: from its text or, if the text is missing, from its tokens. Raises UsageError if both are missing or differ."""
     from minigpt_cli.data.dataset import open_dataset
 
     corpus = point.record.corpus
@@ -148,11 +148,11 @@ def _data_to_resume(context: Context, point: ResumePoint) -> Dataset:
     elif Path(corpus.dataset_dir).is_dir():
         dataset = open_dataset(Path(corpus.dataset_dir))
     else:
-        gone = f"the text {corpus.label!r} is not here, and its tokens are not in {corpus.dataset_dir}"
-        raise UsageError(f"{gone}: resume in the folder where the run began, or bring the text back")
+        missing = f"the text {corpus.label!r} is missing, and its tokens are not in {corpus.dataset_dir}"
+        raise UsageError(f"{missing}: resume in the folder where the run was started, or restore the text")
     if corpus is not None and corpus.sha256 != dataset.sha256:
         raise UsageError(
-            f"the text of {corpus.label!r} has changed since this run began "
+            f"the text of {corpus.label!r} has changed since this run started "
             f"(sha256 {corpus.sha256[:12]}, now {dataset.sha256[:12]}): "
             "restore it, or start a new run with --init-from"
         )
@@ -160,7 +160,7 @@ def _data_to_resume(context: Context, point: ResumePoint) -> Dataset:
 
 
 def _readable(source: str) -> bool:
-    """Whether the text can be read again, and without a connection: not so for a pipe, or a file that is gone."""
+    """Whether the text can be read again without a connection. A pipe or a deleted file cannot."""
     from minigpt_cli import registry
 
     return source in registry.CORPORA or source == "" or (source != "-" and Path(source).exists())
@@ -192,7 +192,7 @@ def _fit(job: Job, signals: StopSignals, output: Output) -> Outcome:
 
 
 def _show(view: TrainingView, event: Any, signals: StopSignals) -> TrainingView:
-    """Show `event`; when nobody reads any more, ask training to stop and show nothing further."""
+    """Show `event`. If the reader has closed the pipe, ask training to stop and show nothing more."""
     try:
         view.show(event)
     except BrokenPipeError:
@@ -202,7 +202,7 @@ def _show(view: TrainingView, event: Any, signals: StopSignals) -> TrainingView:
 
 
 def _record_failure(run: Run, error: BaseException) -> None:
-    """Write how it ended into the record of a run that has been saved; a run that never was is removed with everything in it."""
+    """Write the failure into the record of a run that has a save; remove a run without a save."""
     with suppress(MiniGPTError):
         record = run.refresh().record
         if record.status != "running":

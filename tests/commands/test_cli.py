@@ -146,7 +146,7 @@ def test_version_is_one_line_and_more_with_v(cli: Any) -> None:
         ("runs list --where arch=", "a value is missing"),
         ("runs list --sort speeed", "speeed"),
         ("runs leaderboard --budget hours", "--budget hours"),
-        ("runs list --json --csv", "exclude each other"),
+        ("runs list --json --csv", "cannot be used together"),
         ("runs rm nothing --yes", "no runs in"),
     ],
 )

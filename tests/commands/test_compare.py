@@ -161,7 +161,7 @@ def test_plots_are_files_of_their_own(cli, four: Path, ending: str) -> None:
         (["first", "fit", "--group-by", "config"], "one recipe"),
         (["first", "fit", "--split", "test"], "--test-frac"),
         (["first", "fit", "--plot", "x.gif"], ".png"),
-        (["first", "fit", "--md", "--json"], "exclude"),
+        (["first", "fit", "--md", "--json"], "cannot be used together"),
         (["first", "fit", "--stride", "99"], "block size"),
         (["first", "shifted"], "--data FILE"),
         (

@@ -1,4 +1,4 @@
-"""The little language of --where."""
+"""Conditions of --where."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ RUN |= {"bias": False, "group": None}
     ],
 )
 def test_condition_means_what_it_says(condition: str, holds: bool) -> None:
-    assert parse_where(condition, RUN)(RUN) is holds
+    assert parse_where(condition, RUN)(RUN.get) is holds
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ WORDS = ["arch", "lr", "tag", "group", "=", "<", "!=", "~", "moe", "2e-4", "keep
 @given(st.one_of(st.text(max_size=60), st.lists(st.sampled_from(WORDS), max_size=12).map(" ".join)))
 def test_any_text_is_refused_or_the_opposite_of_its_negation(condition: str) -> None:
     try:
-        holds = parse_where(condition, RUN)(RUN)
+        holds = parse_where(condition, RUN)(RUN.get)
     except UsageError:
         return
-    assert parse_where(f"not ({condition})", RUN)(RUN) is not holds
+    assert parse_where(f"not ({condition})", RUN)(RUN.get) is not holds

@@ -36,11 +36,11 @@ def test_a_second_signal_ends_the_work_where_it_stands(number: int, code: int) -
     assert caught.value.exit_code == code
     assert signal.getsignal(number) is before
     assert len(announced) == 1
-    assert "once more to stop at once" in announced[0]
+    assert "press again to stop at once" in announced[0]
 
 
 def test_a_signal_before_training_ends_the_work() -> None:
-    with StopSignals(), pytest.raises(Interrupted, match="before training began"):
+    with StopSignals(), pytest.raises(Interrupted, match="before training started"):
         os.kill(os.getpid(), signal.SIGINT)
 
 

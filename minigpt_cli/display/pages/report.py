@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from minigpt_cli.display import format
@@ -32,20 +32,11 @@ class Reported:
     sample: str = ""
 
 
-@dataclass(frozen=True)
-class Report:
-    """What a report shows."""
-
-    runs: Sequence[Reported]
-    rows: Sequence[Row]  # of the leaderboard
-    differences: Sequence[tuple[str, Sequence[str]]] = field(default_factory=list)
-
-
-def report_page(report: Report) -> str:
-    """The page."""
-    runs, names = report.runs, [run.record.name for run in report.runs]
-    best = next((n for n, row in enumerate(report.rows) if row.run in names), None)
-    columns, cells = leaderboard_table(report.rows)
+def report_page(runs: Sequence[Reported], rows: Sequence[Row], differences: Sequence[tuple[str, Sequence[str]]]) -> str:
+    """The page: the runs, the first rows of the leaderboard, and the settings in which the runs differ."""
+    names = [run.record.name for run in runs]
+    best = next((n for n, row in enumerate(rows) if row.run in names), None)
+    columns, cells = leaderboard_table(rows)
     parts = [
         *(remark(_summary(run)) for run in runs),
         section("Loss", remark(f"{_BEST} best validation step, {_END} where training stopped"), _losses(runs)),
@@ -55,7 +46,7 @@ def report_page(report: Report) -> str:
         section("Leaderboard", table(columns, cells, best)),
     ]
     if len(runs) > 1:
-        parts.append(section("What differs", differences_table(names, report.differences)))
+        parts.append(section("What differs", differences_table(names, differences)))
     settings = (section(f"Settings of {run.record.name}", table([Column("setting"), Column("value")], run.settings)) for run in runs)
     parts.append(in_columns(settings))
     samples = [(f"{run.record.name} writes", [run.sample]) for run in runs if run.sample]
