@@ -17,6 +17,7 @@ _PARAGRAPHS = frozenset(
 _LINES = frozenset(
     ["div", "li", "tr", "dt", "dd", "br", "caption", "figcaption", "legend", "details", "summary", "option", "thead", "tbody", "body"]
 )
+_RESOURCE_LIMIT = 114  # the number that libxml2 gives to what it did not read to its end (XML_ERR_RESOURCE_LIMIT)
 _SPACE = re.compile(r"[ \t\n\r\f]+")
 _ENTITY = re.compile(rb"&([A-Za-z][A-Za-z0-9]*);")
 _OF_XML = {b"amp", b"lt", b"gt", b"quot", b"apos"}
@@ -28,7 +29,7 @@ def from_html(data: bytes, label: str) -> str:
     parser = etree.HTMLParser(encoding="utf-8", no_network=True, remove_comments=True, remove_pis=True, huge_tree=True)
     try:
         root = etree.fromstring(data, parser)
-        if any(entry.type_name == "ERR_RESOURCE_LIMIT" for entry in parser.error_log):
+        if any(entry.type == _RESOURCE_LIMIT for entry in parser.error_log):
             raise UsageError(f"{label} cannot be read as HTML: its elements are nested too deeply; save its text as .txt")
         return _visible(root, etree)
     except (etree.ParserError, etree.XMLSyntaxError):  # nothing but comments
