@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 
@@ -56,7 +55,7 @@ class Files:
     def documents(self) -> Iterator[Document]:
         """The documents, file after file. Raises UsageError where one cannot be read."""
         chats = self._are_chats()
-        skipped: Counter[str] = Counter()
+        skipped: dict[str, list[str]] = {}  # what a file is → the files
         empty: list[str] = []
         for source in self.inputs():
             try:
@@ -66,20 +65,21 @@ class Files:
             except NotText as error:
                 if not self._lenient:
                     raise
-                skipped[error.what] += 1
+                skipped.setdefault(error.what, []).append(source.label)
                 continue
             documents = found if first is None else chain([first], found)
             if not chats:
                 documents = regrouped(documents, self._options.documents, source.label)
             yield from not_empty(documents, empty)
         self.notices = [*self._skipped(skipped), *self._empty(empty)]
-        if skipped.total() == len(self.inputs()) and self._lenient:
+        if self._lenient and sum(map(len, skipped.values())) == len(self.inputs()):
             raise UsageError(f"the folder {self.label} has no text files: {self.notices[0]}")
 
-    def _skipped(self, skipped: Counter[str]) -> list[str]:
+    def _skipped(self, skipped: dict[str, list[str]]) -> list[str]:
         if not skipped:
             return []
-        kinds = ", ".join(f"{count} × {what}" for what, count in skipped.most_common())
+        most_first = sorted(skipped.items(), key=lambda entry: -len(entry[1]))
+        kinds = ", ".join(f"{len(files)} × {what} ({files[0]}{', …' * (len(files) > 1)})" for what, files in most_first)
         return [f"skipped in {self.label}, for they are not text: {kinds}"]
 
     def _empty(self, empty: list[str]) -> list[str]:
