@@ -29,6 +29,8 @@ def print_evaluation(found: Evaluation, what: str, baselines: Baselines | None, 
         f"score   {score.nats_per_char:.4f} nats per character (95 %: {format.interval(score.ci95)})",
         f"        {score.nats_per_token:.4f} nats per token; {score.bits_per_byte:.4f} bits per byte; perplexity {ppl} per token",
     ]
+    if what.endswith("wikitext-2"):  # of which published figures are per word
+        lines.append(f"        perplexity {score.perplexity_per_word:.2f} per word, line ends counted as words")
     if score.n_documents is not None:
         lines.append(f"        {score.nats_per_char_without_ends:.4f} nats per character without the ends of documents")
     console.write("\n".join(lines))

@@ -61,6 +61,13 @@ class Score:
         """Nats per character without the ends of answers and documents."""
         return self.nats_per_char - (self.parts.ends_nats / self.n_chars if self.parts else 0.0)
 
+    @property
+    def perplexity_per_word(self) -> float:
+        """exp of the nats of a word: of what stands between blanks, and of each line end, as published figures on WikiText count."""
+        text = self.text.decode()
+        per_word = self.nats_per_char * self.n_chars / max(1, len(text.split()) + text.count("\n"))
+        return math.exp(per_word) if per_word < 700 else math.inf
+
     def lines(self) -> str:
         """The scored text, with a line break after each answer or document."""
         text = self.text.decode()

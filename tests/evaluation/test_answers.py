@@ -138,3 +138,10 @@ def test_baselines_pay_for_the_ends_of_answers_over_the_characters_of_answers() 
     lines, chars = baselines("ab\nba\n" * 9, "ab\nbb\n"), baselines("ab\nba\n" * 9, "ab\nbb\n", n_chars=4)
     for name, value in dataclasses.asdict(lines).items():
         assert getattr(chars, name) == pytest.approx(value * 6 / 4)
+
+
+def test_a_word_s_perplexity_counts_blanks_and_line_ends_as_published_figures_do() -> None:
+    text = b" the cat sat \n on it \n"
+    nats = np.full(len(text), 0.25)
+    score = make_score(nats, nats, np.zeros(len(text), np.int64), text)
+    assert score.perplexity_per_word == pytest.approx(np.exp(0.25 * len(text) / (5 + 2)))
