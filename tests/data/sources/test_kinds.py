@@ -17,12 +17,15 @@ from hypothesis import strategies as st
 
 from minigpt_cli import registry
 from minigpt_cli.config import DataConfig
+from minigpt_cli.data.chat import learned_chats
+from minigpt_cli.data.encoding import prepared
 from minigpt_cli.data.sources import decoding
 from minigpt_cli.data.sources.contract import NotText, Source
 from minigpt_cli.data.sources.detect import kind_of, kinds
 from minigpt_cli.data.sources.files import File
 from minigpt_cli.data.sources.open_source import open_source
 from minigpt_cli.errors import MissingExtra, UsageError
+from minigpt_cli.runstore.records import Corpus, RunRecord
 
 JOINED = {
     "plain.txt": "\n", "utf16.txt": "\n", "page.html": "\n\n", "book.epub": "\n\n", "letter.docx": "\n",
@@ -312,3 +315,29 @@ def test_a_missing_library_names_its_extra(name: str, module: str, monkeypatch: 
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(MissingExtra, match=r"pip install 'minigpt-cli\[documents\]'"):
         documents(open_source(name))
+
+
+# What is recorded
+
+
+def test_one_source_is_recorded_as_ever_and_several_as_a_list() -> None:
+    for typed, kept in (("a.txt", "a.txt"), (["a.txt"], "a.txt"), ([], ""), (["a.txt", "b/"], ["a.txt", "b/"])):
+        config = DataConfig.model_validate({"source": typed})
+        assert json.loads(config.model_dump_json())["source"] == kept
+        assert DataConfig.model_validate_json(config.model_dump_json()) == config
+
+
+@pytest.mark.parametrize(
+    ("label", "chats", "expected"),
+    [("a.jsonl", None, True), ("a.txt", None, False), ("a.jsonl", False, False), ("a", True, True)],
+)
+def test_a_record_says_whether_its_text_is_conversations(label: str, chats: bool | None, expected: bool) -> None:
+    corpus = Corpus(label=label, sha256="a" * 64, **({} if chats is None else {"chats": chats}))
+    assert learned_chats(RunRecord.model_construct(corpus=corpus)) is expected
+
+
+def test_rows_of_texts_train_a_run_that_is_no_chat(tmp_path: Path) -> None:
+    Path("a.jsonl").write_bytes(samples.jsonl([{"text": f"{i} {text}"} for i in range(9) for text in TEXTS]))
+    assert not prepared(DataConfig(source="a.jsonl"), tmp_path / "data").chats
+    Path("a.jsonl").write_bytes(samples.jsonl([{"prompt": text, "completion": f"{i}"} for i in range(9) for text in TEXTS]))
+    assert prepared(DataConfig(source="a.jsonl"), tmp_path / "data").chats
