@@ -101,7 +101,7 @@ def show(runs: Sequence[Run], rows: Sequence[Row], form: Form = "table") -> None
     elif form == "markdown":
         console.write("\n\n".join(as_markdown(*leaderboard_table(group)) for _, group in _by_text(runs, rows)))
     elif not rows:
-        console.notice("no scored runs" + (" that meet this" if runs else " yet: start with minigpt train"))
+        console.notice("no scored runs" + (" that match" if runs else " yet: start with minigpt train"))
     else:
         print_leaderboard(_by_text(runs, rows))
 

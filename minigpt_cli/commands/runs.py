@@ -1,4 +1,4 @@
-"""minigpt runs: list, show, tag, check and remove what is in the runs directory. Only verify, export and import load torch."""
+"""minigpt runs: list, show, tag, check and remove runs. Only verify, export and import load torch."""
 
 from __future__ import annotations
 
@@ -8,22 +8,9 @@ from typing import Annotated
 
 import typer
 
+from minigpt_cli.commands import options
 from minigpt_cli.commands.lazy_commands import Mount, lazy_group
-from minigpt_cli.commands.options import (
-    CsvFlag,
-    JsonFlag,
-    MarkdownFlag,
-    OptionalRun,
-    RunArgument,
-    RunArguments,
-    RunsDir,
-    Sort,
-    Tag,
-    Top,
-    Where,
-    YesFlag,
-    switch,
-)
+from minigpt_cli.commands.options import RunsDir, switch
 from minigpt_cli.commands.run_fields import differences, listing, one_format, ordered, select, shown_differences
 from minigpt_cli.display import console
 from minigpt_cli.errors import RunNotFound, UsageError, unknown_name
@@ -69,13 +56,13 @@ def runs(ctx: typer.Context) -> None:
 
 @app.command("list", short_help="Every run, with its state.")
 def list_runs(
-    sort: Sort = None,
-    top: Top = 0,
-    tag: Tag = None,
-    where: Where = None,
-    csv: CsvFlag = False,
-    md: MarkdownFlag = False,
-    json: JsonFlag = False,
+    sort: options.Sort = None,
+    top: options.Top = 0,
+    tag: options.Tag = None,
+    where: options.Where = None,
+    csv: options.CsvFlag = False,
+    md: options.MarkdownFlag = False,
+    json: options.JsonFlag = False,
     runs_dir: RunsDir = None,
 ) -> None:
     """\b
@@ -84,7 +71,7 @@ def list_runs(
       minigpt runs list --sort -created_at --top 5
       minigpt runs list --where 'status=crashed or tag=keep' --csv
 
-    Lists every run, the last saved last; folders that are damaged or not runs are listed as such.
+    Lists every run, the most recently saved one last. Damaged runs are listed too.
     """
     from minigpt_cli.display.run_tables import print_list
     from minigpt_cli.display.tables import Column, as_csv, as_markdown, flat
@@ -104,19 +91,19 @@ def list_runs(
         cells = [["" if (value := flat(row.get(name))) is None else str(value) for name in names] for row in rows]
         console.write_rows(as_markdown([Column(name) for name in names], cells))
     elif not rows:
-        console.notice(f"no runs in {store.dir}" + (" that meet this" if everything else " yet: start with minigpt train"))
+        console.notice(f"no runs in {store.dir}" + (" that match" if everything else " yet: start with minigpt train"))
     else:
         print_list(rows)
 
 
 @app.command(short_help="One run in full.")
-def show(run: OptionalRun = None, json: JsonFlag = False, runs_dir: RunsDir = None) -> None:
+def show(run: options.OptionalRun = None, json: options.JsonFlag = False, runs_dir: RunsDir = None) -> None:
     """\b
     Examples:
       minigpt runs show
       minigpt runs show modern-1 --json
 
-    Shows one run in full: how it went, on what, with which settings.
+    Shows one run in full: its results, its text and its settings.
     """
     store = RunStore(runs_dir)
     found = store.find(run or "latest")
@@ -141,7 +128,7 @@ def show(run: OptionalRun = None, json: JsonFlag = False, runs_dir: RunsDir = No
 @app.command("rm", short_help="Remove runs.")
 def remove(
     run: Annotated[list[str], typer.Argument(metavar="RUN...", help="Names of runs, in full.", autocompletion=None)],
-    yes: YesFlag = False,
+    yes: options.YesFlag = False,
     runs_dir: RunsDir = None,
 ) -> None:
     """\b
@@ -169,7 +156,7 @@ def remove(
 
 @app.command(short_help="Rename a run.")
 def rename(
-    run: RunArgument,
+    run: options.RunArgument,
     new_name: Annotated[str, typer.Argument(metavar="NEW-NAME", help="Its new name.")],
     runs_dir: RunsDir = None,
 ) -> None:
@@ -187,8 +174,8 @@ def rename(
 
 @app.command(short_help="Add tags to a run, or remove them.")
 def tag(
-    run: RunArgument,
-    tags: Annotated[list[str], typer.Argument(metavar="TAG...", help="Words that mark the run.")],
+    run: options.RunArgument,
+    tags: Annotated[list[str], typer.Argument(metavar="TAG...", help="Words to find the run by.")],
     delete: Annotated[bool, switch("--remove", "Remove these tags instead.")] = False,
     runs_dir: RunsDir = None,
 ) -> None:
@@ -204,17 +191,16 @@ def tag(
         if not word.isprintable() or not word or " " in word or len(word) > 60:
             raise UsageError(f"{word!r} cannot be a tag: use one word of at most 60 printable characters")
 
-    def marked(before: Annotations) -> Annotations:
+    def change(before: Annotations) -> Annotations:
         after = [t for t in before.tags if t not in tags] if delete else list(dict.fromkeys([*before.tags, *tags]))
         return Annotations(tags=after, note=before.note)
 
-    after = found.annotate(marked).tags
-    console.notice(f"{found.name}: {' '.join(after) or 'no tags'}")
+    console.notice(f"{found.name}: {' '.join(found.annotate(change).tags) or 'no tags'}")
 
 
 @app.command(short_help="Write a note on a run, or read it.")
 def note(
-    run: RunArgument,
+    run: options.RunArgument,
     text: Annotated[str | None, typer.Argument(metavar="TEXT", help="The note; '' removes it; without TEXT it is printed.")] = None,
     runs_dir: RunsDir = None,
 ) -> None:
@@ -233,7 +219,7 @@ def note(
 
 
 @app.command(short_help="Check the files of a run.")
-def verify(run: OptionalRun = None, json: JsonFlag = False, runs_dir: RunsDir = None) -> None:
+def verify(run: options.OptionalRun = None, json: options.JsonFlag = False, runs_dir: RunsDir = None) -> None:
     """\b
     Examples:
       minigpt runs verify
@@ -251,23 +237,19 @@ def verify(run: OptionalRun = None, json: JsonFlag = False, runs_dir: RunsDir = 
     if json:
         console.write_json({"run": found.name, "ok": not wrong, "findings": [finding._asdict() for finding in findings]})
     else:
-        print_findings(found.name, [(f.level, f.file, f.message) for f in findings])
+        print_findings(found.name, findings)
     if wrong:
         raise typer.Exit(1)
 
 
 def _even_if_damaged(store: RunStore, name: str | None) -> Run:
-    """The run of this name, also where its files are damaged."""
-    for entry in store.list():
-        if entry.name == name:
-            return Run(entry.dir)
-    if name is not None and (at := run_at(Path(name))) is not None:
-        return at
-    return store.find(name or "latest")
+    """The run of this name, even if its files are damaged."""
+    damaged = next((Run(entry.dir) for entry in store.list() if entry.name == name), None)
+    return damaged or (run_at(Path(name)) if name is not None else None) or store.find(name or "latest")
 
 
 @app.command(short_help="What differs between runs.")
-def diff(run: RunArguments, json: JsonFlag = False, md: MarkdownFlag = False, runs_dir: RunsDir = None) -> None:
+def diff(run: options.RunArguments, json: options.JsonFlag = False, md: options.MarkdownFlag = False, runs_dir: RunsDir = None) -> None:
     """\b
     Examples:
       minigpt runs diff modern-1 modern-2
@@ -278,7 +260,7 @@ def diff(run: RunArguments, json: JsonFlag = False, md: MarkdownFlag = False, ru
     store = RunStore(runs_dir)
     found = [store.find(name) for name in run]
     if len(found) < 2:
-        raise UsageError("runs diff needs two runs or more")
+        raise UsageError("runs diff needs two runs or more: name them")
     from minigpt_cli.display.run_tables import print_differences
     from minigpt_cli.display.tables import Column, as_markdown
 

@@ -137,7 +137,7 @@ def _merge(outcome: Outcome, store: RunStore) -> None:
 
 def _dry_run(context: Context, resolved: Resolved) -> None:
     """Measure a few real steps in all processes, and show what the run would cost."""
-    from minigpt_cli.display.training_summary import print_plan
+    from minigpt_cli.display.live_training import print_plan
     from minigpt_cli.training import planner
 
     planner.choose_device(resolved.config.compute.device)
@@ -199,7 +199,7 @@ def _print_config(resolved: Resolved, *, json: bool) -> None:
 
 def _finish(outcome: Outcome, *, json: bool) -> None:
     """Show the result of a run, and exit with the code of the signal that ended it, if any."""
-    from minigpt_cli.display.training_summary import print_ending
+    from minigpt_cli.display.live_training import print_ending
 
     if not json:
         commands = next_commands(outcome.run, outcome.stopped.stop_reason)

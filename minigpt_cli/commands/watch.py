@@ -10,7 +10,7 @@ from typing import Annotated
 from minigpt_cli.commands.options import JsonFlag, OptionalRunArguments, RunsDir, option, switch
 from minigpt_cli.commands.run_fields import find_readable
 from minigpt_cli.display import console
-from minigpt_cli.display.watching import Observed, show_live
+from minigpt_cli.display.live_training import Observed, show_live
 from minigpt_cli.escaping import one_line
 from minigpt_cli.events import Stopped, StopReason
 from minigpt_cli.runstore import replay

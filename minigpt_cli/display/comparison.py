@@ -1,4 +1,4 @@
-"""A comparison for people: scores, verdicts in words, where the sides differ, and their samples side by side."""
+"""A comparison on the terminal: scores, verdicts as sentences, the differences of the sides, and their samples side by side."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from minigpt_cli.display import console, format
 from minigpt_cli.display.charts import Curve, chart_on_screen
 from minigpt_cli.display.run_tables import print_differences
-from minigpt_cli.display.tables import Column, as_markdown, print_renderable, print_table
+from minigpt_cli.display.tables import Column, as_markdown, print_columns, print_table
 from minigpt_cli.escaping import markdown, one_line, printable
 
 if TYPE_CHECKING:
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
     from minigpt_cli.evaluation.comparison import Pair, Part, Passage, Side
     from minigpt_cli.evaluation.seeds import Outlook
 
-BLUE, ORANGE = "#2f86c1", "#d55e00"  # near Okabe and Ito's: told apart by colour-blind people, legible on black and on white
+BLUE, ORANGE = "#2f86c1", "#d55e00"  # like Okabe and Ito's: clear for colour-blind people, on black and on white
 _SOME, _MUCH = 0.3, 1.0  # nats
 
 
 @dataclass(frozen=True)
 class Compared:
-    """Everything that `compare` found and a person is shown."""
+    """All results of `compare` that are shown."""
 
-    text: str  # which text was scored
+    text: str  # name of the text that was scored
     sides: Sequence[Side]
     costs: Sequence[tuple[int, float]]  # parameters and mean seconds of training of each side
     pairs: Sequence[Pair]
@@ -37,9 +37,9 @@ class Compared:
     positions: Sequence[Part]
     passages: Sequence[Passage]  # of the first two sides
     curves: Sequence[Curve]
-    x: str  # what the curves are drawn against
+    x: str  # the horizontal axis of the curves
     prompt: str | None
-    samples: Sequence[tuple[str, str]]  # what each side writes after the prompt
+    samples: Sequence[tuple[str, str]]  # the continuation of the prompt by each side
 
     @property
     def names(self) -> list[str]:
@@ -48,7 +48,7 @@ class Compared:
 
 
 def print_comparison(found: Compared) -> None:
-    """Print all of it, section after section."""
+    """Print all sections."""
     console.write(f"text    {one_line(found.text)}")
     _heading("settings that differ")
     print_differences(found.names, found.differences)
@@ -122,7 +122,7 @@ def score_rows(found: Compared) -> list[list[str]]:
 
 
 def verdict_sentence(pair: Pair) -> str:
-    """The verdict on one pair in words."""
+    """The verdict on one pair as a sentence."""
     a, b, test = one_line(pair.a), one_line(pair.b), pair.test
     p = f"p = {pair.p_holm:.2g}" if pair.p_holm > 0.0004 else "p < 0.0005"
     if pair.verdict == "indistinguishable":
@@ -133,16 +133,16 @@ def verdict_sentence(pair: Pair) -> str:
 
 
 def outlook_sentence(found: Outlook) -> str:
-    """What it would take to settle an open question; empty where it is settled or not known."""
+    """How much more data would decide an undecided pair; empty for a decided pair, or if the amount is not known."""
     if found.further_seeds:
-        return f"about {found.further_seeds} further seed{'s' * (found.further_seeds > 1)} of each would settle a difference of this size"
+        return f"about {found.further_seeds} further seed{'s' * (found.further_seeds > 1)} of each would show a difference of this size"
     if found.text_factor is not None:
-        return f"no number of seeds would settle a difference this small: it takes about {found.text_factor:.0f} times as much text"
+        return f"no number of seeds would show a difference this small: it needs about {found.text_factor:.0f} times as much text"
     return ""
 
 
 def _print_verdicts(pairs: Sequence[Pair]) -> None:
-    """Print every verdict, and which question it answers."""
+    """Print every verdict and its scope."""
     _heading("verdict, nats per character" + (f" (p-values adjusted for {len(pairs)} pairs, Holm)" if len(pairs) > 1 else ""))
     for pair in pairs:
         console.write("  " + verdict_sentence(pair))
@@ -153,18 +153,18 @@ def _print_verdicts(pairs: Sequence[Pair]) -> None:
 
 
 def scope_lines(pairs: Sequence[Pair]) -> list[str]:
-    """Which question was answered."""
+    """The scope of the verdicts: weights or recipes."""
     questions = {pair.question for pair in pairs}
     lines = []
     if "weights" in questions:
         lines.append("This is about these weights on this kind of text, not about recipes: those take several seeds (train --seeds 3).")
     if "recipes" in questions:
-        lines.append("This is about the recipes: new seeds and new text of this kind are allowed for.")
+        lines.append("This is about the recipes: the interval includes new seeds and new text of this kind.")
     return lines
 
 
 def part_rows(parts: Sequence[Part]) -> list[list[str]]:
-    """Name, share and what each side spends, for each part of the text."""
+    """Name, share and the score of each side, for each part of the text."""
     return [[p.name, f"{p.share:.1%}", *(format.loss(None if math.isnan(v) else v) for v in p.nats_per_char)] for p in parts]
 
 
@@ -182,34 +182,30 @@ def _print_parts(title: str, names: Sequence[str], parts: Sequence[Part]) -> Non
 
 
 def _print_passages(a: str, b: str, passages: Sequence[Passage]) -> None:
-    """Print the most different passages: side by side and coloured on a terminal, a line each elsewhere."""
-    a, b = one_line(a), one_line(b)
+    """Print the most different passages: side by side and coloured on a terminal, otherwise one after another."""
     _heading("most different passages")
     colour = console.is_terminal(sys.stdout) and not console.stdout().no_color
     for passage in passages:
-        better = a if passage.delta < 0 else b
-        about = f"{better} is better by {abs(passage.delta):.3f} nats per character, from character {passage.start:,}"
+        about = one_line(passage_sentence(a, b, passage))
         if colour:
-            _print_side_by_side(a, b, passage, about)
+            sides = (
+                (f"{a} (cheaper here: blue)", _coloured(passage, -1, BLUE)),
+                (f"{b} (cheaper here: orange)", _coloured(passage, 1, ORANGE)),
+            )
+            print_columns(sides, title=about)
         else:
             text = printable(passage.text.replace("\n", "⏎"), keep="")
             console.write(f"  {about}\n    {text}")
 
 
-def _print_side_by_side(a: str, b: str, passage: Passage, about: str) -> None:
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=box.SIMPLE, title=Text(about, style="dim"), title_justify="left", expand=True, padding=(0, 1))
-    table.add_column(Text(f"{a} (cheaper here: blue)"), ratio=1)
-    table.add_column(Text(f"{b} (cheaper here: orange)"), ratio=1)
-    table.add_row(_coloured(passage, -1, BLUE), _coloured(passage, 1, ORANGE))
-    print_renderable(table)
+def passage_sentence(a: str, b: str, passage: Passage) -> str:
+    """Which side is better on a passage, and by how much."""
+    better = a if passage.delta < 0 else b
+    return f"{better} is better by {abs(passage.delta):.3f} nats per character, from character {passage.start:,}"
 
 
 def _coloured(passage: Passage, sign: int, colour: str) -> Text:
-    """The passage with the characters marked on which one side is cheaper: coloured, and where it is much cheaper on a coloured ground."""
+    """The passage with colour on the characters that one side predicts better, and a coloured background where it is much better."""
     from rich.style import Style
     from rich.text import Text
 
@@ -222,19 +218,13 @@ def _coloured(passage: Passage, sign: int, colour: str) -> Text:
 
 
 def _print_samples(prompt: str, samples: Sequence[tuple[str, str]]) -> None:
-    """Print what each side writes after the prompt: side by side on a terminal, one after another elsewhere."""
+    """Print the continuation by each side: side by side on a terminal, otherwise one after another."""
     _heading("from one prompt and seed")
     if not console.is_terminal(sys.stdout):
         for name, text in samples:
             lines = [f"  {one_line(name)}", *("    " + line for line in printable(prompt + text).splitlines())]
             console.write("\n".join(lines))
         return
-    from rich import box
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE, expand=True)
-    for name, _ in samples:
-        table.add_column(Text(one_line(name)), ratio=1)
-    table.add_row(*(Text.assemble((printable(prompt), "dim"), printable(text)) for _, text in samples))
-    print_renderable(table)
+    print_columns([(name, Text.assemble((printable(prompt), "dim"), printable(text))) for name, text in samples])

@@ -1,4 +1,4 @@
-"""What was found in files: by `runs verify` in a run, by `runs import` in a checkpoint of another program."""
+"""The findings of `runs verify` in a run, and of `runs import` in a checkpoint of another program."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from minigpt_cli.escaping import one_line
 
 if TYPE_CHECKING:
     from minigpt_cli.interchange.initialise import Report
+    from minigpt_cli.verify import Finding
 
 _ROWS = 40  # tensors that did not fit; --json has all
 
 _MARKS = {"ok": ("✓", "32"), "note": ("·", "2"), "problem": ("✗", "31")}
 
 
-def print_findings(name: str, findings: Sequence[tuple[str, str, str]]) -> None:
-    """Print level, file and message of every finding, and what they come to."""
+def print_findings(name: str, findings: Sequence[Finding]) -> None:
+    """Print every finding, and the number of problems."""
     colour = console.use_colour(sys.stdout)
     width = max((len(file) for _, file, _ in findings), default=0)
     for level, file, message in findings:
@@ -27,11 +28,11 @@ def print_findings(name: str, findings: Sequence[tuple[str, str, str]]) -> None:
         mark = f"\x1b[{code}m{mark}\x1b[0m" if colour else mark
         console.write(f"{mark} {one_line(file):<{width}}  {one_line(message)}")
     wrong = sum(level == "problem" for level, _, _ in findings)
-    console.write(f"{one_line(name)}: " + (f"{wrong} problem{'s' * (wrong > 1)}" if wrong else "everything checks out"))
+    console.write(f"{one_line(name)}: " + (f"{wrong} problem{'s' * (wrong > 1)}" if wrong else "no problem found"))
 
 
 def print_tensor_report(report: Report) -> None:
-    """Print what became of every tensor of an import: notes to stderr, and to stdout those that did not fit, and the counts."""
+    """Print the result of an import: notes to stderr; tensors that did not fit and the counts to stdout."""
     for note in report.notes:
         console.notice(note)
     rows = [["wrongly shaped", name, theirs, ours] for name, theirs, ours in report.misshaped]

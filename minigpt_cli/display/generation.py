@@ -1,4 +1,4 @@
-"""Generated text on a screen or in a pipe: streamed, coloured by probability, or several settings side by side."""
+"""Generated text on a terminal or in a pipe: streamed, coloured by probability, or several settings side by side."""
 
 from __future__ import annotations
 
@@ -10,26 +10,27 @@ from dataclasses import dataclass
 from typing import Any
 
 from minigpt_cli.display import console
+from minigpt_cli.display.tables import print_columns
 from minigpt_cli.escaping import printable
 
 _DIM, _RESET = "\x1b[2m", "\x1b[0m"
 
-# Certain to surprising, for dark and light terminals alike, told apart by colour-blind people: blue, green, yellow, orange, magenta.
+# From certain to surprising: blue, green, yellow, orange, magenta. Clear for colour-blind people, on dark and light terminals.
 PROBABILITY_BANDS = ((0.8, 33), (0.5, 35), (0.2, 178), (0.05, 208), (0.0, 199))
 
 
 @dataclass(frozen=True)
 class ShownToken:
-    """One token of a continuation as the teacher's view shows it."""
+    """One token of a continuation, with its probability and its alternatives."""
 
     name: str  # as streaming.pieces_of writes it
-    text: str  # that became certain with it: a character split over several tokens comes with its last
+    text: str  # a character that is split over several tokens belongs to the last of them
     probability: float
     alternatives: Sequence[tuple[str, float]]
 
 
 class TextStreamer:
-    """Writes prompt and continuations to stdout as they come. On a terminal the prompt is dim and control characters are written out."""
+    """Writes prompt and continuations to stdout as they come. On a terminal the prompt is dim and control characters are visible."""
 
     def __init__(self) -> None:
         self._terminal = console.is_terminal(sys.stdout)
@@ -47,14 +48,14 @@ class TextStreamer:
             self._write(text)
 
     def end(self) -> None:
-        """End the line, if it has not ended."""
+        """End the line unless it has ended."""
         if not self._ends_line:
             sys.stdout.write("\n")
             sys.stdout.flush()
             self._ends_line = True
 
     def separator(self) -> None:
-        """Between two samples."""
+        """Write the line between two samples."""
         self.end()
         sys.stdout.write("---------------\n")
 
@@ -71,12 +72,12 @@ def band(probability: float) -> int:
 
 
 def visible(token: str) -> str:
-    """A token on one line: spaces and line breaks as marks, a piece of a character as its bytes."""
+    """A token on one line: spaces and line breaks as symbols, a part of a character as its bytes."""
     return printable(token.removeprefix("bytes:").replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥"), keep="")
 
 
 def print_probabilities(prompt: str, tokens: Iterable[ShownToken]) -> None:
-    """The text with each token coloured by its probability, then each token with the others that the model found likely."""
+    """Print the text coloured by probability, then each token with its most probable alternatives."""
     from rich.table import Table
     from rich.text import Text
 
@@ -99,23 +100,20 @@ def print_probabilities(prompt: str, tokens: Iterable[ShownToken]) -> None:
 
 @dataclass(frozen=True)
 class Setting:
-    """What one setting of a sweep wrote."""
+    """The text written with one setting of a sweep."""
 
     label: str
     text: str
-    distinct: Sequence[float]  # distinct-1, -2, -3 of its words
+    distinct: Sequence[float]  # distinct-1, -2 and -3 of its words
     nats_per_char: float | None
 
 
 def print_sweep(prompt: str, settings: Sequence[Setting]) -> None:
-    """The same prompt under each setting, side by side, with how varied and how probable each text is."""
-    from rich.table import Column, Table
+    """Print the texts of all settings side by side, with the variety and the score of each."""
     from rich.text import Text
 
-    table = Table(*(Column(Text(s.label)) for s in settings), expand=console.is_terminal(sys.stdout), show_lines=True)
-    table.add_row(*(Text.assemble((printable(prompt), "dim"), printable(s.text)) for s in settings))
-    table.add_row(*(Text(_figures(s), style="dim") for s in settings))
-    console.stdout().print(table)
+    texts = [(s.label, Text.assemble((printable(prompt), "dim"), printable(s.text))) for s in settings]
+    print_columns(texts, [Text(f"\n{_figures(s)}", style="dim") for s in settings])
 
 
 def _figures(setting: Setting) -> str:
@@ -128,7 +126,10 @@ ReadLine = Callable[[], str]
 
 
 def line_reader(complete: Sequence[str]) -> ReadLine:
-    """Reads a line from the keyboard with history and editing, kept and completed by the extra `interactive`. Raises EOFError."""
+    """A function that reads a line; on a terminal with editing, and with saved history and completion by the extra `interactive`.
+
+    It raises EOFError at the end of input.
+    """
     if not console.is_terminal(sys.stdin) or not console.is_terminal(sys.stdout):
         return _plain_line
     try:
@@ -136,7 +137,7 @@ def line_reader(complete: Sequence[str]) -> ReadLine:
         from prompt_toolkit.completion import WordCompleter
         from prompt_toolkit.history import FileHistory, InMemoryHistory
     except ImportError:
-        with suppress(ImportError):  # Windows has none; where it is, input() has history and editing
+        with suppress(ImportError):  # gives input() history and editing; Windows does not have it
             import readline  # noqa: F401
         return lambda: input("> ")
     folder = _history_folder()

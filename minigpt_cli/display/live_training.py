@@ -1,11 +1,15 @@
-"""What is shown while a model trains: a live table on a terminal, a line per evaluation elsewhere, JSON lines for scripts."""
+"""What is shown while a model trains, here or in another process, and at the end: a live table on a terminal, a line per evaluation in
+a pipe, JSON lines for scripts.
+"""
 
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Self
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from minigpt_cli.display import console
+from minigpt_cli.display import console, format
+from minigpt_cli.display.charts import curve_of, terminal_chart
 from minigpt_cli.display.training_screen import (
     Standings,
     TrainingScreen,
@@ -15,10 +19,24 @@ from minigpt_cli.display.training_screen import (
     describe_start,
     evaluation_line,
 )
-from minigpt_cli.events import Evaluated, Event, Progress, Resumed, Skipped, Started
+from minigpt_cli.escaping import one_line, printable
+from minigpt_cli.events import Evaluated, Event, Progress, Resumed, Skipped, Started, Stopped
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, ConsoleOptions, RenderableType
+
+    from minigpt_cli.runstore.store import Run
+
+_REASONS = {
+    "max_steps": "all steps done",
+    "early_stopping": "stopped early: the validation loss no longer improves",
+    "interrupted_keyboard": "interrupted from the keyboard, saved",
+    "terminated": "terminated, saved",
+    "time_limit": "time limit reached, saved",
+    "target_loss": "target loss reached",
+    "pruned": "given up by the search",
+    "plateau": "stopped: the validation loss no longer improves",
+}
 
 
 def training_view(
@@ -105,3 +123,104 @@ class LiveTable(TrainingView):
 
     def announce(self, message: str) -> None:
         self.state.notices.append(message)  # the next redraw, a moment later, shows it
+
+
+class Observed(NamedTuple):
+    """The state of a run of another process, read from its files."""
+
+    started: Started
+    evaluations: list[Evaluated]
+    stopped: Stopped | None  # None while the run trains
+    time_limit_s: float
+    status: str
+
+
+def show_live(observations: Iterable[Sequence[Observed]], *, several: bool) -> None:
+    """Redraw with each observation until every run has ended or the observations end."""
+    from rich.live import Live
+
+    with Live(console=console.stdout(), refresh_per_second=4, vertical_overflow="crop", auto_refresh=False) as live:
+        for observed in observations:
+            live.update(RunsScreen(observed) if several else TrainingScreen(_state(observed[0])), refresh=True)
+            if all(entry.stopped is not None for entry in observed):
+                return
+
+
+def _state(observed: Observed) -> TrainingState:
+    notices = [] if observed.status in ("running", "finished") else [f"this run is {observed.status}"]
+    return TrainingState(
+        observed.started, observed.evaluations, stopped=observed.stopped, notices=notices, time_limit_s=observed.time_limit_s
+    )
+
+
+class RunsScreen:
+    """Several runs: one row for each, and their validation curves in one chart."""
+
+    def __init__(self, observed: Sequence[Observed]) -> None:
+        self.observed = observed
+
+    def __rich_console__(self, screen: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        from rich import box
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+        table.add_column("run", overflow="ellipsis", no_wrap=True)
+        for name in ("step", "val", "best", "tokens/s", "time", "left", "state"):
+            table.add_column(name, justify="left" if name == "state" else "right", no_wrap=True)
+        curves = []
+        for entry in self.observed:
+            started, evaluations, stopped = entry.started, entry.evaluations, entry.stopped
+            state = _state(entry)
+            last, best = (evaluations[-1] if evaluations else None), state.best
+            left = state.remaining_s if stopped is None else None
+            table.add_row(
+                one_line(started.run),
+                f"{last.step if last else 0:,}/{started.max_steps:,}",
+                format.loss(last.val_loss if last else None),
+                format.loss(best.nats_per_char if best else None),
+                format.count(last.tokens_per_s) if last else "",
+                format.duration(last.elapsed_s) if last else "",
+                "" if left is None else format.duration(left),
+                stopped.stop_reason if stopped and entry.status == "finished" else entry.status,
+            )
+            curves.append(curve_of(one_line(started.run)[:20], evaluations, "nats_per_char"))
+        yield table
+        height = min(14, screen.size.height - len(self.observed) - 10)
+        if height >= 5 and (chart := terminal_chart(curves, width=min(options.max_width, 110), height=height, colour=not screen.no_color)):
+            yield Text("validation, nats per character against steps", style="dim")
+            yield Text.from_ansi(chart)
+
+
+def print_plan(facts: Mapping[str, Any]) -> None:
+    """Print a plan in lines of name and value."""
+    active = "" if facts["n_active_params"] == facts["n_params"] else f", {facts['n_active_params']:,} active"
+    largest = facts["largest_batch"]
+    lines = {
+        "parameters": f"{facts['n_params']:,}{active}",
+        "speed": f"{facts['step_ms']:.1f} ms a step, {format.count(facts['tokens_per_s'])} tokens/s on {facts['device']}",
+        "memory": f"{format.size(facts['peak_bytes'])} at the peak",
+        "largest batch": "not known here" if largest is None else f"about {largest:,} (chosen: {facts['batch_size']:,})",
+        "steps": f"{facts['max_steps']:,}, {facts['epochs']:.2f} times over the training text",
+        "time": f"about {format.duration(facts['estimated_s'])}, evaluations included",
+    }
+    width = max(map(len, lines))
+    console.write("\n".join(f"{name:<{width}}  {value}" for name, value in lines.items()))
+
+
+def print_ending(run: Run, stopped: Stopped, commands: Sequence[str], sample: str = "") -> None:
+    """Print the score with its interval, a sample, and the commands that come next, to stdout."""
+    name = one_line(run.name)
+    reason = _REASONS.get(stopped.stop_reason, stopped.stop_reason)
+    lines = [f"run     {name}: {reason} at step {stopped.step:,}, {format.duration(stopped.elapsed_s)}"]
+    best = run.record.best
+    if best is not None:
+        score = f"{best.nats_per_char:.4f} nats per character"
+        if best.ci95:
+            score += f" (95 %: {format.interval(best.ci95)})"
+        where = "the whole validation text" if best.whole_split else "samples of the validation text"
+        lines += [f"best    {score}", f"        {best.nats_per_token:.4f} nats per token, on {where}, at step {best.step:,}"]
+    if sample:
+        lines += ["sample", *(f"  {line}".rstrip() for line in printable(sample).splitlines())]
+    lines += ["next    " + "\n        ".join(map(one_line, commands))]
+    console.write("\n".join(lines))

@@ -1,4 +1,4 @@
-"""Tables that fit: on a narrow terminal the least important columns go first; in a pipe all stay, and nothing is cut."""
+"""Tables. A narrow terminal shows only the important columns; a pipe gets all of them, and nothing is cut."""
 
 from __future__ import annotations
 
@@ -14,26 +14,27 @@ from minigpt_cli.escaping import csv_cell, markdown, one_line
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.text import Text
 
 _GAP = 2  # between columns
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column and how long it is kept when the terminal is narrow: those of `rank` 0 always, high ranks go first."""
+    """A column. On a narrow terminal high ranks are dropped first; columns of rank 0 always stay."""
 
     name: str
     rank: int = 0
     right: bool = False
-    most: int = 60  # characters, on a terminal
+    most: int = 60  # characters on a terminal
 
 
 R = TypeVar("R")
 Fields = Sequence[tuple[Column, Callable[[R], str]]]
-"""Columns, each with what it shows of a record."""
+"""Columns, each with a function from a record to its cell."""
 
 Form = Literal["table", "json", "csv", "markdown"]
-"""How a command prints rows."""
+"""The output format of rows."""
 
 
 def cells_of(fields: Fields[R], records: Sequence[R]) -> tuple[list[Column], list[list[str]]]:
@@ -46,7 +47,7 @@ _STYLES = {"best": "bold green", "dim": "dim", "bad": "red", "": None}
 
 
 def print_table(columns: Sequence[Column], rows: Sequence[Sequence[str]], *, styles: Sequence[Style] = (), title: str = "") -> None:
-    """Print rows of plain text under `columns` to stdout, as many columns as fit. Laid out by hand: a thousand rows take no time."""
+    """Print rows of plain text under `columns` to stdout, as many columns as fit. rich is too slow for a thousand rows."""
     from rich.cells import cell_len
     from rich.text import Text
 
@@ -56,7 +57,7 @@ def print_table(columns: Sequence[Column], rows: Sequence[Sequence[str]], *, sty
     if on_terminal:
         cells = [[_cut(cell, column.most) for cell, column in zip(row, columns, strict=True)] for row in cells]
     widths = [max([cell_len(column.name), *(cell_len(row[i]) for row in cells)]) for i, column in enumerate(columns)]
-    kept = _that_fit(columns, cells, widths, out.width)
+    kept = _fitting(columns, cells, widths, out.width)
 
     def line(row: Sequence[str]) -> str:
         padded = []
@@ -80,7 +81,7 @@ def print_table(columns: Sequence[Column], rows: Sequence[Sequence[str]], *, sty
 
 
 def print_renderable(renderable: RenderableType) -> None:
-    """Print to stdout, without the spaces at line ends that only a terminal needs."""
+    """Print to stdout; in a pipe without the spaces that rich adds at line ends."""
     out = console.stdout()
     if console.is_terminal(sys.stdout):
         out.print(renderable)
@@ -90,12 +91,26 @@ def print_renderable(renderable: RenderableType) -> None:
     console.write("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
+def print_columns(texts: Sequence[tuple[str, Text]], *details: Sequence[Text], title: str = "") -> None:
+    """Print texts side by side under their names, and rows of details below them."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE, title=Text(title, style="dim"), title_justify="left", expand=console.is_terminal(sys.stdout))
+    for name, _ in texts:
+        table.add_column(Text(one_line(name)), ratio=1)
+    for row in ([text for _, text in texts], *details):
+        table.add_row(*row)
+    print_renderable(table)
+
+
 def _cut(cell: str, most: int) -> str:
     return cell if len(cell) <= most else cell[: most - 1] + "…"
 
 
-def _that_fit(columns: Sequence[Column], cells: Sequence[Sequence[str]], widths: Sequence[int], width: int) -> list[int]:
-    """The positions of the columns to show: least important ones are dropped until the rest fits in `width`."""
+def _fitting(columns: Sequence[Column], cells: Sequence[Sequence[str]], widths: Sequence[int], width: int) -> list[int]:
+    """The positions of the columns to show: the least important ones are dropped until the others fit in `width`."""
     kept = [i for i in range(len(columns)) if any(row[i] for row in cells) or columns[i].rank == 0]
     while sum(widths[i] + _GAP for i in kept) - _GAP > width and any(columns[i].rank for i in kept):
         kept.remove(max(kept, key=lambda i: (columns[i].rank, i)))
@@ -103,7 +118,7 @@ def _that_fit(columns: Sequence[Column], cells: Sequence[Sequence[str]], widths:
 
 
 def as_csv(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Rows as CSV with a header; missing values are empty, the items of a list stand in one cell."""
+    """Rows as CSV with a header; missing values are empty, and a list is one cell."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerows([[csv_cell(flat(value)) for value in row] for row in (names, *rows)])
@@ -111,7 +126,7 @@ def as_csv(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def flat(value: Any) -> Any:
-    """A list as its items in a row; any other value as it is."""
+    """A list as text with spaces between its items; any other value unchanged."""
     return " ".join(str(item) for item in value) if isinstance(value, list | tuple) else value
 
 
@@ -125,7 +140,7 @@ def as_markdown(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> str
 
 
 def print_settings(rows: Sequence[tuple[str, str, str, str]]) -> None:
-    """Print section, setting, value and source of every setting; what is not a default stands out."""
+    """Print section, setting, value and source of every setting; defaults are dim."""
     from rich import box
     from rich.table import Table
 

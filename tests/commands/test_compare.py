@@ -73,7 +73,7 @@ def test_groups_of_seeds_speak_of_recipes(cli, four: Path) -> None:
         assert [group["n"] for group in document["groups"]] == [2, 2]
         assert {frozenset(group["runs"]) for group in document["groups"]} == {frozenset({"first", "fit"}), frozenset({"bpe-1", "bpe-2"})}
     assert "seed" not in by_name["differences"]  # the runs of each side differ in it
-    assert "recipes: new seeds" in cli("compare", "f*", "bpe-*").out
+    assert "includes new seeds" in cli("compare", "f*", "bpe-*").out
 
 
 def test_a_run_repeated_with_its_seed_is_one_observation(cli, four: Path) -> None:

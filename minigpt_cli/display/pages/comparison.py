@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from minigpt_cli.display.comparison import SCORE_COLUMNS, Compared, outlook_sentence, part_rows, scope_lines, score_rows, verdict_sentence
+from minigpt_cli.display.comparison import (
+    SCORE_COLUMNS,
+    Compared,
+    outlook_sentence,
+    part_rows,
+    passage_sentence,
+    scope_lines,
+    score_rows,
+    verdict_sentence,
+)
 from minigpt_cli.display.pages.chart import line_chart
 from minigpt_cli.display.pages.page import Markup, differences_table, html_page, remark, section, side_by_side, table, tag, tinted
 from minigpt_cli.display.tables import Column
@@ -13,7 +22,7 @@ from minigpt_cli.display.tables import Column
 if TYPE_CHECKING:
     from minigpt_cli.evaluation.comparison import Pair, Part, Passage
 
-_STRONG = 1.5  # nats: a difference of this size gets the full colour
+_STRONG = 1.5  # nats: a difference of this size gets full colour
 
 
 def comparison_page(found: Compared) -> str:
@@ -51,10 +60,9 @@ def _parts(title: str, parts: Sequence[Part], names: Sequence[str]) -> Markup:
 def _passages(names: Sequence[str], passages: Sequence[Passage]) -> list[Markup]:
     if not passages:
         return []
-    out = [remark("Coloured where that side spends fewer nats, the stronger the more.")]
+    out = [remark("Coloured where that side needs fewer nats; a stronger colour means a larger difference.")]
     for passage in passages:
-        better = names[0] if passage.delta < 0 else names[1]
-        out.append(remark(f"{better} is better by {abs(passage.delta):.3f} nats per character, from character {passage.start:,}"))
+        out.append(remark(passage_sentence(names[0], names[1], passage)))
         out.append(side_by_side([(names[0], _coloured(passage, -1, 0)), (names[1], _coloured(passage, 1, 1))]))
     return out
 
