@@ -1,9 +1,9 @@
-"""Which of several ways of computing the same is the fastest here: measured once, then kept in the user's cache.
+"""Which of several implementations is the fastest on this machine: measured once, then kept in the user's cache.
 
-Another way gives other bits, so a busy machine must not change the choice. Other programs only ever slow a trial down: what counts
-is the fastest of many trials, and the ways take turns. On a CPU a trial is the processor time of one thread, which stands still while
-another program has the processor. What was found first holds from then on, for this machine, this code and these libraries, and for
-every process that asks at the same time.
+Another implementation gives other bits, so a busy machine must not change the choice. Other programs only slow a trial down, so the
+fastest of many trials counts, and the implementations take turns. On a CPU a trial is the processor time of one thread, which does not
+run while another program has the processor. The first result is used from then on, for this machine, this code and these libraries,
+also by processes that ask at the same time.
 """
 
 from __future__ import annotations
@@ -29,28 +29,28 @@ from minigpt_cli.storage.downloads import cache_folder
 from minigpt_cli.training.environment import computed_by
 
 _LEAST_TRIALS, _MOST_TRIALS, _TRIALS_S = 5, 100, 0.25
-_PATIENCE_S = 30.0  # for another process that measures the same
-_SCORES = 1 << 21  # numbers in one trial of attention: so many windows of the batch
+_LOCK_TIMEOUT_S = 30.0  # for another process that measures the same
+_SCORES = 1 << 21  # attention scores in one trial, which limits its windows
 
 Seconds = Mapping[str, float]
-"""By name of the way."""
+"""By name of the implementation."""
 
 
 def fastest(question: Mapping[str, Any], ways: Mapping[str, Callable[[], object]], device: torch.device) -> dict[str, float]:
-    """Seconds of each of `ways`, as first measured on this machine for this `question`."""
+    """Seconds of each of `ways`, from the first measurement on this machine for this `question`."""
     here = {name: value for name, value in computed_by(device, compiled_graph=False).items() if name != "the number of threads"}
     asked = json.dumps([sorted(ways), question, here], sort_keys=True)
     try:
         folder = cache_folder() / "choices"
         folder.mkdir(parents=True, mode=0o700, exist_ok=True)
-        release = locks.acquire(folder / ".lock", _PATIENCE_S)
-    except (OSError, MiniGPTError):  # nothing can be kept
+        release = locks.acquire(folder / ".lock", _LOCK_TIMEOUT_S)
+    except (OSError, MiniGPTError):  # the result cannot be kept
         return measured(ways, device)
     path = folder / f"{hashlib.sha256(asked.encode()).hexdigest()[:20]}.json"
     try:
         if (found := _recalled(path, ways)) is None:
             found = measured(ways, device)
-            if known := _recalled(path, ways):  # another process was first, and too slow to be waited for
+            if known := _recalled(path, ways):  # another process finished first, after the timeout
                 return known
             with suppress(OSError, MiniGPTError):  # measured again next time
                 atomic_io.write_atomic(path, json.dumps({"question": question, "seconds": found}))
@@ -61,7 +61,7 @@ def fastest(question: Mapping[str, Any], ways: Mapping[str, Callable[[], object]
 
 
 def _recalled(path: Path, ways: Mapping[str, Any]) -> dict[str, float] | None:
-    """What was found before; None for what is not there or cannot be read."""
+    """The kept result; None if it is missing or cannot be read."""
     with suppress(OSError, MiniGPTError, KeyError, TypeError, AttributeError):
         seconds = atomic_io.read_json(path)["seconds"]
         if seconds.keys() == ways.keys() and all(isinstance(s, float) and math.isfinite(s) and s > 0 for s in seconds.values()):
@@ -70,7 +70,7 @@ def _recalled(path: Path, ways: Mapping[str, Any]) -> dict[str, float] | None:
 
 
 def measured(ways: Mapping[str, Callable[[], object]], device: torch.device) -> dict[str, float]:
-    """Seconds of the fastest of many trials of each way, in turns, the first not counted."""
+    """Seconds of the fastest of many trials of each of `ways`, in turns, without the first."""
     best = dict.fromkeys(ways, math.inf)
     with _alone(device) as clock:
         for way in ways.values():
@@ -87,7 +87,7 @@ def measured(ways: Mapping[str, Callable[[], object]], device: torch.device) -> 
 
 @contextmanager
 def _alone(device: torch.device) -> Iterator[Callable[[], float]]:
-    """A clock in seconds that neighbours disturb as little as can be: on a CPU that of a single thread."""
+    """A clock in seconds that other programs disturb as little as possible: on a CPU the processor time of one thread."""
     threads = torch.get_num_threads()
     if device.type == "cpu":
         torch.set_num_threads(1)
@@ -103,8 +103,8 @@ def _after_all_work(device: torch.device) -> float:
 
 
 def attention_paths(model: Any, batch_size: int, dtype: torch.dtype, device: torch.device) -> Seconds:
-    """Seconds of a model of one layer, with this configuration, forward and backward with each path of attention, for some windows of a
-    batch: nothing else in a step depends on the path."""
+    """Seconds of one layer of this model, forward and backward with each attention path, for some windows of a batch; the rest of a step
+    does not depend on the path."""
     one_layer, T = model.model_copy(update={"n_layer": 1}), model.block_size
     windows = max(1, min(batch_size, _SCORES // (model.n_head * T * T))) if device.type == "cpu" else batch_size
     trial = build_model(one_layer, vocab_size=2, seed=0).to(device).train()

@@ -1,8 +1,8 @@
-"""One run on several processes: who decides, how the others learn of it, how gradients are averaged.
+"""One run on several processes: which process decides, how the others learn of it, how gradients are averaged.
 
-Started by torchrun, which sets RANK, LOCAL_RANK and WORLD_SIZE; without them every function here is a cheap no-op. The first
-process leads: it alone reads the command line, the clock and the folders, decides, writes and prints. The others follow: they take
-part in what it announces (commands/processes.py), and it sends them whatever is decided on the way (`World.lead`).
+torchrun starts the processes and sets RANK, LOCAL_RANK and WORLD_SIZE; without them every function here is a cheap no-op. The first
+process leads: only this one reads the command line, the clock and the folders, decides, writes and prints. The others follow: they take
+part in the jobs that it announces (commands/processes.py), and it sends them every later decision (`World.lead`).
 """
 
 from __future__ import annotations
@@ -28,55 +28,64 @@ from minigpt_cli.errors import MiniGPTError, UsageError
 
 T = TypeVar("T")
 
-_PATIENCE = timedelta(minutes=10)  # how long a process waits in a collective operation before it gives the others up
-_LEAVE_S = 3.0  # how long the first process waits until the others know that it leaves
+_TIMEOUT = timedelta(minutes=10)  # of a collective operation: then the other processes count as lost
+_LEAVE_S = 3.0  # how long the first process waits until the others know that it ends
 _ASK_AGAIN_S = 0.05  # while waiting for a message
-GONE, FAILED = b"gone", b"failed"  # sent in place of a value: the first process has left, or did not succeed
-_LOST = ("gloo", "nccl", "connection", "socket", "broken pipe", "timed out", "process group")  # in the words of a broken collective
+CLOSED, FAILED = b"closed", b"failed"  # sent in place of a value: the first process has ended, or its action failed
+_LOST = (
+    "gloo",
+    "nccl",
+    "connection",
+    "socket",
+    "broken pipe",
+    "timed out",
+    "process group",
+)  # in the messages of failed collective operations
 
 
 class Cancelled(Exception):
-    """In a process that follows: the first one has ended what they were doing, and has printed why."""
+    """In a process that follows: the first process has ended the common work and printed why."""
 
 
 class PeerLost(MiniGPTError):
-    """Another process of this training is gone."""
+    """Another process of this training has ended or cannot be reached."""
 
 
 class Channel:
-    """From the first process to all others: values, in order, that wait in a store until they are read."""
+    """Sends values from the first process to all others, in order, through a store that keeps them until they are read."""
 
     def __init__(self, store: Store, rank: int) -> None:
         self._store, self._rank, self._count = store, rank, 0
         self.closed = False
 
     def send(self, message: bytes) -> None:
-        """Put a message where the others find it."""
+        """Send a message to the others."""
         self._store.set(str(self._count), message)  # type: ignore[arg-type] # bytes are taken as they are
         self._count += 1
 
     def close(self, size: int) -> None:
-        """Say that no more will come, and wait until all know: a process that leaves while others ask it something breaks their work."""
-        self.send(GONE)
+        """Send that this was the last message, and wait until all have read it: the store ends with this process, and reading it then
+        fails."""
+        self.send(CLOSED)
         deadline = time.monotonic() + _LEAVE_S
         others = [f"heard/{rank}" for rank in range(1, size)]
         while not self._store.check(others) and time.monotonic() < deadline:
             time.sleep(_ASK_AGAIN_S)
 
     def receive(self) -> Any:
-        """The next value, whenever it comes; signals are handled meanwhile. Raises Cancelled for a failure, or if none will come."""
+        """Wait for the next value; signals are handled meanwhile. Raises Cancelled after a failure, or if no value will come."""
         message = self._wait_for(str(self._count))
         self._count += 1
-        if message == GONE:
+        if message == CLOSED:
             self.closed = True
-            self._store.set(f"heard/{self._rank}", "")  # the store may be gone a moment later, so nothing is asked of it after this
-        if message in (GONE, FAILED):
+            self._store.set(f"heard/{self._rank}", "")  # the store may end at any moment from here on
+        if message in (CLOSED, FAILED):
             raise Cancelled
-        return pickle.loads(message)  # from a process of this very training
+        return pickle.loads(message)  # from a process of this training
 
     def _wait_for(self, key: str) -> bytes:
-        """What stands under `key`, as soon as something does. Asked for in a thread: over a dead network a question takes a quarter of an
-        hour to fail, and no signal is handled meanwhile."""
+        """Wait for the value of `key`. The store is read in a thread: over a dead network a read takes a quarter of an hour to fail, and no
+        signal is handled meanwhile."""
         answers: SimpleQueue[bytes | RuntimeError | None] = SimpleQueue()
 
         def ask() -> None:
@@ -91,7 +100,7 @@ class Channel:
         threading.Thread(target=ask, daemon=True).start()
         while True:
             try:
-                answer = answers.get(timeout=_PATIENCE.total_seconds())
+                answer = answers.get(timeout=_TIMEOUT.total_seconds())
             except Empty:
                 raise RuntimeError("timed out: the store does not answer") from None
             if isinstance(answer, RuntimeError):
@@ -108,12 +117,12 @@ class World:
     size: int = 1
     local_rank: int = 0
     channel: Channel | None = None
-    shared_error: MiniGPTError | None = None  # the last one that every process knows of
-    broken: bool = False  # by an error that the others do not know of: nothing can be done together any more
+    shared_error: MiniGPTError | None = None  # the last error that every process knows
+    broken: bool = False  # an error that the others do not know has made further common work impossible
 
     @property
     def leads(self) -> bool:
-        """Whether this process decides, writes the run directory and speaks."""
+        """Whether this process decides, writes the run directory and prints."""
         return self.rank == 0
 
     def device(self, kind: str) -> torch.device:
@@ -123,7 +132,7 @@ class World:
     def lead(self, action: Callable[[], T]) -> T:
         """What `action` returns in the first process, in every process. The others do not run it; they raise Cancelled if it fails.
 
-        However long it takes, no process gives up, and a signal to a process that waits is handled.
+        They wait as long as it takes, and handle signals meanwhile.
         """
         if self.channel is None:
             return action()
@@ -139,7 +148,8 @@ class World:
         return value
 
     def each(self, action: Callable[[], T]) -> T:
-        """What `action` returns, in every process its own; where it fails in one, it fails in all, and the first one says why."""
+        """Run `action` in every process and return its own result; if it fails in one process, it fails in all, and the first raises the
+        error."""
         if self.channel is None:
             return action()
         value: list[T] = []
@@ -154,14 +164,14 @@ class World:
         if not self.leads:
             raise Cancelled
         if problem is None:
-            message, code = next(told for told in problems if told)
+            message, code = next(found for found in problems if found)
             problem = UsageError(message) if code == UsageError.exit_code else MiniGPTError(message)
         self.shared_error = problem
         raise problem
 
     @contextmanager
     def announced(self, job: object) -> Iterator[None]:
-        """In the first process: have the others take part in `job` for the length of a `with`; `announcements` gives it to them."""
+        """In the first process: have the others take part in `job` during a `with`; they get it from `announcements`."""
         self.lead(lambda: job)
         try:
             yield
@@ -170,13 +180,13 @@ class World:
             raise
 
     def announcements(self) -> Iterator[Any]:
-        """In a process that follows: what the first one announces, until that leaves."""
+        """In a process that follows: what the first one announces, until it ends."""
         while self.channel is not None and not self.channel.closed:
             with suppress(Cancelled):
                 yield self.channel.receive()
 
     def agree(self, value: int, device: torch.device) -> int:
-        """The largest `value` of any process, known to all: a signal or the clock of one reaches every one."""
+        """The largest `value` of any process, in all: so a signal to one, or its clock, stops every one."""
         if self.size == 1:
             return value
         shared = torch.tensor(value, device=device)
@@ -202,28 +212,25 @@ class World:
 
 @contextmanager
 def joined() -> Iterator[World]:
-    """Join the other processes of torchrun for the length of a `with`: gloo between CPUs, NCCL between GPUs.
-
-    Raises PeerLost where one of them is gone.
-    """
+    """Join the other processes of torchrun during a `with`: gloo between CPUs, NCCL between GPUs. Raises PeerLost if one is lost."""
     try:
         world, channel = _join()
-        says_so = world.leads
+        closes = world.leads
         try:
             yield world
         except RuntimeError as error:
-            says_so = says_so and not _is_broken(error)  # nobody may be there to be told
+            closes = closes and not _is_broken(error)  # perhaps nobody can be reached
             raise
         finally:
-            if says_so:
+            if closes:
                 with suppress(RuntimeError):
                     channel.close(world.size)
     except RuntimeError as error:
         if not _is_broken(error):
             raise
         raise PeerLost(
-            "another process of this training is gone or cannot be reached: what was saved is whole; "
-            "start all of them again, with --resume RUN to go on from there"
+            "another process of this training has ended or cannot be reached: the last save is complete; "
+            "start all of them again, with --resume RUN to continue from it"
         ) from error
     finally:
         if dist.is_initialized():
@@ -231,7 +238,7 @@ def joined() -> Iterator[World]:
 
 
 def _is_broken(error: RuntimeError) -> bool:
-    """Whether this is how torch says that a connection is lost; it has no class of errors for that."""
+    """Whether torch reports a lost connection; it has no class of errors for that."""
     return any(word in str(error).lower() for word in _LOST)
 
 
@@ -242,7 +249,7 @@ def _join() -> tuple[World, Channel]:
     backend = together.lead(lambda: "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     if "cuda" in backend and torch.cuda.is_available():
         torch.cuda.set_device(together.local_rank)
-    dist.init_process_group(backend, store=PrefixStore("group", store), rank=rank, world_size=size, timeout=_PATIENCE)
+    dist.init_process_group(backend, store=PrefixStore("group", store), rank=rank, world_size=size, timeout=_TIMEOUT)
     return together, channel
 
 
@@ -253,20 +260,18 @@ def replicate(model: nn.Module, world: World, device: torch.device) -> nn.Module
     from torch.nn.parallel import DistributedDataParallel
 
     return DistributedDataParallel(
-        model, device_ids=[device.index] if device.type == "cuda" else None, find_unused_parameters=_is_sparse(model)
+        model,
+        device_ids=[device.index] if device.type == "cuda" else None,
+        find_unused_parameters=hasattr(model.config, "n_experts"),  # an expert that no token chose here may have a gradient elsewhere
     )
 
 
-def copy_from_first(model: nn.Module) -> None:
-    """Give every process the weights of the first, whatever its own hardware drew."""
-    for tensor in model.state_dict().values():
-        dist.broadcast(tensor, src=0)
-
-
 def shard(model: nn.Module) -> nn.Module:
-    """The model with its weights, gradients and later its optimizer state split over the processes (FSDP2), block by block."""
+    """The model with the first process's weights, split with their gradients and later the optimizer state over the processes (FSDP2)."""
     from torch.distributed.fsdp import fully_shard
 
+    for tensor in model.state_dict().values():  # another machine may have drawn other weights; DDP does the same
+        dist.broadcast(tensor, src=0)
     for block in getattr(model, "blocks", []):
         fully_shard(block)
     fully_shard(model)
@@ -274,9 +279,9 @@ def shard(model: nn.Module) -> nn.Module:
 
 
 def like(tensor: Tensor, parameter: Tensor) -> Tensor:
-    """A copy of `tensor`, on the device of `parameter` and split as FSDP2 split that."""
+    """A copy of `tensor` on the device of `parameter`, split like `parameter` if FSDP2 split it."""
     mesh = getattr(parameter, "device_mesh", None)
-    if mesh is None or tensor.shape != parameter.shape:  # scalars, like AdamW's step count, are in every process
+    if mesh is None or tensor.shape != parameter.shape:  # every process has scalars, like AdamW's step count, whole
         return tensor.to(parameter.device, copy=True)
     from torch.distributed.tensor import distribute_tensor
 
@@ -284,17 +289,12 @@ def like(tensor: Tensor, parameter: Tensor) -> Tensor:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """A tensor that FSDP2 split, put together again; any other as it is. Every process must call it."""
+    """The whole of a tensor that FSDP2 split; any other tensor unchanged. Every process must call it."""
     full = getattr(tensor, "full_tensor", None)
     return full() if full is not None else tensor
 
 
 def without_averaging(model: nn.Module, last: bool) -> AbstractContextManager[object]:
-    """Gradients of all but the `last` of several accumulated passes stay in their own process."""
+    """A context without averaging of gradients, for all but the `last` of several accumulated passes."""
     no_sync = getattr(model, "no_sync", None)
     return nullcontext() if last or no_sync is None else no_sync()
-
-
-def _is_sparse(model: nn.Module) -> bool:
-    """Experts that no token chose have no gradient in this process, though they may have in another."""
-    return hasattr(model.config, "n_experts")

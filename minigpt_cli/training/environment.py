@@ -1,4 +1,4 @@
-"""What computes here: for `minigpt --version -v`, and for a run's record, since the last bits of a training depend on it."""
+"""Hardware and software that compute a run: for `minigpt --version -v`, and for its record, since its last bits depend on them."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from minigpt_cli.runstore.records import Corpus, RunRecord, SplitRecord
 from minigpt_cli.storage.atomic_io import one_line
 from minigpt_cli.training.distributed import World
 
-# Variables that make a library choose other instructions, algorithms or numbers of threads. How to wait, where to log and what is said
-# otherwise here (OMP_NUM_THREADS, MINIGPT_NATIVE) are not among them.
+# Variables that make a library choose other instructions, algorithms or numbers of threads. Not among them: how to wait, where to log, and
+# variables whose effect is recorded separately (OMP_NUM_THREADS, MINIGPT_NATIVE).
 _LIBRARIES = (
     "ATEN_", "CUBLAS", "CUDNN_", "DNNL_", "KMP_DETERMINISTIC", "MKL_", "NCCL_ALGO", "NCCL_PROTO", "NPY_", "ONEDNN_", "OPENBLAS_",
     "PYTORCH_TUNABLEOP_", "TORCHDYNAMO_", "TORCHINDUCTOR_", "TORCH_BLAS_", "TORCH_COMPILE_", "TORCH_CUDNN_",
 )  # fmt: skip
 _SINGLE = {"GLIBC_TUNABLES", "NVIDIA_TF32_OVERRIDE", "OMP_DYNAMIC", "OMP_THREAD_LIMIT", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"}
-_OF_NO_ACCOUNT = ("VERBOSE", "DEBUG", "CACHE_DIR", "LOG_LEVEL", "MKL_NUM_THREADS", "MKL_THREADING_LAYER")
-_SEEN_ONLY = ("commands", "display")  # of the package: what people see cannot change what is computed
+_IRRELEVANT = ("VERBOSE", "DEBUG", "CACHE_DIR", "LOG_LEVEL", "MKL_NUM_THREADS", "MKL_THREADING_LAYER")
+_SEEN_ONLY = ("commands", "display")  # of the package: display code cannot change what is computed
 
 
 def describe() -> dict[str, str]:
-    """torch's version, the device that `--device auto` would choose, and what trains and decodes on this processor; builds what is in C."""
+    """torch's version, the device that `--device auto` would choose, and the kernels and decoder of this processor; builds the C code."""
     if torch.cuda.is_available():
         device = f"cuda, {torch.cuda.get_device_name()}"
     else:
@@ -56,10 +56,13 @@ def describe() -> dict[str, str]:
 
 
 def computed_by(device: torch.device, *, compiled_graph: bool) -> dict[str, str]:
-    """Everything here that the bits of a training step depend on: equal dictionaries, equal bits. Kept in run.json and compared on resume.
+    """Everything on this machine that the bits of a training step depend on. Kept in run.json and compared on resume.
 
-    `compiled_graph`: torch.compile takes part.
+    `compiled_graph`: whether torch.compile is used.
     """
+    gpu: dict[str, str] = {}
+    if device.type == "cuda":
+        gpu = {"cuda": str(torch.version.cuda or torch.version.hip), "cudnn": str(torch.backends.cudnn.version())}  # type: ignore[no-untyped-call]
     libraries = {"python": platform.python_version(), "numpy": np.__version__, "libc": " ".join(platform.libc_ver())}
     return {
         "minigpt": f"{version('minigpt-cli')} (code {_code()})",
@@ -68,38 +71,34 @@ def computed_by(device: torch.device, *, compiled_graph: bool) -> dict[str, str]
         "the device": device_name(device),
         "the number of threads": str(torch.get_num_threads()),
         **_of_processor(),
-        **(_of_gpu() if device.type == "cuda" else {}),
+        **gpu,
         **({"compiler": _compiler(device)} if compiled_graph else {}),
         **{name: one_line(value, 200) for name, value in sorted(os.environ.items()) if _matters(name)},
     }
 
 
 def _of_processor() -> dict[str, str]:
-    """Batches, and whatever a GPU does not do, are made here too."""
-    made = {"c": kernels.library(), "experts": expert_kernels.library(), "tiles": kernels.tiles()}
+    """Also recorded for a GPU: batches are made on the processor."""
+    libraries = {"c": kernels.library(), "experts": expert_kernels.library(), "tiles": kernels.tiles()}
     return {
         "processor": hashlib.sha256(native_build.processor()).hexdigest()[:8],
         "instructions": torch.backends.cpu.get_cpu_capability(),
-        "kernels": ", ".join(f"{name} {_content(library)}" for name, library in made.items() if library) or "torch",
+        "kernels": ", ".join(f"{name} {_content(library)}" for name, library in libraries.items() if library) or "torch",
     }
 
 
-def _of_gpu() -> dict[str, str]:
-    return {"cuda": str(torch.version.cuda or torch.version.hip), "cudnn": str(torch.backends.cudnn.version())}  # type: ignore[no-untyped-call]
-
-
 def _matters(name: str) -> bool:
-    return (name in _SINGLE or name.startswith(_LIBRARIES)) and not name.endswith(_OF_NO_ACCOUNT)
+    return (name in _SINGLE or name.startswith(_LIBRARIES)) and not name.endswith(_IRRELEVANT)
 
 
 def _content(library: ctypes.CDLL) -> str:
-    """A hash of the file that was loaded: another compiler makes another."""
+    """A hash of the loaded file, which another compiler changes."""
     return hashlib.sha256(Path(library._name).read_bytes()).hexdigest()[:8]
 
 
 @cache
 def _code() -> str:
-    """A hash of this package's own code, since a version does not tell two states of a working copy apart."""
+    """A hash of this package's code, since two states of a working copy have the same version."""
     root = Path(minigpt_cli.__file__).parent
     files = sorted(path.relative_to(root) for ending in ("py", "c", "h") for path in root.rglob(f"*.{ending}"))
     digest = hashlib.sha256()
@@ -111,7 +110,7 @@ def _code() -> str:
 
 @cache
 def _compiler(device: torch.device) -> str:
-    """What torch.compile builds with: a C++ compiler for a CPU, Triton for a GPU."""
+    """The compiler that torch.compile uses: C++ for a CPU, Triton for a GPU."""
     try:
         if device.type == "cuda":
             return f"triton {version('triton')}"
@@ -119,12 +118,12 @@ def _compiler(device: torch.device) -> str:
 
         said = subprocess.run([get_cpp_compiler(), "--version"], capture_output=True, text=True, timeout=10, check=False).stdout
         return said.partition("\n")[0]
-    except (OSError, RuntimeError, PackageNotFoundError) as error:  # torch.compile itself says what is missing
+    except (OSError, RuntimeError, PackageNotFoundError) as error:  # torch.compile itself reports what is missing
         return type(error).__name__
 
 
 def device_name(device: torch.device) -> str:
-    """What the device calls itself."""
+    """The name of the device's hardware."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type == "mps":
@@ -137,7 +136,7 @@ def device_name(device: torch.device) -> str:
 
 
 def _computed_by_all(device: torch.device, config: RunConfig, world: World) -> dict[str, str]:
-    """What computes this run in all its processes; where they differ, one after the other."""
+    """`computed_by` of all processes of this run; values that differ are listed by rank."""
     here = world.gather(computed_by(device, compiled_graph=config.compute.compile == "on"))
     names = {name: None for one in here for name in one}
     found = {name: [one.get(name, "not set") for one in here] for name in names}

@@ -1,8 +1,8 @@
-"""Losses of the model as it stands, on text it trains on and text it does not. Touches no training stream.
+"""Losses of the present model on training text and on validation text. Does not use the random numbers of training.
 
-With `eval_iters` 0 the validation loss is over the whole split, each token once, and the training loss over an evenly
-spread sample of the same kind of windows; otherwise both are over `eval_iters` batches of windows drawn once, by the seed,
-so that the difference of two evaluations is not the luck of their windows.
+With `eval_iters` 0 the validation loss is over the whole split, each token once, and the training loss over evenly spaced windows of the
+training split. Otherwise both are over `eval_iters` batches of windows that are drawn once, from the seed, so that two evaluations differ
+only by the model.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _EVALUATION_STREAM = 0xE7A1
 
 
 class Measured(NamedTuple):
-    """One evaluation; None stands for a number that was not finite, or beyond all sense."""
+    """One evaluation; None for a number that was not finite, or absurdly large."""
 
     train_loss: float | None  # nats per token
     val_loss: float | None  # nats per token
@@ -61,7 +61,7 @@ class Evaluator:
         return Measured(train, val, None if val is None else val / self._chars_per_token, val_nats)
 
     def _starts(self, n_tokens: int, learned: npt.NDArray[np.bool_] | None, generator: np.random.Generator) -> npt.NDArray[np.int64]:
-        """Where the measured windows begin; of conversations, in at least one of them there is something `learned`."""
+        """Where the measured windows begin; of conversations, at least one of them has a target that is `learned`."""
         last = n_tokens - self._block - 1
         if self._iters:
             starts = generator.integers(0, last + 1, self._windows)
@@ -75,14 +75,14 @@ class Evaluator:
         return useful[np.linspace(0, len(useful) - 1, len(starts)).astype(np.int64)]
 
     def _targets_of(self, tokens: npt.NDArray[np.bool_], starts: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-        """What the windows at `starts` are to predict, (windows, T)."""
+        """The targets of the windows at `starts`, (windows, T)."""
         return np.asarray(tokens[starts[:, None] + np.arange(1, self._block + 1)])
 
     def _sampled(
         self, tokens: npt.NDArray[np.generic], starts: npt.NDArray[np.int64], learned: npt.NDArray[np.bool_] | None
     ) -> npt.NDArray[np.float64]:
-        """Nats of every token of the windows at `starts`: each window is scored as if it were a text of its own. Of those that
-        are `learned` alone, where that is given."""
+        """Nats of every token of the windows at `starts`, each scored as a separate text; only of the `learned` tokens, where these are
+        given."""
         windows = tokens[starts[:, None] + np.arange(self._block + 1)].astype(np.int64)  # (N, T + 1)
         state, losses = self._state, []
         rows = batch_rows(self._block, self._dataset.tokenizer.vocab_size)
@@ -101,7 +101,7 @@ class Evaluator:
 
     @contextmanager
     def _averaged(self) -> Iterator[None]:
-        """Evaluation mode, on the averaged weights where the run keeps an average."""
+        """Evaluation mode, with the averaged weights if the run keeps averages."""
         state, raw = self._state, {}
         state.model.eval()
         parameters = dict(state.model.named_parameters())

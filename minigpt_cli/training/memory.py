@@ -1,4 +1,4 @@
-"""How much memory a training step takes, and what to say when there is not enough."""
+"""How much memory a training step needs, and the error when there is not enough."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from minigpt_cli.config import RunConfig
 from minigpt_cli.errors import MiniGPTError
 from minigpt_cli.storage.memory import available_memory, ran_out
 
-_SAFE_SHARE = 0.85  # of what is free; the rest is for temporaries and for the neighbours
-_WORKSPACE = 96 << 20  # bytes: modules loaded late, kernels made to measure, the final score; 20 to 95 MB were measured
-_TEMPORARIES = 1.3  # the backward pass holds gradients of activations besides the activations
+_SAFE_SHARE = 0.85  # of the free memory; the rest is for temporaries and for other programs
+_WORKSPACE = 96 << 20  # bytes: modules loaded later, kernels built for the shape, the final score; 20 to 95 MB were measured
+_TEMPORARIES = 1.3  # the backward pass also holds gradients of activations
 
 
 class Need(NamedTuple):
-    """Bytes of a training step: a part that does not depend on the batch, and a part per window."""
+    """Bytes of a training step: a fixed part, and a part per window of the batch."""
 
     fixed: int
     per_window: int
@@ -34,11 +34,11 @@ class Need(NamedTuple):
 
 
 class OutOfMemory(MiniGPTError):
-    """The device's memory does not hold a training step of this size."""
+    """A training step of this size does not fit in the device's memory."""
 
 
 def measure(config: RunConfig, vocab_size: int) -> Need:
-    """What a step of this configuration needs, from the activations that a forward pass of one and two windows really keeps."""
+    """The memory that a step needs, from the activations that forward passes of one and of two windows keep."""
     from minigpt_cli.training.state import TrainingState
 
     quiet = config.changed(compute={"compile": "off", "device": "cpu", "fsdp": False})
@@ -68,7 +68,7 @@ def _kept_bytes(state: object, batch_size: int, block_size: int) -> int:
 
 
 def available(device: torch.device) -> int | None:
-    """Free bytes on `device`; None where nothing tells."""
+    """Free bytes on `device`; None where this is unknown."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     if device.type == "mps":
@@ -89,7 +89,7 @@ def peak(device: torch.device) -> int:
 
 
 def too_large(config: RunConfig, fits: int) -> OutOfMemory:
-    """The error that names a batch that would fit."""
+    """The error that suggests a batch that would fit."""
     where = f"{config.compute.device} memory"
     batch = config.optim.batch_size
     if fits < 1:
@@ -102,9 +102,9 @@ def too_large(config: RunConfig, fits: int) -> OutOfMemory:
 
 
 def smaller(config: RunConfig, world_size: int) -> RunConfig | None:
-    """What --auto-batch does when memory runs out: the same run in batches half as large, accumulated twice as often.
+    """What --auto-batch does when memory runs out: the same run with half the batch, accumulated twice as often.
 
-    None without --auto-batch, where the batch cannot be halved, and where other processes train along with whole batches.
+    None without --auto-batch, where the batch cannot be halved, and with several processes.
     """
     optim = config.optim
     if not optim.auto_batch or optim.batch_size % 2 or world_size > 1:
@@ -113,13 +113,13 @@ def smaller(config: RunConfig, world_size: int) -> RunConfig | None:
 
 
 def smaller_notice(config: RunConfig) -> str:
-    """What is said when training goes on with `config` in place of a larger batch."""
+    """The notice that training continues with the smaller batch of `config`."""
     batch, accum = config.optim.batch_size, config.optim.grad_accum
-    return f"memory ran out: going on with batches of {batch}, accumulated {accum} times, at the same total"
+    return f"memory ran out: continuing with batches of {batch}, accumulated {accum} times, at the same total"
 
 
 def release_memory() -> None:
-    """Give back what the last attempt held."""
+    """Release the memory of the last attempt."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -129,7 +129,7 @@ def release_memory() -> None:
 
 @contextmanager
 def explained_out_of_memory(config: RunConfig) -> Iterator[None]:
-    """Turn the many ways in which memory runs out into one line with a batch size that would fit."""
+    """Turn every kind of out-of-memory error into one line with a batch size that would fit."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:

@@ -1,4 +1,4 @@
-"""How far a run is and how fast: steps, tokens and seconds of training, over all its sessions."""
+"""Counts steps, tokens and seconds of training over all sessions of a run, and measures the speed."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ _EVERY_S = 0.5  # between two measurements of the speed; on an accelerator each 
 
 
 class Meter:
-    """Counts `steps`, which the loop sets, and the time that they take."""
+    """Measures the time of `steps`, which the loop counts."""
 
     def __init__(self, tokens_per_step: int) -> None:
         self.steps = 0
-        self.tokens_per_s = 0.0  # when it was last measured
+        self.tokens_per_s = 0.0  # at the last measurement
         self._tokens_per_step = tokens_per_step
-        self._steps_before = self._tokens_before = 0  # in earlier sessions, which may have had other numbers of processes
+        self._steps_before = self._tokens_before = 0  # of earlier sessions, which may have had another number of processes
         self._elapsed_before_s = 0.0
         self.start()
 
     def resume(self, steps: int, tokens_seen: int, elapsed_s: float) -> None:
-        """Go on after earlier sessions."""
+        """Continue the counts of earlier sessions."""
         self.steps = self._steps_before = steps
         self._tokens_before, self._elapsed_before_s = tokens_seen, elapsed_s
 
     def start(self) -> None:
-        """Training begins now."""
+        """Start the clock of this session."""
         self._started_at = self._measured_at = time.perf_counter()
         self._measured_step = self.steps
 
     def restart(self) -> None:
-        """What was done since the last measurement is no part of the speed."""
+        """Exclude the time since the last measurement from the speed."""
         self._measured_at, self._measured_step = time.perf_counter(), self.steps
 
     def measure(self) -> None:
@@ -43,7 +43,7 @@ class Meter:
         return time.perf_counter() - self._measured_at >= _EVERY_S
 
     def is_fresh(self) -> bool:
-        """Whether the speed was measured at this very step."""
+        """Whether the speed was measured at this step."""
         return self._measured_step == self.steps
 
     def elapsed_s(self) -> float:
@@ -51,5 +51,5 @@ class Meter:
         return self._elapsed_before_s + time.perf_counter() - self._started_at
 
     def tokens_seen(self) -> int:
-        """In all sessions."""
+        """Tokens trained on in all sessions."""
         return self._tokens_before + (self.steps - self._steps_before) * self._tokens_per_step

@@ -1,7 +1,7 @@
-"""What is decided before step 0: device, precision, attention path, batch, number of steps.
+"""Decides everything before step 0: device, precision, attention path, batch, number of steps.
 
-Every `auto`, every 0 that means "you choose" and every time budget becomes a plain value in the configuration that is
-saved, so that a run can be repeated and resumed from it to the bit.
+Every `auto`, every 0 that leaves a value open and every time budget becomes a plain value in the configuration that is saved, so that a
+run can be repeated and resumed from it to the bit.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from minigpt_cli.training.speed import Speed, measure_speed
 _EVALUATIONS = 20  # over a run, unless --eval-every says otherwise
 _FEWEST_EVALUATIONS = 4
 _EVALUATION_SHARE = 0.05  # of a time budget
-_SPARE = 0.08  # of a time budget: the start, the final score, and neighbours that measuring for a second did not see
+_SPARE = 0.08  # of a time budget: for the start, the final score, and other programs that were not running during the measurement
 _SMALL_SPLIT_TOKENS = 2_000_000  # a validation split up to this size is measured whole
 _SAMPLED_ITERS = 100
-_LONG_RUN_S = 600  # from here on the minute that torch.compile takes may pay
-_LEAST_COPIES = 3  # of the weights in training: themselves, their gradients, and one state of the optimizer
-_MOST_EPOCHS = 30  # in a time budget: a small text is known by heart long before three minutes are over
+_LONG_RUN_S = 600  # from here on the minute that torch.compile takes may be worth it
+_LEAST_COPIES = 3  # of the weights while training: weights, gradients, and one optimizer state
+_MOST_EPOCHS = 30  # within a time budget: a small model memorises a small text long before three minutes are over
 
 
 class Plan(NamedTuple):
@@ -43,7 +43,7 @@ class Plan(NamedTuple):
     step_ms: float
     tokens_per_s: float
     peak_bytes: int
-    largest_batch: int | None  # None where nothing tells how much memory is free
+    largest_batch: int | None  # None where the free memory is unknown
     epochs: float
     estimated_s: float
 
@@ -51,7 +51,7 @@ class Plan(NamedTuple):
 def resolve(config: RunConfig, dataset: Dataset, world: World | None = None) -> tuple[RunConfig, list[str]]:
     """The configuration with every choice made, and a line for each choice and warning.
 
-    Raises UsageError if the device is not there or the text is too short, and OutOfMemory if a step would not fit.
+    Raises UsageError if the device is missing or the text is too short, and OutOfMemory if a step would not fit.
     """
     world = world or World()
     asked = config
@@ -62,11 +62,11 @@ def resolve(config: RunConfig, dataset: Dataset, world: World | None = None) -> 
     config, more = world.lead(lambda: _fit_memory(config, dataset, min(free, default=None)))
     notices += more
     config, more = _choose_by_measuring(config, dataset, world)
-    return config, [*notices, *more, *poor_plan(config, dataset)]
+    return config, [*notices, *more, *_warnings(config, dataset)]
 
 
 def dry_run(config: RunConfig, dataset: Dataset, world: World) -> Plan:
-    """Resolve `config`, take a few real steps and say what the run would cost. Every process calls this."""
+    """What the run would cost, from a few real steps. Every process calls this."""
     config, notices = resolve(config, dataset, world)
     device = world.device(config.compute.device)
     speed = max(world.gather(measure_speed(config, dataset, world)))
@@ -89,8 +89,8 @@ def dry_run(config: RunConfig, dataset: Dataset, world: World) -> Plan:
     )
 
 
-def poor_plan(config: RunConfig, dataset: Dataset) -> list[str]:
-    """Warnings about a run that will teach little."""
+def _warnings(config: RunConfig, dataset: Dataset) -> list[str]:
+    """Warnings about a model that is too large, or a validation split that is too small, for the text."""
     n_params = _n_params(config, dataset)
     chars, windows = dataset.train.n_chars, len(dataset.val.tokens) / config.model.block_size
     warnings = []
@@ -111,7 +111,7 @@ def _n_params(config: RunConfig, dataset: Dataset) -> int:
 
 
 def _choose_compute(config: RunConfig, dataset: Dataset, world: World) -> tuple[RunConfig, list[str]]:
-    """Device, precision and threads, and what to say of them. Raises UsageError for what cannot be trained at all."""
+    """Device, precision and threads, with notices. Raises UsageError for a configuration that cannot be trained."""
     notices: list[str] = []
     _check_sharding(config, world)
     check_long_enough(dataset, config.model.block_size)
@@ -136,7 +136,7 @@ def _check_machine(config: RunConfig) -> None:
 
 
 def _check_sharding(config: RunConfig, world: World) -> None:
-    """Raise UsageError for what sharded weights cannot do."""
+    """Raise UsageError for settings that do not work with sharded weights."""
     if not config.compute.fsdp:
         return
     if world.size == 1:
@@ -148,14 +148,14 @@ def _check_sharding(config: RunConfig, world: World) -> None:
 
 
 def choose_device(requested: str) -> tuple[str, str]:
-    """The device to train on and why. Raises UsageError if the one asked for is not there."""
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    """The device to train on and why. Raises UsageError if the requested one is missing."""
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if requested != "auto":
-        if not there[requested]:
-            available = ", ".join(name for name, yes in there.items() if yes)
-            raise UsageError(f"--device {requested}: {_why_missing(requested)}; use --device auto or one of: {available}")
+        if not available[requested]:
+            names = ", ".join(name for name, yes in available.items() if yes)
+            raise UsageError(f"--device {requested}: {_why_missing(requested)}; use --device auto or one of: {names}")
         return requested, "as asked"
-    chosen = next(name for name, yes in there.items() if yes)
+    chosen = next(name for name, yes in available.items() if yes)
     return chosen, {"cuda": "an NVIDIA or AMD GPU is here", "mps": "an Apple GPU is here", "cpu": "no GPU is here"}[chosen]
 
 
@@ -169,15 +169,15 @@ def _why_missing(device: str) -> str:
 
 
 def _fit_memory(config: RunConfig, dataset: Dataset, free: int | None) -> tuple[RunConfig, list[str]]:
-    """Refuse a batch that does not fit into `free` bytes, or with --auto-batch halve it and accumulate twice as often until it does; and
-    what to say of it."""
+    """Refuse a batch that does not fit into `free` bytes, or with --auto-batch halve it and accumulate twice as often until it does; with
+    notices."""
     if free is None or not config.model.is_sized:
         return config, []
-    if _n_params(config, dataset) * 4 * _LEAST_COPIES > free:  # before anything of that size is asked for
+    if _n_params(config, dataset) * 4 * _LEAST_COPIES > free:  # before anything of that size is allocated
         raise memory.too_large(config, 0)
     with memory.explained_out_of_memory(config):
         need = memory.measure(config, dataset.tokenizer.vocab_size)
-    # Asked anew: the first model that is made brings a hundred megabytes of torch's modules and of kernels along.
+    # Measured again: the first model that is built loads a hundred megabytes of torch's modules and of kernels.
     fits = need.largest_batch(min(free, memory.available(torch.device(config.compute.device)) or free))
     batch, accum = config.optim.batch_size, config.optim.grad_accum
     if batch <= fits:
@@ -196,24 +196,23 @@ def _fit_memory(config: RunConfig, dataset: Dataset, free: int | None) -> tuple[
 
 
 def _choose_by_measuring(config: RunConfig, dataset: Dataset, world: World) -> tuple[RunConfig, list[str]]:
-    """What only real steps can tell, with --auto-batch in smaller batches where they run out of memory; and what to say of it."""
+    """The choices that need real steps, with notices; with --auto-batch in smaller batches where memory runs out."""
     try:
-        shaped, said = world.lead(lambda: _choose_shape(config, dataset))
-        speed = None if config.optim.max_steps else max(world.gather(measure_speed(shaped, dataset, world)))  # the slowest sets the pace
+        shaped, notices = world.lead(lambda: _choose_shape(config, dataset))
+        speed = None if config.optim.max_steps else max(world.gather(measure_speed(shaped, dataset, world)))  # the slowest process decides
         chosen, more = world.lead(lambda: _choose_steps(shaped, dataset, world, speed))
-        return chosen, [*said, *more]
+        return chosen, [*notices, *more]
     except memory.OutOfMemory:
         if (smaller := memory.smaller(config, world.size)) is None:
             raise
     memory.release_memory()
-    chosen, said = _choose_by_measuring(smaller, dataset, world)
-    return chosen, [memory.smaller_notice(smaller), *said]
+    chosen, notices = _choose_by_measuring(smaller, dataset, world)
+    return chosen, [memory.smaller_notice(smaller), *notices]
 
 
 def _choose_shape(config: RunConfig, dataset: Dataset) -> tuple[RunConfig, list[str]]:
-    """Attention, compilation and the size of an evaluation, and what to say of them."""
-    notices: list[str] = []
-    config = _choose_attention(config, dataset, notices)
+    """Attention, compilation and the size of an evaluation, with notices."""
+    config, notices = _choose_attention(config, dataset)
     if config.eval.eval_iters == 0 and len(dataset.val.tokens) > _SMALL_SPLIT_TOKENS:
         config = config.changed(eval={"eval_iters": _SAMPLED_ITERS})
         notices.append(
@@ -222,11 +221,11 @@ def _choose_shape(config: RunConfig, dataset: Dataset) -> tuple[RunConfig, list[
     return config, notices
 
 
-def _choose_attention(config: RunConfig, dataset: Dataset, notices: list[str]) -> RunConfig:
-    """The faster attention path on this machine; then whether to compile."""
-    compute = config.compute
+def _choose_attention(config: RunConfig, dataset: Dataset) -> tuple[RunConfig, list[str]]:
+    """The faster attention path on this machine and whether to compile, with notices."""
+    compute, notices = config.compute, []
     if not any(isinstance(module, CausalAttention) for module in meta_model(config.model, dataset.tokenizer.vocab_size).modules()):
-        return config.changed(compute={"attention": "plain", "compile": "off"})
+        return config.changed(compute={"attention": "plain", "compile": "off"}), []
     if compute.attention == "auto":
         with memory.explained_out_of_memory(config):
             dtype, device = precision.DTYPES[compute.precision], torch.device(compute.device)
@@ -235,28 +234,32 @@ def _choose_attention(config: RunConfig, dataset: Dataset, notices: list[str]) -
         notices.append(f"attention {faster}: a layer is {seconds[slower] / seconds[faster]:.1f}x as fast as with {slower} here")
         config = config.changed(compute={"attention": faster})
     if compute.compile == "auto":
-        config = config.changed(compute={"compile": _compile_pays(config)})
-    return config
-
-
-def _compile_pays(config: RunConfig) -> str:
-    """Compilation takes about a minute: on a GPU that pays in a long run; on CPUs and Apple GPUs eager was faster when measured."""
-    long_run = config.optim.max_steps > 2000 or (config.optim.max_steps == 0 and config.optim.time_budget >= _LONG_RUN_S)
-    return "on" if config.compute.device == "cuda" and long_run else "off"
+        # It takes about a minute: on a GPU a long run gains more than that; on CPUs and Apple GPUs eager was faster when measured.
+        long_run = config.optim.max_steps > 2000 or (config.optim.max_steps == 0 and config.optim.time_budget >= _LONG_RUN_S)
+        config = config.changed(compute={"compile": "on" if compute.device == "cuda" and long_run else "off"})
+    return config, notices
 
 
 def _choose_steps(config: RunConfig, dataset: Dataset, world: World, speed: Speed | None) -> tuple[RunConfig, list[str]]:
-    """The number of steps that fills the time budget at this speed, how often to evaluate on the way, and what to say of it."""
+    """The number of steps that fit the time budget at this speed and the steps between evaluations, with notices."""
     notices: list[str] = []
     evaluations = _EVALUATIONS
     if speed is not None:
         budget = config.optim.time_budget * (1 - _SPARE)
         evaluations = int(min(_EVALUATIONS, max(_FEWEST_EVALUATIONS, budget * _EVALUATION_SHARE / max(1e-6, speed.evaluation_s))))
         if config.eval.eval_every:
-            steps = budget / (speed.step_s + speed.evaluation_s / config.eval.eval_every)
+            fitting = budget / (speed.step_s + speed.evaluation_s / config.eval.eval_every)
         else:
-            steps = max(0.0, budget - evaluations * speed.evaluation_s) / speed.step_s
-        steps = _before_memorised(max(1, int(steps)), config, dataset, world, notices)
+            fitting = max(0.0, budget - evaluations * speed.evaluation_s) / speed.step_s
+        # More steps over a small text would only memorise it.
+        tokens_per_step = config.optim.windows * world.size * config.model.block_size
+        most = max(1, _MOST_EPOCHS * len(dataset.train.tokens) // tokens_per_step)
+        steps = max(1, int(fitting))
+        if steps > most:
+            steps = most
+            notices.append(
+                f"{most:,} steps read this text {_MOST_EPOCHS} times: the run ends before its time budget (--max-steps overrides)"
+            )
         notices.append(
             f"{steps:,} steps for {config.optim.time_budget:g} s: {speed.step_s * 1e3:.1f} ms each, {speed.evaluation_s:.2f} s a check"
         )
@@ -264,13 +267,3 @@ def _choose_steps(config: RunConfig, dataset: Dataset, world: World, speed: Spee
     if config.eval.eval_every == 0:
         config = config.changed(eval={"eval_every": max(1, -(-config.optim.max_steps // evaluations))})
     return config, notices
-
-
-def _before_memorised(steps: int, config: RunConfig, dataset: Dataset, world: World, notices: list[str]) -> int:
-    """The steps of a time budget, cut where a small text has been read so often that more would only make it known by heart."""
-    tokens_per_step = config.optim.windows * world.size * config.model.block_size
-    most = max(1, _MOST_EPOCHS * len(dataset.train.tokens) // tokens_per_step)
-    if steps <= most:
-        return steps
-    notices.append(f"{most:,} steps read this text {_MOST_EPOCHS} times: the run ends before its time budget (--max-steps overrides)")
-    return most

@@ -1,4 +1,4 @@
-"""Which number format multiplies fast here, and the scaling that float16 needs."""
+"""Which number format is fast on this device, and the loss scaling that float16 needs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @cache
 def bf16_speedup(device_type: str) -> float:
-    """How many times faster a bfloat16 matrix product is than a float32 one on this device, measured once a machine."""
+    """How many times faster a bfloat16 matrix product is than a float32 one on this device, measured once on each machine."""
     if device_type == "cuda":
         return 2.0 if torch.cuda.is_bf16_supported(including_emulation=False) else 0.5
     if device_type != "cpu":
@@ -24,7 +24,7 @@ def bf16_speedup(device_type: str) -> float:
 
 
 def choose(requested: str, device_type: str) -> tuple[str, str]:
-    """The precision to train in, and the reason in words."""
+    """The precision to train in, and the reason as text."""
     if requested != "auto":
         return requested, "as asked"
     ratio = bf16_speedup(device_type)
@@ -36,9 +36,9 @@ def choose(requested: str, device_type: str) -> tuple[str, str]:
 
 
 class LossScaler:
-    """Keeps float16 gradients from vanishing: the loss is multiplied, the gradients divided, the scale adapted.
+    """Prevents underflow of float16 gradients: the loss is multiplied by a scale, the gradients are divided by it, and the scale adapts.
 
-    Lives on the device and never makes the host wait. With another precision the scale is the constant 1.
+    Its tensors are on the device, so the host never waits. With another precision the scale is constantly 1.
     """
 
     _GROWTH_STEPS = 1000
@@ -49,7 +49,7 @@ class LossScaler:
         self.good_steps = torch.zeros((), device=device)
 
     def update(self, found_inf: Tensor) -> None:
-        """Halve the scale after a step that overflowed; double it after a long run of good ones."""
+        """Halve the scale after a step that overflowed; double it after many good ones."""
         if not self.active:
             return
         self.good_steps = torch.where(found_inf > 0, torch.zeros_like(self.good_steps), self.good_steps + 1)

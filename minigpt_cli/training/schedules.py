@@ -1,8 +1,8 @@
 """The learning rate over a run, as a factor of its peak: a pure function of the step.
 
-Every shape starts with the same linear warm-up and ends at `min_lr / lr`. A schedule is a function of progress in [0, 1)
-and one line in the registry. A run that is resumed with another number of steps joins the schedule of that number: from the
-rate that it had, in a straight line over as many steps as a warm-up takes, so that the rate never jumps.
+Every shape starts with the same linear warm-up and ends at `min_lr / lr`. A schedule is a function of the position in [0, 1) and one line
+in the registry. A run that is resumed with another number of steps moves to the schedule of that number: from its present rate, in a
+straight line over as many steps as the warm-up has, so that the rate never jumps.
 """
 
 from __future__ import annotations
@@ -19,37 +19,37 @@ from minigpt_cli.resume_changes import parse_changes
 _SHORTEST_JOIN = 10  # steps, where there is no warm-up
 
 Shape = Callable[[float, float, OptimConfig], float]
-"""(progress after the warm-up in [0, 1), final factor, config) → factor in (0, 1]."""
+"""(position after the warm-up in [0, 1), final factor, config) → factor in (0, 1]."""
 
 
-def constant(progress: float, final: float, config: OptimConfig) -> float:
-    """The peak throughout."""
+def constant(position: float, final: float, config: OptimConfig) -> float:
+    """Always the peak."""
     return 1.0
 
 
-def linear(progress: float, final: float, config: OptimConfig) -> float:
+def linear(position: float, final: float, config: OptimConfig) -> float:
     """A straight line from the peak to the end."""
-    return final + (1 - final) * (1 - progress)
+    return final + (1 - final) * (1 - position)
 
 
-def cosine(progress: float, final: float, config: OptimConfig) -> float:
+def cosine(position: float, final: float, config: OptimConfig) -> float:
     """Half a cosine from the peak to the end (Loshchilov & Hutter 2017)."""
-    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
+    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * position))
 
 
-def warmup_stable_decay(progress: float, final: float, config: OptimConfig) -> float:
+def warmup_stable_decay(position: float, final: float, config: OptimConfig) -> float:
     """The peak, then a straight line down over the last `cooldown_frac` of the run (Zhai et al. 2022; Hägele et al. 2024)."""
-    left = 1.0 if config.cooldown_frac == 0 else min(1.0, (1 - progress) / config.cooldown_frac)  # of the cool-down
+    left = 1.0 if config.cooldown_frac == 0 else min(1.0, (1 - position) / config.cooldown_frac)  # of the cool-down
     return final + (1 - final) * left
 
 
-def cosine_plateau(progress: float, final: float, config: OptimConfig) -> float:
+def cosine_plateau(position: float, final: float, config: OptimConfig) -> float:
     """Half a cosine, then the final rate, which `Counters.lower_rate` (stopping.py) lowers when validation stops improving."""
-    return cosine(min(progress, 1.0), final, config)
+    return cosine(min(position, 1.0), final, config)
 
 
 class _Stage(NamedTuple):
-    """A stretch of a run that is planned for one number of steps."""
+    """A part of a run with one planned number of steps."""
 
     start: int
     max_steps: int
@@ -57,12 +57,12 @@ class _Stage(NamedTuple):
 
 
 def lr_factor(step: int, config: OptimConfig, changes: str = "") -> float:
-    """What the peak learning rate is multiplied by at `step`, counted from 0, in a run with these `RunConfig.resume_changes`."""
+    """The factor of the peak learning rate at `step`, counted from 0, in a run with these `RunConfig.resume_changes`."""
     return _factor(step, config, _stages(config, changes))
 
 
 def join_steps(config: OptimConfig) -> int:
-    """Steps over which a run joins the schedule of another number of steps."""
+    """Steps over which a run moves to the schedule of another number of steps."""
     return config.warmup_steps or _SHORTEST_JOIN
 
 
@@ -93,5 +93,5 @@ def _planned(step: int, max_steps: int, config: OptimConfig) -> float:
     if step < config.warmup_steps:
         return (step + 1) / (config.warmup_steps + 1)
     shape: Shape = registry.load("schedule", config.schedule)
-    progress = (step - config.warmup_steps) / max(1, max_steps - config.warmup_steps)
-    return shape(progress, config.min_lr / config.lr, config)
+    position = (step - config.warmup_steps) / max(1, max_steps - config.warmup_steps)
+    return shape(position, config.min_lr / config.lr, config)

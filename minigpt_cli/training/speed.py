@@ -19,7 +19,7 @@ _EVALUATION_TRIAL_TOKENS = 16_384
 
 
 class Speed(NamedTuple):
-    """Measured on real steps of the real configuration."""
+    """Seconds and bytes of a configuration on this machine."""
 
     step_s: float  # median
     evaluation_s: float
@@ -35,23 +35,23 @@ def measure_speed(config: RunConfig, dataset: Dataset, world: World) -> Speed:
         batches = DeviceBatches(scratch, dataset, device, world)
         times: list[float] = []
         begun = time.perf_counter()
-        going_on = True
-        while going_on:
+        more = True
+        while more:
             start = time.perf_counter()
             state.step(len(times), batches).loss.item()
             times.append(time.perf_counter() - start)
-            going_on = len(times) < 3 or (time.perf_counter() - begun < _TRIAL_S and len(times) < 200)
-            going_on = bool(world.agree(int(going_on), device))  # as many steps in every process, whatever its clock says
+            more = len(times) < 3 or (time.perf_counter() - begun < _TRIAL_S and len(times) < 200)
+            more = bool(world.agree(int(more), device))  # every process must take the same number of steps
         return Speed(statistics.median(times[1:]), _evaluation_s(config, dataset, state), memory.peak(device))
 
 
 def _evaluation_s(config: RunConfig, dataset: Dataset, state: TrainingState) -> float:
-    """Seconds of one evaluation, scaled up from a part of it."""
+    """Seconds of one evaluation, extrapolated from a part of it."""
     window_tokens = config.optim.batch_size * config.model.block_size
     iters = -(-_EVALUATION_TRIAL_TOKENS // window_tokens)
     sample = Evaluator(config.changed(eval={"eval_iters": iters}), dataset, state)
     times = []
-    for _ in range(2):  # the first time also warms up
+    for _ in range(2):  # the first is the warm-up
         start = time.perf_counter()
         sample()
         times.append(time.perf_counter() - start)

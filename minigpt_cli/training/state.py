@@ -30,19 +30,19 @@ from minigpt_cli.training.schedules import lr_factor
 BatchSource = Callable[[int, int], tuple[Tensor, Tensor]]
 """(step, micro) → x, y of shape (B, T)."""
 
-_DROPOUT_STREAM = 0x5EED  # keeps the dropout stream apart from the one that drew the weights
+_DROPOUT_STREAM = 0x5EED  # makes the dropout stream different from the stream that drew the weights
 
 
 class StepResult(NamedTuple):
-    """What a step measured; tensors on the device, so that nobody waits for them."""
+    """The result of a step; tensors on the device, so that the host need not wait."""
 
     loss: Tensor  # mean nats per token of the batch, without auxiliary losses
     grad_norm: Tensor
-    refused: Tensor  # 1.0 where a number was not finite and nothing was changed
+    refused: Tensor  # 1.0 if a number was not finite, so that nothing was changed
 
 
 class Figures(BaseModel):
-    """What an evaluation says of the training step before it."""
+    """What an evaluation reports about the last training step."""
 
     grad_norm: float | None = None
     expert_load: list[list[float]] | None = None  # share of tokens by layer and expert
@@ -51,15 +51,15 @@ class Figures(BaseModel):
 
 @dataclass(frozen=True)
 class StartWeights:
-    """What training begins from in place of random weights."""
+    """What training starts from instead of random weights."""
 
     tensors: Mapping[str, Tensor]
-    trained: Collection[str] = ()  # with adapters the tensors stay as they are, except for these
+    trained: Collection[str] = ()  # with adapters: the tensors that are trained too
     notices: list[str] = field(default_factory=list)
 
 
 class TrainingState:
-    """Weights, optimizer, averages and generators of a run. `step` is the only thing that changes them."""
+    """Weights, optimizer, averages and generators of a run. Only `step` changes them."""
 
     def __init__(
         self,
@@ -87,14 +87,14 @@ class TrainingState:
         self._balanced = getattr(config.model, "moe_balance", None) == "bias"
         self._forward: nn.Module = self.model if config.compute.fsdp else distributed.replicate(self.model, self.world, device)
         self._loss = self._compiled() if config.compute.compile == "on" else _loss
-        self.recompiled = False  # in a later step than the first: what computes a step then depends on the steps before it
-        self._graphs: int | None = None  # compiled up to the end of the first step
+        self.recompiled = False  # after the first step, so that the compiled code depends on the steps before
+        self._graphs: int | None = None  # compiled by the end of the last step
 
     def _compiled(self) -> Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """The loss, compiled for one shape, so that what computes a step depends on the configuration alone.
+        """The loss, compiled for one shape, so that the compiled code depends only on the configuration.
 
-        After eight compilations of a function torch runs it as plain Python, without an error. So those of other models in this
-        process are forgotten, and experts stay out: their shares of the tokens, and with them the shapes, change at every step.
+        After eight compilations of a function torch runs it as plain Python, without an error. So earlier compilations in this process
+        are reset, and experts are not compiled: their shapes change at every step with their shares of the tokens.
         """
         torch.compiler.reset()
         for experts in self._experts:
@@ -107,23 +107,22 @@ class TrainingState:
         model = model.to(self.device).train()
         seed, compute = self.config.seed ^ _DROPOUT_STREAM + self.world.rank, self.config.compute
         self.dropout_generator = torch.Generator(self.device).manual_seed(seed)
-        # torch's fused attention and compiled dropout take no generator but the default one.
+        # torch's fused attention and compiled dropout can only use the default generator.
         self._generators = {"dropout": self.dropout_generator, "default": _default_generator(self.device).manual_seed(seed)}
         if self.device.type != "cpu":
             self._generators["host"] = torch.default_generator.manual_seed(seed)
         install(model, compute.attention)
         model.compute_dtype = precision.DTYPES[compute.precision]  # type: ignore[assignment]
-        # What is compiled draws from the default generator, so then what is not compiled does too.
+        # Compiled code draws from the default generator, so then all dropout does.
         set_dropout_generator(model, None if compute.compile == "on" else self.dropout_generator)
         if compute.grad_checkpoint:
             grad_checkpoint.install(model)
         if not compute.fsdp or self.world.size == 1:
             return model
-        distributed.copy_from_first(model)  # as replicate does
         return distributed.shard(model)
 
     def step(self, number: int, batch: BatchSource) -> StepResult:
-        """One optimizer step on global batch `number`; refused, changing nothing, if a loss or gradient is not finite."""
+        """One optimizer step on global batch `number`; refused, without any change, if the loss or a gradient is not finite."""
         optim = self.config.optim
         total = torch.zeros((), device=self.device)
         for micro in range(optim.grad_accum):
@@ -132,7 +131,7 @@ class TrainingState:
                 cross_entropy, aux_loss = self._loss(self._forward, x, y)
                 torch.autograd.backward((cross_entropy + aux_loss) * (self.scaler.scale / optim.grad_accum))
             total += cross_entropy.detach() / optim.grad_accum
-        total = self.world.mean(total)  # so that all refuse a step, or none
+        total = self.world.mean(total)  # so that all processes refuse a step, or none does
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         norm = self._unscale_and_clip(gradients)
         refused = (~torch.isfinite(norm + total)).float()
@@ -155,7 +154,7 @@ class TrainingState:
         if clip := self.config.optim.grad_clip:
             factor = (clip / (norm + 1e-6)).clamp(max=1.0)
             for gradient in gradients if self.config.compute.fsdp else ():
-                gradient.mul_(factor.item())  # a split gradient takes no whole factor
+                gradient.mul_(factor.item())  # a split gradient cannot be multiplied by an unsplit tensor
             if not self.config.compute.fsdp:
                 torch._foreach_mul_(gradients, factor)
         return norm
@@ -164,7 +163,7 @@ class TrainingState:
         factor = self._lr_factor(number)
         self.scaler.update(refused)
         self.refused_in_a_row = torch.where(refused > 0, self.refused_in_a_row + 1, torch.zeros_like(self.refused_in_a_row))
-        if self.device.type == "cpu":  # waiting for a number costs nothing here
+        if self.device.type == "cpu":  # reading a number costs nothing here
             if refused.item():
                 return
             self.optimizer.step(factor)
@@ -174,11 +173,11 @@ class TrainingState:
         for router in self._experts if self._balanced else ():
             router.update_bias(self.world.mean(router.expert_load()), kept)
         if self.average:
-            decay = min(self.config.optim.ema, (1 + number) / (10 + number))  # a young average forgets its start
+            decay = min(self.config.optim.ema, (1 + number) / (10 + number))  # early on the average forgets the initial weights faster
             averages, weights = list(self.average.values()), [p.detach() for _, p in self._averaged]
             if self.device.type == "cpu":
                 torch._foreach_lerp_(averages, weights, 1 - decay)
-            else:  # the same in more passes, since lerp would wait for `kept`
+            else:  # the same in more passes, since lerp would make the host wait for `kept`
                 differences = torch._foreach_sub(weights, averages)
                 torch._foreach_mul_(differences, kept * (1 - decay))
                 torch._foreach_add_(averages, differences)
@@ -193,7 +192,7 @@ class TrainingState:
         return lr_factor(number, self.config.optim, self.config.resume_changes) * self.lr_scale
 
     def figures(self, result: StepResult) -> Figures:
-        """What is said of the last step, which gave `result`; waits for the device."""
+        """What is reported about the last step, which gave `result`; waits for the device."""
         norm = float(result.grad_norm.item())
         figures = Figures(grad_norm=norm if math.isfinite(norm) else None)
         if self._experts:
@@ -206,17 +205,17 @@ class TrainingState:
         return {n: distributed.whole(t.detach()).cpu().clone() for n, t in self._trained().items()}
 
     def _trained(self) -> dict[str, Tensor]:
-        """The model's own tensors, without those that stay as they are under adapters."""
+        """The model's tensors, without those that adapters leave unchanged."""
         state: dict[str, Tensor] = self.model.state_dict()
         return lora.trained(self.model, state) if self.config.lora.lora_rank else state
 
     def measured_weights(self) -> dict[str, Tensor]:
-        """The weights that are evaluated and kept as best: their average where there is one."""
+        """The weights that are evaluated and kept as best: averaged, if the run keeps averages."""
         weights = self.weights()
         return weights | {n: distributed.whole(t).cpu().clone() for n, t in self.average.items()}
 
     def resume_tensors(self) -> dict[str, Tensor]:
-        """What the next step depends on besides the weights."""
+        """Everything besides the weights that the next step depends on."""
         tensors = {f"optimizer.{n}": distributed.whole(t) for n, t in self.optimizer.state_tensors().items()}
         tensors |= {f"average.{n}": distributed.whole(t) for n, t in self.average.items()}
         tensors |= self.scaler.state_tensors()
@@ -227,8 +226,8 @@ class TrainingState:
         return {n: t.detach().cpu().clone() for n, t in tensors.items()}
 
     def load_resume_tensors(self, weights: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> list[str]:
-        """Continue from a save. Returns the names of generators whose state is not there, or is another kind of device's: they start from
-        the seed again."""
+        """Continue from a save. Returns the names of generators that start from the seed again, because their state is missing or belongs
+        to another kind of device."""
         with torch.no_grad():
             for name, tensor in self._trained().items():
                 tensor.copy_(distributed.like(weights[name], tensor))
@@ -248,7 +247,7 @@ class TrainingState:
 
 
 def _default_generator(device: torch.device) -> torch.Generator:
-    """The generator that torch's own random functions draw from on `device`."""
+    """The default generator of torch's random functions on `device`."""
     if device.type == "cuda":
         return torch.cuda.default_generators[device.index or 0]
     return torch.mps._get_default_mps_generator() if device.type == "mps" else torch.default_generator
@@ -257,8 +256,8 @@ def _default_generator(device: torch.device) -> torch.Generator:
 def _loss(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """The cross-entropy in nats per token, and the model's auxiliary loss.
 
-    Added and detached by the caller: compiled, a sum with a constant zero is the same tensor as what is added to, and torch 2.13 then
-    takes the detached one of two equal outputs for both.
+    The caller adds and detaches them: in compiled code a sum with a constant zero is the same tensor as the other summand, and torch 2.13
+    then returns the detached one for both outputs.
     """
     output = model(x)
     return F.cross_entropy(output.logits.flatten(0, 1).float(), y.flatten()), output.aux_loss

@@ -1,7 +1,7 @@
-"""From a resolved configuration to a trained run: a generator of events. Prints nothing.
+"""Trains a run from a resolved configuration: a generator of events. Prints nothing.
 
-The loop draws batch n, steps, and now and then evaluates, saves and asks whether to stop. Everything it decides was decided
-before step 0; everything that the next step depends on is saved, so that a resumed run is the run that was never interrupted.
+The loop draws batch n, takes a step, and from time to time evaluates, saves and checks whether to stop. Everything that the next step
+depends on is saved, so that a resumed run equals the uninterrupted run to the bit.
 """
 
 from __future__ import annotations
@@ -37,26 +37,26 @@ from minigpt_cli.training.stopping import Counters, Judge
 _REFUSED_LIMIT = 10  # steps in a row with non-finite numbers after which a run counts as diverged
 
 ShouldStop = Callable[[], StopReason | None]
-"""Why somebody outside asks training to stop after this step; None: nobody does."""
+"""The reason why the caller asks training to stop after this step, or None."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A training that can begin: everything is read, checked and decided."""
+    """A training that is ready to start: everything is read, checked and decided."""
 
     run: Run
-    config: RunConfig  # resolved (planner.resolve); of a resumed run with its changes noted (resuming.changes)
+    config: RunConfig  # resolved by planner.resolve; of a resumed run, with its changes noted by resuming.changes
     dataset: Dataset
     world: World = field(default_factory=World)
     start: StartWeights | None = None
     resume: ResumePoint | None = None
-    inexact: list[str] = field(default_factory=list)  # why the changes of a resumed run do not leave it the same to the bit
+    inexact: list[str] = field(default_factory=list)  # why a resumed run is not exact to the bit
     notices: list[str] = field(default_factory=list)
 
 
 def fit(job: Job, should_stop: ShouldStop = lambda: None) -> Iterator[Event]:
-    """Train and yield what happens, a `Stopped` last. Raises Diverged after the last good state is saved, and a one-line MiniGPTError when
-    memory or disk run out."""
+    """Train and yield events, `Stopped` last. Raises Diverged after the last good state is saved, and a one-line MiniGPTError when memory
+    or disk space runs out."""
     while True:
         try:
             with explained_out_of_memory(job.config):
@@ -75,15 +75,15 @@ def fit(job: Job, should_stop: ShouldStop = lambda: None) -> Iterator[Event]:
 
 
 def _with_smaller_batch(job: Job, config: RunConfig) -> Job:
-    """The job from its last save on, or from the beginning if there is none."""
-    again = replace(job, config=config, resume=None, inexact=[], notices=[smaller_notice(config)])
+    """The job with a smaller batch, from its last save if there is one."""
+    restarted = replace(job, config=config, resume=None, inexact=[], notices=[smaller_notice(config)])
     if job.run.refresh().record.files:
         point = checkpoints.load_resume(job.run)
         changes = resuming.changes(point, config, job.world.size)
-        return replace(again, config=changes.config, resume=point, inexact=changes.inexact)
+        return replace(restarted, config=changes.config, resume=point, inexact=changes.inexact)
     job.run.truncate_metrics(0)
     job.run.write_config(config)
-    return again
+    return restarted
 
 
 class _Trainer:
@@ -94,15 +94,15 @@ class _Trainer:
         self.device = self.world.device(self.config.compute.device)
         self.state = TrainingState(self.config, self.dataset.tokenizer.vocab_size, self.device, self.world, job.start)
         self.batches = DeviceBatches(self.config, self.dataset, self.device, self.world)
-        self.measuring = Evaluator(self.config, self.dataset, self.state)
+        self.evaluator = Evaluator(self.config, self.dataset, self.state)
         self.judge = Judge(self.config)
         self.meter = Meter(self.config.optim.windows * self.world.size * self.config.model.block_size)
         self.inexact = job.inexact
         self.saved_step = -1
-        self.figures = Figures()  # of the last step: what an evaluation right after it reports
+        self.figures = Figures()  # of the last step, for the evaluation after it
         self.figures_step = -1
         self.result: StepResult | None = None
-        self.new_best: Mapping[str, Tensor] | None = None  # weights that the next save keeps as best
+        self.new_best: Mapping[str, Tensor] | None = None  # weights that the next save stores as the best
         record = job.resume.record if job.resume else job.run.record
         self.record = environment.described(record, self.config, self.dataset, self.state.model, self.world)
 
@@ -122,25 +122,24 @@ class _Trainer:
                 yield from self._save()
             elif progress is not None:
                 yield progress
-            if self.saved_step != self.meter.steps and self._save_due():
+            save_every = self.config.eval.save_every
+            if self.saved_step != self.meter.steps and save_every and self.meter.steps % save_every == 0:
                 yield from self._save()
             reason = self._agreed_reason(should_stop)
         yield from self._finish(reason)
 
     def _reason(self) -> StopReason | None:
-        """Why training ends here, if it does; by what is saved alone, so that a run killed after its last save ends as it would have."""
-        if self._may_look() and self.state.refused_in_a_row >= _REFUSED_LIMIT:
+        """Why training ends here, if it does. It depends only on saved state, so that a run that is killed after its last save and resumed
+        ends for the same reason."""
+        if self._can_read() and self.state.refused_in_a_row >= _REFUSED_LIMIT:
             return StopReason.DIVERGED
         return self.judge.reason(self.meter.steps)
 
     def _evaluation_due(self) -> bool:
         return self.meter.steps % self.config.eval.eval_every == 0
 
-    def _save_due(self) -> bool:
-        return bool(self.config.eval.save_every) and self.meter.steps % self.config.eval.save_every == 0
-
     def _agreed_reason(self, should_stop: ShouldStop) -> StopReason | None:
-        """Why training ends here, if it does: the strongest reason of any process, a signal and the clock among them."""
+        """Why training ends here, if it does: the strongest reason of any process, including signals and the time limit."""
         limit = self.config.eval.time_limit
         reason = should_stop() or self._reason()
         if reason is None and limit and self.meter.elapsed_s() >= limit:
@@ -148,33 +147,33 @@ class _Trainer:
         strength = self.world.agree(reason.strength if reason else 0, self.device)
         return next((reason for reason in StopReason if reason.strength == strength), None)
 
-    def _may_look(self) -> bool:
-        """Whether reading a number off the device costs nothing: always on the CPU, elsewhere only right after a progress event."""
+    def _can_read(self) -> bool:
+        """Whether reading a number from the device costs nothing: always on the CPU, elsewhere only after a progress event."""
         return self.device.type == "cpu" or self.meter.is_fresh()
 
     # ---- events
 
     def continue_from(self, resume: ResumePoint) -> Resumed:
-        """Take over a save. Raises RunDamaged if it does not fit this configuration."""
+        """Continue from a save. Raises RunDamaged if it does not fit this configuration."""
         reasons = [*self.inexact, *resuming.inexact_reasons(resume.record.computed_by, self.record.computed_by)]
         try:
-            reasons += self._take_over(resume)
+            reasons += self._load(resume)
         except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
             raise RunDamaged(
                 f"the training state of run {self.run.name!r} does not fit its configuration: {one_line(str(error))}"
             ) from error
         history = [*resume.record.resume_exact_history, Session(step=self.meter.steps, exact=not reasons, reasons=reasons)]
-        record = self.record.model_copy(update={"resume_exact_history": history, "placed_at": ""})  # after whatever was saved meanwhile
+        record = self.record.model_copy(update={"resume_exact_history": history, "placed_at": ""})  # later than any other save
         self.record = self.world.lead(lambda: checkpoints.continue_from(self.run, resume, record, self.config))
         notices = [*resume.notices, *([f"not exact to the bit: {'; '.join(reasons)}"] if reasons else [])]
         return Resumed(run=self.run.name, step=self.meter.steps, exact=not reasons, notices=notices)
 
-    def _take_over(self, resume: ResumePoint) -> list[str]:
-        """Go on from a save; why that is not exact, where the save itself says so."""
+    def _load(self, resume: ResumePoint) -> list[str]:
+        """Load the saved state. Returns why the save itself makes the run inexact."""
         state = resume.resume_state
-        again = self.state.load_resume_tensors(resume.last, resume.resume)
+        restarted = self.state.load_resume_tensors(resume.last, resume.resume)
         self.state.recompiled = state.get("recompiled") is True
-        if resume.record.stop_reason is StopReason.DIVERGED:  # whoever resumes such a run wants it to try again
+        if resume.record.stop_reason is StopReason.DIVERGED:  # resuming such a run means: try again
             self.state.refused_in_a_row.zero_()
         step = self.saved_step = self.figures_step = state["step"]
         self.meter.resume(step, resume.record.tokens_seen, max(0.0, float(state["elapsed_s"])))
@@ -182,20 +181,20 @@ class _Trainer:
         self.judge.resume(state, resume.resume.get("reference_nats"), new_end=new_end)
         self.figures = Figures(**state["figures"])
         self.state.lr_scale = self.judge.counters.tail_factor
-        reasons = [f"random numbers ({', '.join(again)}) start again from the seed"] if again else []
-        return reasons + (["torch.compile compiled other code as training went on"] if self.state.recompiled else [])
+        reasons = [f"random numbers ({', '.join(restarted)}) start again from the seed"] if restarted else []
+        return reasons + (["torch.compile compiled other code after the first step"] if self.state.recompiled else [])
 
     def _skipped(self, result: StepResult) -> Iterator[Skipped]:
-        """The event of a refused step; on an accelerator, between two progress events, only the last of them is seen."""
-        if self._may_look() and result.refused.item():
+        """The event of a refused step; on an accelerator only the last one before a progress event is reported."""
+        if self._can_read() and result.refused.item():
             reason = f"loss {result.loss.item():g}, gradient norm {result.grad_norm.item():g}"
             event = Skipped(run=self.run.name, step=self.meter.steps, reason=reason)
             if self.world.leads:
                 self.run.append(event)
             yield event
 
-    def _where(self) -> dict[str, Any]:
-        """What every event of the loop says."""
+    def _common(self) -> dict[str, Any]:
+        """The fields that progress and evaluations share."""
         return {
             "run": self.run.name,
             "step": self.meter.steps,
@@ -208,22 +207,24 @@ class _Trainer:
     def _progress(self, result: StepResult) -> Progress:
         self.meter.measure()
         loss = float(result.loss.item())
-        return Progress(train_loss=loss if np.isfinite(loss) else None, **self._where())
+        return Progress(train_loss=loss if np.isfinite(loss) else None, **self._common())
 
     def _evaluate(self) -> Iterator[Evaluated]:
-        measured = self.measuring() if self.world.leads or self.config.compute.fsdp else None  # of split weights all compute a part
+        measured = (
+            self.evaluator() if self.world.leads or self.config.compute.fsdp else None
+        )  # with split weights every process computes a part
         figures = self._figures()
         event, self.judge.counters, self.record = self.world.lead(lambda: self._judged(measured, figures))
         if event.is_best:
             self.new_best = self.state.measured_weights()
         self.judge.evaluated_step = self.meter.steps
         yield event
-        self.meter.restart()  # evaluations are not part of the speed
+        self.meter.restart()  # an evaluation is not part of the training speed
 
     def _judged(self, measured: Measured | None, figures: Figures) -> tuple[Evaluated, Counters, RunRecord]:
-        """What an evaluation means for the run. The first process alone judges: others may have measured something else."""
+        """The event of an evaluation, and the changed counters and record. Only the first process decides."""
         if measured is None:
-            raise ValueError("nothing was measured")
+            raise ValueError("only the first process judges")
         best = self.judge.best(self.meter.steps, measured)
         event = Evaluated(
             train_loss=measured.train_loss,
@@ -231,7 +232,7 @@ class _Trainer:
             nats_per_char=measured.nats_per_char,
             is_best=best is not None,
             patience_left=self.judge.counters.patience_left(self.config.eval),
-            **self._where(),
+            **self._common(),
             **figures.model_dump(),
         )
         self.run.append(event)
@@ -239,7 +240,7 @@ class _Trainer:
         return event, self.judge.counters, self.record.model_copy(update={**losses, **({"best": best} if best else {})})
 
     def _figures(self) -> Figures:
-        """Gradient norm and routing of the last step; they are saved too, for a run that is resumed where only its end is missing."""
+        """Gradient norm and routing of the last step; saved too, for a run that was killed between its last save and its end."""
         if self.figures_step != self.meter.steps and self.result is not None:
             self.figures, self.figures_step = self.state.figures(self.result), self.meter.steps
         return self.figures
@@ -247,14 +248,14 @@ class _Trainer:
     # ---- saving and ending
 
     def check_space(self) -> None:
-        """Raise MiniGPTError before step 0 if the disk has no room for two generations of files and a third on its way."""
+        """Raise MiniGPTError before step 0 if the disk has no space for three generations of files: two kept, one being written."""
         weights = sum(p.numel() for p in self.state.model.parameters()) * 4
         generation = weights * (2 + bool(self.config.optim.ema)) + self.state.optimizer.state_bytes  # last and best, average, optimizer
         checkpoints.check_space(self.run.dir, 3 * generation + checkpoints.SLACK)
 
     def _save(self) -> Iterator[Saved]:
-        """Put everything that the next step depends on safely on disk."""
-        last, resume = self.state.weights(), self.state.resume_tensors()  # every process takes part in collecting them
+        """Save everything that the next step depends on."""
+        last, resume = self.state.weights(), self.state.resume_tensors()  # every process takes part
         if self.judge.reference_nats is not None:
             resume = {**resume, "reference_nats": self.judge.reference_nats}
         self.saved_step, elapsed_s = self.meter.steps, self.meter.elapsed_s()
@@ -274,7 +275,7 @@ class _Trainer:
         yield Saved(run=self.run.name, step=self.meter.steps)
 
     def _finish(self, reason: StopReason) -> Iterator[Event]:
-        if reason.status != "finished":  # a signal or broken numbers: save what there is and go
+        if reason.status != "finished":  # a signal, or numbers that are not finite
             self.record = self.record.model_copy(update={"status": reason.status, "stop_reason": reason})
             yield from self._save()
         else:
@@ -282,7 +283,7 @@ class _Trainer:
                 yield from self._evaluate()
                 if reason is StopReason.MAX_STEPS:
                     reason = self._reason() or reason  # that evaluation may have reached the target
-            yield from self._save()  # still "running": killed before its final score, the run counts as crashed and can be resumed for it
+            yield from self._save()  # still "running": if it is killed before the final score, it can be resumed for it
             self.record = self.world.lead(lambda: self._scored(reason))
         yield replay.stopped(self.record, reason)
         if reason is StopReason.DIVERGED:

@@ -37,14 +37,14 @@ def test_different_texts_are_refused() -> None:
         compare_pairs([Side("a", (score(rng),)), Side("b", (score(rng, text=TEXT[1:]),))])
 
 
-def test_one_seed_speaks_of_weights_and_several_of_recipes() -> None:
+def test_one_seed_compares_weights_and_several_compare_recipes() -> None:
     rng = np.random.default_rng(3)
     one, two = Side("one", (score(rng),)), Side("two", (score(rng), score(rng)))
     assert [p.question for p in compare_pairs([one, two])] == ["weights"]
     assert [p.question for p in compare_pairs([two, Side("also two", (score(rng), score(rng)))])] == ["recipes"]
 
 
-def test_recipes_that_differ_less_than_their_seeds_are_not_told_apart() -> None:
+def test_recipes_that_differ_less_than_their_seeds_are_indistinguishable() -> None:
     rng = np.random.default_rng(4)
     wrong_weights = wrong_recipes = 0
     for _ in range(60):
@@ -56,7 +56,7 @@ def test_recipes_that_differ_less_than_their_seeds_are_not_told_apart() -> None:
     assert wrong_recipes <= 7
 
 
-def test_further_seeds_settle_what_they_say() -> None:
+def test_the_further_seeds_needed_are_plausible() -> None:
     rng = np.random.default_rng(5)
     a, b = ([1.5 + offset + spread + 0.05 * rng.standard_normal(8000) for spread in (-0.02, 0.0, 0.025)] for offset in (0.0, 0.02))
     found = grouped_test(a, b)
@@ -68,7 +68,7 @@ def test_further_seeds_settle_what_they_say() -> None:
     assert outlook(tiny, group_of([1.5, 1.52]), group_of([1.5, 1.52])).further_seeds in (None, 0)
 
 
-def test_kinds_are_what_they_say() -> None:
+def test_each_character_gets_its_kind() -> None:
     text = "Ab 1, c\n" * 300 + "é"
     kinds = [KINDS[k] for k in character_kinds(text)]
     assert kinds[:8] == ["word-initial", "inside a word", "space", "digit", "punctuation", "space", "word-initial", "newline"]

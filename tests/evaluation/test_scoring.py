@@ -85,7 +85,7 @@ def test_stride_gives_every_token_the_context_it_promises(ids: np.ndarray, strid
     assert nats == pytest.approx(expected, rel=1e-6, abs=1e-6)
 
 
-def test_first_token_of_nothing_costs_log_v(ids: np.ndarray) -> None:
+def test_the_first_token_without_context_costs_log_v(ids: np.ndarray) -> None:
     model = _Running()
     assert token_nats(model, ids, block_size=T)[0] == pytest.approx(np.log(V))
     assert token_nats(model, ids[:1], block_size=T).tolist() == pytest.approx([np.log(V)])

@@ -45,7 +45,7 @@ def test_a_difference_is_found_with_the_power_its_interval_promises() -> None:
     assert found == pytest.approx(0.851, abs=0.09)  # P(|z + 3| > 1.96)
 
 
-def test_pairing_removes_what_both_share() -> None:
+def test_pairing_removes_the_noise_that_both_share() -> None:
     rng = np.random.default_rng(3)
     text = 5 * losses(rng)[0]
     a, b = text + 0.1 * losses(rng)[0], text + 0.1 * losses(rng)[0]
@@ -62,7 +62,7 @@ def test_quick_p_values_agree_with_the_bootstrap() -> None:
     assert np.abs(quick - slow).mean() < 0.06
 
 
-def test_identical_models_differ_by_nothing() -> None:
+def test_identical_models_have_no_difference() -> None:
     x = losses(np.random.default_rng(5))[0]
     found = paired_test(x, x)
     assert (found.mean, found.low, found.high, found.p_value) == (0, 0, 0, 1)
@@ -95,7 +95,7 @@ def test_results_are_the_same_each_time() -> None:
     assert mean_interval(x) == mean_interval(x)
 
 
-def test_students_quantile_is_the_tables() -> None:
+def test_students_quantile_equals_the_table() -> None:
     for freedom, value in ((1, 12.706), (4, 2.776), (7, 2.365), (12, 2.179), (30, 2.042), (1e9, 1.960)):
         assert student_975(freedom) == pytest.approx(value, abs=0.006)
 

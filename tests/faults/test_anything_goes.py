@@ -79,7 +79,7 @@ def test_any_bytes_of_a_run_may_change(
 
 @_LIMITS
 @given(seed=st.integers(0, 1 << 32), command=st.sampled_from(EVERY_COMMAND))
-def test_hostile_values_behind_right_checksums(seed: int, command: str, folder: Path) -> None:
+def test_hostile_values_with_correct_checksums_break_no_command(seed: int, command: str, folder: Path) -> None:
     fuzz.restore(folder)
     run = folder / "runs" / "victim"
     fuzz.write(run, fuzz.mutated(run, random.Random(seed)))
@@ -88,7 +88,7 @@ def test_hostile_values_behind_right_checksums(seed: int, command: str, folder: 
 
 @pytest.mark.parametrize("command", EVERY_COMMAND)
 @pytest.mark.parametrize("seed", range(4))
-def test_links_pipes_folders_and_giants_in_place_of_files(seed: int, command: str, folder: Path) -> None:
+def test_links_pipes_folders_and_huge_files_break_no_command(seed: int, command: str, folder: Path) -> None:
     fuzz.restore(folder)
     fuzz.trick(folder / "runs" / "victim", random.Random(seed + len(command)))
     assert fuzz.judge(folder, command) is None

@@ -88,7 +88,7 @@ def test_a_compiled_run_is_resumed_to_the_bit(case: str, sessions: Any, dataset:
     assert next(e for e in events if isinstance(e, Resumed)).exact
 
 
-def test_other_libraries_are_said_in_one_line_and_kept(
+def test_other_libraries_are_reported_in_one_line_and_recorded(
     sessions: Any, dataset: Any, tiny_config: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = tiny_config(optim__max_steps=6)
@@ -106,7 +106,7 @@ def test_other_libraries_are_said_in_one_line_and_kept(
 
 
 @pytest.mark.parametrize("lost", ["generator.default.0", "graphs"])
-def test_what_a_save_itself_cannot_continue_is_said(lost: str, sessions: Any, dataset: Any, tiny_config: Any) -> None:
+def test_state_that_a_save_cannot_continue_is_reported(lost: str, sessions: Any, dataset: Any, tiny_config: Any) -> None:
     settings = tiny_config(optim__max_steps=6)
     run = sessions.begin("run", settings, dataset())
     sessions.train(run, settings, dataset(), stop_at=2)

@@ -38,7 +38,7 @@ def damage(path: Path) -> None:
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("command", ["train --resume run", *READERS])
-def test_the_save_before_is_used_aloud(
+def test_the_previous_save_is_used_with_a_notice(
     command: str, name: str, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(trained, tmp_path / "here", symlinks=True)

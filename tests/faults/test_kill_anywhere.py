@@ -97,7 +97,7 @@ def resume_with_more_steps(run: Run) -> None:
 
 @pytest.mark.parametrize("work", [save_next, resume_with_more_steps])
 @pytest.mark.parametrize("mode", ["kill", "error", "full", "signal"])
-def test_whatever_call_fails_a_whole_generation_can_be_read(
+def test_whatever_call_fails_a_complete_generation_can_be_read(
     work: Callable[[Run], None], mode: str, two_generations: Any, saboteur: Any, killed: Any
 ) -> None:
     for nth in range(1, 500):
@@ -123,7 +123,7 @@ def test_whatever_call_fails_a_whole_generation_can_be_read(
     pytest.fail("the work never finished untouched")
 
 
-def test_a_kill_during_the_recovery_from_a_kill_loses_nothing_either(two_generations: Any, saboteur: Any, killed: Any) -> None:
+def test_a_kill_during_the_recovery_from_a_kill_loses_nothing(two_generations: Any, saboteur: Any, killed: Any) -> None:
     """Every ninth call of a save is a death, and of each recovery every eleventh too."""
     for first in range(1, 200, 9):
         begun = two_generations()

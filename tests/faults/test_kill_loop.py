@@ -29,7 +29,7 @@ def test_thirty_kills_change_nothing() -> None:
     assert found["findings"] == []
 
 
-def test_twenty_interrupts_are_obeyed_without_a_traceback() -> None:
+def test_twenty_interrupts_end_without_a_traceback() -> None:
     found = result(
         "interrupts.py", "--moments", "20", "--only", "tokenize", "generate", "runs plot modern --html", "train --help", "runs list"
     )
@@ -37,7 +37,7 @@ def test_twenty_interrupts_are_obeyed_without_a_traceback() -> None:
     assert sum(n for name, n in found["outcomes"].items() if name.endswith(" 130")) >= 3
 
 
-def test_many_processes_at_random_break_nothing() -> None:
+def test_random_commands_of_many_processes_break_nothing() -> None:
     found = result("random_commands.py", "--minutes", "0.1", "--processes", "4")
     assert found["commands"] > 5
     assert found["findings"] == {}

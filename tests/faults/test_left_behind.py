@@ -50,7 +50,7 @@ def prepare_data(folder: Path) -> None:
         (prepare_data, "data", f"{UNFINISHED}xyz/train.bin"),
     ],
 )
-def test_after_a_day_what_a_kill_left_is_removed_and_before_it_is_not(
+def test_files_that_a_kill_left_are_removed_after_a_day_and_not_before(
     work: Callable[[Path], None], place: str, left: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / place

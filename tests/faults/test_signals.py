@@ -24,7 +24,7 @@ FOREVER = [*tiny.training(1_000_000, 200), "--eval-iters", "1", "--json", "--nam
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_second_signal_ends_the_work_where_it_stands(number: int, code: int) -> None:
+def test_a_second_signal_ends_the_work_at_once(number: int, code: int) -> None:
     reason = StopReason.INTERRUPTED_KEYBOARD if number == signal.SIGINT else StopReason.TERMINATED
     before, announced = signal.getsignal(number), list[str]()
     with StopSignals() as signals:
@@ -65,7 +65,7 @@ def events_until(stream: IO[str] | None, wanted: str) -> list[dict[str, object]]
     return seen
 
 
-def test_a_hail_of_signals_leaves_the_last_save_whole(training: subprocess.Popen[str], tmp_path: Path) -> None:
+def test_many_signals_leave_the_last_save_complete(training: subprocess.Popen[str], tmp_path: Path) -> None:
     events_until(training.stdout, "saved")
     for _ in range(20):
         training.send_signal(signal.SIGINT)

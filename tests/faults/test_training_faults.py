@@ -83,7 +83,7 @@ def test_a_run_that_skipped_a_step_resumes_to_the_bit(
     assert everything(parts) == everything(whole)
 
 
-def test_steps_that_stay_broken_end_the_run_with_its_best_intact(sessions: Any, dataset: Any, tiny_config: Any, poison: Poison) -> None:
+def test_ten_refused_steps_end_the_run_with_its_best_intact(sessions: Any, dataset: Any, tiny_config: Any, poison: Poison) -> None:
     settings = tiny_config(optim__max_steps=40, eval__eval_every=2)
     run = sessions.begin("run", settings, dataset())
     poison(lambda call: call > 4)
@@ -126,7 +126,7 @@ def work_of(sessions: Any, settings: Any, text: Any) -> Callable[[Run], None]:
     return lambda run: sessions.train(run, settings, text, resume=bool(run.refresh().record.files))
 
 
-def test_a_disk_that_fills_up_at_any_moment_costs_at_most_what_came_after_the_last_save(
+def test_a_disk_that_fills_up_at_any_moment_loses_at_most_the_steps_after_the_last_save(
     sessions: Any, dataset: Any, tiny_config: Any, saboteur: Any, everything: Any
 ) -> None:
     settings = tiny_config(model__arch="bigram", optim__max_steps=4, eval__eval_every=2, eval__save_every=1)
@@ -175,7 +175,7 @@ def _strides(first: int, stride: int) -> Iterator[int]:
     return iter(range(first, 1000, stride))
 
 
-def test_the_disk_is_asked_for_room_before_step_0(sessions: Any, dataset: Any, tiny_config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_free_disk_space_is_checked_before_step_0(sessions: Any, dataset: Any, tiny_config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     import os
 
     settings = tiny_config()
@@ -200,12 +200,12 @@ def test_the_disk_is_asked_for_room_before_step_0(sessions: Any, dataset: Any, t
         ({"seed": 8}, "--seed"),
     ],
 )
-def test_what_would_make_another_run_is_refused_by_name(changes: dict[str, Any], flag: str, tiny_config: Any) -> None:
+def test_settings_that_may_not_change_on_resume_are_refused_by_name(changes: dict[str, Any], flag: str, tiny_config: Any) -> None:
     with pytest.raises(UsageError, match=flag):
         resuming.check_changes(tiny_config(), tiny_config(**changes), steps_done=4)
 
 
-def test_what_may_change_may_change(sessions: Any, dataset: Any, tiny_config: Any) -> None:
+def test_settings_that_may_change_on_resume_are_accepted(sessions: Any, dataset: Any, tiny_config: Any) -> None:
     settings = tiny_config(optim__max_steps=4, optim__schedule="constant")
     run = sessions.begin("run", settings, dataset())
     sessions.train(run, settings, dataset())
@@ -218,7 +218,7 @@ def test_what_may_change_may_change(sessions: Any, dataset: Any, tiny_config: An
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine-plateau"])
-def test_an_extended_run_never_jumps_and_is_no_straight_one(
+def test_the_rate_of_an_extended_run_never_jumps_and_the_run_is_not_called_exact(
     schedule: str, sessions: Any, dataset: Any, tiny_config: Any, everything: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The plateau's tail ends when validation no longer improves: here, at once.
@@ -257,7 +257,7 @@ def test_an_extended_run_is_repeated_to_the_bit_from_its_configuration(sessions:
     assert recipe_of(again) == recipe_of(run)
 
 
-def test_sessions_and_threads_do_not_make_another_recipe_and_patience_does(sessions: Any, dataset: Any, tiny_config: Any) -> None:
+def test_sessions_and_threads_do_not_change_the_recipe_and_patience_does(sessions: Any, dataset: Any, tiny_config: Any) -> None:
     settings = tiny_config(optim__max_steps=8)
     whole, parts, other = (sessions.begin(name, settings, dataset()) for name in ("whole", "parts", "other"))
     for run, change in ((whole, {}), (parts, {"compute__threads": 2}), (other, {"eval__patience": 9})):
@@ -276,7 +276,7 @@ def test_changes_that_cannot_be_read_are_refused(text: str, tiny_config: Any) ->
         tiny_config(resume_changes=text)
 
 
-def test_where_it_cannot_be_exact_it_says_so_and_goes_on(sessions: Any, dataset: Any, tiny_config: Any) -> None:
+def test_a_resume_that_cannot_be_exact_says_so_and_continues(sessions: Any, dataset: Any, tiny_config: Any) -> None:
     settings = tiny_config(optim__max_steps=8, model__dropout=0.1)
     run = sessions.begin("run", settings, dataset())
     sessions.train(run, settings, dataset(), stop_at=4)
@@ -375,7 +375,7 @@ def test_another_runtime_error_is_not_called_memory(sessions: Any, dataset: Any,
 
 
 @pytest.mark.parametrize("after", [0, 7])
-def test_auto_batch_divides_the_batch_and_goes_on_at_the_same_total(
+def test_auto_batch_divides_the_batch_and_continues_with_the_same_total(
     after: int, sessions: Any, dataset: Any, tiny_config: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = {"optim__max_steps": 12, "eval__eval_iters": 0, "optim__optimizer": "adamw"}
@@ -423,9 +423,7 @@ def test_auto_batch_gives_up_on_a_batch_that_cannot_be_halved(
         (StopReason.PRUNED, "finished"),
     ],
 )
-def test_the_reason_for_which_training_was_asked_to_stop_is_recorded(
-    reason: StopReason, status: str, sessions: Any, dataset: Any, tiny_config: Any
-) -> None:
+def test_the_reason_of_a_requested_stop_is_recorded(reason: StopReason, status: str, sessions: Any, dataset: Any, tiny_config: Any) -> None:
     run = sessions.begin("run", tiny_config(), dataset())
     sessions.train(run, tiny_config(), dataset(), stop_at=3, reason=reason)
     assert (run.refresh().record.stop_reason, run.record.status, run.record.stop_step) == (reason, status, 3)
@@ -433,7 +431,7 @@ def test_the_reason_for_which_training_was_asked_to_stop_is_recorded(
 
 
 @pytest.mark.parametrize("step", ["many", None, -1, 1.5, True])
-def test_a_step_that_is_no_number_makes_the_save_a_damaged_one(step: Any, sessions: Any, dataset: Any, tiny_config: Any) -> None:
+def test_a_save_whose_step_is_not_a_number_is_damaged(step: Any, sessions: Any, dataset: Any, tiny_config: Any) -> None:
     settings = tiny_config(optim__max_steps=2)
     run = sessions.begin("run", settings, dataset())
     sessions.train(run, settings, dataset())

@@ -27,7 +27,7 @@ def answering(seconds: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(choices, "measured", lambda ways, device: dict(seconds))
 
 
-def test_what_was_measured_first_holds(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_measurement_is_kept(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answering({"one": 1.0, "other": 2.0}, monkeypatch)
     assert choices.fastest({"shape": 1}, WAYS, CPU) == {"one": 1.0, "other": 2.0}
     answering({"one": 9.0, "other": 2.0}, monkeypatch)  # as with a neighbour
@@ -35,7 +35,7 @@ def test_what_was_measured_first_holds(cache: Path, monkeypatch: pytest.MonkeyPa
     assert choices.fastest({"shape": 2}, WAYS, CPU) == {"one": 9.0, "other": 2.0}
 
 
-def test_other_kernels_or_libraries_are_measured_anew(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_kernels_or_libraries_are_measured_again(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answering({"one": 1.0, "other": 2.0}, monkeypatch)
     choices.fastest({}, WAYS, CPU)
     answering({"one": 3.0, "other": 2.0}, monkeypatch)
@@ -43,7 +43,7 @@ def test_other_kernels_or_libraries_are_measured_anew(cache: Path, monkeypatch: 
     assert choices.fastest({}, WAYS, CPU)["one"] == 3.0
 
 
-def test_all_who_ask_at_once_get_one_answer(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_that_ask_at_once_get_one_answer(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
 
     def measured(ways: object, device: object) -> dict[str, float]:
@@ -61,7 +61,7 @@ def test_all_who_ask_at_once_get_one_answer(cache: Path, monkeypatch: pytest.Mon
     assert answers == [{"one": 1.0, "other": 1.5}] * 6
 
 
-def test_where_nobody_can_be_waited_for_the_first_answer_holds(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_lock_the_first_answer_is_kept(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choices.locks, "acquire", lambda path, patience_s: None)
 
     def slowly(ways: object, device: object) -> dict[str, float]:
@@ -76,7 +76,7 @@ def test_where_nobody_can_be_waited_for_the_first_answer_holds(cache: Path, monk
 @pytest.mark.parametrize(
     "content", ["", "{", "[]", '{"seconds": {"one": 1.0}}', '{"seconds": {"one": -1.0, "other": 1.0}}', '{"seconds": 3}']
 )
-def test_a_damaged_answer_is_measured_anew_and_mended(content: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_answer_is_measured_again_and_replaced(content: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answering({"one": 1.0, "other": 2.0}, monkeypatch)
     choices.fastest({}, WAYS, CPU)
     (kept,) = (cache / "choices").glob("*.json")
@@ -87,7 +87,7 @@ def test_a_damaged_answer_is_measured_anew_and_mended(content: str, cache: Path,
     assert choices.fastest({}, WAYS, CPU)["one"] == 3.0
 
 
-def test_without_a_place_to_remember_it_is_measured_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_cache_folder_it_is_measured_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(choices, "cache_folder", lambda: tmp_path / "file" / "cache")
     for seconds in (1.0, 2.0):
@@ -95,7 +95,7 @@ def test_without_a_place_to_remember_it_is_measured_each_time(tmp_path: Path, mo
         assert choices.fastest({}, WAYS, CPU)["one"] == seconds
 
 
-def test_time_in_which_a_neighbour_has_the_processor_does_not_count() -> None:
+def test_time_in_which_another_program_has_the_processor_does_not_count() -> None:
     def works() -> None:
         until = time.thread_time() + 2e-3
         while time.thread_time() < until:

@@ -25,7 +25,7 @@ def batches(folder: Path, question: str, answer: str, **data: str) -> DeviceBatc
 
 
 @pytest.mark.parametrize("sampling", ["epoch", "random"])
-def test_nothing_but_answers_is_ever_learned(sampling: str, tmp_path: Path) -> None:
+def test_only_answers_are_learned(sampling: str, tmp_path: Path) -> None:
     draw = batches(tmp_path, "q" * 60, "a", sampling=sampling)
     learned = [y[y != IGNORED].tolist() for _, y in (draw(step, 0) for step in range(50))]
     assert all(learned)
@@ -33,8 +33,8 @@ def test_nothing_but_answers_is_ever_learned(sampling: str, tmp_path: Path) -> N
     assert [draw(step, 0)[1].tolist() for step in (3, 3)] == [draw(3, 0)[1].tolist()] * 2
 
 
-def test_answers_that_no_window_reaches_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("minigpt_cli.training.device_batches._FAR", 2)
+def test_answers_that_no_window_contains_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("minigpt_cli.training.device_batches._MOST_AHEAD", 2)
     draw = batches(tmp_path, "q" * 500, "a")
     with pytest.raises(UsageError, match="no answer lies in the next 2 batches"):
         list(map(draw, range(100), [0] * 100))

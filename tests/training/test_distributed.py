@@ -52,7 +52,7 @@ def record(folder: Path, name: str) -> RunRecord:
     return Run(folder / "runs" / name).record
 
 
-def test_two_processes_lose_what_one_loses_over_fifty_steps(tmp_path: Path, text: Path, processes: Processes) -> None:
+def test_two_processes_have_the_losses_of_one_over_fifty_steps(tmp_path: Path, text: Path, processes: Processes) -> None:
     common = ["train", "text.txt", *TINY, "--max-steps", "50", "--eval-every", "10", "--json"]
     one = evaluations(processes(tmp_path, [*common, "--name", "one", "--batch-size", "8"]))
     two = evaluations(processes(tmp_path, [*common, "--name", "two", "--batch-size", "4"], size=2))
@@ -111,9 +111,7 @@ def test_tokens_are_counted_as_seen_where_a_step_cannot_be_divided(tmp_path: Pat
     ("batch", "accum", "before", "now", "wanted"),
     [(4, 1, 2, 1, (4, 2)), (4, 2, 1, 2, (4, 1)), (4, 1, 1, 2, (2, 1)), (6, 1, 2, 3, (4, 1)), (3, 1, 1, 2, (3, 1))],
 )
-def test_windows_of_a_step_are_divided_among_the_processes_there_are(
-    batch: int, accum: int, before: int, now: int, wanted: tuple[int, int]
-) -> None:
+def test_windows_of_a_step_are_divided_among_the_processes(batch: int, accum: int, before: int, now: int, wanted: tuple[int, int]) -> None:
     config = RunConfig.model_validate({"optim": {"batch_size": batch, "grad_accum": accum}, "compute": {"fsdp": before > 1}})
     moved, notices = on_processes(config, before, now)
     assert (moved.optim.batch_size, moved.optim.grad_accum) == wanted
@@ -153,27 +151,27 @@ def test_sweeps_and_searches_are_led_by_one_process(tmp_path: Path, text: Path, 
     assert sorted(n for n in os.listdir(tmp_path / "runs") if n.startswith("s~")) == ["s~t0", "s~t1"]
 
 
-def test_a_lost_process_ends_the_others_with_one_line_and_the_save_whole(tmp_path: Path, text: Path, processes: Processes) -> None:
+def test_a_lost_process_ends_the_others_with_one_line_and_a_complete_save(tmp_path: Path, text: Path, processes: Processes) -> None:
     common = ["train", "text.txt", *TINY, "--batch-size", "4", "--max-steps", "100", "--eval-every", "10", "--name", "lost"]
     before = time.monotonic()
     ended = processes(tmp_path, common, size=2, hook="dies_at_step", values=("25", "25"))
     assert time.monotonic() - before < 30
     assert [e.code for e in ended] == [1, -signal.SIGKILL]
     last = ended[0].err.splitlines()[-1]
-    assert last.startswith("Error: another process of this training is gone")
+    assert last.startswith("Error: another process of this training has ended or cannot be reached")
     assert "Traceback" not in ended[0].err
     assert (record(tmp_path, "lost").status, record(tmp_path, "lost").stop_step) == ("failed", 20)
     evaluations(processes(tmp_path, ["train", "--resume", "lost", "--max-steps", "100", "--json"], size=2))
 
 
-def test_every_process_ends_with_the_code_of_the_signal_that_one_of_them_got(tmp_path: Path, text: Path, processes: Processes) -> None:
+def test_every_process_ends_with_the_exit_code_of_the_signal_that_one_received(tmp_path: Path, text: Path, processes: Processes) -> None:
     common = ["train", "text.txt", *TINY, "--batch-size", "4", "--max-steps", "100", "--eval-every", "10", "--name", "cut"]
     ended = processes(tmp_path, common, size=2, hook="terminated_at_step", values=("15", "15"))
     assert [e.code for e in ended] == [143, 143], [e.err for e in ended]
     assert (record(tmp_path, "cut").stop_reason, record(tmp_path, "cut").stop_step) == ("terminated", 15)
 
 
-def test_machines_without_a_shared_folder_are_told_so(tmp_path: Path, text: Path, processes: Processes) -> None:
+def test_machines_without_a_shared_folder_get_a_clear_error(tmp_path: Path, text: Path, processes: Processes) -> None:
     (tmp_path / "other").mkdir()
     common = ["train", "text.txt", *TINY, "--batch-size", "4", "--max-steps", "4", "--name", "apart"]
     ended = processes(tmp_path, common, size=2, hook="elsewhere", values=(str(tmp_path), str(tmp_path / "other")))
@@ -225,7 +223,7 @@ def test_an_optimizer_that_cannot_shard_is_refused_with_fsdp(tmp_path: Path, tex
         resolve(config, dataset, World(size=2))
 
 
-def test_one_process_alone_pays_nothing() -> None:
+def test_a_single_process_needs_no_channel() -> None:
     world = World()
     assert world.leads
     assert world.lead(lambda: {"a": 1}) == {"a": 1}

@@ -19,7 +19,7 @@ def here() -> dict[str, str]:
     return environment.computed_by(CPU, compiled_graph=False)
 
 
-def test_the_same_place_twice_gives_no_reason() -> None:
+def test_an_unchanged_environment_gives_no_reason() -> None:
     assert resuming.inexact_reasons(here(), here()) == []
 
 
@@ -41,7 +41,7 @@ def test_a_compiled_run_on_a_gpu_is_not_called_exact() -> None:
         "TORCHDYNAMO_DISABLE",
     ],
 )
-def test_a_variable_that_steers_a_library_is_a_reason(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_variable_that_changes_a_library_is_a_reason(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(name, raising=False)
     before = here()
     monkeypatch.setenv(name, "avx2")
@@ -51,13 +51,13 @@ def test_a_variable_that_steers_a_library_is_a_reason(name: str, monkeypatch: py
 @pytest.mark.parametrize(
     "name", ["OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "ONEDNN_VERBOSE", "TORCHINDUCTOR_CACHE_DIR", "TORCH_COMPILE_DEBUG"]
 )
-def test_a_variable_that_changes_no_bit_is_none(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_variable_that_changes_no_bit_is_not_a_reason(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     before = here()
     monkeypatch.setenv(name, "1")
     assert here() == before
 
 
-def test_kernels_that_are_gone_or_built_otherwise_are_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernels_that_are_missing_or_built_differently_are_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     before = here()
     for module, name in ((kernels, "library"), (kernels, "tiles"), (expert_kernels, "library")):
         monkeypatch.setattr(module, name, lambda: None)
@@ -74,7 +74,7 @@ def test_threads_and_the_instructions_in_use_are_kept(monkeypatch: pytest.Monkey
     assert {name for name, value in here().items() if value != before[name]} == {"the number of threads", "instructions"}
 
 
-def test_code_that_computes_counts_and_code_that_shows_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_that_computes_is_recorded_and_display_code_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     copy = tmp_path / "minigpt_cli"
     shutil.copytree(Path(minigpt_cli.__file__).parent, copy, ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(minigpt_cli, "__file__", str(copy / "__init__.py"))
@@ -89,5 +89,5 @@ def test_code_that_computes_counts_and_code_that_shows_does_not(tmp_path: Path, 
     assert found[0] == found[1] != found[2]
 
 
-def test_what_an_older_run_did_not_keep_is_a_reason() -> None:
+def test_a_run_without_this_record_gives_a_reason() -> None:
     assert len(resuming.inexact_reasons({}, here())) == 1

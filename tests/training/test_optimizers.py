@@ -27,7 +27,7 @@ def weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 8), (2, 24, 8), (2, 8, 24)])
-def test_orthogonalise_keeps_the_directions_and_levels_the_singular_values(shape: tuple[int, int, int]) -> None:
+def test_orthogonalise_keeps_directions_and_makes_singular_values_about_one(shape: tuple[int, int, int]) -> None:
     matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     result = orthogonalise(matrices)
     assert torch.linalg.svdvals(result).min() > 0.4
@@ -36,7 +36,7 @@ def test_orthogonalise_keeps_the_directions_and_levels_the_singular_values(shape
     assert torch.nn.functional.cosine_similarity(result.flatten(1), (u @ vh).flatten(1)).min() > 0.95
 
 
-def test_stacked_parts_are_orthogonalised_apart() -> None:
+def test_stacked_parts_are_orthogonalised_separately() -> None:
     """A fused q, k, v moves as three matrices would: each third of its update has its own unit singular values."""
     model = model_with_gradients()
     fused = next(m for m in model.matrices() if m.parts == 3)
@@ -48,7 +48,7 @@ def test_stacked_parts_are_orthogonalised_apart() -> None:
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_it_keeps_as_many_bytes_as_it_declares(optimizer: str) -> None:
+def test_the_state_has_as_many_bytes_as_declared(optimizer: str) -> None:
     made = build_optimizer(model_with_gradients(), OptimConfig.model_validate({"optimizer": optimizer}), fast_bf16=False)
     made.step(1.0)
     assert made.state_bytes == sum(tensor.nbytes for tensor in made.state_tensors().values() if tensor.ndim)  # without counters of steps
@@ -97,7 +97,7 @@ def test_a_restored_state_continues_to_the_bit(optimizer: str) -> None:
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_a_refused_step_changes_nothing_without_the_host_looking(optimizer: str) -> None:
+def test_a_refused_step_changes_nothing_without_the_host_waiting(optimizer: str) -> None:
     model = model_with_gradients()
     made = build_optimizer(model, OptimConfig.model_validate({"optimizer": optimizer}), fast_bf16=False)
     made.step(1.0, torch.tensor(0.0))

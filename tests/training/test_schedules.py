@@ -23,7 +23,7 @@ def test_the_warm_up_rises_linearly_to_the_peak(schedule: str) -> None:
 
 
 @pytest.mark.parametrize("schedule", [name for name in SCHEDULES if name != "constant"])
-def test_the_rate_never_rises_after_the_warm_up_and_ends_near_the_floor(schedule: str) -> None:
+def test_the_rate_never_rises_after_the_warm_up_and_ends_near_the_minimum(schedule: str) -> None:
     factors = [lr_factor(step, config(schedule)) for step in range(10, 100)]
     assert all(a >= b for a, b in pairwise(factors))
     assert 0.1 <= factors[-1] < 0.13
@@ -32,7 +32,7 @@ def test_the_rate_never_rises_after_the_warm_up_and_ends_near_the_floor(schedule
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize(("joined", "steps"), [(100, 200), (60, 200), (60, 80), (5, 200)])
 @pytest.mark.parametrize("warmup_steps", [0, 10])
-def test_a_run_of_other_length_is_joined_without_a_jump(schedule: str, joined: int, steps: int, warmup_steps: int) -> None:
+def test_the_rate_moves_to_another_number_of_steps_without_a_jump(schedule: str, joined: int, steps: int, warmup_steps: int) -> None:
     before, after = (config(schedule, max_steps=n, warmup_steps=warmup_steps) for n in (100, steps))
     factors = [lr_factor(step, after, f"{joined}:max_steps=100") for step in range(steps)]
     own, straight = ([lr_factor(step, each) for step in range(max(100, steps))] for each in (before, after))
@@ -46,7 +46,7 @@ def test_a_run_of_other_length_is_joined_without_a_jump(schedule: str, joined: i
         assert factors[joined + i] == pytest.approx(at + (straight[joined + i] - at) * (i + 1) / 11)
 
 
-def test_a_run_may_be_joined_again_and_while_it_still_joins() -> None:
+def test_the_number_of_steps_may_change_again_while_the_rate_still_moves() -> None:
     final, changes = config("linear", max_steps=400), "100:max_steps=100 105:max_steps=200 105:max_steps=300"
     factors = [lr_factor(step, final, changes) for step in range(400)]
     assert factors[:105] == [lr_factor(step, config("linear", max_steps=200), "100:max_steps=100") for step in range(105)]
@@ -54,7 +54,7 @@ def test_a_run_may_be_joined_again_and_while_it_still_joins() -> None:
     assert all(abs(a - b) < 0.1 for a, b in pairwise(factors))
 
 
-def test_the_rate_of_a_lowered_tail_is_where_the_join_begins() -> None:
+def test_the_rate_moves_from_that_of_the_lowered_tail() -> None:
     longer, changes = config("cosine-plateau", max_steps=300), "120:max_steps=100 120:lr_scale=0.25"
     assert lr_factor(119, longer, changes) == pytest.approx(0.1)  # the tail lowers it from outside
     at, straight = 0.1 * 0.25, lr_factor(120, longer)
@@ -71,5 +71,5 @@ def test_wsd_is_flat_until_its_cool_down() -> None:
     assert lr_factor(56, config("wsd", cooldown_frac=0.5)) < 1.0
 
 
-def test_cosine_plateau_stays_on_its_floor_past_the_end() -> None:
+def test_cosine_plateau_stays_at_its_minimum_past_the_end() -> None:
     assert lr_factor(150, config("cosine-plateau")) == pytest.approx(0.1)

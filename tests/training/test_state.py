@@ -107,14 +107,14 @@ def test_compiled_and_checkpointed_training_learns_with_the_same_masks(attention
         torch.testing.assert_close(plain, again)
 
 
-def test_a_compiled_mixture_is_compiled_in_its_first_step_alone() -> None:
+def test_a_compiled_mixture_is_compiled_only_in_its_first_step() -> None:
     made = state("moe", compute__compile="on", model__n_experts=3)
     for number in range(12):  # in each, other numbers of tokens for each expert
         made.step(number, windows())
     assert not made.recompiled
 
 
-def test_compiled_float32_training_is_that_of_the_formulas(quick_compile: Callable[[str], None]) -> None:
+def test_compiled_float32_training_equals_the_formulas(quick_compile: Callable[[str], None]) -> None:
     quick_compile("aot_eager")
     losses = [[state(compute__compile=way, model__dropout=0.0).step(0, windows()).loss.item()] for way in ("off", "on")]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)

@@ -79,6 +79,6 @@ def test_a_signal_is_the_strongest_reason_to_stop_and_the_time_limit_the_weakest
     assert all(reason.strength > 0 for reason in StopReason)  # 0 means: go on
 
 
-def test_the_counters_survive_json() -> None:
+def test_the_counters_are_the_same_after_json() -> None:
     for counters in (Counters(), observed([2.0, 2.1, math.nan])[0]):
         assert Counters.from_state(json.loads(json.dumps(counters.state(), allow_nan=False))) == counters

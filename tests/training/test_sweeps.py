@@ -58,7 +58,7 @@ def test_a_malformed_range_is_refused(text: str) -> None:
 
 
 @given(st.text(max_size=200))
-def test_any_trial_gives_a_name_that_a_run_may_have(trial: str) -> None:
+def test_any_trial_gives_a_valid_run_name(trial: str) -> None:
     assert check_name(run_name("sweep-abcdef", trial))
 
 
@@ -82,7 +82,7 @@ def asked(offered: tuple[Any, Trial] | None) -> tuple[Any, Trial]:
     return offered
 
 
-def test_processes_share_a_study_until_it_has_the_trials_that_were_asked_for(tmp_path: Path) -> None:
+def test_processes_share_a_study_until_it_has_the_requested_trials(tmp_path: Path) -> None:
     first, second = study(tmp_path), study(tmp_path)
     one, trial = asked(first.ask(2))
     assert 1e-4 <= float(trial.settings["lr"]) <= 1e-2
