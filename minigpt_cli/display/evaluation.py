@@ -63,6 +63,11 @@ def print_memorisation(found: Memorisation) -> None:
         f"    written by the model   longest {found.sampled.longest:>4}, mean {found.sampled.mean:.1f}  {_quoted(found.sampled)}",
         f"    in unseen real text    longest {found.unseen.longest:>4}, mean {found.unseen.mean:.1f}  {_quoted(found.unseen)}",
     ]
+    if found.written is not None:
+        n, ended, known = found.written.documents, found.written.ended, found.written.known
+        lines.append(
+            f"  whole   {ended} of {n} documents end by themselves; {known} of them are in the training split, {ended - known} are new"
+        )
     console.write("\n".join(lines))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,10 +15,22 @@ from minigpt_cli.data.parts import learned_text, parts_of
 from minigpt_cli.evaluation.characters import spelled
 from minigpt_cli.evaluation.evaluate_run import ChooseDevice, dataset_of, evaluate_run
 from minigpt_cli.evaluation.memorisation import Copies, copies
+from minigpt_cli.generation.samples import Sample
 from minigpt_cli.runstore.store import Run
+from minigpt_cli.tokenization.contract import END_OF_TEXT
 
 SAMPLES, SAMPLE_CHARS = 10, 1000
+DOCUMENTS = 100  # written by a run that learned documents
 _PIECE = 1 << 20  # tokens of the training text read at once
+
+
+@dataclass(frozen=True)
+class Written:
+    """Documents that a run wrote from beginning to end."""
+
+    documents: int
+    ended: int  # by themselves
+    known: int  # word for word in the training split
 
 
 @dataclass(frozen=True)
@@ -33,6 +45,7 @@ class Memorisation:
     unseen: Copies  # in as much text of the validation split: how long copies are without memorisation
     n_samples: int
     sample_chars: int  # in all
+    written: Written | None = None  # of a run that learned documents
 
 
 def memorisation(run: Run, *, ckpt: str = "best", seed: int = 0, device: ChooseDevice = lambda: "cpu") -> Memorisation:
@@ -42,7 +55,8 @@ def memorisation(run: Run, *, ckpt: str = "best", seed: int = 0, device: ChooseD
     low, mean, high = _on_training(run, dataset, ckpt, device)
     gap = validation.nats_per_char - mean
     margin = math.hypot((validation.ci95[1] - validation.ci95[0]) / 2, (high - low) / 2)
-    written = sampled_texts(run, dataset, ckpt, seed)
+    samples = sampled(run, dataset, ckpt, seed)
+    written = [sample.text for sample in samples]
     unseen = spelled(*learned_text(dataset.val.tokens, dataset.tokenizer, documents=dataset.n_documents > 1))
     return Memorisation(
         val_nats_per_char=validation.nats_per_char,
@@ -53,7 +67,14 @@ def memorisation(run: Run, *, ckpt: str = "best", seed: int = 0, device: ChooseD
         unseen=copies(_spread(unseen, len(written), sum(map(len, written))), training_pieces(dataset)),
         n_samples=len(written),
         sample_chars=sum(map(len, written)),
+        written=_whole_documents(samples, dataset) if dataset.n_documents > 1 else None,
     )
+
+
+def _whole_documents(samples: Sequence[Sample], dataset: Dataset) -> Written:
+    known = set(dataset.text("train").split(END_OF_TEXT))
+    ended = [sample.text for sample in samples if sample.stop_reason == "stop"]
+    return Written(len(samples), len(ended), sum(text in known for text in ended))
 
 
 def _on_training(run: Run, dataset: Dataset, ckpt: str, device: ChooseDevice) -> tuple[float, float, float]:
@@ -79,9 +100,9 @@ def _at_character(dataset: Dataset, start: int) -> int:
     return start
 
 
-def sampled_texts(run: Run, dataset: Dataset, ckpt: str, seed: int) -> list[str]:
+def sampled(run: Run, dataset: Dataset, ckpt: str, seed: int) -> list[Sample]:
     """What the model writes at temperature 1, unfiltered, after a line break; for conversations, its answers to questions from all over
-    the validation split."""
+    the validation split; for documents, whole ones."""
     from minigpt_cli.generation import samples
     from minigpt_cli.generation.engine import Engine, Request
     from minigpt_cli.generation.open_run import open_model
@@ -93,9 +114,10 @@ def sampled_texts(run: Run, dataset: Dataset, ckpt: str, seed: int) -> list[str]
     if questions := _questions(dataset, writer.config.model.block_size):
         requests = [Request(ids, sampling, length, seed=seed + i, stop=(chat.END,)) for i, ids in enumerate(questions)]
     else:
-        requests = [Request(writer.prompt_ids(""), sampling, length, num_samples=SAMPLES, seed=seed)]
+        count = DOCUMENTS if writer.start else SAMPLES
+        requests = [Request(writer.prompt_ids(""), sampling, length, num_samples=count, seed=seed, stop=writer.ends)]
     engine = Engine(writer.decoder(SAMPLES), writer.token_bytes)
-    return [sample.text for request in requests for sample in samples.collect(samples.run(engine, request), request.num_samples)]
+    return [sample for request in requests for sample in samples.collect(samples.run(engine, request), request.num_samples)]
 
 
 def _questions(dataset: Dataset, block_size: int) -> list[list[int]]:

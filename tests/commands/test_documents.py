@@ -1,0 +1,89 @@
+"""A text of many documents, from training to what is written, scored, compared and exported."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from minigpt_cli import cli as app
+from minigpt_cli.checkpoints import load
+from minigpt_cli.generation.open_run import open_model
+from minigpt_cli.interchange import huggingface
+from minigpt_cli.runstore.store import RunStore
+from minigpt_cli.tokenization.contract import END_OF_TEXT
+
+NAMES = [f"{a}{b}" for a in ("an", "be", "ca", "do", "el") for b in ("na", "ro", "lia", "min", "ta", "vi")]
+TINY = "--n-layer 1 --n-embd 16 --n-head 2 --block-size 12 --batch-size 8 --device cpu --precision fp32 --attention plain"
+
+
+@pytest.fixture(scope="module")
+def _runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with runs that learned a list of names, and one that learned it as one text."""
+    home = tmp_path_factory.mktemp("names")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(home)
+        Path("names.txt").write_text("\n".join(NAMES) + "\n")
+        for run, flags in {"names": "--documents lines", "bytes": "--documents lines --tokenizer byte", "text": ""}.items():
+            assert app.run(f"train names.txt --name {run} {flags} {TINY} --max-steps 60 --eval-every 60".split()) == 0
+    return home
+
+
+@pytest.fixture
+def call(_runs: Path, cli: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.chdir(_runs)
+    return cli
+
+
+def test_what_is_written_begins_and_ends_as_a_document(call: Any) -> None:
+    samples = json.loads(call("generate", "names", "--num-samples", "40", "--seed", "1", "--json").out)["samples"]
+    assert sum(sample["stop_reason"] == "stop" for sample in samples) >= 38
+    assert not [sample for sample in samples if END_OF_TEXT in sample["text"]]
+    on = json.loads(call("generate", "names", "--seed", "1", "--ignore-eos", "--max-new-tokens", "60", "--json").out)["samples"][0]
+    assert on["n_tokens"] == 60
+    assert END_OF_TEXT in on["text"]
+    one_text = json.loads(call("generate", "text", "--seed", "1", "--max-new-tokens", "60", "--json").out)["samples"][0]
+    assert one_text["stop_reason"] == "length"
+
+
+def test_the_score_counts_what_ends_cost_and_not_their_characters(call: Any) -> None:
+    found = json.loads(call("eval", "names", "--json").out)
+    assert found["n_documents"] + found["n_chars"] == found["n_tokens"]
+    assert found["nats_per_char"] == pytest.approx(found["nats_per_token"] * found["n_tokens"] / found["n_chars"])
+    assert 0 < found["nats_per_char_without_ends"] < found["nats_per_char"]
+    best = RunStore("runs").find("names").record.best
+    assert best is not None
+    assert best.nats_per_char == found["nats_per_char"]
+    again = call("eval", "names", "--data", "names.txt", "--documents", "lines", "--json")
+    assert json.loads(again.out)["n_documents"] == len(NAMES)
+
+
+def test_documents_are_compared_over_tokenizers_and_not_with_one_text(call: Any) -> None:
+    assert call("compare", "names", "bytes").code == 0
+    refused = call("compare", "names", "text")
+    assert refused.code == 2
+    assert "documents" in refused.err
+
+
+def test_memorisation_counts_whole_documents(call: Any) -> None:
+    written = json.loads(call("eval", "names", "--memorisation", "--json").out)["memorisation"]["written"]
+    assert written["documents"] == 100
+    assert 0 <= written["known"] <= written["ended"] <= 100
+
+
+def test_exports_know_where_a_document_ends(call: Any, tmp_path: Path) -> None:
+    huggingface.export(load(RunStore("runs").find("names")), tmp_path / "hf")
+    settings = json.loads((tmp_path / "hf" / "generation_config.json").read_text())
+    run = open_model(RunStore("runs").find("names"))
+    assert [settings["eos_token_id"]] == list(run.start)
+    assert run.token_bytes[run.start[0]].decode() == END_OF_TEXT
+
+
+def test_the_suggested_prompt_is_the_beginning_of_a_document(call: Any) -> None:
+    done = call("train", "names.txt", "--documents", "lines", "--name", "again", "--max-steps", "2", *TINY.split())
+    (line,) = [line for line in done.out.splitlines() if "generate again" in line]
+    prompt = line.rpartition("--prompt ")[2]
+    assert any(name.startswith(prompt) for name in NAMES)
+    assert call("generate", "again", "--prompt", prompt).code == 0
