@@ -1,4 +1,4 @@
-"""The Typer app: mounts commands/ lazily, and is the one place that turns an error into a line and an exit code."""
+"""The Typer app. It imports commands when they run, and turns every error into one line and an exit code."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from minigpt_cli.errors import Interrupted, MiniGPTError
 from minigpt_cli.storage.memory import ran_out
 
 COMMANDS = {
-    "train": Mount("minigpt_cli.commands.train:train", "Train a model on a text; alone, a good small one on the default text."),
+    "train": Mount("minigpt_cli.commands.train:train", "Train a model on a text; without arguments a small one on the default text."),
     "generate": Mount("minigpt_cli.commands.generate:generate", "Continue a prompt with a trained model."),
     "eval": Mount("minigpt_cli.commands.evaluate:evaluate", "Score a run on every character of a text."),
-    "compare": Mount("minigpt_cli.commands.compare:compare", "Tell which of several runs is really better, and by how much."),
+    "compare": Mount("minigpt_cli.commands.compare:compare", "Tell which run is really better, and by how much."),
     "runs": Mount("minigpt_cli.commands.runs:app", "List, rank, show, watch, plot, tag, verify, export and remove runs."),
-    "tokenize": Mount("minigpt_cli.commands.tokenize:tokenize", "Turn a text into token files, and show how it is cut."),
+    "tokenize": Mount("minigpt_cli.commands.tokenize:tokenize", "Turn a text into token files, and show its tokens."),
 }
 
 app = typer.Typer(
@@ -40,18 +40,18 @@ app = typer.Typer(
 def minigpt(
     ctx: typer.Context,
     version: Annotated[
-        bool, typer.Option("--version", help="Print the version and exit; with -v also torch, the device, and what computes on it.")
+        bool, typer.Option("--version", help="Print the version and exit; with -v also torch, device, kernels and decoder.")
     ] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="With --version: say more.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="With --version: print more.")] = False,
 ) -> None:
     """\b
     Examples:
       minigpt train                       train on the default text, three minutes
       minigpt train notes.txt --arch moe  your own text, a mixture of experts
-      minigpt generate --prompt "Once"    let the newest model write
+      minigpt generate --prompt "Once"    continue a text with the newest model
       minigpt runs leaderboard            which run is best
 
-    Train small GPTs from scratch on your own text and machine, and learn, honestly measured, which run is really better.
+    Trains small GPTs from scratch on your own text and machine, and measures honestly which run is really better.
     """
     if version:
         _print_versions(verbose)
@@ -63,8 +63,8 @@ def minigpt(
 
 
 def _print_versions(verbose: bool) -> None:
-    """Print the version; with `verbose` also Python's and torch's, the device that `--device auto` would use, and which kernels and
-    decoder are in use, or why not (imports torch)."""
+    """Print the version; with `verbose` also those of Python and torch, the device of `--device auto`, and the kernels and the decoder in
+    use, or why they are not in use (imports torch)."""
     import platform
     from importlib.metadata import version
 
@@ -86,7 +86,7 @@ def main() -> int:
 
 
 def _replace_closed_streams() -> None:
-    """Put the null device where the shell gave no stream (`>&-`): Python has None there, and the next file opened would take its number."""
+    """Replace streams that the shell closed (`>&-`) by the null device; else the next opened file would get their descriptor."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.open(os.devnull, os.O_RDWR), "w" if number else "r", encoding="utf-8"))  # noqa: SIM115
@@ -100,7 +100,7 @@ def run(arguments: Sequence[str]) -> int:
     try:
         code = get_command(app)(list(arguments), prog_name="minigpt", standalone_mode=False)
         sys.stdout.flush()
-    except SystemExit as exit_:  # shell completion, and a pipe that Typer found closed
+    except SystemExit as exit_:  # by shell completion, and by Typer for a closed pipe
         return _after_closed_pipe() if isinstance(exit_.__context__, BrokenPipeError) else _as_code(exit_.code)
     except BrokenPipeError:
         return _after_closed_pipe()
@@ -135,30 +135,25 @@ def _fail(message: str, code: int) -> int:
 
 
 def _after_closed_pipe() -> int:
-    """The reader has seen enough: end quietly, and keep the interpreter from flushing into the closed pipe at exit."""
-    with open(os.devnull, "w") as nowhere:
-        os.dup2(nowhere.fileno(), sys.stdout.fileno())
+    """End without an error, and without a flush into the closed pipe at exit."""
+    with open(os.devnull, "w") as null:
+        os.dup2(null.fileno(), sys.stdout.fileno())
     return 0
 
 
 def _os_message(error: OSError) -> str:
-    """One line for a disk that is full, a folder that may not be written, and the like."""
+    """One line for a full disk, a folder without write permission, and similar errors."""
     where = f"{error.filename}: " if error.filename else ""
     hint = {errno.ENOSPC: ": free some space, then go on with --resume", errno.EACCES: ": check its permissions", errno.EROFS: ""}
     return f"{where}{error.strerror or error}{hint.get(error.errno or 0, '')}"
 
 
 def _usage_message(error: typer.TyperException) -> str:
-    """Typer's message as one line, with the nearest flag in place of the list of possible ones."""
+    """Typer's message as one line, with only the nearest flag instead of all similar ones."""
     if (flag := getattr(error, "option_name", None)) and type(error).__name__ == "NoSuchOption":
-        known = _flags(getattr(error, "ctx", None))
+        ctx: Any = getattr(error, "ctx", None)
+        known = [name for param in ctx.command.get_params(ctx) for name in (*param.opts, *param.secondary_opts)] if ctx else []
         near = get_close_matches(flag, known, n=1, cutoff=0.6)
-        path = getattr(getattr(error, "ctx", None), "command_path", "minigpt")
-        return f"unknown flag {flag}: " + (f"did you mean {near[0]}?" if near else f"see {path} --help")
+        return f"unknown flag {flag}: " + (f"did you mean {near[0]}?" if near else f"see {ctx.command_path if ctx else 'minigpt'} --help")
     message = " ".join(error.format_message().split())
     return message[:1].lower() + message[1:]
-
-
-def _flags(ctx: Any) -> list[str]:
-    """Every flag that the command of `ctx` knows."""
-    return [] if ctx is None else [flag for param in ctx.command.get_params(ctx) for flag in (*param.opts, *param.secondary_opts)]

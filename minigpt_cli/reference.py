@@ -1,7 +1,6 @@
 """Every command with its flags as one Markdown page, made from the help texts: python -m minigpt_cli.reference
 
-The page is kept in minigpt_cli/docs/reference.md; a test compares the two. It depends on nothing but the commands: not on the
-terminal, nor on the environment.
+The page is minigpt_cli/docs/reference.md; a test compares the two. It depends only on the commands, not on the terminal or the environment.
 """
 
 from __future__ import annotations
@@ -29,9 +28,9 @@ def page() -> str:
 
 
 def _sections(command: Any, path: str) -> Iterator[str]:
-    """The section of a command, and those of the commands within it."""
+    """The section of a command, and the sections of its subcommands."""
     yield f"## {path}\n"
-    yield _described(command.help or "")
+    yield _help_text(command.help or "")
     yield from _parameters(command)
     if not hasattr(command, "list_commands"):
         return
@@ -41,8 +40,8 @@ def _sections(command: Any, path: str) -> Iterator[str]:
         yield from _sections(inner, f"{path} {name}")
 
 
-def _described(text: str) -> str:
-    """A help text: its block of examples as code, the rest as it is."""
+def _help_text(text: str) -> str:
+    """A help text with its examples as a block of code."""
     blocks = []
     for block in text.replace("\b\n", "").replace("\\b\n", "").strip().split("\n\n"):
         lines = block.strip().splitlines()
@@ -54,7 +53,7 @@ def _described(text: str) -> str:
 
 
 def _parameters(command: Any) -> Iterator[str]:
-    """Arguments and flags, a line each."""
+    """Arguments and flags, one line each."""
     lines = [_line(parameter) for parameter in command.params if not getattr(parameter, "hidden", False)]
     shown = [line for line in lines if not line.startswith(("- `--help", "- `--install-completion", "- `--show-completion"))]
     if shown:
@@ -74,7 +73,7 @@ def _line(parameter: Any) -> str:
 
 
 def _choices(parameter: Any) -> str:
-    """What to write where a flag takes a value and names no placeholder: its choices, where it has some."""
+    """The placeholder of a flag without a metavar: its choices, or TEXT."""
     described = getattr(parameter, "type_descriptor", None) or getattr(parameter, "type", None)
     return "|".join(str(choice) for choice in getattr(described, "choices", None) or ()) or "TEXT"
 

@@ -94,9 +94,9 @@ def generate(
     found = store.find(wanted)
     ckpt = found.checkpoint or ckpt
     if interactive:
-        from minigpt_cli.commands.interactive import loop
+        from minigpt_cli.commands.interactive import PromptLoop
 
-        return loop(store, found, sampling, max_new_tokens=max_new_tokens, ckpt=ckpt, engine=engine, seed=seed, stop=stop or [])
+        return PromptLoop(store, sampling, max_new_tokens, seed, stop or [], ckpt, engine).run(found)
     prompt = _read_stdin() if prompt == "-" else prompt
     loaded = open_model(found, ckpt, engine)
     seed = new_seed() if seed is None else seed

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -46,15 +46,11 @@ class Announcement:
     dry_run: bool = False  # only plan and measure
 
 
-class Found(NamedTuple):
-    """The data and the save that a training reads from disk."""
-
-    dataset: Dataset
-    point: ResumePoint | None = None
-
-
 def prepared(
-    announced: Announcement, world: World, find: Callable[[], Found], begin: Callable[[RunConfig], tuple[Path, Changes | None]]
+    announced: Announcement,
+    world: World,
+    find: Callable[[], tuple[Dataset, ResumePoint | None]],
+    begin: Callable[[RunConfig], tuple[Path, Changes | None]],
 ) -> Job:
     """A training that is ready to start. Every process calls this, and gets the same job or the same error.
 
@@ -118,7 +114,7 @@ def _take_part(announced: Announcement, world: World) -> int | None:
     from minigpt_cli.training.trainer import fit
 
     if announced.dry_run:
-        dry_run(announced.config, world.each(lambda: _found(announced)).dataset, world)
+        dry_run(announced.config, world.each(lambda: _found(announced))[0], world)
         return None
     number = None
     with StopSignals() as signals:
@@ -133,7 +129,7 @@ def _take_part(announced: Announcement, world: World) -> int | None:
     return number
 
 
-def _found(announced: Announcement) -> Found:
+def _found(announced: Announcement) -> tuple[Dataset, ResumePoint | None]:
     """The announced data and save, read from the disk of this process."""
     from minigpt_cli import checkpoints
     from minigpt_cli.data.dataset import open_dataset
@@ -147,7 +143,7 @@ def _found(announced: Announcement) -> Found:
         raise _not_shared(announced.data)
     if point is not None and point.record.files != announced.files:
         raise _not_shared(announced.resumed)
-    return Found(dataset, point)
+    return dataset, point
 
 
 def _not_shared(what: object) -> UsageError:

@@ -146,7 +146,7 @@ def _train_one(
     group: Group, name: str, wanted: Resolved, results: GroupResults, watch: Callable[[Event], StopReason | None] | None = None
 ) -> bool:
     """Train or continue the run of this name unless it is finished; returns whether to go on with the group."""
-    context = replace(group.context, output=replace(group.context.output, standings=results.standings(), watch=watch))
+    context = replace(group.context, standings=results.standings(), watch=watch)
     try:
         outcome = _train_or_resume(context, results.group, name, wanted)
     except MiniGPTError as error:
@@ -162,7 +162,7 @@ def _train_one(
     if outcome is None:
         return True
     results.signal_number = outcome.signal_number
-    if not context.output.json and run.record.best is not None:
+    if not context.json and run.record.best is not None:
         console.notice(f"{name}: {run.record.best.nats_per_char:.4f} nats per character ({len(results.scores)} of {results.total})")
     return outcome.stopped.stop_reason.signal_number is None
 

@@ -15,7 +15,7 @@ from minigpt_cli.commands.options import JsonFlag, RunsDir, SourceArguments, com
 from minigpt_cli.commands.processes import Announcement, follow, together
 from minigpt_cli.commands.samples import next_commands, sample_of
 from minigpt_cli.commands.sweeping import Group, GroupResults, run_search, run_sweep
-from minigpt_cli.commands.train_run import Context, Outcome, Output, train_new, train_on
+from minigpt_cli.commands.train_run import Context, Outcome, train_new, train_on
 from minigpt_cli.config import RunConfig
 from minigpt_cli.display import console
 from minigpt_cli.errors import UsageError
@@ -80,6 +80,7 @@ def train(
         if world is not None and not world.leads:
             return follow(world)
         store = RunStore(runs_dir)
+        context = Context(store, world, json=json, log=tuple(log or ()))
         if sources and data is not None:
             raise UsageError("SOURCE and --data mean the same: leave one out")
         source = sources or ([data] if data is not None else None)
@@ -94,10 +95,10 @@ def train(
             excluded |= {"--sweep": sweep, "--search": search, "--seeds": seeds > 1, "--dry-run": dry_run, "--print-config": print_config}
             if wrong := [flag for flag, value in excluded.items() if value]:
                 raise UsageError(f"--resume continues a run with its own settings: leave out {', '.join(wrong)}")
-            return _resume(resume, Context(store, Output(json, tuple(log or ())), world=world), settings, merge=merge)
+            return _resume(resume, context, settings, merge=merge)
         settings = settings if source is None else {**settings, "source": source}
         origin = Origin(init_from, store, partial) if init_from is not None else None
-        context = Context(store, Output(json, tuple(log or ())), origin, world)
+        context = replace(context, origin=origin)
         group = Group(context, settings, preset, config)
         resolved = group.resolved()
         if merge:
@@ -148,7 +149,7 @@ def _dry_run(context: Context, resolved: Resolved) -> None:
         console.notice(notice)
     facts = {name: value for name, value in plan._asdict().items() if name not in ("config", "notices")}
     facts |= {"max_steps": plan.config.optim.max_steps, "batch_size": plan.config.optim.batch_size, "device": plan.config.compute.device}
-    if context.output.json:
+    if context.json:
         console.write_json({**facts, "notices": plan.notices})
     else:
         print_plan(facts)
@@ -159,7 +160,7 @@ def _finish_group(group: Group, results: GroupResults, seeds: int) -> None:
     from minigpt_cli.commands import leaderboard
 
     members = [run for run in group.context.store.runs() if run.record.group == results.group]
-    if not group.context.output.json:
+    if not group.context.json:
         leaderboard.show(members, leaderboard.ranked(members))
         if seeds > 1 and len(members) > seeds:
             leaderboard.show_folded(leaderboard.folded(members))
@@ -175,14 +176,14 @@ def _finish_group(group: Group, results: GroupResults, seeds: int) -> None:
 def _resume(wanted: str, context: Context, settings: dict[str, Any], *, merge: bool) -> None:
     run = context.store.find(wanted)
     context = replace(context, store=RunStore(run.dir.parent))
-    if wanted != run.name and not context.output.json:
+    if wanted != run.name and not context.json:
         console.notice(f"resuming {run.name}")
     if merge:
         _check_mergeable(context.store, run.name, run.config)
     outcome = train_on(context, run, lambda saved: override(saved, settings))
     if merge:
         _merge(outcome, context.store)
-    _finish(outcome, json=context.output.json)
+    _finish(outcome, json=context.json)
 
 
 def _print_config(resolved: Resolved, *, json: bool) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from minigpt_cli.commands.config_sources import Resolved
 from minigpt_cli.commands.init_from import Origin, check_adapters, explained_characters
-from minigpt_cli.commands.processes import Announcement, Found, prepared
+from minigpt_cli.commands.processes import Announcement, prepared
 from minigpt_cli.commands.provenance import new_record
 from minigpt_cli.commands.signals import StopSignals
 from minigpt_cli.config import DataConfig, RunConfig, leaves
@@ -32,23 +32,16 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Output:
-    """What happens to the events of a training besides the run directory."""
-
-    json: bool = False  # print each as a line on stdout
-    log: tuple[str, ...] = ()  # trackers
-    standings: Standings | None = None  # of the run's group, for the screen
-    watch: Callable[[Event], StopReason | None] | None = None  # called with every event; a returned reason stops the run
-
-
-@dataclass(frozen=True)
 class Context:
     """What all runs of one command share."""
 
     store: RunStore
-    output: Output = Output()
-    origin: Origin | None = None  # the start weights
     world: World | None = None  # the processes that train together; None: only this one
+    origin: Origin | None = None  # the start weights
+    json: bool = False  # print each event as a line on stdout
+    log: tuple[str, ...] = ()  # trackers
+    standings: Standings | None = None  # of the run's group, for the screen
+    watch: Callable[[Event], StopReason | None] | None = None  # called with every event; a returned reason stops the run
     datasets: dict[DataConfig, Dataset] = field(default_factory=dict)  # the last dataset that was read
 
     def dataset(self, config: DataConfig) -> Dataset:
@@ -57,9 +50,9 @@ class Context:
             from minigpt_cli.data.encoding import prepared
 
             self.datasets.clear()  # a search over data settings would keep too many files open
-            with explained_characters(self.origin), progress(in_bytes=True, quiet=self.output.json) as advance:
+            with explained_characters(self.origin), progress(in_bytes=True, quiet=self.json) as advance:
                 dataset = prepared(config, None, lambda step: advance(f"{step.phase} the text", step.done_bytes, step.total_bytes))
-            for notice in () if self.output.json else dataset.notices:
+            for notice in () if self.json else dataset.notices:
                 console.notice(notice)
             self.datasets[config] = dataset
         return self.datasets[config]
@@ -85,7 +78,7 @@ def train_new(context: Context, wanted: Resolved, name: str | None = None, group
     from minigpt_cli.training.planner import choose_device
 
     config, origin, store = wanted.config, context.origin, context.store
-    check_trackers(context.output.log)
+    check_trackers(context.log)
     if name is not None and (store.dir / check_name(name)).exists():
         raise UsageError(f"run {name!r} exists already in {store.dir}: choose another --name, or --resume {name}")
     check_adapters(config, origin)
@@ -101,8 +94,8 @@ def train_new(context: Context, wanted: Resolved, name: str | None = None, group
         dataset = context.dataset(config.data)
         announced = Announcement(config, dataset.dir, dataset.key, origin, origin.base() if origin else None)
         with world.announced(announced):
-            job = prepared(announced, world, lambda: Found(dataset), begin)
-            return _fit(replace(job, notices=[*wanted.notices, *job.notices]), signals, context.output)
+            job = prepared(announced, world, lambda: (dataset, None), begin)
+            return _fit(replace(job, notices=[*wanted.notices, *job.notices]), signals, context)
 
 
 def _write_new(run: Run, wanted: Resolved, planned: RunConfig, context: Context, group: str | None) -> None:
@@ -123,7 +116,7 @@ def train_on(context: Context, run: Run, change: Callable[[RunConfig], RunConfig
     from minigpt_cli.training import resuming
     from minigpt_cli.training.planner import choose_device
 
-    check_trackers(context.output.log)
+    check_trackers(context.log)
     with ExitStack() as stack:
         signals, world = stack.enter_context(StopSignals()), context.processes()
         stack.enter_context(context.store.lock(run))
@@ -134,8 +127,8 @@ def train_on(context: Context, run: Run, change: Callable[[RunConfig], RunConfig
         dataset = _data_to_resume(context, point)
         announced = Announcement(wanted, dataset.dir, dataset.key, resumed=run.dir, files=point.record.files)
         with world.announced(announced):
-            find, begin = (lambda: Found(dataset, point)), (lambda planned: (run.dir, resuming.changes(point, planned, world.size)))
-            return _fit(prepared(announced, world, find, begin), signals, context.output)
+            find, begin = (lambda: (dataset, point)), (lambda planned: (run.dir, resuming.changes(point, planned, world.size)))
+            return _fit(prepared(announced, world, find, begin), signals, context)
 
 
 def _data_to_resume(context: Context, point: ResumePoint) -> Dataset:
@@ -166,20 +159,20 @@ def _readable(source: str) -> bool:
     return source in registry.CORPORA or source == "" or (source != "-" and Path(source).exists())
 
 
-def _fit(job: Job, signals: StopSignals, output: Output) -> Outcome:
+def _fit(job: Job, signals: StopSignals, context: Context) -> Outcome:
     from minigpt_cli.training.trainer import fit
 
     stopped: Stopped | None = None
     run, config = job.run, job.config
     with ExitStack() as stack:
-        trackers = stack.enter_context(tracking(output.log, run.dir, run.name, config.model_dump(mode="json")))
-        view = stack.enter_context(training_view(json=output.json, time_limit_s=config.eval.time_limit, standings=output.standings))
+        trackers = stack.enter_context(tracking(context.log, run.dir, run.name, config.model_dump(mode="json")))
+        view = stack.enter_context(training_view(json=context.json, time_limit_s=config.eval.time_limit, standings=context.standings))
         signals.wait_for_save(view.announce)
         try:
             for event in fit(job, signals.poll):
                 view = _show(view, event, signals)
                 trackers.show(event)
-                if output.watch and (reason := output.watch(event)):
+                if context.watch and (reason := context.watch(event)):
                     signals.request(reason)
                 if isinstance(event, Stopped):
                     stopped = event
