@@ -1,8 +1,7 @@
-"""The kinds of value that a file may hold, each with its range: what every record read from a disk is made of. No torch.
+"""Types of the values in files, each with its range; all records read from disk use them. No torch.
 
-A run directory may come from anywhere. A value outside these ranges is refused where its file is read, so that nothing
-behind that point has to think of counts with four hundred digits, losses that overflow when they are squared, or times
-that are no times.
+A run directory may come from anywhere. A value outside these ranges is refused when its file is read, so that other code need not handle
+counts with four hundred digits, losses that overflow when they are squared, or invalid times.
 """
 
 from __future__ import annotations
@@ -14,10 +13,10 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, Field
 
 COUNT_LIMIT = (1 << 63) - 1
-NATS_LIMIT = 1e12  # what a model that is certain and wrong pays is the size of its logits; sums and squares of this do not overflow
+NATS_LIMIT = 1e12  # the loss of a confident wrong model is as large as its logits; sums and squares of this limit do not overflow
 SECONDS_LIMIT = 1e10  # three centuries
-FIGURE_LIMIT = 1e39  # float32 ends below it
-_YEARS = range(1970, 3000)  # far enough from where datetime overflows
+FIGURE_LIMIT = 1e39  # more than the largest float32
+_YEARS = range(1970, 3000)  # datetime does not overflow in these
 
 
 _DURATION = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)?\s*$")
@@ -25,7 +24,7 @@ _SECONDS = {None: 1.0, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.
 
 
 def _parse_duration(value: Any) -> Any:
-    """Seconds from `90`, `90s`, `3m` or `1.5h`; anything else is left for pydantic to refuse."""
+    """Seconds from `90`, `90s`, `3m` or `1.5h`; pydantic refuses anything else."""
     if isinstance(value, str):
         if not (match := _DURATION.match(value)):
             raise ValueError(f"{value!r} is not a duration: write 90s, 3m or 1.5h")
@@ -38,7 +37,7 @@ Duration = Annotated[float, BeforeValidator(_parse_duration)]
 
 
 def _bounded(limit: float) -> BeforeValidator:
-    """None in place of a number that is not finite, or further from zero than `limit`."""
+    """A validator that replaces a number that is not finite, or larger than `limit`, by None."""
 
     def check(value: Any) -> Any:
         return None if isinstance(value, int | float) and not abs(value) <= limit else value
@@ -56,7 +55,7 @@ def _in_utf8(value: Any) -> Any:
 
 
 def _moment(value: str) -> str:
-    """An ISO 8601 time with its zone, in UTC; '' where it is not known."""
+    """An ISO 8601 time with its zone, in UTC; '' if it is unknown."""
     if not value:
         return value
     try:
@@ -94,7 +93,7 @@ Count = Annotated[int, Field(ge=0, le=COUNT_LIMIT)]
 Nats = Annotated[float, Field(ge=-NATS_LIMIT, le=NATS_LIMIT)]
 """A loss, or an end of its interval."""
 MaybeNats = Annotated[float | None, _bounded(NATS_LIMIT)]
-"""A loss, or None where it was not finite (JSON has no NaN) or beyond all sense."""
+"""A loss, or None where it was not finite (JSON has no NaN) or absurdly large."""
 MaybeFigure = Annotated[float | None, _bounded(FIGURE_LIMIT)]
 """Any other measured number, or None where it was not finite."""
 Figure = Annotated[float, Field(ge=-FIGURE_LIMIT, le=FIGURE_LIMIT)]
@@ -102,11 +101,11 @@ Figure = Annotated[float, Field(ge=-FIGURE_LIMIT, le=FIGURE_LIMIT)]
 Seconds = Annotated[float, Field(ge=0, le=SECONDS_LIMIT)]
 """A length of time."""
 Moment = Annotated[str, Field(max_length=40), AfterValidator(_moment)]
-"""A point in time: ISO 8601 with its zone, kept in UTC; '' where it is not known."""
+"""A point in time: ISO 8601 with its zone, kept in UTC; '' if it is unknown."""
 Line = Annotated[str, Field(max_length=4096), BeforeValidator(_in_utf8)]
 """A name, a path, a label."""
 Text = Annotated[str, Field(max_length=1 << 17), BeforeValidator(_in_utf8)]
-"""As much as a person would type, or a shell pass on."""
+"""A longer text, such as a command line or a note."""
 
 OneOrSeveral = Annotated[Line | tuple[Line, ...], AfterValidator(_one_or_several)]
 """One line as a string, several as a tuple."""
@@ -117,5 +116,5 @@ Encoding = Annotated[Line, AfterValidator(_text_encoding)]
 
 
 def line(text: str) -> str:
-    """`text` as it can be recorded: what is no Unicode (a file name in another encoding) replaced, and no longer than a `Line`."""
+    """`text` as it can be recorded: invalid Unicode (a file name in another encoding) is replaced, and the length is that of a `Line`."""
     return text.encode("utf-8", "replace").decode("utf-8")[:4096]

@@ -1,4 +1,4 @@
-"""What a run is made of: frozen pydantic models, no torch.
+"""The configuration of a run: frozen pydantic models, no torch.
 
 A field is written once, here. Its name is its flag (`--n-layer`), its environment variable (`MINIGPT_N_LAYER`) and its
 TOML key; its docstring is its help text; its bounds are in its type. `RunConfig` is what `config.json` holds.
@@ -26,14 +26,14 @@ class _Frozen(BaseModel):
 
 
 class _Architecture(_Frozen):
-    """What an architecture declares, so that others need not know it by name. Subclasses declare for themselves."""
+    """What an architecture declares, so that other code does not depend on its name. Subclasses do not inherit these values."""
 
     hugging_face: ClassVar[Literal["gpt2", "llama"] | None] = None
-    """Whose names and tensors its weights map onto (interchange/hf_weights.py); None: it cannot be exported."""
+    """The Hugging Face architecture whose names its weights get (interchange/hf_weights.py); None: it cannot be exported."""
     has_decoding_plan: ClassVar[bool] = False
     """Whether generation/decoders/plan.py has its weights decoded in C, without torch; otherwise its own forward pass writes."""
     is_sized: ClassVar[bool] = True
-    """Whether settings make it larger or smaller, so that it is worth advising a smaller one; a table is as large as its vocabulary."""
+    """Whether settings change its size, so that a smaller one can be recommended; a table is as large as its vocabulary."""
 
     @classmethod
     def __pydantic_init_subclass__(cls, **_: Any) -> None:
@@ -347,7 +347,7 @@ class LoraConfig(_Frozen):
 
 
 class RunConfig(_Frozen):
-    """Everything that a run depends on; `config.json` is this, resolved."""
+    """Everything that a run depends on; `config.json` holds it, resolved."""
 
     schema_version: Literal[1] = 1
     model: ModelConfig = Field(default_factory=ModernConfig)

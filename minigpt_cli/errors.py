@@ -1,4 +1,4 @@
-"""Every error that a person can cause or meet, one tree.
+"""All errors that users see, in one tree.
 
 MiniGPTError            1  failed at work
 ├── UsageError          2  wrong usage, configuration or input
@@ -10,10 +10,9 @@ MiniGPTError            1  failed at work
 ├── RunLocked           1  another process writes to this run
 └── Diverged            3  training produced non-finite numbers and stopped
 
-Interrupted           130  SIGINT, or 143 for SIGTERM, after saving: outside of the tree, like KeyboardInterrupt
+Interrupted           130  SIGINT, or 143 for SIGTERM, after saving: not in the tree, like KeyboardInterrupt
 
-The number is the exit code. `str(error)` is one line that says what is wrong, where, and what to do; `cli.py` is the one
-place that prints it.
+The number is the exit code. `str(error)` is one line that says what is wrong, where, and what to do; only `cli.py` prints it.
 """
 
 from __future__ import annotations
@@ -23,13 +22,13 @@ from difflib import get_close_matches
 
 
 class MiniGPTError(Exception):
-    """Something failed in a way that a person can act on; the message is one line."""
+    """A failure with a one-line message that says what to do."""
 
     exit_code = 1
 
 
 class UsageError(MiniGPTError):
-    """The command line, the configuration or the input is wrong; nothing was left behind."""
+    """The command line, the configuration or the input is wrong; nothing was written."""
 
     exit_code = 2
 
@@ -62,14 +61,14 @@ class RunLocked(MiniGPTError):
 
 
 class Diverged(MiniGPTError):
-    """Training met non-finite numbers more often than it may."""
+    """Training had non-finite numbers in too many steps."""
 
     exit_code = 3
 
 
 class Interrupted(BaseException):
-    """A signal ended the work after everything was saved; `signal_number` is 2 or 15. A handler may raise it anywhere, so it must pass
-    the code of libraries that goes on after any Exception."""
+    """A signal ended the work after everything was saved; `signal_number` is 2 or 15. Not an Exception: a handler may raise it
+    anywhere, also inside library code that catches every Exception."""
 
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)

@@ -1,11 +1,11 @@
-"""Text that a stranger may have written, for each medium that it goes to: one function a medium, used by every writer. No torch.
+"""Makes untrusted text safe for each output format: one function for each format, used by all code that writes it. No torch.
 
-terminal   printable, one_line       no escape sequence moves the cursor, retitles the window or hides what is there
-HTML, SVG  html                      no markup, and what a terminal must not get, which a page must not get either
+terminal   printable, one_line       no escape sequences, which move the cursor, change the title or hide text
+HTML, SVG  html                      no markup, and no characters that a terminal must not get
 Markdown   markdown, markdown_code   no markup, no HTML, one line
-CSV        csv_cell                  no formula, which a spreadsheet would compute
-JSON       json_text                 the same document with what a terminal must not get as \\u0000
-files      file_name                 no folder, nothing hidden, nothing that a shell or a Modelfile would read otherwise
+CSV        csv_cell                  no formula that a spreadsheet would compute
+JSON       json_text                 the same document; characters that a terminal must not get are written as \\u0000
+files      file_name                 no folder, no hidden file, no character with a meaning in a shell or a Modelfile
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ import re
 import unicodedata
 from typing import Any
 
-_JOINERS = "\u200c\u200d\ufeff\u00ad"  # they shape ordinary words
+_JOINERS = "\u200c\u200d\ufeff\u00ad"  # they are part of ordinary words
 _ACCENT = r"[\u0300-\u036f\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\ufe20-\ufe2f]"
-_STACKED = re.compile(f"(?<={_ACCENT * 4}){_ACCENT}")  # no language puts five on a letter
+_STACKED = re.compile(f"(?<={_ACCENT * 4}){_ACCENT}")  # no language has five on one letter
 _MARKDOWN = re.compile(r"[\\`*_\[\]|~$]|<(?=[A-Za-z/!?])|&(?=[#\w]+;)|^(?:[#>=+-]|\d+(?=[.)]))")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 _UNFIT_FOR_FILES = re.compile(r"[^A-Za-z0-9_.]+")
 
 
 def printable(text: str, keep: str = "\n\t") -> str:
-    """`text` with control characters (escape sequences, bells, bidirectional overrides) and towers of accents written out as \\x1b and the
-    like."""
+    """`text` with control characters (escape sequences, bells, bidirectional overrides) and stacked accents escaped, as
+    \\x1b."""
     if not text.isascii():
         text = _STACKED.sub(lambda match: _written_out(match[0]), text)
     if text.isprintable():
@@ -35,7 +35,7 @@ def printable(text: str, keep: str = "\n\t") -> str:
 
 
 def _is_harmless(character: str) -> bool:
-    """Whether a terminal takes the character for one to show."""
+    """Whether a terminal shows the character and does nothing else."""
     return unicodedata.category(character) not in {"Cc", "Cf", "Cs", "Zl", "Zp"} or character in _JOINERS
 
 
@@ -54,12 +54,12 @@ def html(text: str) -> str:
 
 
 def markdown(text: str) -> str:
-    """`text` as plain words on a line of Markdown, in a table too."""
+    """`text` as plain text on one line of Markdown, also in a table."""
     return _MARKDOWN.sub(lambda match: f"{match[0]}\\" if match[0].isdigit() else f"\\{match[0]}", one_line(text))
 
 
 def markdown_code(text: str) -> str:
-    """`text` as code within a line of Markdown, outside of tables."""
+    """`text` as code in one line of Markdown, not in tables."""
     shown = one_line(text)
     fence = "`" * (max(map(len, re.findall("`+", shown)), default=0) + 1)
     space = " " if shown.startswith("`") or shown.endswith("`") or not shown else ""
@@ -67,7 +67,7 @@ def markdown_code(text: str) -> str:
 
 
 def csv_cell(value: Any) -> Any:
-    """`value` as a cell: None is empty, numbers stay what they are, a text that a spreadsheet would compute gets an apostrophe."""
+    """`value` as a cell: None is empty, numbers stay unchanged, a text that a spreadsheet would compute gets an apostrophe."""
     if not isinstance(value, str):
         return "" if value is None else value
     return f"'{value}" if value.lstrip(" ").startswith(_FORMULA) and not _is_numbers(value) else value
@@ -81,7 +81,7 @@ def _is_numbers(text: str) -> bool:
 
 
 def json_text(document: str) -> str:
-    """A JSON document that holds the same and commands no terminal."""
+    """The same JSON document without characters that control a terminal."""
     document = document if document.isascii() else _STACKED.sub(lambda match: _written_out(match[0]), document)
     if document.isprintable():
         return document

@@ -1,7 +1,7 @@
-"""What training says while it works. Each is a line of `train --json`; `Evaluated` is also the line in metrics.jsonl.
+"""The events of training. Each is a line of `train --json`; `Evaluated` is also a line of metrics.jsonl.
 
-One object, several readers: the screen, the run directory, scripts. What a line of metrics.jsonl may hold is bounded
-(bounds.py). Times are seconds, losses nats per token.
+The screen, the run directory and scripts read the same objects. The values in metrics.jsonl are bounded (bounds.py). Times are seconds,
+losses nats per token.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from minigpt_cli.bounds import Count, Figure, Line, MaybeFigure, MaybeNats, Seco
 
 
 class StopReason(StrEnum):
-    """Why a run ended, as run.json and `train --json` write it. Of several reasons at once the one that stands later here counts."""
+    """Why a run ended, as run.json and `train --json` write it. Of several reasons at once the last in this list counts."""
 
     TIME_LIMIT = "time_limit"
     MAX_STEPS = "max_steps"
@@ -26,25 +26,25 @@ class StopReason(StrEnum):
     DIVERGED = "diverged"
     PRUNED = "pruned"  # a search asked for it
     INTERRUPTED_KEYBOARD = "interrupted_keyboard"  # SIGINT
-    TERMINATED = "terminated"  # SIGTERM, a lost terminal, or nobody reads the output any more
+    TERMINATED = "terminated"  # SIGTERM, a lost terminal, or closed output
     FAILED = "failed"  # an error that training could not handle
-    IMPORTED = "imported"  # made from somebody else's weights, not trained here
+    IMPORTED = "imported"  # made from other weights, not trained here
 
     @property
     def strength(self) -> int:
-        """A larger number for a reason that counts before others; at least 1."""
+        """At least 1; of several reasons the one with the largest number counts."""
         return list(StopReason).index(self) + 1
 
     @property
     def status(self) -> Literal["finished", "interrupted", "failed"]:
-        """What the record of a run that ended so says of it."""
+        """The status in the record of a run that ended for this reason."""
         if self in (StopReason.DIVERGED, StopReason.FAILED):
             return "failed"
         return "finished" if self.signal_number is None else "interrupted"
 
     @property
     def signal_number(self) -> int | None:
-        """The signal that ends a run so; None for every other reason."""
+        """The number of the signal behind this reason; None for other reasons."""
         return {StopReason.INTERRUPTED_KEYBOARD: int(SIGINT), StopReason.TERMINATED: int(SIGTERM)}.get(self)
 
 
@@ -59,7 +59,7 @@ class _Event(BaseModel):
 
 
 class Started(_Event):
-    """Everything is decided and step 0 is next."""
+    """Everything is decided and training starts."""
 
     event: Literal["started"] = "started"
     arch: str
@@ -77,10 +77,10 @@ class Started(_Event):
 
 
 class Progress(_Event):
-    """A heartbeat between evaluations, for the screen alone: never stored, never in --json."""
+    """The state between evaluations, only for the screen: never stored, never in --json."""
 
     event: Literal["progress"] = "progress"
-    train_loss: float | None  # nats per token, of the last step's batch alone; None where it was not finite
+    train_loss: float | None  # nats per token, of the last step's batch only; None where it was not finite
     lr: float
     tokens_seen: int
     tokens_per_s: float
@@ -112,7 +112,7 @@ class Saved(_Event):
 
 
 class Resumed(_Event):
-    """Training goes on from `step`."""
+    """Training continues from `step`."""
 
     event: Literal["resumed"] = "resumed"
     exact: bool

@@ -1,4 +1,4 @@
-"""Named recipes: presets/*.toml, each only what differs from the defaults. Reading one imports nothing but tomllib."""
+"""Presets: presets/*.toml, each with only the settings that differ from the defaults. Reading one imports only tomllib."""
 
 from __future__ import annotations
 

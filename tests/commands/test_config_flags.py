@@ -210,7 +210,7 @@ def test_a_preset_may_name_its_text_and_a_source_as_typed_wins(cli: Any, home: P
     assert [document["sources"]["source"] for document in said] == ["preset minilm", "--source"]
 
 
-def test_recipes_say_what_they_are_not_and_what_was_not_measured() -> None:
+def test_presets_say_what_is_not_known_and_what_was_not_measured() -> None:
     text = {name: (files("minigpt_cli") / "presets" / f"{name}.toml").read_text(encoding="utf-8") for name in preset_names()}
     assert [name for name, words in text.items() if "expert" in words] == ["modern_dense_char", "modern_moe_char_02"]
     assert all("expert" not in line for line in text["modern_dense_char"].splitlines()[1:] if line.startswith("dropout"))
@@ -218,4 +218,4 @@ def test_recipes_say_what_they_are_not_and_what_was_not_measured() -> None:
         assert preset_summary(name).endswith("not yet measured.")
     for name in TABLE:
         if name.startswith("p"):
-            assert "Not known: whether it was held" in text[name]
+            assert "it is not known whether it was constant" in text[name]
