@@ -9,7 +9,7 @@ from pathlib import Path
 from random import SystemRandom
 from typing import TYPE_CHECKING, Annotated, Any
 
-from minigpt_cli.commands.options import CheckpointOption, JsonFlag, OptionalRun, RunsDir, option, switch
+from minigpt_cli.commands.options import CheckpointOption, JsonFlag, OptionalRun, RunsDir, check_page, option, switch
 from minigpt_cli.display import console
 from minigpt_cli.display.generation import Setting, ShownToken, TextStreamer, print_probabilities, print_sweep
 from minigpt_cli.errors import UsageError
@@ -76,6 +76,7 @@ def generate(
     from minigpt_cli.generation.select_decoder import check_engine
 
     without_prompt = {"--interactive": interactive, "--serve": serve}
+    check_page(html)
     special = {"--probs or --html": probs or html is not None, "--sweep": sweep is not None, **without_prompt}
     _at_most_one({"--json": json, **special})
     _at_most_one({"--num-samples": num_samples > 1, **special})

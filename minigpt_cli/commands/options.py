@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from minigpt_cli import registry
+from minigpt_cli.errors import UsageError
 
 
 def complete_run(ctx: typer.Context, incomplete: str) -> Iterator[tuple[str, str]]:
@@ -114,3 +115,9 @@ Sort = Annotated[str | None, option("FIELD", "Order by a field; -FIELD: largest 
 Top = Annotated[int, option("N", "Show only the first N; 0: all.", min=0, show_default=False)]
 Tag = Annotated[list[str] | None, option("TAG", "Only runs with this tag; may be repeated.")]
 Where = Annotated[str | None, option("CONDITION", "Only runs that meet this condition, e.g. 'arch=moe and lr<2e-4'.")]
+
+
+def check_page(path: Path | None) -> None:
+    """Raise UsageError unless the path is an HTML file's: a mistyped one must not replace a run's files."""
+    if path is not None and path.suffix.lower() not in (".html", ".htm"):
+        raise UsageError(f"--html {path} does not end in .html: name a page")

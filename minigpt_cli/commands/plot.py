@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from minigpt_cli.commands.options import JsonFlag, OptionalRunArguments, RunsDir, option, switch
+from minigpt_cli.commands.options import JsonFlag, OptionalRunArguments, RunsDir, check_page, option, switch
 from minigpt_cli.commands.run_fields import differences, find_readable, shown_differences
 from minigpt_cli.display import console
 from minigpt_cli.errors import UsageError
@@ -53,6 +53,7 @@ def plot(
     chosen = find_readable(store, run or ["latest"])
     if not run and not json:
         console.notice(f"plotting {chosen[0].name}")
+    check_page(html)
     page = html or (out if out is not None and out.suffix.lower() in (".html", ".htm") else None)
     if json:
         console.write_json([{"run": r.name, "evaluations": [e.model_dump(mode="json") for e in r.metrics()]} for r in chosen])

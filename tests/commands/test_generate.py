@@ -134,6 +134,14 @@ def test_probabilities_show_every_token_with_its_alternatives(cli: Any) -> None:
         assert len(row.split()) == 2 + 5 * 2
 
 
+@pytest.mark.parametrize("command", [["runs", "plot", "first"], ["generate", "first", "--prompt", "To"]])
+def test_a_page_never_replaces_a_file_of_a_run(command: list[str], cli: Any, trained: Path) -> None:
+    before = Path("runs/first/run.json").read_bytes()
+    done = cli(*command, "--html", "runs/first/run.json")
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert Path("runs/first/run.json").read_bytes() == before
+
+
 def test_html_is_one_self_contained_page_that_text_cannot_break_out_of(cli: Any, trained: Path) -> None:
     done = cli("generate", "--html", "view.html", "-p", "To be", "--max-new-tokens", "8", "--seed", "1")
     assert (done.code, done.out) == (0, "")
