@@ -31,9 +31,7 @@ INLINE void route_part(const void *x, const float *w, float *probs, int64_t E, i
 }
 
 void route_forward(const void *x, const float *w, float *probs, int64_t N, int64_t E, int64_t C, int bf16) {
-#define BODY(t) route_part(x, w, probs, E, C, from, to, t)
-    PARALLEL(N, BODY)
-#undef BODY
+    PARALLEL(N, route_part(x, w, probs, E, C, from, to, bf16));
 }
 
 INLINE void route_back_part(const void *x, const float *w, const float *probs, const float *grad, void *dx, float *dw, int64_t N, int64_t E,
@@ -61,9 +59,7 @@ INLINE void route_back_part(const void *x, const float *w, const float *probs, c
 int32_t route_backward(const void *x, const float *w, const float *probs, const float *grad, void *dx, float *dw, int64_t N, int64_t E,
                        int64_t C, int bf16) {
     if (E > MOST_EXPERTS) return 1;
-#define BODY(t) route_back_part(x, w, probs, grad, dx, dw, N, E, C, from, to, t)
-    PARALLEL((N + CHUNK - 1) / CHUNK, BODY)
-#undef BODY
+    PARALLEL((N + CHUNK - 1) / CHUNK, route_back_part(x, w, probs, grad, dx, dw, N, E, C, from, to, bf16));
     return 0;
 }
 
@@ -128,9 +124,7 @@ INLINE void gather_part(const void *x, const float *weights, const int64_t *back
 /* out (N, C): for each token the sum of its k rows of x (M, C), times weights (N, k) unless NULL. */
 int32_t gather_sum(const void *x, const float *weights, const int64_t *back, void *out, int64_t tokens, int64_t k, int64_t C, int64_t M, int bf16) {
     if (!all_below(back, tokens * k, M)) return 1;
-#define BODY(t) gather_part(x, weights, back, out, k, C, from, to, t)
-    PARALLEL(tokens, BODY)
-#undef BODY
+    PARALLEL(tokens, gather_part(x, weights, back, out, k, C, from, to, bf16));
     return 0;
 }
 
@@ -151,8 +145,6 @@ INLINE void scatter_part(const void *grad, const void *x, const float *weights, 
 int32_t gather_sum_backward(const void *grad, const void *x, const float *weights, const int64_t *back, void *dx, float *d_weights,
                             int64_t tokens, int64_t k, int64_t C, int64_t M, int bf16) {
     if (!all_below(back, tokens * k, M)) return 1;
-#define BODY(t) scatter_part(grad, x, weights, back, dx, d_weights, k, C, from, to, t)
-    PARALLEL(tokens, BODY)
-#undef BODY
+    PARALLEL(tokens, scatter_part(grad, x, weights, back, dx, d_weights, k, C, from, to, bf16));
     return 0;
 }

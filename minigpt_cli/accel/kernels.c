@@ -36,13 +36,7 @@ INLINE void dropout_part(const void *x, void *out, int64_t n, const Dropout *d, 
         uint64_t bits = keep_mask(d->seed, d->threshold, g);
         for (int k = 0; k < GROUP / LANES; k++) {
             int64_t i = g * GROUP + k * LANES;
-            if (i + LANES <= n) {
-                vec v = masked(load(x, i, bf16), bits, k * LANES) * d->scale;
-                store(out, i, v, bf16);
-            } else if (i < n) {
-                vec v = masked(load_n(x, i, n - i, 0, bf16), bits, k * LANES) * d->scale;
-                store_n(out, i, n - i, v, bf16);
-            }
+            if (i < n) store_n(out, i, n - i, masked(load_n(x, i, n - i, 0, bf16), bits, k * LANES) * d->scale, bf16);
         }
     }
 }
@@ -50,9 +44,7 @@ INLINE void dropout_part(const void *x, void *out, int64_t n, const Dropout *d, 
 /* out = dropout(x); n elements. */
 void dropout_forward(const void *x, void *out, int64_t n, uint64_t seed, int32_t threshold, float scale, int bf16) {
     Dropout d = {seed, threshold, scale};
-#define BODY(t) dropout_part(x, out, n, &d, from, to, t)
-    PARALLEL((n + GROUP - 1) / GROUP, BODY)
-#undef BODY
+    PARALLEL((n + GROUP - 1) / GROUP, dropout_part(x, out, n, &d, from, to, bf16));
 }
 
 /* ---- activations: GELU x Phi(x), exact or by GPT-2's tanh; n a multiple of LANES */
@@ -85,9 +77,7 @@ INLINE void gelu_part(const void *x, void *out, void *slope, int tanh_form, int6
 
 /* out = gelu(x), slope = gelu'(x), unless it is null. */
 void gelu_forward(const void *x, void *out, void *slope, int64_t n, int32_t tanh_form, int bf16) {
-#define BODY(t) tanh_form ? gelu_part(x, out, slope, 1, from, to, t) : gelu_part(x, out, slope, 0, from, to, t)
-    PARALLEL(n / LANES, BODY)
-#undef BODY
+    PARALLEL(n / LANES, tanh_form ? gelu_part(x, out, slope, 1, from, to, bf16) : gelu_part(x, out, slope, 0, from, to, bf16));
 }
 
 INLINE void swiglu_part(const void *gate_up, void *out, void *slopes, int64_t F, int64_t from, int64_t to, int bf16) {
@@ -104,9 +94,7 @@ INLINE void swiglu_part(const void *gate_up, void *out, void *slopes, int64_t F,
 
 /* out (rows, F) = silu(gate) * up of (rows, 2F); slopes (rows, 2F), its derivatives by each, unless null. */
 void swiglu_forward(const void *gate_up, void *out, void *slopes, int64_t rows, int64_t F, int bf16) {
-#define BODY(t) swiglu_part(gate_up, out, slopes, F, from, to, t)
-    PARALLEL(rows, BODY)
-#undef BODY
+    PARALLEL(rows, swiglu_part(gate_up, out, slopes, F, from, to, bf16));
 }
 
 INLINE void slopes_part(const void *grad, const void *slopes, void *out, int64_t F, int64_t k, int64_t from, int64_t to, int bf16) {
@@ -119,9 +107,7 @@ INLINE void slopes_part(const void *grad, const void *slopes, void *out, int64_t
 
 /* out (rows, k, F) = grad (rows, 1, F) * slopes (rows, k, F). */
 void times_slopes(const void *grad, const void *slopes, void *out, int64_t rows, int64_t F, int64_t k, int bf16) {
-#define BODY(t) slopes_part(grad, slopes, out, F, k, from, to, t)
-    PARALLEL(rows, BODY)
-#undef BODY
+    PARALLEL(rows, slopes_part(grad, slopes, out, F, k, from, to, bf16));
 }
 
 /* ---- norms over rows of C; statistics (rows, 2): mean (0 for RMSNorm) and 1 / standard deviation (or 1 / rms) */
@@ -148,9 +134,7 @@ INLINE void norm_part(const void *x, const float *w, const float *b, void *out, 
 
 void norm_forward(const void *x, const float *w, const float *b, void *out, float *stats, int64_t rows, int64_t C, float eps, int32_t center,
                   int bf16) {
-#define BODY(t) norm_part(x, w, b, out, stats, C, eps, center, from, to, t)
-    PARALLEL(rows, BODY)
-#undef BODY
+    PARALLEL(rows, norm_part(x, w, b, out, stats, C, eps, center, from, to, bf16));
 }
 
 INLINE void norm_back_part(const void *x, const float *stats, const float *w, const void *grad, void *dx, float *dw, float *db, int64_t rows,
@@ -180,9 +164,7 @@ INLINE void norm_back_part(const void *x, const float *stats, const float *w, co
 /* dw and db (or NULL) are (ceil(rows / CHUNK), C), zero on entry: partial sums of the gradients of w and b. */
 void norm_backward(const void *x, const float *stats, const float *w, const void *grad, void *dx, float *dw, float *db, int64_t rows, int64_t C,
                    int32_t center, int bf16) {
-#define BODY(t) norm_back_part(x, stats, w, grad, dx, dw, db, rows, C, center, from, to, t)
-    PARALLEL((rows + CHUNK - 1) / CHUNK, BODY)
-#undef BODY
+    PARALLEL((rows + CHUNK - 1) / CHUNK, norm_back_part(x, stats, w, grad, dx, dw, db, rows, C, center, from, to, bf16));
 }
 
 /* ---- heads (rows, H, D), row r at position r % T: the first h RMS-normed with gain (h, D), or not (NULL), and rotated.
@@ -220,9 +202,7 @@ INLINE void heads_part(const void *x, const float *gain, const float *table, voi
 
 void heads_forward(const void *x, const float *gain, const float *table, void *out, float *stats, int64_t rows, int64_t H, int64_t h, int64_t D,
                    int64_t T, float eps, int bf16) {
-#define BODY(t) heads_part(x, gain, table, out, stats, H, h, D, T, eps, from, to, t)
-    PARALLEL(rows, BODY)
-#undef BODY
+    PARALLEL(rows, heads_part(x, gain, table, out, stats, H, h, D, T, eps, from, to, bf16));
 }
 
 INLINE void heads_back_part(const void *x, const float *gain, const float *table, const float *stats, const void *grad, void *dx, float *d_gain,
@@ -271,9 +251,7 @@ INLINE void heads_back_part(const void *x, const float *gain, const float *table
 /* d_gain (ceil(rows / CHUNK), h, D), zero on entry: partial sums of the gradient of gain. */
 void heads_backward(const void *x, const float *gain, const float *table, const float *stats, const void *grad, void *dx, float *d_gain,
                     int64_t rows, int64_t H, int64_t h, int64_t D, int64_t T, int bf16) {
-#define BODY(t) heads_back_part(x, gain, table, stats, grad, dx, d_gain, rows, H, h, D, T, from, to, t)
-    PARALLEL((rows + CHUNK - 1) / CHUNK, BODY)
-#undef BODY
+    PARALLEL((rows + CHUNK - 1) / CHUNK, heads_back_part(x, gain, table, stats, grad, dx, d_gain, rows, H, h, D, T, from, to, bf16));
 }
 
 /* ---- causal softmax with dropout: rows of e scores, of which row r sees the first start + r % t + 1; e at most LONGEST */
@@ -315,13 +293,8 @@ INLINE void softmax_row(const void *scores, void *p, void *dropped_p, int64_t at
             memcpy(&v, buffer + i, sizeof v);
             v *= inverse;
         }
-        int n = e - i < LANES ? e - i : LANES;
-        if (n == LANES) store(p, at + i, v, bf16);
-        else store_n(p, at + i, n, v, bf16);
-        if (!d->threshold) continue;
-        v = masked(v, bits, i % GROUP);
-        if (n == LANES) store(dropped_p, at + i, v, bf16);
-        else store_n(dropped_p, at + i, n, v, bf16);
+        store_n(p, at + i, e - i, v, bf16);
+        if (d->threshold) store_n(dropped_p, at + i, e - i, masked(v, bits, i % GROUP), bf16);
     }
 }
 
@@ -332,10 +305,8 @@ int32_t softmax_forward(const void *scores, void *p, void *dropped_p, int64_t ro
     if (!fits_rows(rows, e, start, t)) return 1;
     Dropout d = {seed, threshold, 1};
     int64_t groups = (e + GROUP - 1) / GROUP;
-#define BODY(b)                                                                                                          \
-    for (int64_t r = from; r < to; r++) softmax_row(scores, p, dropped_p, r * e, e, start + r % t + 1, first + r * groups, &d, b)
-    PARALLEL(rows, BODY)
-#undef BODY
+    PARALLEL(rows, for (int64_t r = from; r < to; r++)
+        softmax_row(scores, p, dropped_p, r * e, e, start + r % t + 1, first + r * groups, &d, bf16));
     return 0;
 }
 
@@ -346,31 +317,25 @@ INLINE void softmax_back_row(const void *p, void *grad, void *dropped_p, int64_t
     uint64_t bits = 0;
     int64_t end = (e + LANES - 1) / LANES * LANES;
     for (int64_t i = 0; i < end; i += LANES) {
-        int n = e - i < LANES ? e - i : LANES;
         vec g = splat(0), v = splat(0);
         if (d->threshold && i % GROUP == 0) bits = keep_mask(d->seed, d->threshold, group + i / GROUP);
         if (i < seen) {
-            g = n == LANES ? load(grad, at + i, bf16) : load_n(grad, at + i, n, 0, bf16);
-            v = n == LANES ? load(p, at + i, bf16) : load_n(p, at + i, n, 0, bf16);
+            g = load_n(grad, at + i, e - i, 0, bf16);
+            v = load_n(p, at + i, e - i, 0, bf16);
         }
         if (d->threshold) {
             g = masked(g, bits, i % GROUP);
-            vec k = masked(v, bits, i % GROUP);
-            if (n == LANES) store(dropped_p, at + i, k, bf16);
-            else store_n(dropped_p, at + i, n, k, bf16);
+            store_n(dropped_p, at + i, e - i, masked(v, bits, i % GROUP), bf16);
         }
         memcpy(buffer + i, &g, sizeof g);
         total += g * v;
     }
     float along = sum(total);
     for (int64_t i = 0; i < end; i += LANES) {
-        int n = e - i < LANES ? e - i : LANES;
         vec g, v = splat(0);
         memcpy(&g, buffer + i, sizeof g);
-        if (i < seen) v = n == LANES ? load(p, at + i, bf16) : load_n(p, at + i, n, 0, bf16);
-        v *= g - along;
-        if (n == LANES) store(grad, at + i, v, bf16);
-        else store_n(grad, at + i, n, v, bf16);
+        if (i < seen) v = load_n(p, at + i, e - i, 0, bf16);
+        store_n(grad, at + i, e - i, v * (g - along), bf16);
     }
 }
 
@@ -380,9 +345,7 @@ int32_t softmax_backward(const void *p, void *grad, void *dropped_p, int64_t row
     if (!fits_rows(rows, e, start, t)) return 1;
     Dropout d = {seed, threshold, 1};
     int64_t groups = (e + GROUP - 1) / GROUP;
-#define BODY(b)                                                                                                          \
-    for (int64_t r = from; r < to; r++) softmax_back_row(p, grad, dropped_p, r * e, e, start + r % t + 1, first + r * groups, &d, b)
-    PARALLEL(rows, BODY)
-#undef BODY
+    PARALLEL(rows, for (int64_t r = from; r < to; r++)
+        softmax_back_row(p, grad, dropped_p, r * e, e, start + r % t + 1, first + r * groups, &d, bf16));
     return 0;
 }

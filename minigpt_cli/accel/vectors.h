@@ -61,11 +61,11 @@ INLINE void store(void *p, int64_t i, vec v, int bf16) {
         memcpy((float *)p + i, &v, sizeof v);
 }
 
-/* The first n < LANES elements from i; the others read as `rest` and are not written. */
-INLINE vec load_n(const void *p, int64_t i, int n, float rest, int bf16) {
+/* The first n elements from i, all LANES of them where n is larger; the others are read as `rest` and not written. */
+INLINE vec load_n(const void *p, int64_t i, int64_t n, float rest, int bf16) {
+    if (n >= LANES) return load(p, i, bf16);
     uint32_t u[LANES];
-    float fill = rest;
-    for (int j = 0; j < LANES; j++) memcpy(&u[j], &fill, 4);
+    for (int j = 0; j < LANES; j++) memcpy(&u[j], &rest, 4);
     for (int j = 0; j < n; j++) {
         if (bf16) u[j] = (uint32_t)((const uint16_t *)p)[i + j] << 16;
         else memcpy(&u[j], (const float *)p + i + j, 4);
@@ -75,12 +75,15 @@ INLINE vec load_n(const void *p, int64_t i, int n, float rest, int bf16) {
     return v;
 }
 
-INLINE void store_n(void *p, int64_t i, int n, vec v, int bf16) {
-    if (bf16) {
+INLINE void store_n(void *p, int64_t i, int64_t n, vec v, int bf16) {
+    if (n >= LANES) {
+        store(p, i, v, bf16);
+    } else if (bf16) {
         hvec h = to_bf16(v);
         memcpy((uint16_t *)p + i, &h, 2 * n);
-    } else
+    } else {
         memcpy((float *)p + i, &v, 4 * n);
+    }
 }
 
 INLINE vec reciprocal(vec x, int bf16) { /* to bfloat16's precision or float32's */
@@ -97,12 +100,19 @@ INLINE vec sigmoid(vec x, int bf16) {
 }
 
 /* Share out n things among the threads of a parallel region. */
-#define THREAD_RANGE(n, from, to)                                                      \
-    int64_t threads_ = omp_get_num_threads(), thread_ = omp_get_thread_num();      \
+#define THREAD_RANGE(n, from, to)                                                 \
+    int64_t threads_ = omp_get_num_threads(), thread_ = omp_get_thread_num();     \
     int64_t from = (n) * thread_ / threads_, to = (n) * (thread_ + 1) / threads_
-#define PARALLEL(n, body)                                                      \
-    _Pragma("omp parallel") {                                                  \
-        THREAD_RANGE(n, from, to);                                                     \
-        if (bf16) body(1);                                                     \
-        else body(0);                                                          \
+
+/* Run a statement for the things from `from` to `to` in every thread; the compiler sees each value of bf16 as a constant. */
+#define PARALLEL(n, ...)                          \
+    _Pragma("omp parallel") {                     \
+        THREAD_RANGE(n, from, to);                \
+        if (bf16) {                               \
+            enum { bf16 = 1 };                    \
+            __VA_ARGS__;                          \
+        } else {                                  \
+            enum { bf16 = 0 };                    \
+            __VA_ARGS__;                          \
+        }                                         \
     }
