@@ -1,4 +1,4 @@
-"""The native decoder: csrc/decoder.c, driven with a plan's weights (packed by c_model.py).
+"""The native decoder: csrc/decoder.c with a plan's weights, which c_model.py packs.
 
 Shapes: R rows, V vocabulary.
 """
@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Sequence
 from ctypes import POINTER, Structure, c_double, c_int32, c_int64, c_void_p
-from dataclasses import astuple, fields
+from dataclasses import astuple, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,17 +44,17 @@ class _Sampling(Structure):
 
 
 def library() -> ctypes.CDLL | None:
-    """decoder.c, built at the first call; None where it cannot be."""
+    """The library of decoder.c, built at the first call; None if it cannot be built."""
     return native_build.load(SOURCE, _FLAGS)
 
 
 def why_not() -> str:
-    """Why there is no library; empty where there is one."""
+    """Why there is no library; empty if there is one."""
     return native_build.why_not(SOURCE, _FLAGS)
 
 
 def available() -> bool:
-    """Whether this machine has the library, or can build it."""
+    """Whether this machine has the library or can build it."""
     return library() is not None
 
 
@@ -65,8 +65,6 @@ def fits(config: Any) -> bool:
 
 class NativeDecoder:
     """Transformer of any plan, in C. Results do not depend, to the bit, on what else is in a call, nor on the number of threads."""
-
-    draw_slack = 0.0
 
     def __init__(self, plan: Plan, slots: int = 1, *, bits: int = 32, threads: int = 0, tiles: bool = True) -> None:
         lib = library()
@@ -82,7 +80,7 @@ class NativeDecoder:
         self.vocab_size, self.window, self.slots = plan.vocab_size, plan.block_size, slots
         self.endless = plan.rope_theta > 0
         self._packed = PackedPlan(self._lib, plan, bits, bool(self._lib.mg_tiles()) and tiles)
-        # A step of several rows has more to share out than one of a single row.
+        # Threads help more where a step has several rows.
         self._threads = (_Threads(threads, plan.matrix_bytes), _Threads(threads, plan.matrix_bytes * MANY))
         pool = c_void_p()
         _check(self._lib.mg_new(ctypes.byref(self._packed.model(self.slots)), self._threads[0].most, ctypes.byref(pool)))
@@ -133,17 +131,12 @@ class NativeDecoder:
     def choose(
         self, logits: npt.NDArray[Any], sampling: Sampling, uniforms: npt.NDArray[np.float64], seen: npt.NDArray[np.bool_] | None = None
     ) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float64]]:
-        """As sampling.choose, which is what it is tested against, in one call."""
+        """As sampling.choose, in one call of C; at most MAX_ROWS rows."""
         rows = len(logits)
         if sampling is not self._sampling:
             self._sampling = sampling
-            self._settings = ctypes.byref(_Sampling(*astuple(sampling)))
-        if rows > MAX_ROWS:
-            ids, margins = np.empty(rows, np.intp), np.empty(rows)
-            for at in range(0, rows, MAX_ROWS):
-                p = slice(at, at + MAX_ROWS)
-                ids[p], margins[p] = self.choose(logits[p], sampling, uniforms[p], None if seen is None else seen[p])
-            return ids, margins
+            within = replace(sampling, top_k=min(sampling.top_k, self.vocab_size))  # a larger number would not fit into 64 bits
+            self._settings = ctypes.byref(_Sampling(*astuple(within)))
         logits = np.ascontiguousarray(logits, np.float32)
         source = logits.__array_interface__["data"][0]  # a third of the time of .ctypes.data
         marks = None if seen is None or sampling.repetition_penalty == 1 else np.ascontiguousarray(seen).ctypes.data
@@ -161,12 +154,12 @@ class NativeDecoder:
 
 
 class _Threads:
-    """How many threads a step gets. Several are faster on a quiet machine and many times slower on a busy one, where each waits for one
-    that is not running, so both ways are timed now and then; the result is the same to the bit."""
+    """How many threads a step gets. Several are faster on a quiet machine. On a busy machine they are many times slower, because each
+    waits for one that is not running. So both ways are timed now and then; the result is the same to the bit."""
 
     PROBE_EVERY = 512
     EACH = 4  # steps timed each way
-    SMALL = 4 << 20  # bytes of float32 weights below which a step is over before a second thread has helped
+    SMALL = 4 << 20  # bytes of float32 weights; with fewer a step ends before a second thread has helped
 
     def __init__(self, threads: int, weight_bytes: int) -> None:
         self.most = threads or min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
