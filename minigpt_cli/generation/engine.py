@@ -1,8 +1,8 @@
-"""Decoding: sequences in flight, each a step further with every step of the decoder.
+"""Decoding: every step of the engine adds one token to each running sequence.
 
 A request is one prompt and how to continue it, `num_samples` times. The prompt runs through the model once; its keys and
-values are copied for every further sample. Sample i draws from its own generator, seeded with (seed, i), one number a
-token: what it writes depends on neither the number of samples nor on what else is being decoded.
+values are copied for the other samples. Sample i has its own generator, seeded with (seed, i), and draws one number for each
+token: its text depends neither on the number of samples nor on what else is decoded.
 Sequences join and leave between steps (continuous batching: Yu et al. 2022, "Orca"), so that a server keeps one engine.
 """
 
@@ -49,7 +49,7 @@ class Request:
 
 
 class Scored(NamedTuple):
-    """A token of the prompt, as Step has it; the first one stands after nothing and has no nats."""
+    """A token of the prompt, with the fields that Step has; the first token follows nothing and has no nats."""
 
     token: int
     nats: float | None
@@ -57,16 +57,16 @@ class Scored(NamedTuple):
 
 
 class Step(NamedTuple):
-    """One token of one sample; the last one of a sample has a stop_reason."""
+    """One token of one sample. A sample's last step has a stop_reason."""
 
     sample: int
     token: int
-    text: str  # that became certain with this token
+    text: str  # text that became certain with this token
     nats: float | None = None  # under the model itself, before temperature and the like
     alternatives: tuple[tuple[int, float], ...] = ()  # (token, probability) under the model itself, most probable first
     stop_reason: StopReason | None = None
     request: int = 0
-    prompt: tuple[Scored, ...] = ()  # the prompt's tokens, where they were asked for
+    prompt: tuple[Scored, ...] = ()  # the prompt's tokens, if the request asks for them
 
 
 @dataclass
@@ -76,7 +76,7 @@ class _Sequence:
     sample: int
     generator: Random
     text: TextStream | None
-    tokens: list[int]  # all of them, the prompt's included
+    tokens: list[int]  # of the prompt and the continuation
     slot: int = -1
     position: int = 0  # tokens in the slot
     made: int = 0
@@ -91,12 +91,12 @@ class Engine:
         self.token_bytes = token_bytes
         self._free = list(range(decoder.slots))[::-1]
         self._running: list[_Sequence] = []
-        self._waiting: deque[list[_Sequence]] = deque()  # by request: the rest of its samples
+        self._waiting: deque[list[_Sequence]] = deque()  # for each request, its samples without a slot
         self._count = 0
 
     @property
     def busy(self) -> bool:
-        """Whether anything is left to do."""
+        """Whether a sequence is running or waiting."""
         return bool(self._running or self._waiting)
 
     @property
@@ -106,11 +106,11 @@ class Engine:
 
     @property
     def running(self) -> int:
-        """Sequences that the next step moves on."""
+        """Sequences that the next step adds a token to."""
         return len(self._running)
 
     def submit(self, request: Request) -> int:
-        """Take `request` in; its number, which its steps carry. Raises UsageError for what cannot be decoded."""
+        """The number of this request, which its steps carry. Raises UsageError if it cannot be decoded."""
         if not len(request.ids):
             raise UsageError("the prompt has no tokens: give at least one character")
         if min(request.ids) < 0 or max(request.ids) >= self.decoder.vocab_size:
@@ -128,7 +128,7 @@ class Engine:
         self._waiting = deque(group for group in self._waiting if group[0].number != number)
 
     def step(self) -> list[Step]:
-        """Admit what fits, then one token more for every running sequence."""
+        """Give free slots to waiting sequences, then add one token to every running sequence."""
         steps = self._admit()
         if not self._running:
             return steps
@@ -139,7 +139,7 @@ class Engine:
             for sequence in moving:
                 sequence.position += 1
             steps += self._advance(moving, logits)
-        for sequence in full:  # learned positions are used up: begin again with the newest tokens
+        for sequence in full:  # all learned positions are used: start again with the newest tokens
             kept = sequence.tokens[-max(1, int(self.decoder.window * KEPT_OF_WINDOW)) :]
             steps += self._advance([sequence], self.decoder.extend(sequence.slot, kept, 0)[None])
             sequence.position = len(kept)
@@ -154,7 +154,7 @@ class Engine:
         return _Sequence(request, self._count, sample, Random(f"{request.seed}/{sample}"), text, list(request.ids), seen=seen)
 
     def _admit(self) -> list[Step]:
-        """Give free slots to waiting samples: a prompt is read once, then copied."""
+        """Give free slots to waiting samples. A prompt is read once, then copied."""
         steps: list[Step] = []
         while self._free and self._waiting:
             group = self._waiting[0]
@@ -174,14 +174,14 @@ class Engine:
         return steps
 
     def _score_prompt(self, sequence: _Sequence, context: list[int]) -> tuple[Scored, ...]:
-        """What the model thought of each token of the prompt, reading one by one; of those before the window it is not asked."""
-        count = sequence.request.alternatives
-        unread = [Scored(int(token), None, ()) for token in sequence.request.ids[: len(sequence.request.ids) - len(context) + 1]]
+        """The score of each token of the prompt, read one by one; tokens before the window have none."""
+        ids, count = sequence.request.ids, sequence.request.alternatives
+        scored = [Scored(int(token), None, ()) for token in ids[: len(ids) - len(context) + 1]]
         for at, (token, following) in enumerate(pairwise(context)):
             logits = self.decoder.extend(sequence.slot, [token], at)
             cost = float(nats(logits[None], np.array([following]))[0])
-            unread.append(Scored(int(following), cost, most_probable(logits, count)))
-        return tuple(unread)
+            scored.append(Scored(int(following), cost, most_probable(logits, count)))
+        return tuple(scored)
 
     def _advance(self, sequences: list[_Sequence], logits: npt.NDArray[Any]) -> list[Step]:
         """Choose the next token of each of `sequences` from its row of logits (R, V)."""
@@ -192,25 +192,24 @@ class Engine:
         uniforms = np.array([s.generator.random() for s in sequences])
         first = sequences[0].request.sampling
         if all(s.request.sampling is first for s in sequences):
-            return self._settle(sequences, logits, uniforms, first)
+            return self._choose_with(first, sequences, logits, uniforms)
         ids = np.empty(len(sequences), np.intp)
         for sampling in {s.request.sampling for s in sequences}:
             rows = [i for i, s in enumerate(sequences) if s.request.sampling == sampling]
-            ids[rows] = self._settle([sequences[i] for i in rows], logits[rows], uniforms[rows], sampling)
+            ids[rows] = self._choose_with(sampling, [sequences[i] for i in rows], logits[rows], uniforms[rows])
         return ids
 
-    def _settle(
-        self, sequences: list[_Sequence], logits: npt.NDArray[Any], uniforms: npt.NDArray[np.float64], sampling: Sampling
+    def _choose_with(
+        self, sampling: Sampling, sequences: list[_Sequence], logits: npt.NDArray[Any], uniforms: npt.NDArray[np.float64]
     ) -> npt.NDArray[np.intp]:
-        """Choose; what was too narrow for the decoder's rounding is chosen anew from exact logits, while all tokens are in the window."""
-        seen = _stack_seen(sequences)
+        """The chosen ids. A greedy choice that rounding could change is made again from exact logits, if all tokens are in the window."""
+        marks = [s.seen for s in sequences if s.seen is not None]
+        seen = np.stack(marks) if marks else None
         ids, margins = self.decoder.choose(logits, sampling, uniforms, seen)
-        greedy = sampling.temperature == 0
-        slack = self.decoder.greedy_slack if greedy else self.decoder.draw_slack
-        if not slack:
+        if sampling.temperature > 0 or not self.decoder.greedy_slack:
             return ids
-        narrow = np.flatnonzero(margins < (slack * np.abs(logits).max(axis=-1) if greedy else slack))
-        ids = ids.copy() if len(narrow) else ids  # a decoder's answer holds until it is asked again
+        narrow = np.flatnonzero(margins < self.decoder.greedy_slack * np.abs(logits).max(axis=-1))
+        ids = ids.copy() if len(narrow) else ids  # the decoder uses its array again at the next call
         for row in narrow:
             sequence = sequences[row]
             if len(sequence.tokens) <= self.decoder.window:
@@ -244,12 +243,6 @@ class Engine:
         self._free.append(sequence.slot)
 
 
-def _stack_seen(sequences: list[_Sequence]) -> npt.NDArray[np.bool_] | None:
-    if sequences[0].seen is None:
-        return None
-    return np.stack([s.seen for s in sequences if s.seen is not None])
-
-
 def most_probable(logits: npt.NDArray[Any], count: int) -> tuple[tuple[int, float], ...]:
     """The `count` most probable tokens of logits (V,) and their probabilities under the model itself."""
     p = probabilities(logits.astype(np.float64))
@@ -269,7 +262,7 @@ def generate(
     alternatives: int = 0,
     score: bool = False,
 ) -> Iterator[Step]:
-    """Continue `ids` with a model or a decoder, streaming one Step per token; with `token_bytes` also its text."""
+    """The steps of continuing `ids` with a model or a decoder, one for each token; with `token_bytes` they have text too."""
     from minigpt_cli.generation.select_decoder import decoder_of
 
     request = Request(ids, sampling, max_new_tokens, num_samples, seed, stop, alternatives, score)

@@ -16,7 +16,7 @@ class RecomputingDecoder:
     """Runs the model over all of its context again at every step, as its `forward` does in training."""
 
     name = "recompute"
-    greedy_slack = draw_slack = 0.0
+    greedy_slack = 0.0
     choose = staticmethod(choose)
 
     def __init__(self, model: Any, slots: int = 1) -> None:

@@ -1,4 +1,4 @@
-"""Decoding a bigram model: the logits after a token are its row of the table. NumPy alone, and nothing to cache."""
+"""The bigram decoder: the logits after a token are its row of the table. It needs NumPy alone and no cache."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class BigramDecoder:
 
     name = "table"
     endless = True
-    greedy_slack = draw_slack = 0.0
+    greedy_slack = 0.0
     choose = staticmethod(choose)
 
     def __init__(self, plan: Plan, slots: int = 1) -> None:

@@ -1,12 +1,12 @@
 """What a decoder promises: next-token logits of several sequences, each kept in its own slot.
 
-Logits carry rounding errors: of reduced-precision weights, or of sums whose order depends on the batch. A choice narrower than
-those errors is made anew from `exact` logits, which depend on the sequence's tokens alone. So what is written does not depend
-on the batch, and greedy text is that of full recomputation.
+The logits of a slot do not depend, to the bit, on the other slots. They have rounding errors: of weights in fewer bits, or of
+sums in another order. A greedy choice that those errors could change is made again from `exact` logits, so that greedy text is
+the text of full recomputation.
 
-A slot holds the keys and values of one sequence. Positions count from 0 in each slot. A decoder with rotary positions goes
-on for ever, each token seeing the `window` before it; one with learned positions (`endless` False) ends at `window`, and
-whoever drives it starts the slot anew with the newest tokens.
+A slot holds the keys and values of one sequence. Positions count from 0 in each slot. With rotary positions a sequence has no
+end, and each token sees the `window` before it. With learned positions (`endless` False) a sequence ends at `window`, and the
+engine starts the slot again with the newest tokens.
 Shapes: R rows, T tokens, V vocabulary.
 """
 
@@ -24,15 +24,14 @@ Logits = npt.NDArray[np.float32]
 
 
 class Decoder(Protocol):
-    """Logits, a token at a time, from cached keys and values. Results are valid until the next call."""
+    """Next-token logits from cached keys and values. An array that was returned is valid until the next call."""
 
-    name: str  # for people: "native int16", "torch"
+    name: str  # as it is shown: "native int16", "torch"
     vocab_size: int
     window: int  # tokens that the next one can see
     endless: bool
     slots: int
-    greedy_slack: float  # greedy choices whose logits differ by less than this, times the largest, are made anew; 0: none
-    draw_slack: float  # drawn choices that are nearer to a neighbour's probability than this are made anew; 0: none
+    greedy_slack: float  # a greedy choice is made again if its two largest logits differ by less than this times the largest; 0: never
 
     def choose(
         self, logits: npt.NDArray[Any], sampling: Sampling, uniforms: npt.NDArray[np.float64], seen: npt.NDArray[np.bool_] | None = None
@@ -40,7 +39,7 @@ class Decoder(Protocol):
         """As sampling.choose."""
 
     def exact(self, ids: Sequence[int]) -> Logits:
-        """Logits (V,) after `ids` (at most `window`), in float32 and computed in one way whatever else is decoded."""
+        """Logits (V,) after `ids` (at most `window`), in float32, computed in one pass."""
 
     def extend(self, slot: int, ids: Sequence[int], start: int) -> Logits:
         """Logits (V,) after `ids`, which follow the `start` tokens that the slot holds; at most `window` in all."""
