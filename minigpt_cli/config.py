@@ -69,6 +69,11 @@ class _Transformer(_Architecture):
     tie_weights: bool = False
     """Use the token embedding as the output head too."""
 
+    @property
+    def kv_heads(self) -> int:
+        """Heads that keys and values have."""
+        return self.n_head
+
     @model_validator(mode="after")
     def _heads_divide_width(self) -> _Transformer:
         if self.n_embd % self.n_head:
@@ -91,11 +96,6 @@ class ClassicConfig(_Transformer):
     """Hidden width of the feed-forward as a multiple of --n-embd."""
     bias: bool = False
     """Give linear layers and layer norms a bias."""
-
-    @property
-    def kv_heads(self) -> int:
-        """Heads that keys and values have."""
-        return self.n_head
 
     @property
     def hidden(self) -> int:
@@ -125,7 +125,6 @@ class ModernConfig(_Transformer):
 
     @property
     def kv_heads(self) -> int:
-        """Heads that keys and values have."""
         return self.n_kv_head or self.n_head
 
     @property

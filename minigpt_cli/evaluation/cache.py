@@ -27,6 +27,7 @@ from minigpt_cli.bounds import NATS_LIMIT, Count, Nats
 from minigpt_cli.data.parts import Kind
 from minigpt_cli.errors import MiniGPTError
 from minigpt_cli.evaluation.scores import PartsScored, Score
+from minigpt_cli.evaluation.statistics import cell_means
 from minigpt_cli.storage.atomic_io import open_regular, parse_json, sweep_abandoned, write_atomic
 
 FOLDER = "scores"
@@ -68,7 +69,7 @@ def keep(run_dir: Path, key: ScoreKey, score: Score) -> None:
         "cells": cell_means(score.char_nats, cell),
         "text": np.frombuffer(score.text, dtype=np.uint8),
     }
-    numbers = json.dumps({name: value if math.isfinite(value) else None for name, value in figures(score).items()})
+    numbers = json.dumps({name: value if math.isfinite(value) else None for name, value in _figures(score).items()})
     if score.parts is not None:
         tensors[score.parts.kind] = score.parts.first
     header = {"key": key.to_json(), "score": numbers, "cell": str(cell)}
@@ -209,13 +210,7 @@ def cell_chars(n_chars: int) -> int:
     return max(1, min(_MIN_CELL, n_chars // 64), -(-n_chars // MAX_CELLS))
 
 
-def cell_means(char_nats: npt.NDArray[np.float64], cell: int) -> npt.NDArray[np.float64]:
-    """Means over consecutive cells of `cell` characters; a remainder is dropped."""
-    whole = len(char_nats) // cell * cell
-    return np.asarray(char_nats[:whole].reshape(-1, cell).mean(axis=1), dtype=np.float64)
-
-
-def figures(score: Score) -> dict[str, Any]:
+def _figures(score: Score) -> dict[str, Any]:
     """The figures of a score, without its arrays and text."""
     names = ("nats_per_token", "nats_per_char", "bits_per_byte", "perplexity", "n_tokens", "n_chars", "n_bytes", "block_chars")
     found = {**{name: getattr(score, name) for name in names}, "ci95_low": score.ci95[0], "ci95_high": score.ci95[1]}

@@ -157,7 +157,9 @@ def _firsts(side: Side) -> npt.NDArray[np.int64] | None:
 def by_kind(sides: Sequence[Side], text: str) -> list[Part]:
     """Each side's nats per character by kind of character; kinds that do not occur are left out."""
     kinds = character_kinds(text, _firsts(sides[0]))
-    return _parts(sides, [(name, kinds == i) for i, name in enumerate(KINDS)])
+    nats = [side.char_nats for side in sides]
+    masks = {name: kinds == i for i, name in enumerate(KINDS)}
+    return [Part(name, float(mask.mean()), tuple(float(x[mask].mean()) for x in nats)) for name, mask in masks.items() if mask.any()]
 
 
 def by_position(sides: Sequence[Side]) -> list[Part]:
@@ -173,11 +175,6 @@ def by_position(sides: Sequence[Side]) -> list[Part]:
         means = tuple(float(side.char_nats[mask].mean()) if mask.any() else float("nan") for side, mask in zip(sides, masks, strict=True))
         parts.append(Part(f"{low}" if high == low + 1 else f"{low}–{high - 1}", float(masks[0].mean()), means))
     return parts
-
-
-def _parts(sides: Sequence[Side], masks: Sequence[tuple[str, npt.NDArray[np.bool_]]]) -> list[Part]:
-    means = [side.char_nats for side in sides]
-    return [Part(name, float(mask.mean()), tuple(float(nats[mask].mean()) for nats in means)) for name, mask in masks if mask.any()]
 
 
 def most_different(a: Side, b: Side, text: str, *, count: int = 4, length: int = 160) -> list[Passage]:

@@ -22,6 +22,7 @@ from minigpt_cli.runstore.records import Best
 from minigpt_cli.runstore.store import by_text
 
 LEVEL = 0.05
+_RECORDED = ("arch", "tokenizer", "stop_step", "n_params", "n_active_params", "tokens_seen", "elapsed_s", "text_sha256")  # of a row
 _AMOUNTS = {"tokens": "tokens_seen", "seconds": "elapsed_s"}
 
 
@@ -79,23 +80,17 @@ def _row(position: int, run: Run, tied_with_best: bool) -> Row:
     record = run.record
     best = record.best
     assert best is not None
+    recorded = {name: getattr(record, name) for name in _RECORDED}
     return Row(
         rank=position,
         run=run.name,
-        arch=record.arch,
-        tokenizer=record.tokenizer,
         nats_per_char=best.nats_per_char,
         ci95=best.ci95,
         val_loss=best.nats_per_token,
         best_step=best.step,
-        stop_step=record.stop_step,
-        n_params=record.n_params,
-        n_active_params=record.n_active_params,
-        tokens_seen=record.tokens_seen,
-        elapsed_s=record.elapsed_s,
         status=run.status,
-        text_sha256=record.text_sha256,
         tied_with_best=tied_with_best,
+        **recorded,
     )
 
 

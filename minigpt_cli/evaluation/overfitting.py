@@ -15,6 +15,7 @@ from minigpt_cli.data.parts import learned_text, parts_of
 from minigpt_cli.evaluation.characters import spelled
 from minigpt_cli.evaluation.evaluate_run import ChooseDevice, dataset_of, evaluate_run
 from minigpt_cli.evaluation.memorisation import Copies, copies
+from minigpt_cli.evaluation.scores import Score
 from minigpt_cli.generation.samples import Sample
 from minigpt_cli.runstore.store import Run
 from minigpt_cli.tokenization.contract import END_OF_TEXT
@@ -52,15 +53,15 @@ def memorisation(run: Run, *, ckpt: str = "best", seed: int = 0, device: ChooseD
     """The run's score on its training text, and what it copies from it when it writes. Raises UsageError if its data are missing."""
     dataset = dataset_of(run)
     validation = evaluate_run(run, ckpt=ckpt, device=device).score  # of conversations, here and below: the answers
-    low, mean, high = _on_training(run, dataset, ckpt, device)
-    gap = validation.nats_per_char - mean
-    margin = math.hypot((validation.ci95[1] - validation.ci95[0]) / 2, (high - low) / 2)
+    training = _on_training(run, dataset, ckpt, device)
+    gap = validation.nats_per_char - training.nats_per_char
+    margin = math.hypot(*((score.ci95[1] - score.ci95[0]) / 2 for score in (validation, training)))
     samples = sampled(run, dataset, ckpt, seed)
     written = [sample.text for sample in samples]
     unseen = spelled(*learned_text(dataset.val.tokens, dataset.tokenizer, documents=dataset.n_documents > 1))
     return Memorisation(
         val_nats_per_char=validation.nats_per_char,
-        train_nats_per_char=mean,
+        train_nats_per_char=training.nats_per_char,
         gap=gap,
         gap_ci95=(gap - margin, gap + margin),
         sampled=copies(written, training_pieces(dataset)),
@@ -77,7 +78,7 @@ def _whole_documents(samples: Sequence[Sample], dataset: Dataset) -> Written:
     return Written(len(samples), len(ended), sum(text in known for text in ended))
 
 
-def _on_training(run: Run, dataset: Dataset, ckpt: str, device: ChooseDevice) -> tuple[float, float, float]:
+def _on_training(run: Run, dataset: Dataset, ckpt: str, device: ChooseDevice) -> Score:
     from minigpt_cli import checkpoints
     from minigpt_cli.evaluation.scoring import score_ids
 
@@ -88,8 +89,7 @@ def _on_training(run: Run, dataset: Dataset, ckpt: str, device: ChooseDevice) ->
         start = min(start, int(answers[-1]) - 1)  # there is an answer to score
     context = tokens[max(0, start - block_size) : start] if start else None
     parts = parts_of(tokens[start:], dataset.tokenizer, documents=dataset.n_documents > 1)
-    score = score_ids(loaded.model, loaded.tokenizer, tokens[start:], parts=parts, context=context, block_size=block_size)
-    return score.ci95[0], score.nats_per_char, score.ci95[1]
+    return score_ids(loaded.model, loaded.tokenizer, tokens[start:], parts=parts, context=context, block_size=block_size)
 
 
 def _at_character(dataset: Dataset, start: int) -> int:

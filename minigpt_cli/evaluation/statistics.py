@@ -47,18 +47,18 @@ def block_length(series: npt.ArrayLike) -> int:
     values = np.asarray(series, dtype=np.float64)
     n = len(values)
     cell = max(1, n // _CELLS)
-    values = _cells(values, cell)
+    values = cell_means(values, cell)
     best = 1
     while len(values) >= 200:
         best = max(best, 2 * cell * _politis_white(values))
-        values, cell = _cells(values, 4), cell * 4
+        values, cell = cell_means(values, 4), cell * 4
     return max(1, min(max(best, n // _MAX_BLOCKS), n // _MIN_BLOCKS))
 
 
-def _cells(values: Floats, size: int) -> Floats:
+def cell_means(values: Floats, size: int) -> Floats:
     """Means over consecutive cells of `size` elements; a remainder is dropped."""
     whole = len(values) // size * size
-    return np.asarray(values[:whole].reshape(-1, size).mean(axis=1)) if size > 1 else values
+    return np.asarray(values[:whole].reshape(-1, size).mean(axis=1), dtype=np.float64) if size > 1 else values
 
 
 def _politis_white(values: Floats) -> int:

@@ -44,19 +44,18 @@ class Evaluator:
         self._block, self._iters = config.model.block_size, config.eval.eval_iters
         self._windows = config.optim.batch_size * max(1, self._iters)
         train, val, tokenizer = dataset.train.tokens, dataset.val.tokens, dataset.tokenizer
-        self._answers = None if (learned := answers(val, tokenizer)) is None else (answers(train, tokenizer), learned)  # of conversations
+        self._val_learned = learned = answers(val, tokenizer)  # of conversations; None: every token is learned
+        self._train_learned = None if learned is None else answers(train, tokenizer)
         chars, count = (dataset.val.n_chars, len(val)) if learned is None else (answer_chars(val, learned, tokenizer), int(learned.sum()))
         self._chars_per_token = max(1, chars) / count
         generator = np.random.Generator(np.random.Philox(key=[config.seed, _EVALUATION_STREAM]))
-        of_train, of_val = self._answers or (None, None)
-        self._train_starts = self._starts(len(train), of_train, generator)
-        self._val_starts = self._starts(len(val), of_val, generator)
+        self._train_starts = self._starts(len(train), self._train_learned, generator)
+        self._val_starts = self._starts(len(val), self._val_learned, generator)
 
     def __call__(self) -> Measured:
         with self._averaged():
-            learned = self._answers or (None, None)
-            train = self._mean(self._sampled(self._dataset.train.tokens, self._train_starts, learned[0]))
-            val_nats = self._whole() if self._iters == 0 else self._sampled(self._dataset.val.tokens, self._val_starts, learned[1])
+            train = self._mean(self._sampled(self._dataset.train.tokens, self._train_starts, self._train_learned))
+            val_nats = self._whole() if self._iters == 0 else self._sampled(self._dataset.val.tokens, self._val_starts, self._val_learned)
         val = self._mean(val_nats)
         return Measured(train, val, None if val is None else val / self._chars_per_token, val_nats)
 
@@ -97,7 +96,7 @@ class Evaluator:
     def _whole(self) -> npt.NDArray[np.float64]:
         train, val = self._dataset.train.tokens, self._dataset.val.tokens
         nats = token_nats(self._state.model, val, context=train[-self._block :], block_size=self._block)
-        return nats if self._answers is None else nats[self._answers[1]]
+        return nats if self._val_learned is None else nats[self._val_learned]
 
     @contextmanager
     def _averaged(self) -> Iterator[None]:
