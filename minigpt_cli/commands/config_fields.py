@@ -1,4 +1,4 @@
-"""The settings: every leaf field of RunConfig by its own name, which is its flag, its environment variable and its TOML key at once."""
+"""The settings: every leaf field of RunConfig by its name, which is also its flag, its environment variable and its TOML key."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ DEFAULT_ARCH = ModernConfig.model_fields["arch"].default
 
 @dataclass(frozen=True)
 class Setting:
-    """A leaf field of RunConfig: where it sits and in which architectures."""
+    """A leaf field of RunConfig with its section and its architectures."""
 
     name: str
     section: str  # "model", "data", … or "" at the top
@@ -44,12 +44,12 @@ class Setting:
 
     @property
     def is_typed(self) -> bool:
-        """Whether a person sets it, by flag or variable; what only training writes is read from a configuration alone."""
+        """Whether it has a flag and a variable. Settings that only training writes have none."""
         extra = self.info.json_schema_extra
         return not isinstance(extra, dict) or extra.get("flag") is not False
 
     def value_in(self, config: RunConfig) -> Any:
-        """Its value in a configuration. Raises AttributeError where the architecture has no such setting."""
+        """Its value in a configuration. Raises AttributeError if the architecture has no such setting."""
         return getattr(getattr(config, self.section) if self.section else config, self.name)
 
     @property
@@ -82,7 +82,7 @@ def settings() -> dict[str, Setting]:
 
 
 def show_value(value: Any) -> str:
-    """A setting's value as a person would type it."""
+    """The value of a setting as it is typed on the command line."""
     if isinstance(value, bool):
         return "on" if value else "off"
     if isinstance(value, float):

@@ -1,4 +1,4 @@
-"""The bridge from the pydantic config to Typer flags: one flag a setting, with its help, bounds, choices and panel; none written twice."""
+"""Typer flags made from the pydantic configuration: one flag for each setting, with its help, bounds, choices and panel."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _METAVARS = {
 
 
 def with_settings(*, only: tuple[str, ...] | None = None, leave_out: tuple[str, ...] = ()) -> Callable[[_Command], _Command]:
-    """Give a Typer command a flag for each setting; it receives those that were typed as `settings: dict[str, Any]`.
+    """Give a Typer command a flag for each setting; it receives the given ones as `settings: dict[str, Any]`.
 
     `only` names the sections to take ("data", …) or single settings; `leave_out` names settings that the command takes in another way.
     """
@@ -70,7 +70,7 @@ def _parameter(setting: Setting) -> inspect.Parameter:
 
 
 def _flag_type(setting: Setting) -> Any:
-    """The type that Typer parses: numbers, switches and choices as such; what only pydantic understands as text."""
+    """The type that Typer parses: numbers, switches and choices; text for types that only pydantic parses."""
     if get_origin(setting.annotation) is tuple:
         return list[str]
     if any(isinstance(entry, BeforeValidator) for entry in setting.info.metadata):
@@ -88,7 +88,7 @@ def _metavar(setting: Setting, kind: Any) -> str | None:
 
 
 def _bounds(setting: Setting) -> tuple[Any, Any]:
-    """The inclusive bounds that hold for every architecture; exclusive ones are left to pydantic."""
+    """The inclusive bounds that hold for every architecture; pydantic checks exclusive ones."""
     lower = [m.ge for info in setting.fields.values() for m in info.metadata if isinstance(m, annotated_types.Ge)]
     upper = [m.le for info in setting.fields.values() for m in info.metadata if isinstance(m, annotated_types.Le)]
     return (min(lower) if lower else None), (max(upper) if upper else None)  # type: ignore[type-var]

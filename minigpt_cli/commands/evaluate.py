@@ -1,4 +1,4 @@
-"""minigpt eval: score a run on every character of a text, once, without sampling."""
+"""minigpt eval: score a run on every character of a text once, without sampling."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""minigpt generate: continue a prompt, show how sure the model was, compare settings, chat at a prompt, or serve."""
+"""minigpt generate: continue a prompt, show token probabilities, compare settings, chat, or serve."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def generate(
     num_samples: Annotated[int, option("N", "Continuations of the same prompt.", min=1, max=100_000)] = 1,
     stop: Annotated[list[str] | None, option("TEXT", "End before this text; repeatable.")] = None,
     ignore_eos: Annotated[bool, switch("--ignore-eos", "Go on where a document or an answer ends.")] = False,
-    seed: Annotated[int | None, option("N", "Repeat a text exactly; default: drawn anew and shown.", min=0)] = None,
+    seed: Annotated[int | None, option("N", "Repeat a text exactly; default: random, and shown.", min=0)] = None,
     ckpt: CheckpointOption = "best",
     style_name: Annotated[
         str, option("conservative|default|creative", "Temperature and top-k: 0.5, 10 | 0.9, 50 | 1.2, 100.", "--style")
@@ -45,26 +45,26 @@ def generate(
     top_p: Annotated[float | None, option("P", "Only the fewest tokens that reach P together; 1: all.", panel=_SAMPLING)] = None,
     min_p: Annotated[float | None, option("P", "Only tokens at least P times as probable as the first; 0: all.", panel=_SAMPLING)] = None,
     probs: Annotated[bool, switch("--probs", "Colour tokens by probability and list the alternatives.", panel=_VIEW)] = False,
-    html: Annotated[Path | None, option("FILE", "Save that view as a page of its own.", panel=_VIEW)] = None,
+    html: Annotated[Path | None, option("FILE", "Save that view as a page instead.", panel=_VIEW)] = None,
     sweep: Annotated[str | None, option("NAME=A,B,...", "One prompt under several settings, side by side.", panel=_VIEW)] = None,
     interactive: Annotated[bool, switch("--interactive", "A prompt loop; /help there lists its commands.", "-i", panel=_OTHER)] = False,
     serve: Annotated[bool, switch("--serve", "An OpenAI-compatible server with a page at /.", panel=_OTHER)] = False,
-    host: Annotated[str, option("HOST", "Where to serve; beyond loopback needs --api-key.", panel=_OTHER)] = "127.0.0.1",
+    host: Annotated[str, option("HOST", "Address to serve at; any but loopback needs --api-key.", panel=_OTHER)] = "127.0.0.1",
     port: Annotated[int, option("PORT", "0: any free one.", min=0, max=65535, panel=_OTHER)] = 8000,
     api_key: Annotated[
-        str | None, option("KEY", "Serve only to those who send it.", envvar="MINIGPT_API_KEY", show_envvar=True, panel=_OTHER)
+        str | None, option("KEY", "Serve only requests that send this key.", envvar="MINIGPT_API_KEY", show_envvar=True, panel=_OTHER)
     ] = None,
-    engine: Annotated[str, option("auto|native|native-fp32|torch", "How to decode; auto: the fastest there is.", panel=_OTHER)] = "auto",
+    engine: Annotated[str, option("auto|native|native-fp32|torch", "How to decode; auto: the fastest available.", panel=_OTHER)] = "auto",
     runs_dir: RunsDir = None,
     json: JsonFlag = False,
 ) -> None:
     """\b
     Examples:
-      minigpt generate                                 let the newest run write
+      minigpt generate                                 continue with the newest run
       minigpt generate top -p "Once upon a"            the best run, your words
       minigpt generate --temperature 0.5 --top-k 10    safer
       minigpt generate --num-samples 4 --seed 1 --json   four texts for a script
-      minigpt generate -p "To be" --stop . --probs     and how sure the model was
+      minigpt generate -p "To be" --stop . --probs     with probabilities
       minigpt generate --sweep temperature=0.3,0.7,1.5   settings side by side
       minigpt generate --chat -p "How are you?"        ask one trained on chats
       minigpt generate -i                              a prompt loop

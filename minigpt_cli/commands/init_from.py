@@ -51,18 +51,6 @@ class Origin:
         """Its name and hash for the run's record."""
         return Base(run=self.source.label, sha256=self.source.sha256)
 
-    def check(self, config: RunConfig) -> None:
-        """Raise UsageError for adapters on weights that are not a run of the same store: such files may be deleted."""
-        if config.lora.quantize_base != "off":
-            from minigpt_cli.accel.quantized import library
-
-            library()
-        if config.lora.lora_rank and self.source.kind != "run":
-            raise UsageError(
-                f"--lora-rank keeps adapters for a run, and {self.what} is not a run: minigpt runs import {format.quoted(self.what)} "
-                "--name base, then --init-from base"
-            )
-
     def weights(self, config: RunConfig, tokenizer: Tokenizer) -> StartWeights:
         """A complete state dict for `config`. Raises UsageError if the weights do not fit, unless --partial is given."""
         from minigpt_cli.interchange.initialise import initial_weights
@@ -87,11 +75,18 @@ def explained_characters(origin: Origin | None) -> Iterator[None]:
 
 
 def check_adapters(config: RunConfig, origin: Origin | None) -> None:
-    """Raise UsageError for --lora-rank without weights, or for weights that adapters cannot use."""
-    if origin is not None:
-        origin.check(config)
-    elif config.lora.lora_rank:
+    """Raise UsageError for --lora-rank without weights, or with weights that are not a run of this store."""
+    if origin is not None and config.lora.quantize_base != "off":
+        from minigpt_cli.accel.quantized import library
+
+        library()
+    if config.lora.lora_rank and origin is None:
         raise UsageError("--lora-rank adapts the weights of a run: name it with --init-from RUN")
+    if config.lora.lora_rank and origin is not None and origin.source.kind != "run":
+        raise UsageError(
+            f"--lora-rank keeps adapters for a run, and {origin.what} is not a run: minigpt runs import {format.quoted(origin.what)} "
+            "--name base, then --init-from base"
+        )
 
 
 def weights_to_resume(run: Run, point: ResumePoint) -> StartWeights | None:

@@ -1,4 +1,4 @@
-"""minigpt runs leaderboard: all runs, or at an equal budget, or with one row for all seeds of a recipe."""
+"""minigpt runs leaderboard: rank runs, also at an equal budget, or with one row for all seeds of a recipe."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def leaderboard(
         str | None,
         option(
             "tokens|seconds|params[=N]",
-            "Rank by what was reached within N tokens or seconds (default: the most that all had), or with at most N parameters.",
+            "Rank by the score within N tokens or seconds (default: the most that all runs have), or among at most N parameters.",
         ),
     ] = None,
     fold_seeds: Annotated[bool, switch("--fold-seeds", "One row for all runs that differ only in their seed.")] = False,
@@ -44,8 +44,8 @@ def leaderboard(
       minigpt runs leaderboard --budget seconds=60
       minigpt runs leaderboard --md
 
-    Ranks runs by nats per character of their best weights on the whole validation text. Runs on other texts are ranked apart;
-    runs that are statistically tied with the first are marked ≈.
+    Ranks runs by nats per character of their best weights on the whole validation text. Each text has its own ranking;
+    runs with a statistical tie with the first are marked ≈.
     """
     form = one_format(json=json, csv=csv, md=md)
     everything = RunStore(runs_dir).list()
@@ -67,13 +67,13 @@ def ranked(runs: Sequence[Run], budget: str | None = None) -> list[Row]:
 
 
 def within(runs: Sequence[Run], budget: str | None) -> list[Run]:
-    """The runs as they stood within `budget`; says what that means."""
+    """The runs with their scores within `budget`; prints a notice about it."""
     if budget is None:
         return list(runs)
     found = evaluation.within(runs, budget)
     if found.limit is not None:
         console.notice(
-            f"at {found.limit:,.0f} {found.unit}, from evaluations during training: sampled where those were, and without intervals"
+            f"at {found.limit:,.0f} {found.unit}, from evaluations during training: sampled if those were sampled, and without intervals"
         )
     for line in found.left_out:
         console.warn(line)
@@ -81,7 +81,7 @@ def within(runs: Sequence[Run], budget: str | None) -> list[Run]:
 
 
 def folded(runs: Sequence[Run]) -> list[Folded]:
-    """Recipes best first, each text apart; warns of runs that repeat another and are not counted."""
+    """Recipes best first, separately for each text; warns of runs that repeat another and do not count."""
     rows, repeats = evaluation.fold(runs)
     for pair in repeats:
         console.warn(repeat_notice(*pair))
@@ -89,7 +89,7 @@ def folded(runs: Sequence[Run]) -> list[Folded]:
 
 
 def show(runs: Sequence[Run], rows: Sequence[Row], form: Form = "table") -> None:
-    """Print rows in the form asked for."""
+    """Print rows in this format."""
     from minigpt_cli.display.run_tables import leaderboard_table, print_leaderboard
     from minigpt_cli.display.tables import as_csv, as_markdown
 
@@ -118,7 +118,7 @@ def _by_text(runs: Sequence[Run], rows: Sequence[Row]) -> list[tuple[str, list[R
 
 
 def show_folded(rows: Sequence[Folded], form: Form = "table") -> None:
-    """Print one row for each recipe in the form asked for."""
+    """Print one row for each recipe in this format."""
     from minigpt_cli.display.run_tables import folded_table
     from minigpt_cli.display.tables import as_csv, as_markdown, print_table
 

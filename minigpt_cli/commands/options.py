@@ -1,7 +1,7 @@
-"""Arguments and flags that several commands share, with their shell completion. Completing imports no torch.
+"""Arguments and flags that several commands share, with their shell completion. Completion imports no torch.
 
-A command's docstring is its help page. It begins with `\\b` (so that Typer keeps its lines) and a block "Examples:", each
-line of which is two spaces, a command line that the tests parse, and, two or more spaces on, what it does.
+The docstring of a command is its help page. It starts with `\\b` (so that Typer keeps its lines) and a block "Examples:". Each
+line of the block has two spaces, a command line that the tests parse, and after two or more spaces its description.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from minigpt_cli.errors import UsageError
 
 
 def complete_run(ctx: typer.Context, incomplete: str) -> Iterator[tuple[str, str]]:
-    """Names of runs, newest first, and what each is."""
+    """Names of runs, newest first, and their architectures."""
     from minigpt_cli.errors import MiniGPTError
     from minigpt_cli.runstore.store import RunStore, resolve_runs_dir
 
@@ -34,7 +34,7 @@ def complete_run(ctx: typer.Context, incomplete: str) -> Iterator[tuple[str, str
 
 
 def complete_preset(incomplete: str) -> Iterator[tuple[str, str]]:
-    """Names of presets, and what each is for."""
+    """Names of presets, and their summaries."""
     from minigpt_cli.presets.catalog import preset_names, preset_summary
 
     yield from ((name, preset_summary(name)) for name in preset_names() if name.startswith(incomplete))
@@ -76,7 +76,7 @@ RunArgument = Annotated[str, typer.Argument(metavar="RUN", help=_RUN_HELP, autoc
 """A run that must be named."""
 
 OptionalRun = Annotated[str | None, typer.Argument(metavar="RUN", help=_RUN_HELP + " Default: latest.", autocompletion=complete_run)]
-"""A run, by default the latest; the command says on stderr which one it took."""
+"""A run, by default the latest; the command prints its name on stderr."""
 
 RunArguments = Annotated[list[str], typer.Argument(metavar="RUN", help=_RUN_HELP, autocompletion=complete_run)]
 """One run or more."""
@@ -84,7 +84,7 @@ RunArguments = Annotated[list[str], typer.Argument(metavar="RUN", help=_RUN_HELP
 OptionalRunArguments = Annotated[
     list[str] | None, typer.Argument(metavar="RUN", help=_RUN_HELP + " Default: latest.", autocompletion=complete_run)
 ]
-"""Any number of runs; none means the latest."""
+"""Any number of runs; the default is the latest."""
 
 SourceArguments = Annotated[
     list[str] | None,
@@ -95,11 +95,11 @@ SourceArguments = Annotated[
         autocompletion=complete_source,
     ),
 ]
-"""Where text comes from."""
+"""The sources of the text."""
 
-RunsDir = Annotated[Path | None, option("DIR", "Where runs live; default: $MINIGPT_RUNS_DIR, else ./runs.", "--runs-dir")]
+RunsDir = Annotated[Path | None, option("DIR", "The folder of the runs; default: $MINIGPT_RUNS_DIR, else ./runs.", "--runs-dir")]
 
-JsonFlag = Annotated[bool, switch("--json", "Print JSON on stdout, and nothing else there.")]
+JsonFlag = Annotated[bool, switch("--json", "Print only JSON on stdout.")]
 
 YesFlag = Annotated[bool, switch("--yes", "Do not ask before deleting.", "-y")]
 

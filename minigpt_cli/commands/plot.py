@@ -47,7 +47,7 @@ def plot(
       minigpt runs plot modern-1 moe-1 --out curves.svg
       minigpt runs plot modern-1 --html report.html
 
-    Draws curves of one run or several over each other, the best step marked.
+    Draws the curves of one run or several in one chart, and marks the best step.
     """
     store = RunStore(runs_dir)
     chosen = find_readable(store, run or ["latest"])

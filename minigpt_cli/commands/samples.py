@@ -1,4 +1,4 @@
-"""What a run writes like, and what to type next about it: for the end of a training and for reports."""
+"""A sample of a run and the commands to type next, for the end of a training and for reports."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _TOKENS = 200
 
 
 def sample_of(run: Run) -> str:
-    """A sample under the run's own seed, of a run that learned to chat a question and its answer; empty, with a warning, where the weights
+    """A sample with the run's own seed; a question and its answer if the run was trained on chats. Empty, with a warning, if the weights
     cannot be read."""
     if not run.record.files:
         return ""
@@ -40,27 +40,26 @@ def sample_of(run: Run) -> str:
 
 
 def next_commands(run: Run, stop_reason: StopReason | None = None) -> list[str]:
-    """What a person is likely to type now: commands that work as they are, with a prompt that the run knows."""
-    name, where = format.quoted(run.name), _elsewhere(run)
+    """Useful next commands, which work unchanged: the prompt is one that the run's tokenizer knows."""
+    name, runs_dir = format.quoted(run.name), _runs_dir_flag(run)
     commands = []
     if stop_reason is not None and (stop_reason.signal_number or stop_reason is StopReason.TIME_LIMIT):
-        without_limit = (
-            " --time-limit 0" if stop_reason is StopReason.TIME_LIMIT else ""
-        )  # which counts all the time that the run ever took
-        commands.append(f"minigpt train --resume {name}{without_limit}{where}")
+        # the limit counts all sessions of the run, so a resumed run would stop at once
+        no_limit = " --time-limit 0" if stop_reason is StopReason.TIME_LIMIT else ""
+        commands.append(f"minigpt train --resume {name}{no_limit}{runs_dir}")
     if run.record.best is not None:
-        commands += [generate_command(run), f"minigpt eval {name}{where}", f"minigpt runs leaderboard{where}"]
-    return commands or [f"minigpt runs list{where}"]
+        commands += [generate_command(run), f"minigpt eval {name}{runs_dir}", f"minigpt runs leaderboard{runs_dir}"]
+    return commands or [f"minigpt runs list{runs_dir}"]
 
 
 def generate_command(run: Run) -> str:
-    """The command that lets this run write."""
+    """The command that generates text with this run."""
     command, opening = f"minigpt generate {format.quoted(run.name)}", _opening(run)
     if opening.chat:
         command += " --chat"
     if opening.text:
         command += f" --prompt {format.quoted(opening.text)}"
-    return command + _elsewhere(run)
+    return command + _runs_dir_flag(run)
 
 
 def _opening(run: Run) -> Opening:
@@ -73,7 +72,7 @@ def _opening(run: Run) -> Opening:
         return Opening("")
 
 
-def _elsewhere(run: Run) -> str:
-    """The flag that finds the run again, where it is not where runs are looked for without it."""
+def _runs_dir_flag(run: Run) -> str:
+    """The flag --runs-dir, if the run is not in the default folder."""
     folder = run.dir.parent
     return "" if os.path.abspath(folder) == os.path.abspath(resolve_runs_dir()) else f" --runs-dir {format.quoted(str(folder))}"

@@ -1,4 +1,4 @@
-"""minigpt generate --serve: the runs of a folder behind OpenAI's interface, and a page to play with."""
+"""minigpt generate --serve: the runs of a folder through an OpenAI-compatible interface, and a page to try them."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from minigpt_cli.errors import MiniGPTError, MissingExtra, UsageError
 from minigpt_cli.runstore.directory import RECORD, Run
 from minigpt_cli.runstore.store import RunStore
 
-SLOTS = 64  # sequences decoded at once, of each run
-MAX_WAITING = 128  # sequences that may wait for one of them
+SLOTS = 64  # sequences that each run decodes at once
+MAX_WAITING = 128  # sequences that may wait for a slot
 
 
 def serve(store: RunStore, *, host: str, port: int, api_key: str | None, engine: str, first: str | None, ckpt: str) -> None:
-    """Serve until interrupted. Raises MissingExtra, UsageError for an open door without a key, MiniGPTError for a port in use."""
+    """Serve until interrupted. Raises MissingExtra, UsageError for a network address without a key, MiniGPTError for a port in use."""
     try:
         import uvicorn
 
@@ -44,7 +44,7 @@ def serve(store: RunStore, *, host: str, port: int, api_key: str | None, engine:
 
 
 def build_app(store: RunStore, *, api_key: str | None, engine: str, first: str | None, ckpt: str, local_only: bool) -> Any:
-    """The application over the runs of `store`."""
+    """The web application that serves the runs of `store`."""
     from minigpt_cli.display.pages.tokens import serve_page
     from minigpt_cli.generation.open_run import open_model
     from minigpt_cli.generation.serving.app import create_app
@@ -63,7 +63,9 @@ def listed(store: RunStore, first: str | None = None) -> list[Any]:
     """The readable runs that have weights, `first` before the others, then newest first."""
     from minigpt_cli.generation.serving.models import Listed
 
-    runs = [run for run in reversed(store.runs()) if run.record.files and run.name.isprintable()]  # others cannot be named in JSON
+    runs = [
+        run for run in reversed(store.runs()) if run.record.files and run.name.isprintable()
+    ]  # a name with control characters has no JSON form
     runs.sort(key=lambda run: run.name != first)
     return [
         Listed(
@@ -82,14 +84,14 @@ def listed(store: RunStore, first: str | None = None) -> list[Any]:
 
 
 def _created(date: str) -> int:
-    """Seconds since 1970; 0 where a record has no date."""
+    """Seconds since 1970; 0 if the record has no date."""
     with suppress(ValueError, OverflowError):
         return int(datetime.fromisoformat(date).timestamp())
     return 0
 
 
 def _version(run: Run) -> object:
-    """Another one once the run was saved anew, or replaced."""
+    """A value that changes when the run is saved again or replaced."""
     status = run.file(RECORD).stat()
     return run.name, status.st_ino, status.st_mtime_ns
 

@@ -1,4 +1,4 @@
-"""minigpt tokenize: a text into token files, and how a tokenizer cuts a text."""
+"""minigpt tokenize: make token files from a text, and show the tokens of a text."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def tokenize(
 ) -> None:
     """\b
     Examples:
-      minigpt tokenize                                  a token a character
+      minigpt tokenize                                  one token for each character
       minigpt tokenize notes.txt --tokenizer bpe        512 tokens, learned
       minigpt tokenize books/ --tokenizer gpt2 --out t  GPT-2's, written to t/
-      minigpt tokenize --tokenizer bpe --show "Once upon"    how this text is cut
+      minigpt tokenize --tokenizer bpe --show "Once upon"    its tokens
 
     Cuts a text into tokens and writes train.bin, val.bin (and test.bin), tokenizer.json and dataset.json.
     A text that was prepared with the same settings before is not prepared again.
@@ -87,6 +87,6 @@ def _summary(dataset: Dataset) -> dict[str, Any]:
 
 
 def _pieces(tokenizer: Tokenizer, text: str) -> list[tuple[int, bytes]]:
-    """The id of every token of `text`, and the bytes that it stands for."""
+    """The id and the bytes of every token of `text`."""
     of_id = tokenizer.token_bytes()
     return [(i, of_id[i]) for i in tokenizer.encode(text).tolist()]

@@ -27,7 +27,7 @@ _MANY = "Many runs"
 @with_settings(leave_out=("source",))
 def train(
     sources: SourceArguments = None,
-    preset: Annotated[str | None, option("NAME", "Start from a named recipe.", autocompletion=complete_preset)] = None,
+    preset: Annotated[str | None, option("NAME", "Start from a named preset.", autocompletion=complete_preset)] = None,
     config: Annotated[Path | None, option("FILE", "Settings from a TOML file, or from a run's config.json.")] = None,
     name: Annotated[str | None, option("NAME", "The run's name; default: its architecture and a number.")] = None,
     resume: Annotated[
@@ -42,21 +42,21 @@ def train(
         str | None,
         option(
             "RUN|PATH",
-            "Begin with the weights of a run, a Hugging Face folder, nanoGPT's ckpt.pt, a .pt or .safetensors; sizes come from there.",
+            "Start with the weights of a run, a Hugging Face folder, nanoGPT's ckpt.pt, a .pt or .safetensors; sizes come from there.",
             "--init-from",
             autocompletion=complete_run,
         ),
     ] = None,
-    partial: Annotated[bool, switch("--partial", "With --init-from: take what fits.")] = False,
+    partial: Annotated[bool, switch("--partial", "With --init-from: take the tensors that fit.")] = False,
     merge: Annotated[bool, switch("--merge", "With --lora-rank: at the end also make NAME-merged, which needs no base.")] = False,
     data: Annotated[str | None, option("SOURCE", "Same as SOURCE.")] = None,
-    dry_run: Annotated[bool, switch("--dry-run", "Take a few real steps and say what the run would cost; nothing is kept.")] = False,
+    dry_run: Annotated[bool, switch("--dry-run", "Take a few real steps and print what the run would cost; nothing is saved.")] = False,
     sweep: Annotated[list[str] | None, option("KEY=A,B,…", "Train a run for each value; several make a grid.", panel=_MANY)] = None,
     seeds: Annotated[int, option("N", "Train each with this many seeds.", min=1, panel=_MANY)] = 1,
-    search: Annotated[list[str] | None, option("KEY=LOW..HIGH[:log]", "Let Optuna look for the best value.", panel=_MANY)] = None,
+    search: Annotated[list[str] | None, option("KEY=LOW..HIGH[:log]", "Let Optuna search for the best value.", panel=_MANY)] = None,
     trials: Annotated[int, option("N", "Runs of a search, in all its processes.", min=1, panel=_MANY)] = 30,
     log: Annotated[list[str] | None, option("tensorboard|trackio|wandb", "Write the numbers there too; may be repeated.")] = None,
-    print_config: Annotated[bool, switch("--print-config", "Show every setting and where it came from, and exit.")] = False,
+    print_config: Annotated[bool, switch("--print-config", "Show every setting and its source, and exit.")] = False,
     runs_dir: RunsDir = None,
     json: JsonFlag = False,
     *,
@@ -67,8 +67,8 @@ def train(
       minigpt train                                a small model, three minutes
       minigpt train notes.txt --time-budget 10m    your own text, ten minutes
       minigpt train tinyshakespeare --arch moe     a mixture of experts
-      minigpt train --preset nanogpt-cpu --seed 1  a named recipe
-      minigpt train --resume latest                go on where it stopped
+      minigpt train --preset nanogpt-cpu --seed 1  a named preset
+      minigpt train --resume latest                continue a stopped run
       minigpt train new.txt --init-from latest --lora-rank 8   fine-tune
       minigpt train --lr 1e-3 --print-config       what would be used, and why
       minigpt train --sweep lr=1e-3,3e-3 --seeds 3  a grid, three seeds each

@@ -1,4 +1,4 @@
-"""minigpt runs watch: watch runs that train in another terminal, without slowing them."""
+"""minigpt runs watch: watch runs that train in another process. It only reads files, so it does not slow them down."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def watch(
     Examples:
       minigpt runs watch                     the newest run, until it ends
       minigpt runs watch modern-1 moe-1      two at once
-      minigpt runs watch modern-1 --once     where it is now
+      minigpt runs watch modern-1 --once     its present state
 
     Shows the live view of runs that another process trains or has trained. Off a terminal: a line per evaluation.
     """
@@ -39,10 +39,10 @@ def watch(
     if json or not console.is_terminal(sys.stdout):
         _lines(chosen, every, once=once, json=json)
     else:
-        show_live((_observe(chosen) for _ in _looks(every, once=once)), several=len(chosen) > 1)
+        show_live((_observe(chosen) for _ in _updates(every, once=once)), several=len(chosen) > 1)
 
 
-def _looks(every: float, *, once: bool) -> Iterator[None]:
+def _updates(every: float, *, once: bool) -> Iterator[None]:
     yield
     while not once:
         time.sleep(every)
@@ -50,7 +50,7 @@ def _looks(every: float, *, once: bool) -> Iterator[None]:
 
 
 def _observe(runs: list[Run]) -> list[Observed]:
-    """What the files of each run say now."""
+    """The present state of each run, read from its files."""
     return [
         Observed(replay.started(run.record, run.config), list(run.metrics()), _stopped(run), run.config.eval.time_limit, run.status)
         for run in (run.refresh() for run in runs)
@@ -58,7 +58,7 @@ def _observe(runs: list[Run]) -> list[Observed]:
 
 
 def _stopped(run: Run) -> Stopped | None:
-    """How the run ended, or None while it trains."""
+    """The end of the run; None while it trains."""
     if run.status == "running":
         return None
     reason = None if run.status in ("crashed", "failed") else run.record.stop_reason
@@ -66,11 +66,11 @@ def _stopped(run: Run) -> Stopped | None:
 
 
 def _lines(runs: list[Run], every: float, *, once: bool, json: bool) -> None:
-    """Print each evaluation as it comes: JSON events, or lines that begin with the run's name if there are several."""
+    """Print each new evaluation: JSON events, or lines that start with the run's name if there are several runs."""
     from minigpt_cli.display.training_screen import evaluation_line
 
     seen = {run.name: 0 for run in runs}
-    for _ in _looks(every, once=once):
+    for _ in _updates(every, once=once):
         observed = _observe(runs)
         for started, evaluations, *_ in observed:
             for event in evaluations[seen[started.run] :]:

@@ -1,7 +1,7 @@
-"""Where words go: results to stdout, progress, notices and errors to stderr. Light: rich is imported when something needs it.
+"""Output: results to stdout; progress, notices and errors to stderr. rich is imported only when it is needed.
 
-Texts that a stranger may have written (names, notes, generated text, paths) pass through `printable` or `one_line` (escaping.py) before
-they reach a terminal.
+Text from other people (names, notes, generated text, paths) goes through `printable` or `one_line` (escaping.py) before a terminal
+shows it.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from minigpt_cli.events import Event
 
 Advance = Callable[[str, float, float | None], None]
-"""Called with what is being done, how much is done, and how much there is in all (None: not known)."""
+"""Called with the name of the work, the amount done, and the total amount (None: not known)."""
 
-_PLAIN_WIDTH = 400  # off a terminal nothing is folded: the reader is a file or a program
+_PLAIN_WIDTH = 400  # in a pipe lines are not wrapped: a file or a program reads them
 
 
 def is_terminal(stream: TextIO) -> bool:
-    """Whether a person looks at `stream`."""
+    """Whether `stream` is a terminal that understands control sequences."""
     return stream.isatty() and os.environ.get("TERM") != "dumb"
 
 
@@ -55,13 +55,13 @@ def _console(stream: TextIO) -> Console:
 
 
 def write(text: str, end: str = "\n") -> None:
-    """Print `text` to stdout as it is."""
+    """Print `text` to stdout unchanged."""
     sys.stdout.write(text + end)
     sys.stdout.flush()
 
 
 def write_json(value: Any, *, indent: int | None = 2) -> None:
-    """Print one JSON document to stdout; numbers that JSON cannot write (NaN, infinities) become null, control characters \\u009b."""
+    """Print one JSON document to stdout; NaN and infinities become null, control characters \\u009b."""
     write(json_text(json.dumps(finite(value), ensure_ascii=False, allow_nan=False, indent=indent)))
 
 
@@ -71,7 +71,7 @@ def write_event(event: Event) -> None:
 
 
 def write_rows(text: str) -> None:
-    """Print a table of CSV to stdout: to a program as it is, to a person without what commands a terminal."""
+    """Print CSV to stdout: unchanged to a program, without control characters to a terminal."""
     write(printable(text) if is_terminal(sys.stdout) else text)
 
 
@@ -87,26 +87,26 @@ def finite(value: Any) -> Any:
 
 
 def write_now(message: str) -> None:
-    """Write a line to stderr past every buffer: for signal handlers, which may interrupt a print."""
+    """Write a line to stderr without a buffer, for signal handlers, which may interrupt a print."""
     os.write(sys.stderr.fileno(), f"{message}\n".encode())
 
 
 def notice(message: str) -> None:
-    """Say something worth knowing on stderr, a line."""
-    _say(message, "", "2")
+    """Print a notice to stderr, one line."""
+    _print_line(message, "", "2")
 
 
 def warn(message: str) -> None:
-    """Say something that may be wrong on stderr, a line."""
-    _say(message, "Warning: ", "33")
+    """Print a warning to stderr, one line."""
+    _print_line(message, "Warning: ", "33")
 
 
 def error(message: str) -> None:
-    """Say on stderr what went wrong, a line."""
-    _say(message, "Error: ", "31")
+    """Print an error to stderr, one line."""
+    _print_line(message, "Error: ", "31")
 
 
-def _say(message: str, label: str, colour: str) -> None:
+def _print_line(message: str, label: str, colour: str) -> None:
     line = one_line(message)
     if not use_colour(sys.stderr):
         line = label + line
@@ -120,7 +120,7 @@ def _say(message: str, label: str, colour: str) -> None:
 
 @contextmanager
 def progress(*, in_bytes: bool = False, quiet: bool = False) -> Iterator[Advance]:
-    """Show a bar on stderr for the length of a `with`; it is removed at the end. `quiet` shows nothing."""
+    """Show a progress bar on stderr during a `with` block. `quiet` shows nothing."""
     if quiet or not is_terminal(sys.stderr):
         yield _announced_once(quiet)
         return

@@ -1,4 +1,4 @@
-"""The result of `eval` for people: the score with its interval, beside baselines without a neural network, and what was memorised."""
+"""The result of `eval` on the terminal: the score with its interval, baselines without a neural network, and memorisation."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def print_evaluation(found: Evaluation, what: str, baselines: Baselines | None, 
     """Print the score of `what` (a split or a file) to stdout."""
     score = found.score
     windows = f"windows slide by {stride} tokens" if stride else "consecutive windows"
-    ppl = f"{score.perplexity:.2f}" if math.isfinite(score.perplexity) else "beyond measure"
+    ppl = f"{score.perplexity:.2f}" if math.isfinite(score.perplexity) else "infinite"
     what = one_line(what) + format.parts_alone(score.n_answers, score.n_documents)
     lines = [
         f"run     {one_line(found.run.name)}, {found.ckpt} checkpoint, step {found.step:,}",
@@ -48,12 +48,12 @@ def _print_baselines(model: float, baselines: Baselines) -> None:
 
 
 def print_test_gap(selected: float, test: float) -> None:
-    """Print how far the untouched test split is from the validation score that the checkpoint was selected by."""
+    """Print the difference between the test score and the validation score that selected the checkpoint."""
     console.write(f"gap     {test - selected:+.4f} nats per character from {selected:.4f}, the validation score that chose this checkpoint")
 
 
 def print_memorisation(found: Memorisation) -> None:
-    """Print the gap between training and validation text, and how long the copies are in what the model writes."""
+    """Print the gap between training and validation text, and the lengths of the copies in generated text."""
     low, high = found.gap_ci95
     lines = [
         "\nmemorisation",

@@ -1,4 +1,4 @@
-"""Numbers as people read them; no markup, no colour."""
+"""Numbers as text for people, without markup and colour."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def duration(seconds: float) -> str:
 
 
 def loss(value: float | None) -> str:
-    """A loss with four decimals, or a dash where it was not finite."""
+    """A loss with four decimals; a dash if it was not finite."""
     return "-" if value is None else f"{value:.4f}"
 
 
@@ -61,14 +61,14 @@ def size(n_bytes: int | float) -> str:
 
 
 def quoted(text: str) -> str:
-    """`text` as one word of a command line; in double quotes, which every shell knows, unless something in it asks for others."""
+    """`text` as one word of a command line, in double quotes if possible, which every shell understands."""
     if re.fullmatch(r"[\w@%+=:,./-]+", text):
         return text
     return shlex.quote(text) if re.search(r'["$`\\!]', text) else f'"{text}"'
 
 
 def ago(created_at: str) -> str:
-    """An ISO time as a distance from now: 3 min ago; the text itself where it is no time."""
+    """An ISO time relative to now: 3 min ago; the text itself if it is not a time."""
     try:
         then = datetime.fromisoformat(created_at.replace("Z", "+00:00"))
         seconds = (datetime.now(UTC) - then).total_seconds()

@@ -1,4 +1,4 @@
-"""Runs as tables: the list, the leaderboard, one run in full, the differences between runs."""
+"""Tables of runs: the list, the leaderboard, one run in full, the differences between runs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _STATUS_STYLE: Mapping[str, Style] = {"damaged": "bad", "crashed": "bad", "faile
 
 
 def print_list(runs: Sequence[Mapping[str, Any]]) -> None:
-    """Print `runs list`: what `run_fields.listing` gives, a row each."""
+    """Print `runs list`: one row for each result of `run_fields.listing`."""
     damaged = [run for run in runs if run["status"] == "damaged"]
     rows = [[run["run"], "damaged", *[""] * (len(_LIST) - 2)] if run in damaged else [show(run) for _, show in _LIST] for run in runs]
     print_table([column for column, _ in _LIST], rows, styles=[_STATUS_STYLE.get(run["status"], "") for run in runs])
@@ -61,7 +61,7 @@ _LEADERBOARD: Fields[Row] = (
     (Column("nats/token", 9, right=True), lambda row: format.loss(row.val_loss)),
     (Column("status", 8), lambda row: row.status if row.status != "finished" else ""),
 )
-_ON_A_TERMINAL = ("", "active", "status")  # columns that a table to paste does without
+_ON_A_TERMINAL = ("", "active", "status")  # columns that a Markdown table leaves out
 
 _FOLDED: Fields[Folded] = (
     (Column("#", right=True), lambda row: str(row.rank)),
@@ -85,7 +85,7 @@ def print_leaderboard(groups: Sequence[tuple[str, Sequence[Row]]]) -> None:
 
 
 def leaderboard_table(rows: Sequence[Row]) -> tuple[list[Column], list[list[str]]]:
-    """Columns and cells of a leaderboard to paste."""
+    """Columns and cells of a leaderboard for Markdown and pages."""
     columns, cells = cells_of([field for field in _LEADERBOARD if field[0].name not in _ON_A_TERMINAL], rows)
     score = next(i for i, column in enumerate(columns) if column.name == "nats/char")
     for row, line in zip(rows, cells, strict=True):
@@ -99,7 +99,7 @@ def folded_table(rows: Sequence[Folded]) -> tuple[list[Column], list[list[str]]]
 
 
 def print_run(record: RunRecord, status: str, annotations: Annotations, settings: Sequence[tuple[str, str]], chart: str) -> None:
-    """Print one run in full: how it went, what it was, its settings where they differ from the defaults."""
+    """Print one run in full: its results, its model, and the settings that are not defaults."""
     from rich.table import Table
     from rich.text import Text
 
@@ -121,17 +121,13 @@ def _facts(record: RunRecord, status: str, annotations: Annotations) -> list[tup
     score = ""
     if best is not None:
         score = f"{best.nats_per_char:.4f} nats per character" + (f", 95 %: {format.interval(best.ci95)}" if best.ci95 else "")
-        score += f"; {best.nats_per_token:.4f} nats per token; step {best.step:,}" + (
-            "" if best.whole_split else "; on samples of the split"
-        )
+        score += f"; {best.nats_per_token:.4f} nats per token; step {best.step:,}"
+        score += "" if best.whole_split else "; on samples of the split"
     active = "" if record.n_active_params == record.n_params else f", {record.n_active_params:,} active"
     commit = f"{record.git_commit[:12]}{' with changes' if record.git_dirty else ''}" if record.git_commit else ""
     text = f"{corpus.label} (sha256 {corpus.sha256[:12]})" if corpus else ""
-    sizes = (
-        ", ".join(f"{name} {split.n_tokens:,} tokens / {split.n_chars:,} characters" for name, split in corpus.splits.items())
-        if corpus
-        else ""
-    )
+    splits = corpus.splits.items() if corpus else ()
+    sizes = ", ".join(f"{name} {split.n_tokens:,} tokens / {split.n_chars:,} characters" for name, split in splits)
     return [
         ("run", record.name),
         ("status", status + (f": {record.stop_reason}" if record.stop_reason and record.stop_reason != status else "")),
@@ -147,11 +143,8 @@ def _facts(record: RunRecord, status: str, annotations: Annotations) -> list[tup
         ("command", " ".join(record.argv)),
         ("preset", record.preset or ""),
         ("group", record.group or ""),
-        ("begun", f"{record.created_at} ({format.ago(record.created_at)})"),
-        (
-            "resumed",
-            ", ".join(f"at {session.step:,}{'' if session.exact else ' (not exactly)'}" for session in record.resume_exact_history),
-        ),
+        ("started", f"{record.created_at} ({format.ago(record.created_at)})"),
+        ("resumed", ", ".join(f"at {each.step:,}{'' if each.exact else ' (not exactly)'}" for each in record.resume_exact_history)),
         ("from", f"{record.base.run} (sha256 {record.base.sha256[:12]})" if record.base else ""),
         ("tags", " ".join(annotations.tags)),
         ("note", annotations.note),

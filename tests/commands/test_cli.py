@@ -226,7 +226,7 @@ def test_disk_trouble_is_one_line_exit_1(cli: Any, monkeypatch: pytest.MonkeyPat
     assert "No space left" in done.err
 
 
-def test_mounted_modules_have_what_is_mounted() -> None:
+def test_lazy_commands_exist_in_their_modules() -> None:
     for name, mount in cli_module.COMMANDS.items():
         module, _, attribute = mount.target.partition(":")
         assert hasattr(import_module(module), attribute), name
@@ -250,7 +250,7 @@ def test_completion_completes_without_torch(make_run: Any, home: Path) -> None:
 
 
 @pytest.mark.parametrize("native", ["1", "0"])
-def test_the_long_version_says_what_computes_and_why_nothing_faster(native: str) -> None:
+def test_the_verbose_version_names_the_kernels_and_why_others_are_not_used(native: str) -> None:
     command = [sys.executable, "-m", "minigpt_cli", "--version", "-v"]
     said = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "MINIGPT_NATIVE": native}, check=True).stdout
     lines = {line.split()[0]: line.partition(" ")[2].strip() for line in said.splitlines()}

@@ -102,7 +102,7 @@ def test_a_copied_run_is_one_observation_whatever_its_seed_says(four: Path) -> N
     assert [repeat_notice(*pair).split(",")[0] for pair in repeats] == ["bpe-3 has the weights of bpe-1"]
 
 
-def test_people_read_words(cli, four: Path) -> None:
+def test_the_terminal_shows_verdicts_as_sentences(cli, four: Path) -> None:
     done = cli("compare", "first", "bpe-1", "--prompt", "to be", "--seed", "3")
     assert done.code == 0
     for part in ("settings that differ", "scores", "verdict", "by kind of character", "most different", "not about recipes", "one prompt"):
@@ -115,7 +115,7 @@ def test_the_same_prompt_and_seed_give_the_same_samples(cli, four: Path) -> None
     assert cli(*arguments).json["samples"] == cli(*arguments).json["samples"]
 
 
-def test_another_text_for_all(cli, four: Path) -> None:
+def test_all_runs_are_scored_on_another_text(cli, four: Path) -> None:
     (four / "other.txt").write_text("to suffer the question:\n" * 9, encoding="utf-8")
     document = cli("compare", "first", "bpe-1", "--data", "other.txt", "--json").json
     assert document["n_chars"] == 216
@@ -130,7 +130,7 @@ def test_markdown_is_a_table_to_paste(cli, four: Path) -> None:
 
 
 @pytest.mark.parametrize("ending", ["html", "svg", "png"])
-def test_plots_are_files_of_their_own(cli, four: Path, ending: str) -> None:
+def test_plots_are_self_contained_files(cli, four: Path, ending: str) -> None:
     done = cli("compare", "first", "bpe-1", "--plot", f"out.{ending}", "--prompt", "be <b>")
     if "does not know" in done.err:
         done = cli("compare", "first", "bpe-1", "--plot", f"out.{ending}", "--prompt", "be ")

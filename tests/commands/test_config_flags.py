@@ -99,7 +99,7 @@ def test_preset_says_only_what_differs_and_why(preset: str) -> None:
     assert tomllib.loads(text) == read_preset(preset)
 
 
-def test_each_layer_covers_the_one_before(tmp_path: Path) -> None:
+def test_each_source_of_settings_overrides_the_ones_before(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text("lr = 1e-4\n[optim]\nweight_decay = 0.3\n[eval]\npatience = 3\n", encoding="utf-8")
     environment = {"MINIGPT_WEIGHT_DECAY": "0.4", "MINIGPT_DROPOUT": "0.5", "MINIGPT_PATIENCE": "5"}
@@ -146,7 +146,7 @@ def test_bad_value_is_one_line_that_names_the_flag(flags: dict[str, Any], messag
     assert "\n" not in str(caught.value)
 
 
-def test_bad_value_from_elsewhere_says_where_from() -> None:
+def test_a_bad_value_names_its_source() -> None:
     with pytest.raises(UsageError, match=r"--dropout 7: .*\(from MINIGPT_DROPOUT\)"):
         resolve({}, environment={"MINIGPT_DROPOUT": "7"})
 

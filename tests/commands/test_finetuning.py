@@ -139,7 +139,7 @@ def test_resumed_adapters_end_where_uninterrupted_ones_do(store: RunStore) -> No
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
 
-def test_base_is_found_under_another_name_and_missed_aloud(store: RunStore, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_renamed_base_is_found_and_a_missing_base_is_an_error(store: RunStore, capsys: pytest.CaptureFixture[str]) -> None:
     assert train("orphan", "--lora-rank", "1", steps=20) == 0
     assert minigpt(["runs", "rename", "base", "renamed"]) == 0
     assert checkpoints.load(store.find("orphan"))
@@ -215,7 +215,7 @@ def test_mistakes_are_one_line_and_leave_no_run(
     assert store.names() == before
 
 
-def test_a_hugging_face_folder_trains_on_here(store: RunStore, tmp_path: Path) -> None:
+def test_training_continues_with_a_hugging_face_folder(store: RunStore, tmp_path: Path) -> None:
     huggingface.export(checkpoints.load(store.find("base")), tmp_path / "hf")
     arguments: list[Any] = ["train", "old.txt", "--name", "from-hf", "--init-from", str(tmp_path / "hf"), "--max-steps", "10", *QUICK]
     assert minigpt(arguments) == 0

@@ -216,7 +216,7 @@ def test_a_closed_pipe_ends_quietly() -> None:
     assert "Traceback" not in noise
 
 
-def test_damaged_weights_fall_back_to_the_save_before_aloud_or_end_in_one_line(cli: Any, trained: Path) -> None:
+def test_damaged_weights_use_the_previous_save_with_a_warning_or_end_in_one_line(cli: Any, trained: Path) -> None:
     path = trained / "runs/first/best.safetensors"
     data = bytearray(path.read_bytes())
     data[-1] ^= 1

@@ -71,7 +71,7 @@ def changed(name: str) -> str:
 
 
 @pytest.mark.parametrize("name", RECORDS)
-def test_what_no_run_can_have_is_refused_where_it_is_read(name: str) -> None:
+def test_impossible_values_in_a_record_are_refused_when_it_is_read(name: str) -> None:
     assert RunRecord.from_json(signed(content_of(name)).encode(), "run.json").name == name
     with pytest.raises(RunDamaged, match=r"^run\.json is not [^\n]{10,400}$"):
         RunRecord.from_json(changed(name).encode(), "run.json")
@@ -135,7 +135,7 @@ def test_a_hostile_line_of_metrics_is_refused(field: str, value: Any, make_run: 
         list(run.metrics())
 
 
-def test_a_loss_beyond_all_sense_is_as_one_that_is_not_finite() -> None:
+def test_a_huge_loss_counts_as_not_finite() -> None:
     for loss in (1e300, -1e300, float("nan"), float("inf"), HUGE):
         assert record("a", final_val_loss=loss).final_val_loss is None
 
@@ -206,7 +206,7 @@ def hostile_score(folder: Path, key: cache.ScoreKey, **figures: Any) -> None:
 @pytest.mark.parametrize(
     "figures", [{"nats_per_char": 1e308}, {"n_tokens": HUGE}, {"block_chars": 0}, {"n_chars": "many"}, {"n_chars": 2}, {"more": 1}]
 )
-def test_a_hostile_kept_score_is_as_good_as_absent(figures: dict[str, Any], trained: Path) -> None:
+def test_a_hostile_kept_score_is_ignored(figures: dict[str, Any], trained: Path) -> None:
     from minigpt_cli.evaluation.eval_target import Target, score_key
 
     run = RunStore("runs").find("first")
@@ -216,7 +216,7 @@ def test_a_hostile_kept_score_is_as_good_as_absent(figures: dict[str, Any], trai
     assert cache.find(run.dir, key) is None
 
 
-def test_a_pipe_or_a_giant_in_place_of_a_kept_score_is_as_good_as_absent(tmp_path: Path) -> None:
+def test_a_pipe_or_a_huge_file_instead_of_a_kept_score_is_ignored(tmp_path: Path) -> None:
     key = cache.ScoreKey("w", "t")
     path = key.path(tmp_path)
     path.parent.mkdir()
@@ -233,7 +233,7 @@ def test_a_pipe_or_a_giant_in_place_of_a_kept_score_is_as_good_as_absent(tmp_pat
     assert baselines.find_kept(tmp_path / "huge") is None
 
 
-def test_json_is_refused_where_it_is_nested_beyond_all_sense_or_holds_half_a_pair() -> None:
+def test_json_with_deep_nesting_or_half_a_surrogate_pair_is_refused() -> None:
     assert atomic_io.parse_json(b'{"a": [[["[[[["]]]}' + b" " * 200, "it") == {"a": [[["[[[["]]]}
     assert atomic_io.parse_json(b'"\\ud83d\\ude00"', "it") == "\N{GRINNING FACE}"
     for data in (b"[" * 150 + b"]" * 150, b'{"a":' * 100_000):

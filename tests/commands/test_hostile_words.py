@@ -106,7 +106,7 @@ def shown(evil: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     return run
 
 
-def test_no_command_writes_to_a_terminal_or_a_pipe_what_would_command_it(shown: Callable[..., str]) -> None:
+def test_no_command_writes_control_characters_to_a_terminal_or_a_pipe(shown: Callable[..., str]) -> None:
     for command in READERS:
         for terminal in (True, False):
             text = shown(command, terminal=terminal, code=None if command.startswith(("runs import", "runs verify")) else 0)
@@ -114,7 +114,7 @@ def test_no_command_writes_to_a_terminal_or_a_pipe_what_would_command_it(shown: 
                 assert not RAW.search(text), f"{command}: {text[RAW.search(text).start() - 60 :][:120]!r}"  # type: ignore[union-attr]
 
 
-def test_json_on_a_terminal_holds_no_commands_and_comes_back_whole(shown: Callable[..., str]) -> None:
+def test_json_on_a_terminal_has_no_control_characters_and_reads_back_equal(shown: Callable[..., str]) -> None:
     for command in ("runs list --json", "runs leaderboard --json", "runs show EVIL --json", "runs diff EVIL first --json"):
         text = shown(command, terminal=True)
         assert not re.search(r"\x1b|\x07|\x9b|\x00|\u202e", text)

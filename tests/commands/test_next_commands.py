@@ -57,7 +57,7 @@ def test_a_prompt_is_taken_from_the_runs_own_text(kind: str, cli: Any, home: Pat
 
 
 @pytest.mark.parametrize("tokenizer", ["byte", "bpe"])
-def test_every_tokenizer(tokenizer: str, cli: Any, home: Path, tiny: list[str]) -> None:
+def test_the_suggested_prompt_works_with_every_tokenizer(tokenizer: str, cli: Any, home: Path, tiny: list[str]) -> None:
     (home / "text.txt").write_text(TEXTS["chinese"] * 40, encoding="utf-8")
     generate, *_ = works(cli, cli("train", "text.txt", "--tokenizer", tokenizer, "--vocab-size", "260", *tiny).out)
     assert generate.partition("--prompt ")[2] in TEXTS["chinese"]
@@ -92,11 +92,11 @@ def test_fine_tuning_on_conversations_with_new_characters_says_what_to_do(traine
     works(cli, cli("train", "chats.jsonl", "--init-from", "first", "--tokenizer", "char", "--name", "talker", *tiny[2:]).out)
 
 
-def test_adapters(trained: Path, cli: Any, tiny: list[str]) -> None:
+def test_the_suggested_commands_work_with_adapters(trained: Path, cli: Any, tiny: list[str]) -> None:
     works(cli, cli("train", "text.txt", "--init-from", "first", "--lora-rank", "2", "--name", "tuned", *tiny[2:]).out)
 
 
-def test_runs_elsewhere_in_a_folder_with_spaces(cli: Any, home: Path, tiny: list[str]) -> None:
+def test_runs_in_another_folder_with_spaces_in_its_name(cli: Any, home: Path, tiny: list[str]) -> None:
     (home / "text.txt").write_text(TEXTS["english"] * 40, encoding="utf-8")
     done = cli("train", "text.txt", "--runs-dir", "my runs/of today", *tiny)
     assert all(line.endswith("--runs-dir my runs/of today") for line in works(cli, done.out))
@@ -133,7 +133,7 @@ def test_exports_and_imports(trained: Path, cli: Any, home: Path) -> None:
     assert 'minigpt runs import "out folder" --name base' in " ".join(refused.err.split())
 
 
-def test_a_text_that_is_gone_gets_a_prompt_that_the_tokenizer_knows(trained: Path) -> None:
+def test_a_missing_text_gets_a_prompt_that_the_tokenizer_knows(trained: Path) -> None:
     record = RunStore("runs").find("first").record.model_copy(update={"corpus": None})
     assert opening_of(record, CharTokenizer([ord(c) for c in "The "])) == Opening("The ")
     assert opening_of(record, CharTokenizer([ord("x")])) == Opening("")

@@ -67,7 +67,7 @@ def test_inside_the_folder_of_runs_and_of_a_run(runs: Path, cli: Any, monkeypatc
         assert cli("runs", "show", wanted).code == 0, wanted
 
 
-def test_what_is_changed_is_where_the_path_says(runs: Path, cli: Any) -> None:
+def test_changes_are_made_where_the_path_points(runs: Path, cli: Any) -> None:
     assert cli("runs", "rename", "elsewhere/first", "second").code == 0
     assert (runs / "elsewhere/second/run.json").is_file()
     assert cli("runs", "rm", "elsewhere/second", "--yes").code == 0
@@ -76,7 +76,7 @@ def test_what_is_changed_is_where_the_path_says(runs: Path, cli: Any) -> None:
 
 
 @pytest.mark.parametrize("path", ["runs/none", "runs/first/config.json", "runs/first/previous", "text.txt", "runs", "runs/first/../none"])
-def test_what_is_no_run_is_refused_in_one_line(path: str, runs: Path, cli: Any) -> None:
+def test_a_path_that_is_not_a_run_is_refused_in_one_line(path: str, runs: Path, cli: Any) -> None:
     done = cli("runs", "show", path)
     assert (done.code, done.err.count("\n")) == (2, 1)
 

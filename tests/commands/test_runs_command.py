@@ -142,7 +142,7 @@ def test_where_sort_top_and_tag_choose(three: None, cli: Any) -> None:
     assert names("leaderboard", "--budget", "params") == ["first", "middle", "worst"]
 
 
-def test_equal_budget_ranks_what_was_reached_by_then(trained: Path, cli: Any) -> None:
+def test_equal_budget_ranks_the_scores_within_the_budget(trained: Path, cli: Any) -> None:
     rows = cli("runs", "leaderboard", "--budget", "tokens=64", "--json").json
     assert [(row["run"], row["best_step"], row["tokens_seen"]) for row in rows] == [("first", 2, 64)]
     assert cli("runs", "leaderboard", "--budget", "tokens=1", "--json").json == []
@@ -222,7 +222,7 @@ def test_removing_asks_and_off_a_terminal_needs_yes(three: None, cli: Any, home:
     assert not (home / "runs" / "first").exists()
 
 
-def test_verify_tells_a_flipped_bit(trained: Path, cli: Any) -> None:
+def test_verify_finds_a_flipped_bit(trained: Path, cli: Any) -> None:
     assert cli("runs", "verify", "first", "--json").json["ok"] is True
     path = Path("runs/first/best.safetensors")
     data = bytearray(path.read_bytes())
@@ -241,7 +241,7 @@ def test_diff_shows_only_what_differs(three: None, cli: Any) -> None:
     assert cli("runs", "diff", "first").code == 2
 
 
-def test_watch_tells_a_finished_run_and_ends(trained: Path, cli: Any) -> None:
+def test_watch_shows_a_finished_run_and_ends(trained: Path, cli: Any) -> None:
     done = cli("runs", "watch", "first")
     assert (done.code, done.out.count("step ")) == (0, 2)
     events = cli("runs", "watch", "first", "--json").events
@@ -284,7 +284,7 @@ def test_report_is_one_page_that_needs_nothing_else(trained: Path, cli: Any) -> 
     assert cli("runs", "plot", "first", "--html", "nowhere/report.html").code == 2
 
 
-def test_report_escapes_what_strangers_wrote(make_run: Any, cli: Any) -> None:
+def test_report_escapes_text_from_other_people(make_run: Any, cli: Any) -> None:
     run = make_run("strange", corpus=Corpus(label="<script>alert(1)</script>\x1b[2J", sha256="a" * 64))
     run.append(evaluation(2))
     assert cli("runs", "plot", "strange", "--html", "report.html").code == 0

@@ -125,7 +125,7 @@ def test_resume_refuses_a_changed_text(trained: Path, cli: Any, text: str) -> No
     assert "has changed" in done.err
 
 
-def test_resume_finds_the_tokens_of_a_text_that_is_gone(trained: Path, cli: Any) -> None:
+def test_resume_finds_the_tokens_of_a_missing_text(trained: Path, cli: Any) -> None:
     (trained / "text.txt").unlink()
     assert cli("train", "--resume", "first", "--max-steps", "5", "--json").code == 0
     shutil.rmtree("data")
@@ -145,7 +145,7 @@ def test_name_that_exists_is_refused_before_anything_is_read(trained: Path, cli:
     assert "exists already" in done.err
 
 
-def test_beginning_with_the_weights_of_a_run_takes_its_sizes(trained: Path, cli: Any) -> None:
+def test_starting_with_the_weights_of_a_run_takes_its_sizes(trained: Path, cli: Any) -> None:
     done = cli("train", "text.txt", "--init-from", "first", "--max-steps", "1", "--device", "cpu", "--name", "next", "--precision", "fp32")
     assert done.code == 0, done.err
     run = RunStore("runs").find("next")
@@ -204,7 +204,7 @@ def test_signal_finishes_the_step_saves_and_says_so(number: int, code: int, reas
     assert "Traceback" not in err
 
 
-def test_lost_terminal_saves_unless_nohup_said_to_go_on(start: Any) -> None:
+def test_a_closed_terminal_saves_unless_nohup_ignores_it(start: Any) -> None:
     process = start("lost")
     process.send_signal(signal.SIGHUP)
     process.communicate(timeout=60)
@@ -222,7 +222,7 @@ def test_lost_terminal_saves_unless_nohup_said_to_go_on(start: Any) -> None:
     process.communicate(timeout=60)
 
 
-def test_reader_that_goes_away_stops_the_run_quietly_and_saved(trained: Path, start: Any) -> None:
+def test_a_closed_pipe_stops_and_saves_the_run_quietly(trained: Path, start: Any) -> None:
     process = start("unread")
     assert process.stdout is not None
     assert process.stderr is not None

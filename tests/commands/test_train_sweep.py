@@ -13,7 +13,7 @@ from minigpt_cli.evaluation.recipes import by_recipe
 from minigpt_cli.runstore.store import RunStore
 
 
-def test_grid_trains_ordinary_runs_of_one_group_and_is_resumed_by_typing_it_again(trained: Path, cli: Any, tiny: list[str]) -> None:
+def test_grid_trains_ordinary_runs_of_one_group_and_the_same_command_resumes_it(trained: Path, cli: Any, tiny: list[str]) -> None:
     command = ["train", "text.txt", *tiny, "--sweep", "lr=1e-3,1e-2", "--seeds", "2"]
     done = cli(*command)
     assert done.code == 0, done.err

@@ -21,14 +21,14 @@ def test_json_has_null_for_what_is_not_finite(capsys: pytest.CaptureFixture[str]
 
 
 @given(st.text())
-def test_json_commands_no_terminal_and_loses_nothing(text: str) -> None:
+def test_json_has_no_control_characters_and_loses_nothing(text: str) -> None:
     with contextlib.redirect_stdout(io.StringIO()) as out:
         console.write_json({"text": text})
     assert escaping.printable(out.getvalue()) == out.getvalue()
     assert json.loads(out.getvalue()) == {"text": text}
 
 
-def test_csv_is_raw_for_a_program_and_harmless_for_a_person(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_csv_is_raw_for_a_program_and_harmless_for_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     for person, shown in ((False, "a,\x1b[2J\n"), (True, "a,\\x1b[2J\n")):
         monkeypatch.setattr(console, "is_terminal", lambda stream, answer=person: answer)
         console.write_rows("a,\x1b[2J")

@@ -120,7 +120,7 @@ def test_off_a_terminal_each_evaluation_is_a_line(capsys: pytest.CaptureFixture[
     assert [line.split()[0] for line in err.splitlines()] == ["modern-1:", "step", "Warning:", "torch", "modern-1:"]
 
 
-def test_end_is_told_on_the_screen() -> None:
+def test_the_end_of_the_run_is_on_the_screen() -> None:
     end = Stopped(
         run="modern-1",
         step=1235,

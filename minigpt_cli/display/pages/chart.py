@@ -1,4 +1,4 @@
-"""A line chart as inline SVG with its legend, in the colours of the page around it. No dependency."""
+"""A line chart as inline SVG with a legend, in the colours of the page. No dependency."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Place = Callable[[float, float], tuple[float, float]]
 
 
 def line_chart(curves: Sequence[Curve], *, x_label: str, y_label: str, marks: Sequence[tuple[float, float, str]] = ()) -> Markup:
-    """The curves, with a legend where there are several, and marks (x, y, a sign); empty where there is nothing to draw."""
+    """The curves with marks (x, y, symbol), and a legend if there are several curves; empty if there is nothing to draw."""
     drawn = [curve for curve in curves if len(curve.xs)]
     ys = [y for curve in drawn for y in curve.ys if math.isfinite(y)]
     if not ys:

@@ -1,7 +1,7 @@
-"""Self-contained HTML pages: one template, one style sheet, one way to make a table or a tinted text, no address outside.
+"""Self-contained HTML pages: one template, one style sheet, one function for tables and one for tinted text, no external address.
 
-A page is a sequence of parts made by `tag` and the functions below it. They escape every text that is not Markup already, so no page
-writes HTML by hand. Colours, phone width and the reader's light or dark theme are in style.css.
+A page is a sequence of parts made by `tag` and the functions below it. They escape every text that is not Markup, so no page
+writes HTML by hand. Colours, phone width and light or dark theme are in style.css.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from minigpt_cli.escaping import html
 
 
 class Markup(str):
-    """HTML that is finished; any other text is escaped where it is placed."""
+    """Finished HTML. Other text is escaped when it is inserted."""
 
     __slots__ = ()
 
@@ -44,22 +44,22 @@ def html_page(title: str, parts: Sequence[Markup], *, head: str = "", script: st
 
 
 def asset(name: str) -> Markup:
-    """A file that lies beside this one."""
+    """The content of a file of this folder."""
     return Markup((files("minigpt_cli.display.pages") / name).read_text(encoding="utf-8"))
 
 
 def section(title: str, *parts: str) -> Markup:
-    """A part of the page under a heading; nothing where it has no content."""
+    """A part of the page with a heading; empty if it has no content."""
     return tag("section", tag("h2", title), *parts) if any(parts) else Markup()
 
 
 def remark(text: str) -> Markup:
-    """A line of less weight."""
+    """A dim line of text."""
     return tag("p", text, class_="dim")
 
 
 def table(columns: Sequence[Column], rows: Sequence[Sequence[str]], best: int | None = None) -> Markup:
-    """A table that scrolls by itself where it is too wide; columns in which every row is empty are left out, row `best` stands out."""
+    """A table that scrolls if it is too wide, without empty columns; row `best` is highlighted."""
     if not rows:
         return Markup()
     used = [i for i in range(len(columns)) if any(row[i] for row in rows)]
@@ -78,15 +78,15 @@ def differences_table(names: Sequence[str], rows: Sequence[tuple[str, Sequence[s
 
 
 def tinted(text: str, strength: float, colour: int = 1, about: str = "") -> Markup:
-    """Text on a ground of one of the chart colours, from 0 (none) to 1 (full); `about` is shown when it is pointed at."""
+    """Text with one of the chart colours as background, from 0 (none) to 1 (full); `about` is its tooltip."""
     return tag("span", text, class_="tint", style=f"--t:{min(1.0, strength):.2f};--of:var(--c{colour})", title=about)
 
 
 def in_columns(parts: Iterable[Markup]) -> Markup:
-    """Parts beside each other; below each other on a phone."""
+    """Parts side by side; one below another on a phone."""
     return tag("div", *parts, class_="columns")
 
 
 def side_by_side(texts: Sequence[tuple[str, Sequence[str]]]) -> Markup:
-    """Texts in columns, each a name and its pieces."""
+    """Texts in columns; each has a name and its pieces."""
     return in_columns(tag("div", remark(name), tag("pre", *pieces)) for name, pieces in texts)

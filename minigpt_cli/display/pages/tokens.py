@@ -1,4 +1,4 @@
-"""Texts token by token: the teacher's view as a file, and the page of the server. Both share tokens.js."""
+"""Texts token by token: a page with the probabilities of one text, and the page of the server. Both use tokens.js."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from minigpt_cli.display.generation import ShownToken
 from minigpt_cli.display.pages.page import Markup, asset, html_page, remark, tag
 from minigpt_cli.escaping import one_line, printable
 
-_HINT = "Point at a token, or walk with the arrow keys, to see which other tokens the model found likely."
+_HINT = "Point at a token, or use the arrow keys, to see which other tokens were probable."
 
 
 def probabilities_page(run: str, prompt: str, tokens: Sequence[ShownToken], facts: str) -> str:
-    """The teacher's view: hover over or focus a token to see its alternatives."""
+    """The page of one text; a token shows its alternatives when it is pointed at or focused."""
     data = {
         "prompt": printable(prompt),
         "tokens": [
@@ -30,6 +30,6 @@ def probabilities_page(run: str, prompt: str, tokens: Sequence[ShownToken], fact
 
 
 def serve_page() -> str:
-    """Two runs side by side, which a server writes."""
-    icon = Markup('<link rel="icon" href="data:,">')  # none, so that no browser asks for one
+    """The page of the server: two runs side by side."""
+    icon = Markup('<link rel="icon" href="data:,">')  # empty, so that no browser requests one
     return html_page("minigpt: two runs, one prompt", [asset("serve.html")], head=icon, script=asset("tokens.js") + asset("serve.js"))
