@@ -60,7 +60,7 @@ def generate(
 ) -> None:
     """\b
     Examples:
-      minigpt generate                                 continue with the newest run
+      minigpt generate                                 the newest run writes
       minigpt generate top -p "Once upon a"            the best run, your words
       minigpt generate --temperature 0.5 --top-k 10    safer
       minigpt generate --num-samples 4 --seed 1 --json   four texts for a script

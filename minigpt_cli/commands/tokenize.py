@@ -29,7 +29,7 @@ def tokenize(
 ) -> None:
     """\b
     Examples:
-      minigpt tokenize                                  one token for each character
+      minigpt tokenize                                  one token a character
       minigpt tokenize notes.txt --tokenizer bpe        512 tokens, learned
       minigpt tokenize books/ --tokenizer gpt2 --out t  GPT-2's, written to t/
       minigpt tokenize --tokenizer bpe --show "Once upon"    its tokens
