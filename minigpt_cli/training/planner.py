@@ -33,7 +33,7 @@ _LEAST_COPIES = 3  # of the weights while training: weights, gradients, and one 
 _MOST_EPOCHS = 30  # within a time budget: a small model memorises a small text long before three minutes are over
 
 
-class Plan(NamedTuple):
+class DryRun(NamedTuple):
     """What `--dry-run` reports."""
 
     config: RunConfig
@@ -65,7 +65,7 @@ def resolve(config: RunConfig, dataset: Dataset, world: World | None = None) -> 
     return config, [*notices, *more, *_warnings(config, dataset)]
 
 
-def dry_run(config: RunConfig, dataset: Dataset, world: World) -> Plan:
+def dry_run(config: RunConfig, dataset: Dataset, world: World) -> DryRun:
     """What the run would cost, from a few real steps. Every process calls this."""
     config, notices = resolve(config, dataset, world)
     device = world.device(config.compute.device)
@@ -75,7 +75,7 @@ def dry_run(config: RunConfig, dataset: Dataset, world: World) -> Plan:
     optim = config.optim
     tokens_per_step = optim.windows * world.size * config.model.block_size
     evaluations = max(1, optim.max_steps // config.eval.eval_every)
-    return Plan(
+    return DryRun(
         config=config,
         notices=notices,
         n_params=sum(p.numel() for p in model.parameters()),

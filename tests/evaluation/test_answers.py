@@ -1,4 +1,4 @@
-"""Of conversations the answers are scored, the same everywhere: equal to a plain loop, whatever the tokenizer."""
+"""Only the answers of conversations are scored, and every score equals a plain loop, whatever the tokenizer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Copies found by the automaton are those a search finds."""
+"""The automaton finds the same copies as a plain search."""
 
 from __future__ import annotations
 

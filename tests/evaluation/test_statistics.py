@@ -1,4 +1,4 @@
-"""Intervals cover, tests keep their level, the i.i.d. bootstrap does neither on correlated losses. Larger: benchmarks/calibration.py."""
+"""Intervals cover and tests keep their level; on correlated losses the i.i.d. bootstrap does neither. Larger: benchmarks/calibration.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A tiny text, tiny runs and the saboteur of system calls, for the tests that break things."""
+"""A tiny text, tiny runs, and failing system calls, for the tests of faults."""
 
 from __future__ import annotations
 

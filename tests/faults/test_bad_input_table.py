@@ -1,4 +1,4 @@
-"""Every command and every bad input: the exit code, one line on stderr, nothing on stdout, nothing left behind."""
+"""Every command and every bad input: the exit code, one line on stderr, nothing on stdout, no file left."""
 
 from __future__ import annotations
 

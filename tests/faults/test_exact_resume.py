@@ -1,4 +1,4 @@
-"""A run that is interrupted anywhere and resumed is, to the bit, the run that never was."""
+"""A run that is interrupted anywhere and resumed equals the uninterrupted run to the bit."""
 
 from __future__ import annotations
 

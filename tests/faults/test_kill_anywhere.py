@@ -1,6 +1,6 @@
-"""Every write, fsync, rename, link and open on the way of a save fails or is the last thing a process did; nothing saved is lost.
+"""Every write, fsync, rename, link and open of a save fails, or the process is killed after it; nothing saved is lost.
 
-The way SQLite is tested: break the Nth call, check, and go on with N + 1 until the work finishes untouched.
+The way SQLite is tested: break the Nth call, check, and continue with N + 1 until the work finishes without a fault.
 """
 
 from __future__ import annotations

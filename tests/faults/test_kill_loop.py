@@ -1,4 +1,4 @@
-"""Real processes, killed at random and resumed, end bit for bit like the run that was left alone; many at once break nothing."""
+"""Real processes, killed at random and resumed, end equal to the uninterrupted run to the bit; many at once break nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a killed process left behind is removed by a later one, once nobody can be at work on it any more."""
+"""Files that a killed process left are removed by a later process, when no process can be using them."""
 
 from __future__ import annotations
 

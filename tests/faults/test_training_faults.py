@@ -1,4 +1,4 @@
-"""What can befall a training run: numbers that are not finite, full disks, kills in the loop, memory that runs out."""
+"""Faults during a training run: numbers that are not finite, full disks, kills in the loop, memory that runs out."""
 
 from __future__ import annotations
 

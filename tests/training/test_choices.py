@@ -1,4 +1,4 @@
-"""Measured choices: made once for a machine, whoever its neighbours are."""
+"""Measured choices are made once for a machine and do not depend on other programs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def answering(seconds: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> Non
 def test_the_first_measurement_is_kept(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answering({"one": 1.0, "other": 2.0}, monkeypatch)
     assert choices.fastest({"shape": 1}, WAYS, CPU) == {"one": 1.0, "other": 2.0}
-    answering({"one": 9.0, "other": 2.0}, monkeypatch)  # as with a neighbour
+    answering({"one": 9.0, "other": 2.0}, monkeypatch)  # as with another program running
     assert choices.fastest({"shape": 1}, WAYS, CPU) == {"one": 1.0, "other": 2.0}
     assert choices.fastest({"shape": 2}, WAYS, CPU) == {"one": 9.0, "other": 2.0}
 

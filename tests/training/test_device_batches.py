@@ -1,4 +1,4 @@
-"""What a training step is given of conversations."""
+"""Batches of conversations: only answers are targets."""
 
 from __future__ import annotations
 

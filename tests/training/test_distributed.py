@@ -1,4 +1,4 @@
-"""Several processes train the run that one process would: same steps, same losses, one decision; and stop together."""
+"""Several processes train the same run as one process: same steps, same losses, common decisions, and they stop together."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is kept of the machine and the code: everything that the last bits depend on, and nothing that they do not."""
+"""What is recorded of the machine and the code: everything that the last bits depend on, and nothing else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Laws of one training step: what a refused one leaves alone, where random numbers come from, and that compilation happens once."""
+"""Laws of one training step: a refused step changes nothing, the source of random numbers, and compilation happens once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which runs a sweep consists of."""
+"""The runs of a sweep, and the trials of a search."""
 
 from __future__ import annotations
 
