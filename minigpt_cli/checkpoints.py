@@ -39,27 +39,10 @@ from minigpt_cli.runstore.directory import (
 )
 from minigpt_cli.runstore.records import FileRecord, RunRecord
 from minigpt_cli.storage import atomic_io, safetensors
-from minigpt_cli.storage.atomic_io import check_space
 from minigpt_cli.storage.memory import check_memory
 from minigpt_cli.storage.safetensors import TensorInfo
 from minigpt_cli.tokenization.contract import Tokenizer
 from minigpt_cli.tokenization.pretrained import saved_tokenizer
-
-__all__ = [
-    "Loaded",
-    "ResumePoint",
-    "check_model_fits",
-    "check_space",
-    "continue_from",
-    "frozen_weights",
-    "load",
-    "load_resume",
-    "load_tensors",
-    "read_model",
-    "read_resume",
-    "read_tokenizer",
-    "save",
-]
 
 BEST, LAST, RESUME = "best.safetensors", "last.safetensors", "resume.safetensors"
 _STATE = "resume_state"  # key of the JSON in resume.safetensors' header
@@ -108,10 +91,10 @@ def save(
     metadata = {LAST: {"format": "pt"}, BEST: {"format": "pt"}, RESUME: {_STATE: json.dumps(resume_state, allow_nan=False)}}
     with run.writing(), atomic_io.explained(f"save run {run.name!r}"), snapshots.Staging(run) as staging:
         n_bytes = SLACK + sum(t.numel() * t.element_size() for group in tensors.values() for t in group.values())
-        check_space(run.dir, n_bytes, f"free some space and go on with --resume {run.name}" if record.files else "")
+        atomic_io.check_space(run.dir, n_bytes, f"free some space and go on with --resume {run.name}" if record.files else "")
         files = {n: staging.add(n, partial(safetensors.write, tensors=group, metadata=metadata[n])) for n, group in tensors.items()}
-        if best is None and (so_far := _best_so_far(run, record)):
-            files[BEST] = staging.keep(BEST, so_far)
+        if best is None and (best_so_far := (record.files or run.record.files).get(BEST)):
+            files[BEST] = staging.keep(BEST, best_so_far)
         files |= {name: snapshots.checksum(run.file(name)) for name in (CONFIG, TOKENIZER)}
         files[METRICS] = _flushed_metrics(run)
         record = record.model_copy(update={"files": files, "metrics_bytes": files[METRICS].bytes})
@@ -142,10 +125,6 @@ def _commit(run: Run, record: RunRecord, staging: snapshots.Staging) -> RunRecor
     staging.commit()
     run.refresh()
     return record
-
-
-def _best_so_far(run: Run, record: RunRecord) -> FileRecord | None:
-    return (record.files or run.record.files).get(BEST)
 
 
 def _flushed_metrics(run: Run) -> FileRecord:

@@ -22,8 +22,9 @@ from minigpt_cli.generation.open_run import open_model
 from minigpt_cli.models import lora
 from minigpt_cli.models.contract import build_model
 from minigpt_cli.runstore import snapshots
-from minigpt_cli.runstore.records import Base
-from minigpt_cli.runstore.store import Best, FileRecord, Run, RunRecord, RunStore
+from minigpt_cli.runstore.directory import Run
+from minigpt_cli.runstore.records import Base, Best, FileRecord, RunRecord
+from minigpt_cli.runstore.store import RunStore
 from minigpt_cli.storage import atomic_io, memory
 from minigpt_cli.storage import safetensors as tensor_file
 from minigpt_cli.tokenization.char import CharTokenizer

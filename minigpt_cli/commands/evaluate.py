@@ -14,7 +14,8 @@ from minigpt_cli.commands.config_sources import resolve
 from minigpt_cli.commands.options import CheckpointOption, JsonFlag, OptionalRun, RunsDir, complete_source, option, switch
 from minigpt_cli.display import console
 from minigpt_cli.errors import UsageError
-from minigpt_cli.runstore.store import Run, RunStore
+from minigpt_cli.runstore.directory import Run
+from minigpt_cli.runstore.store import RunStore
 
 if TYPE_CHECKING:
     from minigpt_cli.evaluation.baselines import Baselines

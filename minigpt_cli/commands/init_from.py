@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from minigpt_cli.config import RunConfig
 from minigpt_cli.display import format
 from minigpt_cli.errors import UnknownCharacters, UsageError
+from minigpt_cli.runstore.directory import Run
 from minigpt_cli.runstore.records import Base
-from minigpt_cli.runstore.store import Run, RunStore
+from minigpt_cli.runstore.store import RunStore
 
 if TYPE_CHECKING:
     from minigpt_cli.checkpoints import ResumePoint

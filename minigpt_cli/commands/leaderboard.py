@@ -13,7 +13,8 @@ from minigpt_cli.display import console
 from minigpt_cli.evaluation import leaderboard as evaluation
 from minigpt_cli.evaluation.leaderboard import Folded, Row, by_field
 from minigpt_cli.evaluation.recipes import repeat_notice
-from minigpt_cli.runstore.store import Run, RunStore
+from minigpt_cli.runstore.directory import Run
+from minigpt_cli.runstore.store import RunStore
 
 if TYPE_CHECKING:
     from minigpt_cli.display.tables import Form

@@ -11,7 +11,8 @@ from minigpt_cli.commands.options import JsonFlag, OptionalRunArguments, RunsDir
 from minigpt_cli.commands.run_fields import differences, find_readable, shown_differences
 from minigpt_cli.display import console
 from minigpt_cli.errors import UsageError
-from minigpt_cli.runstore.store import Run, RunStore
+from minigpt_cli.runstore.directory import Run
+from minigpt_cli.runstore.store import RunStore
 
 if TYPE_CHECKING:
     from minigpt_cli.display.charts import Curve

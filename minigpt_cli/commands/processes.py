@@ -20,8 +20,8 @@ from minigpt_cli.commands.signals import StopSignals
 from minigpt_cli.config import RunConfig
 from minigpt_cli.errors import Interrupted, RunDamaged, UsageError
 from minigpt_cli.events import Stopped
+from minigpt_cli.runstore.directory import Run
 from minigpt_cli.runstore.records import Base, FileRecord
-from minigpt_cli.runstore.store import Run
 
 if TYPE_CHECKING:
     from minigpt_cli.checkpoints import ResumePoint

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from minigpt_cli.display import console
 from minigpt_cli.errors import MiniGPTError, RunDamaged, UsageError, unknown_name
-from minigpt_cli.runstore.store import Annotations, DamagedRun, Run, RunStore
+from minigpt_cli.runstore.directory import DamagedRun, Run
+from minigpt_cli.runstore.records import Annotations
+from minigpt_cli.runstore.store import RunStore
 
 if TYPE_CHECKING:
     from minigpt_cli.display.tables import Form

@@ -15,7 +15,9 @@ from minigpt_cli.commands.run_fields import differences, listing, one_format, or
 from minigpt_cli.display import console
 from minigpt_cli.errors import RunNotFound, UsageError, unknown_name
 from minigpt_cli.escaping import one_line, printable
-from minigpt_cli.runstore.store import Annotations, DamagedRun, Run, RunStore, run_at
+from minigpt_cli.runstore.directory import DamagedRun, Run
+from minigpt_cli.runstore.records import Annotations
+from minigpt_cli.runstore.store import RunStore, run_at
 
 app = typer.Typer(
     name="runs",

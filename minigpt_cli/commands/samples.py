@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from minigpt_cli.display import console, format
 from minigpt_cli.errors import MiniGPTError
 from minigpt_cli.events import StopReason
-from minigpt_cli.runstore.store import Run, resolve_runs_dir
+from minigpt_cli.runstore.directory import Run
+from minigpt_cli.runstore.store import resolve_runs_dir
 
 if TYPE_CHECKING:
     from minigpt_cli.data.opening import Opening

@@ -18,7 +18,8 @@ from minigpt_cli.display import console
 from minigpt_cli.display.training_screen import Standings
 from minigpt_cli.errors import MiniGPTError, RunDamaged, UsageError, unknown_name
 from minigpt_cli.events import Evaluated, Event, Resumed, StopReason
-from minigpt_cli.runstore.store import Run, check_name
+from minigpt_cli.runstore.directory import Run
+from minigpt_cli.runstore.store import check_name
 from minigpt_cli.training.sweeps import Space, Study, grid, group_name, parse_choices, parse_space, run_name
 
 

@@ -22,7 +22,8 @@ from minigpt_cli.display.tracking import check_trackers, tracking
 from minigpt_cli.display.training_screen import Standings
 from minigpt_cli.errors import Interrupted, MiniGPTError, UsageError
 from minigpt_cli.events import Event, Stopped, StopReason
-from minigpt_cli.runstore.store import Run, RunStore, check_name
+from minigpt_cli.runstore.directory import Run
+from minigpt_cli.runstore.store import RunStore, check_name
 
 if TYPE_CHECKING:
     from minigpt_cli.checkpoints import ResumePoint

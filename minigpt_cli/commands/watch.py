@@ -14,7 +14,8 @@ from minigpt_cli.display.live_training import Observed, show_live
 from minigpt_cli.escaping import one_line
 from minigpt_cli.events import Stopped, StopReason
 from minigpt_cli.runstore import replay
-from minigpt_cli.runstore.store import Run, RunStore
+from minigpt_cli.runstore.directory import Run
+from minigpt_cli.runstore.store import RunStore
 
 
 def watch(

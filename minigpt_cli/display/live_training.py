@@ -25,7 +25,7 @@ from minigpt_cli.events import Evaluated, Event, Progress, Resumed, Skipped, Sta
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType
 
-    from minigpt_cli.runstore.store import Run
+    from minigpt_cli.runstore.directory import Run
 
 _REASONS = {
     "max_steps": "all steps done",

@@ -12,9 +12,8 @@ from minigpt_cli.data.dataset import IN_ORDER
 from minigpt_cli.data.parts import Kind
 from minigpt_cli.errors import RunDamaged, UsageError
 from minigpt_cli.evaluation.cache import ScoreKey
-from minigpt_cli.runstore.directory import TOKENIZER, TOKENIZER_LIMIT
+from minigpt_cli.runstore.directory import TOKENIZER, TOKENIZER_LIMIT, Run
 from minigpt_cli.runstore.records import SplitRecord
-from minigpt_cli.runstore.store import Run
 from minigpt_cli.storage import atomic_io
 from minigpt_cli.tokenization.contract import END_OF_TEXT
 

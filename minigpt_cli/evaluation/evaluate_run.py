@@ -18,7 +18,7 @@ from minigpt_cli.evaluation.baselines import Baselines
 from minigpt_cli.evaluation.characters import spelled
 from minigpt_cli.evaluation.eval_target import Target, check_readable, score_key, weights_file
 from minigpt_cli.evaluation.scores import Score
-from minigpt_cli.runstore.store import Run
+from minigpt_cli.runstore.directory import Run
 from minigpt_cli.tokenization.contract import END_OF_TEXT
 
 ChooseDevice = Callable[[], str]

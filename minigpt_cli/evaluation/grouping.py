@@ -7,7 +7,8 @@ from fnmatch import fnmatchcase
 
 from minigpt_cli.errors import RunNotFound, UsageError
 from minigpt_cli.evaluation.recipes import by_recipe, differing, observations, repeat_notice
-from minigpt_cli.runstore.store import Run, RunStore
+from minigpt_cli.runstore.directory import Run
+from minigpt_cli.runstore.store import RunStore
 
 Sides = list[tuple[str, list[Run]]]
 """Name and runs of each side."""

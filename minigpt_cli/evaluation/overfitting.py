@@ -17,7 +17,7 @@ from minigpt_cli.evaluation.evaluate_run import ChooseDevice, dataset_of, evalua
 from minigpt_cli.evaluation.memorisation import Copies, copies
 from minigpt_cli.evaluation.scores import Score
 from minigpt_cli.generation.samples import Sample
-from minigpt_cli.runstore.store import Run
+from minigpt_cli.runstore.directory import Run
 from minigpt_cli.tokenization.contract import END_OF_TEXT
 
 SAMPLES, SAMPLE_CHARS = 10, 1000

@@ -17,7 +17,7 @@ from minigpt_cli.config import leaves
 from minigpt_cli.errors import RunDamaged
 from minigpt_cli.evaluation.eval_target import weights_file
 from minigpt_cli.resume_changes import parse_changes
-from minigpt_cli.runstore.store import Run
+from minigpt_cli.runstore.directory import Run
 
 _OF_THE_MACHINE = (
     "compute.device", "compute.threads", "compute.attention", "compute.compile", "compute.fsdp", "compute.grad_checkpoint",

@@ -23,7 +23,8 @@ from minigpt_cli.errors import RunNotFound, UsageError
 from minigpt_cli.interchange import huggingface, nanogpt, pytorch
 from minigpt_cli.interchange.hf_weights import family, weight_mapping
 from minigpt_cli.models.contract import build_model
-from minigpt_cli.runstore.store import Run, RunStore, run_at
+from minigpt_cli.runstore.directory import Run
+from minigpt_cli.runstore.store import RunStore, run_at
 from minigpt_cli.storage import atomic_io, safetensors
 from minigpt_cli.tokenization.contract import Tokenizer
 

@@ -21,28 +21,7 @@ from typing import Literal
 from minigpt_cli.errors import RunDamaged, RunLocked, RunNotFound, UsageError, unknown_name
 from minigpt_cli.runstore import locks
 from minigpt_cli.runstore.directory import LOCK, PREVIOUS, RECORD, DamagedRun, Run
-from minigpt_cli.runstore.records import Annotations, Base, Best, Corpus, FileRecord, RunRecord, Session, SplitRecord, now
 from minigpt_cli.storage import atomic_io
-from minigpt_cli.storage.atomic_io import check_space, write_atomic
-
-__all__ = [
-    "Annotations",
-    "Base",
-    "Best",
-    "Corpus",
-    "DamagedRun",
-    "FileRecord",
-    "Run",
-    "RunRecord",
-    "RunStore",
-    "Session",
-    "SplitRecord",
-    "check_name",
-    "check_space",
-    "now",
-    "resolve_runs_dir",
-    "write_atomic",
-]
 
 RESERVED_NAMES = ("latest", "top")
 _CHECKPOINTS: dict[str, Literal["best", "last"]] = {"best.safetensors": "best", "last.safetensors": "last"}

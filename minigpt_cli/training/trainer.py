@@ -22,9 +22,9 @@ from minigpt_cli.evaluation.evaluate_run import evaluate_run
 from minigpt_cli.events import Evaluated, Event, Progress, Resumed, Saved, Skipped, StopReason
 from minigpt_cli.resume_changes import parse_changes
 from minigpt_cli.runstore import replay
+from minigpt_cli.runstore.directory import Run
 from minigpt_cli.runstore.records import Best, RunRecord, Session
-from minigpt_cli.runstore.store import Run
-from minigpt_cli.storage.atomic_io import one_line
+from minigpt_cli.storage.atomic_io import check_space, one_line
 from minigpt_cli.training import environment, resuming
 from minigpt_cli.training.device_batches import DeviceBatches
 from minigpt_cli.training.distributed import World
@@ -251,7 +251,7 @@ class _Trainer:
         """Raise MiniGPTError before step 0 if the disk has no space for three generations of files: two kept, one being written."""
         weights = sum(p.numel() for p in self.state.model.parameters()) * 4
         generation = weights * (2 + bool(self.config.optim.ema)) + self.state.optimizer.state_bytes  # last and best, average, optimizer
-        checkpoints.check_space(self.run.dir, 3 * generation + checkpoints.SLACK)
+        check_space(self.run.dir, 3 * generation + checkpoints.SLACK)
 
     def _save(self) -> Iterator[Saved]:
         """Save everything that the next step depends on."""

@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from harness import ENVIRONMENT
 from harness.results import everything
 
-from minigpt_cli.runstore.store import Run
+from minigpt_cli.runstore.directory import Run
 
 MINIGPT = [sys.executable, "-m", "minigpt_cli"]
 SIZE = ["--n-layer", "2", "--n-embd", "32", "--n-head", "2", "--block-size", "32", "--batch-size", "8", "--precision", "bf16"]

@@ -28,7 +28,9 @@ from minigpt_cli import checkpoints
 from minigpt_cli.config import RunConfig
 from minigpt_cli.evaluation.leaderboard import rank
 from minigpt_cli.models.contract import build_model
-from minigpt_cli.runstore.store import Best, Run, RunStore, now
+from minigpt_cli.runstore.directory import Run
+from minigpt_cli.runstore.records import Best, now
+from minigpt_cli.runstore.store import RunStore
 from minigpt_cli.tokenization.char import CharTokenizer
 from minigpt_cli.verify import verify
 

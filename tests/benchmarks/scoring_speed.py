@@ -28,8 +28,8 @@ from minigpt_cli.evaluation import cache, scoring
 from minigpt_cli.evaluation.eval_target import Target, score_key
 from minigpt_cli.evaluation.scores import Score, make_score
 from minigpt_cli.models.contract import build_model
+from minigpt_cli.runstore.directory import Run
 from minigpt_cli.runstore.records import Best, Corpus, FileRecord, RunRecord, SplitRecord
-from minigpt_cli.runstore.store import Run
 
 MODELS = {
     "modern 4 x 128, 65 characters": (ModernConfig(), 65, 60_000),

@@ -15,8 +15,9 @@ import pytest
 
 from minigpt_cli import cli as cli_module
 from minigpt_cli.config import RunConfig
+from minigpt_cli.runstore.directory import Run
 from minigpt_cli.runstore.records import Best, Corpus, RunRecord, SplitRecord
-from minigpt_cli.runstore.store import Run, RunStore
+from minigpt_cli.runstore.store import RunStore
 
 TEXT = "To be, or not to be, that is the question:\nWhether 'tis nobler in the mind to suffer\n" * 60
 TINY = shlex.split(

@@ -12,8 +12,8 @@ import pytest
 
 from minigpt_cli import cli as cli_module
 from minigpt_cli.evaluation.recipes import observations, repeat_notice
+from minigpt_cli.runstore.directory import Run
 from minigpt_cli.runstore.records import FileRecord
-from minigpt_cli.runstore.store import Run
 from minigpt_cli.storage import atomic_io
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from minigpt_cli.runstore.store import Run
+from minigpt_cli.runstore.directory import Run
 
 KEYS = {
     "run", "ckpt", "step", "split", "text_sha256", "nats_per_token", "nats_per_char", "bits_per_byte", "perplexity", "n_tokens", "n_chars",

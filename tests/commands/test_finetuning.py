@@ -17,7 +17,8 @@ from minigpt_cli.evaluation.scoring import score_text
 from minigpt_cli.interchange import huggingface
 from minigpt_cli.interchange.importing import merge_run
 from minigpt_cli.models import lora
-from minigpt_cli.runstore.store import Run, RunStore
+from minigpt_cli.runstore.directory import Run
+from minigpt_cli.runstore.store import RunStore
 from minigpt_cli.verify import verify
 
 TINY = ["--n-layer", "2", "--n-head", "2", "--n-embd", "32", "--block-size", "16", "--time-limit", "0"]

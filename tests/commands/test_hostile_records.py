@@ -18,7 +18,8 @@ from minigpt_cli.errors import MiniGPTError, RunDamaged
 from minigpt_cli.evaluation import baselines, cache
 from minigpt_cli.events import Evaluated
 from minigpt_cli.runstore.directory import Run
-from minigpt_cli.runstore.store import Annotations, RunRecord, RunStore
+from minigpt_cli.runstore.records import Annotations, RunRecord
+from minigpt_cli.runstore.store import RunStore
 from minigpt_cli.storage import atomic_io
 
 from .conftest import Cli, record

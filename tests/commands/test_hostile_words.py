@@ -17,8 +17,8 @@ import pytest
 
 from minigpt_cli import cli as cli_module
 from minigpt_cli import escaping
-from minigpt_cli.runstore.records import Base, Corpus, Session, SplitRecord
-from minigpt_cli.runstore.store import Annotations, RunStore
+from minigpt_cli.runstore.records import Annotations, Base, Corpus, Session, SplitRecord
+from minigpt_cli.runstore.store import RunStore
 
 EVIL = (
     "\x1b]0;pwned\x07\x1b[31mRED\x9b2J\u202egnp\u2066<script>alert(1)</script>|`x` [x](javascript:alert(1)) ![i](http://evil/i.png)"

@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 
-from minigpt_cli.runstore.store import Run, RunStore
+from minigpt_cli.runstore.directory import Run
+from minigpt_cli.runstore.store import RunStore
 
 _reads: list[Counter[str]] = []  # of the test that counts now
 

@@ -19,8 +19,9 @@ from minigpt_cli.evaluation.grouping import chosen_sides
 from minigpt_cli.evaluation.leaderboard import rank
 from minigpt_cli.evaluation.recipes import recipe_of
 from minigpt_cli.evaluation.scores import Score, make_score
+from minigpt_cli.runstore.directory import Run
 from minigpt_cli.runstore.records import Base, Best, Corpus, FileRecord, RunRecord, SplitRecord
-from minigpt_cli.runstore.store import Run, RunStore
+from minigpt_cli.runstore.store import RunStore
 
 Make = Callable[..., Run]
 

@@ -18,7 +18,8 @@ from minigpt_cli.config import DataConfig, RunConfig
 from minigpt_cli.data.dataset import Dataset
 from minigpt_cli.data.encoding import prepared
 from minigpt_cli.events import Event, StopReason
-from minigpt_cli.runstore.store import Run, RunStore
+from minigpt_cli.runstore.directory import Run
+from minigpt_cli.runstore.store import RunStore
 from minigpt_cli.training import resuming
 from minigpt_cli.training.trainer import Job, fit
 

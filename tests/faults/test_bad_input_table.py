@@ -13,7 +13,8 @@ from harness import tiny
 
 from minigpt_cli import cli as cli_module
 from minigpt_cli.config import RunConfig
-from minigpt_cli.runstore.store import RunRecord, RunStore, now
+from minigpt_cli.runstore.records import RunRecord, now
+from minigpt_cli.runstore.store import RunStore
 
 TINY = tiny.training(2, 1)
 

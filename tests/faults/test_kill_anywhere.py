@@ -20,7 +20,9 @@ from minigpt_cli.config import RunConfig
 from minigpt_cli.errors import Interrupted, MiniGPTError
 from minigpt_cli.models.contract import build_model
 from minigpt_cli.runstore import snapshots
-from minigpt_cli.runstore.store import Best, Run, RunRecord, RunStore
+from minigpt_cli.runstore.directory import Run
+from minigpt_cli.runstore.records import Best, RunRecord
+from minigpt_cli.runstore.store import RunStore
 from minigpt_cli.tokenization.char import CharTokenizer
 
 VOCABULARY = [ord(c) for c in "abcdefghijk"]

@@ -17,7 +17,7 @@ from minigpt_cli import checkpoints
 from minigpt_cli.errors import Diverged, MiniGPTError, UsageError
 from minigpt_cli.evaluation.recipes import recipe_of
 from minigpt_cli.events import Evaluated, Resumed, Skipped, Started, StopReason
-from minigpt_cli.runstore.store import Run
+from minigpt_cli.runstore.directory import Run
 from minigpt_cli.training import memory, planner, resuming, state
 from minigpt_cli.training.evaluator import Evaluator, Measured
 from minigpt_cli.training.schedules import lr_factor

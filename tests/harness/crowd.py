@@ -16,7 +16,8 @@ from random import Random
 from typing import Any, NamedTuple
 
 from minigpt_cli.errors import MiniGPTError, RunLocked
-from minigpt_cli.runstore.store import DamagedRun, RunStore
+from minigpt_cli.runstore.directory import DamagedRun
+from minigpt_cli.runstore.store import RunStore
 
 from . import tiny
 from .processes import Ended, Process, Processes

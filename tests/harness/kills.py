@@ -12,7 +12,8 @@ from typing import Any
 
 from minigpt_cli import checkpoints
 from minigpt_cli.errors import RunDamaged
-from minigpt_cli.runstore.store import Run, RunStore
+from minigpt_cli.runstore.directory import Run
+from minigpt_cli.runstore.store import RunStore
 
 from . import tiny
 from .processes import Ended, Process, Processes

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from minigpt_cli.config import RunConfig
-from minigpt_cli.runstore.store import Run, RunRecord, RunStore, now
+from minigpt_cli.runstore.directory import Run
+from minigpt_cli.runstore.records import RunRecord, now
+from minigpt_cli.runstore.store import RunStore
 
 DETERMINED = ["--device", "cpu", "--precision", "fp32", "--attention", "plain", "--compile", "off", "--threads", "1"]
 """Nothing is measured or chosen."""

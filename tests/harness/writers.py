@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from minigpt_cli.errors import RunDamaged
-from minigpt_cli.runstore.directory import RECORD, Run
-from minigpt_cli.runstore.store import DamagedRun, RunStore
+from minigpt_cli.runstore.directory import RECORD, DamagedRun, Run
+from minigpt_cli.runstore.store import RunStore
 from minigpt_cli.storage import atomic_io
 
 from .results import timeless, without_a_whole_generation

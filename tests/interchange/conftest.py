@@ -12,8 +12,9 @@ import torch
 from minigpt_cli import checkpoints
 from minigpt_cli.config import DataConfig, RunConfig
 from minigpt_cli.models.contract import build_model
+from minigpt_cli.runstore.directory import Run
 from minigpt_cli.runstore.records import Best, Corpus, RunRecord, SplitRecord, now
-from minigpt_cli.runstore.store import Run, RunStore
+from minigpt_cli.runstore.store import RunStore
 from minigpt_cli.tokenization.bpe import ByteTokenizer
 from minigpt_cli.tokenization.char import CharTokenizer
 from minigpt_cli.tokenization.contract import Tokenizer, TrainingText

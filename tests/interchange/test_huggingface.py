@@ -14,7 +14,7 @@ from minigpt_cli import checkpoints
 from minigpt_cli.errors import UsageError
 from minigpt_cli.interchange import huggingface
 from minigpt_cli.models.contract import build_model
-from minigpt_cli.runstore.store import Run
+from minigpt_cli.runstore.directory import Run
 
 MakeRun = Callable[..., Run]
 SIZES: dict[str, Any] = {"block_size": 32, "n_layer": 2, "n_head": 4, "n_embd": 32}

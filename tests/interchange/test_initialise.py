@@ -17,7 +17,8 @@ from minigpt_cli.errors import MiniGPTError, RunDamaged, RunNotFound, UsageError
 from minigpt_cli.interchange import huggingface
 from minigpt_cli.interchange.initialise import Report, initial_weights, model_settings, open_source
 from minigpt_cli.models.contract import build_model
-from minigpt_cli.runstore.store import Run, RunStore
+from minigpt_cli.runstore.directory import Run
+from minigpt_cli.runstore.store import RunStore
 from minigpt_cli.storage import safetensors
 from minigpt_cli.tokenization.char import CharTokenizer
 from minigpt_cli.tokenization.contract import Tokenizer, TrainingText

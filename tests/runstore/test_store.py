@@ -22,8 +22,9 @@ from minigpt_cli.evaluation.leaderboard import rank
 from minigpt_cli.events import Evaluated, Skipped
 from minigpt_cli.runstore import directory, records
 from minigpt_cli.runstore import store as runstore
-from minigpt_cli.runstore.records import RECORD_SCHEMA_VERSION
-from minigpt_cli.runstore.store import Annotations, Best, Corpus, DamagedRun, Run, RunRecord, RunStore, SplitRecord, now, resolve_runs_dir
+from minigpt_cli.runstore.directory import DamagedRun, Run
+from minigpt_cli.runstore.records import RECORD_SCHEMA_VERSION, Annotations, Best, Corpus, RunRecord, SplitRecord, now
+from minigpt_cli.runstore.store import RunStore, resolve_runs_dir
 from minigpt_cli.storage import atomic_io
 
 
@@ -416,7 +417,8 @@ def test_two_writers_cannot_share_a_run(store: RunStore) -> None:
 
 TAGGER = """
 import sys
-from minigpt_cli.runstore.store import Annotations, RunStore
+from minigpt_cli.runstore.records import Annotations
+from minigpt_cli.runstore.store import RunStore
 run = RunStore(sys.argv[1]).find("a")
 for number in range(25):
     run.annotate(lambda before: Annotations(tags=[*before.tags, f"{sys.argv[2]}-{number}"], note=before.note))
@@ -523,7 +525,8 @@ def test_latest_is_the_run_saved_last_though_the_clock_was_set_back(store: RunSt
 
 HOLDER = """
 import sys, time
-from minigpt_cli.runstore.store import Run, RunStore
+from minigpt_cli.runstore.directory import Run
+from minigpt_cli.runstore.store import RunStore
 store = RunStore(sys.argv[1])
 with store.lock(Run(store.dir / "a")):
     print("locked", flush=True)

@@ -18,7 +18,8 @@ import torch.distributed as dist
 from minigpt_cli.config import DataConfig, RunConfig
 from minigpt_cli.data.encoding import prepared
 from minigpt_cli.errors import UsageError
-from minigpt_cli.runstore.store import Run, RunRecord
+from minigpt_cli.runstore.directory import Run
+from minigpt_cli.runstore.records import RunRecord
 from minigpt_cli.training.distributed import World
 from minigpt_cli.training.planner import resolve
 from minigpt_cli.training.resuming import on_processes
