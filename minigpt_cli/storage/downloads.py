@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import platformdirs
 
@@ -42,39 +41,36 @@ def cache_folder() -> Path:
     return Path(platformdirs.user_cache_dir("minigpt"))
 
 
-def _fetcher(report: Report, limit: int) -> Callable[[str, str, Any], None]:
-    """What pooch calls to download: tells `report` how far it is, and gives up on an answer without end."""
+def _fetch(url: str, path: Path, report: Report, limit: int) -> None:
+    """Download `url` to `path`, which gets the whole content or none. Raises ValueError for more than `limit` bytes."""
     import requests
 
-    def fetch(url: str, output_file: str, _: Any) -> None:
-        with requests.get(url, stream=True, timeout=_TIMEOUT_S) as response:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_beside(path)
+    try:
+        with requests.get(url, stream=True, timeout=_TIMEOUT_S) as response, open(temporary, "wb") as file:
             response.raise_for_status()
             total = int(response.headers.get("content-length", 0)) or None
-            done = 0
-            with open(output_file, "wb") as file:
-                for block in response.iter_content(1 << 16):
-                    file.write(block)
-                    done += len(block)
-                    report(done, total)
-                    if done > limit:
-                        raise ValueError("the answer is too long")
-
-    return fetch
+            for block in response.iter_content(1 << 16):
+                file.write(block)
+                report(file.tell(), total)
+                if file.tell() > limit:
+                    raise ValueError("the answer is too long")
+        replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def download(files: tuple[RemoteFile, ...], what: str, report: Report, otherwise: str) -> list[Path]:
     """The local paths of `files`, downloaded unless they are in the cache. Raises MiniGPTError with `otherwise` as the way out."""
-    import pooch
     import requests
 
-    pooch.get_logger().setLevel("WARNING")  # what it does is told by `report`, not by its log
     paths = []
     for file in files:
         path = cache_folder() / file.name
         if not (path.is_file() and file.is_content(path.read_bytes())):
             try:
-                path.unlink(missing_ok=True)
-                pooch.retrieve(file.url, known_hash=None, fname=file.name, path=path.parent, downloader=_fetcher(report, _SIZE_LIMIT))
+                _fetch(file.url, path, report, _SIZE_LIMIT)
             except (OSError, ValueError, requests.RequestException) as error:
                 raise MiniGPTError(f"cannot download {what} from {file.url.split('/')[2]} ({type(error).__name__}): {otherwise}") from error
             if not file.is_content(path.read_bytes()):
@@ -95,14 +91,8 @@ def download_url(url: str, name: str, report: Report) -> Path:
     try:
         if path.is_file() and recorded.is_file() and recorded.read_text("utf-8") == _hash_of(path):
             return path
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = temporary_beside(path)
-        try:
-            _fetcher(report, _URL_LIMIT)(url, str(temporary), None)
-            write_atomic(recorded, _hash_of(temporary))
-            replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        _fetch(url, path, report, _URL_LIMIT)
+        write_atomic(recorded, _hash_of(path))
     except (OSError, ValueError, requests.RequestException) as error:
         raise MiniGPTError(f"cannot download {url} ({_cause(error)}): check the address and the connection") from error
     return path

@@ -165,7 +165,7 @@ def test_gpt2_offline_names_the_ways_out(tmp_path: Path, monkeypatch: pytest.Mon
     def offline(*args: Any, **kwargs: Any) -> None:
         raise OSError("no network in tests")
 
-    monkeypatch.setattr("pooch.retrieve", offline)
+    monkeypatch.setattr("requests.get", offline)
     with pytest.raises(MiniGPTError, match=f"set {GPT2_DIR} to a folder.*or use --tokenizer bpe$"):
         GPT2Tokenizer.build(DataConfig(), TrainingText.of(""))
 
