@@ -1,10 +1,10 @@
-"""experts.c: routing, and rows on their way to the experts and back. The formulas, and the shapes, are in models/moe.py and experts.py."""
+"""experts.c as autograd functions: routing, and rows on their way to the experts and back. Formulas: models/moe.py; shapes: experts.py."""
 
 from __future__ import annotations
 
 import ctypes
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -12,7 +12,10 @@ from torch import Tensor
 from minigpt_cli.accel import kernels, native_build
 from minigpt_cli.accel.kernels import CHUNK, FLAGS, SOURCE, I, N, P
 
-MOST_EXPERTS = 64  # as in experts.c
+if TYPE_CHECKING:
+    from minigpt_cli.accel.experts import Pairs
+
+MAX_EXPERTS = 64  # as in experts.c
 _SIGNATURES = {
     "route_forward": (P, P, P, N, N, N, I),
     "route_backward": (P, P, P, P, P, P, N, N, N, I),
@@ -27,14 +30,14 @@ _REFUSING = ("route_backward", "sort_pairs", "gather_rows", "gather_sum", "gathe
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The functions, built at the first call; None where they cannot be."""
+    """The functions, built at the first call; None if they cannot be built."""
     found = native_build.load(SOURCE.with_name("experts.c"), FLAGS) if kernels.library() else None
     return kernels.declared(found, _SIGNATURES, refusing=_REFUSING)
 
 
 def usable(x: Tensor, n_experts: int = 0) -> bool:
-    """Whether the functions can work on x (..., C), and on the choice between so many experts."""
-    return kernels.usable(x, x.size(-1)) and n_experts <= MOST_EXPERTS and library() is not None
+    """Whether the functions can work on x (..., C) and on a choice between so many experts."""
+    return kernels.usable(x, x.size(-1)) and n_experts <= MAX_EXPERTS and library() is not None
 
 
 def _call(name: str, *arguments: Tensor | int | None) -> None:
@@ -72,27 +75,48 @@ def sort_pairs(chosen: Tensor, n_experts: int, pad: int, rows: int) -> tuple[Ten
     return order, back, counts.tolist()
 
 
-def gather_rows(x: Tensor, order: Tensor, n_pairs: int, k: int) -> Tensor:
-    """(M, C): the row of x (N, C) of each pair in `order`; zero at padding."""
-    x = x.contiguous()
-    result = x.new_empty(len(order), x.size(-1))
-    _call("gather_rows", x, order, result, len(order), n_pairs, k, x.size(-1) * x.element_size())
-    return result
-
-
-def gather_sum(x: Tensor, weights: Tensor | None, back: Tensor, k: int) -> Tensor:
-    """(N, C): for each token the sum of its k rows of x (M, C), those that `back` (N k,) names, times weights (N, k) float32."""
+def _gather_sum(x: Tensor, weights: Tensor | None, back: Tensor, k: int) -> Tensor:
+    """(N, C): for each token the sum of its k rows of x (M, C), which `back` (N k,) names, times weights (N, k) float32."""
     tokens, C = len(back) // k, x.size(-1)
     result = x.new_empty(tokens, C)
     _call("gather_sum", x.contiguous(), weights, back, result, tokens, k, C, len(x), x.dtype == torch.bfloat16)
     return result
 
 
-def gather_sum_backward(grad: Tensor, x: Tensor, weights: Tensor, order: Tensor, back: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradients by x, zero at padding, and by weights."""
-    (tokens, k), C = weights.shape, x.size(-1)
-    dx, d_weights = torch.empty_like(x), torch.empty_like(weights)
-    _call("gather_sum_backward", grad.contiguous(), x, weights, back, dx, d_weights, tokens, k, C, len(x), x.dtype == torch.bfloat16)
-    if len(order) > len(back):
-        _call("clear_padding", order, dx, len(order), len(back), C * x.element_size())
-    return dx, d_weights
+class GatherRows(torch.autograd.Function):
+    """(M, C): the row of x (N, C) of each pair, sorted by expert; zero at padding. The gradient is a look-up too, not a scattered sum."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, pairs: Pairs) -> Tensor:
+        x, order = x.contiguous(), pairs.order
+        result = x.new_empty(len(order), x.size(-1))
+        _call("gather_rows", x, order, result, len(order), len(pairs.back), pairs.k, x.size(-1) * x.element_size())
+        ctx.save_for_backward(pairs.back)
+        ctx.k = pairs.k
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (back,) = ctx.saved_tensors
+        return _gather_sum(grad, None, back, ctx.k), None
+
+
+class Combine(torch.autograd.Function):
+    """(N, C): the sum of each token's rows of y (M, C) times weights (N, k)."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, weights: Tensor, pairs: Pairs) -> Tensor:
+        y, exact = y.contiguous(), weights.float().contiguous()
+        ctx.save_for_backward(y, exact, pairs.order, pairs.back)
+        ctx.weight_dtype = weights.dtype
+        return _gather_sum(y, exact, pairs.back, pairs.k)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        y, weights, order, back = ctx.saved_tensors
+        (tokens, k), C = weights.shape, y.size(-1)
+        dy, d_weights = torch.empty_like(y), torch.empty_like(weights)
+        _call("gather_sum_backward", grad.contiguous(), y, weights, back, dy, d_weights, tokens, k, C, len(y), y.dtype == torch.bfloat16)
+        if len(order) > len(back):
+            _call("clear_padding", order, dy, len(order), len(back), C * y.element_size())
+        return dy, d_weights.to(ctx.weight_dtype), None

@@ -5,7 +5,7 @@
 
 #include "vectors.h"
 
-enum { MOST_EXPERTS = 64 };
+enum { MAX_EXPERTS = 64 };
 
 /* Whether every one of n numbers is in [0, below). */
 static int all_below(const int64_t *numbers, int64_t n, int64_t below) {
@@ -39,7 +39,7 @@ INLINE void route_back_part(const void *x, const float *w, const float *probs, c
     for (int64_t chunk = from; chunk < to; chunk++) {
         int64_t last = (chunk + 1) * CHUNK < N ? (chunk + 1) * CHUNK : N;
         for (int64_t r = chunk * CHUNK; r < last; r++) {
-            float d[MOST_EXPERTS], along = 0; /* gradient of the logits */
+            float d[MAX_EXPERTS], along = 0; /* gradient of the logits */
             for (int64_t e = 0; e < E; e++) along += probs[r * E + e] * grad[r * E + e];
             for (int64_t e = 0; e < E; e++) d[e] = probs[r * E + e] * (grad[r * E + e] - along);
             for (int64_t i = 0; i < C; i += LANES) {
@@ -58,7 +58,7 @@ INLINE void route_back_part(const void *x, const float *w, const float *probs, c
 /* dx (N, C); dw (chunks, E, C), partial sums that begin at zero. */
 int32_t route_backward(const void *x, const float *w, const float *probs, const float *grad, void *dx, float *dw, int64_t N, int64_t E,
                        int64_t C, int bf16) {
-    if (E > MOST_EXPERTS) return 1;
+    if (E > MAX_EXPERTS) return 1;
     PARALLEL((N + CHUNK - 1) / CHUNK, route_back_part(x, w, probs, grad, dx, dw, N, E, C, from, to, bf16));
     return 0;
 }

@@ -1,4 +1,4 @@
-"""A mixture's tokens sorted by expert: one pair of products per expert over its tokens laid side by side, one wait for the device.
+"""A mixture's tokens sorted by expert: each expert multiplies all of its tokens at once, and the device is waited for once.
 
 Shapes: N tokens, k experts of each, E experts, C channels; M rows in groups one after another (counts says how many in each of E),
 I and O widths.
@@ -46,9 +46,9 @@ class Pairs(NamedTuple):
 def pairs_by_expert(chosen: Tensor, n_experts: int, in_c: bool) -> Pairs:
     """Sort the pairs of `chosen` (N, k), the experts of each token.
 
-    On a CPU a product of a shape that was not seen before costs as much as several of known shape, since oneDNN compiles a kernel for it,
-    and the experts' shares change at every step. So C pads large groups to multiples of PAD rows: a few dozen shapes in all. The last
-    group takes what is left of a number of rows that is always the same, so that freed memory fits at the next step.
+    On a CPU a product of a new shape costs as much as several of a known shape, because oneDNN compiles a kernel for it, and the
+    experts' shares change at every step. So C pads large groups to multiples of PAD rows: a few dozen shapes in all. The number of
+    rows is always the same and the last group takes the rest, so that freed memory fits at the next step.
     """
     flat, k = chosen.flatten(), chosen.size(1)
     n = len(flat)
@@ -66,44 +66,15 @@ def pairs_by_expert(chosen: Tensor, n_experts: int, in_c: bool) -> Pairs:
 def gather_rows(x: Tensor, pairs: Pairs) -> Tensor:
     """Each token's row of x (N, C), once for each of its experts, sorted by expert: (M, C). Padding is zero."""
     if expert_kernels.usable(x):
-        return _Spread.apply(x, pairs)  # type: ignore[no-any-return,no-untyped-call]
+        return expert_kernels.GatherRows.apply(x, pairs)  # type: ignore[no-any-return,no-untyped-call]
     return x.index_select(0, pairs.order // pairs.k)
 
 
 def combined(y: Tensor, weights: Tensor, pairs: Pairs) -> Tensor:
     """The sum over each token's experts of weight (N, k) times their output, a row of y (M, C): (N, C)."""
     if expert_kernels.usable(y):
-        return _Combined.apply(y, weights, pairs)  # type: ignore[no-any-return,no-untyped-call]
+        return expert_kernels.Combine.apply(y, weights, pairs)  # type: ignore[no-any-return,no-untyped-call]
     return (y[pairs.back].view(*weights.shape, -1) * weights[..., None].to(y.dtype)).sum(1)
-
-
-class _Spread(torch.autograd.Function):
-    """The gradient is a look-up as well, not a scattered sum."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, pairs: Pairs) -> Tensor:
-        ctx.save_for_backward(pairs.back)
-        ctx.k = pairs.k
-        return expert_kernels.gather_rows(x, pairs.order, len(pairs.back), pairs.k)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        (back,) = ctx.saved_tensors
-        return expert_kernels.gather_sum(grad, None, back, ctx.k), None
-
-
-class _Combined(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, y: Tensor, weights: Tensor, pairs: Pairs) -> Tensor:
-        y, exact = y.contiguous(), weights.float().contiguous()
-        ctx.save_for_backward(y, exact, pairs.order, pairs.back)
-        ctx.weight_dtype = weights.dtype
-        return expert_kernels.gather_sum(y, exact, pairs.back, pairs.k)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        d_y, d_weights = expert_kernels.gather_sum_backward(grad, *ctx.saved_tensors)
-        return d_y, d_weights.to(ctx.weight_dtype), None
 
 
 def grouped_linear(x: Tensor, weight: Tensor, counts: Sequence[int]) -> Tensor:
@@ -114,7 +85,7 @@ def grouped_linear(x: Tensor, weight: Tensor, counts: Sequence[int]) -> Tensor:
 
 
 class _GroupedLinear(torch.autograd.Function):
-    """Every product is written where its result belongs: nothing is split, concatenated or added up afterwards."""
+    """Every product is written to its place in the result: nothing is concatenated or added afterwards."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, counts: Sequence[int]) -> Tensor:

@@ -1,15 +1,14 @@
 """Frozen weights in 8 or 4 bits while adapters train (QLoRA, Dettmers et al. 2023), through torchao.
 
-Eight bits are one scale per row, four bits the NormalFloat code in blocks of 64 with scales in eight bits. A weight is put
-back together, in the dtype of the input, each time it is used: memory is saved, time is not. What the adapters are merged
-with afterwards are the weights as they were.
+Eight bits have one scale for each row. Four bits are the NormalFloat code in blocks of 64, with scales in eight bits. A weight is
+computed again, in the dtype of the input, each time it is used: this saves memory and no time. The adapters are merged with the
+weights as they were before.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minigpt_cli.errors import MissingExtra, UsageError
@@ -18,27 +17,22 @@ from minigpt_cli.models.lora import LoraLinear
 _BLOCK = 64  # numbers that share a scale in four bits
 
 
-class QuantizedLoraLinear(nn.Module):
+class QuantizedLoraLinear(LoraLinear):
     """A frozen linear map in fewer bits, and its adapter."""
 
     frozen: Any
 
     def __init__(self, adapted: LoraLinear, bits: str) -> None:
-        super().__init__()
+        nn.Module.__init__(self)
         self.register_buffer("frozen", quantized(adapted.weight.detach(), bits), persistent=False)
         self.bias, self.lora_a, self.lora_b, self.scale = adapted.bias, adapted.lora_a, adapted.lora_b, adapted.scale
 
     @property
-    def weight(self) -> Tensor:
-        """The weight put back together."""
+    def weight(self) -> Tensor:  # type: ignore[override]
+        """The weight, computed from its few bits."""
         frozen = self.frozen
         restored: Tensor = frozen.get_original_weight() if hasattr(frozen, "get_original_weight") else frozen.dequantize()
         return restored
-
-    def forward(self, x: Tensor) -> Tensor:
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        low = F.linear(x, self.lora_a.to(x.dtype))  # (..., r)
-        return F.linear(x, self.weight.to(x.dtype), bias) + self.scale * F.linear(low, self.lora_b.to(x.dtype))
 
 
 def quantized(weight: Tensor, bits: str) -> Tensor:
@@ -57,7 +51,7 @@ def quantized(weight: Tensor, bits: str) -> Tensor:
 
 
 def library() -> Any:
-    """torchao's quantization. Raises MissingExtra where it is not installed, UsageError where it does not run with this torch."""
+    """torchao's quantization. Raises MissingExtra if it is not installed, UsageError if it does not run with this torch."""
     try:
         from torchao import quantization
     except ModuleNotFoundError:
