@@ -21,6 +21,7 @@ from minigpt_cli.data.opening import opening_of
 from minigpt_cli.errors import UsageError
 from minigpt_cli.interchange import pytorch
 from minigpt_cli.interchange.folders import new_folder
+from minigpt_cli.interchange.gguf_vocabulary import END_TOKENS
 from minigpt_cli.interchange.hf_weights import from_hf, to_hf
 from minigpt_cli.interchange.model_card import hf_card
 from minigpt_cli.storage import atomic_io, safetensors
@@ -28,7 +29,6 @@ from minigpt_cli.tokenization.contract import Tokenizer
 from minigpt_cli.tokenization.pretrained import load_tokenizer
 
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
-_END_TOKENS = ("<|endoftext|>", "<|eot|>", "</s>", "<|end_of_text|>", "<eos>")
 
 
 @dataclass(frozen=True)
@@ -74,23 +74,22 @@ def _json(content: Mapping[str, Any]) -> str:
 def end_tokens(tokenizer_json: str) -> dict[str, int]:
     """The special tokens of a tokenizer.json that end a text, and their ids; the one to stop at first."""
     added = {t["content"]: t["id"] for t in json.loads(tokenizer_json).get("added_tokens") or [] if t.get("special")}
-    return {token: added[token] for token in (END, *_END_TOKENS) if token in added}
+    return {token: added[token] for token in END_TOKENS if token in added}
 
 
 def _end(tokenizer_json: str) -> dict[str, Any]:
-    ends = end_tokens(tokenizer_json)
-    return {"eos_token_id": next(iter(ends.values())), "pad_token_id": next(iter(ends.values()))} if ends else {}
+    first = next(iter(end_tokens(tokenizer_json).values()), None)
+    return {} if first is None else {"eos_token_id": first, "pad_token_id": first}
 
 
 def _tokenizer_config(tokenizer_json: str, block_size: int) -> dict[str, Any]:
-    """What AutoTokenizer needs to take tokenizer.json as it is, and not to tidy up what it decodes."""
+    """What AutoTokenizer needs to use tokenizer.json as it is, and to change nothing in what it decodes."""
     config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     config |= {"model_max_length": block_size}
-    if END in end_tokens(tokenizer_json):
+    ends = list(end_tokens(tokenizer_json))
+    if END in ends:
         config["chat_template"] = TEMPLATE
-    if ends := end_tokens(tokenizer_json):
-        config |= {"eos_token": next(iter(ends)), "pad_token": next(iter(ends))}
-    return config
+    return config | ({"eos_token": ends[0], "pad_token": ends[0]} if ends else {})
 
 
 # ---- reading
@@ -114,14 +113,8 @@ def read(folder: Path) -> Foreign:
     tensors, notes = read_weights(folder)
     try:
         config, ours = from_hf(theirs, {name: tensor.float() for name, tensor in tensors.items()})
-    except (
-        KeyError,
-        TypeError,
-        ValueError,
-        ArithmeticError,
-        RuntimeError,
-    ) as error:  # a setting is missing or of the wrong kind (pydantic's
-        # error is a ValueError), or tensors have shapes that cannot be put together
+    # A setting is missing or of the wrong kind (pydantic's error is a ValueError), or tensors have shapes that cannot be concatenated.
+    except (KeyError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
         reason = atomic_io.one_line(repr(error), 150)
         raise UsageError(f"{folder / 'config.json'} is not a configuration that can be read: {reason}") from error
     return Foreign(config, ours, read_tokenizer(folder), notes)

@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from minigpt_cli.checkpoints import load_tensors
 from minigpt_cli.errors import UsageError
-from minigpt_cli.storage import atomic_io, safetensors
+from minigpt_cli.storage import atomic_io
 from minigpt_cli.storage.memory import check_memory
 
 SAFE_SINCE = (2, 10)
@@ -44,7 +45,7 @@ class TensorSource:
 def read(path: Path) -> TensorSource:
     """The tensors of a file, by suffix, without known prefixes. Raises UsageError or RunDamaged; executes nothing."""
     if path.suffix == ".safetensors":
-        found = TensorSource(_safetensors(path))
+        found = TensorSource(load_tensors(path))
     elif path.suffix in PICKLED:
         found = _pickled(path)
     else:
@@ -53,13 +54,6 @@ def read(path: Path) -> TensorSource:
     if not tensors:
         raise UsageError(f"{path} holds no tensors")
     return TensorSource(tensors, found.other, [*found.notes, *notes])
-
-
-def _safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return dict(safetensors.read(path).tensors())
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 def _pickled(path: Path) -> TensorSource:

@@ -28,14 +28,6 @@ class MatrixParts(NamedTuple):
     parts: int  # e.g. 3 for a fused q, k, v; each part is orthogonalised apart
 
 
-class Cache(Protocol):
-    """Keys and values of the tokens seen so far, in buffers of fixed size."""
-
-    length: int  # tokens stored
-
-    def reset(self) -> None: ...
-
-
 class Model(Protocol):
     """A language model: token ids in, next-token logits out. Never sees targets, prints, or builds an optimizer."""
 
