@@ -132,7 +132,7 @@ def test_resume_finds_the_tokens_of_a_missing_text(trained: Path, cli: Any) -> N
     shutil.rmtree("data")
     done = cli("train", "--resume", "first", "--max-steps", "6")
     assert (done.code, done.err.count("Error: ")) == (2, 1)
-    assert "is not here" in done.err
+    assert "is missing" in done.err
 
 
 def test_same_seed_same_weights(trained: Path, cli: Any, tiny: list[str]) -> None:
