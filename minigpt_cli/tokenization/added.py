@@ -1,6 +1,6 @@
-"""Tokens added to a character or byte tokenizer: each stands for a text of its own, such as the end of a document.
+"""Tokens added to a character or byte tokenizer, such as the end of a document.
 
-The base never sees their texts, so it stays as fast as it is; other tokenizers leave added tokens to their library.
+The base tokenizer never gets their texts, so it stays fast. Other tokenizers leave added tokens to their library.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _BATCH = 1 << 18  # characters given to the base at once
 
 
 class AddedTokens:
-    """`base` with a token for each of `contents` after its own."""
+    """`base` with a token for each of `contents`, whose ids follow those of `base`."""
 
     settings: tuple[str, ...] = ()
 
@@ -40,7 +40,7 @@ class AddedTokens:
         return np.concatenate([np.empty(0, np.uint32), *self.encode_stream(self._pattern.split(text))])
 
     def encode_stream(self, pieces: Iterable[str]) -> Iterator[Ids]:
-        """Ids of the concatenated `pieces`, of which those that are an added token's text become that token."""
+        """Ids of the concatenated `pieces`; a piece that is exactly an added token's text becomes that token."""
         waiting: list[str] = []
         places: list[int] = []  # of added tokens, in ids of the base
         added: list[int] = []

@@ -1,7 +1,7 @@
 """Byte-level tokenizers: the 256 bytes alone, and byte pair encoding learned on top of them (Sennrich et al. 2016; GPT-2).
 
-Both know every text, since every text is bytes. `bpe` first cuts the text into words, numbers, punctuation and spaces with
-GPT-2's pattern and then merges the most frequent pairs; it learns from the training split alone.
+Both can encode every text, because every text is bytes. `bpe` first cuts the text into words, numbers, punctuation and spaces
+with GPT-2's pattern, then merges the most frequent pairs. It learns from the training split alone.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import numpy.typing as npt
 
 from minigpt_cli.config import DataConfig
 from minigpt_cli.tokenization.bytelevel import CHARACTER_OF_BYTE, bytes_of
-from minigpt_cli.tokenization.contract import Ids, TrainingText, checked_ids, encoded
+from minigpt_cli.tokenization.contract import Ids, TrainingText, checked_ids, encoded, hugging_face_json
 from minigpt_cli.tokenization.library import LibraryTokenizer, library_errors
 from minigpt_cli.tokenization.segments import segments
 
-LEARN_LIMIT = 32 << 20  # bytes of text that merges are learned from; of a longer text, pieces spread evenly over it
-WORDS_LIMIT = 3 << 20  # characters of different words among them: the library keeps about 80 bytes for each
+LEARN_LIMIT = 32 << 20  # bytes of text that merges are learned from; a longer text gives pieces spread evenly over it
+WORDS_LIMIT = 3 << 20  # characters of different words in them; the library keeps about 80 bytes for each
 
 
 def byte_level_json(vocab: dict[str, int], merges: list[list[str]], *, use_regex: bool) -> str:
@@ -31,20 +31,7 @@ def byte_level_json(vocab: dict[str, int], merges: list[list[str]], *, use_regex
     model |= {"continuing_subword_prefix": None, "end_of_word_suffix": None}
     model |= {"fuse_unk": False, "byte_fallback": False, "ignore_merges": False}
     model |= {"vocab": vocab, "merges": merges}
-    return json.dumps(
-        {
-            "version": "1.0",
-            "truncation": None,
-            "padding": None,
-            "added_tokens": [],
-            "normalizer": None,
-            "pre_tokenizer": level | {"use_regex": use_regex},
-            "post_processor": None,
-            "decoder": level | {"use_regex": True},
-            "model": model,
-        },
-        ensure_ascii=False,  # and no indentation, with which Python writes ten times slower
-    )
+    return hugging_face_json(model, level | {"use_regex": use_regex}, level | {"use_regex": True})
 
 
 class ByteTokenizer:
@@ -96,7 +83,7 @@ class BPETokenizer(LibraryTokenizer):
         trainer = trainers.BpeTrainer(
             vocab_size=config.vocab_size,
             min_frequency=config.min_pair_freq,
-            initial_alphabet=sorted(CHARACTER_OF_BYTE.values()),  # all 256, so that no text is ever unknown
+            initial_alphabet=sorted(CHARACTER_OF_BYTE.values()),  # all 256, so that every text can be encoded
             show_progress=False,
         )
         with library_errors("the bpe tokenizer could not be learned"):

@@ -1,7 +1,7 @@
 """GPT-2's byte alphabet: each of the 256 bytes as one printable character, so that JSON can hold tokens that are not UTF-8.
 
-Source: the `bytes_to_unicode` table of GPT-2 (Radford et al. 2019). Printable Latin-1 stands for itself; the other 68 bytes
-get the code points from U+0100 on, in order.
+Source: the `bytes_to_unicode` table of GPT-2 (Radford et al. 2019). A byte of printable Latin-1 is its own character; the other
+68 bytes get the code points from U+0100 on, in order.
 """
 
 from __future__ import annotations

@@ -1,12 +1,11 @@
-"""One token a character: the vocabulary is every distinct code point of the text, in code point order.
+"""Each character is a token: the vocabulary is every distinct code point of the text, in code point order.
 
-The bulk of a text goes through a NumPy table from code point to id; the Hugging Face JSON (a `WordLevel` vocabulary over
-single characters) says the same for other programs, a hundred times slower.
+Text is encoded with a NumPy table from code point to id. Other programs use the Hugging Face JSON (a `WordLevel` vocabulary of
+single characters), which gives the same ids a hundred times slower.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from typing import Self
 
@@ -15,7 +14,7 @@ import numpy.typing as npt
 
 from minigpt_cli.config import DataConfig
 from minigpt_cli.errors import UnknownCharacters
-from minigpt_cli.tokenization.contract import Ids, TrainingText, checked_ids, encoded
+from minigpt_cli.tokenization.contract import Ids, TrainingText, checked_ids, encoded, hugging_face_json
 
 _UNKNOWN = np.uint32(0xFFFF_FFFF)
 
@@ -26,7 +25,7 @@ def code_points(text: str) -> Ids:
 
 
 def _points_of(text: str) -> npt.NDArray[np.uint8] | npt.NDArray[np.uint32]:
-    if text.isascii():  # half the time of the general way
+    if text.isascii():  # this takes half the time
         return np.frombuffer(text.encode("latin-1"), np.uint8)
     return np.frombuffer(encoded(text, "utf-32-le"), np.uint32)
 
@@ -49,12 +48,12 @@ class CharTokenizer:
     def __init__(self, alphabet: npt.ArrayLike) -> None:
         """`alphabet`: the code point of each id, all distinct."""
         self._points = np.asarray(alphabet, np.uint32)  # (V,)
-        self._table = np.full(0x110000, _UNKNOWN)  # code point -> id; complete, so that no look-up needs a bound
+        self._table = np.full(0x110000, _UNKNOWN)  # code point -> id; it has every code point, so no look-up is out of range
         self._table[self._points] = np.arange(len(self._points), dtype=np.uint32)
 
     @classmethod
     def build(cls, config: DataConfig, text: TrainingText) -> Self:
-        """The tokenizer of every character in the text, validation included: a vocabulary is not a statistic."""
+        """The tokenizer of every character in the whole text, validation too: a vocabulary is not learned."""
         return cls(text.alphabet)
 
     @property
@@ -64,7 +63,7 @@ class CharTokenizer:
     def encode(self, text: str) -> Ids:
         """Ids of `text`. Raises UsageError that lists the characters it does not know."""
         points = _points_of(text)
-        ids = self._table.take(points, mode="clip")  # "clip" spares NumPy a buffer; nothing is ever clipped
+        ids = self._table.take(points, mode="clip")  # "clip" saves NumPy a buffer; no index is out of range
         if ids.size and ids.max() == _UNKNOWN:
             raise unknown_characters((chr(p) for p in np.unique(points[ids == _UNKNOWN])), self.name)
         return ids
@@ -83,19 +82,7 @@ class CharTokenizer:
 
     def to_json(self) -> str:
         """A Hugging Face `tokenizers` JSON that encodes and decodes the same."""
-        return json.dumps(
-            {
-                "version": "1.0",
-                "truncation": None,
-                "padding": None,
-                "added_tokens": [],
-                "normalizer": None,
-                "pre_tokenizer": {"type": "Split", "pattern": {"Regex": "[\\s\\S]"}, "behavior": "Isolated", "invert": False},
-                "post_processor": None,
-                "decoder": {"type": "Fuse"},
-                # the unknown token is named because the format demands it, but is not in the vocabulary: an unknown character is an error
-                "model": {"type": "WordLevel", "vocab": {chr(p): i for i, p in enumerate(self._points.tolist())}, "unk_token": "<unk>"},
-            },
-            ensure_ascii=False,
-            indent=1,
-        )
+        split = {"type": "Split", "pattern": {"Regex": "[\\s\\S]"}, "behavior": "Isolated", "invert": False}
+        # The format needs the name of an unknown token. It is not in the vocabulary: an unknown character is an error.
+        model = {"type": "WordLevel", "vocab": {chr(p): i for i, p in enumerate(self._points.tolist())}, "unk_token": "<unk>"}
+        return hugging_face_json(model, split, {"type": "Fuse"}, indent=1)

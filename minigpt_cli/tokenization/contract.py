@@ -1,11 +1,11 @@
-"""What every tokenizer promises. Text is str, ids are NumPy integers; no torch."""
+"""What every tokenizer promises. Text is str, ids are NumPy integers. No torch."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,7 @@ from minigpt_cli.config import DataConfig
 from minigpt_cli.errors import MiniGPTError, UsageError
 
 Ids = npt.NDArray[np.uint32]
+Json = dict[str, Any]
 
 END_OF_TEXT = "<|endoftext|>"  # the added token that ends a document, as GPT-2 writes it
 
@@ -43,12 +44,24 @@ class Tokenizer(Protocol):
 
 
 def added_tokens(tokenizer: Tokenizer) -> dict[str, int]:
-    """The tokens that were added to a tokenizer's own, and their ids."""
+    """The added tokens of a tokenizer, and their ids."""
     return {token["content"]: int(token["id"]) for token in json.loads(tokenizer.to_json())["added_tokens"]}
 
 
-def _nothing() -> Iterator[str]:
-    return iter(())
+def hugging_face_json(model: Json, pre_tokenizer: Json | None, decoder: Json, indent: int | None = None, **options: Any) -> str:
+    """A Hugging Face `tokenizers` JSON of these parts; `options` may hold `normalizer` and `added_tokens`."""
+    parts: Json = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [],
+        "normalizer": None,
+        "pre_tokenizer": pre_tokenizer,
+        "post_processor": None,
+        "decoder": decoder,
+        "model": model,
+    }
+    return json.dumps(parts | options, ensure_ascii=False, indent=indent)  # to indent takes ten times as long
 
 
 @dataclass(frozen=True)
@@ -56,19 +69,19 @@ class TrainingText:
     """What a tokenizer may learn from."""
 
     alphabet: npt.NDArray[np.uint32]  # every distinct code point of the whole text, ascending
-    train_bytes: int = 0  # about how much train_text() gives
-    train_text: Callable[[], Iterator[str]] = _nothing  # the training split, in pieces, as often as it is asked for
+    train_bytes: int = 0  # approximate size of train_text()
+    train_text: Callable[[], Iterator[str]] = lambda: iter(())  # the training split in pieces, from its beginning at each call
 
     @classmethod
     def of(cls, text: str) -> Self:
-        """One known by the characters of `text` alone."""
+        """The characters of `text`, without a training split."""
         return cls(np.unique(np.frombuffer(text.encode("utf-32-le"), np.uint32)))
 
 
 class Builder(Protocol):
-    """What a class named in the registry's TOKENIZERS promises: that it can be made for a text."""
+    """What a class in the registry's TOKENIZERS promises: it can be built for a text."""
 
-    settings: tuple[str, ...]  # the fields of DataConfig, besides `tokenizer`, that change what is built
+    settings: tuple[str, ...]  # the fields of DataConfig, other than `tokenizer`, that change the result
 
     def build(self, config: DataConfig, text: TrainingText) -> Tokenizer:
         """The tokenizer for this text; a class method."""

@@ -1,18 +1,17 @@
-"""A Hugging Face tokenizer.json from anywhere, checked before the library sees it, and reduced to what is lossless.
+"""A Hugging Face tokenizer.json from any source: checked before the library gets it, and reduced to its lossless parts.
 
-Such a file is untrusted input, and the library panics, hangs or swells on some that are well-formed (a merge that is longer
-than the longest token, a normalizer that doubles the text ten times over, ids of four billion). So it is read with bounds,
-and only components that can be inverted are let through, each rebuilt from the fields known here:
+Such a file is untrusted input. The library panics, hangs or needs too much memory on some well-formed files (a merge that is
+longer than the longest token, a normalizer that doubles the text ten times, ids of four billion). So the file is read with
+bounds, and only components that can be inverted are accepted. Each is built again from the fields known here:
 
 - left out, because models here are trained on plain text without added marks: truncation, padding, post-processor, NFC,
-  a leading space made up by `Prepend` or `prepend_scheme`, whitespace stripped around added tokens
-- refused by name, because text would not come back: every other normalizer, pre-tokenizers that remove characters,
-  WordPiece, word prefixes and suffixes, dropout
+  a leading space added by `Prepend` or `prepend_scheme`, whitespace removed around added tokens
+- refused by name, because decoding would not give the text back: every other normalizer, pre-tokenizers that remove
+  characters, WordPiece, word prefixes and suffixes, dropout
 """
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +19,7 @@ from typing import Any
 from minigpt_cli.errors import RunDamaged, UsageError
 from minigpt_cli.storage.atomic_io import one_line, parse_json
 from minigpt_cli.tokenization.bytelevel import bytes_of
+from minigpt_cli.tokenization.contract import Json, hugging_face_json
 
 SIZE_LIMIT = 48 << 20  # bytes; the largest in common use (256,000 tokens) has 33 MB
 _VALUE_LIMIT = 4_000_000  # JSON values, so that parsing takes a few hundred megabytes at most
@@ -28,16 +28,14 @@ _REGEX_LIMIT = 10_000  # characters
 _SPACE_MARK = "\u2581"  # what SentencePiece writes for a space
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
-Json = dict[str, Any]
-
 
 @dataclass(frozen=True)
 class Checked:
-    """A tokenizer.json that the library can be given."""
+    """A tokenizer.json that is safe to give to the library."""
 
     json_text: str
-    token_bytes: list[bytes]  # by id; empty where an id is unused
-    added: dict[str, int]  # added tokens and the ids that they must get
+    token_bytes: list[bytes]  # by id; empty for an unused id
+    added: dict[str, int]  # added tokens and the ids that the library must give them
 
 
 def check(text: str | bytes, name: str) -> Checked:
@@ -46,7 +44,7 @@ def check(text: str | bytes, name: str) -> Checked:
 
 
 class _Checker:
-    """One pass over one file; every complaint names it."""
+    """Checks one file; every error names it."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -69,7 +67,7 @@ class _Checker:
         return spec
 
     def check(self, text: str | bytes) -> Checked:
-        """See `check` above."""
+        """As the function `check`."""
         spec = self._parse(text)
         model = self._model(spec["model"])
         tokens = _pairs(model)
@@ -82,18 +80,9 @@ class _Checker:
             token_bytes[entry["id"]] = entry["content"].encode("utf-8")
         if not token_bytes:
             raise self._wrong("has no tokens")
-        clean = {
-            "version": "1.0",
-            "truncation": None,
-            "padding": None,
-            "added_tokens": added,
-            "normalizer": self._normalizer(spec.get("normalizer")),
-            "pre_tokenizer": self._pre_tokenizer(spec.get("pre_tokenizer")),
-            "post_processor": None,
-            "decoder": decoder,
-            "model": model,
-        }
-        return Checked(json.dumps(clean, ensure_ascii=False), token_bytes, {e["content"]: e["id"] for e in added})
+        normalizer, pre_tokenizer = self._normalizer(spec.get("normalizer")), self._pre_tokenizer(spec.get("pre_tokenizer"))
+        clean = hugging_face_json(model, pre_tokenizer, decoder, normalizer=normalizer, added_tokens=added)
+        return Checked(clean, token_bytes, {e["content"]: e["id"] for e in added})
 
     # -- values
 
@@ -143,7 +132,7 @@ class _Checker:
     def _bpe(self, model: Json) -> Json:
         for field in ("continuing_subword_prefix", "end_of_word_suffix", "dropout"):
             if model.get(field):
-                raise self._wrong(f"its {field} is set, so text would not come back exactly")
+                raise self._wrong(f"its {field} is set, so decoding would not give the text back")
         vocab = self._vocab(model.get("vocab"))
         merges = model.get("merges")
         if not isinstance(merges, list):
@@ -245,7 +234,7 @@ class _Checker:
         return inner
 
     def _decoder(self, part: Any) -> tuple[Json, Any]:
-        """The decoder, and the function from a token to its bytes that says the same."""
+        """The decoder, and an equal function from a token to its bytes."""
         steps = self._list(part, "decoders") if isinstance(part, dict) and part.get("type") == "Sequence" else [part]
         kinds = [self._type(step, "decoder") for step in steps]
         if kinds == ["ByteLevel"]:

@@ -1,7 +1,7 @@
-"""A tokenizer that the `tokenizers` library runs, held to our contract: lossless, deterministic, bounded.
+"""A tokenizer run by the `tokenizers` library that keeps our contract: lossless, deterministic, bounded.
 
-The library is given segments (see segments.py), and what comes back is checked: the bytes of the ids must be the bytes of
-the text, else the characters that got lost are named. Decoding needs no library: it joins the bytes of the ids.
+The library gets segments (see segments.py), and its result is checked: the bytes of the ids must be the bytes of the text, or
+an error names the lost characters. Decoding needs no library: it joins the bytes of the ids.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ _KNOWN_WORDS = 1 << 17  # words whose ids are remembered
 _WORD = re.compile(r"\s*\S+(?:[^\S \t\n\r]\s*\S+)*|\s+")
 
 
-# A pattern from anywhere may backtrack without end: the library panics after ten million steps of one match, and writes about
-# it to stderr by itself. Short segments bound the time that many matches of fewer steps can take together.
+# An unknown pattern may backtrack without end: the library panics after ten million steps of one match and writes about it to
+# stderr. Short segments bound the total time of many matches with fewer steps.
 _STRANGE_LIMIT = 1 << 12  # characters in a segment
 _QUICK_PATTERNS = {
     "",
@@ -52,7 +52,7 @@ _QUICK_PATTERNS = {
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Keep what the library itself writes off stderr."""
+    """Discard what the library writes to stderr."""
     sys.stderr.flush()
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
@@ -66,7 +66,7 @@ def _silent() -> Iterator[None]:
 
 @contextmanager
 def library_errors(doing: str) -> Iterator[None]:
-    """Turn what the library raises into a UsageError; a Rust panic surfaces as a BaseException of its own."""
+    """Turn an error of the library into a UsageError; a panic in Rust arrives as a BaseException."""
     try:
         yield
     except Exception as error:
@@ -74,7 +74,7 @@ def library_errors(doing: str) -> Iterator[None]:
     except BaseException as error:
         if type(error).__name__ != "PanicException":
             raise
-        raise UsageError(f"{doing}: the tokenizers library gave up: {one_line(str(error))}") from error
+        raise UsageError(f"{doing}: the tokenizers library panicked: {one_line(str(error))}") from error
 
 
 class LibraryTokenizer:
@@ -83,26 +83,26 @@ class LibraryTokenizer:
     settings: tuple[str, ...] = ()
 
     def __init__(self, json_text: str, token_bytes: list[bytes], name: str, added: Mapping[str, int] | None = None) -> None:
-        """`json_text` must have been checked (see json_format.py); `token_bytes` says what each id stands for, `added` which were added."""
+        """`json_text` must have been checked (see json_format.py); `token_bytes` has the bytes of each id, `added` the added tokens."""
         self.name = name
         self._json = json_text
         self._added = dict(added or {})
         self._token_bytes = token_bytes
-        self._backend: Backend | None = None  # made when first used: most readers of a run only decode
+        self._backend: Backend | None = None  # made at its first use: to decode needs none
         self._known: dict[str, bytes] = {}  # word -> its ids as bytes of uint32
         self._known_size = 0  # characters in it
 
     @property
     def backend(self) -> Backend:
-        """The library's own object."""
+        """The library's object."""
         if self._backend is None:
             from tokenizers import Tokenizer as Backend
 
             with library_errors(f"tokenizer {self.name} cannot be opened"):
                 backend = Backend.from_str(self._json)
             for content, i in self._added.items():
-                if backend.token_to_id(content) != i:  # the library numbers added tokens itself where they leave a gap
-                    raise UsageError(f"tokenizer {self.name}: its added token {content!r} has another id than it says")
+                if backend.token_to_id(content) != i:  # the library gives its own ids where those of added tokens leave a gap
+                    raise UsageError(f"tokenizer {self.name}: its added token {content!r} gets another id than the file says")
             self._backend = backend
         return self._backend
 
@@ -141,7 +141,7 @@ class LibraryTokenizer:
             yield from (np.array(ids, np.uint32) for ids in self._checked(batch))
 
     def _encode_words(self, text: str) -> Ids:
-        """Ids of `text`, each different word given to the library once: ten times faster on the bulk of a text."""
+        """Ids of `text`. The library encodes each different word once: ten times faster on a long text."""
         words = _WORD.findall(text)
         if new := [word for word in dict.fromkeys(words) if word not in self._known]:
             self._known_size += sum(map(len, new))
@@ -154,10 +154,10 @@ class LibraryTokenizer:
 
     def _checked(self, texts: list[str]) -> list[list[int]]:
         """The library's ids of each text. Raises UsageError if their bytes are not the text's."""
-        _ = self.backend  # one that cannot even be opened says so itself
+        _ = self.backend  # raises its own error if it cannot be opened
         try:
             found = self._encode_batch(texts)
-        except UsageError:  # as of a vocabulary of whole words without one for what it does not know
+        except UsageError:  # such as a vocabulary of whole words without a token for unknown words
             if unknown := self._unknown("".join(texts)):
                 raise unknown_characters(unknown, self.name) from None
             raise
@@ -175,7 +175,7 @@ class LibraryTokenizer:
         return b"".join([self._token_bytes[i] if i < size else b"" for i in ids])
 
     def _lossy(self, text: str) -> UsageError:
-        """The error for a text that does not come back: its characters that do not, or where it first differs."""
+        """The error for a text that decoding does not give back: the lost characters, or the first place that differs."""
         if lost := self._unknown(text):
             return unknown_characters(lost, self.name)
         got, want = self._joined(self._encode_batch([text])[0]), text.encode("utf-8")
@@ -184,7 +184,7 @@ class LibraryTokenizer:
         return UsageError(f"the {self.name} tokenizer does not give back the text near {near!r}: choose one that keeps every character")
 
     def _unknown(self, text: str) -> list[str]:
-        """The characters of `text` that are refused, or do not come back, even alone."""
+        """The characters of `text` that, also alone, are refused or not given back."""
         for content in self._added:
             text = text.replace(content, "")
         found = []

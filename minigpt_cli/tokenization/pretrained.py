@@ -1,6 +1,6 @@
-"""Tokenizers that exist already: GPT-2's, any Hugging Face tokenizer.json, and those that runs made here.
+"""Tokenizers from files: GPT-2's, any Hugging Face tokenizer.json, and those of runs.
 
-char and byte are recognised and get their NumPy tables back. Files are untrusted: see json_format.py.
+A char or byte tokenizer is recognised and opened with its NumPy table. Files are untrusted: see json_format.py.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def load_tokenizer(source: Path | str, name: str = "") -> Tokenizer:
 
 
 def with_added_tokens(tokenizer: Tokenizer, contents: Sequence[str]) -> Tokenizer:
-    """`tokenizer` with a token for each of `contents` after its own; itself if it has them."""
+    """`tokenizer` with a token for each of `contents` that it lacks; `tokenizer` itself if it lacks none."""
     if not contents:
         return tokenizer
     if isinstance(tokenizer, CharTokenizer | ByteTokenizer):
@@ -72,7 +72,7 @@ def with_added_tokens(tokenizer: Tokenizer, contents: Sequence[str]) -> Tokenize
 
 
 def saved_tokenizer(data: bytes, path: Path) -> Tokenizer:
-    """The tokenizer in `data`, which was read from `path`. Raises RunDamaged."""
+    """The tokenizer in `data`, the content of `path`. Raises RunDamaged."""
     try:
         if not data.lstrip().startswith(b"{"):  # load_tokenizer would take it for a path
             raise UsageError("it is not JSON")
@@ -82,7 +82,7 @@ def saved_tokenizer(data: bytes, path: Path) -> Tokenizer:
 
 
 def _read(path: Path) -> bytes:
-    """The content of a tokenizer file. Raises UsageError if there is none, or it is larger than any tokenizer."""
+    """The content of a tokenizer file. Raises UsageError if it is missing or larger than any tokenizer."""
     try:
         if not path.is_file():
             raise UsageError(f"no tokenizer file {path}: give a tokenizer.json, or a folder with one or with vocab.json and merges.txt")
@@ -107,7 +107,7 @@ def _from_json(text: str | bytes, name: str) -> Tokenizer:
 
 
 def _plain(spec: dict[str, Any]) -> CharTokenizer | ByteTokenizer | None:
-    """The character or byte tokenizer that a checked JSON describes; None if it describes another."""
+    """The character or byte tokenizer of a checked JSON; None if it is of another kind."""
     if spec == json.loads(ByteTokenizer().to_json()):
         return ByteTokenizer()
     vocab = spec["model"]["vocab"]
@@ -140,7 +140,7 @@ class GPT2Tokenizer(LibraryTokenizer):
 
     @classmethod
     def build(cls, config: DataConfig, text: TrainingText) -> LibraryTokenizer:
-        """The same for every text. Raises MiniGPTError where it can be neither found nor downloaded."""
+        """The same for every text. Raises MiniGPTError if it is neither in a folder or the cache nor can be downloaded."""
         if folder := os.environ.get(GPT2_DIR):
             paths = [Path(folder, "vocab.json"), Path(folder, "merges.txt")]
         else:

@@ -1,9 +1,9 @@
-"""Cut a stream of text into pieces that a tokenizer can take one at a time, without changing the tokens.
+"""Cut a stream of text into segments that a tokenizer encodes one at a time, without changing the tokens.
 
-A subword tokenizer slows down and swells on huge strings, and a 1 GB text must not be held at once. Pieces are cut where
-byte-level and SentencePiece vocabularies never let a token reach across: after a letter and before a space or a mark that
-belongs to no word. A stretch of `LIMIT` characters without such a place is cut at its end. Where the cuts fall depends on
-the text alone, never on how it was read, so the same text always gives the same tokens.
+A subword tokenizer is slow on a huge string and needs much memory, and a text of 1 GB must not be in memory at once. Text is cut
+where no token of a byte-level or SentencePiece vocabulary crosses: after a letter and before a space or a mark that is not
+part of a word. `LIMIT` characters without such a place are cut at their end. The cuts depend on the text alone, not on
+how it was read, so the same text always gives the same tokens.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from collections.abc import Iterable, Iterator
 
 LIMIT = 1 << 16  # characters in a piece
 
-# Never part of a word in any Unicode version. No apostrophe (contractions), and no line break: some pre-tokenizers
-# (cl100k and its heirs) let punctuation take the line breaks after it.
+# Not part of a word in any Unicode version. The apostrophe is not here (contractions), nor line breaks: some pre-tokenizers
+# (cl100k and those made from it) join line breaks to the punctuation before them.
 _BREAKS = frozenset(' \t,.;:!?()[]{}"/-–—…、。，！？：；「」（）،؛؟।')
 
 
 def segments(pieces: Iterable[str], limit: int = 0) -> Iterator[str]:
-    """The concatenated `pieces`, cut anew into segments of at most `limit` (or LIMIT) characters that depend on the text alone."""
+    """The concatenated `pieces`, cut into segments of at most `limit` (or LIMIT) characters that depend on the text alone."""
     limit = limit or LIMIT
     buffer = ""
     for piece in pieces:
@@ -34,7 +34,7 @@ def segments(pieces: Iterable[str], limit: int = 0) -> Iterator[str]:
 
 
 def _last_break(text: str, start: int, end: int) -> int:
-    """The last place i in start < i <= end where text may be cut, or `end` where there is none; text[end] must exist."""
+    """The last place i in start < i <= end where text may be cut, or `end` if there is none; text[end] must exist."""
     i = end + 1
     while (i := text.rfind(" ", start + 1, i)) > 0:  # the usual case, found within a word or two
         if text[i - 1].isalpha():

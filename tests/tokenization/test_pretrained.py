@@ -109,7 +109,7 @@ def test_a_text_that_changes_as_a_whole_is_refused() -> None:
 def test_added_tokens_that_would_be_renumbered_are_refused() -> None:
     spec = json.loads(byte_level(pre_tokenizers.ByteLevel()).to_str())
     spec["added_tokens"].append({"id": 5000, "content": "<x>", "special": True})
-    with pytest.raises(UsageError, match="'<x>' has another id"):
+    with pytest.raises(UsageError, match="'<x>' gets another id"):
         load_tokenizer(json.dumps(spec), "gap").encode("a")
 
 
