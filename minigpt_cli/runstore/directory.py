@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from minigpt_cli.config import RunConfig
-from minigpt_cli.errors import RunDamaged, RunLocked, UsageError
+from minigpt_cli.errors import RunDamaged, UsageError
 from minigpt_cli.events import Evaluated, Skipped
 from minigpt_cli.runstore import locks
 from minigpt_cli.runstore.records import Annotations, RunRecord, later_than, now
@@ -126,14 +126,10 @@ class Run:
 
     @contextmanager
     def annotating(self) -> Iterator[None]:
-        """Hold the right to change tags and note, which a run that trains may be given too. Raises RunLocked."""
-        release = locks.acquire(self.file(ANNOTATIONS_LOCK), PATIENCE_S)
-        if release is None:
-            raise RunLocked(f"the tags of run {self.name!r} are being changed by another process: try again")
-        try:
+        """Hold the right to change tags and note, also while the run is trained. Raises RunLocked."""
+        refusal = f"the tags of run {self.name!r} are being changed by another process: try again"
+        with locks.holding(self.file(ANNOTATIONS_LOCK), refusal, PATIENCE_S):
             yield
-        finally:
-            release()
 
     def annotate(self, change: Callable[[Annotations], Annotations]) -> Annotations:
         """Replace tags and note by what `change` makes of them; nobody else's change comes between. Raises UsageError for what cannot be
@@ -152,17 +148,10 @@ class Run:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Hold the right to change the record and its files: what this process has already, or takes for the block. Raises RunLocked."""
-        if locks.is_ours(self.file(LOCK)):
+        """Hold the right to change the record and its files; this process may have it already. Raises RunLocked."""
+        refusal = f"run {self.name!r} is being trained by another process: wait for it or stop it first"
+        with nullcontext() if locks.is_ours(self.file(LOCK)) else locks.holding(self.file(LOCK), refusal):
             yield
-            return
-        release = locks.acquire(self.file(LOCK))
-        if release is None:
-            raise RunLocked(f"run {self.name!r} is being trained by another process: wait for it or stop it first")
-        try:
-            yield
-        finally:
-            release()
 
     def dated(self, record: RunRecord) -> RunRecord:
         """`record` as it is saved now: under this name, dated by the clock, and placed after whatever was saved before."""

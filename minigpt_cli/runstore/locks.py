@@ -1,6 +1,6 @@
-"""One writer a run: a lock that the kernel frees when its process dies, however it dies. No torch.
+"""One writer for each run: a lock that the kernel frees when its process ends, also after a crash. No torch.
 
-The lock is on `.lock` itself (flock), never on its existence, so there is nothing to clean up after a crash.
+The file `.lock` is locked (flock); that it exists means nothing, so there is nothing to clean up after a crash.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from minigpt_cli.errors import MiniGPTError
+from minigpt_cli.errors import MiniGPTError, RunLocked
 from minigpt_cli.storage import atomic_io
 
 try:
@@ -24,7 +24,7 @@ _held: set[str] = set()  # paths that this process has locked
 
 
 def acquire(path: Path, patience_s: float = PATIENCE_S) -> Callable[[], None] | None:
-    """Lock the file at `path`; how to release it, or None while another process holds it."""
+    """Lock the file at `path` and return the function that releases it; None while another process holds the lock."""
     free = _acquire(path, patience_s)
     if free is None:
         return None
@@ -37,6 +37,18 @@ def acquire(path: Path, patience_s: float = PATIENCE_S) -> Callable[[], None] | 
     return release
 
 
+@contextmanager
+def holding(path: Path, refusal: str, patience_s: float = PATIENCE_S) -> Iterator[None]:
+    """Hold the lock during the block. Raises RunLocked with the message `refusal` while another process holds it."""
+    release = acquire(path, patience_s)
+    if release is None:
+        raise RunLocked(refusal)
+    try:
+        yield
+    finally:
+        release()
+
+
 def is_ours(path: Path) -> bool:
     """Whether this process holds the lock."""
     return os.path.abspath(path) in _held
@@ -44,7 +56,7 @@ def is_ours(path: Path) -> bool:
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Hold the lock of a folder for a moment, so that nobody takes a name in it between a look and a rename; it leaves no file."""
+    """Hold the lock of a folder during the block, so that no other process takes a name in it meanwhile; it leaves no file."""
     if fcntl is None:  # pragma: no cover: Windows
         yield
         return
@@ -67,13 +79,13 @@ def _acquire(path: Path, patience_s: float) -> Callable[[], None] | None:
             try:
                 fd = atomic_io.open_regular(path, os.O_RDWR | os.O_CREAT)
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if os.path.samestat(os.fstat(fd), os.lstat(path)):  # else its folder was renamed or removed, and this is another's lock
+                if os.path.samestat(os.fstat(fd), os.lstat(path)):  # else its folder was renamed or removed: this locks another run
                     held, fd = fd, None
                     return lambda: os.close(held)  # closing frees the lock; the file stays, since unlinking it would race
             except BlockingIOError:
                 if time.monotonic() > deadline:
                     return None
-            except FileNotFoundError:  # the folder was renamed; another may take its place at once
+            except FileNotFoundError:  # the folder was renamed; another may get its name at once
                 if time.monotonic() > deadline:
                     raise
             finally:

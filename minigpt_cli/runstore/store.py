@@ -1,7 +1,7 @@
 """runs/<name>/: finding, creating, locking and reading runs. No torch.
 
-A run directory is believed only as far as it checks out: a foreign or damaged one is listed as such and breaks
-nothing. One process at a time writes to a run; the kernel frees its lock when it dies, and a record that still says
+Every file of a run directory is checked before it is used: a foreign or damaged directory is listed as such and breaks
+nothing. One process at a time writes to a run. The kernel frees its lock when the process ends, and a run whose record says
 `running` without a lock is shown as `crashed`.
 """
 
@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
-from minigpt_cli.errors import RunDamaged, RunLocked, RunNotFound, UsageError, unknown_name
+from minigpt_cli.errors import RunDamaged, RunNotFound, UsageError, unknown_name
 from minigpt_cli.runstore import locks
 from minigpt_cli.runstore.directory import LOCK, PREVIOUS, RECORD, DamagedRun, Run
 from minigpt_cli.storage import atomic_io
@@ -38,26 +38,26 @@ def resolve_runs_dir(flag: str | Path | None = None) -> Path:
 def check_name(name: str) -> str:
     """`name`, if a run may have it. Raises UsageError."""
     if name in RESERVED_NAMES:
-        raise UsageError(f"a run cannot be named {name!r}: that word already means the {'newest' if name == 'latest' else 'best'} run")
+        raise UsageError(f"a run cannot be named {name!r}: this word means the {'newest' if name == 'latest' else 'best'} run")
     if not _NAME.fullmatch(name) or len(name.encode("utf-8")) > 200 or name.endswith((atomic_io.TEMPORARY, ".")):
         raise UsageError(
             f"{atomic_io.one_line(repr(name), 80)} cannot name a run: "
             "use up to 100 letters, digits and . _ + = , @ ~ -, beginning with a letter or digit"
         )
     if (plain := unicodedata.normalize("NFKC", name)) != name:
-        raise UsageError(f"{name!r} has letters that look like others: write it {atomic_io.one_line(repr(plain), 110)}")
+        raise UsageError(f"{name!r} has letters that look like others: write {atomic_io.one_line(repr(plain), 110)}")
     if len(scripts := {unicodedata.name(c, "?").split()[0].title() for c in name if c.lower() != c.upper()}) > 1:
         raise UsageError(f"{name!r} mixes {' and '.join(sorted(scripts))} letters, which look alike: use those of one alphabet")
     return name
 
 
-def look(name: str) -> str:
-    """What names that are easily taken for one another have in common: without case, look-alike letters as Latin ones."""
+def lookalike_key(name: str) -> str:
+    """Equal for names that look alike: lower case, with Latin letters for those that look like them."""
     return name.casefold().translate(_TWINS)
 
 
 def run_at(path: Path) -> Run | None:
-    """The run whose folder this is, or whose best.safetensors or last.safetensors; None for anything else."""
+    """The run at this path, which is its folder or its best.safetensors or last.safetensors; None for any other path."""
     path = path.expanduser()
     checkpoint = _CHECKPOINTS.get(path.name) if os.path.isfile(path) else None
     folder = Path(os.path.abspath(path.parent if checkpoint else path))
@@ -69,7 +69,7 @@ def run_at(path: Path) -> Run | None:
 
 
 def by_text(runs: Iterable[Run]) -> list[list[Run]]:
-    """Scored runs, those scored on one validation text together and best first; the text of the most recently saved run comes first."""
+    """Scored runs in lists, one for each validation text, best first; the text of the most recently saved run comes first."""
     groups: dict[str, list[tuple[float, int, str, Run]]] = defaultdict(list)
     for run in runs:
         if (best := run.record.best) is not None:
@@ -79,9 +79,9 @@ def by_text(runs: Iterable[Run]) -> list[list[Run]]:
 
 
 def _readable(run: Run) -> Run:
-    """`run`, once its record is read. Raises RunDamaged."""
+    """`run`, if its record can be read. Raises RunDamaged."""
     if not atomic_io.is_inside_real_folder(run.dir):
-        raise RunDamaged(f"{run.dir} is a symbolic link: runs are folders of their own")
+        raise RunDamaged(f"{run.dir} is a symbolic link: a run must be a real folder")
     try:
         _ = run.record
     except RunDamaged as error:
@@ -96,7 +96,7 @@ class RunStore:
         self.dir = resolve_runs_dir(runs_dir)
 
     def names(self) -> Sequence[str]:
-        """Names of everything that may be a run, sorted; nothing is opened."""
+        """Sorted names of the folders that may be runs; none is opened."""
         try:
             with os.scandir(self.dir) as entries:
                 return sorted(e.name for e in entries if not e.name.startswith(".") and (e.is_symlink() or e.is_dir(follow_symlinks=False)))
@@ -106,8 +106,8 @@ class RunStore:
             raise atomic_io.explain(error, "read the runs directory") from error
 
     def list(self) -> list[Run | DamagedRun]:
-        """Every folder here, the last saved last, then damaged and foreign ones."""
-        found = [self._open(name) for name in self.names()]  # None for what was renamed or removed since its name was read
+        """Every run, the last saved last, then folders that are damaged or not runs."""
+        found = [self._open(name) for name in self.names()]  # None for a run that was renamed or removed meanwhile
         good = [run for run in found if isinstance(run, Run)]
         good.sort(key=lambda r: (r.record.place, r.record.created_at, r.name))
         return [*good, *(run for run in found if isinstance(run, DamagedRun))]
@@ -120,15 +120,15 @@ class RunStore:
         run = Run(self.dir / name)
         try:
             if not atomic_io.is_inside_real_folder(run.dir):
-                raise RunDamaged("a symbolic link: runs are folders of their own")
+                raise RunDamaged("a symbolic link: a run must be a real folder")
             run.read()
         except RunDamaged as error:
             return DamagedRun(name, run.dir, str(error)) if os.path.lexists(run.dir) else None
         return run
 
     def find(self, wanted: str = "latest") -> Run:
-        """The run of this name or prefix, `latest` (last saved), `top` (first on the leaderboard), or at this path: its folder or one of
-        its checkpoints, wherever it is. Raises RunNotFound, RunDamaged."""
+        """The run of this name or prefix, `latest` (last saved), `top` (first on the leaderboard), or at this path (its folder or one of
+        its checkpoints). Raises RunNotFound, RunDamaged."""
         if not re.search(r"[/\\]", wanted):
             try:
                 return self.find_name(wanted)
@@ -141,7 +141,7 @@ class RunStore:
         return _readable(run)
 
     def find_name(self, wanted: str) -> Run:
-        """The run of this name or prefix, `latest` or `top`, in this folder alone: for those who may not choose a path. Raises RunNotFound,
+        """The run of this name or prefix, `latest` or `top`, in this folder: for clients that may not choose a path. Raises RunNotFound,
         RunDamaged."""
         if wanted == "latest":
             if not (runs := self.runs()):
@@ -189,23 +189,21 @@ class RunStore:
                 number = max(taken, default=0)
                 while True:
                     number += 1
-                    with suppress(FileExistsError):  # somebody was quicker on a file system without locks
+                    with suppress(FileExistsError):  # another process was faster, on a file system without locks
                         os.mkdir(self.dir / f"{arch}-{number}")
                         return Run(self.dir / f"{arch}-{number}")
 
     def _check_free(self, name: str, advice: str, old: str | None = None) -> None:
-        """Raise UsageError if there is a run of this name, or one other than `old` that it would be taken for."""
+        """Raise UsageError if a run has this name, or one other than `old` has a name that looks like it."""
         if os.path.lexists(self.dir / name):
             raise UsageError(f"run {name!r} exists already in {self.dir}: {advice}")
         for taken in self.names():
-            if taken not in (name, old) and look(taken) == look(name):
-                raise UsageError(
-                    f"run {name!r} would be taken for {atomic_io.one_line(repr(taken), 110)} in {self.dir}: choose another name"
-                )
+            if taken not in (name, old) and lookalike_key(taken) == lookalike_key(name):
+                raise UsageError(f"run {name!r} looks like {atomic_io.one_line(repr(taken), 110)} in {self.dir}: choose another name")
 
     @contextmanager
     def new_run(self, name: str | None = None, arch: str = "run") -> Iterator[Run]:
-        """A new run, locked; if the block fails before a record is written, the directory is gone again."""
+        """A new run, locked; if the block fails before a record is written, the directory is removed."""
         run = self.create(name, arch)
         try:
             with self.lock(run):
@@ -218,23 +216,18 @@ class RunStore:
     @contextmanager
     def lock(self, run: Run) -> Iterator[None]:
         """Hold the right to write to `run`. Raises RunLocked while another living process holds it."""
-        release = locks.acquire(run.file(LOCK))
-        if release is None:
-            raise RunLocked(f"run {run.name!r} is being trained by another process: wait for it or stop it first")
-        try:
+        with locks.holding(run.file(LOCK), f"run {run.name!r} is being trained by another process: wait for it or stop it first"):
             if atomic_io.leftovers(run.dir):
-                with run.annotating():  # whose temporary file is none of a killed writer's
+                with run.annotating():  # no temporary file is now being written: those here are of killed processes
                     atomic_io.sweep(run.dir)
             if atomic_io.is_inside_real_folder(run.dir / PREVIOUS):
                 atomic_io.sweep(run.dir / PREVIOUS)
             yield
-        finally:
-            release()
 
     def rename(self, run: Run, name: str) -> Run:
-        """Give `run` another name. Raises UsageError if that exists, RunLocked if the run is live."""
+        """Give `run` another name. Raises UsageError if it is taken, RunLocked while the run is trained."""
         check_name(name)
-        store = RunStore(run.dir.parent)  # where it is, which a path may say to be elsewhere
+        store = RunStore(run.dir.parent)  # a run that was given as a path may be in another folder
         target = store.dir / name
         store._check_free(name, "choose another name", run.name)  # before a lock leaves a file
         with self.lock(run), run.annotating(), atomic_io.explained("rename"), locks.alone_in(store.dir):
@@ -244,10 +237,10 @@ class RunStore:
         return Run(target)
 
     def remove(self, run: Run | DamagedRun) -> None:
-        """Delete a run directory. Raises RunLocked if it is live."""
+        """Delete a run directory. Raises RunLocked while the run is trained."""
         if not atomic_io.is_inside_real_folder(run.dir):
             raise RunDamaged(f"{run.dir} is a symbolic link: remove it yourself")
-        atomic_io.sweep_abandoned(self.dir)  # runs of which a kill left a part
+        atomic_io.sweep_abandoned(self.dir)  # runs that a killed process removed in part
         with self.lock(Run(run.dir)), Run(run.dir).annotating(), atomic_io.explained("remove"):
             doomed = run.dir.parent / f".{run.name[:100]}.{secrets.token_hex(4)}{atomic_io.TEMPORARY}"
             os.utime(run.dir)  # somebody is at work on it, however old it is

@@ -23,7 +23,7 @@ from minigpt_cli.events import Evaluated, Skipped
 from minigpt_cli.runstore import directory, records
 from minigpt_cli.runstore import store as runstore
 from minigpt_cli.runstore.directory import DamagedRun, Run
-from minigpt_cli.runstore.records import RECORD_SCHEMA_VERSION, Annotations, Best, Corpus, RunRecord, SplitRecord, now
+from minigpt_cli.runstore.records import RECORD_SCHEMA_VERSION, Annotations, Best, Corpus, FileRecord, RunRecord, SplitRecord, now
 from minigpt_cli.runstore.store import RunStore, resolve_runs_dir
 from minigpt_cli.storage import atomic_io
 
@@ -121,9 +121,9 @@ def test_a_name_of_look_alike_letters_is_refused_in_one_line(store: RunStore, na
 @pytest.mark.parametrize(("first", "second"), [("modern", "Modern"), ("coco", "сосо"), ("straße", "STRASSE"), ("έ", "Έ"), ("oxo", "οχο")])
 def test_two_runs_may_not_look_alike(store: RunStore, first: str, second: str) -> None:
     run, other = store.create(first), store.create("other")
-    with pytest.raises(UsageError, match="taken for"):
+    with pytest.raises(UsageError, match="looks like"):
         store.create(second)
-    with pytest.raises(UsageError, match="taken for"):
+    with pytest.raises(UsageError, match="looks like"):
         store.rename(other, second)
     assert store.rename(run, second).name == second  # of the run itself another writing is free
 
@@ -312,7 +312,7 @@ def test_a_config_with_a_billion_layers_or_a_nan_rate_is_refused(store: RunStore
 
 
 def test_write_record_never_changes_which_generation_it_names(store: RunStore) -> None:
-    run = make(store, "a", files={"last.safetensors": runstore.FileRecord(sha256="0" * 64, bytes=3)}, metrics_bytes=5)
+    run = make(store, "a", files={"last.safetensors": FileRecord(sha256="0" * 64, bytes=3)}, metrics_bytes=5)
     run.write_record(RunRecord(name="a"))
     assert run.record.files["last.safetensors"].bytes == 3
     assert run.record.metrics_bytes == 5
