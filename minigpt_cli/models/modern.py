@@ -80,28 +80,26 @@ def attention_matrices(attention: Attention) -> Iterator[MatrixParts]:
 class Modern(Transformer):
     """Llama or Qwen3 of any size."""
 
+    block_class: type[nn.Module] = Block
+
     def __init__(self, config: ModernConfig, vocab_size: int) -> None:
-        blocks = [Block(config, layer) for layer in range(config.n_layer)]
+        blocks = [self.block_class(config, layer) for layer in range(config.n_layer)]
         super().__init__(config, vocab_size, blocks, RMSNorm(config.n_embd, config.rms_norm_eps), config.rope_theta)
 
+    @torch.no_grad()
     def init_weights(self, generator: torch.Generator) -> None:
-        init_modern(self, generator)
-
-
-@torch.no_grad()
-def init_modern(model: Transformer, generator: torch.Generator) -> None:
-    """With zero_init every block begins as the identity; otherwise as in classic. Zero branches still learn: their inputs are not zero."""
-    c = model.config
-    for name, p in model.named_parameters():
-        into_stream = name.endswith(("attention.out.weight", "mlp.down.weight", "moe.down"))
-        if p.dim() == 1:
-            p.fill_(1.0)  # gains
-        elif not c.zero_init or name.endswith("router.weight") or (c.tie_weights and name == "token_embedding.weight"):
-            p.normal_(0.0, c.init_std / (2 * c.n_layer) ** (0.5 * into_stream), generator=generator)
-        elif name == "token_embedding.weight":
-            p.normal_(0.0, 1.0, generator=generator)
-        elif into_stream or name == "head.weight":
-            p.zero_()
-        else:
-            bound = c.n_embd**-0.5
-            p.uniform_(-bound, bound, generator=generator)
+        """With zero_init every block begins as the identity, else as in classic. Zero branches still learn: their inputs are not zero."""
+        c = self.config
+        for name, p in self.named_parameters():
+            into_stream = name.endswith(("attention.out.weight", "mlp.down.weight", "moe.down"))
+            if p.dim() == 1:
+                p.fill_(1.0)  # gains
+            elif not c.zero_init or name.endswith("router.weight") or (c.tie_weights and name == "token_embedding.weight"):
+                p.normal_(0.0, c.init_std / (2 * c.n_layer) ** (0.5 * into_stream), generator=generator)
+            elif name == "token_embedding.weight":
+                p.normal_(0.0, 1.0, generator=generator)
+            elif into_stream or name == "head.weight":
+                p.zero_()
+            else:
+                bound = c.n_embd**-0.5
+                p.uniform_(-bound, bound, generator=generator)

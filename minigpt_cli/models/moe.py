@@ -19,8 +19,7 @@ from minigpt_cli.config import MoEConfig
 from minigpt_cli.models.attention import KVCache
 from minigpt_cli.models.contract import MatrixParts
 from minigpt_cli.models.layers import Dropout, Linear, RMSNorm, swiglu
-from minigpt_cli.models.modern import Attention, attention_matrices, init_modern
-from minigpt_cli.models.transformer import Transformer
+from minigpt_cli.models.modern import Attention, Modern, attention_matrices
 
 BIAS_STEP = 1e-3  # DeepSeek-V3's; router probabilities are around 1 / E
 
@@ -79,10 +78,10 @@ class Experts(nn.Module):
         loss: Tensor = self.config.moe_aux_loss_coef * self.config.n_experts * (share * probs.mean(0)).sum()
         return loss
 
-    # ---- what the router does, of the last training pass; tensors, so that nothing waits for the device until they are read
+    # ---- statistics of the last training pass; they are tensors, so that nothing waits for the device until they are read
 
     def expert_load(self) -> Tensor:
-        """(E,) share of the token-expert pairs that each expert got; equal shares before the first pass."""
+        """(E,) each expert's share of the token-expert pairs; equal before the first pass."""
         if self._counts is None:
             return torch.full_like(self.balance_bias, 1 / self.config.n_experts)
         return torch.div(self._counts, self._counts.sum())
@@ -96,8 +95,8 @@ class Experts(nn.Module):
 
     @torch.no_grad()
     def update_bias(self, load: Tensor, kept: Tensor | float = 1.0) -> None:
-        """For moe_balance="bias": make overloaded experts a little less and idle ones a little more likely to be chosen; `load` is (E,).
-        `kept` 0 leaves the bias as it is."""
+        """For moe_balance="bias": make experts with more than the mean load (E,) a little less likely to be chosen, the others more.
+        `kept` 0 leaves the bias unchanged."""
         self.balance_bias += BIAS_STEP * ((load.mean() - load).sign() * kept)
 
 
@@ -123,15 +122,10 @@ class Block(nn.Module):
         yield MatrixParts(self.moe.down, self.moe.config.n_experts)
 
 
-class MixtureOfExperts(Transformer):
+class MixtureOfExperts(Modern):
     """Mixtral, Qwen3-MoE or Qwen2-MoE of any size."""
 
-    def __init__(self, config: MoEConfig, vocab_size: int) -> None:
-        blocks = [Block(config, layer) for layer in range(config.n_layer)]
-        super().__init__(config, vocab_size, blocks, RMSNorm(config.n_embd, config.rms_norm_eps), config.rope_theta)
-
-    def init_weights(self, generator: torch.Generator) -> None:
-        init_modern(self, generator)
+    block_class = Block
 
     def n_active_params(self) -> int:
         idle: float = 1 - self.config.moe_top_k / self.config.n_experts
