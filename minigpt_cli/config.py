@@ -30,14 +30,14 @@ class _Architecture(_Frozen):
 
     hugging_face: ClassVar[Literal["gpt2", "llama"] | None] = None
     """The Hugging Face architecture whose names its weights get (interchange/hf_weights.py); None: it cannot be exported."""
-    has_decoding_plan: ClassVar[bool] = False
-    """Whether generation/decoders/plan.py has its weights decoded in C, without torch; otherwise its own forward pass writes."""
+    decodes_in_c: ClassVar[bool] = False
+    """Whether generation/decoders/weights.py has its weights decoded in C, without torch; otherwise its own forward pass writes."""
     is_sized: ClassVar[bool] = True
     """Whether settings change its size, so that a smaller one can be recommended; a table is as large as its vocabulary."""
 
     @classmethod
     def __pydantic_init_subclass__(cls, **_: Any) -> None:
-        for name in ("hugging_face", "has_decoding_plan", "is_sized"):
+        for name in ("hugging_face", "decodes_in_c", "is_sized"):
             if name not in vars(cls):
                 setattr(cls, name, getattr(_Architecture, name))
 
@@ -45,7 +45,7 @@ class _Architecture(_Frozen):
 class BigramConfig(_Architecture):
     """A table of next-token logits."""
 
-    has_decoding_plan = True
+    decodes_in_c = True
     is_sized = False
 
     arch: Literal["bigram"] = "bigram"
@@ -87,7 +87,7 @@ class ClassicConfig(_Transformer):
     """GPT-2's architecture."""
 
     hugging_face = "gpt2"
-    has_decoding_plan = True
+    decodes_in_c = True
 
     arch: Literal["classic"] = "classic"
     activation: Literal["gelu", "gelu_tanh", "relu"] = "gelu"
@@ -107,7 +107,7 @@ class ModernConfig(_Transformer):
     """RMSNorm, rotary positions, SwiGLU: Llama's architecture, or Qwen3's with QK-norm."""
 
     hugging_face = "llama"
-    has_decoding_plan = True
+    decodes_in_c = True
 
     arch: Literal["modern"] = "modern"
     n_kv_head: int = Field(0, ge=0, le=1024)
@@ -147,7 +147,7 @@ class MoEConfig(ModernConfig):
     """The modern block with several SwiGLU experts, of which each token uses a few."""
 
     hugging_face = "llama"
-    has_decoding_plan = True
+    decodes_in_c = True
 
     arch: Literal["moe"] = "moe"  # type: ignore[assignment]
     ffn_mult: float = Field(4 / 3, gt=0, le=64)

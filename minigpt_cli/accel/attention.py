@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minigpt_cli.accel import kernels
-from minigpt_cli.accel.kernels import LONGEST, Mask
+from minigpt_cli.accel.kernels import LONGEST, DropoutMask
 from minigpt_cli.models import attention as textbook
 from minigpt_cli.models import classic, modern
 from minigpt_cli.models.attention import KVCache
@@ -54,7 +54,7 @@ class CausalAttention(textbook.CausalAttention):
     def in_chunks(self, heads: Tensor, n_head: int) -> Tensor:
         """(B, T, H * D): attention of `heads` among themselves."""
         p = self.dropout.p if self.training else 0.0
-        mask = kernels.draw_mask(p, self.dropout.generator) if p else kernels.NO_MASK
+        mask = kernels.draw_dropout_mask(p, self.dropout.generator) if p else kernels.NO_DROPOUT
         function = kernels.TiledAttention if kernels.tiles_usable(heads) else ChunkedAttention
         return function.apply(heads, n_head, mask)  # type: ignore[no-any-return,no-untyped-call]
 
@@ -159,7 +159,7 @@ class ChunkedAttention(torch.autograd.Function):
     """Attention of `heads` among themselves: (B, T, H * D)."""
 
     @staticmethod
-    def forward(ctx: Any, heads: Tensor, n_head: int, mask: Mask) -> Tensor:
+    def forward(ctx: Any, heads: Tensor, n_head: int, mask: DropoutMask) -> Tensor:
         B, T, all_heads, D = heads.shape
         K = (all_heads - n_head) // 2
         pieces = list(_pieces(heads, n_head))
@@ -201,14 +201,14 @@ class ChunkedAttention(torch.autograd.Function):
         return result, None, None
 
 
-def _softmax(scores: Tensor, probabilities: Tensor, piece: _Piece, mask: Mask) -> Tensor:
+def _softmax(scores: Tensor, probabilities: Tensor, piece: _Piece, mask: DropoutMask) -> Tensor:
     """Causal softmax of scores (b K, R t, e) into `probabilities`; what v multiplies: without what dropout takes. Overwrites scores."""
     p = probabilities[piece.kept].view(piece.shape)
     kernels.softmax_forward(scores, p, piece.start, piece.end - piece.start, piece.groups, mask)
     return scores if mask.threshold else p
 
 
-def _softmax_back(d_p: Tensor, probabilities: Tensor, piece: _Piece, mask: Mask) -> tuple[Tensor, Tensor]:
+def _softmax_back(d_p: Tensor, probabilities: Tensor, piece: _Piece, mask: DropoutMask) -> tuple[Tensor, Tensor]:
     """The probabilities without what dropout took, and the gradient of the scores; d_p is of the former. Overwrites d_p."""
     p = probabilities[piece.kept].view(piece.shape)
     dropped = torch.empty_like(p) if mask.threshold else p

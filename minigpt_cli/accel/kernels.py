@@ -103,7 +103,7 @@ def _float(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.detach().float().contiguous()
 
 
-class Mask(NamedTuple):
+class DropoutMask(NamedTuple):
     """A dropout mask that is computed where it is needed: a byte below `threshold` drops its element."""
 
     seed: int
@@ -111,7 +111,7 @@ class Mask(NamedTuple):
     scale: float
 
 
-NO_MASK = Mask(0, 0, 1.0)
+NO_DROPOUT = DropoutMask(0, 0, 1.0)
 
 
 # ---- activations
@@ -213,19 +213,19 @@ class NormAndRotate(torch.autograd.Function):
 # ---- dropout
 
 
-def draw_mask(p: float, generator: torch.Generator | None) -> Mask:
+def draw_dropout_mask(p: float, generator: torch.Generator | None) -> DropoutMask:
     """A mask that drops with probability p: over masks exactly p, though a byte resolves only 1/256, since the threshold is
     p * 256 rounded up or down at random; each mask is scaled by what it really keeps."""
     seed, rounding = torch.randint(1 << 62, (2,), generator=generator).tolist()
     threshold = min(255, int(p * 256 + rounding * 2.0**-62))
-    return Mask(seed, threshold, 256 / (256 - threshold))
+    return DropoutMask(seed, threshold, 256 / (256 - threshold))
 
 
 class Dropped(torch.autograd.Function):
     """`dropout(x)`."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, mask: Mask) -> Tensor:
+    def forward(ctx: Any, x: Tensor, mask: DropoutMask) -> Tensor:
         ctx.mask = mask
         return _dropped(x, mask)
 
@@ -234,7 +234,7 @@ class Dropped(torch.autograd.Function):
         return _dropped(grad, ctx.mask), None
 
 
-def _dropped(x: Tensor, mask: Mask) -> Tensor:
+def _dropped(x: Tensor, mask: DropoutMask) -> Tensor:
     x = x.contiguous()
     result = torch.empty_like(x)
     _call("dropout_forward", x, x, result, x.numel(), mask.seed, mask.threshold, mask.scale)
@@ -261,7 +261,7 @@ class TiledAttention(torch.autograd.Function):
     """Attention of q, k, v, the heads of (B, T, H + 2K, D): (B, T, H * D). Keeps its result and one number a row."""
 
     @staticmethod
-    def forward(ctx: Any, heads: Tensor, n_head: int, mask: Mask) -> Tensor:
+    def forward(ctx: Any, heads: Tensor, n_head: int, mask: DropoutMask) -> Tensor:
         heads = heads.contiguous()
         B, T, all_heads, D = heads.shape
         result, lse = heads.new_empty(B, T, n_head * D), torch.empty(B, n_head, T)
@@ -282,13 +282,13 @@ class TiledAttention(torch.autograd.Function):
 # ---- attention's softmax, for attention.py
 
 
-def softmax_forward(scores: Tensor, p: Tensor, start: int, t: int, first: int, mask: Mask) -> None:
+def softmax_forward(scores: Tensor, p: Tensor, start: int, t: int, first: int, mask: DropoutMask) -> None:
     """p = causal softmax of scores (..., R * t, e); with dropout, scores become p with its mask."""
     e = scores.size(-1)
     _call("softmax_forward", scores, scores, p, scores, scores.numel() // e, e, start, t, first, mask.seed, mask.threshold)
 
 
-def softmax_backward(p: Tensor, grad: Tensor, dropped: Tensor, start: int, t: int, first: int, mask: Mask) -> None:
+def softmax_backward(p: Tensor, grad: Tensor, dropped: Tensor, start: int, t: int, first: int, mask: DropoutMask) -> None:
     """grad, of the dropped probabilities, becomes that of the scores; `dropped` becomes p with its mask again."""
     e = p.size(-1)
     _call("softmax_backward", p, p, grad, dropped, p.numel() // e, e, start, t, first, mask.seed, mask.threshold)

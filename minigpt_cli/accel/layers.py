@@ -33,7 +33,7 @@ class Dropout(layers.Dropout):
         if is_compiling():  # a compiler fuses torch's own dropout, which knows the default generator alone
             return F.dropout(x, self.p)
         if kernels.usable(x):
-            return kernels.Dropped.apply(x, kernels.draw_mask(self.p, self.generator))  # type: ignore[no-any-return,no-untyped-call]
+            return kernels.Dropped.apply(x, kernels.draw_dropout_mask(self.p, self.generator))  # type: ignore[no-any-return,no-untyped-call]
         return super().forward(x)
 
 

@@ -173,14 +173,14 @@ def _samples(groups: Groups, prompt: str, ckpt: str, seed: int) -> list[tuple[st
     """The text that the first run of each side writes after the prompt, with the same seed; its answer if it was trained on chats."""
     from minigpt_cli.commands.generate import question
     from minigpt_cli.data.chat import learned_chats
-    from minigpt_cli.generation.engine import Request
+    from minigpt_cli.generation.engine import GenerationRequest
     from minigpt_cli.generation.open_run import open_model
 
     out = []
     for _, runs in groups:
         loaded = open_model(runs[0], runs[0].checkpoint or ckpt)
         asked, stop = question(loaded, prompt, []) if learned_chats(runs[0].record) else (prompt, list(loaded.ends))
-        request = Request(loaded.prompt_ids(asked), max_new_tokens=_SAMPLE_TOKENS, seed=seed, stop=tuple(stop))
+        request = GenerationRequest(loaded.prompt_ids(asked), max_new_tokens=_SAMPLE_TOKENS, seed=seed, stop=tuple(stop))
         out.append((runs[0].name, "".join(step.text for step in loaded.steps(request))))
     return out
 

@@ -14,7 +14,7 @@ from minigpt_cli.display import console
 from minigpt_cli.display.generation import Setting, ShownToken, TextStreamer, print_probabilities, print_sweep
 from minigpt_cli.errors import UsageError
 from minigpt_cli.generation import samples
-from minigpt_cli.generation.engine import Request
+from minigpt_cli.generation.engine import GenerationRequest
 from minigpt_cli.generation.sampling import Sampling, style, with_setting
 from minigpt_cli.generation.streaming import TextStream, pieces_of
 from minigpt_cli.runstore.store import RunStore
@@ -103,7 +103,7 @@ def generate(
     seed = new_seed() if seed is None else seed
     asked, stop = question(loaded, prompt, stop or []) if chat else (prompt, stop or [])
     stop = [*stop, *(() if ignore_eos else loaded.ends)]
-    request = Request(loaded.prompt_ids(asked), sampling, max_new_tokens, num_samples, seed, tuple(stop))
+    request = GenerationRequest(loaded.prompt_ids(asked), sampling, max_new_tokens, num_samples, seed, tuple(stop))
     _print_notices(loaded, wanted, seed, sampling, top_k)
     prompt = f"{prompt}\n" if chat and not json else prompt
     if settings is not None:
@@ -162,7 +162,7 @@ def _print_notices(loaded: LoadedModel, wanted: str, seed: int, sampling: Sampli
     console.notice(f"{loaded.run}{chosen}, step {loaded.step}{drawn}")
 
 
-def _stream(loaded: LoadedModel, prompt: str, request: Request) -> None:
+def _stream(loaded: LoadedModel, prompt: str, request: GenerationRequest) -> None:
     out, last = TextStreamer(), -1
     try:
         for number, step in samples.in_order(loaded.steps(request), request.num_samples):
@@ -176,13 +176,13 @@ def _stream(loaded: LoadedModel, prompt: str, request: Request) -> None:
         out.end()
 
 
-def _json(loaded: LoadedModel, prompt: str, request: Request) -> None:
+def _json(loaded: LoadedModel, prompt: str, request: GenerationRequest) -> None:
     watch = samples.Stopwatch()
     done = samples.collect(loaded.steps(replace(request, score=True), watch), request.num_samples)
     console.write_json(samples.as_json(loaded.run, prompt, done, watch, request.seed))
 
 
-def _probabilities(loaded: LoadedModel, prompt: str, request: Request, html: Path | None) -> None:
+def _probabilities(loaded: LoadedModel, prompt: str, request: GenerationRequest, html: Path | None) -> None:
     """Show how probable each token was: on the page `html` if it is given, else on the terminal."""
     whole, pieces = TextStream(loaded.token_bytes), pieces_of(loaded.token_bytes)
     [sample] = samples.collect(loaded.steps(replace(request, alternatives=5)), 1)
@@ -209,7 +209,7 @@ def _sweep_settings(sampling: Sampling, sweep: str) -> dict[str, Sampling]:
     return {f"{name} {value}": with_setting(sampling, name, value) for value in values.split(",")}
 
 
-def _sweep(loaded: LoadedModel, prompt: str, request: Request, settings: dict[str, Sampling]) -> None:
+def _sweep(loaded: LoadedModel, prompt: str, request: GenerationRequest, settings: dict[str, Sampling]) -> None:
     written = []
     for label, sampling in settings.items():
         [sample] = samples.collect(loaded.steps(replace(request, sampling=sampling, score=True)), 1)

@@ -12,7 +12,7 @@ from minigpt_cli.display import console
 from minigpt_cli.display.generation import TextStreamer, line_reader
 from minigpt_cli.errors import MiniGPTError, UsageError, unknown_name
 from minigpt_cli.generation import samples
-from minigpt_cli.generation.engine import Engine, Request
+from minigpt_cli.generation.engine import Engine, GenerationRequest
 from minigpt_cli.generation.open_run import LoadedModel, open_model
 from minigpt_cli.generation.sampling import STYLES, Sampling, style, with_setting
 from minigpt_cli.runstore.directory import Run
@@ -73,7 +73,7 @@ class PromptLoop:
         seed = new_seed() if self.seed is None else self.seed
         ids, stop = self.model.prompt_ids(prompt), (*self.stop, *self.model.ends)
         out = TextStreamer()
-        steps = samples.run(self.decoding, Request(ids, self.sampling, self.max_new_tokens, 1, seed, stop))
+        steps = samples.run(self.decoding, GenerationRequest(ids, self.sampling, self.max_new_tokens, 1, seed, stop))
         try:
             out.prompt(prompt)
             with suppress(KeyboardInterrupt):

@@ -24,7 +24,7 @@ def sample_of(run: Run) -> str:
         return ""
     from minigpt_cli.data.chat import TOKENS
     from minigpt_cli.data.opening import opening_of
-    from minigpt_cli.generation.engine import Request
+    from minigpt_cli.generation.engine import GenerationRequest
     from minigpt_cli.generation.open_run import open_model
 
     try:
@@ -32,7 +32,7 @@ def sample_of(run: Run) -> str:
         opening = opening_of(run.record, loaded.tokenizer)
         asked = opening.raw if opening.chat else ""
         stop = TOKENS if opening.chat else loaded.ends
-        request = Request(loaded.prompt_ids(asked), max_new_tokens=_TOKENS, seed=run.config.seed, stop=stop)
+        request = GenerationRequest(loaded.prompt_ids(asked), max_new_tokens=_TOKENS, seed=run.config.seed, stop=stop)
         text = "".join(step.text for step in loaded.steps(request)).strip("\n")
         return f"{opening.text}\n{text}" if opening.chat else text
     except MiniGPTError as error:

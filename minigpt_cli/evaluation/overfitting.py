@@ -104,7 +104,7 @@ def sampled(run: Run, dataset: Dataset, ckpt: str, seed: int) -> list[Sample]:
     """What the model writes at temperature 1, unfiltered, after a line break; for conversations, its answers to questions from all over
     the validation split; for documents, whole ones."""
     from minigpt_cli.generation import samples
-    from minigpt_cli.generation.engine import Engine, Request
+    from minigpt_cli.generation.engine import Engine, GenerationRequest
     from minigpt_cli.generation.open_run import open_model
     from minigpt_cli.generation.sampling import Sampling
 
@@ -112,10 +112,10 @@ def sampled(run: Run, dataset: Dataset, ckpt: str, seed: int) -> list[Sample]:
     chars_per_token = run.record.corpus.splits["val"].n_chars / run.record.corpus.splits["val"].n_tokens if run.record.corpus else 1.0
     sampling, length = Sampling(temperature=1.0, top_k=0), max(1, round(SAMPLE_CHARS / chars_per_token))
     if questions := _questions(dataset, writer.config.model.block_size):
-        requests = [Request(ids, sampling, length, seed=seed + i, stop=(chat.END,)) for i, ids in enumerate(questions)]
+        requests = [GenerationRequest(ids, sampling, length, seed=seed + i, stop=(chat.END,)) for i, ids in enumerate(questions)]
     else:
         count = DOCUMENTS if writer.start else SAMPLES
-        requests = [Request(writer.prompt_ids(""), sampling, length, num_samples=count, seed=seed, stop=writer.ends)]
+        requests = [GenerationRequest(writer.prompt_ids(""), sampling, length, num_samples=count, seed=seed, stop=writer.ends)]
     engine = Engine(writer.decoder(SAMPLES), writer.token_bytes)
     return [sample for request in requests for sample in samples.collect(samples.run(engine, request), request.num_samples)]
 

@@ -30,7 +30,7 @@ KEPT_OF_WINDOW = 0.5  # what a model of learned positions keeps when its window 
 
 
 @dataclass(frozen=True)
-class Request:
+class GenerationRequest:
     """One prompt and how to continue it."""
 
     ids: Sequence[int]
@@ -71,7 +71,7 @@ class Step(NamedTuple):
 
 @dataclass
 class _Sequence:
-    request: Request
+    request: GenerationRequest
     number: int
     sample: int
     generator: Random
@@ -109,7 +109,7 @@ class Engine:
         """Sequences that the next step adds a token to."""
         return len(self._running)
 
-    def submit(self, request: Request) -> int:
+    def submit(self, request: GenerationRequest) -> int:
         """The number of this request, which its steps carry. Raises UsageError if it cannot be decoded."""
         if not len(request.ids):
             raise UsageError("the prompt has no tokens: give at least one character")
@@ -145,7 +145,7 @@ class Engine:
             sequence.position = len(kept)
         return steps
 
-    def _sequence(self, request: Request, sample: int) -> _Sequence:
+    def _sequence(self, request: GenerationRequest, sample: int) -> _Sequence:
         text = TextStream(self.token_bytes, request.stop) if self.token_bytes is not None else None
         seen = None
         if request.sampling.repetition_penalty != 1:
@@ -265,7 +265,7 @@ def generate(
     """The steps of continuing `ids` with a model or a decoder, one for each token; with `token_bytes` they have text too."""
     from minigpt_cli.generation.select_decoder import decoder_of
 
-    request = Request(ids, sampling, max_new_tokens, num_samples, seed, stop, alternatives, score)
+    request = GenerationRequest(ids, sampling, max_new_tokens, num_samples, seed, stop, alternatives, score)
     engine = Engine(decoder_of(model, num_samples), token_bytes)
     engine.submit(request)
     while engine.busy:

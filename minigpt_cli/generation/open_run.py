@@ -15,8 +15,8 @@ from typing import Any
 from minigpt_cli.data.chat import END, learned_chats, token_ids
 from minigpt_cli.errors import UsageError
 from minigpt_cli.generation.decoders.contract import Decoder
-from minigpt_cli.generation.decoders.plan import build_plan, expected_shapes
-from minigpt_cli.generation.engine import Engine, Request, Step
+from minigpt_cli.generation.decoders.weights import decoder_weights, expected_shapes
+from minigpt_cli.generation.engine import Engine, GenerationRequest, Step
 from minigpt_cli.generation.samples import Stopwatch, prompt_ids
 from minigpt_cli.generation.samples import run as run_request
 from minigpt_cli.generation.select_decoder import check_engine, decoder_of, needs_torch
@@ -39,7 +39,7 @@ class LoadedModel:
     config: Any  # RunConfig
     tokenizer: Tokenizer
     token_bytes: list[bytes]
-    model: Any  # a Plan where C decodes it, else the torch model
+    model: Any  # a DecoderWeights where C decodes it, else the torch model
     engine: str = "auto"
     notices: list[str] = field(default_factory=list)
     start: tuple[int, ...] = ()  # tokens before every prompt: the end of the document before it
@@ -53,7 +53,7 @@ class LoadedModel:
         """A decoder of this run's weights, for `slots` sequences at once."""
         return decoder_of(self.model, slots, self.engine)
 
-    def steps(self, request: Request, watch: Stopwatch | None = None) -> Generator[Step]:
+    def steps(self, request: GenerationRequest, watch: Stopwatch | None = None) -> Generator[Step]:
         """Every step of one request; `watch` measures the time of decoding alone."""
         return run_request(Engine(self.decoder(request.num_samples), self.token_bytes), request, watch)
 
@@ -88,8 +88,8 @@ def _read(folder: Path, record: RunRecord, run: Run, which: str, engine: str) ->
         return None
     safetensors.check_finite(path, arrays)
     step = record.best.step if name.startswith("best") and record.best else record.stop_step
-    plan = build_plan(config.model, arrays)
-    return LoadedModel(run.name, step, config, tokenizer, tokenizer.token_bytes(), plan, engine, notices, **_bounds(record, tokenizer))
+    weights = decoder_weights(config.model, arrays)
+    return LoadedModel(run.name, step, config, tokenizer, tokenizer.token_bytes(), weights, engine, notices, **_bounds(record, tokenizer))
 
 
 def _bounds(record: RunRecord, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -102,7 +102,7 @@ def _bounds(record: RunRecord, tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _check(path: Path, config: Any, vocab_size: int, found: Mapping[str, TensorInfo]) -> None:
-    """Raise RunDamaged unless the file holds the tensors of this configuration, MiniGPTError without memory for them and the plan."""
+    """Raise RunDamaged unless the file holds the tensors of this configuration, MiniGPTError without memory for them and the weights."""
     safetensors.check_shapes(path, found, expected_shapes(config, vocab_size))
     check_memory(8 * sum(info.n_elements for info in found.values()), f"the weights in {path}")
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from minigpt_cli.errors import UsageError
-from minigpt_cli.generation.engine import Engine, Request, Step
+from minigpt_cli.generation.engine import Engine, GenerationRequest, Step
 
 
 def prompt_ids(tokenizer: Any, prompt: str) -> list[int]:
@@ -66,7 +66,7 @@ class Stopwatch:
         return self.tokens / self.elapsed_s if self.elapsed_s > 0 else None
 
 
-def run(engine: Engine, request: Request, watch: Stopwatch | None = None) -> Generator[Step]:
+def run(engine: Engine, request: GenerationRequest, watch: Stopwatch | None = None) -> Generator[Step]:
     """Every step of one request; if the reader stops early, its slots are free again. `watch` counts what decoding alone took."""
     number = engine.submit(request)
     try:

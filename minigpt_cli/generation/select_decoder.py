@@ -1,4 +1,4 @@
-"""Which decoder runs a model: C where the library can be had and knows the model, torch otherwise."""
+"""Which decoder runs a model: C if there is a library and it knows the model, else torch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from minigpt_cli.errors import unknown_name
 from minigpt_cli.generation.decoders.bigram import BigramDecoder
 from minigpt_cli.generation.decoders.contract import Decoder
-from minigpt_cli.generation.decoders.plan import KNOWN, Plan, build_plan
+from minigpt_cli.generation.decoders.weights import KNOWN, DecoderWeights, decoder_weights
 
 MAX_SLOTS = 64
 SLOT_MEMORY = 1 << 30  # bytes of keys and values that all slots together may take
@@ -22,7 +22,7 @@ def check_engine(engine: str) -> str:
 
 
 def needs_torch(config: Any, engine: str = "auto") -> bool:
-    """Whether torch decodes a model of this configuration: it was asked for, or C does not know the model or cannot be had."""
+    """Whether torch decodes a model of this configuration: it was asked for, C does not know the model, or there is no library."""
     if config.arch not in KNOWN:
         return True
     if config.arch == "bigram":
@@ -33,7 +33,7 @@ def needs_torch(config: Any, engine: str = "auto") -> bool:
 
 
 def slots_for(config: Any, wanted: int) -> int:
-    """At most `wanted` slots, and as many as fit the memory set aside for keys and values."""
+    """`wanted` slots, or as many as fit the memory for keys and values."""
     per_slot = 1
     if hasattr(config, "kv_heads"):
         per_slot = 2 * config.n_layer * config.kv_heads * (config.n_embd // config.n_head) * config.block_size * 4
@@ -41,22 +41,22 @@ def slots_for(config: Any, wanted: int) -> int:
 
 
 def decoder_of(model: Any, slots: int = 1, engine: str = "auto") -> Decoder:
-    """A decoder of at most `slots` slots for a Plan (in C) or a torch model (in C with a copy of its weights, or in torch); `model` itself
-    if it already is a decoder. Raises UsageError for an unknown engine, MiniGPTError for one that cannot be had."""
+    """A decoder of at most `slots` slots for DecoderWeights (in C) or for a torch model (in C with a copy of its weights, or in torch);
+    `model` itself if it is a decoder. Raises UsageError for an unknown engine, MiniGPTError for one that is not available."""
     if hasattr(model, "extend"):
         return model  # type: ignore[no-any-return]
     check_engine(engine)
     config, slots = model.config, slots_for(model.config, slots)
-    if isinstance(model, Plan):
-        plan = model
+    if isinstance(model, DecoderWeights):
+        weights = model
     elif needs_torch(config, engine) or next(model.parameters()).device.type != "cpu":
         from minigpt_cli.generation.decoders.torch import TorchDecoder
 
         return TorchDecoder(model, slots)
     else:
-        plan = build_plan(config, {name: t.detach().float().numpy() for name, t in model.state_dict().items()})
+        weights = decoder_weights(config, {name: t.detach().float().numpy() for name, t in model.state_dict().items()})
     if config.arch == "bigram":
-        return BigramDecoder(plan, slots)
+        return BigramDecoder(weights, slots)
     from minigpt_cli.generation.decoders.c import NativeDecoder
 
-    return NativeDecoder(plan, slots, bits=32 if engine == "native-fp32" else 16)
+    return NativeDecoder(weights, slots, bits=32 if engine == "native-fp32" else 16)

@@ -23,7 +23,7 @@ def attend(heads: Tensor, n_head: int, p: float = 0.0, seed: int = 0) -> Tensor:
 
 
 def dropout(x: Tensor, p: float, seed: int) -> Tensor:
-    return kernels.Dropped.apply(x, kernels.draw_mask(p, torch.Generator().manual_seed(seed)))
+    return kernels.Dropped.apply(x, kernels.draw_dropout_mask(p, torch.Generator().manual_seed(seed)))
 
 
 def kept_by(shape: tuple[int, ...], p: float, seed: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, float]:
@@ -164,7 +164,7 @@ def test_dropped_attention_equals_the_formula_with_the_same_mask(T: int, dtype: 
     B, H, K, D, p = 3, 4, 2, 8, 0.4
     heads = random(B, T, H + 2 * K, D).to(dtype).detach().requires_grad_()
     y = attend(heads, H, p, 3)
-    mask = kernels.draw_mask(p, torch.Generator().manual_seed(3))
+    mask = kernels.draw_dropout_mask(p, torch.Generator().manual_seed(3))
     ones = torch.zeros(B * H, T, T)  # a uniform softmax over all keys: what is not zero is kept
     kernels.softmax_forward(ones, torch.empty_like(ones), T - 1, 1, 0, mask)
     keep, scale = (ones != 0).to(dtype), mask.scale

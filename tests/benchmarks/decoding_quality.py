@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from minigpt_cli.generation.decoders.c import NativeDecoder
-from minigpt_cli.generation.decoders.plan import Plan
+from minigpt_cli.generation.decoders.weights import DecoderWeights
 from minigpt_cli.generation.engine import KEPT_OF_WINDOW
 from minigpt_cli.generation.open_run import open_model
 from minigpt_cli.generation.sampling import nats
@@ -28,9 +28,9 @@ from minigpt_cli.runstore.store import RunStore
 ROWS = 64
 
 
-def inside(plan: Plan, ids: np.ndarray, bits: int) -> np.ndarray:
+def inside(weights: DecoderWeights, ids: np.ndarray, bits: int) -> np.ndarray:
     """Nats of all tokens but the first of each window."""
-    decoder, block = NativeDecoder(plan, ROWS, bits=bits), plan.block_size
+    decoder, block = NativeDecoder(weights, ROWS, bits=bits), weights.block_size
     windows = ids[: len(ids) // block * block].reshape(-1, block)
     found = []
     for at in range(0, len(windows), ROWS):
@@ -41,9 +41,9 @@ def inside(plan: Plan, ids: np.ndarray, bits: int) -> np.ndarray:
     return np.concatenate(found)
 
 
-def beyond(plan: Plan, ids: np.ndarray, way: str) -> np.ndarray:
+def beyond(weights: DecoderWeights, ids: np.ndarray, way: str) -> np.ndarray:
     """Nats of the tokens after the first block of each of ROWS long texts."""
-    decoder, block = NativeDecoder(plan, ROWS, bits=32), plan.block_size
+    decoder, block = NativeDecoder(weights, ROWS, bits=32), weights.block_size
     texts = ids[: len(ids) // ROWS * ROWS].reshape(ROWS, -1)
     slots, found = list(range(ROWS)), []
     for positions, i in _schedule(texts, decoder, way, block):
@@ -78,20 +78,20 @@ def main() -> None:
     report: dict[str, Any] = {}
     for name in options.runs:
         writer = open_model(RunStore(options.runs_dir).find(name), engine="native")
-        plan = writer.model
-        assert isinstance(plan, Plan)
+        weights = writer.model
+        assert isinstance(weights, DecoderWeights)
         ids = np.asarray(writer.tokenizer.encode(text), np.int64)
-        exact, rounded = inside(plan, ids, 32), inside(plan, ids, 16)
+        exact, rounded = inside(weights, ids, 32), inside(weights, ids, 16)
         rows: dict[str, Any] = {
-            "arch": plan.config.arch,
-            "block": plan.block_size,
+            "arch": weights.config.arch,
+            "block": weights.block_size,
             "inside_float32": exact.mean(),
             "inside_int16": rounded.mean(),
             "inside_difference": rounded.mean() - exact.mean(),
             "largest_difference_of_a_token": np.abs(rounded - exact).max(),
         }
-        ways = ("slide", "anew", "full") if plan.rope_theta else ("anew", "full")
-        rows |= {f"beyond_{way}": beyond(plan, ids[: options.beyond_chars], way).mean() for way in ways}
+        ways = ("slide", "anew", "full") if weights.rope_theta else ("anew", "full")
+        rows |= {f"beyond_{way}": beyond(weights, ids[: options.beyond_chars], way).mean() for way in ways}
         report[name] = {key: round(value, 7) if isinstance(value, float) else value for key, value in rows.items()}
     print(json.dumps(report, indent=2))
 

@@ -48,7 +48,7 @@ def build(shape: str) -> Any:
 
 def ours(loaded: Any, threads: int, engine: str = "auto", samples: int = 1) -> tuple[Side, Callable[[int], list[int]]]:
     """minigpt's engine as `generate` runs it, text included."""
-    from minigpt_cli.generation.engine import Engine, Request
+    from minigpt_cli.generation.engine import Engine, GenerationRequest
     from minigpt_cli.generation.samples import run
     from minigpt_cli.generation.sampling import Sampling
     from minigpt_cli.generation.select_decoder import decoder_of
@@ -57,11 +57,11 @@ def ours(loaded: Any, threads: int, engine: str = "auto", samples: int = 1) -> t
 
     def speed(n: int) -> float:
         began = time.perf_counter()
-        count = sum(1 for _ in run(decoding, Request([1], max_new_tokens=n, num_samples=samples, seed=1)))
+        count = sum(1 for _ in run(decoding, GenerationRequest([1], max_new_tokens=n, num_samples=samples, seed=1)))
         return count / (time.perf_counter() - began)
 
     def greedy(n: int) -> list[int]:
-        return [step.token for step in run(decoding, Request([1], Sampling(temperature=0), n))]
+        return [step.token for step in run(decoding, GenerationRequest([1], Sampling(temperature=0), n))]
 
     return speed, greedy
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from minigpt_cli.errors import MiniGPTError
-from minigpt_cli.generation.engine import Engine, Request
+from minigpt_cli.generation.engine import Engine, GenerationRequest
 from minigpt_cli.generation.select_decoder import decoder_of
 from minigpt_cli.generation.serving.batcher import Batcher, Ticket
 
@@ -31,9 +31,9 @@ def test_an_error_while_decoding_ends_the_requests_in_flight_and_no_others() -> 
         batcher = Batcher(engine, max_waiting=2)
         engine.step = broken  # type: ignore[method-assign]
         with pytest.raises(MiniGPTError, match="decoding failed: MemoryError"):
-            await asyncio.wait_for(n_steps(batcher.submit(Request([1], max_new_tokens=3))), 20)
+            await asyncio.wait_for(n_steps(batcher.submit(GenerationRequest([1], max_new_tokens=3))), 20)
         assert batcher.load == 0
-        assert await asyncio.wait_for(n_steps(batcher.submit(Request([1], max_new_tokens=3))), 20) == 3
+        assert await asyncio.wait_for(n_steps(batcher.submit(GenerationRequest([1], max_new_tokens=3))), 20) == 3
         batcher.close()
 
     asyncio.run(serve())

@@ -20,8 +20,8 @@ from minigpt_cli.errors import MiniGPTError
 from minigpt_cli.generation.decoders.c import NativeDecoder, available, library
 from minigpt_cli.generation.decoders.c_model import quantised
 from minigpt_cli.generation.decoders.contract import Decoder
-from minigpt_cli.generation.decoders.plan import KNOWN, build_plan, expected_shapes
 from minigpt_cli.generation.decoders.torch import TorchDecoder
+from minigpt_cli.generation.decoders.weights import KNOWN, decoder_weights, expected_shapes
 from minigpt_cli.generation.sampling import Sampling, choose
 from minigpt_cli.generation.select_decoder import decoder_of
 from minigpt_cli.models.attention import CausalAttention
@@ -63,8 +63,8 @@ def make(name: str, seed: int = 0) -> torch.nn.Module:
     return model
 
 
-def plan_of(model: Any) -> Any:
-    return build_plan(model.config, {name: t.detach().numpy() for name, t in model.state_dict().items()})
+def weights_of(model: Any) -> Any:
+    return decoder_weights(model.config, {name: t.detach().numpy() for name, t in model.state_dict().items()})
 
 
 def native32_of(model: Any, slots: int) -> Decoder:
@@ -168,12 +168,12 @@ def _banded(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("name", [n for n in CONFIGS if n != "bigram"])
 def test_native_results_are_bit_equal_whatever_the_batch_the_cut_and_the_threads(name: str, bits: int, tiles: bool) -> None:
     """With and without the processor's matrix tiles, where it has them."""
-    plan = plan_of(make(name))
+    weights = weights_of(make(name))
     ids = np.random.default_rng(3).integers(0, V, T).tolist()
-    alone = NativeDecoder(plan, 1, bits=bits, threads=1, tiles=tiles)
+    alone = NativeDecoder(weights, 1, bits=bits, threads=1, tiles=tiles)
     expected = [alone.extend(0, ids[:1], 0).copy(), *(alone.step([ids[i]], [0], [i])[0].copy() for i in range(1, T))]
     for threads in (1, 2):
-        decoder = NativeDecoder(plan, 18, bits=bits, threads=threads, tiles=tiles)
+        decoder = NativeDecoder(weights, 18, bits=bits, threads=threads, tiles=tiles)
         for cut in range(1, T + 1):
             assert np.array_equal(decoder.extend(0, ids[:cut], 0), expected[cut - 1])
             for i in range(cut, T):
@@ -192,7 +192,7 @@ def test_native_results_are_bit_equal_whatever_the_batch_the_cut_and_the_threads
 def test_16_bit_weights_stay_near_and_exact_logits_are_float32(name: str, tiles: bool) -> None:
     model = make(name)
     ids = np.random.default_rng(4).integers(0, V, T).tolist()
-    decoder, expected = NativeDecoder(plan_of(model), 1, bits=16, tiles=tiles), reference(model, ids)[-1]
+    decoder, expected = NativeDecoder(weights_of(model), 1, bits=16, tiles=tiles), reference(model, ids)[-1]
     assert np.abs(decoder.extend(0, ids, 0) - expected).max() < 1e-3 * np.abs(expected).max() + 1e-4
     np.testing.assert_allclose(decoder.exact(ids), expected, atol=2e-5)
 
@@ -240,7 +240,7 @@ def test_the_recomputing_decoder_is_the_model_itself() -> None:
     ],
 )
 def test_the_native_decoder_checks_every_index(name: str, ids: list[int], slots: list[int], positions: list[int], says: str) -> None:
-    decoder = NativeDecoder(plan_of(make(name)), 3, threads=2)
+    decoder = NativeDecoder(weights_of(make(name)), 3, threads=2)
     expected = decoder.extend(0, [1, 2], 0).copy()
     with pytest.raises(MiniGPTError, match=says) as caught:
         decoder.step(ids, slots, positions)
@@ -250,7 +250,7 @@ def test_the_native_decoder_checks_every_index(name: str, ids: list[int], slots:
 
 @native
 def test_the_native_decoder_checks_what_it_copies_and_learned_positions() -> None:
-    decoder = NativeDecoder(plan_of(make("classic")), 2)
+    decoder = NativeDecoder(weights_of(make("classic")), 2)
     for source, target, length in ((0, 2, 1), (-1, 0, 1), (0, 1, -1)):
         with pytest.raises(MiniGPTError, match=r"slot|position"):
             decoder.copy(source, target, length)
@@ -261,24 +261,24 @@ def test_the_native_decoder_checks_what_it_copies_and_learned_positions() -> Non
 
 @native
 def test_a_model_whose_sizes_do_not_agree_is_refused() -> None:
-    plan = plan_of(make("moe"))
+    weights = weights_of(make("moe"))
     for change in ({"vocab_size": V + 1}, {"n_head": 3}, {"n_embd": 8}, {"moe_top_k": 9}, {"moe_top_k": 0}, {"block_size": 2**31 - 1}):
         with pytest.raises(MiniGPTError, match="do not agree"):
-            NativeDecoder(dataclasses.replace(plan, **change), 1)
+            NativeDecoder(dataclasses.replace(weights, **change), 1)
 
 
 @native
 def test_too_little_memory_is_one_line() -> None:
-    plan = dataclasses.replace(plan_of(make("modern")), block_size=1 << 24)
+    weights = dataclasses.replace(weights_of(make("modern")), block_size=1 << 24)
     with pytest.raises(MiniGPTError, match="no memory for the decoder"):
-        NativeDecoder(plan, 1 << 22)
+        NativeDecoder(weights, 1 << 22)
 
 
 @native
 def test_a_step_of_another_number_of_threads_may_begin_while_one_is_still_leaving_the_barrier() -> None:
     """The threads of a step may not look at anything that the next step writes."""
-    plan = plan_of(make("modern"))
-    decoder, alone = NativeDecoder(plan, 1, threads=3), NativeDecoder(plan, 1, threads=1)
+    weights = weights_of(make("modern"))
+    decoder, alone = NativeDecoder(weights, 1, threads=3), NativeDecoder(weights, 1, threads=1)
     for i in range(300):
         for each, threads in ((decoder, 1 + i % 3), (alone, 1)):
             each._ids[0], each._slots[0], each._positions[0] = i % V, 0, i
@@ -288,7 +288,7 @@ def test_a_step_of_another_number_of_threads_may_begin_while_one_is_still_leavin
 
 @native
 def test_a_forked_child_decodes_and_ends_without_the_threads_of_its_parent() -> None:
-    decoder = NativeDecoder(plan_of(make("modern")), 1, threads=2)
+    decoder = NativeDecoder(weights_of(make("modern")), 1, threads=2)
     expected = decoder.extend(0, [1, 2, 3], 0).copy()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # newer Pythons warn of forks in processes with threads
@@ -314,7 +314,7 @@ def test_a_forked_child_decodes_and_ends_without_the_threads_of_its_parent() -> 
 @pytest.mark.parametrize("seed", range(40))
 def test_native_choice_is_that_of_the_small_functions(seed: int) -> None:
     rng = np.random.default_rng(seed)
-    decoder = NativeDecoder(plan_of(make("classic")), 1)
+    decoder = NativeDecoder(weights_of(make("classic")), 1)
     sampling = Sampling(
         temperature=float(rng.choice([0, 0.3, 1, 2.5])), top_k=int(rng.choice([0, 1, 3, V, 50])), top_p=float(rng.choice([1, 0.9, 0.3])),
         min_p=float(rng.choice([0, 0.05, 0.5])), repetition_penalty=float(rng.choice([1, 1.5])),
@@ -352,7 +352,7 @@ def test_c_reads_every_field_of_sampling() -> None:
 @native
 @pytest.mark.parametrize("top_k", [2**32 + 3, 2**63, 2**64 + 3])
 def test_a_top_k_that_no_integer_of_c_holds_keeps_every_token(top_k: int) -> None:
-    decoder, logits = NativeDecoder(plan_of(make("classic")), 1), np.linspace(1, 0, V, dtype=np.float32)[None]
+    decoder, logits = NativeDecoder(weights_of(make("classic")), 1), np.linspace(1, 0, V, dtype=np.float32)[None]
     almost_one = np.array([np.nextafter(1, 0)])
     assert decoder.choose(logits, Sampling(top_k=top_k), almost_one)[0].tolist() == [V - 1]
 

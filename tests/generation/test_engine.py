@@ -12,7 +12,7 @@ from minigpt_cli.config import ClassicConfig
 from minigpt_cli.errors import UsageError
 from minigpt_cli.generation.decoders.c import NativeDecoder, available
 from minigpt_cli.generation.decoders.torch import TorchDecoder
-from minigpt_cli.generation.engine import Engine, Request, Step, generate
+from minigpt_cli.generation.engine import Engine, GenerationRequest, Step, generate
 from minigpt_cli.generation.samples import Sample, collect, distinct, in_order, prompt_ids, run
 from minigpt_cli.generation.sampling import NotFinite, Sampling
 from minigpt_cli.generation.sampling import choose as sampling_choose
@@ -20,7 +20,7 @@ from minigpt_cli.generation.select_decoder import decoder_of
 from minigpt_cli.models.contract import build_model
 
 from .recompute import RecomputingDecoder
-from .test_decoders import CONFIGS, T, V, make, plan_of
+from .test_decoders import CONFIGS, T, V, make, weights_of
 
 GREEDY = Sampling(temperature=0, top_k=0)
 ENGINES = ["torch", *(["native", "native-fp32"] if available() else [])]
@@ -72,7 +72,7 @@ def test_a_sample_is_the_same_alone_and_among_sixteen(name: str, engine: str) ->
 @pytest.mark.parametrize("engine", ENGINES)
 def test_requests_in_flight_do_not_change_each_other(engine: str) -> None:
     model = make("modern")
-    requests = [Request([i % V], Sampling(temperature=1 + i / 4), 5 + 3 * i, 1 + i % 2, seed=i) for i in range(5)]
+    requests = [GenerationRequest([i % V], Sampling(temperature=1 + i / 4), 5 + 3 * i, 1 + i % 2, seed=i) for i in range(5)]
     alone = [tokens(run(Engine(decoder_of(model, 2, engine)), r), r.num_samples) for r in requests]
     together = Engine(decoder_of(model, 4, engine))
     samples: dict[int, list[Sample]] = {}
@@ -152,12 +152,12 @@ def test_a_repetition_penalty_counts_prompt_and_continuation() -> None:
 
 def test_cancelling_frees_the_slots() -> None:
     engine = Engine(decoder_of(make("modern"), 2, "torch"))
-    first = engine.submit(Request([1], max_new_tokens=1000, num_samples=5))
+    first = engine.submit(GenerationRequest([1], max_new_tokens=1000, num_samples=5))
     engine.step()
     assert engine.running == 2
     engine.cancel(first)
     assert not engine.busy
-    second = engine.submit(Request([1], max_new_tokens=3, num_samples=2))
+    second = engine.submit(GenerationRequest([1], max_new_tokens=3, num_samples=2))
     steps = []
     while engine.busy:
         steps += engine.step()
@@ -167,7 +167,7 @@ def test_cancelling_frees_the_slots() -> None:
 
 def test_leaving_the_reader_frees_the_slots() -> None:
     engine = Engine(decoder_of(make("modern"), 2, "torch"))
-    reading = run(engine, Request([1], max_new_tokens=1000))
+    reading = run(engine, GenerationRequest([1], max_new_tokens=1000))
     next(reading)
     reading.close()
     assert not engine.busy
@@ -204,7 +204,7 @@ def test_logits_that_are_not_finite_give_an_error_and_never_a_token(bad: float, 
 
 def native_choose() -> Any:
     """The native decoder's choice, or the plain one where there is no compiler."""
-    return NativeDecoder(plan_of(make("modern")), 1).choose if available() else sampling_choose
+    return NativeDecoder(weights_of(make("modern")), 1).choose if available() else sampling_choose
 
 
 def test_a_prompt_whose_logits_are_not_finite_is_not_scored() -> None:
@@ -212,7 +212,7 @@ def test_a_prompt_whose_logits_are_not_finite_is_not_scored() -> None:
     with torch.no_grad():
         model.output_weight.fill_(3e38)
     engine = Engine(TorchDecoder(model, 1))
-    engine.submit(Request([1, 2, 3], max_new_tokens=2, alternatives=3, score_prompt=True))
+    engine.submit(GenerationRequest([1, 2, 3], max_new_tokens=2, alternatives=3, score_prompt=True))
     with pytest.raises(NotFinite), np.errstate(over="ignore", invalid="ignore"):
         engine.step()
 

@@ -7,21 +7,21 @@ from collections.abc import Sequence
 import numpy as np
 
 from minigpt_cli.generation.decoders.contract import Logits
-from minigpt_cli.generation.decoders.plan import Plan
+from minigpt_cli.generation.decoders.weights import DecoderWeights
 from minigpt_cli.generation.sampling import choose
 
 
 class BigramDecoder:
-    """A decoder of a bigram model's plan, whose `embedding` is the table (V, V)."""
+    """A decoder of a bigram model's weights, whose `embedding` is the table (V, V)."""
 
     name = "table"
     endless = True
     greedy_slack = 0.0
     choose = staticmethod(choose)
 
-    def __init__(self, plan: Plan, slots: int = 1) -> None:
-        self.vocab_size, self.window, self.slots = plan.vocab_size, plan.block_size, slots
-        self._table = plan.embedding
+    def __init__(self, weights: DecoderWeights, slots: int = 1) -> None:
+        self.vocab_size, self.window, self.slots = weights.vocab_size, weights.block_size, slots
+        self._table = weights.embedding
 
     def extend(self, slot: int, ids: Sequence[int], start: int) -> Logits:
         row: Logits = self._table[ids[-1]]

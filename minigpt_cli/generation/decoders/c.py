@@ -1,4 +1,4 @@
-"""The native decoder: csrc/decoder.c with a plan's weights, which c_model.py packs.
+"""The native decoder: csrc/decoder.c with a weights's weights, which c_model.py packs.
 
 Shapes: R rows, V vocabulary.
 """
@@ -19,9 +19,9 @@ import numpy.typing as npt
 
 from minigpt_cli.accel import native_build
 from minigpt_cli.errors import MiniGPTError
-from minigpt_cli.generation.decoders.c_model import MAX_ROWS, Model, PackedPlan
+from minigpt_cli.generation.decoders.c_model import MAX_ROWS, Model, PackedWeights
 from minigpt_cli.generation.decoders.contract import Logits
-from minigpt_cli.generation.decoders.plan import Plan
+from minigpt_cli.generation.decoders.weights import DecoderWeights
 from minigpt_cli.generation.sampling import NotFinite, Sampling
 
 SOURCE = Path(__file__).with_name("csrc") / "decoder.c"
@@ -64,29 +64,29 @@ def fits(config: Any) -> bool:
 
 
 class NativeDecoder:
-    """Transformer of any plan, in C. Results do not depend, to the bit, on what else is in a call, nor on the number of threads."""
+    """Transformer of any weights, in C. Results do not depend, to the bit, on what else is in a call, nor on the number of threads."""
 
-    def __init__(self, plan: Plan, slots: int = 1, *, bits: int = 32, threads: int = 0, tiles: bool = True) -> None:
+    def __init__(self, weights: DecoderWeights, slots: int = 1, *, bits: int = 32, threads: int = 0, tiles: bool = True) -> None:
         lib = library()
         if lib is None:
             raise MiniGPTError(f"no native decoder: {why_not()}; or use --engine torch")
         self._lib = _declared(lib)
-        self.plan, self.bits = plan, bits
+        self.weights, self.bits = weights, bits
         self.greedy_slack = 1e-5 if bits == 32 else 1e-3
         self._sampling: Sampling | None = None  # whose settings C was given last
         self._settings: Any = None
         self._float32: NativeDecoder | None = None  # for `exact`, made when first needed
         self.name = f"native {'float32' if bits == 32 else f'int{bits}'}"
-        self.vocab_size, self.window, self.slots = plan.vocab_size, plan.block_size, slots
-        self.endless = plan.rope_theta > 0
-        self._packed = PackedPlan(self._lib, plan, bits, bool(self._lib.mg_tiles()) and tiles)
+        self.vocab_size, self.window, self.slots = weights.vocab_size, weights.block_size, slots
+        self.endless = weights.rope_theta > 0
+        self._packed = PackedWeights(self._lib, weights, bits, bool(self._lib.mg_tiles()) and tiles)
         # Threads help more where a step has several rows.
-        self._threads = (_Threads(threads, plan.matrix_bytes), _Threads(threads, plan.matrix_bytes * MANY))
+        self._threads = (_Threads(threads, weights.matrix_bytes), _Threads(threads, weights.matrix_bytes * MANY))
         pool = c_void_p()
         _check(self._lib.mg_new(ctypes.byref(self._packed.model(self.slots)), self._threads[0].most, ctypes.byref(pool)))
         self._pool = pool.value
         self._ids, self._slots, self._positions = (np.zeros(MAX_ROWS, np.int32) for _ in range(3))
-        self._logits = np.empty((MAX_ROWS, plan.vocab_size), np.float32)
+        self._logits = np.empty((MAX_ROWS, weights.vocab_size), np.float32)
         self._pointers = [a.ctypes.data for a in (self._ids, self._slots, self._positions)]
         self._out = self._logits.ctypes.data
         self._uniforms, self._chosen, self._margins = np.empty(MAX_ROWS), np.empty(MAX_ROWS, np.int64), np.empty(MAX_ROWS)
@@ -110,7 +110,7 @@ class NativeDecoder:
 
     def exact(self, ids: Sequence[int]) -> Logits:
         if self._float32 is None:
-            self._float32 = NativeDecoder(self.plan, 1, bits=32, threads=self._threads[0].most if self._threads[0].fixed else 0)
+            self._float32 = NativeDecoder(self.weights, 1, bits=32, threads=self._threads[0].most if self._threads[0].fixed else 0)
         return self._float32.extend(0, ids, 0)
 
     def step(self, ids: Sequence[int], slots: Sequence[int], positions: Sequence[int]) -> Logits:

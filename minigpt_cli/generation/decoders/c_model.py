@@ -1,4 +1,4 @@
-"""A plan in the form of csrc/model.h: matrices packed in panels of outputs, in float32 or in 16-bit integers at half the traffic.
+"""A weights in the form of csrc/model.h: matrices packed in panels of outputs, in float32 or in 16-bit integers at half the traffic.
 
 16-bit: each output's row is scaled to whole numbers up to 32,767, an error of about 3e-5 of a typical weight, a tenth of
 float16's; products and sums stay float32.
@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from minigpt_cli.errors import MiniGPTError
-from minigpt_cli.generation.decoders.plan import Array, Layer, Plan
+from minigpt_cli.generation.decoders.weights import Array, DecoderWeights, Layer
 
 MAX_ROWS = 64  # rows in one call
 _TILE_INPUTS = 64  # as in csrc/amx.h
@@ -49,17 +49,17 @@ class Model(Structure):
     )  # fmt: skip
 
 
-class PackedPlan:
-    """A plan's arrays packed for the library; with `tiles` for the processor's matrix tiles, where matrices have 16 bits."""
+class PackedWeights:
+    """A weights's arrays packed for the library; with `tiles` for the processor's matrix tiles, where matrices have 16 bits."""
 
-    def __init__(self, lib: ctypes.CDLL, plan: Plan, bits: int, tiles: bool) -> None:
-        self._plan, self._bits, self._tiles, self._panel = plan, bits, tiles, int(lib.mg_panel())
+    def __init__(self, lib: ctypes.CDLL, weights: DecoderWeights, bits: int, tiles: bool) -> None:
+        self._weights, self._bits, self._tiles, self._panel = weights, bits, tiles, int(lib.mg_panel())
         self._kept: list[Any] = []  # arrays that the C side points into
         self._arena = _Arena(lib)  # and the matrices
 
     def model(self, slots: int) -> Model:
-        """The plan for `slots` sequences; it points into arrays that live as long as this object."""
-        p = self._plan
+        """The weights for `slots` sequences; it points into arrays that live as long as this object."""
+        p = self._weights
         layers = (_Layer * len(p.layers))(*(self._layer(layer) for layer in p.layers))
         self._kept.append(layers)
         sizes = (p.vocab_size, p.n_embd, p.n_head, p.n_kv_head, p.head_size, p.hidden, p.n_experts, len(p.layers), p.block_size, slots)
@@ -68,7 +68,7 @@ class PackedPlan:
         return Model(*sizes, *flags, p.norm_eps, p.rope_theta or 1.0, *tables, layers, self._matrix(p.head, p.head_bias))
 
     def _layer(self, layer: Layer) -> _Layer:
-        gated = self._plan.activation == "swiglu"
+        gated = self._weights.activation == "swiglu"
         biases = [None] * len(layer.up) if layer.up_bias is None else list(layer.up_bias)
         up = (_Matrix * len(layer.up))(
             *(self._matrix(_gate_beside_up(m, self._panel) if gated else m, b) for m, b in zip(layer.up, biases, strict=True))

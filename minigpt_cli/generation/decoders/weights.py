@@ -43,7 +43,7 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Plan:
+class DecoderWeights:
     """All that a decoder needs to know of a model."""
 
     config: Any  # the (pydantic) config of the model
@@ -85,11 +85,11 @@ class Plan:
         return int(layers + self.head.nbytes)
 
 
-KNOWN = tuple(arch for arch, config in ARCHITECTURES.items() if config.has_decoding_plan)
+KNOWN = tuple(arch for arch, config in ARCHITECTURES.items() if config.decodes_in_c)
 
 
-def build_plan(config: Any, tensors: Mapping[str, npt.NDArray[Any]]) -> Plan:
-    """The plan of a model with this (pydantic) config and these weights, named as its state dict names them. Raises NotFinite where
+def decoder_weights(config: Any, tensors: Mapping[str, npt.NDArray[Any]]) -> DecoderWeights:
+    """The weights of a model with this (pydantic) config and these weights, named as its state dict names them. Raises NotFinite where
     products of weights are not finite."""
     if config.arch == "bigram":
         return _bigram(config, tensors)
@@ -97,7 +97,7 @@ def build_plan(config: Any, tensors: Mapping[str, npt.NDArray[Any]]) -> Plan:
     w = {name: np.asarray(value, dtype=np.float64) for name, value in tensors.items()}
     embedding = w["token_embedding.weight"]
     head, head_bias = _after_norm(embedding if config.tie_weights else w["head.weight"], None, w, "final_norm")
-    return Plan(
+    return DecoderWeights(
         config=config,
         vocab_size=len(embedding),
         block_size=config.block_size,
@@ -118,9 +118,9 @@ def build_plan(config: Any, tensors: Mapping[str, npt.NDArray[Any]]) -> Plan:
     )
 
 
-def _bigram(config: Any, tensors: Mapping[str, npt.NDArray[Any]]) -> Plan:
+def _bigram(config: Any, tensors: Mapping[str, npt.NDArray[Any]]) -> DecoderWeights:
     table = _f32(np.asarray(tensors["table"]))
-    return Plan(
+    return DecoderWeights(
         config, len(table), config.block_size, 0, 1, 1, 0.0, False, 0.0, "", 1, False, table, None, (), table[:0], None,
     )  # fmt: skip
 

@@ -130,15 +130,15 @@ class _Work:
     """A body's prompts, submitted."""
 
     def __init__(self, body: CompletionRequest, opened: Opened) -> None:
-        tokenizer, self.batcher, self.body = opened.writer.tokenizer, opened.batcher, body
+        tokenizer, self.batcher, self.body = opened.loaded.tokenizer, opened.batcher, body
         self.id, self.created = f"cmpl-{uuid.uuid4().hex}", int(time.time())
         prompts = body.prompts()
-        ids = [_ids(opened.writer, prompt, body.echo) for prompt in prompts]
+        ids = [_ids(opened.loaded, prompt, body.echo) for prompt in prompts]
         texts = [prompt if isinstance(prompt, str) else tokenizer.decode(prompt) for prompt in prompts]
         self.prompt_tokens = sum(map(len, ids))
         self.choices = [Choice(i * body.n + s, text, body, opened.pieces) for i, text in enumerate(texts) for s in range(body.n)]
         seed = body.seed if body.seed is not None else SystemRandom().randrange(1 << 31)
-        self.tickets = _submit_all(self.batcher, [body.to_request(one, seed, opened.writer.ends) for one in ids])
+        self.tickets = _submit_all(self.batcher, [body.to_request(one, seed, opened.loaded.ends) for one in ids])
 
     async def parts(self) -> AsyncIterator[dict[str, Any]]:
         """Parts of all choices, as they come; whoever stops reading frees the slots."""
@@ -241,11 +241,11 @@ async def _left(request: Request) -> None:
         pass
 
 
-def _ids(writer: LoadedModel, prompt: str | list[int], echo: bool) -> list[int]:
+def _ids(loaded: LoadedModel, prompt: str | list[int], echo: bool) -> list[int]:
     if isinstance(prompt, str):
-        return prompt_ids(writer.tokenizer, prompt) if echo else writer.prompt_ids(prompt)
-    if max(prompt) >= writer.tokenizer.vocab_size:
-        raise UsageError(f"the prompt holds token {max(prompt)}, and the vocabulary has {writer.tokenizer.vocab_size}")
+        return prompt_ids(loaded.tokenizer, prompt) if echo else loaded.prompt_ids(prompt)
+    if max(prompt) >= loaded.tokenizer.vocab_size:
+        raise UsageError(f"the prompt holds token {max(prompt)}, and the vocabulary has {loaded.tokenizer.vocab_size}")
     return prompt
 
 

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 
 from minigpt_cli.errors import MiniGPTError
-from minigpt_cli.generation.engine import Engine, Request, Step
+from minigpt_cli.generation.engine import Engine, GenerationRequest, Step
 from minigpt_cli.storage.atomic_io import one_line
 
 
@@ -23,7 +23,7 @@ class Busy(MiniGPTError):
 class Ticket:
     """A request in flight, and the steps that its reader has not taken yet."""
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: GenerationRequest) -> None:
         self.request = request
         self.left = request.num_samples  # samples not finished
         self.number: int | None = None  # in the engine, once it is there
@@ -73,7 +73,7 @@ class Batcher:
     def slots(self) -> int:
         return self._engine.decoder.slots
 
-    def submit(self, request: Request) -> Ticket:
+    def submit(self, request: GenerationRequest) -> Ticket:
         """Take a request in. Raises Busy where too much is waiting."""
         ticket = Ticket(request)
         with self._lock:

@@ -29,7 +29,7 @@ class Listed:
 class Opened:
     """A run in memory."""
 
-    writer: LoadedModel
+    loaded: LoadedModel
     batcher: Batcher
     version: object
     pieces: list[str]  # the vocabulary as streaming.pieces_of writes it
@@ -60,10 +60,10 @@ class Models:
             known = self._opened.get(name)
             if known is None or (known.version != version and not known.batcher.load):
                 self._make_room(name)
-                writer = await asyncio.to_thread(self._open_run, name)
-                decoder = await asyncio.to_thread(writer.decoder, self._slots)
-                batcher = Batcher(Engine(decoder, writer.token_bytes), self._max_waiting)
-                known = self._opened[name] = Opened(writer, batcher, version, pieces_of(writer.token_bytes))
+                loaded = await asyncio.to_thread(self._open_run, name)
+                decoder = await asyncio.to_thread(loaded.decoder, self._slots)
+                batcher = Batcher(Engine(decoder, loaded.token_bytes), self._max_waiting)
+                known = self._opened[name] = Opened(loaded, batcher, version, pieces_of(loaded.token_bytes))
             self._opened.move_to_end(name)
             return known
 

@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from minigpt_cli.errors import UsageError
-from minigpt_cli.generation.engine import Request, Scored, Step
+from minigpt_cli.generation.engine import GenerationRequest, Scored, Step
 from minigpt_cli.generation.sampling import Sampling
 
 MAX_TOKENS = 8192  # of one sample
@@ -91,11 +91,11 @@ class CompletionRequest(BaseModel):
         """The stop strings."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
-    def to_request(self, ids: Sequence[int], seed: int, ends: Sequence[str] = ()) -> Request:
+    def to_request(self, ids: Sequence[int], seed: int, ends: Sequence[str] = ()) -> GenerationRequest:
         """The engine's request for one of the prompts; `ends` stop it as its own stop strings do."""
         sampling = Sampling(self.temperature, max(0, self.top_k), self.top_p, self.min_p, self.repetition_penalty)
         scored = self.logprobs is not None
-        return Request(
+        return GenerationRequest(
             ids, sampling, self.max_tokens, self.n, seed, (*self.stops(), *ends), alternatives=self.logprobs or 0, score=scored,
             score_prompt=scored and self.echo,
         )  # fmt: skip

@@ -19,7 +19,7 @@ from minigpt_cli.errors import MiniGPTError
 from minigpt_cli.generation import sampling
 from minigpt_cli.generation.decoders import c as native
 from minigpt_cli.generation.decoders import c_model
-from minigpt_cli.generation.decoders.plan import Layer, Plan, build_plan, expected_shapes
+from minigpt_cli.generation.decoders.weights import DecoderWeights, Layer, decoder_weights, expected_shapes
 from minigpt_cli.generation.sampling import NotFinite, Sampling
 
 HEADS = (1, 2, 3, 4, 5, 7, 8, 15, 16, 17, 31, 32, 33, 63, 64, 65, 96, 100, 127, 128, 130)
@@ -39,10 +39,10 @@ class Exact:
         return self.kept[-1]
 
 
-def plan_of(config: Any, vocab_size: int, rng: np.random.Generator, scale: float = 0.3) -> Any:
-    """A plan of random weights; gains are around 1."""
+def weights_of(config: Any, vocab_size: int, rng: np.random.Generator, scale: float = 0.3) -> Any:
+    """A weights of random weights; gains are around 1."""
     shapes = expected_shapes(config, vocab_size)
-    return build_plan(config, {n: (rng.normal(size=s) * (scale if len(s) > 1 else 1)).astype(np.float32) for n, s in shapes.items()})
+    return decoder_weights(config, {n: (rng.normal(size=s) * (scale if len(s) > 1 else 1)).astype(np.float32) for n, s in shapes.items()})
 
 
 def some_config(rnd: random.Random) -> Any:
@@ -59,18 +59,18 @@ def some_config(rnd: random.Random) -> Any:
     return MoEConfig(**sizes | {"ffn_mult": 0.1}, **experts, moe_balance=rnd.choice(("aux", "bias")))
 
 
-# ---- the formulas of a plan: all logits of a text at once, in float64. T tokens, C channels, D head size
+# ---- the formulas of a weights: all logits of a text at once, in float64. T tokens, C channels, D head size
 
 
-def logits_of(plan: Plan, ids: list[int]) -> Any:
-    """(T, V): the logits after each of `ids`, each token seeing as many before it as the plan's block has."""
-    x = plan.embedding[ids].astype(np.float64)  # (T, C)
-    if plan.positions is not None:
-        x += plan.positions[: len(ids)]
-    for layer in plan.layers:
-        x += attention(plan, layer, normed(x, plan.norm_eps))
-        x += feed_forward(plan, layer, normed(x, plan.norm_eps))
-    return plus(normed(x, plan.norm_eps) @ plan.head.T, plan.head_bias)
+def logits_of(weights: DecoderWeights, ids: list[int]) -> Any:
+    """(T, V): the logits after each of `ids`, each token seeing as many before it as the weights's block has."""
+    x = weights.embedding[ids].astype(np.float64)  # (T, C)
+    if weights.positions is not None:
+        x += weights.positions[: len(ids)]
+    for layer in weights.layers:
+        x += attention(weights, layer, normed(x, weights.norm_eps))
+        x += feed_forward(weights, layer, normed(x, weights.norm_eps))
+    return plus(normed(x, weights.norm_eps) @ weights.head.T, weights.head_bias)
 
 
 def normed(x: Any, eps: float) -> Any:
@@ -86,44 +86,44 @@ def softmax(x: Any) -> Any:
     return weights / weights.sum(-1, keepdims=True)
 
 
-def attention(plan: Plan, layer: Layer, x: Any) -> Any:
-    T, H, K, D = len(x), plan.n_head, plan.n_kv_head, plan.head_size
+def attention(weights: DecoderWeights, layer: Layer, x: Any) -> Any:
+    T, H, K, D = len(x), weights.n_head, weights.n_kv_head, weights.head_size
     heads = plus(x @ layer.qkv.T, layer.qkv_bias).reshape(T, H + 2 * K, D).swapaxes(0, 1)  # (H + 2K, T, D)
     qk, v = heads[: H + K], heads[H + K :]
     if layer.qk_gain is not None:
-        qk = normed(qk, plan.norm_eps) * layer.qk_gain[:, None]
-    if plan.rope_theta:
-        angles = np.arange(T)[:, None] * plan.rope_theta ** (-np.arange(0, D, 2) / D)  # (T, D / 2)
+        qk = normed(qk, weights.norm_eps) * layer.qk_gain[:, None]
+    if weights.rope_theta:
+        angles = np.arange(T)[:, None] * weights.rope_theta ** (-np.arange(0, D, 2) / D)  # (T, D / 2)
         a, b = qk[..., : D // 2], qk[..., D // 2 :]
         qk = np.concatenate((a * np.cos(angles) - b * np.sin(angles), b * np.cos(angles) + a * np.sin(angles)), -1)
     q, k, v = qk[:H], qk[H:].repeat(H // K, 0), v.repeat(H // K, 0)
     ago = np.arange(T)[:, None] - np.arange(T)
-    scores = np.where((ago >= 0) & (ago < plan.block_size), q @ k.swapaxes(1, 2), -np.inf)
+    scores = np.where((ago >= 0) & (ago < weights.block_size), q @ k.swapaxes(1, 2), -np.inf)
     return plus((softmax(scores) @ v).swapaxes(0, 1).reshape(T, -1) @ layer.out.T, layer.out_bias)
 
 
-def feed_forward(plan: Plan, layer: Layer, x: Any) -> Any:
+def feed_forward(weights: DecoderWeights, layer: Layer, x: Any) -> Any:
     if layer.router is None:
-        return plus(activated(plan, plus(x @ layer.up[0].T, layer.up_bias)) @ layer.down[0].T, layer.down_bias)
+        return plus(activated(weights, plus(x @ layer.up[0].T, layer.up_bias)) @ layer.down[0].T, layer.down_bias)
     probs = softmax(x @ layer.router.T)
-    chosen = np.argsort(-plus(probs, layer.router_bias), axis=-1, kind="stable")[:, : plan.moe_top_k]
+    chosen = np.argsort(-plus(probs, layer.router_bias), axis=-1, kind="stable")[:, : weights.moe_top_k]
     weights = np.zeros_like(probs)  # (T, E)
     np.put_along_axis(weights, chosen, np.take_along_axis(probs, chosen, -1), -1)
-    if plan.moe_norm_topk:
+    if weights.moe_norm_topk:
         weights /= weights.sum(-1, keepdims=True)
     y = np.zeros_like(x)
     for e, weight in enumerate(weights.T):
         rows = weight > 0
-        y[rows] += weight[rows, None] * (activated(plan, x[rows] @ layer.up[e].T) @ layer.down[e].T)
+        y[rows] += weight[rows, None] * (activated(weights, x[rows] @ layer.up[e].T) @ layer.down[e].T)
     return y
 
 
-def activated(plan: Plan, x: Any) -> Any:
-    if plan.activation == "relu":
+def activated(weights: DecoderWeights, x: Any) -> Any:
+    if weights.activation == "relu":
         return np.maximum(x, 0)
-    if plan.activation == "gelu":
+    if weights.activation == "gelu":
         return x * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
-    if plan.activation == "gelu_tanh":
+    if weights.activation == "gelu_tanh":
         return x * 0.5 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
     gate, up = np.split(x, 2, axis=-1)
     return gate * 0.5 * (1 + np.tanh(gate / 2)) * up  # SwiGLU: tanh does not overflow
@@ -138,8 +138,8 @@ def difference(found: Any, expected: Any) -> float:
 
 def drive(config: Any, vocab_size: int, slots: int, threads: int, bits: int, rnd: random.Random, rng: np.random.Generator) -> float:
     """Prompts, copies, steps of one and many rows with changing numbers of threads, beyond the block; the largest difference."""
-    plan = plan_of(config, vocab_size, rng)
-    ours = native.NativeDecoder(plan, slots, bits=bits, threads=threads, tiles=rnd.random() < 0.7)
+    weights = weights_of(config, vocab_size, rng)
+    ours = native.NativeDecoder(weights, slots, bits=bits, threads=threads, tiles=rnd.random() < 0.7)
     length = min(config.block_size, rnd.choice((1, 2, 63, 64, 65, 130)))
     ids = rng.integers(0, vocab_size, length).tolist()
     found = [[ours.extend(0, ids, 0).copy()]] + [[] for _ in range(slots - 1)]
@@ -159,7 +159,7 @@ def drive(config: Any, vocab_size: int, slots: int, threads: int, bits: int, rnd
             texts[slot].append(token)
             found[slot].append(row)
         check_choice(ours, logits, rnd, rng)
-    worst = max(difference(np.array(found[s]), logits_of(plan, texts[s])[-len(found[s]) :]) for s in range(slots) if found[s])
+    worst = max(difference(np.array(found[s]), logits_of(weights, texts[s])[-len(found[s]) :]) for s in range(slots) if found[s])
     for bad in ([vocab_size], [0], [0]), ([0], [slots], [0]), ([-1], [0], [0]), ([0], [0], [-1]):
         with suppress(MiniGPTError):
             ours.step(*bad)
@@ -185,11 +185,11 @@ def check_choice(decoder: Any, logits: Any, rnd: random.Random, rng: np.random.G
 def drive_overflow(rng: np.random.Generator) -> None:
     """Finite weights whose products are not: an error, and nothing undefined on the way to it."""
     for bits in (16, 32):
-        plan = plan_of(MoEConfig(block_size=8, n_layer=2, n_head=2, n_embd=16), 11, rng)
-        plan = dataclasses.replace(plan, embedding=plan.embedding * np.float32(1e37), head=plan.head * np.float32(1e38))
-        for layer in plan.layers:
+        weights = weights_of(MoEConfig(block_size=8, n_layer=2, n_head=2, n_embd=16), 11, rng)
+        weights = dataclasses.replace(weights, embedding=weights.embedding * np.float32(1e37), head=weights.head * np.float32(1e38))
+        for layer in weights.layers:
             layer.qkv[:], layer.down[:] = 1e38, -1e38
-        decoder = native.NativeDecoder(plan, 3, bits=bits, threads=2)
+        decoder = native.NativeDecoder(weights, 3, bits=bits, threads=2)
         decoder.extend(0, [1, 2, 3], 0)
         logits = decoder.step([1, 2, 3], [0, 1, 2], [3, 3, 3])
         if not np.isfinite(logits).all():

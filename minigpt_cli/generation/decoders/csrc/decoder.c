@@ -6,7 +6,7 @@
    Law: a row's result does not depend, to the bit, on the other rows, on how rows are grouped into calls, or on the number of
    threads. Every output is summed over its inputs in order, by one lane of one vector; threads share out outputs, never a sum.
 
-   The model is plan.py's Plan: RMSNorm without gain, attention, RMSNorm without gain, feed-forward or experts.
+   The model is weights.py's DecoderWeights: RMSNorm without gain, attention, RMSNorm without gain, feed-forward or experts.
    Shapes, here and in the headers: R rows, C channels, H query heads, K key/value heads, D head size, F hidden width, E experts,
    V vocabulary, W window. One file to the compiler; the parts are read in this order:
    vectors.h, model.h, matmul.h (amx.h), memory.h, threads.h, projections.h, attention.h, experts.h, sampling.h. */
