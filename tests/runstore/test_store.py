@@ -21,7 +21,6 @@ from minigpt_cli.errors import MiniGPTError, RunDamaged, RunLocked, RunNotFound,
 from minigpt_cli.evaluation.leaderboard import rank
 from minigpt_cli.events import Evaluated, Skipped
 from minigpt_cli.runstore import directory, records
-from minigpt_cli.runstore import store as runstore
 from minigpt_cli.runstore.directory import DamagedRun, Run
 from minigpt_cli.runstore.records import RECORD_SCHEMA_VERSION, Annotations, Best, Corpus, FileRecord, RunRecord, SplitRecord, now
 from minigpt_cli.runstore.store import RunStore, resolve_runs_dir
