@@ -6,11 +6,13 @@ TOML key; its docstring is its help text; its bounds are in its type. `RunConfig
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from minigpt_cli.bounds import COUNT_LIMIT, NATS_LIMIT, SECONDS_LIMIT, Duration, Encoding, Line, Lines, OneOrSeveral
+from minigpt_cli.errors import UsageError
 from minigpt_cli.registry import OPTIMIZERS, SCHEDULES
 from minigpt_cli.resume_changes import CHANGES_LIMIT, parse_changes
 
@@ -29,15 +31,15 @@ class _Architecture(_Frozen):
     """What an architecture declares, so that other code does not depend on its name. Subclasses do not inherit these values."""
 
     hugging_face: ClassVar[Literal["gpt2", "llama"] | None] = None
-    """The Hugging Face architecture whose names its weights get (interchange/hf_weights.py); None: it cannot be exported."""
-    decodes_in_c: ClassVar[bool] = False
-    """Whether generation/decoders/weights.py has its weights decoded in C, without torch; otherwise its own forward pass writes."""
+    """gpt2 for what has the settings, tensors and formulas of classic, llama for those of modern; None: it cannot be exported."""
+    decodes_as: ClassVar[str | None] = None
+    """bigram, classic, modern or moe: what it is decoded as, without torch; None: its own forward pass generates."""
     is_sized: ClassVar[bool] = True
     """Whether settings change its size, so that a smaller one can be recommended; a table is as large as its vocabulary."""
 
     @classmethod
     def __pydantic_init_subclass__(cls, **_: Any) -> None:
-        for name in ("hugging_face", "decodes_in_c", "is_sized"):
+        for name in ("hugging_face", "decodes_as", "is_sized"):
             if name not in vars(cls):
                 setattr(cls, name, getattr(_Architecture, name))
 
@@ -45,7 +47,7 @@ class _Architecture(_Frozen):
 class BigramConfig(_Architecture):
     """A table of next-token logits."""
 
-    decodes_in_c = True
+    decodes_as = "bigram"
     is_sized = False
 
     arch: Literal["bigram"] = "bigram"
@@ -87,7 +89,7 @@ class ClassicConfig(_Transformer):
     """GPT-2's architecture."""
 
     hugging_face = "gpt2"
-    decodes_in_c = True
+    decodes_as = "classic"
 
     arch: Literal["classic"] = "classic"
     activation: Literal["gelu", "gelu_tanh", "relu"] = "gelu"
@@ -107,7 +109,7 @@ class ModernConfig(_Transformer):
     """RMSNorm, rotary positions, SwiGLU: Llama's architecture, or Qwen3's with QK-norm."""
 
     hugging_face = "llama"
-    decodes_in_c = True
+    decodes_as = "modern"
 
     arch: Literal["modern"] = "modern"
     n_kv_head: int = Field(0, ge=0, le=1024)
@@ -147,7 +149,7 @@ class MoEConfig(ModernConfig):
     """The modern block with several SwiGLU experts, of which each token uses a few."""
 
     hugging_face = "llama"
-    decodes_in_c = True
+    decodes_as = "moe"
 
     arch: Literal["moe"] = "moe"  # type: ignore[assignment]
     ffn_mult: float = Field(4 / 3, gt=0, le=64)
@@ -176,6 +178,17 @@ ModelConfig = Annotated[BigramConfig | ClassicConfig | ModernConfig | MoEConfig,
 
 ARCHITECTURES: dict[str, type[_Architecture]] = {c.model_fields["arch"].default: c for c in get_args(get_args(ModelConfig)[0])}
 """The configuration class of each architecture by its name: the union, as a table."""
+
+
+def check_declared(config: _Architecture, field: str, needs: Mapping[str, type]) -> None:
+    """Raise UsageError unless `config` has the settings that the value of its declaration `field` needs."""
+    value = getattr(config, field)
+    says = f"--arch {type(config).model_fields['arch'].default} declares {field} = {value!r} in config.py"
+    if value not in needs:
+        raise UsageError(f"{says}: the known values are {', '.join(needs)}")
+    if not isinstance(config, needs[value]):
+        base = needs[value].__name__
+        raise UsageError(f"{says} but lacks the settings of {base}: derive {type(config).__name__} from {base}, or remove {field}")
 
 
 class DataConfig(_Frozen):

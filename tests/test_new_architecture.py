@@ -21,41 +21,7 @@ import minigpt_cli
 PACKAGE = Path(minigpt_cli.__file__).parent
 GUIDE = (PACKAGE.parent / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("## Adding an architecture")[2].partition("\n| what")[0]
 
-MODEL = '''
-"""The mean of all embeddings so far. B batch, T tokens, C channels, V vocabulary."""
-
-import torch
-from torch import nn
-
-from minigpt_cli.models.contract import Output
-
-
-class Mine(nn.Module):
-    def __init__(self, config, vocab_size):
-        super().__init__()
-        self.config, self.vocab_size = config, vocab_size
-        self.embedding = nn.Embedding(vocab_size, config.n_colours)
-        self.head = nn.Linear(config.n_colours, vocab_size)
-
-    def forward(self, ids, cache=None):
-        seen = torch.arange(1, ids.size(1) + 1, device=ids.device)[:, None]  # (T, 1)
-        logits = self.head(self.embedding(ids).cumsum(1) / seen)  # (B, T, V)
-        return Output(logits, logits.new_zeros(()))
-
-    @torch.no_grad()
-    def init_weights(self, generator):
-        for p in self.parameters():
-            p.normal_(0.0, 0.02, generator=generator)
-
-    def new_cache(self, batch_size, max_tokens):
-        return None
-
-    def matrices(self):
-        yield from ()
-
-    def n_active_params(self):
-        return sum(p.numel() for p in self.parameters())
-'''
+MODEL, CONFIGURATION = (block + "\n" for block in re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL))
 OPTIMIZER = '''
 """signSGD with momentum (Bernstein et al. 2018)."""
 
@@ -92,18 +58,25 @@ class Signs:
         for i, m in enumerate(self.momenta):
             m.copy_(tensors[f"signs.{i}"])
 '''
-CONFIGURATION = '''
-class MineConfig(_Architecture):
-    """The mean of what was seen."""
-
-    arch: Literal["mine"] = "mine"
-    block_size: int = Field(64, ge=1, le=1 << 20)
-    """Tokens in one training window (the context that a model sees)."""
-    n_colours: int = Field(8, ge=1)
-    """Width of the mean."""
-
-
-ModelConfig = Annotated['''
+OWN = CONFIGURATION.partition("class MineConfig(_Architecture):\n")[2].replace('"mine"', '"{0}"')
+MODERN = """
+    arch: Literal["{0}"] = "{0}"
+    n_colours: int = 8
+    n_layer: int = Field(1, ge=1)
+    n_head: int = Field(2, ge=1)
+    n_embd: int = Field(16, ge=1)
+"""
+LIKE_MODERN = "from minigpt_cli.models.modern import Modern\n\n\nclass Mine(Modern):\n    pass\n"
+UNFINISHED = "from torch import nn\n\n\nclass Mine(nn.Module):\n    def forward(self, ids): ...\n"
+FAMILY, DECODED = '\n    hugging_face = "llama"\n', '\n    decodes_as = "modern"\n'
+OTHERS = {  # architectures beside `mine`: the base of the configuration, its body, the model
+    "variant": ("ModernConfig", FAMILY + DECODED + MODERN, LIKE_MODERN),
+    "misfit": ("ModernConfig", FAMILY + DECODED + MODERN, MODEL),
+    "claims": ("_Architecture", FAMILY + DECODED + OWN, MODEL),
+    "nonesuch": ("_Architecture", FAMILY.replace("llama", "lama") + DECODED.replace("modern", "mordern") + OWN, MODEL),
+    "unregistered": ("_Architecture", OWN, MODEL),
+    "unfinished": ("_Architecture", OWN, UNFINISHED),
+}
 GENERATE = "generate a --prompt abc --max-new-tokens 20 --num-samples 2 --json"
 SMALL = "--max-steps 4 --eval-every 2 --block-size 8 --batch-size 2 --device cpu"
 COMMANDS = [
@@ -125,6 +98,12 @@ COMMANDS = [
     "train --arch mine --n-experts 4",
     "runs export a --out exported",
     "runs export a --format gguf --out exported",
+    *(f"train text.txt --arch {other} --name {other} {SMALL}" for other in OTHERS),
+    *(
+        f"{command} {other}"
+        for other in list(OTHERS)[:4]
+        for command in ("generate --prompt abc --max-new-tokens 5", "runs export --out exported")
+    ),
 ]
 DRIVER = """
 import contextlib, io, json, sys
@@ -145,12 +124,19 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str, 
     folder = tmp_path_factory.mktemp("recipe")
     copy = folder / "minigpt_cli"
     shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    classes = {"mine": CONFIGURATION}
     (copy / "models/mine.py").write_text(MODEL, encoding="utf-8")
+    for other, (base, body, model) in OTHERS.items():
+        (copy / f"models/{other}.py").write_text(model, encoding="utf-8")
+        classes[other] = f"class {other.title()}Config({base}):\n{body.format(other)}"
     config = (copy / "config.py").read_text(encoding="utf-8")
-    config = config.replace("ModelConfig = Annotated[", CONFIGURATION, 1).replace("| MoEConfig,", "| MoEConfig | MineConfig,", 1)
+    config = config.replace("ModelConfig = Annotated[", "\n\n".join([*classes.values(), "ModelConfig = Annotated["]), 1)
+    config = config.replace("| MoEConfig,", " | ".join(["| MoEConfig", *(f"{name.title()}Config" for name in classes)]) + ",", 1)
     (copy / "config.py").write_text(config, encoding="utf-8")
     (copy / "training/signs.py").write_text(OPTIMIZER, encoding="utf-8")
     registry = (copy / "registry.py").read_text(encoding="utf-8")
+    lines = "".join(f'    "{other}": "minigpt_cli.models.{other}:Mine",\n' for other in OTHERS if other != "unregistered")
+    registry = registry.replace("ARCHITECTURES = {\n", "ARCHITECTURES = {\n" + lines, 1)
     for table, name in (("ARCHITECTURES", "mine"), ("OPTIMIZERS", "signs")):
         (line,) = re.findall(rf'`("{name}": "[^`]*")`', GUIDE)
         registry = registry.replace(f"{table} = {{\n", f"{table} = {{\n    {line},\n", 1)
@@ -175,7 +161,7 @@ def test_the_guide_names_the_three_places() -> None:
         assert place in GUIDE
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if "export" not in c and "--n-experts" not in c])
+@pytest.mark.parametrize("command", [c for c in COMMANDS if not any(w in c for w in ("export", "--n-experts", *OTHERS))])
 def test_every_command_knows_it(command: str, done: dict[str, tuple[int, str, str]]) -> None:
     code, _, err = done[command]
     assert code == 0, err
@@ -198,10 +184,44 @@ def test_a_setting_of_another_architecture_names_both(done: dict[str, tuple[int,
     assert "--n-experts belongs to --arch moe, and this run is --arch mine" in " ".join(err.split())
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if "export" in c])
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("runs export a ")])
 def test_its_export_is_refused_by_name_in_one_line(command: str, done: dict[str, tuple[int, str, str]]) -> None:
     code, out, err = done[command]
     assert (code, out) == (2, "")
-    assert (
-        err == "Error: Hugging Face has no architecture like --arch mine: only runs of classic, modern, moe can be written in its format\n"
-    )
+    declare = ", ".join(["classic", "modern", "moe", *(other for other, (_, body, _) in OTHERS.items() if FAMILY[:16] in body)])
+    assert err == f"Error: Hugging Face has no architecture like --arch mine: only runs of {declare} can be written in its format\n"
+
+
+def test_a_variant_of_modern_is_decoded_and_exported_as_it_declares(done: dict[str, tuple[int, str, str]]) -> None:
+    for command in [c for c in COMMANDS if c.endswith("variant")]:
+        assert done[command][0] == 0, done[command][2]
+
+
+LACKS = "lacks the settings of ModernConfig: derive ClaimsConfig from ModernConfig, or remove"
+REFUSED = {  # command: the end of its one line
+    "generate misfit": "decodes_as = 'modern' in config.py but its tensors are not those of modern: see blocks.0.attention.k_norm.weight"
+    ", or remove decodes_as",
+    "export misfit": "hugging_face = 'llama' in config.py but its tensors are not those of a qwen3: see token_embedding.weight, "
+    "or remove hugging_face",
+    "generate claims": f"decodes_as = 'modern' in config.py but {LACKS} decodes_as",
+    "export claims": f"hugging_face = 'llama' in config.py but {LACKS} hugging_face",
+    "generate nonesuch": "decodes_as = 'mordern' in config.py: the known values are bigram, classic, modern, moe",
+    "export nonesuch": "hugging_face = 'lama' in config.py: the known values are gpt2, llama",
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_a_declaration_that_does_not_fit_is_refused_with_architecture_and_field(what: str, done: dict[str, tuple[int, str, str]]) -> None:
+    verb, arch = what.split()
+    (found,) = [done[c] for c in COMMANDS if verb in c and c.endswith(f" {arch}")]
+    assert found == (2, "", f"Error: --arch {arch} declares {REFUSED[what]}\n")
+
+
+def test_a_step_of_the_recipe_left_out_is_named(done: dict[str, tuple[int, str, str]]) -> None:
+    code, _, err = done[f"train text.txt --arch unregistered --name unregistered {SMALL}"]
+    line = '"unregistered": "minigpt_cli.models.unregistered:Class"'
+    missing = f"Error: --arch unregistered is in config.py but not in registry.py: add the line {line} to ARCHITECTURES there"
+    assert (code, err.splitlines()[-1]) == (2, missing)
+    code, _, err = done[f"train text.txt --arch unfinished --name unfinished {SMALL}"]
+    lacks = "minigpt_cli.models.unfinished:Mine lacks __init__, init_weights, new_cache, matrices, n_active_params"
+    assert (code, err.splitlines()[-1]) == (2, f"Error: {lacks}: add what Model in minigpt_cli/models/contract.py promises")

@@ -15,7 +15,7 @@ from typing import Any
 from minigpt_cli.data.chat import END, learned_chats, token_ids
 from minigpt_cli.errors import UsageError
 from minigpt_cli.generation.decoders.contract import Decoder
-from minigpt_cli.generation.decoders.weights import decoder_weights, expected_shapes
+from minigpt_cli.generation.decoders.weights import check_declared_weights, decoder_weights, expected_shapes
 from minigpt_cli.generation.engine import Engine, GenerationRequest, Step
 from minigpt_cli.generation.samples import Stopwatch, prompt_ids
 from minigpt_cli.generation.samples import run as run_request
@@ -103,6 +103,7 @@ def _bounds(record: RunRecord, tokenizer: Tokenizer) -> dict[str, Any]:
 
 def _check(path: Path, config: Any, vocab_size: int, found: Mapping[str, TensorInfo]) -> None:
     """Raise RunDamaged unless the file holds the tensors of this configuration, MiniGPTError without memory for them and the weights."""
+    check_declared_weights(config, vocab_size, {name: info.shape for name, info in found.items()})
     safetensors.check_shapes(path, found, expected_shapes(config, vocab_size))
     check_memory(8 * sum(info.n_elements for info in found.values()), f"the weights in {path}")
 

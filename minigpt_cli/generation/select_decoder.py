@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from minigpt_cli.config import check_declared
 from minigpt_cli.errors import unknown_name
 from minigpt_cli.generation.decoders.bigram import BigramDecoder
 from minigpt_cli.generation.decoders.contract import Decoder
-from minigpt_cli.generation.decoders.weights import KNOWN, DecoderWeights, decoder_weights
+from minigpt_cli.generation.decoders.weights import DECODED, DecoderWeights, check_declared_weights, decoder_weights
 
 MAX_SLOTS = 64
 SLOT_MEMORY = 1 << 30  # bytes of keys and values that all slots together may take
@@ -23,9 +24,10 @@ def check_engine(engine: str) -> str:
 
 def needs_torch(config: Any, engine: str = "auto") -> bool:
     """Whether torch decodes a model of this configuration: it was asked for, C does not know the model, or there is no library."""
-    if config.arch not in KNOWN:
+    if config.decodes_as is None:
         return True
-    if config.arch == "bigram":
+    check_declared(config, "decodes_as", DECODED)
+    if config.decodes_as == "bigram":
         return False
     from minigpt_cli.generation.decoders import c
 
@@ -54,8 +56,10 @@ def decoder_of(model: Any, slots: int = 1, engine: str = "auto") -> Decoder:
 
         return TorchDecoder(model, slots)
     else:
-        weights = decoder_weights(config, {name: t.detach().float().numpy() for name, t in model.state_dict().items()})
-    if config.arch == "bigram":
+        tensors = {name: t.detach().float().numpy() for name, t in model.state_dict().items()}
+        check_declared_weights(config, model.vocab_size, {name: array.shape for name, array in tensors.items()})
+        weights = decoder_weights(config, tensors)
+    if config.decodes_as == "bigram":
         return BigramDecoder(weights, slots)
     from minigpt_cli.generation.decoders.c import NativeDecoder
 

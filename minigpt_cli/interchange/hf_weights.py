@@ -18,11 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minigpt_cli.config import ARCHITECTURES, ClassicConfig, ModelConfig, ModernConfig, MoEConfig
+from minigpt_cli.config import ARCHITECTURES, ClassicConfig, ModelConfig, ModernConfig, MoEConfig, check_declared
 from minigpt_cli.errors import UsageError, unknown_name
 
 State = dict[str, Tensor]
 FAMILIES = ("gpt2", "llama", "qwen3", "mixtral", "qwen3_moe", "qwen2_moe")
+_NEEDS = {"gpt2": ClassicConfig, "llama": ModernConfig}  # the settings that the rules of each declared family read
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ def family(config: ModelConfig) -> str:
     if config.hugging_face is None:
         known = ", ".join(arch for arch, each in ARCHITECTURES.items() if each.hugging_face)
         raise UsageError(f"Hugging Face has no architecture like --arch {config.arch}: only runs of {known} can be written in its format")
+    check_declared(config, "hugging_face", _NEEDS)
     if isinstance(config, MoEConfig):
         return "qwen3_moe" if config.qk_norm else "mixtral" if config.moe_norm_topk else "qwen2_moe"
     if isinstance(config, ModernConfig):
@@ -61,6 +63,7 @@ def to_hf(config: ModelConfig, state: Mapping[str, Tensor]) -> tuple[dict[str, A
         if name.endswith("moe.balance_bias") and tensor.any():
             raise UsageError("no Hugging Face architecture has --moe-balance bias: train with aux or none to export")
     mapping = weight_mapping(config)
+    _check_tensors(config, mapping, state)
     result: State = {}
     for rule in mapping.rules:
         pieces = torch.split(state[rule.ours], list(rule.rows) or state[rule.ours].size(0))
@@ -69,6 +72,16 @@ def to_hf(config: ModelConfig, state: Mapping[str, Tensor]) -> tuple[dict[str, A
     some = next(iter(result.values()))
     result.update({name: some.new_zeros(shape) for name, shape in mapping.zeros.items()})
     return hf_config(config, vocab_size=state["token_embedding.weight"].size(0)), result
+
+
+def _check_tensors(config: ModelConfig, mapping: WeightMap, state: Mapping[str, Tensor]) -> None:
+    """Raise UsageError unless the rules cover the tensors of a model: one that only declares a family may have others."""
+    heights = {rule.ours: sum(rule.rows) for rule in mapping.rules}
+    foreign = [name for name, tensor in state.items() if name not in heights and tensor.any()]
+    unfit = [name for name, rows in heights.items() if name not in state or (rows and state[name].size(0) != rows)]
+    if wrong := unfit + foreign:
+        says = f"--arch {config.arch} declares hugging_face = {config.hugging_face!r} in config.py"
+        raise UsageError(f"{says} but its tensors are not those of a {family(config)}: see {wrong[0]}, or remove hugging_face")
 
 
 def from_hf(theirs: Mapping[str, Any], state: Mapping[str, Tensor]) -> tuple[ModelConfig, State]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from minigpt_cli import registry
+from minigpt_cli.errors import UsageError
 
 
 class Output(NamedTuple):
@@ -53,10 +54,24 @@ class Model(Protocol):
 
 def build_model(config: Any, vocab_size: int, seed: int | None = None) -> nn.Module:
     """The model that `config.arch` names, on the CPU at float32; its weights drawn from `seed`, or left unset for loading."""
-    model: nn.Module = registry.load("architecture", config.arch)(config, vocab_size)
+    if config.arch not in registry.ARCHITECTURES:
+        line = f'"{config.arch}": "minigpt_cli.models.{config.arch}:Class"'
+        raise UsageError(f"--arch {config.arch} is in config.py but not in registry.py: add the line {line} to ARCHITECTURES there")
+    architecture = registry.load("architecture", config.arch)
+    # nn.Module has a constructor and a forward of its own, which only raise.
+    methods = ["__init__", *(name for name, value in vars(Model).items() if callable(value) and not name.startswith("_"))]
+    _check_contract(config.arch, [name for name in methods if getattr(architecture, name, None) in (None, getattr(nn.Module, name, None))])
+    model: nn.Module = architecture(config, vocab_size)
+    _check_contract(config.arch, [name for name in Model.__annotations__ if not hasattr(model, name)])
     if seed is not None:
         model.init_weights(torch.Generator().manual_seed(seed))  # type: ignore[operator]
     return model
+
+
+def _check_contract(arch: str, lacking: list[str]) -> None:
+    if lacking:
+        where = registry.ARCHITECTURES[arch]
+        raise UsageError(f"{where} lacks {', '.join(lacking)}: add what Model in minigpt_cli/models/contract.py promises")
 
 
 def meta_model(config: Any, vocab_size: int) -> nn.Module:

@@ -11,7 +11,7 @@ Shapes: C channels, H query heads, K key/value heads, D head size, F hidden widt
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from minigpt_cli.config import ARCHITECTURES
+from minigpt_cli.errors import UsageError
 from minigpt_cli.generation.sampling import NotFinite
 from minigpt_cli.storage.safetensors import is_finite
 
@@ -85,15 +86,28 @@ class DecoderWeights:
         return int(layers + self.head.nbytes)
 
 
-KNOWN = tuple(arch for arch, config in ARCHITECTURES.items() if config.decodes_in_c)
+DECODED: dict[str, type] = {arch: config for arch, config in ARCHITECTURES.items() if config.decodes_as == arch}
+"""What an architecture can be decoded as, and the configuration whose settings that reads."""
+
+
+def check_declared_weights(config: Any, vocab_size: int, found: Mapping[str, Sequence[int]]) -> None:
+    """Raise UsageError where `config` declares to be decoded as another architecture and the shapes `found` are not that one's."""
+    if config.decodes_as == config.arch:
+        return
+    expected = expected_shapes(config, vocab_size)
+    shapes = {name: tuple(shape) for name, shape in found.items()}
+    if shapes != expected:
+        wrong = min(name for name, _ in shapes.items() ^ expected.items())
+        says = f"--arch {config.arch} declares decodes_as = {config.decodes_as!r} in config.py"
+        raise UsageError(f"{says} but its tensors are not those of {config.decodes_as}: see {wrong}, or remove decodes_as")
 
 
 def decoder_weights(config: Any, tensors: Mapping[str, npt.NDArray[Any]]) -> DecoderWeights:
     """The weights of a model with this (pydantic) config and these weights, named as its state dict names them. Raises NotFinite where
     products of weights are not finite."""
-    if config.arch == "bigram":
+    if config.decodes_as == "bigram":
         return _bigram(config, tensors)
-    classic = config.arch == "classic"
+    classic = config.decodes_as == "classic"
     w = {name: np.asarray(value, dtype=np.float64) for name, value in tensors.items()}
     embedding = w["token_embedding.weight"]
     head, head_bias = _after_norm(embedding if config.tie_weights else w["head.weight"], None, w, "final_norm")
@@ -108,8 +122,8 @@ def decoder_weights(config: Any, tensors: Mapping[str, npt.NDArray[Any]]) -> Dec
         qk_norm=not classic and config.qk_norm,
         rope_theta=0.0 if classic else config.rope_theta,
         activation=config.activation if classic else "swiglu",
-        moe_top_k=config.moe_top_k if config.arch == "moe" else 1,
-        moe_norm_topk=config.arch == "moe" and config.moe_norm_topk,
+        moe_top_k=config.moe_top_k if config.decodes_as == "moe" else 1,
+        moe_norm_topk=config.decodes_as == "moe" and config.moe_norm_topk,
         embedding=_f32(_centred_columns(embedding) if classic else embedding),
         positions=_f32(_centred_columns(w["position_embedding.weight"])) if classic else None,
         layers=tuple(_layer(config, w, f"blocks.{i}.", classic) for i in range(config.n_layer)),
@@ -140,7 +154,7 @@ def _layer(config: Any, w: Mapping[str, Any], at: str, classic: bool) -> Layer:
         qkv, qkv_bias = qkv * scale[:, None], None if qkv_bias is None else qkv_bias * scale
     out, out_bias = w[at + "attention.out.weight"], w.get(at + "attention.out.bias")
     router = router_bias = up_bias = down_bias = None
-    if config.arch == "moe":
+    if config.decodes_as == "moe":
         router, _ = _after_norm(w[at + "moe.router.weight"], None, w, at + "norm2")
         router_bias = w.get(at + "moe.balance_bias")
         up, _ = _after_norm(w[at + "moe.gate_up"], None, w, at + "norm2")
@@ -182,9 +196,9 @@ def _optional(array: Any) -> Array | None:
 
 def expected_shapes(config: Any, vocab_size: int) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor of the model that `config` describes, as its state dict has them."""
-    if config.arch == "bigram":
+    if config.decodes_as == "bigram":
         return {"table": (vocab_size, vocab_size)}
-    classic, C = config.arch == "classic", config.n_embd
+    classic, C = config.decodes_as == "classic", config.n_embd
     bias = classic and config.bias
     shapes: dict[str, tuple[int, ...]] = {"token_embedding.weight": (vocab_size, C)}
     if classic:
@@ -196,7 +210,7 @@ def expected_shapes(config: Any, vocab_size: int) -> dict[str, tuple[int, ...]]:
             shapes[f"blocks.{i}.{name}.weight"] = shape
             if bias:
                 shapes[f"blocks.{i}.{name}.bias"] = shape[:1]
-        if config.arch == "moe":
+        if config.decodes_as == "moe":
             E, F = config.n_experts, config.hidden
             shapes |= {f"blocks.{i}.moe.gate_up": (E * 2 * F, C), f"blocks.{i}.moe.down": (E * C, F)}
             if config.moe_balance == "bias":
@@ -216,7 +230,7 @@ def _layer_shapes(config: Any, classic: bool) -> dict[str, tuple[int, ...]]:
         return shapes | {"mlp.up": (config.hidden, C), "mlp.down": (C, config.hidden)}
     if config.qk_norm:
         shapes |= {"attention.q_norm": (D,), "attention.k_norm": (D,)}
-    if config.arch == "moe":
+    if config.decodes_as == "moe":
         return shapes | {"moe.router": (config.n_experts, C)}
     F = config.hidden
     return shapes | {"mlp.gate_up": (2 * F, C), "mlp.down": (C, F)}
