@@ -51,7 +51,7 @@ def describe() -> dict[str, str]:
         "torch": torch.__version__,
         "device": device,
         "kernels": training,
-        "decoder": f"torch, slower: {reason}" if reason else "native",
+        "decoder": f"torch, slower: {reason}" if reason else "C",
     }
 
 

@@ -260,4 +260,4 @@ def test_the_verbose_version_names_the_kernels_and_why_others_are_not_used(nativ
         assert lines["decoder"] == "torch, slower: switched off by MINIGPT_NATIVE=0"
     elif shutil.which("cc"):
         assert lines["kernels"].startswith("C")
-        assert lines["decoder"] == "native"
+        assert lines["decoder"] == "C"
