@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from minigpt_cli.accel import kernels, native_build
+from minigpt_cli.accel import kernels
 from minigpt_cli.accel.kernels import CHUNK, FLAGS, SOURCE, I, N, P
+from minigpt_cli.storage import native_build
 
 if TYPE_CHECKING:
     from minigpt_cli.accel.experts import Pairs

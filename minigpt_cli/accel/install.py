@@ -1,30 +1,57 @@
-"""Fast forms of the textbook's layers, put on a finished model.
+"""Fast forms of the textbook's layers, put on a finished model. All that other packages ask of accel/ they ask here.
 
 `install` changes the class of every layer that has a fast form here. Parameters, their names and the formulas stay as they are, so
 logits and gradients differ by rounding alone. A layer computes by its formula wherever its fast form cannot work: on another
-device, in a dtype or width that the kernels do not know, without a C compiler, inside torch.compile.
+device, in a dtype or width that the kernels do not know, without a C compiler, inside torch.compile, and where the file of its fast
+form is not there.
 """
 
 from __future__ import annotations
 
+import ctypes
+from importlib import import_module
+from typing import Any
+
 from torch import nn
 
-from minigpt_cli.accel import attention, experts, layers
 from minigpt_cli.models import attention as plain_attention
 from minigpt_cli.models import classic, modern, moe
 from minigpt_cli.models import layers as plain_layers
 
-FAST: dict[type[nn.Module], type[nn.Module]] = {
-    plain_layers.LayerNorm: layers.LayerNorm,
-    plain_layers.RMSNorm: layers.RMSNorm,
-    plain_layers.Dropout: layers.Dropout,
-    plain_layers.FeedForward: layers.FeedForward,
-    plain_layers.SwiGLU: layers.SwiGLU,
-    plain_attention.CausalAttention: attention.CausalAttention,
-    classic.Attention: attention.ClassicAttention,
-    modern.Attention: attention.ModernAttention,
-    moe.Experts: experts.Experts,
-}
+_PACKAGE = "minigpt_cli.accel"
+
+
+def _part(name: str) -> Any:
+    """The module of this name beside this one; None where its file, or that of another that it imports, is not there."""
+    try:
+        return import_module(f"{_PACKAGE}.{name}")
+    except ImportError as error:
+        missing = error.name or ""
+        if missing == _PACKAGE or (isinstance(error, ModuleNotFoundError) and missing.startswith(_PACKAGE)):
+            return None
+        raise
+
+
+allocator, kernels, expert_kernels = _part("allocator"), _part("kernels"), _part("expert_kernels")
+attention, experts, layers = _part("attention"), _part("experts"), _part("layers")
+
+FAST: dict[type[nn.Module], type[nn.Module]] = {}
+if layers:
+    FAST |= {
+        plain_layers.LayerNorm: layers.LayerNorm,
+        plain_layers.RMSNorm: layers.RMSNorm,
+        plain_layers.Dropout: layers.Dropout,
+        plain_layers.FeedForward: layers.FeedForward,
+        plain_layers.SwiGLU: layers.SwiGLU,
+    }
+if attention:
+    FAST |= {
+        plain_attention.CausalAttention: attention.CausalAttention,
+        classic.Attention: attention.ClassicAttention,
+        modern.Attention: attention.ModernAttention,
+    }
+if experts:
+    FAST |= {moe.Experts: experts.Experts}
 
 
 def install(model: nn.Module, attention_path: str = "plain") -> nn.Module:
@@ -32,6 +59,31 @@ def install(model: nn.Module, attention_path: str = "plain") -> nn.Module:
     for module in model.modules():
         if fast := FAST.get(type(module)):
             module.__class__ = fast
-        if isinstance(module, attention.CausalAttention):
+        if attention and isinstance(module, attention.CausalAttention):
             module.path = attention_path
     return model
+
+
+def in_use() -> str:
+    """What computes on a CPU: "tiles", "c" or "torch". Results agree to rounding between them, and to the bit within one."""
+    return str(kernels.in_use()) if kernels else "torch"
+
+
+def why_not() -> str:
+    """Why torch computes, and not C; empty where C does."""
+    return str(kernels.why_not()) if kernels else "accel/kernels.py is not there"
+
+
+def libraries() -> dict[str, ctypes.CDLL]:
+    """The C libraries that training uses here, by name; builds them."""
+    found = {
+        "c": kernels.library() if kernels else None,
+        "experts": expert_kernels.library() if expert_kernels else None,
+        "tiles": kernels.tiles() if kernels else None,
+    }
+    return {name: library for name, library in found.items() if library}
+
+
+def keep_freed_memory() -> bool:
+    """Make the C allocator reuse what training frees; False where that cannot be set."""
+    return bool(allocator and allocator.keep_freed_memory())

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from minigpt_cli.accel import native_build
 from minigpt_cli.errors import MiniGPTError
+from minigpt_cli.storage import native_build
 
 LANES, GROUP, CHUNK, LONGEST = 16, 64, 256, 8192  # as in kernels.c
 SOURCE = Path(__file__).with_name("kernels.c")

@@ -15,12 +15,13 @@ import numpy as np
 import torch
 
 import minigpt_cli
-from minigpt_cli.accel import expert_kernels, kernels, native_build
+from minigpt_cli.accel import install
 from minigpt_cli.bounds import line
 from minigpt_cli.config import RunConfig
 from minigpt_cli.data.dataset import Dataset
 from minigpt_cli.generation.decoders import c
 from minigpt_cli.runstore.records import Corpus, RunRecord, SplitRecord
+from minigpt_cli.storage import native_build
 from minigpt_cli.storage.atomic_io import one_line
 from minigpt_cli.training.distributed import World
 
@@ -44,8 +45,8 @@ def describe() -> dict[str, str]:
     training = {
         "tiles": "C, attention on the processor's matrix tiles",
         "c": "C",
-        "torch": f"torch, slower: {kernels.why_not()}",
-    }[kernels.in_use()]
+        "torch": f"torch, slower: {install.why_not()}",
+    }[install.in_use()]
     reason = c.why_not()
     return {
         "torch": torch.__version__,
@@ -79,11 +80,10 @@ def computed_by(device: torch.device, *, compiled_graph: bool) -> dict[str, str]
 
 def _of_processor() -> dict[str, str]:
     """Also recorded for a GPU: batches are made on the processor."""
-    libraries = {"c": kernels.library(), "experts": expert_kernels.library(), "tiles": kernels.tiles()}
     return {
         "processor": hashlib.sha256(native_build.processor()).hexdigest()[:8],
         "instructions": torch.backends.cpu.get_cpu_capability(),
-        "kernels": ", ".join(f"{name} {_content(library)}" for name, library in libraries.items() if library) or "torch",
+        "kernels": ", ".join(f"{name} {_content(library)}" for name, library in install.libraries().items()) or "torch",
     }
 
 

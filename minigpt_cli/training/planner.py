@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from minigpt_cli.accel import kernels
+from minigpt_cli.accel import install
 from minigpt_cli.config import RunConfig
 from minigpt_cli.data.dataset import Dataset, check_long_enough
 from minigpt_cli.errors import UsageError
@@ -123,7 +123,7 @@ def _choose_compute(config: RunConfig, dataset: Dataset, world: World) -> tuple[
         notices.append(f"precision {chosen}: {reason}")
     if config.compute.device == "auto":
         notices.append(f"device {device}: {why}")
-    if device == "cpu" and (reason := kernels.why_not()):
+    if device == "cpu" and (reason := install.why_not()):
         notices.append(f"kernels torch, slower: {reason}")
     threads = config.compute.threads or torch.get_num_threads()
     return config.changed(compute={"device": device, "precision": chosen, "threads": threads}), notices

@@ -15,11 +15,9 @@ import torch.nn.functional as F
 from pydantic import BaseModel
 from torch import Tensor, nn
 
-from minigpt_cli.accel import grad_checkpoint, quantized
-from minigpt_cli.accel.allocator import keep_freed_memory
-from minigpt_cli.accel.install import install
+from minigpt_cli.accel.install import install, keep_freed_memory
 from minigpt_cli.config import RunConfig
-from minigpt_cli.models import lora
+from minigpt_cli.models import grad_checkpoint, lora, quantized
 from minigpt_cli.models.contract import build_model
 from minigpt_cli.models.layers import set_dropout_generator
 from minigpt_cli.training import distributed, precision

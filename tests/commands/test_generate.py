@@ -13,12 +13,11 @@ from typing import Any
 import pytest
 import safetensors.numpy
 
-from minigpt_cli.accel import native_build
 from minigpt_cli.generation.decoders.c import available
 from minigpt_cli.runstore import snapshots
 from minigpt_cli.runstore.records import FileRecord
 from minigpt_cli.runstore.store import RunStore
-from minigpt_cli.storage import atomic_io
+from minigpt_cli.storage import atomic_io, native_build
 
 pytestmark = pytest.mark.usefixtures("trained")
 

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 
-from minigpt_cli.accel import native_build
 from minigpt_cli.config import ARCHITECTURES, BigramConfig, ClassicConfig, ModernConfig, MoEConfig
 from minigpt_cli.errors import MiniGPTError
 from minigpt_cli.generation.decoders.c import NativeDecoder, available, library
@@ -26,6 +25,7 @@ from minigpt_cli.generation.sampling import Sampling, choose
 from minigpt_cli.generation.select_decoder import decoder_of
 from minigpt_cli.models.attention import CausalAttention
 from minigpt_cli.models.contract import build_model
+from minigpt_cli.storage import native_build
 
 from .recompute import RecomputingDecoder
 

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from architectures import B, T, V, build, configure, every_model, gradients, loss_of, made, tokens
 from torch import Tensor
 
-from minigpt_cli.accel import grad_checkpoint
 from minigpt_cli.errors import MiniGPTError, UsageError
+from minigpt_cli.models import grad_checkpoint
 from minigpt_cli.models.contract import build_model
 from minigpt_cli.models.layers import set_dropout_generator
 

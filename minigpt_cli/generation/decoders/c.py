@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from minigpt_cli.accel import native_build
 from minigpt_cli.errors import MiniGPTError
 from minigpt_cli.generation.decoders.c_model import MAX_ROWS, Model, PackedWeights
 from minigpt_cli.generation.decoders.contract import Logits
 from minigpt_cli.generation.decoders.weights import DecoderWeights
 from minigpt_cli.generation.sampling import NotFinite, Sampling
+from minigpt_cli.storage import native_build
 
 SOURCE = Path(__file__).with_name("csrc") / "decoder.c"
 _FLAGS = ("-pthread",)

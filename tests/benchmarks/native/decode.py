@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from minigpt_cli.accel import native_build
 from minigpt_cli.config import ClassicConfig, ModernConfig, MoEConfig
 from minigpt_cli.errors import MiniGPTError
 from minigpt_cli.generation import sampling
@@ -21,6 +20,7 @@ from minigpt_cli.generation.decoders import c as native
 from minigpt_cli.generation.decoders import c_model
 from minigpt_cli.generation.decoders.weights import DecoderWeights, Layer, decoder_weights, expected_shapes
 from minigpt_cli.generation.sampling import NotFinite, Sampling
+from minigpt_cli.storage import native_build
 
 HEADS = (1, 2, 3, 4, 5, 7, 8, 15, 16, 17, 31, 32, 33, 63, 64, 65, 96, 100, 127, 128, 130)
 BLOCKS = (1, 2, 3, 7, 8, 16, 17, 31, 64, 100)

@@ -7,10 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from minigpt_cli.accel import quantized
 from minigpt_cli.config import LoraConfig, ModernConfig
 from minigpt_cli.errors import MissingExtra
-from minigpt_cli.models import lora
+from minigpt_cli.models import lora, quantized
 from minigpt_cli.models.contract import build_model
 
 CONFIG = ModernConfig(block_size=8, n_layer=2, n_head=2, n_embd=32, zero_init=False)

@@ -63,7 +63,10 @@ def _opened(source: Path, flags: tuple[str, ...]) -> ctypes.CDLL:
         raise _NotHere("nothing is compiled on this system")
     if (folder := _cache_folder()) is None:
         raise _NotHere("the user's cache folder cannot be used: it must be writable, and by this user alone")
-    path = folder / f"{source.stem}-{_fingerprint(source, flags)}.so"
+    try:
+        path = folder / f"{source.stem}-{_fingerprint(source, flags)}.so"
+    except FileNotFoundError as missing:
+        raise _NotHere(f"there is no {missing.filename}") from missing
     if not path.exists():
         _build(source, flags, path)
     if not _is_ours(path):

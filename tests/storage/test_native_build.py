@@ -11,7 +11,7 @@ from types import ModuleType
 
 import pytest
 
-from minigpt_cli.accel import native_build
+from minigpt_cli.storage import native_build
 
 SOURCE = "int answer(void) { return 42; }\n"
 
