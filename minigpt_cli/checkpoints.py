@@ -1,8 +1,8 @@
-"""Weights, tokenizer and record of a run to a model, and back.
+"""From the files of a run to a model, and back.
 
-`save` makes a generation that a kill at any instant cannot lose (how: snapshots.py); `load` and `load_resume` believe only
-what checks out, fall back to the generation before aloud, and never mix the two. Opening executes nothing: safetensors
-and JSON, each bounded before memory is spent on it.
+`save` writes a generation of files that a kill at any instant cannot lose (see snapshots.py). `load` and `load_resume` check
+every file. If the newest generation is damaged they read the one before, say so in a notice, and never mix the two. Opening
+executes nothing: files are safetensors and JSON, whose size is checked before memory is allocated.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ from minigpt_cli.tokenization.pretrained import saved_tokenizer
 
 BEST, LAST, RESUME = "best.safetensors", "last.safetensors", "resume.safetensors"
 _STATE = "resume_state"  # key of the JSON in resume.safetensors' header
-IMPORTED = "imported"  # the stop_reason of a run that was not trained here and has but one set of weights
-_BASES = 8  # adapters may stand on adapters, so many deep
+IMPORTED = "imported"  # the stop_reason of a run that was not trained here and has one set of weights
+_BASES = 8  # the base of adapters may have adapters itself, so many times
 SLACK = 1 << 20  # bytes that stay free beyond what a save needs
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A run, ready to score or to write."""
+    """A run in memory, ready to score or to generate."""
 
     model: nn.Module  # in eval mode
     tokenizer: Tokenizer
@@ -85,8 +85,8 @@ def save(
     resume_state: Mapping[str, Any],
     best: Mapping[str, Tensor] | None = None,
 ) -> RunRecord:
-    """Make a new generation and return its record; `best=None` keeps the best so far. The caller begins from the
-    record that `load_resume` or the last `save` gave. Raises MiniGPTError, with the generation before whole and no temporary file left."""
+    """Write a new generation and return its record; `best=None` keeps the best so far. `record` is the one that `load_resume` or the last
+    `save` returned, changed. Raises MiniGPTError, with the generation before complete and no temporary file left."""
     tensors = {LAST: last, RESUME: resume} | ({BEST: best} if best is not None else {})
     metadata = {LAST: {"format": "pt"}, BEST: {"format": "pt"}, RESUME: {_STATE: json.dumps(resume_state, allow_nan=False)}}
     with run.writing(), atomic_io.explained(f"save run {run.name!r}"), snapshots.Staging(run) as staging:
@@ -102,8 +102,8 @@ def save(
 
 
 def continue_from(run: Run, point: ResumePoint, record: RunRecord, config: RunConfig) -> RunRecord:
-    """Make the generation of `point` the newest (again), with what `record` says and this configuration, and drop metrics beyond it.
-    Returns the record as written. Raises MiniGPTError with nothing lost."""
+    """Make the generation of `point` the newest, with this record and configuration, and remove later metrics. Returns the record as
+    written. Raises MiniGPTError with nothing lost."""
     files = dict(point.record.files)
     with run.writing(), atomic_io.explained(f"continue run {run.name!r}"), snapshots.Staging(run) as staging:
         for name in (n for n in files if n not in (METRICS, CONFIG)):
@@ -146,7 +146,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def load(run: Run, which: str = "best", device: str | torch.device = "cpu") -> Loaded:
-    """The model of the best or the last step, in eval mode, and what belongs to it. Raises RunDamaged if neither generation is whole."""
+    """The model of the best or the last step, in eval mode, with its run. Raises RunDamaged if neither generation is complete."""
     if which not in ("best", "last"):
         raise UsageError(f"there is no checkpoint {which!r}: choose best or last")
     read = partial(read_model, which=which)
@@ -157,7 +157,7 @@ def load(run: Run, which: str = "best", device: str | torch.device = "cpu") -> L
 
 
 def load_resume(run: Run) -> ResumePoint:
-    """The newest whole generation to continue from; every file of it is checked. Raises RunDamaged if there is none."""
+    """The newest complete generation to continue from, every file checked. Raises RunDamaged if there is none."""
 
     def read(folder: Path, record: RunRecord) -> ResumePoint:
         point = read_resume(folder, record)
@@ -185,18 +185,18 @@ def read_model(folder: Path, record: RunRecord, which: str, depth: int = 0) -> L
 
 
 def frozen_weights(run: Run, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What the adapters of `run` are added to: its base's tensors or, instead, those that `stored` holds whole. Raises RunDamaged."""
+    """The tensors that the adapters of `run` are added to: its base's, or those that `stored` holds complete. Raises RunDamaged."""
     return _base_weights(run.dir, run.record) | {name: tensor for name, tensor in stored.items() if not lora.is_adapter(name)}
 
 
 def _base_weights(folder: Path, record: RunRecord, depth: int = 0) -> dict[str, Tensor]:
-    """The tensors of the run whose weights have the hash that a run with adapters names, under whatever name it goes now."""
+    """The tensors of the run whose weights have the hash in the record of a run with adapters; it may have another name now."""
     runs_dir = folder.parent.parent if folder.name == PREVIOUS else folder.parent
     wanted = record.base
     if wanted is None:
-        raise RunDamaged(f"run {record.name!r} holds adapters and does not say for which weights")
+        raise RunDamaged(f"run {record.name!r} holds adapters, and its record does not name their base")
     if depth == _BASES:
-        raise MiniGPTError(f"run {record.name!r} stands on more than {_BASES} runs of adapters: merge one with minigpt runs import")
+        raise MiniGPTError(f"run {record.name!r} needs more than {_BASES} runs of adapters, each the base of the next: merge one first")
     others = sorted(entry.name for entry in runs_dir.iterdir() if entry.name not in (wanted.run, record.name))
     for name in [wanted.run, *others] if Path(wanted.run).name == wanted.run else others:
         for candidate in (runs_dir / name, runs_dir / name / PREVIOUS):
@@ -207,7 +207,7 @@ def _base_weights(folder: Path, record: RunRecord, depth: int = 0) -> dict[str, 
                     return dict(read_model(candidate, found, which.partition(".")[0], depth + 1).model.state_dict())
     raise RunDamaged(
         f"run {record.name!r} holds adapters for run {atomic_io.one_line(wanted.run, 80)!r} (weights {wanted.sha256[:12]}), "
-        f"and no run in {runs_dir} has those weights (any more)"
+        f"and no run in {runs_dir} has those weights"
     )
 
 
@@ -219,7 +219,7 @@ def read_resume(folder: Path, record: RunRecord) -> ResumePoint:
     resume = safetensors.read(folder / RESUME, snapshots.recorded(folder, record, RESUME))
     state = atomic_io.parse_json(resume.metadata.get(_STATE, "null").encode("utf-8", "surrogatepass"), f"the state in {folder / RESUME}")
     if state == {} and not resume.infos:
-        raise UsageError(f"{folder} was imported or merged and has nothing to continue: begin a new run from it with --init-from")
+        raise UsageError(f"{folder} was imported or merged and has no training to continue: start a new run from it with --init-from")
     if not isinstance(state, dict) or type(state.get("step")) is not int or not 0 <= state["step"] <= COUNT_LIMIT:
         raise RunDamaged(f"{folder / RESUME} holds no training state")
     return ResumePoint(last, resume.tensors(), state, record, config, tokenizer)
@@ -238,7 +238,7 @@ def _read_tensors(folder: Path, record: RunRecord, name: str, config: RunConfig,
 
 
 def _check_against_model(path: Path, settings: RunConfig, vocab_size: int, found: Mapping[str, TensorInfo]) -> None:
-    """Raise RunDamaged unless the file holds exactly the tensors of this configuration's model; before either is allocated."""
+    """Raise RunDamaged unless the file holds exactly the tensors of this configuration's model. Nothing is allocated."""
     config: Any = settings.model
     if getattr(config, "n_layer", 0) > len(found):
         raise RunDamaged(f"{path} holds {len(found)} tensors, too few for the {config.n_layer} layers of its configuration")
@@ -252,8 +252,8 @@ def _check_against_model(path: Path, settings: RunConfig, vocab_size: int, found
 
 
 def check_model_fits(config: Any, vocab_size: int, copies: int = 1) -> int:
-    """Parameters of the model that `config` describes. Raises MiniGPTError where `copies` of them (weights, gradients, averages) are more
-    than the memory of this machine; nothing is allocated."""
+    """The number of parameters of this configuration's model. Raises MiniGPTError if `copies` of them (weights, gradients, averages) do
+    not fit in memory. Nothing is allocated."""
     n_params = sum(p.numel() for p in meta_model(config, vocab_size).parameters())
     check_memory(4 * n_params * copies, f"a model of {n_params:,} parameters with block size {config.block_size:,}")
     return n_params

@@ -1,4 +1,4 @@
-"""What is wrong with a run directory, seen from outside: records, checksums, weights, tokenizer, metrics, and the previous save."""
+"""Check a run directory: records, checksums, weights, tokenizer, metrics, and the previous save."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class Finding(NamedTuple):
 
 
 def verify(run: Run) -> Iterator[Finding]:
-    """Check a run from the outside: records, checksums, weights against configuration, tokenizer, metrics, and the generation before."""
+    """Check records, checksums, weights against configuration, tokenizer and metrics of a run, and the generation before."""
     yield from _verify_generation(run, run.dir, "")
     previous = run.file(PREVIOUS)
     if not os.path.lexists(previous):
-        yield Finding("note", PREVIOUS, "no generation before the newest yet")
+        yield Finding("note", PREVIOUS, "there is only one generation so far")
     elif not atomic_io.is_inside_real_folder(previous):
         yield Finding("problem", PREVIOUS, "is not a folder")
     else:
@@ -58,7 +58,7 @@ def _verify_generation(run: Run, folder: Path, prefix: str) -> Iterator[Finding]
 def _verify_resume(folder: Path, record: RunRecord, name: str) -> Finding:
     try:
         read_resume(folder, record)
-    except UsageError as error:  # imported or merged: whole, and without a training
+    except UsageError as error:  # imported or merged: complete, without training state
         return Finding("note", name, str(error))
     except (MiniGPTError, OSError) as error:
         return Finding("problem", name, atomic_io.one_line(str(error)))
@@ -97,11 +97,11 @@ def _round_trip(folder: Path, record: RunRecord) -> None:
     ids = list(range(min(tokenizer.vocab_size, 1000)))
     text = "".join(tokenizer.decode([i]) for i in ids).replace("\N{REPLACEMENT CHARACTER}", "")
     if tokenizer.decode(tokenizer.encode(text)) != text:
-        raise RunDamaged("the tokenizer does not give back the text that it was given")
+        raise RunDamaged("decoding does not give the encoded text back")
 
 
 def _verify_surroundings(run: Run) -> Iterator[Finding]:
     yield _try(METRICS, "every line is an evaluation", lambda: sum(1 for _ in run.metrics()))
     yield _try(ANNOTATIONS, "tags and note are readable", lambda: run.annotations)
     if run.is_live():
-        yield Finding("note", "", "a process is training here: what it is just writing can look incomplete")
+        yield Finding("note", "", "a process is training here: files that it is writing now may look incomplete")

@@ -358,7 +358,7 @@ def tensors_of(run: Run, change: Callable[[dict[str, torch.Tensor]], object]) ->
     [
         (lambda t: t.pop("head.weight"), "lacks the tensor head.weight"),
         (lambda t: t.update(stranger=torch.ones(1)), "does not know"),
-        (lambda t: t.update({"head.weight": torch.ones(1)}), "asks for"),
+        (lambda t: t.update({"head.weight": torch.ones(1)}), "in its configuration"),
         (lambda t: t.clear(), "too few"),
     ],
 )
@@ -396,8 +396,8 @@ def test_finite_weights_whose_sum_is_not_are_read(run: Run) -> None:
     ("changes", "error"),
     [
         ({"n_layer": 1024}, "too few"),
-        ({"n_embd": 1 << 16}, "asks for"),
-        ({"block_size": 1 << 20, "n_embd": 1 << 16, "n_head": 1}, "asks for"),
+        ({"n_embd": 1 << 16}, "in its configuration"),
+        ({"block_size": 1 << 20, "n_embd": 1 << 16, "n_head": 1}, "in its configuration"),
         ({"n_layer": 10**9}, "n_layer"),
         ({"arch": "bigram"}, "n_layer"),
     ],

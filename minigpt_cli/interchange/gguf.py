@@ -1,13 +1,13 @@
-"""A run as a GGUF file, which llama.cpp, Ollama and LM Studio open.
+"""Export a run as a GGUF file, which llama.cpp, Ollama and LM Studio open.
 
-The weights go through their Hugging Face names (hf_weights), so this is a table of names and three surprises:
+The weights first get their Hugging Face names (hf_weights.py), so this is a table of names and three special cases:
 
 - llama.cpp's `llama` rotates neighbouring pairs (2i, 2i+1) where Hugging Face rotates halves (i, i + D/2): rows of q and
-  k are put in that order. `qwen3`, `qwen2moe`, `dots1` rotate halves and need nothing.
-- `qwen3moe` renormalises the router's weights over the chosen experts and `qwen2moe` does not but has no QK-norm. QK-norm
-  without renormalising is `dots1`, whose shared expert is written as zeros and whose keys and values have a head each.
-- the end token that llama.cpp insists on gets the mean of all output rows: its logit is the mean of the others, so it
-  is never the largest.
+  k are put in that order. `qwen3`, `qwen2moe` and `dots1` rotate halves.
+- `qwen3moe` renormalises the router's weights over the chosen experts; `qwen2moe` does not, but has no QK-norm. QK-norm
+  without renormalising is `dots1`: its shared expert is written as zeros, and each query head gets its keys and values.
+- llama.cpp needs an end token: it gets the mean of all output rows, so that its logit is the mean of the others and
+  never the largest.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ _EXPERT_NAME = re.compile(r"^model\.layers\.(\d+)\.(?:mlp|block_sparse_moe)\.exp
 
 
 def export(loaded: Loaded, out: Path, dtype: str = "f16") -> Exported:
-    """Write `out/` with the GGUF file, a Modelfile for Ollama and a card. Raises UsageError, before writing, for what it cannot express."""
+    """Write `out/` with the GGUF file, a Modelfile for Ollama and a card. Raises UsageError, before writing, for what GGUF lacks."""
     name = loaded.record.name
     file = f"{file_name(name)}-{dtype}.gguf"
     config, tensors = to_hf(loaded.config.model, loaded.model.state_dict())
@@ -96,10 +96,10 @@ def export(loaded: Loaded, out: Path, dtype: str = "f16") -> Exported:
 
 
 def architecture(config: dict[str, Any]) -> str:
-    """llama.cpp's architecture for a Hugging Face config. Raises UsageError, naming the setting, where there is none."""
+    """llama.cpp's architecture for a Hugging Face config. Raises UsageError, with the setting, if there is none."""
     kind = config["model_type"]
     if kind == "gpt2":
-        # llama.cpp looks GELU up in a table of float16, whose rounding is coarser than what tells the tanh formula from the exact one.
+        # llama.cpp reads GELU from a table in float16, which rounds more than the tanh formula differs from the exact one.
         if config["activation_function"] not in ("gelu_new", "gelu"):
             raise UsageError(f"GGUF cannot express --activation {config['activation_function']}: its GPT-2 has only GELU; use --format hf")
         return "gpt2"
@@ -114,15 +114,15 @@ def write(path: Path, name: str, config: dict[str, Any], tensors: dict[str, Tens
     """Write one GGUF file from a model in its Hugging Face form."""
     gguf = library(dtype)
     arch = architecture(config)
-    words = vocabulary(tokenizer_json, config["vocab_size"])
+    vocab = vocabulary(tokenizer_json, config["vocab_size"])
     writer = gguf.GGUFWriter(path, arch)
     writer.add_name(one_line(name))
     writer.add_file_type(_FILE_TYPE[dtype])
     if dtype == "q8_0":
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     _write_shape(writer, arch, config)
-    _write_vocabulary(writer, words)
-    for tensor_name, values in renamed(arch, config, tensors, words):
+    _write_vocabulary(writer, vocab)
+    for tensor_name, values in renamed(arch, config, tensors, vocab):
         kind = storage(tensor_name, values, dtype)
         if kind == "q8_0":
             writer.add_tensor(tensor_name, gguf.quantize(values, gguf.GGMLQuantizationType.Q8_0), raw_dtype=gguf.GGMLQuantizationType.Q8_0)
@@ -135,7 +135,7 @@ def write(path: Path, name: str, config: dict[str, Any], tensors: dict[str, Tens
 
 
 def library(dtype: str) -> Any:
-    """The gguf library. Raises UsageError for a number format that it is not asked for here, MissingExtra where it is not installed."""
+    """The gguf library. Raises UsageError for an unknown number format, MissingExtra if it is not installed."""
     if dtype not in DTYPES:
         raise UsageError(f"--format gguf has no --dtype {dtype}: {', '.join(DTYPES)}")
     try:
@@ -146,7 +146,7 @@ def library(dtype: str) -> Any:
 
 
 def storage(name: str, values: Array, dtype: str) -> str:
-    """How one tensor is stored: gains, biases, positions and routers always in f32; a row that q8_0 cannot divide in f16."""
+    """The number format of one tensor: always f32 for gains, biases, positions and routers; f16 for rows that q8_0 cannot divide."""
     if dtype == "f32" or values.ndim == 1 or name.startswith("position_embd") or "ffn_gate_inp" in name:
         return "f32"
     return "f16" if dtype == "q8_0" and values.shape[-1] % _BLOCK else dtype
@@ -192,55 +192,55 @@ def _inner(config: dict[str, Any]) -> int:
 
 
 def rope_theta(config: dict[str, Any]) -> float:
-    """The base of the rotary frequencies, from where this version of the config keeps it."""
+    """The base of the rotary frequencies, in either form of the config."""
     parameters = config.get("rope_parameters") or {}
     return float(parameters.get("rope_theta", config.get("rope_theta", 10_000.0)))
 
 
-def _write_vocabulary(writer: Any, words: Vocabulary) -> None:
+def _write_vocabulary(writer: Any, vocab: Vocabulary) -> None:
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(words.pattern)
-    writer.add_token_list(words.tokens)
-    writer.add_token_types(words.types)
-    writer.add_token_merges(words.merges)
-    writer.add_bos_token_id(words.end_id)
-    writer.add_eos_token_id(words.end_id)
+    writer.add_tokenizer_pre(vocab.pattern)
+    writer.add_token_list(vocab.tokens)
+    writer.add_token_types(vocab.types)
+    writer.add_token_merges(vocab.merges)
+    writer.add_bos_token_id(vocab.end_id)
+    writer.add_eos_token_id(vocab.end_id)
     writer.add_add_bos_token(False)
     writer.add_add_space_prefix(False)
-    if END in words.tokens:
+    if END in vocab.tokens:
         writer.add_chat_template(TEMPLATE)
 
 
-def renamed(arch: str, config: dict[str, Any], tensors: dict[str, Tensor], words: Vocabulary) -> Iterator[tuple[str, Array]]:
+def renamed(arch: str, config: dict[str, Any], tensors: dict[str, Tensor], vocab: Vocabulary) -> Iterator[tuple[str, Array]]:
     """Every tensor under llama.cpp's name, in its layout."""
     experts: dict[tuple[int, str], dict[int, Array]] = {}
     for name, tensor in tensors.items():
         if name == "lm_head.weight" and config.get("tie_word_embeddings") and arch != "qwen2moe":
-            continue  # llama.cpp takes the embedding where there is no head; its qwen2moe wants one
+            continue  # llama.cpp uses the embedding if there is no head; its qwen2moe needs one
         values = tensor.detach().float().cpu().numpy()
         if match := _EXPERT_NAME.match(name):
             experts.setdefault((int(match[1]), f"ffn_{_EXPERT[match[3]]}_exps"), {})[int(match[2])] = values
             continue
-        yield _place(arch, config, name, values, words)
+        yield _place(arch, config, name, values, vocab)
     for (layer, name), parts in experts.items():
         yield f"blk.{layer}.{name}.weight", np.stack([parts[i] for i in range(len(parts))])  # (experts, out, in)
     if arch == "qwen2moe" and "lm_head.weight" not in tensors:
-        yield _place(arch, config, "lm_head.weight", tensors["model.embed_tokens.weight"].detach().float().cpu().numpy(), words)
+        yield _place(arch, config, "lm_head.weight", tensors["model.embed_tokens.weight"].detach().float().cpu().numpy(), vocab)
     yield from _fillers(arch, config, tensors)
 
 
-def _place(arch: str, config: dict[str, Any], name: str, values: Array, words: Vocabulary) -> tuple[str, Array]:
+def _place(arch: str, config: dict[str, Any], name: str, values: Array, vocab: Vocabulary) -> tuple[str, Array]:
     if name in _ROOTS:
         target = _ROOTS[name]
-        if words.added and target in ("token_embd.weight", "output.weight"):
+        if vocab.added and target in ("token_embd.weight", "output.weight"):
             values = np.concatenate([values, values.mean(axis=0, keepdims=True, dtype=np.float64).astype(np.float32)])
         return target, values
     match = _NAME.match(name)
     if not match or (match[2] not in _IN_BLOCK and match[2] != "mlp.shared_expert_gate"):
-        raise UsageError(f"GGUF has no place for the tensor {name}; export with --format hf")
+        raise UsageError(f"GGUF has no name for the tensor {name}; export with --format hf")
     layer, part, kind = match.groups()
     if part == "mlp.shared_expert_gate":
-        # llama.cpp computes this sigmoid as silu(x) / x, not a number at x = 0: a shared expert of zeros is gated by anything else.
+        # llama.cpp computes this sigmoid as silu(x) / x, which is NaN at x = 0. For a shared expert of zeros any other gate will do.
         return f"blk.{layer}.ffn_gate_inp_shexp.weight", values.reshape(-1) if values.any() else np.ones(values.size, np.float32)
     if arch == "gpt2" and values.ndim == 2:
         values = np.ascontiguousarray(values.T)  # Conv1D keeps (in, out)
@@ -263,7 +263,7 @@ def repeated_heads(weight: Array, n_kv_head: int, n_head: int) -> Array:
 
 
 def _fillers(arch: str, config: dict[str, Any], tensors: dict[str, Tensor]) -> Iterator[tuple[str, Array]]:
-    """Tensors that llama.cpp insists on and the model does not have: zeros."""
+    """Tensors of zeros that llama.cpp needs and the model does not have."""
     if arch == "gpt2":
         width = config["n_embd"]
         sizes = dict.fromkeys(("attn_norm", "attn_output", "ffn_norm", "ffn_down"), width)

@@ -1,15 +1,15 @@
-"""A tokenizer.json as the vocabulary of a GGUF file, so that llama.cpp cuts text into the same ids. No torch.
+"""A tokenizer.json as the vocabulary of a GGUF file, so that llama.cpp encodes text to the same ids. No torch.
 
-llama.cpp knows byte-level BPE: it writes every byte as one printable character, cuts the text by a named pattern and
-merges. Our three kinds fit in it exactly:
+llama.cpp has byte-level BPE: it writes every byte as one printable character, cuts the text with a named pattern and
+merges. Our three kinds of tokenizer can be written in this form exactly:
 
-- BPE is that, with its own merges;
-- byte is that, without merges;
-- char is that, with one short chain of merges for each character of several bytes. A chain starts at the character's
-  first byte, which no other position can hold, so merges never cross a character.
+- bpe with its merges;
+- byte without merges;
+- char with a short chain of merges for each character of several bytes. A chain starts at the character's first byte,
+  which UTF-8 has at no other position, so merges never cross a character.
 
-Two things have no place in that scheme. llama.cpp always has an end token (id 11 where none is named, which would end a
-text at an ordinary character), so one is appended where the tokenizer has none; and it wants at least one merge.
+llama.cpp always has an end token (id 11 if none is named, which would end a text at an ordinary character), so one is
+appended if the tokenizer has none. It also needs at least one merge.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ _PATTERNS = {_CUTS % "{1,3}": "llama-bpe", _CUTS % "": "qwen2"}
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What llama.cpp needs to cut text."""
+    """What llama.cpp needs to encode text."""
 
     pattern: str  # its name for the pre-tokenizer
     tokens: list[str]  # by id, in the byte alphabet
     types: list[int]
     merges: list[str]
     end_id: int
-    added: bool  # whether the end token was appended, and so needs a row of its own in the weights
+    added: bool  # whether the end token was appended, so that the weights need one more row
 
 
 def spelled(data: bytes) -> str:
@@ -48,7 +48,7 @@ def spelled(data: bytes) -> str:
 
 
 def vocabulary(tokenizer_json: str, n_rows: int) -> Vocabulary:
-    """The vocabulary of a tokenizer.json for a model with `n_rows` embeddings. Raises UsageError where llama.cpp would cut otherwise."""
+    """The vocabulary of a tokenizer.json for a model with `n_rows` embeddings. Raises UsageError if llama.cpp would give other ids."""
     document = json.loads(tokenizer_json)
     model = document["model"]
     kind = model.get("type") or ("BPE" if "merges" in model else None)
@@ -59,7 +59,7 @@ def vocabulary(tokenizer_json: str, n_rows: int) -> Vocabulary:
     elif kind == "BPE":
         pattern, tokens, merges = _byte_pairs(document, model)
     else:
-        raise _refused(f"it is a {kind} model, and only char, byte and byte-level BPE are cut alike by llama.cpp")
+        raise _refused(f"it is a {kind} model, and llama.cpp gives equal ids only for char, byte and byte-level BPE")
     types = dict.fromkeys(tokens, NORMAL)
     for token in document.get("added_tokens") or []:
         tokens[token["id"]] = token["content"]
@@ -75,7 +75,7 @@ def vocabulary(tokenizer_json: str, n_rows: int) -> Vocabulary:
         ends = [n_rows]
     types[ends[0]] = CONTROL
     ids = sorted(tokens)
-    # Bytes that UTF-8 never holds: a merge that never happens, for a vocabulary that has none.
+    # A vocabulary without merges gets one of two bytes that UTF-8 never has, so that it never happens.
     merges = merges or [f"{CHARACTER_OF_BYTE[0xFE]} {CHARACTER_OF_BYTE[0xFF]}"]
     return Vocabulary(pattern, [tokens[i] for i in ids], [types[i] for i in ids], merges, ends[0], added)
 
@@ -106,7 +106,7 @@ def _pattern(pre_tokenizer: dict[str, Any] | None, merges: bool) -> str:
     if last.get("type") != "ByteLevel" or last.get("add_prefix_space"):
         raise _refused("its BPE is not byte-level without a prefix space")
     if not merges:
-        return "qwen2"  # nothing merges, so the cuts do not matter; this name leaves spaces alone when decoding
+        return "qwen2"  # nothing merges, so the cuts do not matter; with this name decoding keeps spaces as they are
     if len(steps) == 1 and last.get("use_regex", True):
         return "gpt-2"
     if len(steps) == 2 and steps[0].get("type") == "Split" and steps[0].get("behavior") == "Isolated":

@@ -1,7 +1,7 @@
-"""Weights and configuration of our architectures in Hugging Face's names, both ways, as one table of rules. No transformers here.
+"""Our weights and configurations in Hugging Face's names, in both directions, as one table of rules. It needs no transformers.
 
-A rule says that one tensor of ours is several of theirs stacked on the rows, each perhaps transposed (GPT-2 stores its matrices
-input-first). That covers everything: q, k, v and gate, up are fused here, and experts are stacked.
+A rule says that one tensor of ours is several of theirs, stacked on the rows and perhaps transposed (GPT-2 stores its matrices
+input-first). This is enough: q, k, v and gate, up are fused here, and experts are stacked.
 
     classic  GPT-2                       missing biases are written as zeros
     modern   Llama, with qk_norm Qwen3
@@ -28,7 +28,7 @@ _NEEDS = {"gpt2": ClassicConfig, "llama": ModernConfig}  # the settings that the
 
 @dataclass(frozen=True)
 class Rule:
-    """`ours` is `theirs` stacked on dim 0; `rows` are the heights of the pieces, needed where there are several."""
+    """`ours` is `theirs` stacked on dim 0; `rows` are the heights of the pieces, needed for more than one."""
 
     ours: str
     theirs: tuple[str, ...]
@@ -38,14 +38,14 @@ class Rule:
 
 @dataclass(frozen=True)
 class WeightMap:
-    """How one configuration maps: the rules, and tensors of theirs that we lack, which are zeros (name to shape)."""
+    """The rules of one configuration, and the tensors of theirs that we lack (name to shape), which are zeros."""
 
     rules: tuple[Rule, ...]
     zeros: Mapping[str, tuple[int, ...]]
 
 
 def family(config: ModelConfig) -> str:
-    """The Hugging Face `model_type` that computes exactly what `config` does. Raises UsageError where none does."""
+    """The Hugging Face `model_type` that computes exactly what `config` does. Raises UsageError if there is none."""
     if config.hugging_face is None:
         known = ", ".join(arch for arch, each in ARCHITECTURES.items() if each.hugging_face)
         raise UsageError(f"Hugging Face has no architecture like --arch {config.arch}: only runs of {known} can be written in its format")
@@ -58,7 +58,7 @@ def family(config: ModelConfig) -> str:
 
 
 def to_hf(config: ModelConfig, state: Mapping[str, Tensor]) -> tuple[dict[str, Any], State]:
-    """Hugging Face's config.json, as a dict, and state dict. Raises UsageError for what that architecture cannot express."""
+    """Hugging Face's config.json as a dict, and its state dict. Raises UsageError for what it cannot express."""
     for name, tensor in state.items():
         if name.endswith("moe.balance_bias") and tensor.any():
             raise UsageError("no Hugging Face architecture has --moe-balance bias: train with aux or none to export")
@@ -86,7 +86,7 @@ def _check_tensors(config: ModelConfig, mapping: WeightMap, state: Mapping[str, 
 
 def from_hf(theirs: Mapping[str, Any], state: Mapping[str, Tensor]) -> tuple[ModelConfig, State]:
     """Our configuration and state dict. Raises UsageError for an architecture or a setting that we cannot express."""
-    # Base models are saved without the prefix that a language model gives its body; GPT-2 on the hub is such a one.
+    # Base models, such as GPT-2 on the hub, are saved without the prefix that a language model puts before its body's names.
     prefix = {"gpt2": "transformer."}.get(str(theirs.get("model_type")), "model.")
     named = {name if name.startswith((prefix, "lm_head.")) else prefix + name: tensor for name, tensor in state.items()}
     named = {name: tensor for name, tensor in named.items() if not name.endswith((".attn.bias", ".attn.masked_bias", ".inv_freq"))}
@@ -102,7 +102,7 @@ def from_hf(theirs: Mapping[str, Any], state: Mapping[str, Tensor]) -> tuple[Mod
         named.pop("lm_head.weight", None)
     for name, tensor in named.items():
         if name not in mapping.zeros or tensor.any():
-            raise UsageError(f"{theirs['model_type']} weights hold {name}, which --arch {config.arch} has no place for")
+            raise UsageError(f"{theirs['model_type']} weights hold {name}, which --arch {config.arch} does not have")
     return config, result
 
 
@@ -190,7 +190,7 @@ def _expert_rules(c: MoEConfig, ours: str, theirs: str) -> Iterator[Rule]:
     yield Rule(f"{ours}.moe.down", tuple(f"{theirs}.experts.{e}.{down}.weight" for e in range(E)), rows=(c.n_embd,) * E)
 
 
-_SHARED_EXPERT = 16  # hidden width of the zero expert that Qwen2-MoE insists on
+_SHARED_EXPERT = 16  # hidden width of the zero expert that Qwen2-MoE needs
 
 
 def _qwen2_moe_zeros(c: ModernConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -219,7 +219,7 @@ _ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_new", "relu": "relu"}  # ours
 
 
 def hf_config(config: ModelConfig, vocab_size: int) -> dict[str, Any]:
-    """The dict for config.json. Token ids of begin and end are none: our tokenizers have no such tokens."""
+    """The dict for config.json. The ids of begin and end tokens are null; the caller adds those of the tokenizer."""
     kind = family(config)
     common = {"model_type": kind, "architectures": [_CLASSES[kind]], "vocab_size": vocab_size, "dtype": "float32"}
     common |= {"bos_token_id": None, "eos_token_id": None}
@@ -266,7 +266,7 @@ def _moe_config(c: MoEConfig, kind: str) -> dict[str, Any]:
 
 
 def model_config(theirs: Mapping[str, Any], has_bias: bool) -> ModelConfig:
-    """Our configuration for Hugging Face's config.json. Raises UsageError that names the first setting we cannot express."""
+    """Our configuration for Hugging Face's config.json. Raises UsageError with the first setting that we cannot express."""
     kind = str(theirs.get("model_type"))
     if kind not in FAMILIES:
         raise unknown_name("Hugging Face architecture", kind, FAMILIES)
@@ -274,7 +274,7 @@ def model_config(theirs: Mapping[str, Any], has_bias: bool) -> ModelConfig:
 
 
 def _require(theirs: Mapping[str, Any], **expected: Any) -> None:
-    """Every setting that is present must have the one value that we compute with."""
+    """Raise UsageError if a setting is present with another value than the one we compute with."""
     for name, value in expected.items():
         if (found := theirs.get(name)) is not None and found != value:
             raise UsageError(f"this {theirs['model_type']} has {name} = {found!r}, and minigpt computes only with {value!r}")

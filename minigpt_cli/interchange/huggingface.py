@@ -1,6 +1,6 @@
-"""A run as a Hugging Face directory, which AutoModelForCausalLM and AutoTokenizer open, and such a directory as ours.
+"""Export a run as a Hugging Face directory, which AutoModelForCausalLM and AutoTokenizer open, and read such a directory.
 
-Names and shapes are the work of hf_weights; this is the files around them. transformers itself is never imported.
+hf_weights.py has the names and shapes; this file writes and reads the files. transformers is never imported.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Exported:
 
 
 def export(loaded: Loaded, out: Path, dtype: str = "f32") -> Exported:
-    """Write `out/` with weights, config, tokenizer and model card. Raises UsageError, before writing, for what that cannot express."""
+    """Write `out/` with weights, config, tokenizer and model card. Raises UsageError, before writing, for what the format lacks."""
     if dtype not in DTYPES:
         raise UsageError(f"--format hf has no --dtype {dtype}: {', '.join(DTYPES)}")
     config, tensors = to_hf(loaded.config.model, loaded.model.state_dict())
@@ -72,7 +72,7 @@ def _json(content: Mapping[str, Any]) -> str:
 
 
 def end_tokens(tokenizer_json: str) -> dict[str, int]:
-    """The special tokens of a tokenizer.json that end a text, and their ids; the one to stop at first."""
+    """The special tokens of a tokenizer.json that end a text, and their ids; generation stops at the first."""
     added = {t["content"]: t["id"] for t in json.loads(tokenizer_json).get("added_tokens") or [] if t.get("special")}
     return {token: added[token] for token in END_TOKENS if token in added}
 
@@ -97,7 +97,7 @@ def _tokenizer_config(tokenizer_json: str, block_size: int) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Foreign:
-    """A model from elsewhere in our names."""
+    """A model of another program, with our names."""
 
     config: ModelConfig
     tensors: dict[str, Tensor]
@@ -121,7 +121,7 @@ def read(folder: Path) -> Foreign:
 
 
 def read_weights(folder: Path) -> tuple[dict[str, Tensor], list[str]]:
-    """All tensors of a directory: one safetensors file, several with an index, or a pickle as the last resort."""
+    """All tensors of a directory: one safetensors file, several with an index, else a pickle."""
     if (index := folder / "model.safetensors.index.json").is_file():
         content = atomic_io.read_json(index, 64 << 20)
         table = content.get("weight_map") if isinstance(content, dict) else None
@@ -139,6 +139,6 @@ def read_weights(folder: Path) -> tuple[dict[str, Tensor], list[str]]:
 
 
 def read_tokenizer(folder: Path) -> Tokenizer | None:
-    """The tokenizer of a directory: tokenizer.json, or GPT-2's older pair of vocab.json and merges.txt; None where there is neither."""
+    """The tokenizer of a directory: tokenizer.json, or GPT-2's older vocab.json and merges.txt; None without them."""
     present = (folder / "tokenizer.json").is_file() or ((folder / "vocab.json").is_file() and (folder / "merges.txt").is_file())
     return load_tokenizer(folder) if present else None

@@ -1,4 +1,4 @@
-"""A run made from somebody else's weights: everything a run directory has, except a history."""
+"""A run made from imported weights: it has everything that a run directory has, except a history."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from minigpt_cli.tokenization.contract import Tokenizer
 def import_source(
     store: RunStore, source: Source, config: RunConfig, tokenizer: Tokenizer | None, record: RunRecord, *, name: str | None, partial: bool
 ) -> tuple[Run, Report]:
-    """A new run with the source's weights as its last ones. Raises UsageError, with nothing left behind, unless they fit or `partial`."""
+    """A new run with the source's weights as its last ones. Raises UsageError, and leaves no run, unless they fit or `partial`."""
     check_free(store, name)
-    words = tokenizer or source.tokenizer
-    if words is None:
-        raise UsageError(f"{source.label} does not say which tokens it knows: name its tokenizer with --tokenizer char|byte|gpt2|FILE")
-    weights, report = initial_weights(source, config.model, words, partial=partial, seed=config.seed)
-    skeleton = meta_model(config.model, words.vocab_size)
+    chosen = tokenizer or source.tokenizer
+    if chosen is None:
+        raise UsageError(f"{source.label} has no tokenizer: name the one it was trained with, --tokenizer char|byte|gpt2|FILE")
+    weights, report = initial_weights(source, config.model, chosen, partial=partial, seed=config.seed)
+    skeleton = meta_model(config.model, chosen.vocab_size)
     record = record.model_copy(
         update={
             "status": "finished",
             "stop_reason": checkpoints.IMPORTED,
             "arch": config.model.arch,
-            "tokenizer": words.name,
-            "vocab_size": words.vocab_size,
+            "tokenizer": chosen.name,
+            "vocab_size": chosen.vocab_size,
             "n_params": sum(p.numel() for p in skeleton.parameters()),
             "n_active_params": skeleton.n_active_params(),  # type: ignore[operator]
             "base": Base(run=source.label, sha256=source.sha256),
@@ -37,7 +37,7 @@ def import_source(
     )
     with store.new_run(name, config.model.arch) as run:
         run.write_config(config)
-        run.write_tokenizer(words.to_json())
+        run.write_tokenizer(chosen.to_json())
         record = run.write_record(record)
         try:
             checkpoints.save(run, record, last=weights, resume={}, resume_state={})
@@ -48,7 +48,7 @@ def import_source(
 
 
 def merge_run(store: RunStore, run: Run) -> Run:
-    """A run of its own with the merged weights of `run` (adapters on a base), its scores, and its name with `-merged` added."""
+    """A new run with the merged weights of `run` (adapters on a base) and its scores; `-merged` is added to the name."""
     check_mergeable(store, run.name, run.config)
     name = merged_name(run.name)
     loaded = checkpoints.load(run)
@@ -65,14 +65,14 @@ def merge_run(store: RunStore, run: Run) -> Run:
 
 
 def merged_name(name: str) -> str:
-    """What the merged run of the run of this name is called."""
+    """The name of the merged run of the run of this name."""
     return f"{name}-merged"
 
 
 def check_mergeable(store: RunStore, name: str | None, config: RunConfig) -> None:
-    """Raise UsageError, before anything is trained, for a run that has no adapters or whose merged run exists already."""
+    """Raise UsageError, before training, for a run that has no adapters or whose merged run exists already."""
     if not config.lora.lora_rank:
-        raise UsageError("--merge adds adapters to the weights that they adapt, and this run has none: it takes --lora-rank")
+        raise UsageError("--merge adds adapters to the weights that they adapt, and this run has none: train with --lora-rank")
     if name is not None:
         check_free(store, merged_name(name))
 

@@ -1,8 +1,8 @@
-"""Weights to begin from, made elsewhere: a run, a Hugging Face directory, nanoGPT's ckpt.pt, any .pt or .safetensors.
+"""Initial weights from a run, a Hugging Face directory, nanoGPT's ckpt.pt, or any .pt or .safetensors file.
 
-Whatever it is becomes a `Source`, tensors under our names; `initial_weights` lays them over a fresh model and reports
-what fitted. Two differences are bridged by themselves, because they have one right answer: rows of the vocabulary are
-matched by the text of their tokens, and learned positions beyond a smaller block are cut off.
+Each becomes a `Source`: tensors with our names. `initial_weights` copies them into a new model and reports which fitted. Two
+differences are resolved without asking, because they have one right answer: rows of the vocabulary are matched by the text
+of their tokens, and learned positions beyond a smaller block are cut off.
 """
 
 from __future__ import annotations
@@ -30,44 +30,44 @@ from minigpt_cli.tokenization.contract import Tokenizer
 
 VOCABULARY = ("token_embedding.weight", "head.weight", "table")
 POSITIONS = "position_embedding.weight"
-_PADDING = 512  # rows at most by which a vocabulary is rounded up
-_BODIES = ("h.", "wte.", "layers.", "embed_tokens.")  # how names begin in files of a model without its head
+_PADDING = 512  # at most so many rows round a vocabulary up
+_BODIES = ("h.", "wte.", "layers.", "embed_tokens.")  # prefixes of names in files of a model without its head
 
 
 @dataclass(frozen=True)
 class Source:
-    """A model from elsewhere, as far as it says what it is."""
+    """A model from another program or run; what its files do not say is None."""
 
-    label: str  # what the person typed, or the run's name
+    label: str  # as it was typed, or the run's name
     kind: str  # run, huggingface, nanogpt, tensors
     sha256: str  # of the weights' file, or of the files of a directory
     tensors: dict[str, Tensor]
     config: ModelConfig | None = None
     tokenizer: Tokenizer | None = None
-    tokenizer_file: Path | None = None  # where --tokenizer finds it
+    tokenizer_file: Path | None = None  # its path, for --tokenizer
     notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Report:
-    """What became of every tensor; names with shapes as text."""
+    """Whether each tensor was loaded; names with shapes as text."""
 
     label: str
     kind: str
     sha256: str
     loaded: list[tuple[str, str]]
-    missing: list[tuple[str, str]]  # ours that the source lacks: they keep their fresh values
-    unexpected: list[tuple[str, str]]  # the source's that we have no place for
+    missing: list[tuple[str, str]]  # ours that the source lacks: they keep their initial values
+    unexpected: list[tuple[str, str]]  # the source's that our model lacks
     misshaped: list[tuple[str, str, str]]  # name, theirs, ours
     notes: list[str]
 
     @property
     def matches(self) -> bool:
-        """Whether everything found its place."""
+        """Whether every tensor was loaded and none is missing."""
         return not (self.missing or self.unexpected or self.misshaped)
 
     def counts(self) -> str:
-        """One line."""
+        """The four counts on one line."""
         counted: dict[str, Sized] = {
             "loaded": self.loaded,
             "missing": self.missing,
@@ -86,9 +86,8 @@ def initial_weights(
     seed: int = 1337,
     store: RunStore | None = None,
 ) -> tuple[dict[str, Tensor], Report]:
-    """A complete state dict for `config`: the source's tensors laid over a fresh model drawn from `seed`; and what fitted.
-    Raises UsageError unless everything matches or `partial` is given, and whenever nothing does; RunDamaged for weights that are not
-    finite."""
+    """A complete state dict for `config`: a new model drawn from `seed` with the source's tensors copied into it; and a report.
+    Raises UsageError if nothing matches, or not everything does without `partial`; RunDamaged for weights that are not finite."""
     found = source if isinstance(source, Source) else open_source(source, store)
     checkpoints.check_model_fits(config, tokenizer.vocab_size, copies=2)  # one to draw, one to return
     fresh = {name: tensor.clone() for name, tensor in build_model(config, tokenizer.vocab_size, seed).state_dict().items()}
@@ -107,7 +106,7 @@ def initial_weights(
 
 
 def open_source(what: str | Path, store: RunStore | None = None) -> Source:
-    """The model that a path or the name of a run stands for. Raises UsageError, RunNotFound or RunDamaged."""
+    """The model at a path or of the run with this name. Raises UsageError, RunNotFound or RunDamaged."""
     path = Path(what).expanduser()
     if (at := run_at(path)) is not None:
         return run_source(at)
@@ -124,35 +123,35 @@ def open_source(what: str | Path, store: RunStore | None = None) -> Source:
 
 
 def run_source(run: Run) -> Source:
-    """The best weights of a run, or those that its path named."""
+    """The best weights of a run, or those that its path names."""
     loaded = checkpoints.load(run, run.checkpoint or "best")
     files = loaded.record.files
     weights = files[checkpoints.LAST] if run.checkpoint == "last" else files.get(checkpoints.BEST) or files[checkpoints.LAST]
     state = dict(loaded.model.state_dict())
-    words = run.file("tokenizer.json")
-    return Source(loaded.record.name, "run", weights.sha256, state, loaded.config.model, loaded.tokenizer, words, loaded.notices)
+    tokenizer_file = run.file("tokenizer.json")
+    return Source(loaded.record.name, "run", weights.sha256, state, loaded.config.model, loaded.tokenizer, tokenizer_file, loaded.notices)
 
 
 def directory_source(folder: Path) -> Source:
     """A Hugging Face directory, or a folder with nanoGPT's ckpt.pt."""
     if (folder / "config.json").is_file():
         found = huggingface.read(folder)
-        words = None if found.tokenizer is None else path if (path := folder / "tokenizer.json").is_file() else folder
-        return Source(str(folder), "huggingface", _folder_sha256(folder), found.tensors, found.config, found.tokenizer, words, found.notes)
+        path = None if found.tokenizer is None else file if (file := folder / "tokenizer.json").is_file() else folder
+        return Source(str(folder), "huggingface", _folder_sha256(folder), found.tensors, found.config, found.tokenizer, path, found.notes)
     if (folder / "ckpt.pt").is_file():
         return file_source(folder / "ckpt.pt")
     raise UsageError(f"{folder} is neither a run, a Hugging Face directory (config.json) nor nanoGPT's output (ckpt.pt)")
 
 
 def file_source(path: Path) -> Source:
-    """A .pt or .safetensors file; what it does not say (sizes, tokenizer) must be given elsewhere."""
+    """A .pt or .safetensors file; sizes and tokenizer must be given with it."""
     found = pytorch.read(path)
     sha256 = _file_sha256(path)
     if nanogpt.is_checkpoint(found):
         config, tensors, tokenizer, notes = nanogpt.read(path, found)
         return Source(str(path), "nanogpt", sha256, tensors, config, tokenizer, None, notes)
     beside = huggingface.read_tokenizer(path.parent)
-    notes = [*found.notes, f"took the tokenizer beside it: {path.parent / 'tokenizer.json'}"] if beside else found.notes
+    notes = [*found.notes, f"used the tokenizer in its folder: {path.parent / 'tokenizer.json'}"] if beside else found.notes
     return Source(str(path), "tensors", sha256, found.tensors, None, beside, path.parent / "tokenizer.json" if beside else None, notes)
 
 
@@ -162,7 +161,7 @@ def _file_sha256(path: Path) -> str:
 
 
 def _folder_sha256(folder: Path) -> str:
-    """One checksum for the weights of a directory, however many files they are in."""
+    """One checksum for all files of weights in a directory."""
     files = sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".bin") and p.is_file())
     sums = [_file_sha256(path) for path in files]
     return sums[0] if len(sums) == 1 else hashlib.sha256("".join(sums).encode()).hexdigest()
@@ -172,7 +171,7 @@ def _folder_sha256(folder: Path) -> str:
 
 
 def _under_our_names(source: Source, config: ModelConfig) -> tuple[dict[str, Tensor], list[str]]:
-    """Tensors of a bare file may carry Hugging Face's or nanoGPT's names: those of them that `config` maps get ours."""
+    """The tensors, renamed to ours where a file has the names of Hugging Face or nanoGPT that `config` maps; and a note."""
     tensors = dict(source.tensors)
     if source.config is not None or config.hugging_face is None or "token_embedding.weight" in tensors:
         return tensors, []
@@ -199,18 +198,18 @@ def _under_our_names(source: Source, config: ModelConfig) -> tuple[dict[str, Ten
 def adapted(
     tensors: dict[str, Tensor], ours: dict[str, Tensor], theirs_tokenizer: Tokenizer | None, our_tokenizer: Tokenizer
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """`tensors` with rows of the vocabulary matched by token text, and learned positions cut to a smaller block; and what was done."""
+    """`tensors` with rows of the vocabulary matched by token text and learned positions cut to a smaller block; and notes."""
     result, notes = dict(tensors), []
     if theirs_tokenizer is not None and (mapped := _vocabulary_rows(theirs_tokenizer, our_tokenizer)) is not None:
-        rows = torch.tensor(mapped)  # (V,) their id of each of our tokens, -1 where they have none
+        rows = torch.tensor(mapped)  # (V,) their id of each of our tokens, -1 if they have none
         known = int((rows >= 0).sum())
         if not known:
             raise UsageError("the two vocabularies have no token in common: choose the --tokenizer that the weights were trained with")
         for name in (n for n in VOCABULARY if n in result and n in ours):
             if result[name].size(0) < theirs_tokenizer.vocab_size:
-                continue  # not what its tokenizer says; shown as wrongly shaped
+                continue  # fewer rows than its tokenizer has tokens: reported as wrongly shaped
             result[name] = _rows_by_token(result[name], rows)
-            if name == "table":  # of a bigram: the columns are tokens too
+            if name == "table":  # the bigram's columns are tokens too
                 result[name] = _rows_by_token(result[name].T, rows).T.contiguous()
         notes.append(f"vocabulary matched by text: {known} of our {len(rows)} tokens are among their {theirs_tokenizer.vocab_size}")
     notes += _without_padding(result, ours, sure=theirs_tokenizer is not None)
@@ -222,18 +221,18 @@ def adapted(
 
 
 def _without_padding(tensors: dict[str, Tensor], ours: dict[str, Tensor], sure: bool) -> list[str]:
-    """Cut off, in place, the rows by which others round a vocabulary up (nanoGPT: 50,304 for GPT-2's 50,257), and say so. Unless it is
-    `sure` that the tokens are the same, only what looks like rounding is taken for it."""
+    """Remove, in place, rows that round a vocabulary up (nanoGPT: 50,304 for GPT-2's 50,257); a note. Unless the tokens are `sure` to be
+    the same, rows are removed only if their number looks like rounding."""
     padded = [n for n in VOCABULARY[:2] if n in tensors and n in ours and tensors[n].size(0) > ours[n].size(0)]
     if not sure:
         padded = [n for n in padded if not tensors[n].size(0) % 64 and tensors[n].size(0) - ours[n].size(0) < _PADDING]
     for name in padded:
         tensors[name] = tensors[name][: ours[name].size(0)].clone()
-    return [f"left out rows beyond the {ours[padded[0]].size(0)} tokens: padding"] if padded else []
+    return [f"left out the rows after the {ours[padded[0]].size(0)} tokens: they are padding"] if padded else []
 
 
 def _vocabulary_rows(theirs: Tokenizer, ours: Tokenizer) -> list[int] | None:
-    """Their id of each of our tokens, -1 where they have none; None if the vocabularies are the same."""
+    """Their id of each of our tokens, -1 if they have none; None if the vocabularies are the same."""
     their_tokens, our_tokens = token_texts(theirs), token_texts(ours)
     if their_tokens == our_tokens:
         return None
@@ -242,13 +241,13 @@ def _vocabulary_rows(theirs: Tokenizer, ours: Tokenizer) -> list[int] | None:
 
 
 def token_texts(tokenizer: Tokenizer) -> list[bytes]:
-    """What each id stands for, distinct for special tokens, which stand for no bytes of a text."""
+    """The bytes of each id; a special token, which has none, gets bytes that no other token has."""
     tokens = tokenizer.token_bytes()
     return [token if token else b"\xff" + str(i).encode() for i, token in enumerate(tokens)]
 
 
 def _rows_by_token(weight: Tensor, rows: Tensor) -> Tensor:
-    """Row `rows[i]` of `weight` at i; a token that it does not know begins as the mean of those it does."""
+    """Row `rows[i]` of `weight` at i; for an unknown token the mean of all rows."""
     picked = weight[rows.clamp(min=0)].clone()  # (V, ...)
     picked[rows < 0] = weight.float().mean(0).to(weight.dtype)
     return picked
@@ -273,5 +272,5 @@ def _shape(tensor: Tensor) -> str:
 
 
 def model_settings(source: Source) -> dict[str, Any]:
-    """The model's settings that a source fixes, for the layer of configuration under what the person sets; empty if it does not say."""
+    """The model settings of a source, which flags and files of settings can change; empty if it does not say."""
     return source.config.model_dump() if source.config is not None else {}

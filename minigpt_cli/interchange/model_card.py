@@ -1,4 +1,4 @@
-"""README.md of an exported model, written from the run's record: what it was trained on, how well it does, how to open it. No torch."""
+"""README.md of an exported model, from the run's record: its text, its score and how to open it. No torch."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def _text(record: RunRecord) -> str:
 
 
 def _configuration(config: RunConfig) -> str:
-    """Every setting that is not empty, by section."""
+    """A table of all settings that are not empty."""
     rows = ["| setting | value |", "|---|---|"]
     for section in ("model", "data", "optim"):
         values: dict[str, Any] = getattr(config, section).model_dump()

@@ -1,7 +1,7 @@
-"""nanoGPT's ckpt.pt as ours: GPT-2's names, matrices stored output first, the head tied to the embedding.
+"""Read nanoGPT's ckpt.pt: GPT-2's names, matrices stored output first, the head tied to the embedding.
 
-The characters of its data set are in a meta.pkl, which is read as plain data (pickles.py), from beside the checkpoint
-or from `data/<dataset>/` where nanoGPT puts it.
+The characters of its data set are in a meta.pkl, which pickles.py reads as plain data. It is in the checkpoint's folder or in
+`data/<dataset>/`, where nanoGPT writes it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def stores_output_first(tensors: dict[str, Tensor]) -> bool:
 
 
 def read(path: Path, found: TensorSource) -> tuple[ClassicConfig, dict[str, Tensor], Tokenizer | None, list[str]]:
-    """Configuration, tensors in our names, the tokenizer where it is found, and notes."""
+    """Configuration, tensors with our names, the tokenizer if it is found, and notes."""
     args: dict[str, Any] = found.other["model_args"]
     try:
         sizes = {name: args[name] for name in ("n_layer", "n_head", "n_embd", "block_size")}
@@ -55,7 +55,7 @@ def read(path: Path, found: TensorSource) -> tuple[ClassicConfig, dict[str, Tens
     ours: dict[str, Tensor] = {}
     for rule in weight_mapping(config).rules:
         if rule.theirs[0] in tensors:
-            ours[rule.ours] = tensors.pop(rule.theirs[0])  # one to one: nothing is stacked in GPT-2, nor transposed in nanoGPT
+            ours[rule.ours] = tensors.pop(rule.theirs[0])  # GPT-2 stacks nothing, nanoGPT transposes nothing
     tokenizer, notes = _tokenizer(path, found, config)
     return config, ours | tensors, tokenizer, [*found.notes, *notes]
 
@@ -69,5 +69,5 @@ def _tokenizer(path: Path, found: TensorSource, config: ClassicConfig) -> tuple[
     for place in places:
         if place.is_file():
             characters = read_meta(place)
-            return CharTokenizer([ord(c) for c in characters]), [f"took {len(characters)} characters from {place}"]
+            return CharTokenizer([ord(c) for c in characters]), [f"read {len(characters)} characters from {place}"]
     return None, [f"no meta.pkl at {' or '.join(map(str, places))}: name the tokenizer with --tokenizer"]

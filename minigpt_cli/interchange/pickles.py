@@ -1,7 +1,7 @@
-"""nanoGPT's meta.pkl as plain data, without unpickling: a reader of the few opcodes that such a file needs. No torch.
+"""nanoGPT's meta.pkl as plain data, without unpickling: a reader for the few instructions that such a file needs. No torch.
 
-A pickle is a program for a small stack machine, and the usual reader runs whatever it names. This one knows only how to
-build dictionaries of integers and strings; any other instruction ends it.
+A pickle is a program for a small stack machine, and Python's reader runs every function that it names. This reader can only
+build dictionaries of integers and strings; any other instruction is an error.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _RECALL = {"BINGET", "LONG_BINGET", "GET"}
 
 
 def read_meta(path: Path) -> list[str]:
-    """The characters of a nanoGPT meta.pkl, by id. Raises UsageError for a file that holds, or does, anything else."""
+    """The characters of a nanoGPT meta.pkl, by id. Raises UsageError for any other content."""
     try:
         meta = read_plain(atomic_io.read_bounded(path, META_LIMIT), str(path))
     except OSError as error:
@@ -84,7 +84,7 @@ def read_plain(data: bytes, where: str) -> Any:
 
 
 def _pairs(stack: list[Any], marks: list[int]) -> dict[Any, Any]:
-    """Everything above the last mark, taken off as keys and values."""
+    """Everything above the last mark, removed from the stack, as keys and values."""
     start = marks.pop()
     items = stack[start:]
     del stack[start:]

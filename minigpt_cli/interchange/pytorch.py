@@ -1,8 +1,8 @@
-"""Tensors from other people's files: .safetensors, and .pt / .pth / .bin / .ckpt through torch's weights-only loader.
+"""Tensors from files of other programs: .safetensors, and .pt / .pth / .bin / .ckpt through torch's weights-only loader.
 
-A pickle is opened only by `torch.load(weights_only=True)` of a torch in which that is not known to be breakable
-(CVE-2025-32434 before 2.6, CVE-2026-24747 before 2.10), only in the zip format, and only if its parts are stored as they
-are, so that a small file cannot unpack into a large one.
+A pickle is opened only by `torch.load(weights_only=True)` of a torch without a known hole in it (CVE-2025-32434 before 2.6,
+CVE-2026-24747 before 2.10), only in the zip format, and only if its parts are not compressed, so that a small file cannot
+become a large one in memory.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def read(path: Path) -> TensorSource:
     elif path.suffix in PICKLED:
         found = _pickled(path)
     else:
-        raise UsageError(f"{path} has no suffix that says what it is: known are .safetensors, {', '.join(PICKLED)}")
+        raise UsageError(f"{path} has an unknown suffix: use .safetensors, {', '.join(PICKLED)}")
     tensors, notes = without_prefixes(found.tensors)
     if not tensors:
         raise UsageError(f"{path} holds no tensors")
@@ -70,14 +70,14 @@ def _pickled(path: Path) -> TensorSource:
         inner = content.get(key)
         if isinstance(inner, Mapping) and any(isinstance(value, Tensor) for value in inner.values()):
             state, other = inner, {k: v for k, v in content.items() if k != key and not isinstance(v, Tensor)}
-            notes.append(f"took the tensors under {key!r}")
+            notes.append(f"used the tensors under {key!r}")
             break
     tensors = {str(name): _ordinary(path, str(name), value.detach()) for name, value in state.items() if isinstance(value, Tensor)}
     return TensorSource(tensors, {str(k): v for k, v in other.items()}, notes)
 
 
 def _ordinary(path: Path, name: str, tensor: Tensor) -> Tensor:
-    """`tensor`, if it is rows of real numbers that are there. Raises UsageError for the rest of what torch calls a tensor."""
+    """`tensor`, if it is dense and its real numbers are stored. Raises UsageError for every other kind of tensor."""
     kinds = {
         "nested": tensor.is_nested,
         "without values (on the meta device)": tensor.is_meta,
@@ -87,7 +87,7 @@ def _ordinary(path: Path, name: str, tensor: Tensor) -> Tensor:
     }
     if kind := next((kind for kind, found in kinds.items() if found), None):
         raise UsageError(
-            f"{path}: tensor {atomic_io.one_line(name, 80)} is {kind}: save it as an ordinary one, with .to_dense() or .dequantize()"
+            f"{path}: tensor {atomic_io.one_line(name, 80)} is {kind}: save it as a dense one, with .to_dense() or .dequantize()"
         )
     check_memory(4 * tensor.numel(), f"tensor {atomic_io.one_line(name, 80)} in {path}")  # a view can claim more than is stored
     return tensor
@@ -128,12 +128,12 @@ def _reason(error: BaseException) -> str:
 
 
 def without_prefixes(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """`tensors` without what wrappers (DistributedDataParallel, torch.compile) put before every name, and which those were."""
+    """`tensors` without the prefixes that wrappers (DistributedDataParallel, torch.compile) add to every name; and notes."""
     found, notes = dict(tensors), []
     while found:
         prefix = next((p for p in _PREFIXES if all(name.startswith(p) for name in found)), None)
         if prefix is None:
             break
         found = {name.removeprefix(prefix): value for name, value in found.items()}
-        notes.append(f"took the prefix {prefix!r} off every name")
+        notes.append(f"removed the prefix {prefix!r} from every name")
     return found, notes

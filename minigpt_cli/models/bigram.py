@@ -1,6 +1,6 @@
-"""Bigram: the next token depends on the current one alone, through a table of logits. The lowest rung: no context at all.
+"""Bigram: the next token depends on the current one alone, through a table of logits. The simplest model: it has no context.
 
-Its best loss is the conditional entropy of the text's token pairs, so it is what a context must beat (Shannon 1948).
+Its best loss is the conditional entropy of the text's token pairs; a model with context must be better (Shannon 1948).
 Shapes: B batch, T tokens, V vocabulary.
 """
 
@@ -41,7 +41,7 @@ class Bigram(nn.Module):
         self.table.normal_(0.0, 0.02, generator=generator)
 
     def new_cache(self, batch_size: int, max_tokens: int) -> None:
-        """None: the last token is all that counts."""
+        """None: the logits depend on the last token alone."""
 
     def matrices(self) -> Iterator[MatrixParts]:
         yield from ()

@@ -1,7 +1,7 @@
 """Classic GPT: learned positions, pre-LayerNorm, multi-head causal attention, a feed-forward (of 4 times the width).
 
-New over bigram: context. Each token looks at those before it (attention) and thinks about what it found (feed-forward), several
-times over, writing into a residual stream. This is GPT-2 (Radford et al. 2019), weight for weight.
+New over bigram: context. Each token reads those before it (attention) and computes on the result (feed-forward), several times;
+both add to a residual stream. This is GPT-2 (Radford et al. 2019), weight for weight.
 Shapes: B batch, T tokens, N tokens with those in the cache, C channels, H heads, D = C // H, V vocabulary.
 """
 

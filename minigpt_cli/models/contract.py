@@ -1,4 +1,4 @@
-"""What every architecture promises, so that training, scoring and decoding need to know none of them.
+"""What every architecture promises, so that training, scoring and decoding work with all of them.
 
 B batch, T tokens, C channels, V vocabulary.
 """
@@ -46,7 +46,7 @@ class Model(Protocol):
         """An empty cache for `batch_size` sequences of at most `max_tokens` tokens, or None where none is needed."""
 
     def matrices(self) -> Iterator[MatrixParts]:
-        """The weight matrices inside the blocks; every other parameter (embeddings, head, gains, router) is not among them."""
+        """The weight matrices inside the blocks, without embeddings, head, gains and routers."""
 
     def n_active_params(self) -> int:
         """Parameters that take part in computing one token; equals the total except for a mixture of experts."""
@@ -75,6 +75,6 @@ def _check_contract(arch: str, lacking: list[str]) -> None:
 
 
 def meta_model(config: Any, vocab_size: int) -> nn.Module:
-    """The model that `config.arch` names without memory for its numbers: names, shapes and counts, however large it is."""
+    """The model that `config.arch` names, with names and shapes but without memory for its numbers."""
     with torch.device("meta"):
         return build_model(config, vocab_size)

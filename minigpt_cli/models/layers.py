@@ -1,4 +1,4 @@
-"""The small parts that every architecture is put together from: linear maps, norms, dropout, feed-forwards.
+"""The small parts of every architecture: linear maps, norms, dropout, feed-forwards.
 
 A layer computes in the dtype of its input. Parameters stay float32 and are cast where they are used, so that one model trains
 in bfloat16 with float32 master weights. Statistics of norms are float32 whatever the dtype.
@@ -18,10 +18,10 @@ from torch import Tensor, nn
 class Linear(nn.Linear):
     """`x @ weight.T + bias`."""
 
-    weight: nn.Parameter  # torch itself declares a mere Tensor
+    weight: nn.Parameter  # torch declares it as a Tensor
 
     def reset_parameters(self) -> None:
-        """Nothing: every model draws its own weights, from a generator of its own."""
+        """Does nothing: every model draws its weights from an explicit generator."""
 
     def forward(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(x.dtype)
@@ -34,7 +34,7 @@ class Embedding(nn.Embedding):
     weight: nn.Parameter
 
     def reset_parameters(self) -> None:
-        """Nothing, as above."""
+        """Does nothing, as above."""
 
 
 class LayerNorm(nn.Module):

@@ -1,11 +1,11 @@
-"""Low-rank adapters: fine-tuning that leaves the weights as they are and learns a small difference for each (Hu et al. 2021, LoRA).
+"""Low-rank adapters: fine-tuning that keeps the weights and learns a small difference for each (Hu et al. 2021, LoRA).
 
 A linear map W (out, in) becomes W + (alpha / rank) B A with A (rank, in) drawn at random and B (out, rank) zero, so that
-training begins exactly at W and changes rank * (in + out) numbers instead of in * out. Afterwards the difference is added
-to W and the model is an ordinary one again.
+training starts exactly at W and changes rank * (in + out) numbers instead of in * out. After training the difference is added
+to W, and the model has no adapters any more.
 
-A run with adapters stores what was trained, nothing else: A and B of every adapted map, and whole those tensors that the
-base does not have in this form (rows of a vocabulary matched to another tokenizer, positions cut to a smaller block).
+A run with adapters stores only what was trained: A and B of every adapted map, and complete tensors that the base does not
+have in this form (rows of a vocabulary matched to another tokenizer, positions cut to a smaller block).
 Shapes: r rank.
 """
 
@@ -22,7 +22,7 @@ from minigpt_cli.errors import UsageError
 from minigpt_cli.models.layers import Linear
 
 A, B = ".lora_a", ".lora_b"
-_ADAPTER_STREAM = 0x10A  # keeps the adapters' random numbers apart from those of the weights
+_ADAPTER_STREAM = 0x10A  # gives the adapters other random numbers than the weights
 
 
 class LoraLinear(nn.Module):
@@ -56,7 +56,7 @@ def targets(model: nn.Module, config: LoraConfig) -> list[str]:
 
 
 def attach(model: nn.Module, config: LoraConfig, seed: int, whole: Iterable[str] = ()) -> None:
-    """Freeze `model` and give its target maps adapters drawn from `seed`; tensors named in `whole` go on being trained themselves."""
+    """Freeze `model` and give its target maps adapters drawn from `seed`; the tensors named in `whole` stay trainable."""
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     generator = torch.Generator().manual_seed(seed ^ _ADAPTER_STREAM)
@@ -75,18 +75,18 @@ def attach(model: nn.Module, config: LoraConfig, seed: int, whole: Iterable[str]
 
 
 def trained(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Of a state dict of `model`, what a run with adapters stores: everything but the frozen parameters."""
+    """The part of a state dict of `model` that a run with adapters stores: all but the frozen parameters."""
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     return {name: tensor for name, tensor in state.items() if name not in frozen}
 
 
 def is_adapter(name: str) -> bool:
-    """Whether a stored tensor is part of an adapter, not a whole tensor of the model."""
+    """Whether a stored tensor is part of an adapter, not a complete tensor of the model."""
     return name.endswith((A, B))
 
 
 def merged(base: Mapping[str, Tensor], stored: Mapping[str, Tensor], config: LoraConfig) -> dict[str, Tensor]:
-    """The state dict of the plain model: the base's tensors, those stored whole in their place, and every difference added."""
+    """The state dict of the model without adapters: the base's tensors, or the stored complete ones, plus every difference."""
     state = dict(base) | {name: tensor for name, tensor in stored.items() if not is_adapter(name)}
     scale = config.lora_alpha / config.lora_rank
     for name in [name for name in stored if name.endswith(A)]:

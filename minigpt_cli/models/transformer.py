@@ -1,7 +1,7 @@
 """What classic, modern and moe share: token embedding, a stack of blocks, a final norm, an output head.
 
-An architecture is a subclass that hands over its blocks and final norm, and says how weights begin. A block maps
-(x, cache, angles) to (x, auxiliary loss); angles are those of rotary positions, or None.
+An architecture is a subclass with its blocks, its final norm and its initial weights. A block maps (x, cache, angles) to
+(x, auxiliary loss); angles are those of rotary positions, or None.
 Shapes: B batch, T tokens, C channels, D head size, V vocabulary.
 """
 

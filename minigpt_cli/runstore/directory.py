@@ -1,7 +1,7 @@
 """One run directory: its files, record, metrics and notes. No torch.
 
-A run directory is believed only as far as it checks out: what is foreign or damaged ends in RunDamaged, one line that says
-what and where.
+Every file is checked before it is used: a foreign or damaged one raises RunDamaged, one line that says what is wrong and
+where.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ LINE_LIMIT = 1 << 20  # bytes of one line in metrics.jsonl
 
 
 class Run:
-    """One readable run directory. What it read is kept; `refresh()` reads anew."""
+    """One readable run directory. Files are read once; `refresh()` reads them again."""
 
     def __init__(self, folder: Path) -> None:
         self.dir = Path(folder)
         self.name = self.dir.name
         self.checkpoint: Literal["best", "last"] | None = None  # "best" or "last", where a path named that file
-        self.notices: list[str] = []  # filled when the newest record or configuration is damaged and the save before it is read
+        self.notices: list[str] = []  # a notice if the newest record or configuration is damaged and the save before it is read
 
     def __repr__(self) -> str:
         return f"Run({str(self.dir)!r})"
@@ -58,24 +58,24 @@ class Run:
 
     @cached_property
     def config(self) -> RunConfig:
-        """The resolved configuration; where the newest is damaged, that of the save before, with its record. Raises RunDamaged."""
+        """The resolved configuration, or that of the save before if the newest is damaged. Raises RunDamaged."""
         try:
             return self._config_in(self.dir)
         except RunDamaged as error:
-            self.__dict__["record"] = self._record_before(error)  # of one generation, not of two
+            self.__dict__["record"] = self._record_before(error)  # so that both are of one generation
             return self._config_in(self.dir / PREVIOUS)
 
     @cached_property
     def record(self) -> RunRecord:
-        """run.json; where the newest is damaged, that of the save before it. Its name is the folder's, whatever it was when it was written.
-        Raises RunDamaged."""
+        """run.json, or that of the save before if the newest is damaged. Its name is the folder's, also after a rename. Raises
+        RunDamaged."""
         try:
             return self.read()
         except RunDamaged as error:
             return self._record_before(error)
 
     def read(self) -> RunRecord:
-        """Read the newest record now. Raises RunDamaged, whatever there is besides."""
+        """Read the newest record now. Raises RunDamaged, also if the save before can be read."""
         record = read_record(self.file(RECORD)).model_copy(update={"name": self.name})
         self.__dict__["record"] = record
         return record
@@ -91,7 +91,7 @@ class Run:
         return parse_config(atomic_io.parse_json(data, str(path)), path)
 
     def _record_before(self, error: RunDamaged) -> RunRecord:
-        """The record of the save before the newest, which `error` makes useless; raises it again if there is none."""
+        """The record of the save before the newest, which is damaged; raises `error` again if there is none."""
         previous = self.dir / PREVIOUS
         if not atomic_io.is_inside_real_folder(self.dir) or not atomic_io.is_inside_real_folder(previous):
             raise error
@@ -115,7 +115,7 @@ class Run:
 
     @property
     def annotations(self) -> Annotations:
-        """Tags and note; empty where there are none."""
+        """Tags and note; empty if there are none."""
         path = self.file(ANNOTATIONS)
         if not os.path.lexists(path):
             return Annotations()
@@ -132,9 +132,9 @@ class Run:
             yield
 
     def annotate(self, change: Callable[[Annotations], Annotations]) -> Annotations:
-        """Replace tags and note by what `change` makes of them; nobody else's change comes between. Raises UsageError for what cannot be
-        kept, RunLocked."""
-        self._annotated(change)  # refused before a lock leaves a file
+        """Replace tags and note by the result of `change`, while no other process changes them. Raises UsageError for values that are not
+        allowed, RunLocked."""
+        self._annotated(change)  # raises before the lock makes a file
         with self.annotating():
             annotations = self._annotated(change)
             write_atomic(self.file(ANNOTATIONS), annotations.model_dump_json(indent=2) + "\n")
@@ -144,7 +144,7 @@ class Run:
         try:
             return change(self.annotations)
         except ValidationError as error:
-            raise UsageError(f"run {self.name!r} cannot be marked so: {atomic_io.first_line_of(error.errors())}") from error  # type: ignore[arg-type]
+            raise UsageError(f"run {self.name!r} cannot have this tag or note: {atomic_io.first_line_of(error.errors())}") from error  # type: ignore[arg-type]
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -154,7 +154,7 @@ class Run:
             yield
 
     def dated(self, record: RunRecord) -> RunRecord:
-        """`record` as it is saved now: under this name, dated by the clock, and placed after whatever was saved before."""
+        """`record` as it is saved now: with this name and time, and placed after every earlier save."""
         with suppress(RunDamaged):
             if record.placed_at:
                 record = record.model_copy(update={"placed_at": max(record.placed_at, read_record(self.file(RECORD)).placed_at)})
@@ -172,8 +172,8 @@ class Run:
         write_atomic(self.file(TOKENIZER), tokenizer_json)
 
     def write_record(self, record: RunRecord) -> RunRecord:
-        """Write run.json, dated now; the record as written. The generation that it names stays: only a save changes that. Raises RunLocked
-        while another process trains here."""
+        """Write run.json with the present time; the record as written. It names the same files as before: only a save changes them.
+        Raises RunLocked while another process trains here."""
         with self.writing():
             with suppress(RunDamaged):
                 on_disk = read_record(self.file(RECORD))
@@ -184,7 +184,7 @@ class Run:
         return record
 
     def append(self, event: Evaluated | Skipped) -> None:
-        """Add one line to metrics.jsonl; where that fails the file is as it was. Raises MiniGPTError."""
+        """Add one line to metrics.jsonl. Raises MiniGPTError, with the file unchanged."""
         line = (event.model_dump_json() + "\n").encode("utf-8")
         path = self.file(METRICS)
         with atomic_io.explained("write"):
@@ -200,7 +200,7 @@ class Run:
                 os.close(fd)
 
     def truncate_metrics(self, n_bytes: int) -> None:
-        """Drop what metrics.jsonl holds beyond the generation that training continues from."""
+        """Remove lines of metrics.jsonl that are later than the generation that training continues from."""
         path = self.file(METRICS)
         if not os.path.lexists(path):
             return
@@ -214,7 +214,7 @@ class Run:
                 os.close(fd)
 
     def metrics(self) -> Iterator[Evaluated]:
-        """The evaluations so far. A last line that is still being written is not there yet. Raises RunDamaged."""
+        """The evaluations so far, without a last line that is still being written. Raises RunDamaged."""
         for number, line in enumerate(self._metric_lines(), 1):
             where = f"{self.file(METRICS)} line {number}"
             content = atomic_io.parse_json(line, where)
@@ -241,7 +241,7 @@ class Run:
 
 
 def before_notice(name: str, error: RunDamaged, record: RunRecord) -> str:
-    """What a person is told when the save before the newest has to do."""
+    """The notice that the save before the newest is used."""
     return f"the newest save of run {name!r} is damaged or incomplete ({error}): using the one before it, of step {record.stop_step}"
 
 
@@ -265,7 +265,7 @@ def read_record(path: Path) -> RunRecord:
 
 
 def _last_placed(runs_dir: Path) -> str:
-    """The latest place of a run in this folder, or of one saved by an older minigpt its time."""
+    """The latest place of a run in this folder."""
     places = [""]
     for entry in runs_dir.iterdir():
         with suppress(RunDamaged):

@@ -1,8 +1,7 @@
-"""What a run says of itself: the frozen records in run.json and annotations.json. No torch.
+"""The frozen records in run.json and annotations.json. No torch.
 
-Every value is of one of the kinds in bounds.py, so what can be read can be shown, summed and compared. run.json carries
-the checksum of its own content, so that a flipped bit in it is noticed as surely as one in the weights; `files` names the
-generation of files that it belongs to.
+Every value has one of the types in bounds.py, so that all records can be shown, added and compared. run.json has a checksum of
+its own content, so that a flipped bit in it is found, as in the weights. `files` names the generation of files of this record.
 """
 
 from __future__ import annotations
@@ -95,8 +94,8 @@ class RunRecord(_Record):
     updated_at: Moment = ""
     """The last save."""
     placed_at: Moment = ""
-    """The same, but after every save that this folder knew of when the run was begun or resumed: what `latest` goes by, since a clock can
-    be set back. '' until it is saved."""
+    """The same, but later than every save that was in this folder when the run was started or resumed. `latest` uses it, because a clock
+    can be set back. '' until it is saved."""
     argv: list[Text] = Field([], max_length=10_000)
     preset: Line | None = None
     git_commit: Line | None = None
@@ -107,7 +106,7 @@ class RunRecord(_Record):
     threads: Count = 0
     world_size: Count = 1
     computed_by: dict[Line, Line] = Field({}, max_length=1000)
-    """What the last bits depend on besides the configuration: versions, kernels, processor, threads, variables that steer libraries."""
+    """What the last bits depend on, other than the configuration: versions, kernels, processor, threads, variables that libraries read."""
     arch: Line = ""
     tokenizer: Line = ""
     corpus: Corpus | None = None
@@ -124,8 +123,8 @@ class RunRecord(_Record):
     elapsed_s: Seconds = 0.0
     group: Line | None = None
     left_open: Annotated[dict[Line, Line | Count | Figure], Field(max_length=1000)] | None = None
-    """What auto, 0 or a time budget left open when training was asked for, by dotted name, as it was asked; config.json has what became
-    of it. None: a run from before this was recorded."""
+    """The settings that auto, 0 or a time budget left open, by dotted name, as they were given; config.json has their final values.
+    None: a run from before this was recorded."""
     base: Base | None = None
     files: dict[Line, FileRecord] = Field({}, max_length=100)
     """The generation of files that this record belongs to."""
@@ -141,7 +140,7 @@ class RunRecord(_Record):
 
     @property
     def place(self) -> str:
-        """Where the run stands among others, the last saved last; without `placed_at` (minigpt 0.1) by the clock alone."""
+        """The run's place in the order of saves, the last saved last; without `placed_at` (minigpt 0.1) its time."""
         return self.placed_at or self.updated_at or self.created_at
 
     def to_json(self) -> str:
@@ -182,7 +181,7 @@ Tag = Annotated[Line, Field(max_length=60)]
 
 
 class Annotations(_Record):
-    """annotations.json: what people say of a run; never touched by training."""
+    """annotations.json: tags and note of a run; training never changes it."""
 
     tags: list[Tag] = Field([], max_length=1000)
     note: Text = ""

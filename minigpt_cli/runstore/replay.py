@@ -1,4 +1,4 @@
-"""The first and the last event of a training, from its record: as the trainer says them, and whoever looks at a run later."""
+"""The first and the last event of a training, from its record, for the trainer and for a later look at the run."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Two generations of a run's files on disk, of which at every instant one is whole. No torch.
+"""Two generations of a run's files on disk. At every instant one of them is complete. No torch.
 
-A generation is a run.json and the files that it names with their checksums. A new one is staged beside the old under
-temporary names and flushed; then the old one is hard-linked into `previous/`; then the new names are renamed into place,
-run.json last. A kill anywhere leaves the newest whole, or `previous/` whole. Files of two generations cannot be mixed,
-because each is read only against the checksums of its own record.
+A generation is a run.json and the files that it names with their checksums. A new one is written beside the old one with
+temporary names and flushed to disk. Then the old one is hard-linked into `previous/`, and the new files are renamed, run.json
+last. A kill at any point leaves the newest or `previous/` complete. Files of two generations cannot be mixed, because each
+is read only against the checksums of its own record.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from minigpt_cli.storage import atomic_io, memory
 from minigpt_cli.storage.atomic_io import Written
 
 LIVE_RETRIES = 20
-LIVE_PAUSE_S = 0.02  # a save's renames take milliseconds; a reader that meets them looks again
+LIVE_PAUSE_S = 0.02  # the renames of a save take milliseconds; a reader that meets them tries again
 
 _CHUNK = 1 << 22
 _SUMS_KEPT = 100  # two generations of a run are twelve files
@@ -53,7 +53,7 @@ def checksum(path: Path, n_bytes: int | None = None) -> FileRecord:
 
 
 def recorded(folder: Path, record: RunRecord, name: str) -> FileRecord:
-    """What the record of the generation in `folder` says of a file. Raises RunDamaged if it names none."""
+    """The size and checksum of a file in the record of `folder`. Raises RunDamaged if the record lacks it."""
     if not record.files:
         raise RunDamaged(f"run {record.name!r} has not saved a checkpoint yet")
     if name not in record.files:
@@ -62,7 +62,7 @@ def recorded(folder: Path, record: RunRecord, name: str) -> FileRecord:
 
 
 def read_file(folder: Path, record: RunRecord, name: str, limit: int) -> bytes:
-    """The content of a small file of the generation in `folder`. Raises RunDamaged if it is not what the record says."""
+    """The content of a small file of the generation in `folder`. Raises RunDamaged if its checksum is not the record's."""
     data = atomic_io.read_bounded(folder / name, limit)
     if atomic_io.sha256(data) != recorded(folder, record, name).sha256:
         raise RunDamaged(f"{folder / name} does not match its checksum")
@@ -76,7 +76,7 @@ def read_config(folder: Path, record: RunRecord) -> RunConfig:
 
 
 def matches(path: Path, expected: FileRecord) -> bool:
-    """Whether the file is what its record says; one that this process wrote or checked, and nobody touched, is not read again."""
+    """Whether the file has the recorded checksum; one that this process wrote or checked, and that has not changed, is not read again."""
     try:
         if (stat := os.lstat(path)).st_size != expected.bytes:
             return False
@@ -89,17 +89,17 @@ def matches(path: Path, expected: FileRecord) -> bool:
 
 
 def is_whole(folder: Path, record: RunRecord) -> bool:
-    """Whether every file that the record names is there and as it was (metrics.jsonl, which only grows, is not asked)."""
+    """Whether every file that the record names exists with its checksum (except metrics.jsonl, which only grows)."""
     return bool(record.files) and all(matches(folder / name, file) for name, file in record.files.items() if name != METRICS)
 
 
 def forget() -> None:
-    """Trust no earlier reading of any file; for tests, which damage files within one tick of the clock."""
+    """Forget which files were checked; for tests, which damage files within one tick of the clock."""
     _summed_before.clear()
 
 
 class Staging:
-    """The files of a generation to be, under temporary names; `commit` makes them the newest, leaving the block removes what is left."""
+    """The files of the next generation, with temporary names. `commit` makes them the newest; the end of the block removes the rest."""
 
     def __init__(self, run: Run) -> None:
         self._run = run
@@ -114,7 +114,7 @@ class Staging:
                 os.unlink(path)
 
     def add(self, name: str, write: Callable[[int], Written]) -> FileRecord:
-        """Stage what `write` writes to the descriptor that it is given."""
+        """Stage a file with the content that `write` writes to a descriptor."""
         with atomic_io.staged(self._run.file(name)) as (fd, temporary):
             written = write(fd)
         self._temporary[name] = temporary
@@ -131,20 +131,20 @@ class Staging:
         return self.add(name, write)
 
     def keep(self, name: str, expected: FileRecord) -> FileRecord:
-        """Carry an unchanged file over from whichever generation has it whole. Raises RunDamaged if none has."""
+        """Keep an unchanged file, from either generation. Raises RunDamaged if neither has it undamaged."""
         if matches(self._run.file(name), expected):
             return expected
         source = self._run.file(PREVIOUS) / name
         if not matches(source, expected):
-            raise RunDamaged(f"{self._run.file(name)} does not match its checksum any more: run minigpt runs verify {self._run.name}")
+            raise RunDamaged(f"{self._run.file(name)} no longer matches its checksum: run minigpt runs verify {self._run.name}")
         temporary = atomic_io.temporary_beside(self._run.file(name))
         self._temporary[name] = temporary
         _link_or_copy(source, temporary)
         return expected
 
     def commit(self) -> None:
-        """Keep the generation before in previous/, then rename the staged files into place, run.json last. A new record alone needs no more
-        than its own rename, and leaves previous/ the older generation that it is."""
+        """Link the generation before into previous/, then rename the staged files, run.json last. A new record alone is only renamed, and
+        previous/ stays the older generation."""
         if self._temporary.keys() - {RECORD}:
             _keep_previous(self._run)
         for name in sorted(self._temporary, key=lambda n: n == RECORD):
@@ -166,7 +166,7 @@ def _keep_sum(key: tuple[int, int, int, int], sha256: str) -> None:
 
 
 def _keep_previous(run: Run) -> None:
-    """Make previous/ the newest generation, if that is whole; else leave what is there, which then is the one to fall back on."""
+    """Make previous/ the newest generation if that is complete; else keep previous/, which is then the one to read."""
     try:
         record = read_record(run.file(RECORD))
     except RunDamaged:
@@ -176,9 +176,9 @@ def _keep_previous(run: Run) -> None:
     previous = run.file(PREVIOUS)
     if not atomic_io.is_inside_real_folder(previous):
         with suppress(FileNotFoundError):
-            os.unlink(previous)  # a link or a file in the way
+            os.unlink(previous)  # a link or a file with this name
         os.mkdir(previous)
-    for name in [*(n for n in record.files if n != METRICS), RECORD]:  # while this goes on the newest is whole, so order is free
+    for name in [*(n for n in record.files if n != METRICS), RECORD]:  # in any order: meanwhile the newest is complete
         _put_link(run.file(name), previous / name)
     for name in os.listdir(previous):
         if name != RECORD and name not in record.files:
@@ -227,7 +227,7 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def read_newest(run: Run, read: Callable[[Path, RunRecord], T]) -> tuple[T, list[str]]:
-    """What `read(folder, record)` makes of the newest generation, or aloud, in the notices, of the one before where the newest fails with
+    """The result of `read(folder, record)` for the newest generation, or for the one before, with a notice, if the newest raises
     RunDamaged. While a process writes to the run the newest is tried again for a moment. Raises the newest's RunDamaged if both fail."""
     tries = 0
     while True:

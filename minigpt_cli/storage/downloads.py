@@ -37,7 +37,7 @@ class RemoteFile:
 
 
 def cache_folder() -> Path:
-    """Where downloads are kept."""
+    """The folder of downloaded files."""
     return Path(platformdirs.user_cache_dir("minigpt"))
 
 

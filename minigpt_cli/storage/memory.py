@@ -1,7 +1,7 @@
 """How much memory this process can have, and which errors say that it ran out. No torch.
 
-The machine, the control groups of a container and `ulimit` each set a limit; the lowest counts. Who asks only the machine is killed
-without a word by the kernel, at the limit of a group.
+The machine, the control groups of a container and `ulimit` each set a limit, and the lowest counts: at the limit of a group the kernel
+kills a process without a message.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from pathlib import Path
 from minigpt_cli.errors import MiniGPTError
 from minigpt_cli.storage.atomic_io import size
 
-_UNKNOWN = 1 << 40  # where nothing tells
+_UNKNOWN = 1 << 40  # if the system does not say
 _SIGNS = re.compile(
     r"out of memory|can(?:'t|not) allocate memory|not enough memory|bad_alloc|bad_array_new_length"
     r"|can't start new thread|failed to map segment"
-    # oneDNN says no more than what it could not make; a *descriptor* that cannot be made is an operation that it does not know.
+    # oneDNN names only what it could not make; a *descriptor* that it cannot make is an operation that it does not support.
     r"|could not (?:create|execute) a primitive(?! descriptor)|could not create a memory(?: object)?$",
     re.IGNORECASE,
 )
@@ -37,13 +37,13 @@ def ran_out(error: BaseException) -> bool:
 
 
 def check_memory(n_bytes: int, what: str) -> None:
-    """Raise MiniGPTError where `what` would need more memory than there is."""
+    """Raise MiniGPTError if `what` needs more memory than is free."""
     if n_bytes > (memory := available_memory()):
         raise MiniGPTError(f"{what} needs {size(n_bytes)} of memory and {size(memory)} are free: use a larger machine or a smaller model")
 
 
 def check_threads(count: int) -> None:
-    """Raise MiniGPTError where `count` threads cannot run at once: OpenMP would end the process when it found out."""
+    """Raise MiniGPTError if `count` threads cannot run at once: OpenMP would end the process."""
     end, started = threading.Event(), []
     try:
         for _ in range(count):
@@ -60,12 +60,12 @@ def check_threads(count: int) -> None:
 
 
 def available_memory() -> int:
-    """Bytes of memory that can be had without swapping, within the limits of containers and `ulimit`; a guess where it is not told."""
+    """Bytes of memory that are free without swapping, within the limits of containers and `ulimit`; a guess if the system does not say."""
     return min(_free_memory(), available_in_groups(), _available_in_shell())
 
 
 def physical_memory() -> int:
-    """Bytes of memory that this machine is built with; a large number where it does not say."""
+    """Bytes of memory of this machine; a large number if the system does not say."""
     with suppress(AttributeError, ValueError, OSError):
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return _UNKNOWN
@@ -96,10 +96,10 @@ def _available_in_shell() -> int:
 
 
 def available_in_groups(root: Path = Path("/")) -> int:
-    """Bytes that the control groups of this process leave it without swapping; a large number where none has a limit.
+    """Bytes that the control groups of this process leave free without swapping; a large number if none has a limit.
 
-    A limit holds for everything below its group, so each group is asked from the process's own up to the top that can be seen, in
-    both versions, which may be mounted side by side. `root` is the folder that holds proc/self/cgroup and proc/self/mountinfo.
+    A limit holds for everything below its group, so every group counts from the process's up to the highest visible one, in both
+    versions, which may be mounted together. `root` is the folder with proc/self/cgroup and proc/self/mountinfo.
     """
     return min((_left_in(folder, version) for version, folder in _groups(root)), default=_UNKNOWN)
 
@@ -113,17 +113,17 @@ def _groups(root: Path) -> Iterator[tuple[str, Path]]:
             continue
         for top, shown in _mounts(root, version):
             inside = Path(path).relative_to(shown) if Path(path).is_relative_to(shown) else Path()
-            folder = top / (Path() if ".." in inside.parts else inside)  # beyond what a container is shown: its own group is the top
+            folder = top / (Path() if ".." in inside.parts else inside)  # a container sees its own group as the highest
             yield version, folder
             while folder != top:
                 folder = folder.parent
-                if _number(folder / "memory.use_hierarchy") == 0:  # only in version 1: what is below is not counted here
+                if _number(folder / "memory.use_hierarchy") == 0:  # version 1 only: groups below are not counted here
                     break
                 yield version, folder
 
 
 def _mounts(root: Path, version: str) -> Iterator[tuple[Path, Path]]:
-    """Where groups of this version that count memory are mounted, and which group is shown there."""
+    """The folders where groups of this version that count memory are mounted, and the group that each shows."""
     for line in _lines(root / "proc/self/mountinfo"):
         place, _, kind = line.partition(" - ")
         shown, where = place.split()[3:5]
@@ -133,12 +133,12 @@ def _mounts(root: Path, version: str) -> Iterator[tuple[Path, Path]]:
 
 
 def _plain(path: str) -> str:
-    """A path of mountinfo, where a space stands as \\040."""
+    """A path of mountinfo, which writes a space as \\040."""
     return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), path)
 
 
 def _left_in(folder: Path, version: str) -> int:
-    """Bytes from what the group uses to its limit; files that are kept only because nobody wants the memory do not count as used."""
+    """Bytes from the group's use to its limit; cached files do not count as used."""
     left = _UNKNOWN
     cached = None
     for limit_file, use_file in _LIMITS[version]:
@@ -155,7 +155,7 @@ def _cached_files(folder: Path, version: str) -> int:
 
 
 def _number(file: Path) -> int | None:
-    """What the file says; None where there is none, or it says `max`."""
+    """The number in the file; None if there is no file, or it says `max`."""
     lines = _lines(file)
     return int(lines[0]) if lines and lines[0].strip().isdigit() else None
 

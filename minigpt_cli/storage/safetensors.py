@@ -1,8 +1,8 @@
-"""Safetensors files, read without trust and written without copies. No torch until a tensor is asked for.
+"""Safetensors files: every byte is checked on reading, nothing is copied on writing. torch is imported for tensors only.
 
 Layout: 8 bytes little-endian header length, a JSON header {name: {dtype, shape, data_offsets}, "__metadata__": {str: str}},
-then the tensors' bytes, each once, without gaps. A file that says anything else is refused before memory is spent on it;
-what is written here opens in every safetensors reader. Source: github.com/huggingface/safetensors, format section.
+then the tensors' bytes, each once, without gaps. Any other file is refused before memory is allocated for it.
+Every safetensors reader opens the files written here. Source: github.com/huggingface/safetensors, format section.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _NAMES = {f"torch.{name}": dtype for dtype, (name, _) in _DTYPES.items()}
 
 
 class Recorded(Protocol):
-    """What a record says of a file."""
+    """The size and checksum of a file in a record."""
 
     @property
     def sha256(self) -> str: ...
@@ -49,7 +49,7 @@ class Recorded(Protocol):
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """What a header says of one tensor."""
+    """One tensor in the header."""
 
     dtype: str  # as the format writes it: F32, BF16, …
     shape: tuple[int, ...]
@@ -63,7 +63,7 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class TensorFile:
-    """What a file holds, each tensor checked; they share one buffer."""
+    """The content of a file, each tensor checked; they share one buffer."""
 
     infos: dict[str, TensorInfo]
     data: bytearray
@@ -156,8 +156,8 @@ def _shown(name: str) -> str:
 
 
 def read(path: Path, expected: Recorded | None = None, check: Callable[[dict[str, TensorInfo]], None] | None = None) -> TensorFile:
-    """What a file holds, each tensor checked. `check` may refuse the header before memory is spent on the rest.
-    Raises RunDamaged, also where the file is not the `expected` one; OSError if it cannot be opened."""
+    """The content of a file, each tensor checked. `check` may refuse the header before memory is allocated for the rest.
+    Raises RunDamaged, also if the file is not the `expected` one; OSError if it cannot be opened."""
     fd = atomic_io.open_regular(path)
     try:
         if expected is not None and (n_bytes := os.fstat(fd).st_size) != expected.bytes:
@@ -177,17 +177,17 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 def check_shapes(path: Path, found: Mapping[str, TensorInfo], expected: Shapes, may_lack: Container[str] = ()) -> None:
-    """Raise RunDamaged unless a file holds exactly the tensors of its configuration's model, but for those that it `may_lack`."""
+    """Raise RunDamaged unless a file holds exactly the tensors of its configuration's model; it `may_lack` some."""
     for name, shape in expected.items():
         if name not in found:
             if name in may_lack:
                 continue
-            raise RunDamaged(f"{path} lacks the tensor {name} that its configuration asks for")
+            raise RunDamaged(f"{path} lacks the tensor {name} of its configuration")
         if found[name].shape != shape:
-            raise RunDamaged(f"{path}: tensor {name} is {found[name].shape} and its configuration asks for {shape}")
+            raise RunDamaged(f"{path}: tensor {name} has shape {found[name].shape} and in its configuration {shape}")
     if surplus := found.keys() - expected.keys():
         unknown = atomic_io.one_line(min(surplus), 80)
-        raise RunDamaged(f"{path} holds {len(surplus)} tensors that its configuration does not know: {unknown}")
+        raise RunDamaged(f"{path} holds {len(surplus)} tensors that its configuration does not have: {unknown}")
 
 
 def check_finite(where: object, tensors: Mapping[str, Tensor] | Mapping[str, npt.NDArray[np.float32]]) -> None:

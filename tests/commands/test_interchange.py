@@ -71,7 +71,7 @@ def test_an_imported_run_is_whole_and_has_no_training_to_continue(runs: RunStore
     assert minigpt(["runs", "export", "small", "--out", "hf"]) == 0
     assert minigpt(["runs", "import", "hf", "--name", "back"]) == 0
     assert minigpt(["runs", "verify", "back"]) == 0
-    assert "nothing to continue" in capsys.readouterr().out
+    assert "no training to continue" in capsys.readouterr().out
     assert minigpt(["train", "--resume", "back", "--max-steps", "9"]) == 2
     assert "--init-from" in capsys.readouterr().err
 

@@ -28,7 +28,7 @@ KEPT = 3  # runs that are never removed, so that their tags can be asked for at 
 MANY = 30  # runs: from here on more are removed than made
 NOT_YET = ("run.json is missing: not a run, or one that never saved", "names no files: no checkpoint was saved")
 """What is said of a run between its folder and its first save, or killed there."""
-NO_BASE = "has those weights (any more)"  # somebody removed the run that its adapters are for
+NO_BASE = "has those weights"  # another process removed the base of its adapters
 COMPUTE = ["--device=cpu", "--precision=fp32", "--compile=off", "--threads=1"]
 TRAINING = [*COMPUTE, "--attention=plain", "--batch-size=4", "--eval-every=4", "--eval-iters=2", "--warmup-steps=2"]
 
