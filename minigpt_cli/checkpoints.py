@@ -196,7 +196,7 @@ def _base_weights(folder: Path, record: RunRecord, depth: int = 0) -> dict[str, 
     if wanted is None:
         raise RunDamaged(f"run {record.name!r} holds adapters, and its record does not name their base")
     if depth == _BASES:
-        raise MiniGPTError(f"run {record.name!r} needs more than {_BASES} runs of adapters, each the base of the next: merge one first")
+        raise MiniGPTError(f"run {record.name!r} needs more than {_BASES} runs of adapters in a row: merge one with minigpt runs import")
     others = sorted(entry.name for entry in runs_dir.iterdir() if entry.name not in (wanted.run, record.name))
     for name in [wanted.run, *others] if Path(wanted.run).name == wanted.run else others:
         for candidate in (runs_dir / name, runs_dir / name / PREVIOUS):

@@ -148,7 +148,7 @@ def test_a_previous_that_is_a_link_is_not_followed(run: Run, tmp_path: Path) -> 
     assert checkpoints.load(run).step == 2
 
 
-def test_a_best_that_rotted_away_is_not_carried_on_in_silence(run: Run) -> None:
+def test_a_damaged_best_is_not_kept_without_an_error(run: Run) -> None:
     record = save(run, 1)
     run.file("best.safetensors").write_bytes(b"x" * run.file("best.safetensors").stat().st_size)
     snapshots.forget()
@@ -357,7 +357,7 @@ def tensors_of(run: Run, change: Callable[[dict[str, torch.Tensor]], object]) ->
     ("change", "words"),
     [
         (lambda t: t.pop("head.weight"), "lacks the tensor head.weight"),
-        (lambda t: t.update(stranger=torch.ones(1)), "does not know"),
+        (lambda t: t.update(stranger=torch.ones(1)), "does not have"),
         (lambda t: t.update({"head.weight": torch.ones(1)}), "in its configuration"),
         (lambda t: t.clear(), "too few"),
     ],
@@ -497,7 +497,7 @@ def test_verify_finds_a_vocabulary_of_another_size(run: Run) -> None:
 def test_verify_finds_a_tokenizer_that_loses_text(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     save(run, 1)
     monkeypatch.setattr(CharTokenizer, "encode", lambda self, text: [])
-    assert "does not give back" in problems(run)["tokenizer.json"]
+    assert "does not give the encoded text back" in problems(run)["tokenizer.json"]
 
 
 def test_verify_finds_metrics_that_lost_their_end_and_a_file_of_another_content(run: Run) -> None:
@@ -614,7 +614,7 @@ def test_adapters_need_the_weights_that_they_name(run: Run) -> None:
     saved = save(run, 1, best=False)
     base = Base(run="run", sha256=saved.files["last.safetensors"].sha256)
     assert checkpoints.load(adapters(run, "good", base)).step == 3
-    with pytest.raises(RunDamaged, match="does not say for which weights"):
+    with pytest.raises(RunDamaged, match="does not name their base"):
         checkpoints.load(adapters(run, "nobody", None))
     with pytest.raises(RunDamaged, match=r"no run in .* has those weights"):
         checkpoints.load(adapters(run, "gone", Base(run="run", sha256="0" * 64)))

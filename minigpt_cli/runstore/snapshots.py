@@ -136,7 +136,7 @@ class Staging:
             return expected
         source = self._run.file(PREVIOUS) / name
         if not matches(source, expected):
-            raise RunDamaged(f"{self._run.file(name)} no longer matches its checksum: run minigpt runs verify {self._run.name}")
+            raise RunDamaged(f"{self._run.file(name)} does not match its checksum: run minigpt runs verify {self._run.name}")
         temporary = atomic_io.temporary_beside(self._run.file(name))
         self._temporary[name] = temporary
         _link_or_copy(source, temporary)
