@@ -1,9 +1,9 @@
-"""Freed memory is kept for the next step instead of going back to the kernel.
+"""Keep freed memory for the next step instead of returning it to the kernel.
 
-A training step frees and asks again for hundreds of megabytes. glibc returns blocks above 32 MiB, and whatever lies free at the
-top of the heap, to the kernel at once, and touching them again is a page fault each 4 KiB: measured 11,000 to 22,000 faults a step,
-a tenth of its time on a quiet machine and far more on a virtual one. Two settings of malloc stop that. They hold for the whole
-process, whose resident memory then stays at its peak.
+A training step frees and allocates hundreds of megabytes. glibc returns blocks above 32 MiB, and free memory at the top of the
+heap, to the kernel at once. To use it again costs a page fault for each 4 KiB: measured 11,000 to 22,000 faults a step, a tenth
+of its time on a quiet machine and much more on a virtual one. Three settings of malloc stop this for the whole process, whose
+resident memory then stays at its peak.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-/* Causal attention for training in bfloat16 on processors with matrix tiles (Intel AMX): formula and gradient as in training_attention.py.
+/* Causal attention for training in bfloat16 on processors with matrix tiles (Intel AMX): formula and gradient as in attention.py.
 
-   Scores never reach memory: each block of queries is multiplied, normalised, dropped and used within the cache. Kept for the backward
-   pass is one number a row, the logarithm of the softmax's denominator, from which probabilities are computed again (FlashAttention-2,
-   Dao 2023). Tiles read q, k and v where they lie.
+   Scores stay in the cache: each block of queries is multiplied, normalised, dropped and used there. For the backward pass one number
+   of each row is kept, the logarithm of the softmax's denominator, and probabilities are computed again from it (FlashAttention-2,
+   Dao 2023). Tiles read q, k and v without a copy.
 
    A tile is 16 rows of 64 bytes. TDPBF16PS adds to C (16 x 16 float32) the product of A (16 x 32 bfloat16, as rows) and B (32 x 16
    bfloat16, as 16 rows of pairs: row r holds elements 2r and 2r + 1 of each column). So for C = X Y^T over D, B is Y's rows seen as
@@ -39,7 +39,7 @@ typedef struct {
     int64_t B, T, H, K, D;
     uint64_t seed;
     int32_t threshold; /* a byte below it drops its weight; 0: no dropout */
-    float drop_scale;  /* what makes up for dropout */
+    float drop_scale;  /* 1 / (the share that dropout keeps) */
     half *out;         /* (B, T, H, D) */
     float *lse;        /* (B, H, T) */
     const half *grad;  /* (B, T, H, D) */
@@ -48,7 +48,7 @@ typedef struct {
 
 /* ---- small pieces */
 
-INLINE vec vexp(vec x) { /* e^x for x <= 0, 0 below -87, relative error about 1e-5: what follows is to_bf16 to 8 bits */
+INLINE vec vexp(vec x) { /* e^x for x <= 0, 0 below -87, relative error about 1e-5: results are rounded to 8 bits */
     vec n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 0);
     vec r = _mm512_fmadd_ps(x, _mm512_set1_ps(1.44269504f), _mm512_sub_ps(_mm512_setzero_ps(), n)); /* in halves of a binade */
     vec y = _mm512_set1_ps(0.0096181291f);

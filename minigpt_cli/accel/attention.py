@@ -1,12 +1,12 @@
-"""Causal attention without all of its scores at once: the numbers of models/attention.py, with less memory and less traffic.
+"""Causal attention that never has all of its scores at once: the results of models/attention.py with less memory and traffic.
 
-On a GPU, and wherever memory is short, torch's fused attention serves ("sdpa"). On a CPU at small head sizes that is slow, and the
-plain formula is made fast instead ("plain"). Where the processor multiplies bfloat16 tiles (Intel AMX) all of it is one C function,
-attention.c. Elsewhere, and in float32:
+On a GPU, and for a context that needs too much memory, this is torch's fused attention ("sdpa"). On a CPU with small head sizes that is
+slow, and the plain formula is made fast ("plain"). If the processor multiplies bfloat16 tiles (Intel AMX), one C function computes
+everything: attention.c. On other processors, and in float32:
 
-- The batch goes through in chunks whose scores fit the cache, so that scores are written, normalised, dropped and used there.
-- Queries go in up to four blocks, and a block sees no keys after itself: of the masked upper half most is never computed.
-- Kept for the backward pass are probabilities; the rest is computed again from q, k, v.
+- The batch is computed in chunks whose scores fit the cache, so that they are written, normalised, dropped and used there.
+- Queries are computed in up to four blocks, each with the keys up to its end, so that most of the masked half is never computed.
+- Probabilities are kept for the backward pass; the rest is computed again from q, k, v.
 
 Shapes: B batch, T tokens, C channels, H query heads, K key/value heads, R = H // K queries per key, D head size; b a chunk of the
 batch, t = end - start the queries of a block, e = end the keys that it sees. `heads` (B, T, H + 2K, D) are q, k, v in that order.
@@ -27,13 +27,13 @@ from minigpt_cli.models import attention as textbook
 from minigpt_cli.models import classic, modern
 from minigpt_cli.models.attention import KVCache
 
-MOST_SCORES = 1 << 26  # numbers that the plain formula may write down at once: 256 MB at float32
+MOST_SCORES = 1 << 26  # numbers that the plain formula may write at once: 256 MB in float32
 CHUNK_BYTES = 2 << 20  # of scores: about one core's second-level cache
 MOST_BLOCKS, LEAST_BLOCK = 4, 64
 
 
 class CausalAttention(textbook.CausalAttention):
-    """The formula; or torch's fused kernel, where `path` says so and where a long context would need memory by its square."""
+    """The formula, or torch's fused kernel: by `path`, and for a long context, whose scores would need too much memory."""
 
     path = "plain"  # or "sdpa"
 
@@ -46,9 +46,9 @@ class CausalAttention(textbook.CausalAttention):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p, is_causal=T == N and T > 1, enable_gqa=K < H)
 
     def goes_in_chunks(self, x: Tensor, n_head: int) -> bool:
-        """Whether all of attention over x (B, T, C) may be done by `in_chunks`."""
+        """Whether `in_chunks` can compute attention over x (B, T, C)."""
         B, T = x.shape[:2]
-        keeps = torch.is_grad_enabled() or (self.training and self.dropout.p > 0)  # else a long context is better fused
+        keeps = torch.is_grad_enabled() or (self.training and self.dropout.p > 0)  # else the fused kernel is better for a long context
         return self.path == "plain" and T <= LONGEST and kernels.usable(x) and (keeps or B * n_head * T * T <= MOST_SCORES)
 
     def in_chunks(self, heads: Tensor, n_head: int) -> Tensor:
@@ -94,11 +94,11 @@ class ModernAttention(modern.Attention):
         return y
 
 
-# ---- a chunk of the batch after the other
+# ---- the batch in chunks
 
 
 class _Piece(NamedTuple):
-    """One block of queries of one chunk, and where its probabilities are kept."""
+    """One block of queries of one chunk, and the place of its probabilities."""
 
     rows: slice  # of the batch
     start: int
@@ -109,7 +109,7 @@ class _Piece(NamedTuple):
 
 
 def _pieces(heads: Tensor, n_head: int) -> Iterator[_Piece]:
-    """Chunk by chunk, last block first: it sees every key, so that its gradients of k and v cover all of them."""
+    """Chunk by chunk, last block first: it sees every key, so its gradients of k and v have all rows."""
     B, T, all_heads, _ = heads.shape
     n_kv_head = (all_heads - n_head) // 2
     b = max(1, CHUNK_BYTES // (n_head * T * T * heads.element_size()))
@@ -202,14 +202,14 @@ class ChunkedAttention(torch.autograd.Function):
 
 
 def _softmax(scores: Tensor, probabilities: Tensor, piece: _Piece, mask: DropoutMask) -> Tensor:
-    """Causal softmax of scores (b K, R t, e) into `probabilities`; what v multiplies: without what dropout takes. Overwrites scores."""
+    """Causal softmax of scores (b K, R t, e), written to `probabilities`; the result has dropout too. Overwrites scores."""
     p = probabilities[piece.kept].view(piece.shape)
     kernels.softmax_forward(scores, p, piece.start, piece.end - piece.start, piece.groups, mask)
     return scores if mask.threshold else p
 
 
 def _softmax_back(d_p: Tensor, probabilities: Tensor, piece: _Piece, mask: DropoutMask) -> tuple[Tensor, Tensor]:
-    """The probabilities without what dropout took, and the gradient of the scores; d_p is of the former. Overwrites d_p."""
+    """The probabilities after dropout, and the gradient of the scores, from the gradient d_p of the first. Overwrites d_p."""
     p = probabilities[piece.kept].view(piece.shape)
     dropped = torch.empty_like(p) if mask.threshold else p
     kernels.softmax_backward(p, d_p, dropped, piece.start, piece.end - piece.start, piece.groups, mask)

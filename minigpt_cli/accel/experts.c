@@ -1,5 +1,5 @@
-/* What a mixture of experts needs beside matrix products: routing, and rows on their way to the experts and back. models/moe.py has
-   the formulas; conventions are those of kernels.c.
+/* The parts of a mixture of experts that are not matrix products: routing, and moving rows to the experts and back. models/moe.py
+   has the formulas; conventions are those of kernels.c.
 
    Shapes: N tokens, k experts of each, E experts, C channels; M rows sorted by expert. */
 
@@ -65,9 +65,9 @@ int32_t route_backward(const void *x, const float *w, const float *probs, const 
 
 /* ---- pairs of token and expert, token by token, sorted by expert */
 
-/* counts (E): rows of each expert of the n pairs, to_bf16 up to a multiple of pad, and whatever is left of M the last one's; order (M): which
-   pair stands at each place, n at padding; back (n): where each pair stands; next (E): room to work. Refused if an expert is none of E
-   or M has no room for all. */
+/* counts (E): rows of each expert of the n pairs, rounded up to a multiple of pad; the last expert gets the rest of M. order (M): the pair
+   at each place, n at padding; back (n): the place of each pair; next (E): scratch memory. Refused if an expert is not below E, or M
+   rows are too few. */
 int32_t sort_pairs(const int64_t *chosen, int64_t n, int64_t E, int64_t pad, int64_t M, int64_t *counts, int64_t *next, int64_t *order,
                    int64_t *back) {
     if (pad < 1 || !all_below(chosen, n, E)) return 1;

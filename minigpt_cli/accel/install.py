@@ -1,9 +1,8 @@
-"""Fast forms of the textbook's layers, put on a finished model. All that other packages ask of accel/ they ask here.
+"""Replace the layers of a finished model by fast ones. Other packages use accel/ through this module alone.
 
-`install` changes the class of every layer that has a fast form here. Parameters, their names and the formulas stay as they are, so
-logits and gradients differ by rounding alone. A layer computes by its formula wherever its fast form cannot work: on another
-device, in a dtype or width that the kernels do not know, without a C compiler, inside torch.compile, and where the file of its fast
-form is not there.
+`install` changes the class of every layer that has a fast form here. Parameters, names and formulas stay the same, so logits and
+gradients differ by rounding alone. A layer uses its plain formula if its fast form cannot work: on another device, in a dtype or
+width that the kernels do not support, without a C compiler, inside torch.compile, and without the file of its fast form.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ _PACKAGE = "minigpt_cli.accel"
 
 
 def _part(name: str) -> Any:
-    """The module of this name beside this one; None where its file, or that of another that it imports, is not there."""
+    """The module of this name in accel/; None if its file, or one that it imports from accel/, is missing."""
     try:
         return import_module(f"{_PACKAGE}.{name}")
     except ImportError as error:
@@ -65,13 +64,13 @@ def install(model: nn.Module, attention_path: str = "plain") -> nn.Module:
 
 
 def in_use() -> str:
-    """What computes on a CPU: "tiles", "c" or "torch". Results agree to rounding between them, and to the bit within one."""
+    """What computes on a CPU: "tiles", "c" or "torch". Each gives the same bits every time; between them results differ by rounding."""
     return str(kernels.in_use()) if kernels else "torch"
 
 
 def why_not() -> str:
-    """Why torch computes, and not C; empty where C does."""
-    return str(kernels.why_not()) if kernels else "accel/kernels.py is not there"
+    """Why torch computes and not C; empty if C does."""
+    return str(kernels.why_not()) if kernels else "accel/kernels.py is missing"
 
 
 def libraries() -> dict[str, ctypes.CDLL]:
@@ -85,5 +84,5 @@ def libraries() -> dict[str, ctypes.CDLL]:
 
 
 def keep_freed_memory() -> bool:
-    """Make the C allocator reuse what training frees; False where that cannot be set."""
+    """Make the C allocator reuse memory that training frees; False if it has no such setting."""
     return bool(allocator and allocator.keep_freed_memory())

@@ -1,12 +1,12 @@
 /* The elementwise work of a training step, each operation in one pass over memory; models/ holds the formulas.
 
-   Built on the user's machine for exactly its processor; without a compiler torch does the work in several passes. Plain C with
+   Built on the user's machine for its processor; without a compiler torch computes in several passes. Plain C with
    GCC's and Clang's vector extensions. Threads are torch's own: the OpenMP symbols are those of the library torch has loaded.
 
    Tensors are contiguous, float32 or bfloat16 (`bf16` says which); arithmetic and statistics are float32. Row lengths are multiples
    of LANES, except of attention scores. Results do not depend on the number of threads: rows are independent, and sums over rows
-   are made in chunks of fixed size, whose partial sums the caller adds. A function to which a wrong number
-   would mean access outside of its arrays returns 1 and does nothing for such a number, else 0. */
+   are made in chunks of fixed size, whose partial sums the caller adds. A function that a wrong number would make read or write
+   outside of its arrays returns 1 and does nothing for such a number, else 0. */
 
 #include "dropout.h"
 #include "vectors.h"
@@ -339,7 +339,7 @@ INLINE void softmax_back_row(const void *p, void *grad, void *dropped_p, int64_t
     }
 }
 
-/* grad, of the dropout_forward probabilities, becomes that of the scores, in place; dropped_p is written again if there is dropout. */
+/* grad, of the probabilities after dropout, becomes that of the scores, in place; dropped_p is written again if there is dropout. */
 int32_t softmax_backward(const void *p, void *grad, void *dropped_p, int64_t rows, int64_t e, int64_t start, int64_t t, uint64_t first,
                          uint64_t seed, int32_t threshold, int bf16) {
     if (!fits_rows(rows, e, start, t)) return 1;

@@ -1,6 +1,6 @@
-"""kernels.c as autograd functions. The formulas are in models/; here are only pointers, shapes and what is kept for the gradient.
+"""kernels.c as autograd functions. The formulas are in models/; here are pointers, shapes and what the gradient needs.
 
-Where `usable` says no (no compiler, another device or dtype, odd widths, inside torch.compile), the plain formulas run.
+If `usable` is False (no compiler, another device or dtype, other widths, inside torch.compile), the plain formulas run.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ _TILED = {
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The kernels, built at the first call; None where they cannot be."""
+    """The kernels, built at the first call; None if they cannot be built."""
     return declared(native_build.load(SOURCE, FLAGS), _SIGNATURES, refusing=("softmax_forward", "softmax_backward"))
 
 
 def declared(library: ctypes.CDLL | None, signatures: Mapping[str, tuple[Any, ...]], refusing: Collection[str]) -> ctypes.CDLL | None:
-    """`library` with the types of its functions' arguments; of those that may refuse them also of the result."""
+    """`library` with the types of its functions' arguments, and of the result for those that may refuse their arguments."""
     for name, signature in signatures.items() if library else ():
         function = getattr(library, name)
         function.argtypes, function.restype = signature, I if name in refusing else None
@@ -56,7 +56,7 @@ def declared(library: ctypes.CDLL | None, signatures: Mapping[str, tuple[Any, ..
 
 
 def check(refused: int | None, name: str) -> None:
-    """Raise MiniGPTError if a function refused what it was given."""
+    """Raise MiniGPTError if a function refused its arguments."""
     if refused:
         raise MiniGPTError(
             f"the C function {name} was given sizes or indices outside of its arrays, or found no memory: try MINIGPT_NATIVE=0"
@@ -65,7 +65,7 @@ def check(refused: int | None, name: str) -> None:
 
 @cache
 def tiles() -> ctypes.CDLL | None:
-    """Attention on matrix tiles; None where the processor has none or the system does not lend them."""
+    """Attention on matrix tiles; None if the processor has none or the system does not allow them."""
     found = native_build.load(SOURCE.with_name("attention.c"), FLAGS) if library() else None
     if found is None or not found.available():
         return None
@@ -73,12 +73,12 @@ def tiles() -> ctypes.CDLL | None:
 
 
 def in_use() -> str:
-    """What computes on a CPU: "tiles", "c" or "torch". Results agree to rounding between them, and to the bit within one."""
+    """What computes on a CPU: "tiles", "c" or "torch". Each gives the same bits every time; between them results differ by rounding."""
     return "tiles" if tiles() else "c" if library() else "torch"
 
 
 def why_not() -> str:
-    """Why torch computes, and not C; empty where C does."""
+    """Why torch computes and not C; empty if C does."""
     return native_build.why_not(SOURCE, FLAGS)
 
 
@@ -118,7 +118,7 @@ NO_DROPOUT = DropoutMask(0, 0, 1.0)
 
 
 class Gelu(torch.autograd.Function):
-    """Keeps the slope at each element, so that e^x is computed once."""
+    """GELU. It keeps the slope at each element, so that e^x is computed once."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, tanh_form: bool) -> Tensor:
@@ -135,7 +135,7 @@ class Gelu(torch.autograd.Function):
 
 
 class SwiGLU(torch.autograd.Function):
-    """Keeps the derivatives by gate and up, in place of gate and up."""
+    """SwiGLU. It keeps the derivatives by gate and up instead of gate and up."""
 
     @staticmethod
     def forward(ctx: Any, gate_up: Tensor) -> Tensor:
@@ -214,8 +214,8 @@ class NormAndRotate(torch.autograd.Function):
 
 
 def draw_dropout_mask(p: float, generator: torch.Generator | None) -> DropoutMask:
-    """A mask that drops with probability p: over masks exactly p, though a byte resolves only 1/256, since the threshold is
-    p * 256 rounded up or down at random; each mask is scaled by what it really keeps."""
+    """A mask that drops with probability p. A byte resolves only 1/256, so the threshold is p * 256 rounded up or down at random: the
+    mean over masks is exactly p. Each mask is scaled by the share that it keeps."""
     seed, rounding = torch.randint(1 << 62, (2,), generator=generator).tolist()
     threshold = min(255, int(p * 256 + rounding * 2.0**-62))
     return DropoutMask(seed, threshold, 256 / (256 - threshold))

@@ -1,4 +1,4 @@
-"""The textbook's layers as C does them: one pass over memory for an operation that takes torch several, gradients included."""
+"""The layers of models/ in C: one pass over memory where torch needs several, gradients included."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class RMSNorm(layers.RMSNorm):
 
 
 class Dropout(layers.Dropout):
-    """A mask is only a seed: its bytes are hashed from it where they are needed, twice (torch draws one number per element, 7 ns each)."""
+    """A mask is only a seed: its bytes are computed from it in both passes (torch draws one number for each element, 7 ns each)."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.p == 0:
             return x
-        if is_compiling():  # a compiler fuses torch's own dropout, which knows the default generator alone
+        if is_compiling():  # a compiler fuses torch's dropout, which uses the default generator
             return F.dropout(x, self.p)
         if kernels.usable(x):
             return kernels.Dropped.apply(x, kernels.draw_dropout_mask(self.p, self.generator))  # type: ignore[no-any-return,no-untyped-call]

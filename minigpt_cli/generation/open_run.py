@@ -1,7 +1,7 @@
-"""A run made ready to write, without torch: weights from safetensors into NumPy, checked as checkpoints.py checks them.
+"""Open a run for generation without torch: weights from safetensors to NumPy, with the checks of checkpoints.py.
 
-What C cannot decode (no library, an architecture of someone's own) and what this cannot read (weights that are not float32, adapters)
-is read by checkpoints.py as a torch model.
+checkpoints.py reads a torch model if C cannot decode the run (no library, an unknown architecture) or this module cannot read its
+weights (not float32, adapters).
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ class LoadedModel:
     config: Any  # RunConfig
     tokenizer: Tokenizer
     token_bytes: list[bytes]
-    model: Any  # a DecoderWeights where C decodes it, else the torch model
+    model: Any  # DecoderWeights if C decodes it, else the torch model
     engine: str = "auto"
     notices: list[str] = field(default_factory=list)
-    start: tuple[int, ...] = ()  # tokens before every prompt: the end of the document before it
+    start: tuple[int, ...] = ()  # tokens before every prompt, such as the end of the previous document
     ends: tuple[str, ...] = ()  # what ends a text: the end of a document or of an answer
 
     def prompt_ids(self, prompt: str) -> list[int]:
-        """Ids to go on from. Raises UsageError for unknown characters."""
+        """Ids to continue. Raises UsageError for unknown characters."""
         return [*self.start] if self.start and not prompt else [*self.start, *prompt_ids(self.tokenizer, prompt)]
 
     def decoder(self, slots: int = 1) -> Decoder:
@@ -59,8 +59,8 @@ class LoadedModel:
 
 
 def open_model(run: Run, which: str = "best", engine: str = "auto") -> LoadedModel:
-    """The best or last weights of `run`, to be decoded by `engine`. Raises RunDamaged if neither generation is whole, UsageError for an
-    unknown checkpoint or engine."""
+    """The best or last weights of `run`, to be decoded by `engine`. Raises RunDamaged if neither generation is complete, UsageError for
+    an unknown checkpoint or engine."""
     check_engine(engine)
     if which not in ("best", "last"):
         raise UsageError(f"there is no checkpoint {which!r}: choose best or last")
@@ -79,7 +79,7 @@ def _read(folder: Path, record: RunRecord, run: Run, which: str, engine: str) ->
     notices = []
     if which == "best" and name not in record.files:
         name = "last.safetensors"
-        if record.stop_reason != "imported":  # such a run has but one set of weights
+        if record.stop_reason != "imported":  # an imported run has one set of weights
             notices.append(f"run {run.name!r} has no best checkpoint yet: using its last, of step {record.stop_step}")
     path = folder / name
     check = partial(_check, path, config.model, tokenizer.vocab_size)
@@ -93,7 +93,7 @@ def _read(folder: Path, record: RunRecord, run: Run, which: str, engine: str) ->
 
 
 def _bounds(record: RunRecord, tokenizer: Tokenizer) -> dict[str, Any]:
-    """What a run's texts follow (`start`) and end with (`ends`), by what it was trained on."""
+    """`start` and `ends` of a run's texts, by what it was trained on."""
     if learned_chats(record) and token_ids(tokenizer) is not None:
         return {"ends": (END,)}
     if record.corpus is None or record.corpus.n_documents <= 1 or (end := added_tokens(tokenizer).get(END_OF_TEXT)) is None:
@@ -102,7 +102,7 @@ def _bounds(record: RunRecord, tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _check(path: Path, config: Any, vocab_size: int, found: Mapping[str, TensorInfo]) -> None:
-    """Raise RunDamaged unless the file holds the tensors of this configuration, MiniGPTError without memory for them and the weights."""
+    """Raise RunDamaged unless the file holds the tensors of this configuration, MiniGPTError if there is no memory to decode them."""
     check_declared_weights(config, vocab_size, {name: info.shape for name, info in found.items()})
     safetensors.check_shapes(path, found, expected_shapes(config, vocab_size))
     check_memory(8 * sum(info.n_elements for info in found.values()), f"the weights in {path}")

@@ -1,4 +1,4 @@
-"""Whole continuations: a prompt's ids, and what came of it, summed up."""
+"""From a prompt to its ids, and from the steps of a request to complete samples."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from minigpt_cli.generation.engine import Engine, GenerationRequest, Step
 
 
 def prompt_ids(tokenizer: Any, prompt: str) -> list[int]:
-    """Ids of `prompt`; of an empty one, a line break, or the first token where there is none. Raises UsageError for unknown characters."""
+    """Ids of `prompt`; an empty one becomes a line break, or the first token if there is none. Raises UsageError for unknown characters."""
     if "\N{REPLACEMENT CHARACTER}" not in prompt and any(0xD800 <= ord(c) < 0xE000 for c in prompt):
         raise UsageError("the prompt is not valid UTF-8: give it in UTF-8")
     if prompt:
@@ -40,11 +40,11 @@ class Sample:
 
     @property
     def nats_per_char(self) -> float | None:
-        """All tokens' nats over the characters of the text."""
+        """The sum of all tokens' nats divided by the characters of the text."""
         return sum(self.nats) / len(self.text) if self.nats and self.text else None
 
     def add(self, step: Step) -> None:
-        """Take one step in."""
+        """Add one step."""
         self.text += step.text
         self.tokens.append(step.token)
         if step.nats is not None:
@@ -67,7 +67,7 @@ class Stopwatch:
 
 
 def run(engine: Engine, request: GenerationRequest, watch: Stopwatch | None = None) -> Generator[Step]:
-    """Every step of one request; if the reader stops early, its slots are free again. `watch` counts what decoding alone took."""
+    """Every step of one request; if the reader stops early, its slots are free again. `watch` counts the time of decoding alone."""
     number = engine.submit(request)
     try:
         while engine.busy:
@@ -82,7 +82,7 @@ def run(engine: Engine, request: GenerationRequest, watch: Stopwatch | None = No
 
 
 def collect(steps: Iterable[Step], count: int) -> list[Sample]:
-    """The `count` samples that `steps` tell of."""
+    """The `count` samples of `steps`."""
     samples = [Sample() for _ in range(count)]
     for step in steps:
         samples[step.sample].add(step)
@@ -90,14 +90,14 @@ def collect(steps: Iterable[Step], count: int) -> list[Sample]:
 
 
 def distinct(text: str, n: int) -> float:
-    """Different n-grams of words over all n-grams of words (Li et al. 2016): 1 never repeats itself. A text without one counts as 1."""
+    """The share of different n-grams among all n-grams of words (Li et al. 2016); 1: no repetition, or no n-gram."""
     words = text.split()
     grams = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
     return len(set(grams)) / len(grams) if grams else 1.0
 
 
 def in_order(steps: Iterable[Step], count: int) -> Iterator[tuple[int, Step]]:
-    """Steps so that sample 0 streams, and each later one follows whole or streaming when the one before it is done."""
+    """Steps sample by sample: sample 0 streams, and each other one follows when the one before it is complete."""
     held: list[list[Step]] = [[] for _ in range(count)]
     current = 0
     for step in steps:

@@ -1,8 +1,8 @@
 """From logits to the next token, in small functions that compose. NumPy alone.
 
-The order is fixed, and the same as Hugging Face's: repetition penalty, temperature, top-k, top-p, min-p; what is left is
-normalised and drawn from by inverting its cumulative distribution at one uniform number. A token's draw therefore depends
-on its logits and on its own sequence's generator alone, never on what else is in the batch.
+The order is fixed, and the same as Hugging Face's: repetition penalty, temperature, top-k, top-p, min-p. The remaining tokens
+are normalised, and one is drawn by inverting their cumulative distribution at one uniform number. So a draw depends on its
+logits and its sequence's generator alone, not on the rest of the batch.
 Sources: top-k (Fan et al. 2018), top-p (Holtzman et al. 2020), min-p (Nguyen et al. 2024), repetition penalty (Keskar et al. 2019).
 Shapes: R rows (sequences), V vocabulary.
 """
@@ -120,7 +120,7 @@ def filtered(logits: Logits, sampling: Sampling, seen: npt.NDArray[np.bool_] | N
     if sampling.repetition_penalty != 1 and seen is not None:
         logits = penalise_repetition(logits, seen, sampling.repetition_penalty)
     if sampling.temperature not in (0, 1):
-        # The largest becomes 0 first: dividing by a tiny temperature must not overflow.
+        # The largest logit is made 0 first, so that a division by a tiny temperature does not overflow.
         with np.errstate(over="ignore"):  # others may become minus infinity
             logits = (logits - logits.max(axis=-1, keepdims=True)) / sampling.temperature
     logits = keep_top_k(logits, sampling.top_k)
@@ -135,8 +135,8 @@ def probabilities(logits: Logits) -> Logits:
 
 
 def draw(logits: Logits, uniforms: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float64]]:
-    """Ids (R,): in each row the first token at which the cumulative probability exceeds its number in [0, 1). And how near, in
-    probability, each was to a neighbour's."""
+    """Ids (R,): in each row the first token at which the cumulative probability exceeds its number in [0, 1); and the distance (R,), in
+    probability, to another choice."""
     cumulative = np.exp(logits - logits.max(axis=-1, keepdims=True)).cumsum(axis=-1)  # (R, V), up to the row's total
     total = cumulative[:, -1]
     # A product that rounds up to the total itself would name no token.
@@ -148,8 +148,8 @@ def draw(logits: Logits, uniforms: npt.NDArray[np.float64]) -> tuple[npt.NDArray
 def choose(
     logits: npt.NDArray[Any], sampling: Sampling, uniforms: npt.NDArray[np.float64], seen: npt.NDArray[np.bool_] | None = None
 ) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float64]]:
-    """The next token of each row of logits (R, V), given one uniform number (R,) each, which greedy choice ignores; and how narrow
-    each choice was: a difference of probabilities, or of logits where it was greedy. Raises NotFinite for logits that are not numbers."""
+    """The next token of each row of logits (R, V), given one uniform number (R,) each, which greedy choice ignores; and its margin (R,),
+    a difference of probabilities, or of logits if greedy. Raises NotFinite for logits that are not numbers."""
     if not np.isfinite(logits).all():
         raise NotFinite
     if sampling.temperature == 0:

@@ -1,4 +1,4 @@
-"""From token ids to text that is certain: whole characters only, and nothing that may yet turn out to be a stop string."""
+"""From token ids to text that is certain: complete characters only, and nothing that may become a stop string."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Sequence
 
 
 class StopStrings:
-    """Passes text through until one of several strings has come by, wherever the pieces are cut."""
+    """Passes text on until one of several strings occurs in it, also across pieces."""
 
     def __init__(self, stops: Sequence[str]) -> None:
         self.stops = [stop for stop in stops if stop]
         self._held = ""
 
     def push(self, text: str) -> tuple[str, bool]:
-        """(text that is certain now, whether a stop string ended it). The stop string itself is not part of the text."""
+        """(text that is certain now, whether a stop string ended it). The stop string is not part of the text."""
         if not self.stops:
             return text, False
         self._held += text
@@ -28,7 +28,7 @@ class StopStrings:
         return out, False
 
     def flush(self) -> str:
-        """What was held, at the end."""
+        """The text that was held back, at the end."""
         out, self._held = self._held, ""
         return out
 
@@ -42,7 +42,7 @@ def _overlap(text: str, stop: str) -> int:
 
 
 class TextStream:
-    """Text of one sequence of tokens as it grows. A character split over byte-level tokens is held until it is whole."""
+    """The growing text of one sequence of tokens. A character in several byte-level tokens is held back until it is complete."""
 
     def __init__(self, token_bytes: Sequence[bytes], stops: Sequence[str] = ()) -> None:
         self._token_bytes = token_bytes
@@ -56,7 +56,7 @@ class TextStream:
         return text
 
     def finish(self) -> str:
-        """What was held back; an unfinished character becomes U+FFFD."""
+        """The text that was held back; an incomplete character becomes U+FFFD."""
         if self.stopped:
             return ""
         text, self.stopped = self._stops.push(self._decoder.decode(b"", True))
@@ -64,7 +64,7 @@ class TextStream:
 
 
 def pieces_of(token_bytes: Sequence[bytes]) -> list[str]:
-    """Tokens as text; a token that is no whole character as OpenAI writes it, `bytes:\\xe2\\x82`."""
+    """Tokens as text; one that is not complete characters as OpenAI writes it, `bytes:\\xe2\\x82`."""
     return [_piece(token) for token in token_bytes]
 
 

@@ -21,7 +21,7 @@ class _Recomputed:
         if not (self.training and torch.is_grad_enabled()):
             return forward(*args)
         generator = next((m.generator for m in self.modules() if isinstance(m, Dropout)), None)
-        # Of its default generator, from which fused attention and compiled dropout draw, torch takes care itself.
+        # torch replays its default generator, which fused attention and compiled dropout use, by itself.
         replayed: dict[str, Any] = {} if generator is None else {"context_fn": _same_masks(generator)}
         return checkpoint(forward, *args, use_reentrant=False, **replayed)
 

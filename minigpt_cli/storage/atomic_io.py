@@ -1,9 +1,9 @@
-"""Files that survive: atomic writes, reads that trust nothing, and operating-system errors as one line.
+"""Atomic writes, reads of untrusted files, and operating-system errors as one line.
 
-A file is written beside itself (`.name.<random>.tmp`), flushed to disk and renamed, so that at every instant the name
-holds the old content or the new. Reads are bounded in size, never follow a symbolic link at the last step, and open
-nothing but regular files (a FIFO would hang). JSON is refused when it holds NaN, a duplicate key, half of a surrogate
-pair or absurd nesting.
+A file is written beside its final name (`.name.<random>.tmp`), flushed to disk and renamed, so that at every instant the name
+has the old content or the new. Reads are bounded in size, do not follow a symbolic link at the last step, and open only
+regular files (a FIFO would hang). JSON is refused if it holds NaN, a duplicate key, half of a surrogate pair or too many
+levels.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def temporary_beside(path: Path) -> Path:
-    """A name beside `path` that nobody else uses and `sweep` recognises."""
+    """A new name beside `path` that `sweep` recognises."""
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY}")
 
 
@@ -112,7 +112,7 @@ def staged(path: Path, mode: int = 0o666) -> Iterator[tuple[int, Path]]:
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
-    """Replace the content of `path` by `data` so that no reader and no crash ever sees a part of it. Raises MiniGPTError."""
+    """Replace the content of `path` by `data`; no reader sees a part of it, also after a crash. Raises MiniGPTError."""
     path = Path(path)
     with explained("write"):
         with staged(path) as (fd, temporary):
@@ -122,7 +122,7 @@ def write_atomic(path: Path, data: bytes | str) -> None:
 
 
 def replace(temporary: Path, path: Path) -> None:
-    """Rename `temporary` to `path`; where that fails the temporary is gone too."""
+    """Rename `temporary` to `path`; if that fails, `temporary` is removed."""
     try:
         os.replace(temporary, path)
     except BaseException:
@@ -132,21 +132,21 @@ def replace(temporary: Path, path: Path) -> None:
 
 
 def leftovers(folder: Path) -> list[str]:
-    """Paths of what killed writers left in `folder`, or living ones are about to rename."""
+    """Paths of temporary files in `folder`: left by killed writers, or about to be renamed."""
     with suppress(OSError), os.scandir(folder) as entries:
         return [entry.path for entry in entries if entry.name.startswith(".") and entry.name.endswith(TEMPORARY)]
     return []
 
 
 def sweep(folder: Path) -> None:
-    """Remove what killed writers left in `folder`. Only for whoever holds the run's locks."""
+    """Remove what killed writers left in `folder`. The caller must hold the run's locks."""
     for path in leftovers(folder):
         with suppress(OSError):
             os.unlink(path)
 
 
 def sweep_abandoned(folder: Path, prefix: str = ".", suffix: str = TEMPORARY) -> None:
-    """Remove the files and folders so named in `folder` that nobody has touched for a day: killed processes left them."""
+    """Remove files and folders with such names in `folder` that have not changed for a day: killed processes left them."""
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith(prefix) and entry.name.endswith(suffix):
@@ -270,7 +270,7 @@ def check_space(folder: Path, n_bytes: int, advice: str = "") -> None:
         else:  # pragma: no cover
             free = shutil.disk_usage(folder).free
     except OSError:
-        return  # a disk that does not tell its space is tried
+        return  # the disk does not say how much is free: the write will show it
     if free < n_bytes:
         advice = advice or "free some space or choose another --runs-dir"
         raise MiniGPTError(f"{folder} has {size(free)} free and {size(n_bytes)} are needed: {advice}")
@@ -282,7 +282,7 @@ def sha256(data: bytes) -> str:
 
 
 def size(n_bytes: int) -> str:
-    """`n_bytes` for people: 1.5 MiB."""
+    """`n_bytes` as text: 1.5 MiB."""
     value = float(n_bytes)
     for unit in ("bytes", "KiB", "MiB"):
         if value < 1024:

@@ -1,7 +1,7 @@
-"""A C source as a shared library for this very processor, built once with a C compiler and kept in the user's cache.
+"""Build a C source as a shared library for this processor, once, and keep it in the user's cache.
 
-The compiler is the machine's or, if it has none, that of the package ziglang. Without one, on Windows, or with MINIGPT_NATIVE=0 there is
-no library, and torch does the work. A library is loaded only from a folder that nobody else may write to.
+The compiler is the machine's or, if it has none, that of the package ziglang. Without a compiler, on Windows, or with MINIGPT_NATIVE=0
+there is no library, and torch computes. A library is loaded only from a folder that no other user may write to.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from minigpt_cli.storage.atomic_io import one_line
 
 FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-ffp-contract=fast")
 TIMEOUT_S = 120
-_TRY_AGAIN_S = 24 * 3600  # after a failure of a compiler that is still the same
+_TRY_AGAIN_S = 24 * 3600  # after a failure of the same compiler
 
 
 def load(source: Path, flags: tuple[str, ...] = ()) -> ctypes.CDLL | None:
-    """The library of `source`, built if need be; None where there can be none, and `why_not` says why."""
+    """The library of `source`, built if necessary; None if it cannot be built, and `why_not` says why."""
     return _load(source, flags)[0]
 
 
 def why_not(source: Path, flags: tuple[str, ...] = ()) -> str:
-    """Why `load` gives None, as a few words; empty where it gives a library."""
+    """Why `load` returns None, in a few words; empty if it returns a library."""
     return _load(source, flags)[1]
 
 
 def forget() -> None:
-    """Look anew at the next call."""
+    """Try again at the next call."""
     _load.cache_clear()
 
 
@@ -73,13 +73,13 @@ def _opened(source: Path, flags: tuple[str, ...]) -> ctypes.CDLL:
         raise _NotHere(f"{path} can be written by others: remove it")
     try:
         return ctypes.CDLL(str(path))
-    except OSError as error:  # built for another machine that shares this home, cut short, or in want of a symbol
+    except OSError as error:  # built for another machine with the same home folder, cut off, or without a symbol that it needs
         raise _NotHere(f"{path} cannot be loaded ({one_line(str(error), 120)}): remove it") from error
 
 
 def _build(source: Path, flags: tuple[str, ...], path: Path) -> None:
-    """Compile. A failure is remembered, so that it is paid for once: until the compiler is another one, at most for a day, since it may
-    also be repaired beside the compiler (headers, space on the disk)."""
+    """Compile. A failure is kept until the compiler changes, so that it takes time once; but at most for a day, because its cause may be
+    outside of the compiler (headers, space on the disk)."""
     compiler = _compiler()
     remembered = path.with_suffix(".failed")
     if failure := _failed_before(remembered, compiler.path):
@@ -87,7 +87,7 @@ def _build(source: Path, flags: tuple[str, ...], path: Path) -> None:
     native = "-mcpu=native" if platform.machine() in ("arm64", "aarch64") else "-march=native"
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
         unit, built = f"{scratch}/unit.o", f"{scratch}/built.so"
-        # Linked apart from compiling: then -fopenmp adds no OpenMP library, and the one that torch has loaded is found.
+        # Linking is a step of its own: then -fopenmp adds no OpenMP library, and the one that torch has loaded is used.
         steps = (
             [*compiler.command, *FLAGS, native, *flags, "-c", str(source), "-o", unit],
             [*compiler.command, "-shared", unit, "-o", built, *compiler.libraries],
@@ -123,7 +123,7 @@ def _compiler() -> _Compiler:
 
 
 def _running_c_library() -> tuple[str, ...]:
-    """On Linux the files of the C library that this process runs with: zig would first build stubs of it, for half a minute."""
+    """On Linux the files of this process' C library; without them zig first builds stubs, for half a minute."""
     try:
         lines = Path("/proc/self/maps").read_text("utf-8").splitlines()
     except OSError:
@@ -134,7 +134,7 @@ def _running_c_library() -> tuple[str, ...]:
 
 
 def _complaint(step: list[str], scratch: str) -> str:
-    """What the compiler has to say against `step`; empty where it worked."""
+    """The compiler's error in `step`; empty if it worked."""
     caches = {"ZIG_GLOBAL_CACHE_DIR": scratch, "ZIG_LOCAL_CACHE_DIR": scratch}  # read by zig alone
     try:
         result = subprocess.run(
@@ -151,7 +151,7 @@ def _complaint(step: list[str], scratch: str) -> str:
 
 
 def _failed_before(remembered: Path, compiler: str) -> str:
-    """What this very compiler said against this source within a day; empty where it is to be tried."""
+    """The error of this compiler with this source within a day; empty if it must be tried."""
     try:
         if time.time() - remembered.stat().st_mtime > _TRY_AGAIN_S:
             return ""
@@ -169,13 +169,13 @@ def _identity(compiler: str) -> list[str | int]:
 
 
 def _fingerprint(source: Path, flags: tuple[str, ...]) -> str:
-    """Of everything that the built file depends on: source and headers, flags, processor."""
+    """A hash of everything that the built file depends on: source and headers, flags, processor."""
     about = [*_texts(source), repr((FLAGS, flags)).encode(), platform.machine().encode(), sys.platform.encode(), processor()]
     return hashlib.sha256(b"\0".join(about)).hexdigest()[:20]
 
 
 def _texts(source: Path) -> list[bytes]:
-    """The source and the headers that it includes by relative paths, and they in turn."""
+    """The source, the headers that it includes by relative paths, and theirs."""
     texts: dict[Path, bytes] = {}
     unread = [source]
     while unread:
@@ -188,7 +188,7 @@ def _texts(source: Path) -> list[bytes]:
 
 @cache
 def processor() -> bytes:
-    """What -march=native depends on: on Linux the flags of the first processor."""
+    """What -march=native depends on; on Linux the flags of the first processor."""
     try:
         with open("/proc/cpuinfo", "rb") as file:
             head = file.read(1 << 14)
@@ -199,7 +199,7 @@ def processor() -> bytes:
 
 @cache
 def _cache_folder() -> Path | None:
-    """A folder of this user's alone."""
+    """A folder that only this user may write to; None if there is none."""
     from platformdirs import user_cache_dir
 
     folder = Path(user_cache_dir("minigpt", appauthor=False)) / "native"

@@ -72,7 +72,7 @@ def in_copy(folder: Path, code: str, *, without: bool) -> str:
 
 
 def test_without_any_fast_form_it_trains_resumes_scores_and_generates(tmp_path: Path) -> None:
-    assert "accel/kernels.py is not there" in in_copy(tmp_path, COMMANDS, without=True)
+    assert "accel/kernels.py is missing" in in_copy(tmp_path, COMMANDS, without=True)
 
 
 def test_without_any_one_file_every_architecture_computes_the_same(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from minigpt_cli.generation.sampling import choose
 
 
 class BigramDecoder:
-    """A decoder of a bigram model's weights, whose `embedding` is the table (V, V)."""
+    """A decoder of a bigram model, whose weights have the table (V, V) as `embedding`."""
 
     name = "table"
     endless = True

@@ -1,4 +1,4 @@
-"""The native decoder: csrc/decoder.c with a weights's weights, which c_model.py packs.
+"""The native decoder: csrc/decoder.c with weights that c_model.py packs.
 
 Shapes: R rows, V vocabulary.
 """
@@ -64,7 +64,7 @@ def fits(config: Any) -> bool:
 
 
 class NativeDecoder:
-    """Transformer of any weights, in C. Results do not depend, to the bit, on what else is in a call, nor on the number of threads."""
+    """A transformer in C. Results do not depend, to the bit, on the other rows of a call or on the number of threads."""
 
     def __init__(self, weights: DecoderWeights, slots: int = 1, *, bits: int = 32, threads: int = 0, tiles: bool = True) -> None:
         lib = library()

@@ -1,4 +1,4 @@
-"""A weights in the form of csrc/model.h: matrices packed in panels of outputs, in float32 or in 16-bit integers at half the traffic.
+"""DecoderWeights in the form of csrc/model.h: matrices packed in panels of outputs, in float32 or in 16-bit integers (half the traffic).
 
 16-bit: each output's row is scaled to whole numbers up to 32,767, an error of about 3e-5 of a typical weight, a tenth of
 float16's; products and sums stay float32.
@@ -50,7 +50,7 @@ class Model(Structure):
 
 
 class PackedWeights:
-    """A weights's arrays packed for the library; with `tiles` for the processor's matrix tiles, where matrices have 16 bits."""
+    """Weights packed for the library; with `tiles` and 16 bits for the processor's matrix tiles."""
 
     def __init__(self, lib: ctypes.CDLL, weights: DecoderWeights, bits: int, tiles: bool) -> None:
         self._weights, self._bits, self._tiles, self._panel = weights, bits, tiles, int(lib.mg_panel())
@@ -58,7 +58,7 @@ class PackedWeights:
         self._arena = _Arena(lib)  # and the matrices
 
     def model(self, slots: int) -> Model:
-        """The weights for `slots` sequences; it points into arrays that live as long as this object."""
+        """The model for `slots` sequences; it points into arrays that live as long as this object."""
         p = self._weights
         layers = (_Layer * len(p.layers))(*(self._layer(layer) for layer in p.layers))
         self._kept.append(layers)
@@ -143,7 +143,7 @@ def quantised(matrix: Array, bits: int) -> tuple[npt.NDArray[Any], Array | None]
     if bits == 32:
         return matrix, None
     scale = (np.abs(matrix).max(axis=1) / _LEVELS).astype(np.float32)
-    scale[scale < np.finfo(np.float32).tiny] = 1  # of a row of zeros, or so near to it that a scale could not be told exactly
+    scale[scale < np.finfo(np.float32).tiny] = 1  # a row of zeros, or so near to zero that its scale is not exact
     return np.rint(matrix / scale[:, None]).astype(np.int16), scale
 
 

@@ -1,7 +1,7 @@
-"""Weights made ready for decoding: every architecture as one plain stack of matrices, in NumPy, without torch.
+"""Weights for decoding: every architecture as one stack of matrices, in NumPy, without torch.
 
-What training keeps apart is multiplied together once, here, in float64, so that a step does less. The result computes the
-same function:
+Products of weights that training keeps separate are computed here once, in float64, so that a step has less work. The result is
+the same function:
 - A norm's gain (and bias) goes into the matrix that reads the norm; attention's 1/sqrt(D) goes into the queries.
 - LayerNorm subtracts the mean over channels. Everything that writes into the residual stream is centred instead, so the
   mean is always zero and LayerNorm is RMSNorm (Ashkboos et al. 2024, "SliceGPT", section 3).
@@ -45,7 +45,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class DecoderWeights:
-    """All that a decoder needs to know of a model."""
+    """Everything that a decoder needs of a model."""
 
     config: Any  # the (pydantic) config of the model
     vocab_size: int

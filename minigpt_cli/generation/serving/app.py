@@ -1,7 +1,7 @@
 """The server: OpenAI's /v1/completions and /v1/models, /health, and a page at /.
 
-Bodies, texts and queues are bounded; a reader who leaves takes their request along. A request takes up decoding slots once
-its body has come whole. Who is answered at all is decided in guard.py; only JSON is read (so no form can post).
+Bodies, texts and queues are bounded. A request ends when its client leaves, and gets decoding slots only after its complete
+body has arrived. guard.py decides which requests are answered. Only JSON is read, so no HTML form can post.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def create_app(models: Models, page: str, *, api_key: str | None = None, any_hos
 
     @app.exception_handler(404)
     async def missing(request: Request, error: Exception) -> JSONResponse:
-        return problem(404, f"there is nothing at {request.scope['path'][:80]}", "not_found")
+        return problem(404, f"there is no page {request.scope['path'][:80]}", "not_found")
 
     @app.get("/", response_class=HTMLResponse)
     async def front() -> HTMLResponse:
@@ -95,13 +95,13 @@ def create_app(models: Models, page: str, *, api_key: str | None = None, any_hos
 
 
 async def _open(models: Models, name: str) -> Opened:
-    """The run called `name`. What is wrong with it, and where it lies on this machine, is for the log and not for the client."""
+    """The run called `name`. Its path and its problems go to the log, not to the client."""
     try:
         return await models.get(name)
     except Busy:
         raise
     except RunNotFound:
-        raise RunNotFound(f"unknown run {name[:80]!r}: GET /v1/models lists those there are") from None
+        raise RunNotFound(f"unknown run {name[:80]!r}: GET /v1/models lists the runs") from None
     except (MiniGPTError, OSError) as error:
         _log.warning("run %.80r cannot be opened: %s", name, one_line(str(error)))
         raise MiniGPTError(f"run {name[:80]!r} cannot be opened: the server's log says why") from error
@@ -141,7 +141,7 @@ class _Work:
         self.tickets = _submit_all(self.batcher, [body.to_request(one, seed, opened.loaded.ends) for one in ids])
 
     async def parts(self) -> AsyncIterator[dict[str, Any]]:
-        """Parts of all choices, as they come; whoever stops reading frees the slots."""
+        """Parts of all choices as they arrive; if the reader stops, the slots are free."""
         merged: asyncio.Queue[tuple[int, Any]] = asyncio.Queue()
         readers = [asyncio.create_task(_forward(i, ticket, merged)) for i, ticket in enumerate(self.tickets)]
         try:
@@ -209,7 +209,7 @@ async def _forward(number: int, ticket: Ticket, merged: asyncio.Queue[tuple[int,
 
 
 async def _whole(request: Request, work: _Work) -> Response:
-    """The whole answer at once, unless its reader leaves first."""
+    """The complete answer, unless the client leaves first."""
     reading = asyncio.create_task(_gather(work))
     leaving = asyncio.create_task(_left(request))
     try:

@@ -1,6 +1,6 @@
-"""One engine in a thread of its own, fed by the server: requests join the batch between two steps and leave it when they end.
+"""One engine in its own thread: the server's requests join the batch between two steps and leave it when they end.
 
-The thread alone touches the engine. What it decodes is handed to the event loop once a step, for all requests together.
+Only the thread uses the engine. After each step it gives the event loop the new tokens of all requests.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Ticket:
         self._arrived.put_nowait(steps)
 
     async def steps(self) -> AsyncIterator[list[Step]]:
-        """All steps in order, as many at a time as have come. Raises what ended them early."""
+        """All steps in order, as many at a time as have arrived. Raises the error that ended them early."""
         left = self.request.num_samples
         while left:
             steps = await self._arrived.get()
@@ -74,7 +74,7 @@ class Batcher:
         return self._engine.decoder.slots
 
     def submit(self, request: GenerationRequest) -> Ticket:
-        """Take a request in. Raises Busy where too much is waiting."""
+        """Add a request. Raises Busy if too many sequences are waiting."""
         ticket = Ticket(request)
         with self._lock:
             if self._closing or self._sequences + request.num_samples > self._limit:
@@ -85,13 +85,13 @@ class Batcher:
         return ticket
 
     def cancel(self, ticket: Ticket) -> None:
-        """Stop writing for a request whose reader has gone; its slots are free with the next step."""
+        """Stop a request whose client has left; its slots are free at the next step."""
         with self._lock:
             self._inbox.append(lambda: self._drop(ticket))
             self._lock.notify()
 
     def close(self) -> None:
-        """End the thread, whatever is in flight."""
+        """End the thread and every request."""
         with self._lock:
             self._closing = True
             self._lock.notify()
@@ -125,7 +125,7 @@ class Batcher:
                     self._inbox.popleft()()
             try:
                 self._hand_out(self._engine.step())
-            except Exception as error:  # whatever it is, nobody may wait for ever, and others may still be served
+            except Exception as error:  # no client may wait for ever, and later requests may still work
                 self._fail_all(MiniGPTError(f"decoding failed: {one_line(str(error) or type(error).__name__)}"))
         self._fail_all(MiniGPTError("the server is shutting down"))
 

@@ -1,7 +1,7 @@
-"""HTTP/1.1 with bounded patience: a peer that the server waits for has `PATIENCE_S` seconds, and few may be waited for at once.
+"""HTTP/1.1 with time limits: the server waits `PATIENCE_S` seconds for a client, and for few clients at once.
 
-Waited for is who has not sent a whole request (headers and body) yet, and who does not read what is written. uvicorn by itself waits for
-ever and counts such connections as work, so a thousand of them would shut everyone else out.
+It waits for a client that has not sent a complete request (headers and body), or does not read the answer. uvicorn would wait for
+ever and count such connections as work, so a thousand of them would keep all others out.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Who is answered, decided before anything else sees a request, from the request itself.
+"""Which requests are answered. This is decided from the request alone, before any other code gets it.
 
-- The key. With one, everything but the page at / and /health asks for `Authorization: Bearer KEY`. What is open is named and
-  all else is closed, whatever the method, so that no way of writing a path (or a route that is new) goes round the key.
-- The name. Without `any_host` only requests to localhost and to loopback addresses are answered (Host), and only pages of this
-  server itself (Origin): a web page that gives itself an address of this machine by DNS still says its own name.
+- The key. With a key, every path but / and /health needs `Authorization: Bearer KEY`, with every method. Open paths are listed
+  and all others are closed, so that no spelling of a path and no new route avoids the key.
+- The name. Without `any_host` only requests to localhost and to loopback addresses are answered (Host), and only from pages of
+  this server (Origin): a web page whose DNS name points to this machine still sends its own name.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ class Guard:
             if not is_local(host):
                 return problem(403, f"this server answers to localhost and loopback addresses, not to {host[:80]!r}", "forbidden")
             if _has(scope, b"origin") and origin.lower() not in (f"http://{host}".lower(), f"https://{host}".lower()):
-                return problem(403, f"this server answers to no page but its own, not to one of {origin[:80]!r}", "forbidden")
+                return problem(403, f"this server answers its own pages only, not pages of {origin[:80]!r}", "forbidden")
         if self._keys is not None and scope["path"] not in OPEN and not self._knows(_only(scope, b"authorization")):
             return problem(401, "the API key is missing or wrong: send it as 'Authorization: Bearer KEY'", "invalid_api_key")
         return None
 
     def _knows(self, authorization: str) -> bool:
-        """Whether the header holds the key; the time does not tell how much of it is right, since digests are compared."""
+        """Whether the header holds the key. Digests are compared, so the time does not show how much of it is right."""
         scheme, _, given = authorization.partition(" ")
         digest = hashlib.sha256(given.strip().encode("latin-1")).digest()
         matches = [hmac.compare_digest(digest, key) for key in self._keys or ()]
@@ -57,7 +57,7 @@ class Guard:
 
 
 def check_key(key: str) -> None:
-    """Raise UsageError for a key that no request can carry."""
+    """Raise UsageError for a key that cannot be sent in a header."""
     if not key.strip():
         raise UsageError("--api-key is empty: give a key, or leave it out")
     if key != key.strip() or any(ord(c) < 0x20 or ord(c) == 0x7F for c in key):
@@ -71,7 +71,7 @@ def is_local(host: str) -> bool:
 
 
 def is_loopback(name: str) -> bool:
-    """Whether `name` is localhost or an address of this machine alone."""
+    """Whether `name` is localhost or a loopback address."""
     try:
         return ipaddress.ip_address(name).is_loopback
     except ValueError:
@@ -91,6 +91,6 @@ def _has(scope: Any, name: bytes) -> bool:
 
 
 def _only(scope: Any, name: bytes) -> str:
-    """The value of a header that may come once, a character a byte; empty where it is missing or comes twice."""
+    """The value of a header, one character for each byte; empty if it is missing or occurs twice."""
     values = [value for key, value in scope["headers"] if key == name]
     return values[0].decode("latin-1").strip() if len(values) == 1 else ""

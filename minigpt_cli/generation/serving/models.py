@@ -1,4 +1,4 @@
-"""Which runs can be asked, and those that are: each opened once, decoded by its own batcher, the longest unused closed first."""
+"""The runs that the server knows, and those that are open: each opened once, with its batcher; the longest unused is closed first."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Opened:
 
 
 class Models:
-    """Runs by name. `version` changes when a run was saved anew; it is then opened anew for those who come later."""
+    """Runs by name. `version` changes when a run is saved; it is then opened again for later requests."""
 
     def __init__(
         self,
@@ -54,8 +54,8 @@ class Models:
         self._opening = asyncio.Lock()
 
     async def get(self, name: str) -> Opened:
-        """The run called `name`, opened if need be. Raises RunNotFound, RunDamaged, Busy."""
-        async with self._opening:  # one at a time: opening takes memory and a core
+        """The run called `name`, opened if necessary. Raises RunNotFound, RunDamaged, Busy."""
+        async with self._opening:  # one at a time, because it needs memory and a core
             version = await asyncio.to_thread(self._version, name)
             known = self._opened.get(name)
             if known is None or (known.version != version and not known.batcher.load):

@@ -1,7 +1,7 @@
-"""OpenAI's /v1/completions in pydantic: what may be asked, and how answers are written.
+"""OpenAI's /v1/completions in pydantic: the fields of requests and answers.
 
 Defaults are OpenAI's (temperature 1, no top-k, 16 tokens), not those of the command line. top_k, min_p and
-repetition_penalty are accepted besides, as other servers do.
+repetition_penalty are accepted too, as by other servers.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class StreamOptions(BaseModel):
 
 
 class CompletionRequest(BaseModel):
-    """The body of POST /v1/completions; fields of OpenAI's that mean nothing here are ignored."""
+    """The body of POST /v1/completions; other fields of OpenAI's are ignored."""
 
     model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
 
@@ -65,16 +65,16 @@ class CompletionRequest(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _without_nulls(cls, body: Any) -> Any:
-        """OpenAI lets null stand for a default."""
+        """In OpenAI's protocol null means the default."""
         return {name: value for name, value in body.items() if value is not None} if isinstance(body, dict) else body
 
     def check(self) -> None:
-        """Raise UsageError for what this server does not do."""
+        """Raise UsageError for what this server does not support."""
         for name in ("presence_penalty", "frequency_penalty", "logit_bias", "suffix"):
             if getattr(self, name):
                 raise UsageError(f"{name} is not supported here: leave it out (repetition_penalty is)")
         if self.best_of is not None and self.best_of != self.n:
-            raise UsageError("best_of other than n is not supported here: ask for n and choose yourself")
+            raise UsageError("best_of other than n is not supported here: ask for n texts and choose one yourself")
         sequences = self.n * len(self.prompts())
         if sequences > MAX_SEQUENCES or sequences * self.max_tokens > MAX_TOTAL:
             raise UsageError(f"{sequences} texts of {self.max_tokens} tokens are too much for one request: at most {MAX_SEQUENCES} texts "
@@ -92,7 +92,7 @@ class CompletionRequest(BaseModel):
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
     def to_request(self, ids: Sequence[int], seed: int, ends: Sequence[str] = ()) -> GenerationRequest:
-        """The engine's request for one of the prompts; `ends` stop it as its own stop strings do."""
+        """The engine's request for one of the prompts; `ends` are more stop strings."""
         sampling = Sampling(self.temperature, max(0, self.top_k), self.top_p, self.min_p, self.repetition_penalty)
         scored = self.logprobs is not None
         return GenerationRequest(
@@ -137,7 +137,7 @@ class Choice:
         logprobs["token_logprobs"].append(None if step.nats is None else -step.nats)
         top = {self._pieces[token]: math.log(p) if p > 0 else -1e4 for token, p in step.alternatives}
         if step.nats is not None:
-            top.setdefault(piece, -step.nats)  # as OpenAI does, one more where the token was none of the most probable
+            top.setdefault(piece, -step.nats)  # as OpenAI does, the chosen token too if it is not one of the most probable
         logprobs["top_logprobs"].append(top if step.nats is not None else None)
         logprobs["text_offset"].append(self._offset)
         self._offset += len(piece)

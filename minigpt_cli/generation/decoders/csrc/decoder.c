@@ -1,10 +1,10 @@
-/* A step of a small transformer as one call: what torch does in a hundred calls, and with half the memory traffic.
+/* A step of a small transformer in one call: torch needs a hundred calls and twice the memory traffic.
 
-   Built on the user's machine, for exactly its processor, with whatever C compiler is there; without one torch does the work.
-   Plain C with GCC/Clang vector extensions, so that it serves AVX-512, AVX2 and NEON alike.
+   Built on the user's machine for its processor, with any C compiler; without a compiler torch decodes.
+   Plain C with GCC/Clang vector extensions, so that the same code uses AVX-512, AVX2 or NEON.
 
    Law: a row's result does not depend, to the bit, on the other rows, on how rows are grouped into calls, or on the number of
-   threads. Every output is summed over its inputs in order, by one lane of one vector; threads share out outputs, never a sum.
+   threads. Every output is summed over its inputs in order, by one lane of one vector; a sum is never divided among threads.
 
    The model is weights.py's DecoderWeights: RMSNorm without gain, attention, RMSNorm without gain, feed-forward or experts.
    Shapes, here and in the headers: R rows, C channels, H query heads, K key/value heads, D head size, F hidden width, E experts,
