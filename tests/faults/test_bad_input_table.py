@@ -149,7 +149,7 @@ def test_a_run_that_cannot_be_opened_is_one_line(
 @pytest.mark.parametrize(
     "command", ["eval", "generate", "compare latest top", "runs show", "runs verify", "runs plot latest", "train --resume latest"]
 )
-def test_an_empty_store_says_how_to_begin(command: str, tmp_path: Path, cli: Callable[..., Done], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_store_says_how_to_start(command: str, tmp_path: Path, cli: Callable[..., Done], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     check(cli(*command.split()), (2,), "minigpt train")
     assert list(tmp_path.iterdir()) == []

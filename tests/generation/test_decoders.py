@@ -123,7 +123,7 @@ def test_slots_do_not_see_each_other(model: Any, make_decoder: MakeDecoder) -> N
 
 
 @pytest.mark.parametrize("make_decoder", DECODERS)
-def test_a_copied_slot_goes_on_by_itself(model: Any, make_decoder: MakeDecoder) -> None:
+def test_a_copied_slot_is_independent(model: Any, make_decoder: MakeDecoder) -> None:
     decoder = make_decoder(model, 2)
     decoder.extend(0, [1, 2, 3], 0)
     decoder.copy(0, 1, 3)
@@ -166,7 +166,7 @@ def _banded(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
 @native
 @pytest.mark.parametrize(("bits", "tiles"), [(32, False), (16, False), (16, True)])
 @pytest.mark.parametrize("name", [n for n in CONFIGS if n != "bigram"])
-def test_native_results_are_bit_equal_whatever_the_batch_the_cut_and_the_threads(name: str, bits: int, tiles: bool) -> None:
+def test_native_results_are_bit_equal_with_any_batch_cut_and_threads(name: str, bits: int, tiles: bool) -> None:
     """With and without the processor's matrix tiles, where it has them."""
     weights = weights_of(make(name))
     ids = np.random.default_rng(3).integers(0, V, T).tolist()
@@ -197,7 +197,7 @@ def test_16_bit_weights_stay_near_and_exact_logits_are_float32(name: str, tiles:
     np.testing.assert_allclose(decoder.exact(ids), expected, atol=2e-5)
 
 
-def test_quantised_rows_come_back_within_half_a_level() -> None:
+def test_quantised_rows_differ_by_at_most_half_a_level() -> None:
     matrix = np.random.default_rng(5).normal(size=(7, 33)).astype(np.float32)
     matrix[3] = 0
     numbers, scale = quantised(matrix, 16)

@@ -92,7 +92,7 @@ def test_the_seed_decides() -> None:
     assert texts[0] == texts[1] != texts[2]
 
 
-def test_learned_positions_begin_anew_with_the_newest_half() -> None:
+def test_learned_positions_start_again_with_the_newest_half() -> None:
     """Documented: when the window is full, the newest half of it is read again and becomes its beginning."""
     model: Any = make("classic")
     new = 3 * T

@@ -73,7 +73,7 @@ def called(guarded: Any, kind: str, path: str, headers: list[tuple[bytes, bytes]
 
 
 @pytest.mark.parametrize("kind", ["http", "websocket"])
-def test_a_route_that_nobody_thought_of_is_closed_too(kind: str) -> None:
+def test_an_unknown_route_is_closed_too(kind: str) -> None:
     reached = []
 
     async def anything(scope: Any, receive: Any, send: Any) -> None:

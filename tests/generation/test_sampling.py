@@ -64,7 +64,7 @@ def test_min_p_keeps_what_is_probable_enough_beside_the_first(p: float, expected
     assert kept(keep_min_p(np.log(P), p)) == expected
 
 
-def test_repetition_penalty_makes_seen_tokens_less_likely_whatever_their_sign() -> None:
+def test_repetition_penalty_makes_seen_tokens_less_probable_with_either_sign() -> None:
     logits, seen = np.array([[2.0, -2.0, 2.0, -2.0]]), np.array([[True, True, False, False]])
     np.testing.assert_array_equal(penalise_repetition(logits, seen, 2.0), [[1.0, -4.0, 2.0, -2.0]])
 
@@ -122,7 +122,7 @@ def test_a_row_is_drawn_the_same_alone_and_in_a_batch() -> None:
     assert together.tolist() == [int(choose(logits[i : i + 1], sampling, uniforms[i : i + 1])[0][0]) for i in range(16)]
 
 
-def test_greedy_takes_the_most_probable_and_says_how_narrowly() -> None:
+def test_greedy_takes_the_most_probable_and_returns_its_margin() -> None:
     ids, margins = choose(np.array([[1.0, 3.0, 2.5], [5.0, 0.0, 0.0]]), Sampling(temperature=0), np.zeros(2))
     assert ids.tolist() == [1, 0]
     np.testing.assert_allclose(margins, [0.5, 5.0])

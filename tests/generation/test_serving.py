@@ -138,7 +138,7 @@ def test_bad_requests_are_told_so(server: Server, body: dict[str, Any], status: 
 @pytest.mark.parametrize(
     "trouble", [RunDamaged("/home/me/runs/first/run.json is damaged"), FileNotFoundError(2, "gone", "/home/me/runs/first")]
 )
-def test_what_is_wrong_with_a_run_and_where_it_lies_is_for_the_log(
+def test_problems_and_paths_of_a_run_go_to_the_log_alone(
     trouble: Exception, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Server() as server:
@@ -154,7 +154,7 @@ def test_what_is_wrong_with_a_run_and_where_it_lies_is_for_the_log(
         assert "Traceback" not in caplog.text
 
 
-def test_null_stands_for_a_default(server: Server) -> None:
+def test_null_means_the_default(server: Server) -> None:
     asked = {"model": "first", "prompt": "ab", "seed": 3}
     nulls = dict.fromkeys(("n", "max_tokens", "temperature", "top_p", "stop", "logprobs", "echo", "stream", "best_of", "presence_penalty"))
     assert server.post(**asked, **nulls).json()["choices"] == server.post(**asked).json()["choices"]
@@ -174,7 +174,7 @@ def test_bodies_that_are_no_requests(server: Server) -> None:
     assert httpx.get(f"{server.url}/nothing").json()["error"]["code"] == "not_found"
 
 
-def test_a_full_queue_answers_429_and_then_goes_on(server: Server) -> None:
+def test_a_full_queue_answers_429_and_later_works_again(server: Server) -> None:
     with httpx.Client(timeout=60) as client:
         body = {"model": "first", "prompt": "a", "n": SLOTS + WAITING, "max_tokens": 8000, "stream": True}
         with client.stream("POST", f"{server.url}/v1/completions", json=body) as stream:

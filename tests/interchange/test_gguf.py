@@ -150,7 +150,7 @@ def test_llama_cpp_cuts_and_joins_text_as_the_tokenizer_does(llama_cpp: Any, tmp
         assert b"".join(llama.detokenize([i]) for i in ids).decode() == text
 
 
-def test_end_token_is_never_the_likeliest(tmp_path: Path) -> None:
+def test_end_token_is_never_the_most_probable(tmp_path: Path) -> None:
     words = vocabulary(char_json(), len(set(TEXT)))
     assert words.added
     assert words.end_id == len(set(TEXT))

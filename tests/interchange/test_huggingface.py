@@ -67,7 +67,7 @@ def test_export_then_import_gives_equal_weights_and_configuration(make_run: Make
     assert [getattr(back.config, n) for n in same] == [getattr(loaded.config.model, n) for n in same]
 
 
-def test_card_tells_score_interval_text_and_settings(make_run: MakeRun, tmp_path: Path) -> None:
+def test_card_has_score_interval_text_and_settings(make_run: MakeRun, tmp_path: Path) -> None:
     exported = huggingface.export(checkpoints.load(make_run("my-run")), tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
     for fact in ("# my-run", "1.5000 nats per character", "1.4000 to 1.6000", "1" * 64, "| n_embd | 32 |", "step 7 of 9", "AutoTokenizer"):

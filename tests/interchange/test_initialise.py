@@ -133,7 +133,7 @@ def test_nanogpt_computes_the_same_here(tmp_path: Path, bias: bool) -> None:
     torch.testing.assert_close(logits(source.config, 11, weights, ids), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_nanogpt_without_its_characters_says_where_it_looked(tmp_path: Path) -> None:
+def test_nanogpt_without_its_characters_names_the_paths_it_tried(tmp_path: Path) -> None:
     nanogpt_files(tmp_path, bias=False)
     (tmp_path / "data" / "tiny" / "meta.pkl").unlink()
     source = open_source(tmp_path / "out" / "ckpt.pt")
@@ -273,7 +273,7 @@ def test_rows_that_round_a_vocabulary_up_are_left_out(make_run: MakeRun, tmp_pat
     assert any("padding" in note for note in report.notes)
 
 
-def test_rows_of_another_vocabulary_are_not_taken_for_padding(make_run: MakeRun, tmp_path: Path) -> None:
+def test_rows_of_another_vocabulary_are_not_removed_as_padding(make_run: MakeRun, tmp_path: Path) -> None:
     loaded = checkpoints.load(make_run(model="llama"))
     state = dict(loaded.model.state_dict())
     longer = torch.cat([state["token_embedding.weight"]] * 2)[: state["token_embedding.weight"].size(0) + 3]

@@ -175,7 +175,7 @@ def test_runs_are_found_by_name_prefix_latest_and_top(store: RunStore) -> None:
 
 
 @pytest.mark.parametrize("wanted", ["latest", "top", "x", ""])
-def test_an_empty_store_says_how_to_begin(store: RunStore, wanted: str) -> None:
+def test_an_empty_store_says_how_to_start(store: RunStore, wanted: str) -> None:
     with pytest.raises(RunNotFound, match="minigpt train"):
         store.find(wanted)
     assert list(store.list()) == []
@@ -236,7 +236,7 @@ def test_a_record_that_changed_by_one_digit_is_noticed(store: RunStore) -> None:
         _ = run.record
 
 
-def test_a_record_may_be_laid_out_anew(store: RunStore) -> None:
+def test_a_record_with_other_whitespace_is_read(store: RunStore) -> None:
     run = make(store, "a", 1.5)
     run.file("run.json").write_text(json.dumps(json.loads(run.file("run.json").read_text()), indent=7, sort_keys=True))
     assert run.record.best is not None
@@ -577,7 +577,7 @@ def test_a_lock_that_is_a_link_or_a_pipe_is_refused(store: RunStore, tmp_path: P
     assert run.status == "crashed"
 
 
-def test_a_file_system_without_locks_is_believed(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_locks_the_record_says_whether_a_run_is_live(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make(store, "a", status="running")
     run.file(".lock").touch()
 
@@ -807,7 +807,7 @@ def test_room_on_the_disk_is_asked_for(tmp_path: Path, monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("n", "shown"), [(0, "0 bytes"), (1023, "1023 bytes"), (1536, "1.5 KiB"), (5 << 20, "5.0 MiB"), (1 << 40, "1024.0 GiB")]
 )
-def test_sizes_for_people(n: int, shown: str) -> None:
+def test_sizes_have_readable_units(n: int, shown: str) -> None:
     assert atomic_io.size(n) == shown
 
 

@@ -118,7 +118,7 @@ def test_memory_is_asked_for() -> None:
         memory.check_memory(1 << 60, "a model")
 
 
-def test_a_machine_that_does_not_tell_its_memory_is_taken_at_a_guess(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_memory_is_guessed(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> str:
         raise OSError
 

@@ -98,7 +98,7 @@ def test_the_same_compiler_is_tried_again_after_a_day(source: Path, monkeypatch:
 
 
 @pytest.mark.parametrize("note", ["not JSON", "[]", "{}", '{"compiler": 1, "failure": "x"}'])
-def test_a_note_that_cannot_be_read_is_as_good_as_none(note: str, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_note_that_cannot_be_read_is_ignored(note: str, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     broken = compiler(source, monkeypatch, "echo tried >> $0.log; exit 1")
     assert native_build.load(source) is None
     built(source)[0].write_text(note, encoding="utf-8")

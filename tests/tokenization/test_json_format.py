@@ -172,12 +172,12 @@ def test_what_is_harmless_is_kept_or_left_out(spec: Json, path: str, value: Any)
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
-def test_tokens_outside_the_byte_alphabet_stand_for_themselves() -> None:
+def test_tokens_outside_the_byte_alphabet_are_their_own_text() -> None:
     spec = changed(BPE, "model.vocab", BPE["model"]["vocab"] | {"日": 258})
     assert check(json.dumps(spec), "x").token_bytes[258] == "日".encode()
 
 
-def test_unused_ids_stand_for_nothing() -> None:
+def test_unused_ids_have_no_bytes() -> None:
     spec = changed(BPE, "model.vocab", BPE["model"]["vocab"] | {"zz": 300})
     checked = check(json.dumps(spec), "x")
     assert len(checked.token_bytes) == 301

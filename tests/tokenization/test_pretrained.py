@@ -158,7 +158,7 @@ def test_gpt2_from_a_folder_without_a_network(shared_data: Path, tmp_path: Path,
         build()
 
 
-def test_gpt2_offline_names_the_ways_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpt2_offline_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(GPT2_DIR, raising=False)
     monkeypatch.setattr(downloads, "cache_folder", lambda: tmp_path)
 

@@ -60,7 +60,7 @@ def library(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
 
 @LAWS
 @given(FROM_TEXT)
-def test_the_json_says_the_same_in_the_library(tokenizer: Tokenizer, library: tokenizers.Tokenizer, text: str) -> None:
+def test_the_json_gives_the_same_ids_in_the_library(tokenizer: Tokenizer, library: tokenizers.Tokenizer, text: str) -> None:
     ids = library.encode(text, add_special_tokens=False).ids
     assert ids == tokenizer.encode(text).tolist()
     assert library.decode(ids, skip_special_tokens=False) == text
