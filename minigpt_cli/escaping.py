@@ -83,9 +83,12 @@ def _is_numbers(text: str) -> bool:
 def json_text(document: str) -> str:
     """The same JSON document without characters that control a terminal."""
     document = document if document.isascii() else _STACKED.sub(lambda match: _written_out(match[0]), document)
-    if document.isprintable():
-        return document
-    return "".join(c if c == "\n" or _is_harmless(c) else json.dumps(c)[1:-1] for c in document)
+    lines = document.split("\n")
+    return "\n".join(line if line.isprintable() else _printable_json(line) for line in lines)
+
+
+def _printable_json(line: str) -> str:
+    return "".join(c if _is_harmless(c) else json.dumps(c)[1:-1] for c in line)
 
 
 def file_name(text: str, most: int = 100) -> str:

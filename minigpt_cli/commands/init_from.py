@@ -78,7 +78,7 @@ def explained_characters(origin: Origin | None) -> Iterator[None]:
 def check_adapters(config: RunConfig, origin: Origin | None) -> None:
     """Raise UsageError for --lora-rank without weights, or with weights that are not a run of this store."""
     if origin is not None and config.lora.quantize_base != "off":
-        from minigpt_cli.models.quantized import library
+        from minigpt_cli.training.quantized import library
 
         library()
     if config.lora.lora_rank and origin is None:

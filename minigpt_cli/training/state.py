@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from minigpt_cli.accel.install import install, keep_freed_memory
 from minigpt_cli.config import RunConfig
-from minigpt_cli.models import grad_checkpoint, lora, quantized
+from minigpt_cli.models import lora
 from minigpt_cli.models.contract import build_model
 from minigpt_cli.models.layers import set_dropout_generator
-from minigpt_cli.training import distributed, precision
+from minigpt_cli.training import distributed, grad_checkpoint, precision, quantized
 from minigpt_cli.training.distributed import World
 from minigpt_cli.training.optimizers import build_optimizer
 from minigpt_cli.training.schedules import lr_factor

@@ -46,7 +46,7 @@ def prepare_data(folder: Path) -> None:
     [
         (remove_a_run, "runs", f"{NAME}/part/of/a/run"),
         (keep_a_score, cache.FOLDER, NAME),
-        (write_a_folder, "exports", f"{NAME}/model.safetensors"),
+        (write_a_folder, "exports", f"{UNFINISHED}xyz/model.safetensors"),
         (prepare_data, "data", f"{UNFINISHED}xyz/train.bin"),
     ],
 )

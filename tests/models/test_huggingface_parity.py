@@ -112,7 +112,7 @@ def test_what_we_cannot_express_is_refused(change: dict[str, object], message: s
 
 def test_missing_and_extra_weights_are_refused() -> None:
     hf_config, hf_state = to_hf(CASES["llama"], random_model(CASES["llama"]).state_dict())
-    with pytest.raises(UsageError, match="no place"):
+    with pytest.raises(UsageError, match="does not have"):
         from_hf(hf_config, hf_state | {"model.layers.0.extra.weight": torch.ones(1)})
     del hf_state["model.norm.weight"]
     with pytest.raises(UsageError, match=r"model\.norm\.weight"):

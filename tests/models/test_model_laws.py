@@ -12,9 +12,9 @@ from architectures import B, T, V, build, configure, every_model, gradients, los
 from torch import Tensor
 
 from minigpt_cli.errors import MiniGPTError, UsageError
-from minigpt_cli.models import grad_checkpoint
 from minigpt_cli.models.contract import build_model
 from minigpt_cli.models.layers import set_dropout_generator
+from minigpt_cli.training import grad_checkpoint
 
 
 @pytest.fixture(params=["formulas", "plain", "sdpa"], autouse=True)

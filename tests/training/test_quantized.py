@@ -9,8 +9,9 @@ import torch
 
 from minigpt_cli.config import LoraConfig, ModernConfig
 from minigpt_cli.errors import MissingExtra
-from minigpt_cli.models import lora, quantized
+from minigpt_cli.models import lora
 from minigpt_cli.models.contract import build_model
+from minigpt_cli.training import quantized
 
 CONFIG = ModernConfig(block_size=8, n_layer=2, n_head=2, n_embd=32, zero_init=False)
 IDS = torch.tensor([[1, 5, 2, 9, 0, 3]])
