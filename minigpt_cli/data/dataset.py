@@ -98,11 +98,15 @@ class Dataset:
     test: Split | None
     notices: tuple[str, ...] = ()  # what was left out of the text, and how it was split; of the preparation, and not kept
 
+    @property
+    def in_documents(self) -> bool:
+        """Whether the text is several documents, each with an end of its own."""
+        return self.n_documents > 1
+
     def before(self, name: str) -> Split | None:
         """The split that this one follows in the text, if it does."""
-        if self.cut not in IN_ORDER or name == "train":
-            return None
-        return self.train if name == "val" else self.val
+        found = preceding(self.cut, name)
+        return None if found is None else self.split(found)
 
     def split(self, name: str) -> Split:
         """The split of this name. Raises UsageError if there is none."""
@@ -119,6 +123,11 @@ class Dataset:
     def text(self, name: str) -> str:
         """The text of a split."""
         return self.tokenizer.decode(self.split(name).tokens)
+
+
+def preceding(cut: str, name: str) -> str | None:
+    """The split that this one follows in the text; None for the first, and where splits are not cut in order."""
+    return {"val": "train", "test": "val"}.get(name) if cut in IN_ORDER else None
 
 
 def dtype_for(vocab_size: int) -> Dtype:

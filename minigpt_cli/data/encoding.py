@@ -94,6 +94,8 @@ def _opened(folder: Path, config: DataConfig, out: Path | None) -> Dataset:
     """The dataset in `folder`. Raises UsageError where flags ask for other tokens or splits than it has, RunDamaged if it is not whole."""
     if out is not None:
         raise UsageError(f"{folder} holds token files already: leave out --out, or give the text itself")
+    if config.val or config.test:
+        raise UsageError(f"{folder} holds token files, split already: leave out --val and --test, or give the text itself")
     dataset = open_dataset(folder, record := read_record(folder))
     asked = {"tokenizer": config.tokenizer, "train_frac": config.train_frac, "test_frac": config.test_frac}
     for name, value in asked.items():

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from minigpt_cli.data import chat
+from minigpt_cli.data.dataset import Dataset
 from minigpt_cli.tokenization.contract import END_OF_TEXT, Tokenizer, added_tokens
 
 Kind = Literal["answers", "documents"]
@@ -45,10 +46,20 @@ def parts_of(tokens: Tokens, tokenizer: Tokenizer, *, documents: bool = False) -
     return Parts("documents", np.ones(len(ends), np.bool_), ends, np.flatnonzero(begins))
 
 
-def learned_text(tokens: Tokens, tokenizer: Tokenizer, *, documents: bool = False) -> tuple[Tokens, list[bytes]]:
-    """The tokens that training learns, and the bytes that each id stands for: of conversations the answers; what ends a part is a line
-    break."""
-    pieces, found = tokenizer.token_bytes(), parts_of(tokens, tokenizer, documents=documents)
+def context_of(dataset: Dataset, name: str, length: int) -> Tokens:
+    """The tokens that a split is read after, at most `length`: the end of a document, else the end of the split before it, if it follows
+    one."""
+    if dataset.in_documents and (end := end_of_text(dataset.tokenizer)) is not None:
+        return np.array([end])
+    before = dataset.before(name)
+    return np.array([], np.int64) if before is None else before.tokens[-length:]
+
+
+def learned_text(dataset: Dataset, name: str) -> tuple[Tokens, list[bytes]]:
+    """The tokens of a split that training learns, and the bytes that each id stands for: of conversations the answers; what ends a part
+    is a line break."""
+    tokens, tokenizer = dataset.split(name).tokens, dataset.tokenizer
+    pieces, found = tokenizer.token_bytes(), parts_of(tokens, tokenizer, documents=dataset.in_documents)
     if found is None:
         return tokens, pieces
     pieces[added_tokens(tokenizer)[chat.END if found.kind == "answers" else END_OF_TEXT]] = b"\n"

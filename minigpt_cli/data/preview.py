@@ -11,12 +11,11 @@ import numpy.typing as npt
 
 from minigpt_cli.data.dataset import Dataset
 from minigpt_cli.tokenization.char import code_points
-from minigpt_cli.tokenization.contract import END_OF_TEXT
+from minigpt_cli.tokenization.contract import END_OF_TEXT, text_pieces
 
 RARE = 10  # a character that occurs less often than this is rare
 _MANY_RARE = 500
 _WINDOWS, _WINDOW = 3, 120  # how many are shown, and their tokens
-_CHUNK = 1 << 20  # tokens decoded at once
 
 
 @dataclass(frozen=True)
@@ -57,11 +56,10 @@ def preview(dataset: Dataset, seed: int = 0) -> Preview:
 
 def _counted(dataset: Dataset) -> tuple[npt.NDArray[np.int64], list[int]]:
     """How often each code point occurs, (0x110000,), and the characters of each document."""
-    counts, lengths = np.zeros(0x110000, np.int64), [0]
+    counts, lengths, token_bytes = np.zeros(0x110000, np.int64), [0], dataset.tokenizer.token_bytes()
     for split in dataset.splits().values():
-        for start in range(0, len(split.tokens), _CHUNK):
-            text = dataset.tokenizer.decode(split.tokens[start : start + _CHUNK])
-            pieces = text.split(END_OF_TEXT) if dataset.n_documents > 1 else [text]
+        for text in text_pieces(split.tokens, token_bytes):
+            pieces = text.split(END_OF_TEXT) if dataset.in_documents else [text]
             counts += np.bincount(code_points("".join(pieces)), minlength=0x110000)
             lengths[-1] += len(pieces[0])
             lengths += map(len, pieces[1:])
@@ -80,7 +78,7 @@ def _warnings(dataset: Dataset, n_rare: int, n_characters: int) -> list[str]:
         found.append(
             f"{n_rare:,} of {n_characters:,} characters occur less than {RARE} times: --tokenizer bpe or byte would learn them better"
         )
-    if dataset.cut in ("document", "given") and dataset.n_documents > 1 and dataset.val.n_documents < 5:
+    if dataset.cut in ("document", "given") and dataset.in_documents and dataset.val.n_documents < 5:
         few = f"only {dataset.val.n_documents} documents to validate on"
         found.append(f"{few}: the score depends on which they are; see --train-frac and --val")
     return found

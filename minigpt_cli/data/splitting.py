@@ -22,13 +22,11 @@ import numpy.typing as npt
 from minigpt_cli.config import DataConfig
 from minigpt_cli.data.dataset import IN_ORDER, SPLITS, Cut
 from minigpt_cli.data.sources.contract import Document, Piece
-from minigpt_cli.data.text_reader import Text
+from minigpt_cli.data.text_reader import FEW, Text
 from minigpt_cli.errors import MiniGPTError, TextTooShort
 from minigpt_cli.tokenization.contract import END_OF_TEXT
 
 _Read = tuple[str, Iterator[Piece]]  # a document's name and pieces
-
-FEW = 10  # documents
 
 
 class Splitter:
@@ -112,9 +110,7 @@ class Splitter:
             return self._check(sha256.hexdigest())
         documents = ((document.name, hashed(document.pieces)) for document in self._text.documents())
         yield from self._in_order(documents) if self.in_order else self._by_document(documents)
-        if next(documents, None):
-            sha256.update(b"more")
-        self._check(sha256.hexdigest())
+        self._check("longer" if next(documents, None) else sha256.hexdigest())
 
     def _check(self, sha256: str) -> None:
         if sha256 != self._text.sha256:

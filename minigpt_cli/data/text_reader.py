@@ -21,7 +21,7 @@ from minigpt_cli.storage.atomic_io import explained
 from minigpt_cli.tokenization.char import code_points
 from minigpt_cli.tokenization.contract import END_OF_TEXT
 
-_LENGTHS = 1000  # documents whose lengths are kept
+FEW = 10  # documents: fewer are each cut in their length
 
 
 class Text:
@@ -93,7 +93,7 @@ class Text:
                 if document.split is not None:
                     self.given[document.split] += 1
                 self.hashes.append(int.from_bytes(own.digest()[:8], "big"))
-                if len(self.lengths) < _LENGTHS:
+                if len(self.lengths) < FEW:
                     self.lengths.append(self.n_chars - before)
         if not self.n_chars:
             kind = "has no ASCII character" if self._ascii_only else "is empty"

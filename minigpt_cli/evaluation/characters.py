@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from minigpt_cli.errors import MiniGPTError
+from minigpt_cli.tokenization.contract import text_pieces
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -25,13 +26,10 @@ def token_lengths(token_bytes: Sequence[bytes]) -> Ints:
 
 def spelled(ids: npt.NDArray[np.integer], token_bytes: Sequence[bytes]) -> str:
     """The text that `ids` spell. Raises MiniGPTError where they end or begin inside a character."""
-    pieces: list[bytes] = []
-    for start in range(0, len(ids), 1 << 20):
-        pieces.append(b"".join([token_bytes[i] for i in np.asarray(ids[start : start + (1 << 20)]).tolist()]))
     try:
-        return b"".join(pieces).decode("utf-8")
+        return "".join(text_pieces(ids, token_bytes))
     except UnicodeDecodeError as error:
-        raise MiniGPTError(f"the tokens are not whole UTF-8 text (byte {error.start}): tokenize the text again") from error
+        raise MiniGPTError("the tokens are not whole UTF-8 text: tokenize the text again") from error
 
 
 def per_character(token_nats: npt.ArrayLike, token_bytes: npt.ArrayLike, text: bytes) -> tuple[Floats, Ints]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from minigpt_cli.data.chat import TOKENS, learned_chats
-from minigpt_cli.data.dataset import IN_ORDER
+from minigpt_cli.data.dataset import preceding
 from minigpt_cli.data.parts import Kind
 from minigpt_cli.errors import RunDamaged, UsageError
 from minigpt_cli.evaluation.cache import ScoreKey
@@ -18,7 +18,6 @@ from minigpt_cli.storage import atomic_io
 from minigpt_cli.tokenization.contract import END_OF_TEXT
 
 SplitName = Literal["train", "val", "test"]
-BEFORE: dict[str, str] = {"val": "train", "test": "val"}  # the split before each, where splits are cut in order
 
 
 @dataclass(frozen=True)
@@ -56,8 +55,9 @@ def score_key(run: Run, target: Target, ckpt: str = "best", stride: int = 0) -> 
     if target.text is not None:
         text, before = hashlib.sha256(target.text.encode()).hexdigest(), ""
     else:
-        preceding = BEFORE.get(target.split) if run.record.corpus and run.record.corpus.cut in IN_ORDER else None
-        text, before = split_record(run, target.split).sha256, split_record(run, preceding).sha256 if preceding else ""
+        text = split_record(run, target.split).sha256
+        previous = preceding(run.record.corpus.cut, target.split) if run.record.corpus else None
+        before = split_record(run, previous).sha256 if previous else ""
     return ScoreKey(weights.sha256, text, before, stride, scored=scored_parts(run, target) or "")
 
 

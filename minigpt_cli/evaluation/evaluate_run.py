@@ -157,7 +157,7 @@ def baselines_of(run: Run, score: Score) -> Baselines | None:
 
 def training_text(dataset: Dataset, max_chars: int) -> str:
     """The last `max_chars` characters at most of what was learned from the training split."""
-    tokens, pieces = learned_text(dataset.train.tokens, dataset.tokenizer, documents=dataset.n_documents > 1)
+    tokens, pieces = learned_text(dataset, "train")
     if len(tokens) <= max_chars:
         return spelled(tokens, pieces)[-max_chars:]
     raw = b"".join([pieces[i] for i in tokens[-max_chars:].tolist()])

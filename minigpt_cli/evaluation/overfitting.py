@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,11 +17,10 @@ from minigpt_cli.evaluation.memorisation import Copies, copies
 from minigpt_cli.evaluation.scores import Score
 from minigpt_cli.generation.samples import Sample
 from minigpt_cli.runstore.directory import Run
-from minigpt_cli.tokenization.contract import END_OF_TEXT
+from minigpt_cli.tokenization.contract import END_OF_TEXT, text_pieces
 
 SAMPLES, SAMPLE_CHARS = 10, 1000
 DOCUMENTS = 100  # written by a run that learned documents
-_PIECE = 1 << 20  # tokens of the training text read at once
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,7 @@ def memorisation(run: Run, *, ckpt: str = "best", seed: int = 0, device: ChooseD
     margin = math.hypot(*((score.ci95[1] - score.ci95[0]) / 2 for score in (validation, training)))
     samples = sampled(run, dataset, ckpt, seed)
     written = [sample.text for sample in samples]
-    unseen = spelled(*learned_text(dataset.val.tokens, dataset.tokenizer, documents=dataset.n_documents > 1))
+    unseen = spelled(*learned_text(dataset, "val"))
     return Memorisation(
         val_nats_per_char=validation.nats_per_char,
         train_nats_per_char=training.nats_per_char,
@@ -68,7 +66,7 @@ def memorisation(run: Run, *, ckpt: str = "best", seed: int = 0, device: ChooseD
         unseen=copies(_spread(unseen, len(written), sum(map(len, written))), training_pieces(dataset)),
         n_samples=len(written),
         sample_chars=sum(map(len, written)),
-        written=_whole_documents(samples, dataset) if dataset.n_documents > 1 else None,
+        written=_whole_documents(samples, dataset) if dataset.in_documents else None,
     )
 
 
@@ -88,7 +86,7 @@ def _on_training(run: Run, dataset: Dataset, ckpt: str, device: ChooseDevice) ->
     if len(answers := chat.answer_starts(tokens, dataset.tokenizer)):
         start = min(start, int(answers[-1]) - 1)  # there is an answer to score
     context = tokens[max(0, start - block_size) : start] if start else None
-    parts = parts_of(tokens[start:], dataset.tokenizer, documents=dataset.n_documents > 1)
+    parts = parts_of(tokens[start:], dataset.tokenizer, documents=dataset.in_documents)
     return score_ids(loaded.model, loaded.tokenizer, tokens[start:], parts=parts, context=context, block_size=block_size)
 
 
@@ -136,7 +134,4 @@ def _spread(text: str, count: int, total: int) -> list[str]:
 
 def training_pieces(dataset: Dataset) -> Iterator[str]:
     """What was learned from the training text, in pieces."""
-    tokens, pieces = learned_text(dataset.train.tokens, dataset.tokenizer, documents=dataset.n_documents > 1)
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    for start in range(0, len(tokens), _PIECE):
-        yield decoder.decode(b"".join([pieces[i] for i in tokens[start : start + _PIECE].tolist()]))
+    return text_pieces(*learned_text(dataset, "train"))

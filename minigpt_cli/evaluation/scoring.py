@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from minigpt_cli.data.dataset import Dataset
-from minigpt_cli.data.parts import Parts, end_of_text, parts_of
+from minigpt_cli.data.parts import Parts, context_of, end_of_text, parts_of
 from minigpt_cli.errors import MiniGPTError, UsageError
 from minigpt_cli.evaluation.characters import per_character, spelled, token_lengths
 from minigpt_cli.evaluation.scores import PartsScored, Score, make_score
@@ -192,12 +192,8 @@ def _score_parts(
 
 def score_split(model: nn.Module, tokenizer: Tokenizer, dataset: Dataset, split: str, *, block_size: int, stride: int = 0) -> Score:
     """The score of a split of a run's own data, read after the split before it: what the record, `eval` and `compare` all show."""
-    tokens, before = dataset.split(split).tokens, dataset.before(split)
-    parts = parts_of(tokens, tokenizer, documents=dataset.n_documents > 1)
-    if parts is not None and parts.kind == "documents":
-        context: Any = [end_of_text(tokenizer)]
-    else:
-        context = before.tokens[-block_size:] if before else None
+    tokens, context = dataset.split(split).tokens, context_of(dataset, split, block_size)
+    parts = parts_of(tokens, tokenizer, documents=dataset.in_documents)
     return score_ids(model, tokenizer, tokens, parts=parts, context=context, block_size=block_size, stride=stride)
 
 

@@ -9,7 +9,7 @@ Sequences join and leave between steps (continuous batching: Yu et al. 2022, "Or
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from random import Random
@@ -247,26 +247,3 @@ def most_probable(logits: npt.NDArray[Any], count: int) -> tuple[tuple[int, floa
     """The `count` most probable tokens of logits (V,) and their probabilities under the model itself."""
     p = probabilities(logits.astype(np.float64))
     return tuple((int(i), float(p[i])) for i in np.argsort(-p, kind="stable")[:count])
-
-
-def generate(
-    model: Any,
-    ids: Sequence[int],
-    *,
-    sampling: Sampling = BALANCED,
-    max_new_tokens: int = 256,
-    num_samples: int = 1,
-    seed: int = 0,
-    stop: Sequence[str] = (),
-    token_bytes: Sequence[bytes] | None = None,
-    alternatives: int = 0,
-    score: bool = False,
-) -> Iterator[Step]:
-    """The steps of continuing `ids` with a model or a decoder, one for each token; with `token_bytes` they have text too."""
-    from minigpt_cli.generation.select_decoder import decoder_of
-
-    request = GenerationRequest(ids, sampling, max_new_tokens, num_samples, seed, stop, alternatives, score)
-    engine = Engine(decoder_of(model, num_samples), token_bytes)
-    engine.submit(request)
-    while engine.busy:
-        yield from engine.step()

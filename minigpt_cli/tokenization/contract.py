@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
@@ -103,3 +104,11 @@ def checked_ids(ids: npt.ArrayLike, vocab_size: int) -> npt.NDArray[np.int64]:
         span = f"{index.min()} to {index.max()}"
         raise MiniGPTError(f"token ids from {span} do not fit a vocabulary of {vocab_size}: another tokenizer made them")
     return index
+
+
+def text_pieces(ids: npt.NDArray[np.integer], token_bytes: Sequence[bytes], at_once: int = 1 << 20) -> Iterator[str]:
+    """The text that `ids` spell, in pieces of `at_once` tokens; a character that two pieces share is in the second."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    for start in range(0, len(ids), at_once):
+        raw = b"".join([token_bytes[i] for i in np.asarray(ids[start : start + at_once]).tolist()])
+        yield decoder.decode(raw, final=start + at_once >= len(ids))

@@ -20,6 +20,7 @@ from minigpt_cli.bounds import NATS_LIMIT
 from minigpt_cli.config import RunConfig
 from minigpt_cli.data.chat import answer_chars, answers
 from minigpt_cli.data.dataset import Dataset
+from minigpt_cli.data.parts import context_of
 from minigpt_cli.evaluation.scoring import batch_rows, token_nats
 from minigpt_cli.training.state import TrainingState
 
@@ -94,8 +95,8 @@ class Evaluator:
         return nats if learned is None else nats[self._targets_of(learned, starts).reshape(-1)]
 
     def _whole(self) -> npt.NDArray[np.float64]:
-        train, val = self._dataset.train.tokens, self._dataset.val.tokens
-        nats = token_nats(self._state.model, val, context=train[-self._block :], block_size=self._block)
+        val = self._dataset.val.tokens
+        nats = token_nats(self._state.model, val, context=context_of(self._dataset, "val", self._block), block_size=self._block)
         return nats if self._val_learned is None else nats[self._val_learned]
 
     @contextmanager

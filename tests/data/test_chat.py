@@ -19,6 +19,7 @@ from minigpt_cli.data.sources.chat import messages_of
 from minigpt_cli.data.sources.files import File
 from minigpt_cli.data.sources.open_source import open_source
 from minigpt_cli.errors import MiniGPTError, TextTooShort, UsageError
+from minigpt_cli.evaluation.characters import spelled
 from minigpt_cli.tokenization.bpe import ByteTokenizer
 from minigpt_cli.tokenization.char import CharTokenizer
 from minigpt_cli.tokenization.contract import TrainingText
@@ -161,11 +162,12 @@ def test_a_split_whose_answers_hold_no_text_is_refused(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("data/*"))
 
 
-def test_what_is_learned_is_the_answers_a_line_each_and_all_of_a_text() -> None:
-    words = with_added_tokens(ByteTokenizer(), chat.TOKENS)
-    for text, expected in ((chat.templated([("user", "u"), ("assistant", "A1"), ("assistant", "")]), b"A1\n\n"), ("plain", b"plain")):
-        ids, pieces = learned_text(words.encode(text), words)
-        assert b"".join(pieces[i] for i in ids.tolist()) == expected
+def test_what_is_learned_is_the_answers_a_line_each_and_all_of_a_text(tmp_path: Path) -> None:
+    rows = [{"prompt": "u", "completion": "A1"}, {"prompt": "u", "completion": ""}, {"prompt": "u", "completion": "B2"}]
+    (plain := tmp_path / "plain.txt").write_text("plain")
+    for source, expected in ((written(tmp_path, rows), "A1\n\n"), (plain, "pla")):
+        dataset = prepared(DataConfig(source=str(source), tokenizer="byte", train_frac=0.7), tmp_path / "data")
+        assert spelled(*learned_text(dataset, "train")) == expected
 
 
 def test_a_line_without_an_end_is_refused_before_it_is_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

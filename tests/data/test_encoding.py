@@ -472,7 +472,7 @@ def test_token_files_are_a_source_and_give_what_the_text_gives(text: Path) -> No
     assert prepared(config("t", tokenizer="bpe")).key == made.key
 
 
-@pytest.mark.parametrize("other", [{"tokenizer": "byte"}, {"train_frac": 0.5}, {"test_frac": 0.05}])
+@pytest.mark.parametrize("other", [{"tokenizer": "byte"}, {"train_frac": 0.5}, {"test_frac": 0.05}, {"val": ["v.txt"]}])
 def test_settings_that_token_files_were_not_made_with_are_refused(other: dict[str, Any], text: Path) -> None:
     prepared(config(tokenizer="bpe"), out=Path("t"))
     with pytest.raises(UsageError, match="give the text itself"):

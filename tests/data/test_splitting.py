@@ -123,7 +123,7 @@ def test_parts_and_what_is_learned_are_the_documents(data: Callable[..., Dataset
     assert found.scored.all()
     assert found.marks.sum() == len(found.starts) == len(documents)
     assert found.starts.tolist() == np.cumsum([0, *(len(document) + 1 for document in documents)])[:-1].tolist()
-    assert spelled(*learned_text(dataset.train.tokens, dataset.tokenizer, documents=True)) == "".join(d + "\n" for d in documents)
+    assert spelled(*learned_text(dataset, "train")) == "".join(d + "\n" for d in documents)
     assert parts_of(dataset.train.tokens, dataset.tokenizer) is None
 
 

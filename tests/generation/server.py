@@ -13,7 +13,6 @@ import uvicorn
 
 from minigpt_cli.display.pages.tokens import serve_page
 from minigpt_cli.errors import RunNotFound
-from minigpt_cli.generation.engine import generate
 from minigpt_cli.generation.open_run import LoadedModel
 from minigpt_cli.generation.sampling import Sampling
 from minigpt_cli.generation.select_decoder import decoder_of
@@ -22,6 +21,7 @@ from minigpt_cli.generation.serving.connections import PatientProtocol
 from minigpt_cli.generation.serving.models import Listed, Models
 from minigpt_cli.tokenization.char import CharTokenizer
 
+from .steps import generate
 from .test_decoders import make
 
 LETTERS = "abcdefghij\n"

@@ -12,7 +12,7 @@ from minigpt_cli.config import ClassicConfig
 from minigpt_cli.errors import UsageError
 from minigpt_cli.generation.decoders.c import NativeDecoder, available
 from minigpt_cli.generation.decoders.torch import TorchDecoder
-from minigpt_cli.generation.engine import Engine, GenerationRequest, Step, generate
+from minigpt_cli.generation.engine import Engine, GenerationRequest, Step
 from minigpt_cli.generation.samples import Sample, collect, distinct, in_order, prompt_ids, run
 from minigpt_cli.generation.sampling import NotFinite, Sampling
 from minigpt_cli.generation.sampling import choose as sampling_choose
@@ -20,6 +20,7 @@ from minigpt_cli.generation.select_decoder import decoder_of
 from minigpt_cli.models.contract import build_model
 
 from .recompute import RecomputingDecoder
+from .steps import generate
 from .test_decoders import CONFIGS, T, V, make, weights_of
 
 GREEDY = Sampling(temperature=0, top_k=0)
