@@ -1,6 +1,6 @@
 """What several commands at once cost each other: the time that each takes beside others, over the time of one alone.
 
-    python tests/benchmarks/side_by_side.py [--rounds 3] [--steps 60] [--spins none,3000,…]
+    python tests/benchmarks/side_by_side.py TEXT [--rounds 3] [--steps 60] [--spins none,6000,…]
 
 Each round runs one training, then two side by side, then four (likewise scoring and writing of a finished run) for every spin count in
 turn, so that a busy machine slows all alike. Fair sharing of cores gives 2 and 4. `none` is libgomp's own default: threads that wait for
@@ -72,6 +72,7 @@ def main() -> None:
                     for count in counts:
                         number += 1
                         seconds = together(commands(text, options.steps)[name], count, number, spins)
+                        print(f"{name}, {spins} spins, {count} at once: {seconds:.1f} s", file=sys.stderr, flush=True)
                         found.setdefault(name, {}).setdefault(spins, {}).setdefault(count, []).append(seconds)
     print(json.dumps({name: {spins: summary(rows) for spins, rows in by.items()} for name, by in found.items()}, indent=1))
 
