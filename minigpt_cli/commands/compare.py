@@ -138,9 +138,8 @@ def _scored_text(groups: Groups, sides: Sequence[Side], target: Target) -> str:
 
 def _curves(groups: Groups, x: str) -> list[Curve]:
     """Validation curves in nats per character: of a run, or the mean over the seeds of a recipe for the steps that all have."""
-    import numpy as np
-
     from minigpt_cli.display.charts import Curve, curve_of
+    from minigpt_cli.evaluation.statistics import mean_curve
 
     curves = []
     for name, runs in groups:
@@ -148,10 +147,7 @@ def _curves(groups: Groups, x: str) -> list[Curve]:
         if len(each) < 2:
             curves += each
             continue
-        low, high = max(curve.xs[0] for curve in each), min(curve.xs[-1] for curve in each)
-        at = [x for x in each[0].xs if low <= x <= high]
-        mean = np.mean([np.interp(at, curve.xs, curve.ys) for curve in each], axis=0)
-        curves.append(Curve(f"{name} (mean of {len(each)})", at, mean.tolist()))
+        curves.append(Curve(f"{name} (mean of {len(each)})", *mean_curve([(curve.xs, curve.ys) for curve in each])))
     return curves
 
 

@@ -7,7 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minigpt_cli.evaluation.statistics import block_length, holm, improvement_noise, mean_interval, paired_test, quick_p_values, student_975
+from minigpt_cli.evaluation.statistics import (
+    block_length,
+    holm,
+    improvement_noise,
+    mean_curve,
+    mean_interval,
+    paired_test,
+    quick_p_values,
+    student_975,
+)
 
 N = 20_000
 
@@ -133,3 +142,7 @@ def test_the_noise_of_a_difference_is_smaller_than_the_interval_of_one_evaluatio
 def test_equal_evaluations_have_no_noise_and_broken_ones_infinite() -> None:
     assert improvement_noise(np.ones(50), np.ones(50)) == pytest.approx(0)
     assert improvement_noise(np.ones(50), np.full(50, np.nan)) == np.inf
+
+
+def test_a_mean_of_curves_is_taken_where_all_of_them_are() -> None:
+    assert mean_curve([([0, 10, 20, 30], [4, 3, 2, 1]), ([5, 25], [5, 1])]) == ([10, 20], [3.5, 2.0])
