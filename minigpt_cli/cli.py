@@ -14,6 +14,7 @@ from typer.main import get_command
 
 from minigpt_cli import threads
 from minigpt_cli.commands.lazy_commands import Mount, lazy_group
+from minigpt_cli.display import waiting
 from minigpt_cli.errors import Interrupted, MiniGPTError
 from minigpt_cli.storage.memory import ran_out
 
@@ -120,6 +121,8 @@ def run(arguments: Sequence[str]) -> int:
         if not ran_out(error):
             raise
         return _fail("out of memory: close other programs, raise the limit, or use a smaller model, batch or text", 1)
+    finally:
+        waiting.remove()
     return _as_code(code)
 
 

@@ -87,6 +87,15 @@ class Progress(_Event):
     elapsed_s: float
 
 
+class Scoring(_Event):
+    """The progress of an evaluation or of the final score, only for the screen: never stored, never in --json."""
+
+    event: Literal["scoring"] = "scoring"
+    final: bool
+    done: int  # tokens of the validation text
+    total: int
+
+
 class Evaluated(_Event):
     """One evaluation."""
 
@@ -138,4 +147,4 @@ class Stopped(_Event):
     tokens_seen: int
 
 
-Event = Started | Progress | Evaluated | Saved | Resumed | Skipped | Stopped
+Event = Started | Progress | Scoring | Evaluated | Saved | Resumed | Skipped | Stopped

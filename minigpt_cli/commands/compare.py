@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from minigpt_cli.display.comparison import Compared
     from minigpt_cli.evaluation.comparison import Pair, Part, Side
     from minigpt_cli.evaluation.eval_target import Target
+    from minigpt_cli.evaluation.evaluate_run import Evaluation
     from minigpt_cli.evaluation.scores import Score
 
 _SAMPLE_TOKENS = 300
@@ -116,14 +118,22 @@ def _scored(groups: Groups, target: Target, ckpt: str, stride: int, device: str)
 
     check_common_text([run for _, runs in groups for run in runs], target)
 
-    def say(name: str) -> None:
-        console.notice(f"scoring {name}")
+    def scored(run: Run) -> Evaluation:
+        with console.progress("reading the runs") as advance:
+            say = partial(advance, f"scoring {run.name}")
+            return evaluate_run(
+                run,
+                target,
+                ckpt=run.checkpoint or ckpt,
+                stride=stride,
+                device=device_chooser(device),
+                on_model=lambda _: say(0, None),
+                advance=say,
+            )
 
     sides = []
     for name, runs in groups:
-        evaluations = [
-            evaluate_run(r, target, ckpt=r.checkpoint or ckpt, stride=stride, device=device_chooser(device), on_model=say) for r in runs
-        ]
+        evaluations = [scored(run) for run in runs]
         for notice in (line for evaluation in evaluations for line in evaluation.notices):
             console.warn(notice)
         sides.append(Side(name, tuple(evaluation.score for evaluation in evaluations)))

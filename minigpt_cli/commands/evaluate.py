@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -12,7 +13,7 @@ from minigpt_cli.commands.config_fields import READING
 from minigpt_cli.commands.config_flags import with_settings
 from minigpt_cli.commands.config_sources import resolve
 from minigpt_cli.commands.options import CheckpointOption, JsonFlag, OptionalRun, RunsDir, complete_source, option, switch
-from minigpt_cli.display import console
+from minigpt_cli.display import console, waiting
 from minigpt_cli.errors import UsageError
 from minigpt_cli.runstore.directory import Run
 from minigpt_cli.runstore.store import RunStore
@@ -72,7 +73,10 @@ def evaluate(
     from minigpt_cli.evaluation.evaluate_run import baselines_of, evaluate_run
 
     target, choose = target_of(split, data, settings), device_chooser(device)
-    found = evaluate_run(chosen, target, ckpt=ckpt, stride=stride, device=choose, fresh=fresh)
+    with console.progress("reading the run", quiet=json) as advance:
+        found = evaluate_run(
+            chosen, target, ckpt=ckpt, stride=stride, device=choose, fresh=fresh, advance=partial(advance, f"scoring {chosen.name}")
+        )
     for notice in found.notices:
         console.warn(notice)
     if wanted:
@@ -82,7 +86,9 @@ def evaluate(
     if memorisation:
         from minigpt_cli.evaluation import overfitting
 
+        waiting.show("looking for copies of the training text")
         copied = overfitting.memorisation(chosen, ckpt=ckpt, device=choose)
+    waiting.show("counting the baselines")
     own_training_text = target.text is None and target.split == "train"
     baselines = None if own_training_text else baselines_of(found.run, found.score)
     (_write_json if json else _print)(found, target, baselines, copied, stride)

@@ -18,6 +18,7 @@ import typer
 from minigpt_cli.commands.init_from import Origin, weights_to_resume
 from minigpt_cli.commands.signals import StopSignals
 from minigpt_cli.config import RunConfig
+from minigpt_cli.display import waiting
 from minigpt_cli.errors import Interrupted, RunDamaged, UsageError
 from minigpt_cli.events import Stopped
 from minigpt_cli.runstore.directory import Run
@@ -60,6 +61,7 @@ def prepared(
     from minigpt_cli.training.trainer import Job
 
     dataset, point = world.each(find)
+    waiting.show("measuring what is fast on this machine")
     config, notices = resolve(announced.config, dataset, world)
     start = world.each(lambda: _start_weights(announced, config, dataset, point))
     folder, changes = world.lead(lambda: begin(config))

@@ -12,7 +12,7 @@ from minigpt_cli.commands import options
 from minigpt_cli.commands.lazy_commands import Mount, lazy_group
 from minigpt_cli.commands.options import RunsDir, switch
 from minigpt_cli.commands.run_fields import differences, listing, one_format, ordered, select, shown_differences
-from minigpt_cli.display import console
+from minigpt_cli.display import console, waiting
 from minigpt_cli.errors import RunNotFound, UsageError, unknown_name
 from minigpt_cli.escaping import one_line, printable
 from minigpt_cli.runstore.directory import DamagedRun, Run
@@ -150,6 +150,7 @@ def remove(
     if not yes:
         if not (console.is_terminal(sys.stdin) and console.is_terminal(sys.stderr)):
             raise UsageError("removing runs asks for confirmation, which needs a terminal: add --yes")
+        waiting.remove()
         typer.confirm(f"Remove {', '.join(one_line(name) for name in run)}? This cannot be undone.", abort=True, err=True)
     for name in dict.fromkeys(run):
         store.remove(found[name])

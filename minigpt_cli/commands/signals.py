@@ -26,6 +26,7 @@ class StopSignals:
         self._requested: StopReason | None = None
         self._waits_for_save = False
         self._announce: Callable[[str], None] = console.write_now
+        self.promise = "Finishing the step and saving; press again to stop at once."  # what a first signal leads to
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -67,7 +68,7 @@ class StopSignals:
             raise Interrupted("stopped at once; the last save is intact", number)
         self.number = number
         if not closed_terminal:
-            self._announce("Finishing the step and saving; press again to stop at once.")
+            self._announce(self.promise)
 
 
 def _forget_terminal() -> None:

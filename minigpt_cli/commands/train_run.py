@@ -21,7 +21,7 @@ from minigpt_cli.display.live_training import TrainingView, training_view
 from minigpt_cli.display.tracking import check_trackers, tracking
 from minigpt_cli.display.training_screen import Standings
 from minigpt_cli.errors import Interrupted, MiniGPTError, UsageError
-from minigpt_cli.events import Event, Stopped, StopReason
+from minigpt_cli.events import Event, Scoring, Stopped, StopReason
 from minigpt_cli.runstore.directory import Run
 from minigpt_cli.runstore.store import RunStore, check_name
 
@@ -170,8 +170,15 @@ def _fit(job: Job, signals: StopSignals, context: Context) -> Outcome:
         view = stack.enter_context(training_view(json=context.json, time_limit_s=config.eval.time_limit, standings=context.standings))
         signals.wait_for_save(view.announce)
         try:
-            for event in fit(job, signals.poll):
+
+            def show(event: Event) -> None:
+                nonlocal view
                 view = _show(view, event, signals)
+                if isinstance(event, Scoring) and event.final:
+                    signals.promise = "Ending the final score: the run is finished, and keeps the score that training measured."
+
+            for event in fit(job, signals.poll, show):
+                show(event)
                 trackers.show(event)
                 if context.watch and (reason := context.watch(event)):
                     signals.request(reason)

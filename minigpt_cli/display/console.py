@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
+from minigpt_cli.display import waiting
 from minigpt_cli.escaping import json_text, one_line, printable
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ def stderr() -> Console:
 
 
 def _console(stream: TextIO) -> Console:
+    waiting.remove()
     from rich.console import Console
 
     width = None if is_terminal(stream) or "COLUMNS" in os.environ else _PLAIN_WIDTH
@@ -56,6 +58,7 @@ def _console(stream: TextIO) -> Console:
 
 def write(text: str, end: str = "\n") -> None:
     """Print `text` to stdout unchanged."""
+    waiting.remove()
     sys.stdout.write(text + end)
     sys.stdout.flush()
 
@@ -88,6 +91,7 @@ def finite(value: Any) -> Any:
 
 def write_now(message: str) -> None:
     """Write a line to stderr without a buffer, for signal handlers, which may interrupt a print."""
+    waiting.remove()
     os.write(sys.stderr.fileno(), f"{message}\n".encode())
 
 
@@ -107,6 +111,7 @@ def error(message: str) -> None:
 
 
 def _print_line(message: str, label: str, colour: str) -> None:
+    waiting.remove()
     line = one_line(message)
     if not use_colour(sys.stderr):
         line = label + line
@@ -119,8 +124,8 @@ def _print_line(message: str, label: str, colour: str) -> None:
 
 
 @contextmanager
-def progress(*, in_bytes: bool = False, quiet: bool = False) -> Iterator[Advance]:
-    """Show a progress bar on stderr during a `with` block. `quiet` shows nothing."""
+def progress(start: str = "", *, in_bytes: bool = False, quiet: bool = False) -> Iterator[Advance]:
+    """Show a progress bar on stderr during a `with` block: from the first call on, until then `start`. `quiet` shows nothing."""
     if quiet or not is_terminal(sys.stderr):
         yield _announced_once(quiet)
         return
@@ -128,13 +133,21 @@ def progress(*, in_bytes: bool = False, quiet: bool = False) -> Iterator[Advance
 
     amount = DownloadColumn() if in_bytes else MofNCompleteColumn()
     columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), amount, TimeRemainingColumn())
-    with Progress(*columns, console=stderr(), transient=True) as bar:
-        task = bar.add_task("", total=None, visible=False)
+    bar = Progress(*columns, console=stderr(), transient=True)
+    task = bar.add_task("", total=None)
+    if start:
+        waiting.show(start)
 
-        def advance(what: str, done: float, total: float | None) -> None:
-            bar.update(task, description=one_line(what), completed=done, total=total, visible=True)
+    def advance(what: str, done: float, total: float | None) -> None:
+        waiting.remove()
+        bar.update(task, description=one_line(what), completed=done, total=total)
+        bar.start()
 
+    try:
         yield advance
+    finally:
+        waiting.remove()
+        bar.stop()
 
 
 def _announced_once(quiet: bool) -> Advance:

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from minigpt_cli.display import console
+from minigpt_cli.display import console, waiting
 from minigpt_cli.display.tables import print_columns
 from minigpt_cli.escaping import printable
 
@@ -60,6 +60,7 @@ class TextStreamer:
         sys.stdout.write("---------------\n")
 
     def _write(self, text: str, *, dim: bool = False) -> None:
+        waiting.remove()
         shown = printable(text) if self._terminal else text
         sys.stdout.write(f"{_DIM}{shown}{_RESET}" if dim and self._colour else shown)
         sys.stdout.flush()
@@ -132,6 +133,7 @@ def line_reader(complete: Sequence[str]) -> ReadLine:
     """
     if not console.is_terminal(sys.stdin) or not console.is_terminal(sys.stdout):
         return _plain_line
+    waiting.remove()
     try:
         from prompt_toolkit import PromptSession
         from prompt_toolkit.completion import WordCompleter

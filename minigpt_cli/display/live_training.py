@@ -20,7 +20,7 @@ from minigpt_cli.display.training_screen import (
     evaluation_line,
 )
 from minigpt_cli.escaping import one_line, printable
-from minigpt_cli.events import Evaluated, Event, Progress, Resumed, Skipped, Started, Stopped
+from minigpt_cli.events import Evaluated, Event, Progress, Resumed, Scoring, Skipped, Started, Stopped
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType
@@ -72,10 +72,10 @@ class _Lines(TrainingView):
 
 
 class JsonLines(_Lines):
-    """One JSON object a line on stdout, without Progress events."""
+    """One JSON object a line on stdout, without the events that are only for the screen."""
 
     def show(self, event: Event) -> None:
-        if not isinstance(event, Progress):
+        if not isinstance(event, Progress | Scoring):
             console.write_event(event)
 
 
@@ -98,6 +98,8 @@ class PlainLines(_Lines):
             console.warn(describe_skip(event))
         elif isinstance(event, Evaluated):
             console.notice(evaluation_line(event, self.max_steps))
+        elif isinstance(event, Scoring) and event.final and event.done == 0:
+            console.notice(f"scoring the best checkpoint on the whole validation text, {event.total:,} tokens")
 
 
 class LiveTable(TrainingView):
@@ -118,7 +120,7 @@ class LiveTable(TrainingView):
 
     def show(self, event: Event) -> None:
         self.state.add(event)
-        if not isinstance(event, Progress):
+        if not isinstance(event, Progress | Scoring):
             self.live.refresh()
 
     def announce(self, message: str) -> None:

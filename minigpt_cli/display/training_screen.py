@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from minigpt_cli.display import format
 from minigpt_cli.display.charts import Curve, curve_of, terminal_chart
 from minigpt_cli.escaping import one_line
-from minigpt_cli.events import Evaluated, Event, Progress, Resumed, Skipped, Started, Stopped
+from minigpt_cli.events import Evaluated, Event, Progress, Resumed, Scoring, Skipped, Started, Stopped
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType
@@ -71,9 +72,17 @@ class TrainingState:
     notices: list[str] = field(default_factory=list)
     time_limit_s: float = 0.0
     standings: Standings | None = None
+    scoring: Scoring | None = None  # None unless the model is being evaluated or scored
+    scoring_since: float = 0.0  # monotonic seconds
 
     def add(self, event: Event) -> None:
         """Update the state with `event`."""
+        if isinstance(event, Scoring):
+            if self.scoring is None or event.done < self.scoring.done:
+                self.scoring_since = time.monotonic()
+            self.scoring = event
+            return
+        self.scoring = None
         if isinstance(event, Started):
             self.started = event
             self.notices += event.notices
@@ -96,6 +105,16 @@ class TrainingState:
     @property
     def best(self) -> Evaluated | None:
         return next((event for event in reversed(self.evaluations) if event.is_best), None)
+
+    def scoring_words(self) -> str:
+        """What is being scored, and how long it still takes."""
+        if (now := self.scoring) is None:
+            return ""
+        what = "scoring the whole validation text" if now.final else f"step {now.step:,} · evaluating"
+        if not now.done:
+            return what
+        left = (time.monotonic() - self.scoring_since) * max(0, now.total - now.done) / now.done
+        return f"{what} · {format.duration(left)} left"
 
     @property
     def remaining_s(self) -> float | None:
@@ -145,14 +164,16 @@ class TrainingScreen:
         return self._curve[1]
 
     def _status(self, started: Started, width: int) -> Iterator[RenderableType]:
-        from rich.progress_bar import ProgressBar
-        from rich.table import Table
         from rich.text import Text
 
         state, now = self.state, self.state.latest
-        if now is None:
-            return
         total = started.max_steps
+        if state.scoring is not None:
+            yield _bar(state.scoring.done, state.scoring.total, state.scoring_words(), width)
+            return
+        if now is None:
+            yield _bar(0, total, f"step 0/{total:,} · the first steps", width)
+            return
         if (last := state.evaluations[-1] if state.evaluations else None) and last.expert_load:
             yield expert_text(last.expert_load, last.router_entropy)
         parts = [f"step {now.step:,}/{total:,}", f"{format.duration(now.elapsed_s)} elapsed"]
@@ -162,14 +183,21 @@ class TrainingScreen:
             parts.append(f"{format.duration(left)} left")
         if last is not None and last.patience_left is not None:
             parts.append(f"patience {last.patience_left}")
-        text = " · ".join(parts)
-        line = Table.grid(padding=(0, 1), expand=False)
-        bar = ProgressBar(total=max(total, now.step, 1), completed=now.step, width=max(6, min(30, width - len(text) - 1)))
-        line.add_row(bar, Text(text))
-        yield line
+        yield _bar(now.step, max(total, now.step), " · ".join(parts), width)
         if state.stopped is None and (beat := state.progress) is not None:
             about = f"now: train {format.loss(beat.train_loss)} · lr {format.rate(beat.lr)} · {format.count(beat.tokens_per_s)} tokens/s"
             yield Text(about, style="dim")
+
+
+def _bar(done: int, total: int, text: str, width: int) -> Table:
+    """A progress bar with `text` behind it."""
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+    from rich.text import Text
+
+    line = Table.grid(padding=(0, 1), expand=False)
+    line.add_row(ProgressBar(total=max(total, 1), completed=min(done, total), width=max(6, min(30, width - len(text) - 1))), Text(text))
+    return line
 
 
 def standings_text(standings: Standings) -> Any:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from minigpt_cli.config import DataConfig
 from minigpt_cli.data.dataset import Dataset, open_dataset
@@ -100,11 +101,12 @@ def evaluate_run(
     fresh: bool = False,
     dataset: Dataset | None = None,
     on_model: Callable[[str], None] = lambda _: None,
+    advance: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:
     """The run's score of `target` (default: its validation split), kept in the run's folder.
 
     `fresh` computes it even if it is kept; `dataset` is the run's data, if it is open already; `on_model` is called with the run's name
-    before its model is run.
+    before its model is run, `advance` with the tokens scored and all tokens while it runs.
     """
     target = target or Target()
     if stride > (block_size := run.config.model.block_size):
@@ -120,10 +122,11 @@ def evaluate_run(
 
     loaded = checkpoints.load(run, ckpt, device())
     model, tokenizer = loaded.model, loaded.tokenizer
+    how: dict[str, Any] = {"block_size": block_size, "stride": stride, "advance": advance}
     if target.text is not None:
-        score = score_text(model, tokenizer, target.text, in_parts=target.kind is not None, block_size=block_size, stride=stride)
+        score = score_text(model, tokenizer, target.text, in_parts=target.kind is not None, **how)
     else:
-        score = score_split(model, tokenizer, dataset or dataset_of(run), target.split, block_size=block_size, stride=stride)
+        score = score_split(model, tokenizer, dataset or dataset_of(run), target.split, **how)
     notices = list(loaded.notices or run.notices)
     if loaded.record.files == run.record.files:  # else an older generation was read, which the key does not name
         try:

@@ -12,7 +12,7 @@ B batch, T tokens, V vocabulary.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -29,13 +29,22 @@ from minigpt_cli.evaluation.characters import per_character, spelled, token_leng
 from minigpt_cli.evaluation.scores import PartsScored, Score, make_score
 from minigpt_cli.tokenization.contract import Tokenizer
 
+Advance = Callable[[int, int], None]
+"""Called now and then while a text is scored, with the tokens done and all its tokens. An error that it raises ends the work."""
+
 _TOKENS = 1 << 13  # in one batch
 _LOGITS = 1 << 24  # elements of logits in one batch: 64 MiB at float32, however large the vocabulary
 _PENDING = 64  # batches whose results may wait on the device, so that a GPU is not held up
 
 
 def token_nats(
-    model: nn.Module, ids: npt.ArrayLike, *, context: npt.ArrayLike | None = None, block_size: int, stride: int = 0
+    model: nn.Module,
+    ids: npt.ArrayLike,
+    *,
+    context: npt.ArrayLike | None = None,
+    block_size: int,
+    stride: int = 0,
+    advance: Advance = lambda done, total: None,
 ) -> npt.NDArray[np.float64]:
     """Nats of each of `ids` under the model, (len(ids),), given the tokens before it and `context`, the tokens before `ids`.
 
@@ -49,6 +58,7 @@ def token_nats(
     device, vocab_size = next(model.parameters()).device, int(model.vocab_size)  # type: ignore[arg-type]
     nats = np.full(len(tokens), np.log(vocab_size))
     pending: list[tuple[list[_Window], Tensor]] = []
+    most_pending = 1 if device.type == "cpu" else _PENDING
     was_training = model.training
     model.eval()
     try:
@@ -58,8 +68,9 @@ def token_nats(
                 logits, targets = model(rows[:, :-1]).logits, rows[:, 1:]  # (B, T, V), (B, T)
                 losses = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
                 pending.append((windows, losses.view_as(targets)))
-                if len(pending) >= _PENDING:
+                if len(pending) >= most_pending:
                     _collect(pending, nats)
+                    advance(windows[-1].end - len(before), len(tokens) - len(before))
             _collect(pending, nats)
     finally:
         model.train(was_training)
@@ -137,6 +148,7 @@ def score_ids(
     context: npt.ArrayLike | None = None,
     block_size: int,
     stride: int = 0,
+    advance: Advance = lambda done, total: None,
 ) -> Score:
     """The score of a text given as its token ids, or of its `parts` alone.
 
@@ -149,7 +161,7 @@ def score_ids(
     text = spelled(tokens, pieces).encode()
     if (largest := int(tokens.max())) >= (vocab_size := int(model.vocab_size)):  # type: ignore[arg-type]
         raise MiniGPTError(f"token {largest} is not in the model's vocabulary of {vocab_size}: this tokenizer is not the model's")
-    nats = token_nats(model, tokens, context=context, block_size=block_size, stride=stride)
+    nats = token_nats(model, tokens, context=context, block_size=block_size, stride=stride, advance=advance)
     if not np.isfinite(nats).all():
         raise MiniGPTError("the model's loss on this text is not finite: its weights are damaged, or it diverged")
     n_before = 0 if context is None else min(len(np.asarray(context)), block_size)
@@ -190,16 +202,34 @@ def _score_parts(
     )
 
 
-def score_split(model: nn.Module, tokenizer: Tokenizer, dataset: Dataset, split: str, *, block_size: int, stride: int = 0) -> Score:
+def score_split(
+    model: nn.Module,
+    tokenizer: Tokenizer,
+    dataset: Dataset,
+    split: str,
+    *,
+    block_size: int,
+    stride: int = 0,
+    advance: Advance = lambda done, total: None,
+) -> Score:
     """The score of a split of a run's own data, read after the split before it: what the record, `eval` and `compare` all show."""
     tokens, context = dataset.split(split).tokens, context_of(dataset, split, block_size)
     parts = parts_of(tokens, tokenizer, documents=dataset.in_documents)
-    return score_ids(model, tokenizer, tokens, parts=parts, context=context, block_size=block_size, stride=stride)
+    return score_ids(model, tokenizer, tokens, parts=parts, context=context, block_size=block_size, stride=stride, advance=advance)
 
 
-def score_text(model: nn.Module, tokenizer: Tokenizer, text: str, *, in_parts: bool = False, block_size: int, stride: int = 0) -> Score:
+def score_text(
+    model: nn.Module,
+    tokenizer: Tokenizer,
+    text: str,
+    *,
+    in_parts: bool = False,
+    block_size: int,
+    stride: int = 0,
+    advance: Advance = lambda done, total: None,
+) -> Score:
     """The score of `text`; `in_parts`: of the answers of conversations in their template, or of documents that each end in END_OF_TEXT."""
-    ids = tokenizer.encode(text)
+    ids = np.asarray(tokenizer.encode(text))
     parts = parts_of(ids, tokenizer, documents=True) if in_parts else None
-    context = [end_of_text(tokenizer)] if parts is not None and parts.kind == "documents" else None
-    return score_ids(model, tokenizer, ids, parts=parts, context=context, block_size=block_size, stride=stride)  # type: ignore[arg-type]
+    context = np.asarray([end_of_text(tokenizer)]) if parts is not None and parts.kind == "documents" else None
+    return score_ids(model, tokenizer, ids, parts=parts, context=context, block_size=block_size, stride=stride, advance=advance)

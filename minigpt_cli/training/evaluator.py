@@ -21,7 +21,7 @@ from minigpt_cli.config import RunConfig
 from minigpt_cli.data.chat import answer_chars, answers
 from minigpt_cli.data.dataset import Dataset
 from minigpt_cli.data.parts import context_of
-from minigpt_cli.evaluation.scoring import batch_rows, token_nats
+from minigpt_cli.evaluation.scoring import Advance, batch_rows, token_nats
 from minigpt_cli.training.state import TrainingState
 
 TRAIN_SAMPLE_TOKENS = 32_768  # of the training split, where the validation split is measured whole
@@ -53,12 +53,13 @@ class Evaluator:
         self._train_starts = self._starts(len(train), self._train_learned, generator)
         self._val_starts = self._starts(len(val), self._val_learned, generator)
 
-    def __call__(self) -> Measured:
+    def __call__(self, advance: Advance = lambda done, total: None) -> Measured:
+        val = self._dataset.val.tokens
         with self._averaged():
-            train = self._mean(self._sampled(self._dataset.train.tokens, self._train_starts, self._train_learned))
-            val_nats = self._whole() if self._iters == 0 else self._sampled(self._dataset.val.tokens, self._val_starts, self._val_learned)
-        val = self._mean(val_nats)
-        return Measured(train, val, None if val is None else val / self._chars_per_token, val_nats)
+            train = self._mean(self._sampled(self._dataset.train.tokens, self._train_starts, self._train_learned, advance))
+            val_nats = self._sampled(val, self._val_starts, self._val_learned, advance) if self._iters else self._whole(advance)
+        loss = self._mean(val_nats)
+        return Measured(train, loss, None if loss is None else loss / self._chars_per_token, val_nats)
 
     def _starts(self, n_tokens: int, learned: npt.NDArray[np.bool_] | None, generator: np.random.Generator) -> npt.NDArray[np.int64]:
         """Where the measured windows begin; of conversations, at least one of them has a target that is `learned`."""
@@ -79,7 +80,7 @@ class Evaluator:
         return np.asarray(tokens[starts[:, None] + np.arange(1, self._block + 1)])
 
     def _sampled(
-        self, tokens: npt.NDArray[np.generic], starts: npt.NDArray[np.int64], learned: npt.NDArray[np.bool_] | None
+        self, tokens: npt.NDArray[np.generic], starts: npt.NDArray[np.int64], learned: npt.NDArray[np.bool_] | None, advance: Advance
     ) -> npt.NDArray[np.float64]:
         """Nats of every token of the windows at `starts`, each scored as a separate text; only of the `learned` tokens, where these are
         given."""
@@ -91,12 +92,14 @@ class Evaluator:
                 ids = torch.from_numpy(part).to(state.device)
                 logits = state.model(ids[:, :-1]).logits  # (n, T, V)
                 losses.append(torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none"))
+                advance(min(len(losses) * rows, len(windows)) * self._block, len(windows) * self._block)
         nats = torch.cat(losses).cpu().double().numpy()
         return nats if learned is None else nats[self._targets_of(learned, starts).reshape(-1)]
 
-    def _whole(self) -> npt.NDArray[np.float64]:
+    def _whole(self, advance: Advance) -> npt.NDArray[np.float64]:
         val = self._dataset.val.tokens
-        nats = token_nats(self._state.model, val, context=context_of(self._dataset, "val", self._block), block_size=self._block)
+        context = context_of(self._dataset, "val", self._block)
+        nats = token_nats(self._state.model, val, context=context, block_size=self._block, advance=advance)
         return nats if self._val_learned is None else nats[self._val_learned]
 
     @contextmanager

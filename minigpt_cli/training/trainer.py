@@ -7,6 +7,7 @@ depends on is saved, so that a resumed run equals the uninterrupted run to the b
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,9 +18,9 @@ from minigpt_cli import checkpoints
 from minigpt_cli.checkpoints import ResumePoint
 from minigpt_cli.config import RunConfig
 from minigpt_cli.data.dataset import Dataset
-from minigpt_cli.errors import Diverged, RunDamaged
+from minigpt_cli.errors import Diverged, Interrupted, RunDamaged
 from minigpt_cli.evaluation.evaluate_run import evaluate_run
-from minigpt_cli.events import Evaluated, Event, Progress, Resumed, Saved, Skipped, StopReason
+from minigpt_cli.events import Evaluated, Event, Progress, Resumed, Saved, Scoring, Skipped, StopReason
 from minigpt_cli.resume_changes import parse_changes
 from minigpt_cli.runstore import replay
 from minigpt_cli.runstore.directory import Run
@@ -39,6 +40,9 @@ _REFUSED_LIMIT = 10  # steps in a row with non-finite numbers after which a run 
 ShouldStop = Callable[[], StopReason | None]
 """The reason why the caller asks training to stop after this step, or None."""
 
+ShowScoring = Callable[[Scoring], None]
+"""Called while the model is evaluated or scored, which is one step of the generator."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -54,9 +58,11 @@ class Job:
     notices: list[str] = field(default_factory=list)
 
 
-def fit(job: Job, should_stop: ShouldStop = lambda: None) -> Iterator[Event]:
-    """Train and yield events, `Stopped` last. Raises Diverged after the last good state is saved, and a one-line MiniGPTError when memory
-    or disk space runs out."""
+def fit(job: Job, should_stop: ShouldStop = lambda: None, show: ShowScoring = lambda event: None) -> Iterator[Event]:
+    """Train and yield events, `Stopped` last; `show` gets those that come during one piece of work.
+
+    Raises Diverged after the last good state is saved, and a one-line MiniGPTError when memory or disk space runs out.
+    """
     while True:
         try:
             with explained_out_of_memory(job.config):
@@ -65,7 +71,7 @@ def fit(job: Job, should_stop: ShouldStop = lambda: None) -> Iterator[Event]:
                 job.world.lead(trainer.check_space)
                 if job.resume is not None:
                     yield trainer.continue_from(job.resume)
-                yield from trainer.train(should_stop)
+                yield from trainer.train(should_stop, show)
             return
         except OutOfMemory:
             if (halved := smaller(job.config, job.world.size)) is None:
@@ -108,7 +114,7 @@ class _Trainer:
 
     # ---- the loop
 
-    def train(self, should_stop: ShouldStop) -> Iterator[Event]:
+    def train(self, should_stop: ShouldStop, show: ShowScoring) -> Iterator[Event]:
         self.meter.start()
         reason = self._reason()
         while reason is None:
@@ -117,7 +123,7 @@ class _Trainer:
             progress = self._progress(self.result) if self._evaluation_due() or self.meter.is_due() else None
             yield from self._skipped(self.result)
             if self._evaluation_due():
-                yield from self._evaluate()
+                yield from self._evaluate(show)
                 self.state.lr_scale = self.judge.tail_factor(self.meter.steps)
                 yield from self._save()
             elif progress is not None:
@@ -126,7 +132,7 @@ class _Trainer:
             if self.saved_step != self.meter.steps and save_every and self.meter.steps % save_every == 0:
                 yield from self._save()
             reason = self._agreed_reason(should_stop)
-        yield from self._finish(reason)
+        yield from self._finish(reason, should_stop, show)
 
     def _reason(self) -> StopReason | None:
         """Why training ends here, if it does. It depends only on saved state, so that a run that is killed after its last save and resumed
@@ -209,9 +215,12 @@ class _Trainer:
         loss = float(result.loss.item())
         return Progress(train_loss=loss if np.isfinite(loss) else None, **self._common())
 
-    def _evaluate(self) -> Iterator[Evaluated]:
+    def _evaluate(self, show: ShowScoring) -> Iterator[Evaluated]:
+        def advance(done: int, total: int) -> None:
+            show(Scoring(run=self.run.name, step=self.meter.steps, final=False, done=done, total=total))
+
         measured = (
-            self.evaluator() if self.world.leads or self.config.compute.fsdp else None
+            self.evaluator(advance) if self.world.leads or self.config.compute.fsdp else None
         )  # with split weights every process computes a part
         figures = self._figures()
         event, self.judge.counters, self.record = self.world.lead(lambda: self._judged(measured, figures))
@@ -274,29 +283,42 @@ class _Trainer:
         self.new_best = None
         yield Saved(run=self.run.name, step=self.meter.steps)
 
-    def _finish(self, reason: StopReason) -> Iterator[Event]:
+    def _finish(self, reason: StopReason, should_stop: ShouldStop, show: ShowScoring) -> Iterator[Event]:
         if reason.status != "finished":  # a signal, or numbers that are not finite
             self.record = self.record.model_copy(update={"status": reason.status, "stop_reason": reason})
             yield from self._save()
         else:
             if self.judge.evaluated_step != self.meter.steps:
-                yield from self._evaluate()
+                yield from self._evaluate(show)
                 if reason is StopReason.MAX_STEPS:
                     reason = self._reason() or reason  # that evaluation may have reached the target
             yield from self._save()  # still "running": if it is killed before the final score, it can be resumed for it
-            self.record = self.world.lead(lambda: self._scored(reason))
+            self.record = self.world.lead(lambda: self._scored(reason, should_stop, show))
         yield replay.stopped(self.record, reason)
         if reason is StopReason.DIVERGED:
             self.world.lead(self._raise_diverged)
 
-    def _scored(self, reason: StopReason) -> RunRecord:
-        """The final record, written: why training stopped, and the best checkpoint's score on the whole validation split in float32."""
+    def _scored(self, reason: StopReason, should_stop: ShouldStop, show: ShowScoring) -> RunRecord:
+        """The final record, written: why training stopped, and the best checkpoint's score on the whole validation split in float32.
+
+        A signal ends the scoring: the run is finished all the same, with the score that training measured.
+        """
+
+        def advance(done: int, total: int) -> None:
+            show(Scoring(run=self.run.name, step=self.meter.steps, final=True, done=done, total=total))
+            if (asked := should_stop()) is not None and asked.signal_number is not None:
+                raise Interrupted("the final score was ended", asked.signal_number)
+
         update: dict[str, Any] = {"status": reason.status, "stop_reason": reason}
-        if self.record.best is not None:
-            score = evaluate_run(self.run, device=lambda: str(self.device), dataset=self.dataset, fresh=True).score
-            step, losses = self.record.best.step, {"nats_per_token": score.nats_per_token, "nats_per_char": score.nats_per_char}
-            update["best"] = Best(step=step, **losses, ci95=score.ci95, whole_split=True)
+        with suppress(Interrupted):
+            if self.record.best is not None:
+                update["best"] = self._final_score(self.record.best.step, advance)
         return self.run.write_record(self.record.model_copy(update=update))
+
+    def _final_score(self, step: int, advance: Callable[[int, int], None]) -> Best:
+        advance(0, len(self.dataset.val.tokens))
+        score = evaluate_run(self.run, device=lambda: str(self.device), dataset=self.dataset, fresh=True, advance=advance).score
+        return Best(step=step, nats_per_token=score.nats_per_token, nats_per_char=score.nats_per_char, ci95=score.ci95, whole_split=True)
 
     def _raise_diverged(self) -> None:
         raise Diverged(
