@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from minigpt_cli.accel.install import install
 from minigpt_cli.bounds import COUNT_LIMIT
 from minigpt_cli.config import RunConfig
+from minigpt_cli.data.parts import masked_after
 from minigpt_cli.errors import MiniGPTError, RunDamaged, UsageError
 from minigpt_cli.models import lora
 from minigpt_cli.models.contract import build_model, meta_model
@@ -174,6 +175,8 @@ def read_model(folder: Path, record: RunRecord, which: str, depth: int = 0) -> L
     name = BEST if which == "best" and BEST in record.files else LAST
     tensors = _read_tensors(folder, record, name, config, tokenizer.vocab_size)
     model = build_model(config.model, tokenizer.vocab_size)
+    if (end := masked_after(config.data, tokenizer)) is not None:
+        model.end_of_text = end  # type: ignore[assignment]
     try:
         if config.lora.lora_rank:
             tensors = lora.merged(_base_weights(folder, record, depth), tensors, config.lora)

@@ -225,6 +225,8 @@ class DataConfig(_Frozen):
     """Share of the text that only `eval --split test` reads."""
     sampling: Literal["epoch", "random"] = "epoch"
     """Order of training windows: each once an epoch with a shifting offset, or drawn at random with replacement."""
+    document_mask: bool = False
+    """Of several documents in a window, let no token attend to those of an earlier document, in training and in every score."""
 
     @property
     def sources(self) -> tuple[str, ...]:

@@ -50,6 +50,12 @@ def tokens(*shape: int, seed: int = 0) -> Tensor:
     return torch.randint(V, shape, generator=torch.Generator().manual_seed(seed))
 
 
+def masked(model: nn.Module, end: int) -> nn.Module:
+    """The model with attention inside documents alone, each of which ends in the token `end`."""
+    model.end_of_text = end  # type: ignore[assignment]
+    return model
+
+
 def loss_of(model: nn.Module, ids: Tensor) -> Tensor:
     out = model(ids[:, :-1])
     return F.cross_entropy(out.logits.float().flatten(0, 1), ids[:, 1:].flatten()) + out.aux_loss

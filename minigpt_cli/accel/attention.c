@@ -36,6 +36,7 @@ int32_t available(void) { /* Linux lets a process use tiles once it has asked */
 
 typedef struct {
     const half *heads;
+    const int64_t *begins; /* (B, T) the first key that each query sees; NULL: 0 */
     int64_t B, T, H, K, D;
     uint64_t seed;
     int32_t threshold; /* a byte below it drops its weight; 0: no dropout */
@@ -163,19 +164,25 @@ static int fits_tiles(int64_t T, int64_t H, int64_t K, int64_t D) { return T > 0
 
 INLINE const half *head(const Task *a, const half *heads, int64_t b, int64_t h) { return heads + (b * a->T * (a->H + 2 * a->K) + h) * a->D; }
 
+INLINE const int64_t *begins_of(const Task *a, int64_t b) { return a->begins ? a->begins + b * a->T : 0; }
+
+/* Lanes n and above: those keys from j that a query with its first key at j + n sees. */
+INLINE __mmask16 lanes_from(int64_t n) { return n <= 0 ? 0xffff : n > 15 ? 0 : (__mmask16)(0xffffu << n); }
+
 /* ---- forward */
 
 /* scores (16, T) of queries t .. t + 16 become probabilities; weights (16, T) are those as halves, without the dropped. */
-INLINE void softmax(const Task *a, float *scores, half *weights, float *lse, int64_t t, uint64_t group) {
+INLINE void softmax(const Task *a, float *scores, half *weights, float *lse, const int64_t *begins, int64_t t, uint64_t group) {
     int64_t T = a->T, groups = (T + 63) / 64;
     vec scale = _mm512_set1_ps(1.0f / sqrtf((float)a->D)), lowest = _mm512_set1_ps(-INFINITY);
     for (int64_t r = 0; r < 16; r++) {
         float *row = scores + r * T;
         vec top = lowest, total = _mm512_setzero_ps();
+        int64_t begin = begins ? begins[t + r] : 0;
         __mmask16 diagonal = (__mmask16)((2u << r) - 1); /* keys t .. t + r */
         _mm512_store_ps(row + t, _mm512_mask_mov_ps(lowest, diagonal, _mm512_load_ps(row + t)));
         for (int64_t i = 0; i <= t; i += 16) {
-            vec v = _mm512_mul_ps(_mm512_load_ps(row + i), scale);
+            vec v = _mm512_mask_mul_ps(lowest, lanes_from(begin - i), _mm512_load_ps(row + i), scale);
             _mm512_store_ps(row + i, v);
             top = _mm512_max_ps(top, v);
         }
@@ -210,7 +217,7 @@ static void forward_task(const Task *a, int64_t b, int64_t k, char *scratch) {
         float *lse = a->lse + (b * a->H + h) * T;
         for (int64_t t = 0; t < T; t += 16) {
             for (int64_t j = 0; j <= t; j += 16) tile_matmul(scores + j, T, q + t * stride, stride, 32, key_words + j * D, TILE, D / 32, 0);
-            softmax(a, scores, weights, lse, t, ((b * a->H + h) * T + t) * ((T + 63) / 64));
+            softmax(a, scores, weights, lse, begins_of(a, b), t, ((b * a->H + h) * T + t) * ((T + 63) / 64));
             for (int64_t d = 0; d < D; d += 16) {
                 tile_matmul(y, 16, weights, T, 32, value_pairs + d / 16 * TILE, D / 16 * TILE, t / 32 + 1, 0);
                 half *out = a->out + ((b * T + t) * a->H + h) * D + d;
@@ -222,10 +229,10 @@ static void forward_task(const Task *a, int64_t b, int64_t k, char *scratch) {
 }
 
 /* 0, or 1 where the shape does not fit tiles or there is no memory; so too below. */
-int32_t forward(const half *heads, half *out, float *lse, int64_t B, int64_t T, int64_t H, int64_t K, int64_t D, uint64_t seed, int32_t threshold,
-                float drop_scale) {
+int32_t forward(const half *heads, const int64_t *begins, half *out, float *lse, int64_t B, int64_t T, int64_t H, int64_t K, int64_t D,
+                uint64_t seed, int32_t threshold, float drop_scale) {
     if (!fits_tiles(T, H, K, D)) return 1;
-    Task a = {heads, B, T, H, K, D, seed, threshold, drop_scale, out, lse, 0, 0};
+    Task a = {heads, begins, B, T, H, K, D, seed, threshold, drop_scale, out, lse, 0, 0};
     return run_tasks(&a, 2 * (2 * T * D + 16 * T) + 4 * (16 * T + 256), forward_task);
 }
 
@@ -252,13 +259,15 @@ static size_t lay_out(Scratch *s, char *at, int64_t T, int64_t D) {
 }
 
 /* From scores and dp (32, 16) of queries t .. t + 32 and keys j .. j + 16: dS as rows and as pairs, P without the dropped as pairs. */
-INLINE void block(const Task *a, const Scratch *s, const float *lse, const float *delta, const uint64_t *bits, int64_t t, int64_t j) {
+INLINE void block(const Task *a, const Scratch *s, const float *lse, const float *delta, const uint64_t *bits, const int64_t *begins, int64_t t,
+                  int64_t j) {
     vec scale = _mm512_set1_ps(1.0f / sqrtf((float)a->D)), drop_scale = _mm512_set1_ps(a->drop_scale);
     for (int r = 0; r < 32; r += 2) {
         vec ds[2], p[2];
         for (int i = 0; i < 2; i++) {
             int64_t row = r + i, seen = t + row - j; /* keys j .. j + seen */
             __mmask16 causal = seen >= 15 ? 0xffff : seen < 0 ? 0 : (__mmask16)((2u << seen) - 1);
+            if (begins) causal &= lanes_from(begins[t + row] - j);
             __mmask16 keep = (__mmask16)(bits[row] >> j % 64);
             vec x = _mm512_fmsub_ps(_mm512_load_ps(s->scores + 16 * row), scale, _mm512_set1_ps(lse[row]));
             vec v = _mm512_maskz_mov_ps(causal, vexp(_mm512_mask_mov_ps(_mm512_setzero_ps(), causal, x)));
@@ -294,7 +303,7 @@ static void backward_block(const Task *a, const Scratch *s, int64_t b, int64_t h
             tile_matmul(s->scores + 16 * r, 16, q + r * stride, stride, 32, s->key_words + j * D, TILE, D / 32, 0);
             tile_matmul(s->dp + 16 * r, 16, g + r * H * D, H * D, 32, s->value_words + j * D, TILE, D / 32, 0);
         }
-        block(a, s, a->lse + (b * H + h) * T + t, delta, bits, t, j);
+        block(a, s, a->lse + (b * H + h) * T + t, delta, bits, begins_of(a, b), t, j);
         for (int64_t d = 0; d < D; d += 16) {
             int64_t tile = (t / 32 * D / 16 + d / 16) * TILE;
             tile_matmul(s->dk + d * T + j, T, s->q_turned + tile, 32, 0, s->ds_pairs + j * 32, 0, 1, 1);
@@ -341,10 +350,10 @@ static void backward_task(const Task *a, int64_t b, int64_t k, char *scratch) {
     write_transposed(s.dv, a->drop_scale, (half *)head(a, a->d_heads, b, H + a->K + k), stride, T, D);
 }
 
-int32_t backward(const half *heads, const half *out, const float *lse, const half *grad, half *d_heads, int64_t B, int64_t T, int64_t H, int64_t K,
-                 int64_t D, uint64_t seed, int32_t threshold, float drop_scale) {
+int32_t backward(const half *heads, const int64_t *begins, const half *out, const float *lse, const half *grad, half *d_heads, int64_t B, int64_t T,
+                 int64_t H, int64_t K, int64_t D, uint64_t seed, int32_t threshold, float drop_scale) {
     if (!fits_tiles(T, H, K, D)) return 1;
-    Task a = {heads, B, T, H, K, D, seed, threshold, drop_scale, (half *)out, (float *)lse, grad, d_heads};
+    Task a = {heads, begins, B, T, H, K, D, seed, threshold, drop_scale, (half *)out, (float *)lse, grad, d_heads};
     Scratch s;
     return run_tasks(&a, lay_out(&s, 0, T, D), backward_task);
 }

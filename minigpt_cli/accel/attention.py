@@ -37,13 +37,18 @@ class CausalAttention(textbook.CausalAttention):
 
     path = "plain"  # or "sdpa"
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, begins: Tensor | None = None) -> Tensor:
         (B, H, T, _), (K, N) = q.shape, k.shape[1:3]
         p = self.dropout.p if self.training else 0.0  # the fused kernel draws from torch's default generator: it takes no other
         if self.path == "plain" and (B * H * T * N <= MOST_SCORES or p):
-            return super().forward(q, k, v)
-        mask = ~textbook.is_future(T, N, q.device) if 1 < T < N else None
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p, is_causal=T == N and T > 1, enable_gqa=K < H)
+            return super().forward(q, k, v, begins)
+        mask = None  # of the keys that are seen
+        if begins is not None:
+            mask = ~(textbook.is_future(T, N, q.device) | textbook.is_earlier(begins, N))
+        elif 1 < T < N:
+            mask = ~textbook.is_future(T, N, q.device)
+        causal = mask is None and T > 1
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p, is_causal=causal, enable_gqa=K < H)
 
     def goes_in_chunks(self, x: Tensor, n_head: int) -> bool:
         """Whether `in_chunks` can compute attention over x (B, T, C)."""
@@ -51,32 +56,32 @@ class CausalAttention(textbook.CausalAttention):
         keeps = torch.is_grad_enabled() or (self.training and self.dropout.p > 0)  # else the fused kernel is better for a long context
         return self.path == "plain" and T <= LONGEST and kernels.usable(x) and (keeps or B * n_head * T * T <= MOST_SCORES)
 
-    def in_chunks(self, heads: Tensor, n_head: int) -> Tensor:
-        """(B, T, H * D): attention of `heads` among themselves."""
+    def in_chunks(self, heads: Tensor, n_head: int, begins: Tensor | None = None) -> Tensor:
+        """(B, T, H * D): attention of `heads` among themselves, each from the token `begins` (B, T) on."""
         p = self.dropout.p if self.training else 0.0
         mask = kernels.draw_dropout_mask(p, self.dropout.generator) if p else kernels.NO_DROPOUT
         function = kernels.TiledAttention if kernels.tiles_usable(heads) else ChunkedAttention
-        return function.apply(heads, n_head, mask)  # type: ignore[no-any-return,no-untyped-call]
+        return function.apply(heads, n_head, mask, begins)  # type: ignore[no-any-return,no-untyped-call]
 
 
 class ClassicAttention(classic.Attention):
     attend: CausalAttention
 
-    def forward(self, x: Tensor, cache: KVCache | None) -> Tensor:
+    def forward(self, x: Tensor, cache: KVCache | None, begins: Tensor | None) -> Tensor:
         if cache is not None or not self.attend.goes_in_chunks(x, self.n_head):
-            return super().forward(x, cache)
+            return super().forward(x, cache, begins)
         B, T, C = x.shape
         heads = self.qkv(x).view(B, T, 3 * self.n_head, C // self.n_head)
-        y: Tensor = self.out(self.attend.in_chunks(heads, self.n_head))  # (B, T, C)
+        y: Tensor = self.out(self.attend.in_chunks(heads, self.n_head, begins))  # (B, T, C)
         return y
 
 
 class ModernAttention(modern.Attention):
     attend: CausalAttention
 
-    def forward(self, x: Tensor, cache: KVCache | None, angles: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cache: KVCache | None, angles: Tensor, begins: Tensor | None) -> Tensor:
         if cache is not None or not self.attend.goes_in_chunks(x, self.n_head):
-            return super().forward(x, cache, angles)
+            return super().forward(x, cache, angles, begins)
         (B, T, _), H, K = x.shape, self.n_head, self.n_kv_head
         heads = self.qkv(x).view(B, T, H + 2 * K, self.head_size)
         if kernels.usable(heads, self.head_size // 2):
@@ -90,7 +95,7 @@ class ModernAttention(modern.Attention):
                 q, k = self.q_norm(q), self.k_norm(k)
             by_token = angles.unsqueeze(2)  # (2, T, 1, D / 2)
             heads = torch.cat((textbook.rotate(q, by_token), textbook.rotate(k, by_token), v), dim=2)
-        y: Tensor = self.out(self.attend.in_chunks(heads, H))  # (B, T, C)
+        y: Tensor = self.out(self.attend.in_chunks(heads, H, begins))  # (B, T, C)
         return y
 
 
@@ -156,10 +161,11 @@ def _by_token(x: Tensor, like: Tensor) -> Tensor:
 
 
 class ChunkedAttention(torch.autograd.Function):
-    """Attention of `heads` among themselves: (B, T, H * D)."""
+    """Attention of `heads` among themselves, each from the token `begins` on: (B, T, H * D). A hidden key has probability zero, so that
+    the backward pass needs no `begins`."""
 
     @staticmethod
-    def forward(ctx: Any, heads: Tensor, n_head: int, mask: DropoutMask) -> Tensor:
+    def forward(ctx: Any, heads: Tensor, n_head: int, mask: DropoutMask, begins: Tensor | None) -> Tensor:
         B, T, all_heads, D = heads.shape
         K = (all_heads - n_head) // 2
         pieces = list(_pieces(heads, n_head))
@@ -169,7 +175,7 @@ class ChunkedAttention(torch.autograd.Function):
             if piece.end == T:
                 chunk = _Chunk(heads, n_head, piece)
             scores = torch.bmm(chunk.q(piece), chunk.k[:, : piece.end].mT)  # (b K, R t, e)
-            p = _softmax(scores, probabilities, piece, mask)
+            p = _softmax(scores, probabilities, piece, mask, begins)
             out = result[piece.rows, piece.start : piece.end]
             y = torch.bmm(p, chunk.v[:, : piece.end])
             torch.mul(_by_token(y, out), mask.scale, out=out)
@@ -178,7 +184,7 @@ class ChunkedAttention(torch.autograd.Function):
         return result.view(B, T, n_head * D)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         heads, probabilities = ctx.saved_tensors
         n_head, mask = ctx.n_head, ctx.mask
         B, T, all_heads, D = heads.shape
@@ -198,13 +204,14 @@ class ChunkedAttention(torch.autograd.Function):
             if piece.start == 0:
                 b = piece.rows.stop - piece.rows.start
                 result[piece.rows, :, n_head:].view(b, T, 2, K, D).copy_(d_kv.view(2, b, K, T, D).permute(1, 3, 0, 2, 4))
-        return result, None, None
+        return result, None, None, None
 
 
-def _softmax(scores: Tensor, probabilities: Tensor, piece: _Piece, mask: DropoutMask) -> Tensor:
+def _softmax(scores: Tensor, probabilities: Tensor, piece: _Piece, mask: DropoutMask, begins: Tensor | None) -> Tensor:
     """Causal softmax of scores (b K, R t, e), written to `probabilities`; the result has dropout too. Overwrites scores."""
     p = probabilities[piece.kept].view(piece.shape)
-    kernels.softmax_forward(scores, p, piece.start, piece.end - piece.start, piece.groups, mask)
+    of_queries = None if begins is None else begins[piece.rows, piece.start : piece.end].contiguous()
+    kernels.softmax_forward(scores, p, piece.start, piece.end - piece.start, piece.groups, mask, of_queries)
     return scores if mask.threshold else p
 
 

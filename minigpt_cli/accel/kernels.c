@@ -254,30 +254,43 @@ void heads_backward(const void *x, const float *gain, const float *table, const 
     PARALLEL((rows + CHUNK - 1) / CHUNK, heads_back_part(x, gain, table, stats, grad, dx, d_gain, rows, H, h, D, T, from, to, bf16));
 }
 
-/* ---- causal softmax with dropout: rows of e scores, of which row r sees the first start + r % t + 1; e at most LONGEST */
+/* ---- causal softmax with dropout: rows of e scores, of which row r sees the first start + r % t + 1; e at most LONGEST. With `begins`, where
+   the documents of t queries begin for each `heads` * t rows, it does not see the scores before that. */
 
 static int fits_rows(int64_t rows, int64_t e, int64_t start, int64_t t) {
     return rows >= 0 && t >= 1 && start >= 0 && e <= LONGEST && start + t <= e;
 }
 
-INLINE void softmax_row(const void *scores, void *p, void *dropped_p, int64_t at, int64_t e, int64_t seen, uint64_t group, const Dropout *d, int bf16) {
+/* v without its first n elements. */
+INLINE vec hidden(vec v, int64_t n) {
+    float x[LANES];
+    memcpy(x, &v, sizeof v);
+    for (int64_t i = 0; i < n && i < LANES; i++) x[i] = -INFINITY;
+    memcpy(&v, x, sizeof v);
+    return v;
+}
+
+INLINE void softmax_row(const void *scores, void *p, void *dropped_p, int64_t at, int64_t e, int64_t begin, int64_t seen, uint64_t group,
+                        const Dropout *d, int bf16) {
     float buffer[LONGEST + GROUP];
     vec top = splat(-INFINITY);
-    int64_t i = 0;
+    int64_t start = begin / LANES * LANES, i = start;
     for (; i + LANES <= seen; i += LANES) {
         vec v = load(scores, at + i, bf16);
+        if (i < begin) v = hidden(v, begin - i);
         memcpy(buffer + i, &v, sizeof v);
         top = vmax(v, top);
     }
     int64_t end = (e + LANES - 1) / LANES * LANES;
     for (; i < end; i += LANES) {
         vec v = i < seen ? load_n(scores, at + i, seen - i, -INFINITY, bf16) : splat(-INFINITY);
+        if (i < begin) v = hidden(v, begin - i);
         memcpy(buffer + i, &v, sizeof v);
         top = vmax(v, top);
     }
     float m = largest(top);
     vec total = splat(0);
-    for (i = 0; i < seen; i += LANES) {
+    for (i = start; i < seen; i += LANES) {
         vec v;
         memcpy(&v, buffer + i, sizeof v);
         v = vexp(v - m);
@@ -289,7 +302,7 @@ INLINE void softmax_row(const void *scores, void *p, void *dropped_p, int64_t at
     for (i = 0; i < end; i += LANES) {
         if (d->threshold && i % GROUP == 0) bits = keep_mask(d->seed, d->threshold, group + i / GROUP);
         vec v = splat(0);
-        if (i < seen) {
+        if (start <= i && i < seen) {
             memcpy(&v, buffer + i, sizeof v);
             v *= inverse;
         }
@@ -300,13 +313,14 @@ INLINE void softmax_row(const void *scores, void *p, void *dropped_p, int64_t at
 
 /* p = softmax(scores), dropped_p = p with its mask but unscaled (not written without dropout; may be scores).
    Row r uses the hash groups from first + r * ceil(e / GROUP). */
-int32_t softmax_forward(const void *scores, void *p, void *dropped_p, int64_t rows, int64_t e, int64_t start, int64_t t, uint64_t first,
-                        uint64_t seed, int32_t threshold, int bf16) {
-    if (!fits_rows(rows, e, start, t)) return 1;
+int32_t softmax_forward(const void *scores, void *p, void *dropped_p, const int64_t *begins, int64_t heads, int64_t rows, int64_t e, int64_t start,
+                        int64_t t, uint64_t first, uint64_t seed, int32_t threshold, int bf16) {
+    if (!fits_rows(rows, e, start, t) || heads < 1) return 1;
     Dropout d = {seed, threshold, 1};
     int64_t groups = (e + GROUP - 1) / GROUP;
     PARALLEL(rows, for (int64_t r = from; r < to; r++)
-        softmax_row(scores, p, dropped_p, r * e, e, start + r % t + 1, first + r * groups, &d, bf16));
+        softmax_row(scores, p, dropped_p, r * e, e, begins ? begins[r / (heads * t) * t + r % t] : 0, start + r % t + 1, first + r * groups,
+                    &d, bf16));
     return 0;
 }
 

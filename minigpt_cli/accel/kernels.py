@@ -32,12 +32,12 @@ _SIGNATURES = {
     "norm_backward": (P, P, P, P, P, P, P, N, N, I, I),
     "heads_forward": (P, P, P, P, P, N, N, N, N, N, F, I),
     "heads_backward": (P, P, P, P, P, P, P, N, N, N, N, N, I),
-    "softmax_forward": (P, P, P, N, N, N, N, U, U, I, I),
+    "softmax_forward": (P, P, P, P, N, N, N, N, N, U, U, I, I),
     "softmax_backward": (P, P, P, N, N, N, N, U, U, I, I),
 }
 _TILED = {
-    "forward": (P, P, P, N, N, N, N, N, U, I, F),
-    "backward": (P, P, P, P, P, N, N, N, N, N, U, I, F),
+    "forward": (P, P, P, P, N, N, N, N, N, U, I, F),
+    "backward": (P, P, P, P, P, P, N, N, N, N, N, U, I, F),
 }
 
 
@@ -258,34 +258,39 @@ def tiles_usable(heads: Tensor) -> bool:
 
 
 class TiledAttention(torch.autograd.Function):
-    """Attention of q, k, v, the heads of (B, T, H + 2K, D): (B, T, H * D). Keeps its result and one number a row."""
+    """Attention of q, k, v, the heads of (B, T, H + 2K, D), each from the token `begins` (B, T) on: (B, T, H * D). Keeps its result and
+    one number a row."""
 
     @staticmethod
-    def forward(ctx: Any, heads: Tensor, n_head: int, mask: DropoutMask) -> Tensor:
+    def forward(ctx: Any, heads: Tensor, n_head: int, mask: DropoutMask, begins: Tensor | None) -> Tensor:
         heads = heads.contiguous()
         B, T, all_heads, D = heads.shape
         result, lse = heads.new_empty(B, T, n_head * D), torch.empty(B, n_head, T)
         ctx.sizes = (B, T, n_head, (all_heads - n_head) // 2, D, *mask)
-        check(tiles().forward(heads.data_ptr(), result.data_ptr(), lse.data_ptr(), *ctx.sizes), "forward")  # type: ignore[union-attr]
-        ctx.save_for_backward(heads, result, lse)
+        pointers = [None if t is None else t.data_ptr() for t in (heads, begins, result, lse)]
+        check(tiles().forward(*pointers, *ctx.sizes), "forward")  # type: ignore[union-attr]
+        ctx.save_for_backward(heads, begins, result, lse)
         return result
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        heads, result, lse = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        heads, begins, result, lse = ctx.saved_tensors
         grad, d_heads = grad.contiguous(), torch.empty_like(heads)
-        pointers = [t.data_ptr() for t in (heads, result, lse, grad, d_heads)]
+        pointers = [None if t is None else t.data_ptr() for t in (heads, begins, result, lse, grad, d_heads)]
         check(tiles().backward(*pointers, *ctx.sizes), "backward")  # type: ignore[union-attr]
-        return d_heads, None, None
+        return d_heads, None, None, None
 
 
 # ---- attention's softmax, for attention.py
 
 
-def softmax_forward(scores: Tensor, p: Tensor, start: int, t: int, first: int, mask: DropoutMask) -> None:
-    """p = causal softmax of scores (..., R * t, e); with dropout, scores become p with its mask."""
+def softmax_forward(scores: Tensor, p: Tensor, start: int, t: int, first: int, mask: DropoutMask, begins: Tensor | None = None) -> None:
+    """p = causal softmax of scores (..., R * t, e), each row from the key `begins` (b, t) on; with dropout, scores become p with its
+    mask."""
     e = scores.size(-1)
-    _call("softmax_forward", scores, scores, p, scores, scores.numel() // e, e, start, t, first, mask.seed, mask.threshold)
+    rows = scores.numel() // e
+    heads = 1 if begins is None else rows // begins.numel()
+    _call("softmax_forward", scores, scores, p, scores, begins, heads, rows, e, start, t, first, mask.seed, mask.threshold)
 
 
 def softmax_backward(p: Tensor, grad: Tensor, dropped: Tensor, start: int, t: int, first: int, mask: DropoutMask) -> None:

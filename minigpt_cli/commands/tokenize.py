@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from minigpt_cli.tokenization.contract import Tokenizer
 
 
-@with_settings(only=("data",), leave_out=("source", "sampling"))
+@with_settings(only=("data",), leave_out=("source", "sampling", "document_mask"))
 def tokenize(
     sources: SourceArguments = None,
     out: Annotated[Path | None, option("DIR", "Where to write; default: a folder of ./data named by text and settings.")] = None,

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from minigpt_cli.config import DataConfig
 from minigpt_cli.data import chat
 from minigpt_cli.data.dataset import Dataset
 from minigpt_cli.tokenization.contract import END_OF_TEXT, Tokenizer, added_tokens
@@ -33,6 +34,11 @@ class Parts:
 def end_of_text(tokenizer: Tokenizer) -> int | None:
     """The id of the token that ends a document; None for a tokenizer without it."""
     return added_tokens(tokenizer).get(END_OF_TEXT)
+
+
+def masked_after(config: DataConfig, tokenizer: Tokenizer) -> int | None:
+    """The token that no later token attends across, with --document-mask; None: attention goes across documents."""
+    return end_of_text(tokenizer) if config.document_mask else None
 
 
 def parts_of(tokens: Tokens, tokenizer: Tokenizer, *, documents: bool = False) -> Parts | None:

@@ -139,6 +139,15 @@ def _positions(n_tokens: int, n_before: int, block_size: int, stride: int) -> np
     return out[n_before:]
 
 
+def _since_document(tokens: npt.NDArray[Any], end: int, n_before: int) -> npt.NDArray[np.int64]:
+    """How many tokens of its own document come before each token, (n_tokens,), with the end of the document before it; the first document
+    may have `n_before` more."""
+    at = np.arange(len(tokens))
+    latest = np.maximum.accumulate(np.where(tokens == end, at, -n_before))
+    before: npt.NDArray[np.int64] = np.concatenate([[-n_before], latest[:-1]])
+    return at - before
+
+
 def score_ids(
     model: nn.Module,
     tokenizer: Tokenizer,
@@ -166,6 +175,8 @@ def score_ids(
         raise MiniGPTError("the model's loss on this text is not finite: its weights are damaged, or it diverged")
     n_before = 0 if context is None else min(len(np.asarray(context)), block_size)
     in_window = _positions(n_before + len(tokens), n_before, block_size, stride)
+    if (end := getattr(model, "end_of_text", None)) is not None:  # the model was trained with --document-mask
+        in_window = np.minimum(in_window, _since_document(tokens, end, n_before))
     if parts is not None:
         return _score_parts(tokenizer, tokens, parts, nats, in_window, text)
     char_nats, begun_by = per_character(nats, token_lengths(pieces)[tokens], text)

@@ -1,6 +1,6 @@
 """Causal attention: each token takes a weighted mean of the values of the tokens up to itself.
 
-Here are the formulas that architectures share: attention with its mask, rotary positions, and the cache of keys and values.
+Here are the formulas that architectures share: attention with its masks, rotary positions, and the cache of keys and values.
 Sources: attention (Vaswani et al. 2017), RoPE (Su et al. 2021; rotated halves as Hugging Face's Llama has them, not GPT-J's
 interleaved pairs), grouped-query attention (Ainslie et al. 2023).
 Shapes: B batch, T new tokens, S tokens in the cache before them, N = S + T keys, H query heads, K key/value heads
@@ -24,13 +24,18 @@ class CausalAttention(nn.Module):
         super().__init__()
         self.dropout = Dropout(dropout)  # of attention weights
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """(B, H, T, D) for q (B, H, T, D) and k, v (B, K, N, D); the T queries are the last of the N tokens."""
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, begins: Tensor | None = None) -> Tensor:
+        """(B, H, T, D) for q (B, H, T, D) and k, v (B, K, N, D); the T queries are the last of the N tokens.
+
+        With `begins` (B, T), query t does not see the keys before token begins[t], where its document begins."""
         (H, T, D), (K, N) = q.shape[1:], k.shape[1:3]
         if K < H:  # each key and value serves H // K queries
             k, v = k.repeat_interleave(H // K, dim=1), v.repeat_interleave(H // K, dim=1)  # (B, H, N, D)
         scores = (q @ k.mT) * D**-0.5  # (B, H, T, N)
-        scores = scores.masked_fill(is_future(T, N, q.device), float("-inf"))
+        hidden = is_future(T, N, q.device)  # (T, N)
+        if begins is not None:
+            hidden = hidden | is_earlier(begins, N)  # (B, 1, T, N)
+        scores = scores.masked_fill(hidden, float("-inf"))
         weights: Tensor = self.dropout(F.softmax(scores, dim=-1))
         return weights @ v  # (B, H, T, D)
 
@@ -38,6 +43,19 @@ class CausalAttention(nn.Module):
 def is_future(T: int, N: int, device: torch.device) -> Tensor:
     """(T, N): whether key n comes after query t, which is token N - T + t."""
     return torch.ones(T, N, dtype=torch.bool, device=device).triu(N - T + 1)
+
+
+def is_earlier(begins: Tensor, N: int) -> Tensor:
+    """(B, 1, T, N): whether key n comes before the document of query t, which begins at token begins[t]."""
+    return torch.arange(N, device=begins.device) < begins[:, None, :, None]
+
+
+def document_begins(ids: Tensor, end_of_text: int) -> Tensor:
+    """(B, T): where the document of each token begins in its window of ids (B, T).
+
+    The token that ends a text is read as the first of the next document, because generation starts with it too."""
+    positions = torch.arange(ids.size(1), device=ids.device)
+    return torch.where(ids == end_of_text, positions, 0).cummax(dim=1).values
 
 
 def rotary_angles(start: int, length: int, head_size: int, theta: float, device: torch.device) -> Tensor:

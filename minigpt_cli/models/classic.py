@@ -31,13 +31,13 @@ class Attention(nn.Module):
         self.attend = CausalAttention(config.dropout)
         self.out = Linear(config.n_embd, config.n_embd, bias=config.bias)
 
-    def forward(self, x: Tensor, cache: KVCache | None) -> Tensor:
+    def forward(self, x: Tensor, cache: KVCache | None, begins: Tensor | None) -> Tensor:
         B, T, C = x.shape
         qkv = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, H, T, D) each
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)  # (B, H, N, D)
-        y = self.attend(q, k, v)  # (B, H, T, D)
+        y = self.attend(q, k, v, begins)  # (B, H, T, D)
         y = y.transpose(1, 2).reshape(B, T, C)  # the heads side by side
         return self.out(y)  # type: ignore[no-any-return]
 
@@ -53,8 +53,8 @@ class Block(nn.Module):
         self.mlp = FeedForward(config.n_embd, config.hidden, config.activation, config.bias)
         self.dropout = Dropout(config.dropout)
 
-    def forward(self, x: Tensor, cache: KVCache | None, angles: None) -> tuple[Tensor, float]:
-        x = x + self.dropout(self.attention(self.norm1(x), cache))
+    def forward(self, x: Tensor, cache: KVCache | None, angles: None, begins: Tensor | None) -> tuple[Tensor, float]:
+        x = x + self.dropout(self.attention(self.norm1(x), cache, begins))
         x = x + self.dropout(self.mlp(self.norm2(x)))
         return x, 0.0
 

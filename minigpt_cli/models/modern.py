@@ -35,7 +35,7 @@ class Attention(nn.Module):
         self.attend = CausalAttention()
         self.out = Linear(config.n_embd, config.n_embd, bias=False)
 
-    def forward(self, x: Tensor, cache: KVCache | None, angles: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cache: KVCache | None, angles: Tensor, begins: Tensor | None) -> Tensor:
         (B, T, C), (H, K) = x.shape, (self.n_head, self.n_kv_head)
         heads = self.qkv(x).view(B, T, H + 2 * K, self.head_size).transpose(1, 2)
         q, k, v = heads.split((H, K, K), dim=1)  # (B, H, T, D), (B, K, T, D), (B, K, T, D)
@@ -44,7 +44,7 @@ class Attention(nn.Module):
         q, k = rotate(q, angles), rotate(k, angles)
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)  # (B, K, N, D)
-        y = self.attend(q, k, v)  # (B, H, T, D)
+        y = self.attend(q, k, v, begins)  # (B, H, T, D)
         y = y.transpose(1, 2).reshape(B, T, C)  # the heads side by side
         return self.out(y)  # type: ignore[no-any-return]
 
@@ -60,8 +60,8 @@ class Block(nn.Module):
         self.mlp = SwiGLU(config.n_embd, config.hidden)
         self.dropout = Dropout(config.dropout)
 
-    def forward(self, x: Tensor, cache: KVCache | None, angles: Tensor) -> tuple[Tensor, float]:
-        x = x + self.dropout(self.attention(self.norm1(x), cache, angles))
+    def forward(self, x: Tensor, cache: KVCache | None, angles: Tensor, begins: Tensor | None) -> tuple[Tensor, float]:
+        x = x + self.dropout(self.attention(self.norm1(x), cache, angles, begins))
         x = x + self.dropout(self.mlp(self.norm2(x)))
         return x, 0.0
 

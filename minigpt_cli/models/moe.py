@@ -111,8 +111,8 @@ class Block(nn.Module):
         self.moe = Experts(config)
         self.dropout = Dropout(config.dropout)
 
-    def forward(self, x: Tensor, cache: KVCache | None, angles: Tensor) -> tuple[Tensor, Tensor]:
-        x = x + self.dropout(self.attention(self.norm1(x), cache, angles))
+    def forward(self, x: Tensor, cache: KVCache | None, angles: Tensor, begins: Tensor | None) -> tuple[Tensor, Tensor]:
+        x = x + self.dropout(self.attention(self.norm1(x), cache, angles, begins))
         y, aux_loss = self.moe(self.norm2(x))
         return x + self.dropout(y), aux_loss
 

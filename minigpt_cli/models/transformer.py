@@ -1,7 +1,8 @@
 """What classic, modern and moe share: token embedding, a stack of blocks, a final norm, an output head.
 
-An architecture is a subclass with its blocks, its final norm and its initial weights. A block maps (x, cache, angles) to
-(x, auxiliary loss); angles are those of rotary positions, or None.
+An architecture is a subclass with its blocks, its final norm and its initial weights. A block maps (x, cache, angles, begins) to
+(x, auxiliary loss); angles are those of rotary positions, or None; begins says where documents begin if attention stays inside them,
+or is None.
 Shapes: B batch, T tokens, C channels, D head size, V vocabulary.
 """
 
@@ -14,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minigpt_cli.models.attention import KVCache, rotary_angles
+from minigpt_cli.models.attention import KVCache, document_begins, rotary_angles
 from minigpt_cli.models.contract import MatrixParts, Output
 from minigpt_cli.models.layers import Embedding, Linear
 
@@ -23,6 +24,7 @@ class Transformer(nn.Module):
     """Token ids to next-token logits through a stack of blocks."""
 
     compute_dtype = torch.float32
+    end_of_text: int | None = None  # the token that ends a document; if set, no token attends to earlier documents
 
     def __init__(self, config: Any, vocab_size: int, blocks: Iterable[nn.Module], final_norm: nn.Module, rope_theta: float = 0.0) -> None:
         super().__init__()
@@ -44,10 +46,12 @@ class Transformer(nn.Module):
     def forward(self, ids: Tensor, cache: KVCache | None = None) -> Output:
         start, T = 0 if cache is None else cache.length, ids.size(1)
         angles = rotary_angles(start, T, self.head_size, self.rope_theta, ids.device) if self.rope_theta else None
+        # What a cache holds is one document.
+        begins = None if self.end_of_text is None or cache is not None else document_begins(ids, self.end_of_text)
         x = self.embed(ids, start).to(self.compute_dtype)  # (B, T, C), the residual stream
         aux_loss = torch.zeros((), device=x.device)
         for block in self.blocks:
-            x, aux = block(x, cache, angles)
+            x, aux = block(x, cache, angles, begins)
             aux_loss = aux_loss + aux
         if cache is not None:
             cache.length += T

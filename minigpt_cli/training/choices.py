@@ -102,7 +102,7 @@ def _after_all_work(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def attention_paths(model: Any, batch_size: int, dtype: torch.dtype, device: torch.device) -> Seconds:
+def attention_paths(model: Any, batch_size: int, dtype: torch.dtype, device: torch.device, document_mask: bool = False) -> Seconds:
     """Seconds of one layer of this model, forward and backward with each attention path, for some windows of a batch; the rest of a step
     does not depend on the path."""
     one_layer, T = model.model_copy(update={"n_layer": 1}), model.block_size
@@ -110,6 +110,8 @@ def attention_paths(model: Any, batch_size: int, dtype: torch.dtype, device: tor
     trial = build_model(one_layer, vocab_size=2, seed=0).to(device).train()
     trial.compute_dtype = dtype  # type: ignore[assignment]
     set_dropout_generator(trial, torch.Generator(device).manual_seed(0))
+    if document_mask:
+        trial.end_of_text = 1  # type: ignore[assignment]
     ids = torch.zeros(windows, T, dtype=torch.int64, device=device)
 
     def way(path: str) -> Callable[[], object]:
@@ -120,6 +122,7 @@ def attention_paths(model: Any, batch_size: int, dtype: torch.dtype, device: tor
         return run
 
     question = {"attention": one_layer.model_dump(mode="json"), "windows": windows, "dtype": str(dtype)}
+    question |= {"document_mask": True} if document_mask else {}
     return fastest(question, {path: way(path) for path in ("plain", "sdpa")}, device)
 
 

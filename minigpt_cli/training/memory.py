@@ -42,7 +42,7 @@ def measure(config: RunConfig, vocab_size: int) -> Need:
     from minigpt_cli.training.state import TrainingState
 
     quiet = config.changed(compute={"compile": "off", "device": "cpu", "fsdp": False})
-    state = TrainingState(quiet, vocab_size, torch.device("cpu"))
+    state = TrainingState(quiet, vocab_size, torch.device("cpu"), end_of_text=0 if config.data.document_mask else None)
     one, two = (_kept_bytes(state, n, config.model.block_size) for n in (1, 2))
     n_params = sum(p.numel() for p in state.model.parameters())
     copies = 2 + bool(config.optim.ema)  # weights, gradients, average

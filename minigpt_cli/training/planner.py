@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 
+from minigpt_cli import registry
 from minigpt_cli.accel import install
 from minigpt_cli.config import RunConfig
 from minigpt_cli.data.dataset import Dataset, check_long_enough
@@ -114,6 +115,7 @@ def _choose_compute(config: RunConfig, dataset: Dataset, world: World) -> tuple[
     """Device, precision and threads, with notices. Raises UsageError for a configuration that cannot be trained."""
     notices: list[str] = []
     _check_sharding(config, world)
+    _check_document_mask(config, dataset)
     check_long_enough(dataset, config.model.block_size)
     device, why = choose_device(config.compute.device)
     chosen, reason = precision.choose(config.compute.precision, device)
@@ -145,6 +147,18 @@ def _check_sharding(config: RunConfig, world: World) -> None:
         raise UsageError(f"--fsdp splits every matrix, and --optimizer {config.optim.optimizer} needs them whole: add --optimizer adamw")
     if config.optim.ema:
         raise UsageError("--fsdp keeps no average of the weights: add --ema 0")
+
+
+def _check_document_mask(config: RunConfig, dataset: Dataset) -> None:
+    """Raise UsageError for --document-mask where it would hide nothing."""
+    if not config.data.document_mask:
+        return
+    if not hasattr(registry.load("architecture", config.model.arch), "end_of_text"):
+        raise UsageError(f"--document-mask hides documents from attention, and --arch {config.model.arch} has none: leave it out")
+    if dataset.chats:
+        raise UsageError("--document-mask needs a token between documents, and conversations have none: leave it out")
+    if not dataset.in_documents:
+        raise UsageError(f"--document-mask: {dataset.label} is one document, so nothing would be hidden: leave it out, or see --documents")
 
 
 def choose_device(requested: str) -> tuple[str, str]:
@@ -229,7 +243,7 @@ def _choose_attention(config: RunConfig, dataset: Dataset) -> tuple[RunConfig, l
     if compute.attention == "auto":
         with memory.explained_out_of_memory(config):
             dtype, device = precision.DTYPES[compute.precision], torch.device(compute.device)
-            seconds = choices.attention_paths(config.model, config.optim.batch_size, dtype, device)
+            seconds = choices.attention_paths(config.model, config.optim.batch_size, dtype, device, config.data.document_mask)
         faster, slower = sorted(seconds, key=lambda path: seconds[path])
         notices.append(f"attention {faster}: a layer is {seconds[slower] / seconds[faster]:.1f}x as fast as with {slower} here")
         config = config.changed(compute={"attention": faster})

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from minigpt_cli.config import RunConfig
 from minigpt_cli.data.dataset import Dataset
+from minigpt_cli.data.parts import masked_after
 from minigpt_cli.training import memory
 from minigpt_cli.training.device_batches import DeviceBatches
 from minigpt_cli.training.distributed import World
@@ -31,7 +32,8 @@ def measure_speed(config: RunConfig, dataset: Dataset, world: World) -> Speed:
     device = world.device(config.compute.device)
     scratch = config.changed(optim={"max_steps": config.optim.max_steps or 1_000_000}, eval={"eval_iters": config.eval.eval_iters or 2})
     with memory.explained_out_of_memory(config):
-        state = TrainingState(scratch, dataset.tokenizer.vocab_size, device, world)
+        end = masked_after(config.data, dataset.tokenizer)
+        state = TrainingState(scratch, dataset.tokenizer.vocab_size, device, world, end_of_text=end)
         batches = DeviceBatches(scratch, dataset, device, world)
         times: list[float] = []
         begun = time.perf_counter()

@@ -66,9 +66,12 @@ class TrainingState:
         device: torch.device,
         world: World | None = None,
         start: StartWeights | None = None,
+        end_of_text: int | None = None,  # with --document-mask
     ) -> None:
         self.config, self.device, self.world = config, device, world or World()
         model = build_model(config.model, vocab_size, config.seed)
+        if end_of_text is not None:
+            model.end_of_text = end_of_text  # type: ignore[assignment]
         if start is not None:
             model.load_state_dict(start.tensors)
         if config.lora.lora_rank:

@@ -18,6 +18,7 @@ from minigpt_cli import checkpoints
 from minigpt_cli.checkpoints import ResumePoint
 from minigpt_cli.config import RunConfig
 from minigpt_cli.data.dataset import Dataset
+from minigpt_cli.data.parts import masked_after
 from minigpt_cli.errors import Diverged, Interrupted, RunDamaged
 from minigpt_cli.evaluation.evaluate_run import evaluate_run
 from minigpt_cli.events import Evaluated, Event, Progress, Resumed, Saved, Scoring, Skipped, StopReason
@@ -98,7 +99,8 @@ class _Trainer:
     def __init__(self, job: Job) -> None:
         self.run, self.config, self.dataset, self.world = job.run, job.config, job.dataset, job.world
         self.device = self.world.device(self.config.compute.device)
-        self.state = TrainingState(self.config, self.dataset.tokenizer.vocab_size, self.device, self.world, job.start)
+        end, vocab_size = masked_after(self.config.data, self.dataset.tokenizer), self.dataset.tokenizer.vocab_size
+        self.state = TrainingState(self.config, vocab_size, self.device, self.world, job.start, end)
         self.batches = DeviceBatches(self.config, self.dataset, self.device, self.world)
         self.evaluator = Evaluator(self.config, self.dataset, self.state)
         self.judge = Judge(self.config)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from harness.tiny import chats
 
 from minigpt_cli import cli as app
 from minigpt_cli.checkpoints import load
@@ -16,6 +17,7 @@ from minigpt_cli.runstore.store import RunStore
 from minigpt_cli.tokenization.contract import END_OF_TEXT
 
 NAMES = [f"{a}{b}" for a in ("an", "be", "ca", "do", "el") for b in ("na", "ro", "lia", "min", "ta", "vi")]
+MASKED = "--documents lines --document-mask"
 TINY = "--n-layer 1 --n-embd 16 --n-head 2 --block-size 12 --batch-size 8 --device cpu --precision fp32 --attention plain"
 
 
@@ -26,7 +28,12 @@ def _runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(home)
         Path("names.txt").write_text("\n".join(NAMES) + "\n")
-        for run, flags in {"names": "--documents lines", "bytes": "--documents lines --tokenizer byte", "text": ""}.items():
+        for run, flags in {
+            "names": "--documents lines",
+            "bytes": "--documents lines --tokenizer byte",
+            "masked": MASKED,
+            "text": "",
+        }.items():
             assert app.run(f"train names.txt --name {run} {flags} {TINY} --max-steps 60 --eval-every 60".split()) == 0
     return home
 
@@ -87,3 +94,45 @@ def test_the_suggested_prompt_is_the_beginning_of_a_document(call: Any) -> None:
     prompt = line.rpartition("--prompt ")[2]
     assert any(name.startswith(prompt) for name in NAMES)
     assert call("generate", "again", "--prompt", prompt).code == 0
+
+
+def test_a_masked_run_is_recorded_scored_and_compared_as_masked(call: Any) -> None:
+    best = RunStore("runs").find("masked").record.best
+    assert best is not None
+    found = json.loads(call("eval", "masked", "--json").out)
+    assert found["nats_per_char"] == best.nats_per_char != json.loads(call("eval", "names", "--json").out)["nats_per_char"]
+    assert "document_mask" in call("runs", "diff", "names", "masked").out
+    assert call("compare", "names", "masked").code == 0
+    strided = json.loads(call("eval", "masked", "--stride", "1", "--json").out)
+    assert strided["nats_per_char"] != found["nats_per_char"]
+    model = load(RunStore("runs").find("masked")).model
+    model.end_of_text = None  # type: ignore[assignment]
+    assert load(RunStore("runs").find("names")).model.end_of_text is None
+    assert load(RunStore("runs").find("masked")).model.end_of_text is not None
+
+
+def test_a_masked_run_is_resumed_to_the_bit(call: Any) -> None:
+    short = f"train names.txt --max-steps 6 --eval-every 2 --schedule constant {MASKED} {TINY}".split()
+    assert call(*short, "--name", "whole").code == 0
+    assert call(*short, "--name", "parts", "--max-steps", "3").code == 0
+    assert call("train", "--resume", "parts", "--max-steps", "6").code == 0
+    assert RunStore("runs").find("parts").config.data.document_mask
+    whole, parts = (load(RunStore("runs").find(name), "last").model.state_dict() for name in ("whole", "parts"))
+    assert all(whole[name].equal(parts[name]) for name in whole)
+    refused = call("train", "--resume", "parts", "--no-document-mask", "--max-steps", "8")
+    assert refused.code == 2
+    assert "--document-mask cannot change" in refused.err
+
+
+def test_a_mask_is_refused_where_it_would_hide_nothing(call: Any) -> None:
+    Path("chats.jsonl").write_text(chats(), encoding="utf-8")
+    for words, why in {
+        "names.txt --document-mask": "names.txt is one document",
+        "names.txt --documents lines --document-mask --arch bigram": "--arch bigram has none",
+        "chats.jsonl --document-mask": "conversations have none",
+    }.items():
+        refused = call("train", *words.split(), "--max-steps", "2", "--name", "refused")
+        assert refused.code == 2
+        assert why in refused.err
+        assert refused.err.count("Error") == 1
+        assert not Path("runs/refused").exists()

@@ -12,6 +12,7 @@ import torch
 from minigpt_cli import registry
 from minigpt_cli.config import ARCHITECTURES, BigramConfig, ClassicConfig, DataConfig, ModernConfig, MoEConfig
 from minigpt_cli.data.encoding import prepared
+from minigpt_cli.data.parts import end_of_text
 from minigpt_cli.evaluation import scoring
 from minigpt_cli.evaluation.scoring import score_ids, token_nats
 from minigpt_cli.models.contract import build_model
@@ -43,6 +44,38 @@ def test_score_is_the_same_whatever_the_batch(arch: str, stride: int, monkeypatc
         monkeypatch.setattr(scoring, "_TOKENS", tokens_in_batch)
         totals.append(token_nats(model, ids, context=ids[:5], block_size=T, stride=stride).sum())
     assert totals == pytest.approx([totals[0]] * 3, rel=1e-6)
+
+
+@pytest.mark.parametrize("arch", ["classic", "modern", "moe"])
+@pytest.mark.parametrize("stride", [0, 1, 3, T])
+def test_a_masked_score_does_not_depend_on_the_document_before(arch: str, stride: int) -> None:
+    end, ids = V - 1, np.random.default_rng(0).integers(0, V - 1, 5 * T)
+    model = build_model(small(arch), V, seed=1)
+    begins = 2 * T + 3  # inside a window
+    ids[begins] = end
+    changed = ids.copy()
+    changed[:begins] = (changed[:begins] + 1) % end
+
+    def nats(text: Any) -> Any:
+        return token_nats(model, text, context=[end], block_size=T, stride=stride)[begins + 1 :]
+
+    assert not np.array_equal(nats(ids)[: T // 2], nats(changed)[: T // 2])
+    model.end_of_text = end  # type: ignore[assignment]
+    assert np.array_equal(nats(ids), nats(changed))
+
+
+@pytest.mark.parametrize("stride", [0, 3])
+def test_positions_of_a_masked_score_are_counted_in_the_document(stride: int, tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("anna\nbob\nclementine\n" * 20)
+    dataset = prepared(DataConfig(source=str(tmp_path / "names.txt"), documents="lines"), tmp_path)
+    model = build_model(CONFIGS["modern"], dataset.tokenizer.vocab_size, seed=1)
+    model.end_of_text = end_of_text(dataset.tokenizer)  # type: ignore[assignment]
+    score = scoring.score_split(model, dataset.tokenizer, dataset, "val", block_size=T, stride=stride)
+    assert score.parts is not None
+    in_document = np.arange(score.n_chars) - np.repeat(score.parts.first, np.diff([*score.parts.first, score.n_chars])) + 1
+    assert (score.char_position >= 1).all()
+    assert (score.char_position <= np.minimum(in_document, T)).all()
+    assert (score.char_position == np.minimum(in_document, T)).any()
 
 
 def test_bigram_is_a_table_look_up() -> None:

@@ -64,6 +64,14 @@ def test_two_processes_have_the_losses_of_one_over_fifty_steps(tmp_path: Path, t
         assert a["tokens_seen"] == b["tokens_seen"]
 
 
+def test_two_processes_mask_documents_as_one_does(tmp_path: Path, text: Path, processes: Processes) -> None:
+    common = ["train", "text.txt", "--documents", "lines", *TINY, "--max-steps", "6", "--eval-every", "3", "--json"]
+    common += ["--document-mask", "--batch-size", "4"]
+    one = evaluations(processes(tmp_path, [*common, "--name", "one", "--grad-accum", "2"]))
+    two = evaluations(processes(tmp_path, [*common, "--name", "two"], size=2))
+    assert [e["val_loss"] for e in two] == pytest.approx([e["val_loss"] for e in one], abs=1e-5)
+
+
 def test_a_run_resumed_on_fewer_and_more_processes_takes_the_same_steps(tmp_path: Path, text: Path, processes: Processes) -> None:
     """Losses go on as if nothing had happened, tokens are counted as they were seen, and it is said that the bits are not the same.
     With whole weights and with sharded ones."""

@@ -64,9 +64,10 @@ def kept(first: int, rows: int, e: int, seed: int, threshold: int) -> Array:
     return z.view(np.uint8).reshape(rows, groups * 64)[:, :e] >= threshold
 
 
-def causal_softmax(scores: Array, seen: Array) -> Array:
-    """Over the first seen[r] of each row."""
-    masked = np.where(np.arange(scores.shape[1]) < seen[:, None], scores, -np.inf)
+def causal_softmax(scores: Array, seen: Array, begins: Array | None = None) -> Array:
+    """Over the first seen[r] of each row, from begins[r] on."""
+    at = np.arange(scores.shape[1])
+    masked = np.where((at < seen[:, None]) & (at >= (0 if begins is None else begins[:, None])), scores, -np.inf)
     p = np.exp(masked - masked.max(1, keepdims=True))
     return p / p.sum(1, keepdims=True)
 
@@ -192,8 +193,9 @@ def softmax(c: Library, x: Numbers, rnd: random.Random) -> None:
     rows, start = k * t, e - t
     scores, p = x.draw(rows, e), x.empty(rows, e)
     original = floats(scores)
-    c("softmax_forward", scores, p, scores, rows, e, start, t, first, SEED, threshold, x.bf16)
-    expected = causal_softmax(original, start + np.arange(rows) % t + 1)
+    begins, seen = rnd.choice((None, np.array([rnd.randint(0, start + q) for q in range(t)], np.int64))), start + np.arange(rows) % t + 1
+    c("softmax_forward", scores, p, scores, begins, k, rows, e, start, t, first, SEED, threshold, x.bf16)
+    expected = causal_softmax(original, seen, None if begins is None else np.tile(begins, k))
     mask = kept(first, rows, e, SEED, threshold)
     near("softmax", p, expected, x.bf16)
     if threshold:
@@ -204,7 +206,8 @@ def softmax(c: Library, x: Numbers, rnd: random.Random) -> None:
     near("softmax's gradient", grad, q * (g - (g * q).sum(1, keepdims=True)), x.bf16)
     if threshold:
         near("softmax's mask again", dropped, q * mask, x.bf16)
-    c("softmax_forward", scores, p, scores, 1, 8193, 8192, 1, 0, SEED, 0, x.bf16, refused=True)
+    c("softmax_forward", scores, p, scores, None, 1, 1, 8193, 8192, 1, 0, SEED, 0, x.bf16, refused=True)
+    c("softmax_forward", scores, p, scores, begins, 0, rows, e, start, t, 0, SEED, 0, x.bf16, refused=True)
     c("softmax_backward", p, grad, dropped, 1, e, e, 1, 0, SEED, 0, x.bf16, refused=True)
 
 
@@ -278,15 +281,17 @@ def attention(c: Library, _: Numbers, rnd: random.Random) -> None:
     scale = 256 / (256 - threshold)
     qkv, out, lse = x.draw(B, T, H + 2 * K, D), x.empty(B, T, H, D), np.full((B, H, T), np.nan, np.float32)
     sizes = (B, T, H, K, D, SEED, threshold, scale)
-    c("forward", qkv, out, lse, *sizes)
+    ends = x.rng.random((B, T)) < 0.1
+    begins = rnd.choice((None, np.maximum.accumulate(np.where(ends, np.arange(T), 0), axis=1).astype(np.int64)))
+    c("forward", qkv, begins, out, lse, *sizes)
     grad, d_qkv = x.draw(B, T, H, D), x.empty(B, T, H + 2 * K, D)
-    c("backward", qkv, out, lse, grad, d_qkv, *sizes)
+    c("backward", qkv, begins, out, lse, grad, d_qkv, *sizes)
     v_all, g_all, expected, d_expected = floats(qkv), floats(grad), np.zeros((B, T, H, D)), np.zeros((B, T, H + 2 * K, D))
     for b in range(B):
         for h in range(H):
             head = h // G
             q, k, v, g = v_all[b, :, h], v_all[b, :, H + head], v_all[b, :, H + K + head], g_all[b, :, h]
-            p = causal_softmax(q @ k.T / math.sqrt(D), np.arange(T) + 1)
+            p = causal_softmax(q @ k.T / math.sqrt(D), np.arange(T) + 1, None if begins is None else begins[b])
             mask = kept((b * H + h) * T * -(-T // 64), T, T, SEED, threshold) * scale
             expected[b, :, h] = (p * mask) @ v
             dp = (g @ v.T) * mask
@@ -296,8 +301,8 @@ def attention(c: Library, _: Numbers, rnd: random.Random) -> None:
             d_expected[b, :, H + K + head] += (p * mask).T @ g
     near("attention", out, expected, 1)
     near("attention's gradient", d_qkv, d_expected, 1)
-    c("forward", qkv, out, lse, B, T + 1, H, K, D, SEED, threshold, scale, refused=True)
-    c("backward", qkv, out, lse, grad, d_qkv, B, T, H, K + H, D, SEED, threshold, scale, refused=True)
+    c("forward", qkv, begins, out, lse, B, T + 1, H, K, D, SEED, threshold, scale, refused=True)
+    c("backward", qkv, begins, out, lse, grad, d_qkv, B, T, H, K + H, D, SEED, threshold, scale, refused=True)
 
 
 PARTS: dict[str, tuple[Callable[[Library, Numbers, random.Random], None], ...]] = {
