@@ -7,9 +7,10 @@ folder is built again rather than trained on.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -72,11 +73,18 @@ class DatasetRecord(_Record):
 class Split:
     """What is trained on, or held back."""
 
+    path: Path
     tokens: np.memmap[tuple[int], np.dtype[np.uint16] | np.dtype[np.uint32]]  # (N,); uint32 for a vocabulary above 65,536
     n_documents: int
     n_chars: int
     n_bytes: int
     sha256: str  # of its UTF-8
+
+    def blocks(self, at_once: int = 1 << 16) -> Iterator[npt.NDArray[Any]]:
+        """All tokens in order, so many at once, read into memory of their own: what a memory map has read counts as used memory."""
+        with self.path.open("rb") as file:
+            while len(block := np.fromfile(file, self.tokens.dtype, at_once)):
+                yield block
 
 
 @dataclass(frozen=True)
@@ -208,7 +216,7 @@ def _open_split(path: Path, record: SplitRecord, dtype: Dtype) -> Split:
         raise RunDamaged(f"cannot read {path}: {error.strerror}") from error
     if len(tokens) != record.n_tokens:
         raise RunDamaged(f"{path} has {len(tokens):,} tokens, not {record.n_tokens:,}: delete its folder to build it again")
-    return Split(tokens, record.n_documents, record.n_chars, record.n_bytes, record.text_sha256)
+    return Split(path, tokens, record.n_documents, record.n_chars, record.n_bytes, record.text_sha256)
 
 
 def _check(path: Path, found: str, promised: str) -> None:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from minigpt_cli.data.dataset import Dataset
 from minigpt_cli.tokenization.char import code_points
-from minigpt_cli.tokenization.contract import END_OF_TEXT, text_pieces
+from minigpt_cli.tokenization.contract import END_OF_TEXT, spelled
 
 RARE = 10  # a character that occurs less often than this is rare
 _MANY_RARE = 500
@@ -58,9 +58,10 @@ def _counted(dataset: Dataset) -> tuple[npt.NDArray[np.int64], list[int]]:
     """How often each code point occurs, (0x110000,), and the characters of each document."""
     counts, lengths, token_bytes = np.zeros(0x110000, np.int64), [0], dataset.tokenizer.token_bytes()
     for split in dataset.splits().values():
-        for text in text_pieces(split.tokens, token_bytes):
+        for text in spelled(split.blocks(), token_bytes):
             pieces = text.split(END_OF_TEXT) if dataset.in_documents else [text]
-            counts += np.bincount(code_points("".join(pieces)), minlength=0x110000)
+            found = np.bincount(code_points("".join(pieces)))
+            counts[: len(found)] += found
             lengths[-1] += len(pieces[0])
             lengths += map(len, pieces[1:])
     return counts, [length for length in lengths if length]

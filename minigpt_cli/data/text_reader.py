@@ -21,6 +21,7 @@ from minigpt_cli.storage.atomic_io import explained
 from minigpt_cli.tokenization.char import code_points
 from minigpt_cli.tokenization.contract import END_OF_TEXT
 
+_REPORT = 1 << 18  # bytes between two reports of progress
 FEW = 10  # documents: fewer are each cut in their length
 
 
@@ -69,7 +70,7 @@ class Text:
 
     def scan(self) -> Iterator[Preparing]:
         """Read the documents once: their length, hash and alphabet. Raises TextTooShort if there is none."""
-        sha256, seen = hashlib.sha256(), np.zeros(0x110000, np.bool_)
+        sha256, alphabet, reported = hashlib.sha256(), _Alphabet(), 0
         chats, end_in = self.source.split_by == "conversation", ""
         with explained("read the text"):
             total = self.source.n_bytes
@@ -87,8 +88,10 @@ class Text:
                         end_in = end_in or document.name
                     tail = near[1 - len(END_OF_TEXT) :]
                     if piece.text not in self.source.marks:
-                        seen[code_points(piece.text)] = True
+                        alphabet.add(data)
+                    if self.n_bytes >= reported:
                         yield Preparing(min(self.n_bytes, total or self.n_bytes), total, "reading")
+                        reported = self.n_bytes + _REPORT
                 self.n_documents += 1
                 if document.split is not None:
                     self.given[document.split] += 1
@@ -103,12 +106,30 @@ class Text:
             if end_in:
                 raise UsageError(f"{end_in} holds {END_OF_TEXT}, which ends a document: cut it there, with --documents '{END_OF_TEXT}'")
         self.sha256 = sha256.hexdigest()
-        self.alphabet = np.flatnonzero(seen).astype(np.uint32)
+        self.alphabet = alphabet.points()
 
     @property
     def n_duplicates(self) -> int:
         """Documents that repeat another word for word."""
         return len(self.hashes) - len(np.unique(np.array(self.hashes, np.uint64)))
+
+
+class _Alphabet:
+    """The distinct code points of texts."""
+
+    def __init__(self) -> None:
+        self._seen = np.zeros(0x110000, np.bool_)
+        self._ascii = b""  # those seen
+
+    def add(self, data: bytes) -> None:
+        """Note the code points of UTF-8. Nearly all text is ASCII that was seen before, which is dropped first: that is quick."""
+        if new := data.translate(None, self._ascii):
+            self._seen[code_points(new.decode("utf-8"))] = True
+            self._ascii = bytes(np.flatnonzero(self._seen[:128]).astype(np.uint8))
+
+    def points(self) -> npt.NDArray[np.uint32]:
+        """All of them, ascending."""
+        return np.flatnonzero(self._seen).astype(np.uint32)
 
 
 class Counted:

@@ -106,9 +106,21 @@ def checked_ids(ids: npt.ArrayLike, vocab_size: int) -> npt.NDArray[np.int64]:
     return index
 
 
-def text_pieces(ids: npt.NDArray[np.integer], token_bytes: Sequence[bytes], at_once: int = 1 << 20) -> Iterator[str]:
+def text_pieces(ids: npt.NDArray[np.integer], token_bytes: Sequence[bytes], at_once: int = 1 << 16) -> Iterator[str]:
     """The text that `ids` spell, in pieces of `at_once` tokens; a character that two pieces share is in the second."""
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    for start in range(0, len(ids), at_once):
-        raw = b"".join([token_bytes[i] for i in np.asarray(ids[start : start + at_once]).tolist()])
-        yield decoder.decode(raw, final=start + at_once >= len(ids))
+    return spelled((ids[start : start + at_once] for start in range(0, len(ids), at_once)), token_bytes)
+
+
+def spelled(blocks: Iterable[npt.NDArray[np.integer]], token_bytes: Sequence[bytes]) -> Iterator[str]:
+    """The text that blocks of ids spell, a piece for each; a character that two share is in the second, and half of one at the end
+    becomes U+FFFD."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    table = np.frombuffer(b"".join(token_bytes), np.uint8)
+    lengths = np.array([len(token) for token in token_bytes], np.int64)
+    starts = lengths.cumsum() - lengths
+    for block in blocks:
+        n, ends = lengths[block], lengths[block].cumsum()
+        places = np.arange(n.sum()) + np.repeat(starts[block] - (ends - n), n)  # of each byte in the table
+        yield decoder.decode(table[places].tobytes())
+    if rest := decoder.decode(b"", final=True):
+        yield rest
