@@ -85,9 +85,13 @@ def save(
     resume: Mapping[str, Tensor],
     resume_state: Mapping[str, Any],
     best: Mapping[str, Tensor] | None = None,
+    config: RunConfig | None = None,
 ) -> RunRecord:
-    """Write a new generation and return its record; `best=None` keeps the best so far. `record` is the one that `load_resume` or the last
-    `save` returned, changed. Raises MiniGPTError, with the generation before complete and no temporary file left."""
+    """Write a new generation and return its record; `best=None` keeps the best so far, `config=None` the configuration.
+
+    `record` is the one that `load_resume` or the last `save` returned, changed. Raises MiniGPTError, with the generation before complete
+    and no temporary file left.
+    """
     tensors = {LAST: last, RESUME: resume} | ({BEST: best} if best is not None else {})
     metadata = {LAST: {"format": "pt"}, BEST: {"format": "pt"}, RESUME: {_STATE: json.dumps(resume_state, allow_nan=False)}}
     with run.writing(), atomic_io.explained(f"save run {run.name!r}"), snapshots.Staging(run) as staging:
@@ -97,6 +101,8 @@ def save(
         if best is None and (best_so_far := (record.files or run.record.files).get(BEST)):
             files[BEST] = staging.keep(BEST, best_so_far)
         files |= {name: snapshots.checksum(run.file(name)) for name in (CONFIG, TOKENIZER)}
+        if config is not None and atomic_io.sha256(text := config_text(config).encode("utf-8")) != files[CONFIG].sha256:
+            files[CONFIG] = staging.add_bytes(CONFIG, text)
         files[METRICS] = _flushed_metrics(run)
         record = record.model_copy(update={"files": files, "metrics_bytes": files[METRICS].bytes})
         return _commit(run, record, staging)

@@ -279,9 +279,9 @@ class OptimConfig(_Frozen):
     auto_batch: bool = False
     """When memory runs out, halve the batch and accumulate twice as often, at the same total."""
     max_steps: int = Field(0, ge=0, le=COUNT_LIMIT)
-    """Steps to train; 0: as many as fit --time-budget at the speed measured before step 0."""
+    """Steps to train; 0: as many as fit --time-budget."""
     time_budget: Duration = Field(180.0, gt=0, le=SECONDS_LIMIT)
-    """Training time to plan for when --max-steps is 0, as 90s, 3m or 1.5h."""
+    """Time from the start to the last step when --max-steps is 0, as 90s, 3m or 1.5h."""
     ema: float = Field(0.99, ge=0, lt=1)
     """Decay of an average of the weights, which is then what is evaluated and saved as best; 0: none."""
 
@@ -373,7 +373,8 @@ class RunConfig(_Frozen):
     seed: int = Field(1337, ge=0, lt=1 << 63)
     """Seed of initial weights, batches and dropout."""
     resume_changes: str = Field("", max_length=CHANGES_LIMIT, json_schema_extra={"flag": False})
-    """What was changed when the run was resumed, in order, as STEP:setting=VALUE_BEFORE with spaces between; written by resuming."""
+    """What was changed when the run was resumed, or to keep its time budget, in order, as STEP:setting=VALUE_BEFORE with spaces between;
+    written by minigpt."""
 
     def changed(self, **sections: dict[str, Any]) -> RunConfig:
         """This configuration with some settings of some sections changed, as in `changed(optim={"lr": 1e-3})`; not validated again."""

@@ -114,6 +114,13 @@ class Evaluated(_Event):
     router_entropy: MaybeFigure = None  # nats, mean over layers
 
 
+class Planned(_Event):
+    """The number of steps was changed to keep the time budget."""
+
+    event: Literal["planned"] = "planned"
+    max_steps: int
+
+
 class Saved(_Event):
     """A generation of checkpoint files is safely on disk."""
 
@@ -147,4 +154,4 @@ class Stopped(_Event):
     tokens_seen: int
 
 
-Event = Started | Progress | Scoring | Evaluated | Saved | Resumed | Skipped | Stopped
+Event = Started | Progress | Scoring | Evaluated | Planned | Saved | Resumed | Skipped | Stopped

@@ -1,4 +1,7 @@
-"""What was changed when a run was resumed, as `RunConfig.resume_changes` keeps it: STEP:setting=VALUE_BEFORE, with spaces between."""
+"""What was changed in the middle of a run, as `RunConfig.resume_changes` keeps it: STEP:setting=VALUE_BEFORE, with spaces between.
+
+Resuming writes it, and `budget_steps` is written by a time budget: the number of steps that was planned before.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ CHANGES_LIMIT = 10_000  # characters of resume_changes
 
 
 class Change(NamedTuple):
-    """A setting that was changed when a run was resumed."""
+    """A setting that was changed in the middle of a run."""
 
     step: int  # steps that were done
     setting: str
@@ -20,6 +23,7 @@ class Change(NamedTuple):
 _CHANGE = re.compile(r"([0-9]{1,15}):([a-z0-9_]+)=(\S*)")
 _COUNTED = {  # what a schedule reads
     "max_steps": re.compile(r"[0-9]{1,15}"),
+    "budget_steps": re.compile(r"[0-9]{1,15}"),
     "lr_scale": re.compile(r"[0-9]{1,20}(\.[0-9]{1,20})?(e-[0-9]{1,2})?"),
 }
 

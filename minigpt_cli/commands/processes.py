@@ -45,6 +45,7 @@ class Announcement:
     resumed: Path | None = None  # the run to resume
     files: dict[str, FileRecord] = field(default_factory=dict)  # the save to resume from
     dry_run: bool = False  # only plan and measure
+    begun: float | None = None  # when the time budget of a new run began, by time.perf_counter of the first process
 
 
 def prepared(
@@ -62,12 +63,12 @@ def prepared(
 
     dataset, point = world.each(find)
     waiting.show("measuring what is fast on this machine")
-    config, notices = resolve(announced.config, dataset, world)
+    config, notices = resolve(announced.config, dataset, world, announced.begun)
     start = world.each(lambda: _start_weights(announced, config, dataset, point))
     folder, changes = world.lead(lambda: begin(config))
     notices = [*(changes.notices if changes else []), *notices, *(start.notices if start else [])]
     inexact = changes.inexact if changes else []
-    return Job(Run(folder), changes.config if changes else config, dataset, world, start, point, inexact, notices)
+    return Job(Run(folder), changes.config if changes else config, dataset, world, start, point, inexact, notices, announced.begun)
 
 
 def _start_weights(announced: Announcement, config: RunConfig, dataset: Dataset, point: ResumePoint | None) -> StartWeights | None:

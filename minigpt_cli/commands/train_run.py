@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
@@ -76,6 +77,7 @@ class Outcome:
 
 def train_new(context: Context, wanted: Resolved, name: str | None = None, group: str | None = None) -> Outcome:
     """Train a new run. Raises UsageError before anything is written; after that, every save stays."""
+    begun = time.perf_counter()
     from minigpt_cli.training.planner import choose_device
 
     config, origin, store = wanted.config, context.origin, context.store
@@ -93,7 +95,8 @@ def train_new(context: Context, wanted: Resolved, name: str | None = None, group
             return run.dir, None
 
         dataset = context.dataset(config.data)
-        announced = Announcement(config, dataset.dir, dataset.key, origin, origin.base() if origin else None)
+        timed = begun if config.optim.max_steps == 0 else None
+        announced = Announcement(config, dataset.dir, dataset.key, origin, origin.base() if origin else None, begun=timed)
         with world.announced(announced):
             job = prepared(announced, world, lambda: (dataset, None), begin)
             return _fit(replace(job, notices=[*wanted.notices, *job.notices]), signals, context)

@@ -20,7 +20,7 @@ from minigpt_cli.display.training_screen import (
     evaluation_line,
 )
 from minigpt_cli.escaping import one_line, printable
-from minigpt_cli.events import Evaluated, Event, Progress, Resumed, Scoring, Skipped, Started, Stopped
+from minigpt_cli.events import Evaluated, Event, Planned, Progress, Resumed, Scoring, Skipped, Started, Stopped
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType
@@ -89,6 +89,8 @@ class PlainLines(_Lines):
         if isinstance(event, Started):
             self.max_steps = event.max_steps
             console.notice(describe_start(event))
+        elif isinstance(event, Planned):
+            self.max_steps = event.max_steps
         if isinstance(event, Started | Resumed):
             for notice in event.notices:
                 console.notice(notice)

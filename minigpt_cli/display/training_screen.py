@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from minigpt_cli.display import format
 from minigpt_cli.display.charts import Curve, curve_of, terminal_chart
 from minigpt_cli.escaping import one_line
-from minigpt_cli.events import Evaluated, Event, Progress, Resumed, Scoring, Skipped, Started, Stopped
+from minigpt_cli.events import Evaluated, Event, Planned, Progress, Resumed, Scoring, Skipped, Started, Stopped
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType
@@ -86,6 +86,8 @@ class TrainingState:
         if isinstance(event, Started):
             self.started = event
             self.notices += event.notices
+        elif isinstance(event, Planned) and self.started is not None:
+            self.started = self.started.model_copy(update={"max_steps": event.max_steps})
         elif isinstance(event, Resumed):
             self.notices += [describe_resume(event), *event.notices]
         elif isinstance(event, Evaluated):

@@ -23,8 +23,9 @@ _OF_THE_MACHINE = (
     "compute.device", "compute.threads", "compute.attention", "compute.compile", "compute.fsdp", "compute.grad_checkpoint",
     "optim.auto_batch", "eval.save_every",
 )  # fmt: skip
-_SAME_RECIPE = {  # settings that may change on resume: the windows of a step are only divided differently
+_SAME_RECIPE = {  # what may change in the middle of a run: the windows of a step are only divided differently, a budget is kept
     *(name.rpartition(".")[2] for name in _OF_THE_MACHINE), "batch_size", "grad_accum", "time_limit", "time_budget",
+    "budget_steps",
 }  # fmt: skip
 _SHOWN = 4  # differing settings in one line
 

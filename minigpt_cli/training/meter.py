@@ -13,6 +13,7 @@ class Meter:
     def __init__(self, tokens_per_step: int) -> None:
         self.steps = 0
         self.tokens_per_s = 0.0  # at the last measurement
+        self.measured = (0, 0.0)  # steps and seconds of that measurement
         self._tokens_per_step = tokens_per_step
         self._steps_before = self._tokens_before = 0  # of earlier sessions, which may have had another number of processes
         self._elapsed_before_s = 0.0
@@ -35,7 +36,8 @@ class Meter:
     def measure(self) -> None:
         """Set `tokens_per_s` to the speed since the last measurement."""
         seconds = max(1e-9, time.perf_counter() - self._measured_at)
-        self.tokens_per_s = (self.steps - self._measured_step) * self._tokens_per_step / seconds
+        self.measured = (self.steps - self._measured_step, seconds)
+        self.tokens_per_s = self.measured[0] * self._tokens_per_step / seconds
         self.restart()
 
     def is_due(self) -> bool:

@@ -19,6 +19,7 @@ from minigpt_cli.models.attention import CausalAttention
 from minigpt_cli.models.contract import meta_model
 from minigpt_cli.storage.memory import check_threads
 from minigpt_cli.training import choices, memory, precision
+from minigpt_cli.training.clock import MOST_EPOCHS, left_s, most_steps
 from minigpt_cli.training.distributed import World
 from minigpt_cli.training.optimizers import optimizer_class
 from minigpt_cli.training.speed import Speed, measure_speed
@@ -26,12 +27,10 @@ from minigpt_cli.training.speed import Speed, measure_speed
 _EVALUATIONS = 20  # over a run, unless --eval-every says otherwise
 _FEWEST_EVALUATIONS = 4
 _EVALUATION_SHARE = 0.05  # of a time budget
-_SPARE = 0.08  # of a time budget: for the start, the final score, and other programs that were not running during the measurement
 _SMALL_SPLIT_TOKENS = 2_000_000  # a validation split up to this size is measured whole
 _SAMPLED_ITERS = 100
 _LONG_RUN_S = 600  # from here on the minute that torch.compile takes may be worth it
 _LEAST_COPIES = 3  # of the weights while training: weights, gradients, and one optimizer state
-_MOST_EPOCHS = 30  # within a time budget: a small model memorises a small text long before three minutes are over
 
 
 class DryRun(NamedTuple):
@@ -49,10 +48,11 @@ class DryRun(NamedTuple):
     estimated_s: float
 
 
-def resolve(config: RunConfig, dataset: Dataset, world: World | None = None) -> tuple[RunConfig, list[str]]:
+def resolve(config: RunConfig, dataset: Dataset, world: World | None = None, begun: float | None = None) -> tuple[RunConfig, list[str]]:
     """The configuration with every choice made, and a line for each choice and warning.
 
-    Raises UsageError if the device is missing or the text is too short, and OutOfMemory if a step would not fit.
+    `begun`: when the time budget began, by time.perf_counter; None: it begins with the first step. Raises UsageError if the device is
+    missing or the text is too short, and OutOfMemory if a step would not fit.
     """
     world = world or World()
     asked = config
@@ -62,7 +62,7 @@ def resolve(config: RunConfig, dataset: Dataset, world: World | None = None) -> 
     free = [left for left in world.gather(memory.available(world.device(config.compute.device))) if left is not None]
     config, more = world.lead(lambda: _fit_memory(config, dataset, min(free, default=None)))
     notices += more
-    config, more = _choose_by_measuring(config, dataset, world)
+    config, more = _choose_by_measuring(config, dataset, world, begun)
     return config, [*notices, *more, *_warnings(config, dataset)]
 
 
@@ -209,18 +209,18 @@ def _fit_memory(config: RunConfig, dataset: Dataset, free: int | None) -> tuple[
 # ---- speed
 
 
-def _choose_by_measuring(config: RunConfig, dataset: Dataset, world: World) -> tuple[RunConfig, list[str]]:
+def _choose_by_measuring(config: RunConfig, dataset: Dataset, world: World, begun: float | None) -> tuple[RunConfig, list[str]]:
     """The choices that need real steps, with notices; with --auto-batch in smaller batches where memory runs out."""
     try:
         shaped, notices = world.lead(lambda: _choose_shape(config, dataset))
         speed = None if config.optim.max_steps else max(world.gather(measure_speed(shaped, dataset, world)))  # the slowest process decides
-        chosen, more = world.lead(lambda: _choose_steps(shaped, dataset, world, speed))
+        chosen, more = world.lead(lambda: _choose_steps(shaped, dataset, world, speed, begun))
         return chosen, [*notices, *more]
     except memory.OutOfMemory:
         if (smaller := memory.smaller(config, world.size)) is None:
             raise
     memory.release_memory()
-    chosen, notices = _choose_by_measuring(smaller, dataset, world)
+    chosen, notices = _choose_by_measuring(smaller, dataset, world, begun)
     return chosen, [memory.smaller_notice(smaller), *notices]
 
 
@@ -254,25 +254,25 @@ def _choose_attention(config: RunConfig, dataset: Dataset) -> tuple[RunConfig, l
     return config, notices
 
 
-def _choose_steps(config: RunConfig, dataset: Dataset, world: World, speed: Speed | None) -> tuple[RunConfig, list[str]]:
+def _choose_steps(
+    config: RunConfig, dataset: Dataset, world: World, speed: Speed | None, begun: float | None
+) -> tuple[RunConfig, list[str]]:
     """The number of steps that fit the time budget at this speed and the steps between evaluations, with notices."""
     notices: list[str] = []
     evaluations = _EVALUATIONS
     if speed is not None:
-        budget = config.optim.time_budget * (1 - _SPARE)
+        budget = left_s(config.optim.time_budget, begun)
         evaluations = int(min(_EVALUATIONS, max(_FEWEST_EVALUATIONS, budget * _EVALUATION_SHARE / max(1e-6, speed.evaluation_s))))
         if config.eval.eval_every:
             fitting = budget / (speed.step_s + speed.evaluation_s / config.eval.eval_every)
         else:
             fitting = max(0.0, budget - evaluations * speed.evaluation_s) / speed.step_s
         # More steps over a small text would only memorise it.
-        tokens_per_step = config.optim.windows * world.size * config.model.block_size
-        most = max(1, _MOST_EPOCHS * len(dataset.train.tokens) // tokens_per_step)
-        steps = max(1, int(fitting))
+        steps, most = max(1, int(fitting)), most_steps(config, dataset, world)
         if steps > most:
             steps = most
             notices.append(
-                f"{most:,} steps read this text {_MOST_EPOCHS} times: the run ends before its time budget (--max-steps overrides)"
+                f"{most:,} steps read this text {MOST_EPOCHS} times: the run ends before its time budget (--max-steps overrides)"
             )
         notices.append(
             f"{steps:,} steps for {config.optim.time_budget:g} s: {speed.step_s * 1e3:.1f} ms each, {speed.evaluation_s:.2f} s a check"

@@ -2,7 +2,8 @@
 
 Every shape starts with the same linear warm-up and ends at `min_lr / lr`. A schedule is a function of the position in [0, 1) and one line
 in the registry. A run that is resumed with another number of steps moves to the schedule of that number: from its present rate, in a
-straight line over as many steps as the warm-up has, so that the rate never jumps.
+straight line over as many steps as the warm-up has, so that the rate never jumps. A time budget that changes the number of steps while the
+rate falls only bends the rest of the fall: a straight line from the present rate to the new end.
 """
 
 from __future__ import annotations
@@ -54,11 +55,17 @@ class _Stage(NamedTuple):
     start: int
     max_steps: int
     before: float  # factor of the step before `start`
+    bent: bool = False  # the rest of a fall, towards another end
 
 
 def lr_factor(step: int, config: OptimConfig, changes: str = "") -> float:
     """The factor of the peak learning rate at `step`, counted from 0, in a run with these `RunConfig.resume_changes`."""
     return _factor(step, config, _stages(config, changes))
+
+
+def cooldown_start(config: OptimConfig) -> float:
+    """The step at which the rate begins to fall with `--schedule wsd`."""
+    return config.warmup_steps + (1 - config.cooldown_frac) * max(0, config.max_steps - config.warmup_steps)
 
 
 def join_steps(config: OptimConfig) -> int:
@@ -69,17 +76,21 @@ def join_steps(config: OptimConfig) -> int:
 @lru_cache
 def _stages(config: OptimConfig, changes: str) -> tuple[_Stage, ...]:
     known = parse_changes(changes)
-    joins = [change for change in known if change.setting == "max_steps" and change.step]
+    joins = [change for change in known if change.setting in ("max_steps", "budget_steps") and change.step]
     lengths = [*(int(join.before) for join in joins), config.max_steps]
     stages = [_Stage(0, lengths[0], 0.0)]
     for join, max_steps in zip(joins, lengths[1:], strict=True):
         scale = next((float(c.before) for c in known if (c.step, c.setting) == (join.step, "lr_scale")), 1.0)
-        stages.append(_Stage(join.step, max_steps, _factor(join.step - 1, config, tuple(stages)) * scale))
+        before = _factor(join.step - 1, config, tuple(stages)) * scale
+        stages.append(_Stage(join.step, max_steps, before, bent=join.setting == "budget_steps"))
     return tuple(stages)
 
 
 def _factor(step: int, config: OptimConfig, stages: tuple[_Stage, ...]) -> float:
     stage = next(stage for stage in reversed(stages) if stage.start <= step)
+    if stage.bent:
+        final = config.min_lr / config.lr
+        return final + (stage.before - final) * max(0.0, (stage.max_steps - step) / (stage.max_steps - stage.start + 1))
     planned = _planned(step, stage.max_steps, config)
     if stage.start == 0 or step >= stage.start + join_steps(config):
         return planned

@@ -6,6 +6,7 @@ depends on is saved, so that a resumed run equals the uninterrupted run to the b
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -21,13 +22,14 @@ from minigpt_cli.data.dataset import Dataset
 from minigpt_cli.data.parts import masked_after
 from minigpt_cli.errors import Diverged, Interrupted, RunDamaged
 from minigpt_cli.evaluation.evaluate_run import evaluate_run
-from minigpt_cli.events import Evaluated, Event, Progress, Resumed, Saved, Scoring, Skipped, StopReason
+from minigpt_cli.events import Evaluated, Event, Planned, Progress, Resumed, Saved, Scoring, Skipped, StopReason
 from minigpt_cli.resume_changes import parse_changes
 from minigpt_cli.runstore import replay
 from minigpt_cli.runstore.directory import Run
 from minigpt_cli.runstore.records import Best, RunRecord, Session
 from minigpt_cli.storage.atomic_io import check_space, one_line
 from minigpt_cli.training import environment, resuming
+from minigpt_cli.training.clock import Clock, most_steps
 from minigpt_cli.training.device_batches import DeviceBatches
 from minigpt_cli.training.distributed import World
 from minigpt_cli.training.evaluator import Evaluator, Measured
@@ -36,6 +38,7 @@ from minigpt_cli.training.meter import Meter
 from minigpt_cli.training.state import Figures, StartWeights, StepResult, TrainingState
 from minigpt_cli.training.stopping import Counters, Judge
 
+_TOLD = 0.01  # a number of steps that changes by a smaller share is not told
 _REFUSED_LIMIT = 10  # steps in a row with non-finite numbers after which a run counts as diverged
 
 ShouldStop = Callable[[], StopReason | None]
@@ -57,6 +60,7 @@ class Job:
     resume: ResumePoint | None = None
     inexact: list[str] = field(default_factory=list)  # why a resumed run is not exact to the bit
     notices: list[str] = field(default_factory=list)
+    begun: float | None = None  # when the time budget that training is to keep began, by time.perf_counter; None: only the steps count
 
 
 def fit(job: Job, should_stop: ShouldStop = lambda: None, show: ShowScoring = lambda event: None) -> Iterator[Event]:
@@ -83,7 +87,7 @@ def fit(job: Job, should_stop: ShouldStop = lambda: None, show: ShowScoring = la
 
 def _with_smaller_batch(job: Job, config: RunConfig) -> Job:
     """The job with a smaller batch, from its last save if there is one."""
-    restarted = replace(job, config=config, resume=None, inexact=[], notices=[smaller_notice(config)])
+    restarted = replace(job, config=config, resume=None, inexact=[], notices=[smaller_notice(config)], begun=None)
     if job.run.refresh().record.files:
         point = checkpoints.load_resume(job.run)
         changes = resuming.changes(point, config, job.world.size)
@@ -110,6 +114,10 @@ class _Trainer:
         self.figures = Figures()  # of the last step, for the evaluation after it
         self.figures_step = -1
         self.result: StepResult | None = None
+        self.clock: Clock | None = None
+        if job.begun is not None:
+            self.clock = Clock(self.config.optim, job.begun, most_steps(self.config, self.dataset, self.world))
+        self.told_steps = self.config.optim.max_steps
         self.new_best: Mapping[str, Tensor] | None = None  # weights that the next save stores as the best
         record = job.resume.record if job.resume else job.run.record
         self.record = environment.described(record, self.config, self.dataset, self.state.model, self.world)
@@ -125,11 +133,16 @@ class _Trainer:
             progress = self._progress(self.result) if self._evaluation_due() or self.meter.is_due() else None
             yield from self._skipped(self.result)
             if self._evaluation_due():
+                begun = time.perf_counter()
                 yield from self._evaluate(show)
                 self.state.lr_scale = self.judge.tail_factor(self.meter.steps)
                 yield from self._save()
+                yield from self._keep_time(evaluation_s=time.perf_counter() - begun)
+                self.meter.restart()  # neither is part of the training speed
             elif progress is not None:
                 yield progress
+                if self.world.size == 1:  # several processes do not measure at the same steps
+                    yield from self._keep_time()
             save_every = self.config.eval.save_every
             if self.saved_step != self.meter.steps and save_every and self.meter.steps % save_every == 0:
                 yield from self._save()
@@ -142,6 +155,19 @@ class _Trainer:
         if self._can_read() and self.state.refused_in_a_row >= _REFUSED_LIMIT:
             return StopReason.DIVERGED
         return self.judge.reason(self.meter.steps)
+
+    def _keep_time(self, evaluation_s: float | None = None) -> Iterator[Planned]:
+        """Change the number of steps to what fits the time budget now. The first process decides."""
+        if self.clock is None:
+            return
+        self.clock.evaluation_s = self.clock.evaluation_s if evaluation_s is None else evaluation_s
+        clock = self.clock
+        self.config = self.world.lead(lambda: clock.plan(self.config, self.meter.steps))
+        self.state.config = self.judge.config = self.config
+        planned = self.config.optim.max_steps
+        if abs(planned - self.told_steps) > _TOLD * self.told_steps:
+            self.told_steps = planned
+            yield Planned(run=self.run.name, step=self.meter.steps, max_steps=planned)
 
     def _evaluation_due(self) -> bool:
         return self.meter.steps % self.config.eval.eval_every == 0
@@ -214,6 +240,8 @@ class _Trainer:
 
     def _progress(self, result: StepResult) -> Progress:
         self.meter.measure()
+        if self.clock is not None:
+            self.clock.observe(*self.meter.measured)
         loss = float(result.loss.item())
         return Progress(train_loss=loss if np.isfinite(loss) else None, **self._common())
 
@@ -230,7 +258,6 @@ class _Trainer:
             self.new_best = self.state.measured_weights()
         self.judge.evaluated_step = self.meter.steps
         yield event
-        self.meter.restart()  # an evaluation is not part of the training speed
 
     def _judged(self, measured: Measured | None, figures: Figures) -> tuple[Evaluated, Counters, RunRecord]:
         """The event of an evaluation, and the changed counters and record. Only the first process decides."""
@@ -280,7 +307,7 @@ class _Trainer:
         update = {"stop_step": self.meter.steps, "tokens_seen": self.meter.tokens_seen(), "elapsed_s": elapsed_s}
         record = self.record.model_copy(update=update)
         self.record = self.world.lead(
-            lambda: checkpoints.save(self.run, record, last=last, resume=resume, resume_state=state, best=self.new_best)
+            lambda: checkpoints.save(self.run, record, last=last, resume=resume, resume_state=state, best=self.new_best, config=self.config)
         )
         self.new_best = None
         yield Saved(run=self.run.name, step=self.meter.steps)
