@@ -5,21 +5,24 @@ The same command finds finished runs by name and skips them, and continues inter
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from minigpt_cli.commands.config_fields import settings
+from minigpt_cli.commands.config_fields import Setting, settings, show_value
 from minigpt_cli.commands.config_sources import Resolved, override, resolve
 from minigpt_cli.commands.train_run import Context, Outcome, train_new, train_on
+from minigpt_cli.config import RunConfig
 from minigpt_cli.display import console
-from minigpt_cli.display.training_screen import Standings
+from minigpt_cli.display.group_screen import Standings
 from minigpt_cli.errors import MiniGPTError, RunDamaged, UsageError, unknown_name
 from minigpt_cli.events import Evaluated, Event, Resumed, StopReason
 from minigpt_cli.runstore.directory import Run
-from minigpt_cli.runstore.store import check_name
+from minigpt_cli.runstore.store import RunStore, check_name
 from minigpt_cli.training.sweeps import Space, Study, grid, group_name, parse_choices, parse_space, run_name
 
 
@@ -45,20 +48,32 @@ class GroupResults:
 
     group: str  # its name
     total: int
+    swept: tuple[str, ...] = ()  # the settings in which the runs differ
     scores: dict[str, float] = field(default_factory=dict)  # nats per character by run
     failures: list[str] = field(default_factory=list)  # names of runs
     signal_number: int | None = None
+    seconds: list[float] = field(default_factory=list)  # of the runs that this process trained
 
     def fail(self, name: str, error: MiniGPTError) -> None:
         """Count a failed run, and print its error."""
         self.failures.append(name)
         console.warn(f"{name}: {error}")
 
-    def standings(self) -> Standings:
-        """The state of the group for the screen, with its best runs so far."""
-        done = len(self.scores) + len(self.failures)
+    def standings(self, store: RunStore, running: RunConfig) -> Standings:
+        """The state of the group for the screen while the run with the configuration `running` trains."""
         best = sorted(self.scores.items(), key=lambda pair: pair[1])
-        return Standings(self.group, done, self.total, tuple((name.removeprefix(f"{self.group}~"), score) for name, score in best[:5]))
+        finished = tuple((swept_values(Run(store.dir / name).config, self.swept), score) for name, score in best)
+        mean_s = sum(self.seconds) / len(self.seconds) if self.seconds else None
+        return Standings(self.group, self.total, self.swept, finished, len(self.failures), swept_values(running, self.swept), mean_s)
+
+
+def swept_values(config: RunConfig, swept: Sequence[str]) -> tuple[str, ...]:
+    """The values of some settings as they are typed; empty where the architecture has no such setting."""
+    return tuple(_shown(config, settings()[name]) for name in swept)
+
+
+def _shown(config: RunConfig, setting: Setting) -> str:
+    return show_value(setting.value_in(config)) if setting.section != "model" or config.model.arch in setting.fields else ""
 
 
 def run_sweep(group: Group, name: str | None, sweeps: Sequence[str], n_seeds: int) -> GroupResults:
@@ -70,7 +85,8 @@ def run_sweep(group: Group, name: str | None, sweeps: Sequence[str], n_seeds: in
     group_id = check_name(name) if name else group_name("sweep", group.flags, group.preset, str(group.file), sweeps, n_seeds)
     wanted = {run_name(group_id, trial.name): group.resolved(trial.settings) for trial in trials}
     _check_distinct(wanted)
-    results = GroupResults(group_id, len(wanted))
+    swept = list(dict.fromkeys(name for trial in trials for name in trial.settings))
+    results = GroupResults(group_id, len(wanted), tuple(swept))
     for run, resolved in wanted.items():
         if not _train_one(group, run, resolved, results):
             break
@@ -96,7 +112,8 @@ def run_search(group: Group, name: str | None, searches: Sequence[str], n_trials
     group_id = check_name(name) if name else group_name("search", group.flags, group.preset, str(group.file), searches)
     whole = [space.setting for space in spaces if settings()[space.setting].annotation is int]
     study = Study(group.context.store.dir / f".{group_id}.journal", spaces, whole, group.resolved().config.seed)
-    results = GroupResults(group_id, n_trials, {run_name(group_id, trial): score for trial, score in study.scores().items()})
+    swept = tuple(space.setting for space in spaces)
+    results = GroupResults(group_id, n_trials, swept, {run_name(group_id, trial): score for trial, score in study.scores().items()})
     while len(results.failures) < n_trials and (given := study.ask(n_trials)) is not None:
         asked, trial = given
         run = run_name(group_id, trial.name)
@@ -147,7 +164,8 @@ def _train_one(
     group: Group, name: str, wanted: Resolved, results: GroupResults, watch: Callable[[Event], StopReason | None] | None = None
 ) -> bool:
     """Train or continue the run of this name unless it is finished; returns whether to go on with the group."""
-    context = replace(group.context, standings=results.standings(), watch=watch)
+    context = replace(group.context, standings=results.standings(group.context.store, wanted.config), watch=watch)
+    began = time.monotonic()
     try:
         outcome = _train_or_resume(context, results.group, name, wanted)
     except MiniGPTError as error:
@@ -163,9 +181,10 @@ def _train_one(
     if outcome is None:
         return True
     results.signal_number = outcome.signal_number
-    if not context.json and run.record.best is not None:
+    results.seconds.append(time.monotonic() - began)
+    if not context.json and not console.is_terminal(sys.stderr) and run.record.best is not None:
         console.notice(f"{name}: {run.record.best.nats_per_char:.4f} nats per character ({len(results.scores)} of {results.total})")
-    return outcome.stopped.stop_reason.signal_number is None
+    return outcome.signal_number is None
 
 
 def _train_or_resume(context: Context, group: str, name: str, wanted: Resolved) -> Outcome | None:

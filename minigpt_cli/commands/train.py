@@ -156,14 +156,11 @@ def _dry_run(context: Context, resolved: Resolved) -> None:
 
 
 def _finish_group(group: Group, results: GroupResults, seeds: int) -> None:
-    """Rank the runs of a group, and exit with the code of their ends."""
-    from minigpt_cli.commands import leaderboard
+    """Show what the group found, and exit with the code of their ends."""
+    from minigpt_cli.commands.group_result import show_result
 
-    members = [run for run in group.context.store.runs() if run.record.group == results.group]
     if not group.context.json:
-        leaderboard.show(members, leaderboard.ranked(members))
-        if seeds > 1 and len(members) > seeds:
-            leaderboard.show_folded(leaderboard.folded(members))
+        show_result(group, results, seeds)
         console.notice(
             f"group {results.group}: {len(results.scores)} runs, {len(results.failures)} failed; the same command goes on where it stopped"
         )

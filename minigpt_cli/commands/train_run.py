@@ -18,9 +18,9 @@ from minigpt_cli.commands.signals import StopSignals
 from minigpt_cli.config import DataConfig, RunConfig, leaves
 from minigpt_cli.display import console
 from minigpt_cli.display.console import progress
+from minigpt_cli.display.group_screen import Standings
 from minigpt_cli.display.live_training import TrainingView, training_view
 from minigpt_cli.display.tracking import check_trackers, tracking
-from minigpt_cli.display.training_screen import Standings
 from minigpt_cli.errors import Interrupted, MiniGPTError, UsageError
 from minigpt_cli.events import Event, Scoring, Stopped, StopReason
 from minigpt_cli.runstore.directory import Run

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
@@ -61,6 +62,15 @@ def write(text: str, end: str = "\n") -> None:
     waiting.remove()
     sys.stdout.write(text + end)
     sys.stdout.flush()
+
+
+def write_labelled(label: str, text: str) -> None:
+    """Print `text`, one line, to stdout behind a label of at most seven characters; a terminal gets it in lines of whole words."""
+    indent = " " * 8
+    line = f"{label:<7} {one_line(text)}"
+    if is_terminal(sys.stdout):
+        line = textwrap.fill(line, max(30, stdout().width), subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    write(line)
 
 
 def write_json(value: Any, *, indent: int | None = 2) -> None:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from minigpt_cli.display import console, format
 from minigpt_cli.display.charts import curve_of, terminal_chart
+from minigpt_cli.display.group_screen import GroupScreen, Standings
 from minigpt_cli.display.training_screen import (
-    Standings,
     TrainingScreen,
     TrainingState,
     describe_resume,
@@ -110,8 +110,9 @@ class LiveTable(TrainingView):
     def __init__(self, screen: Console, time_limit_s: float = 0.0, standings: Standings | None = None) -> None:
         from rich.live import Live
 
-        self.state = TrainingState(time_limit_s=time_limit_s, standings=standings)
-        self.live = Live(TrainingScreen(self.state), console=screen, refresh_per_second=4, vertical_overflow="crop")
+        self.state = TrainingState(time_limit_s=time_limit_s)
+        view = GroupScreen(self.state, standings) if standings else TrainingScreen(self.state)  # of a group only its last table stays
+        self.live = Live(view, console=screen, refresh_per_second=4, vertical_overflow="crop", transient=standings is not None)
 
     def __enter__(self) -> Self:
         self.live.start()

@@ -20,16 +20,6 @@ _LEAST_HEIGHT = 12  # of the table with its frame; the curve gets the other line
 _LEVELS = " ▁▂▃▄▅▆▇█"
 
 
-@dataclass(frozen=True)
-class Standings:
-    """The progress of a group of runs while one of them trains."""
-
-    group: str
-    done: int
-    total: int
-    best: tuple[tuple[str, float], ...]  # short name and nats per character, best first
-
-
 def describe_start(event: Started) -> str:
     """The run in one line: its model, text and device."""
     active = "" if event.n_active_params == event.n_params else f" ({format.count(event.n_active_params)} active)"
@@ -71,7 +61,6 @@ class TrainingState:
     stopped: Stopped | None = None
     notices: list[str] = field(default_factory=list)
     time_limit_s: float = 0.0
-    standings: Standings | None = None
     scoring: Scoring | None = None  # None unless the model is being evaluated or scored
     scoring_since: float = 0.0  # monotonic seconds
 
@@ -141,9 +130,6 @@ class TrainingScreen:
 
         state = self.state
         width, height = options.max_width, screen.size.height
-        if state.standings is not None:
-            yield standings_text(state.standings)
-            height -= 1 + len(state.standings.best)
         if state.started is None:
             yield Text("Getting ready …", style="dim")
             return
@@ -171,10 +157,10 @@ class TrainingScreen:
         state, now = self.state, self.state.latest
         total = started.max_steps
         if state.scoring is not None:
-            yield _bar(state.scoring.done, state.scoring.total, state.scoring_words(), width)
+            yield progress_bar(state.scoring.done, state.scoring.total, state.scoring_words(), width)
             return
         if now is None:
-            yield _bar(0, total, f"step 0/{total:,} · the first steps", width)
+            yield progress_bar(0, total, f"step 0/{total:,} · the first steps", width)
             return
         if (last := state.evaluations[-1] if state.evaluations else None) and last.expert_load:
             yield expert_text(last.expert_load, last.router_entropy)
@@ -185,13 +171,13 @@ class TrainingScreen:
             parts.append(f"{format.duration(left)} left")
         if last is not None and last.patience_left is not None:
             parts.append(f"patience {last.patience_left}")
-        yield _bar(now.step, max(total, now.step), " · ".join(parts), width)
+        yield progress_bar(now.step, max(total, now.step), " · ".join(parts), width)
         if state.stopped is None and (beat := state.progress) is not None:
             about = f"now: train {format.loss(beat.train_loss)} · lr {format.rate(beat.lr)} · {format.count(beat.tokens_per_s)} tokens/s"
             yield Text(about, style="dim")
 
 
-def _bar(done: int, total: int, text: str, width: int) -> Table:
+def progress_bar(done: int, total: int, text: str, width: int) -> Table:
     """A progress bar with `text` behind it."""
     from rich.progress_bar import ProgressBar
     from rich.table import Table
@@ -200,15 +186,6 @@ def _bar(done: int, total: int, text: str, width: int) -> Table:
     line = Table.grid(padding=(0, 1), expand=False)
     line.add_row(ProgressBar(total=max(total, 1), completed=min(done, total), width=max(6, min(30, width - len(text) - 1))), Text(text))
     return line
-
-
-def standings_text(standings: Standings) -> Any:
-    """The group, how many of its runs are done, and its best runs, a line each."""
-    from rich.text import Text
-
-    lines = [f"  {score:.4f}  {one_line(name)}" for name, score in standings.best]
-    head = f"{one_line(standings.group)}: {standings.done} of {standings.total} runs done"
-    return Text("\n".join([head, *lines]), overflow="ellipsis", no_wrap=True)
 
 
 def evaluation_table(evaluations: list[Evaluated], rows: int) -> Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
@@ -68,6 +69,8 @@ def _named_recipes(runs: Sequence[Run]) -> Sides:
 
 
 def _common_name(names: Sequence[str]) -> str:
+    names = list(dict.fromkeys(re.sub(r"(~|,)seed=\d+$", "", name) for name in names))
     shortest, longest = min(names), max(names)  # in alphabetical order: what these two share, all names share
     prefix = shortest[: next((i for i, (a, b) in enumerate(zip(shortest, longest, strict=False)) if a != b), len(shortest))]
+    prefix = re.sub(r"[^~,_=-]*$", "", prefix)  # whole words: no "lr=1e-*" and no "seed=133*"
     return names[0] if len(names) == 1 else f"{prefix}*" if prefix else ", ".join(names)

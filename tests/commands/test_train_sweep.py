@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import json
+import shlex
 import signal
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import pytest
+from rich.console import Console
 
+from minigpt_cli.display.group_screen import GroupScreen, Standings
+from minigpt_cli.display.training_screen import TrainingState
+from minigpt_cli.evaluation.grouping import _common_name
 from minigpt_cli.evaluation.recipes import by_recipe
+from minigpt_cli.events import Progress, Started
 from minigpt_cli.runstore.store import RunStore
 
 
@@ -21,7 +29,20 @@ def test_grid_trains_ordinary_runs_of_one_group_and_the_same_command_resumes_it(
     assert len(runs) == 4
     assert len({run.record.group for run in runs}) == 1
     assert {(run.config.optim.lr, run.config.seed) for run in runs} == {(lr, seed) for lr in (1e-3, 1e-2) for seed in (1337, 1338)}
-    assert done.out.count("~lr=") == 4 + 4  # the leaderboard, and the table with seeds folded
+    table, _, lines = done.out.partition("best ")
+    assert sorted(line.split()[0] for line in table.splitlines()[1:] if line) == [
+        "0.001",
+        "0.01",
+    ]  # a row for each value, not for each seed
+    best = min(("0.001", "0.01"), key=lambda lr: mean(run.record.best.nats_per_char for run in runs if run.config.optim.lr == float(lr)))
+    assert lines.startswith(f"   lr {best}: ")
+    assert "verdict lr " in lines
+    assert f"lr {best} is the" in lines  # value that was tried
+    shown = next(line.removeprefix("next    minigpt ") for line in lines.splitlines() if line.startswith("next"))
+    assert shown.endswith(f"--lr {best}")
+    assert cli(*shlex.split(shown), "--name", "again").code == 0
+    assert len(by_recipe([RunStore("runs").find("again"), next(run for run in runs if run.config.optim.lr == float(best))])) == 1
+    RunStore("runs").remove(RunStore("runs").find("again"))
     before = {run.name: (run.dir / "run.json").read_bytes() for run in runs}
     RunStore("runs").remove(runs[0])
     again = cli(*command)
@@ -104,3 +125,40 @@ def test_a_search_killed_at_any_moment_comes_to_its_number_of_trials(trained: Pa
     states = [trial.state.name for trial in optuna.load_study(study_name=None, storage=optuna.storages.JournalStorage(backend)).trials]
     assert states == ["COMPLETE"] * 3
     assert not list(Path("runs").glob(".s.t*.lock"))
+
+
+def test_a_search_says_the_values_that_it_found(trained: Path, cli: Any, tiny: list[str]) -> None:
+    pytest.importorskip("optuna")
+    done = cli("train", "text.txt", *tiny, "--name", "s", "--search", "lr=1e-4..1e-2:log", "--trials", "2")
+    runs = [run for run in RunStore("runs").runs() if run.record.group == "s"]
+    best = min(runs, key=lambda run: run.record.best.nats_per_char)  # type: ignore[union-attr]
+    assert f"best    lr {best.config.optim.lr:.6g}: {best.record.best.nats_per_char:.4f} nats per character, run {best.name}" in done.out  # type: ignore[union-attr]
+    assert f"--lr {best.config.optim.lr:.6g}\n" in done.out
+    assert "those take several seeds" in done.out
+
+
+def test_seeds_alone_have_a_mean_and_no_setting(trained: Path, cli: Any, tiny: list[str]) -> None:
+    done = cli("train", "text.txt", *tiny, "--name", "s", "--seeds", "2")
+    assert done.code == 0, done.err
+    assert "seed  nats/char" in done.out
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 200])
+def test_the_screen_of_a_group_fits_and_shows_values_and_the_time_left(width: int) -> None:
+    finished = tuple(((f"{lr:g}", "muon"), 2 + lr) for lr in (0.001, 0.002, 0.003))
+    standings = Standings("search-3fa2c1", 30, ("lr", "optimizer"), finished, 1, ("0.004", "adamw"), 12.0)
+    state = TrainingState()
+    state.add(Progress(run="search-3fa2c1~t4", step=50, train_loss=2.0, lr=1e-3, tokens_seen=50, tokens_per_s=10.0, elapsed_s=5.0))
+    state.started = Started.model_construct(max_steps=100, run="search-3fa2c1~t4")
+    out = Console(file=io.StringIO(), width=width, height=20, force_terminal=True, color_system=None, legacy_windows=False)
+    out.print(GroupScreen(state, standings))
+    lines = out.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert all(len(line) <= width for line in lines)
+    assert "3 of 30 runs done · 1 failed · about 5:05 left in all" in lines[0]
+    assert [line.split()[:2] for line in lines[4:8]] == [["0.001", "muon"], ["0.002", "muon"], ["0.003", "muon"], ["0.004", "adamw"]]
+    assert "5.0 s left" in lines[-1]
+
+
+def test_names_of_recipes_end_with_whole_words() -> None:
+    assert _common_name(["g~lr=0.1,seed=1337", "g~lr=0.1,seed=1338"]) == "g~lr=0.1"
+    assert _common_name(["modern-1", "modern-12"]) == "modern-*"
