@@ -44,7 +44,8 @@ def generate(
     top_k: Annotated[int | None, option("N", "Only the N most probable tokens; 0: all. \\[default: 50]", panel=_SAMPLING)] = None,
     top_p: Annotated[float | None, option("P", "Only the fewest tokens that reach P together; 1: all.", panel=_SAMPLING)] = None,
     min_p: Annotated[float | None, option("P", "Only tokens at least P times as probable as the first; 0: all.", panel=_SAMPLING)] = None,
-    probs: Annotated[bool, switch("--probs", "Colour tokens by probability and list the alternatives.", panel=_VIEW)] = False,
+    probs: Annotated[bool, switch("--probs", "Colour tokens by probability.", panel=_VIEW)] = False,
+    alternatives: Annotated[bool, switch("--alternatives", "The same, after a table of what else was likely.", panel=_VIEW)] = False,
     html: Annotated[Path | None, option("FILE", "Save that view as a page instead.", panel=_VIEW)] = None,
     sweep: Annotated[str | None, option("NAME=A,B,...", "One prompt under several settings, side by side.", panel=_VIEW)] = None,
     interactive: Annotated[bool, switch("--interactive", "A prompt loop; /help there lists its commands.", "-i", panel=_OTHER)] = False,
@@ -77,7 +78,11 @@ def generate(
 
     without_prompt = {"--interactive": interactive, "--serve": serve}
     check_page(html)
-    special = {"--probs or --html": probs or html is not None, "--sweep": sweep is not None, **without_prompt}
+    special = {
+        "--probs, --alternatives or --html": probs or alternatives or html is not None,
+        "--sweep": sweep is not None,
+        **without_prompt,
+    }
     _at_most_one({"--json": json, **special})
     _at_most_one({"--num-samples": num_samples > 1, **special})
     _at_most_one({"--chat": chat, "--sweep": sweep is not None, **without_prompt})
@@ -108,8 +113,8 @@ def generate(
     prompt = f"{prompt}\n" if chat and not json else prompt
     if settings is not None:
         return _sweep(loaded, prompt, request, settings)
-    if probs or html is not None:
-        return _probabilities(loaded, prompt, request, html)
+    if probs or alternatives or html is not None:
+        return _probabilities(loaded, prompt, request, html, listed=alternatives)
     if json:
         return _json(loaded, prompt, request)
     return _stream(loaded, prompt, request)
@@ -182,7 +187,7 @@ def _json(loaded: LoadedModel, prompt: str, request: GenerationRequest) -> None:
     console.write_json(samples.as_json(loaded.run, prompt, done, watch, request.seed))
 
 
-def _probabilities(loaded: LoadedModel, prompt: str, request: GenerationRequest, html: Path | None) -> None:
+def _probabilities(loaded: LoadedModel, prompt: str, request: GenerationRequest, html: Path | None, *, listed: bool) -> None:
     """Show how probable each token was: on the page `html` if it is given, else on the terminal."""
     whole, pieces = TextStream(loaded.token_bytes), pieces_of(loaded.token_bytes)
     [sample] = samples.collect(loaded.steps(replace(request, alternatives=5)), 1)
@@ -191,7 +196,7 @@ def _probabilities(loaded: LoadedModel, prompt: str, request: GenerationRequest,
         for token, nats, alternatives in zip(sample.tokens, sample.nats, sample.alternatives, strict=True)
     ]
     if html is None:
-        print_probabilities(prompt, tokens)
+        print_probabilities(prompt, tokens, listed=listed)
         return
     from minigpt_cli.display.pages.tokens import probabilities_page
     from minigpt_cli.storage.atomic_io import write_atomic

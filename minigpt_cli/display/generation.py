@@ -77,26 +77,34 @@ def visible(token: str) -> str:
     return printable(token.removeprefix("bytes:").replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥"), keep="")
 
 
-def print_probabilities(prompt: str, tokens: Iterable[ShownToken]) -> None:
-    """Print the text coloured by probability, then each token with its most probable alternatives."""
-    from rich.table import Table
+def print_probabilities(prompt: str, tokens: Iterable[ShownToken], *, listed: bool = False) -> None:
+    """Print the text coloured by probability; `listed`: before it, each token with its most probable alternatives."""
     from rich.text import Text
 
     out, shown = console.stdout(), list(tokens)
-    text = Text(printable(prompt), style="dim")
+    if listed:
+        _print_alternatives(shown)
+    text = Text.assemble((printable(prompt), "dim"))  # the style of the prompt alone, not of the whole text
     for token in shown:
         text.append(printable(token.text), style=f"color({band(token.probability)})")
     out.print(text)
-    legend = Text("probability: ", style="dim")
+    legend = Text.assemble(("probability: ", "dim"))
     for (_, colour), word in zip(PROBABILITY_BANDS, ("80 % up", "50 %", "20 %", "5 %", "below"), strict=True):
         legend.append(f"{word} ", style=f"color({colour})")
+    legend.append("" if listed else "(others: --alternatives)", style="dim")
     out.print(legend)
+
+
+def _print_alternatives(shown: Sequence[ShownToken]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
     width = max((len(token.alternatives) for token in shown), default=0)
     table = Table("token", "p", *(f"{n}." for n in range(1, width + 1)), box=None, header_style="dim")
     for token in shown:
         cells = [f"{visible(name)} {p:.2f}" for name, p in token.alternatives]
         table.add_row(Text(visible(token.name), style=f"color({band(token.probability)})"), f"{token.probability:.2f}", *cells)
-    out.print(table)
+    console.stdout().print(table)
 
 
 @dataclass(frozen=True)

@@ -43,14 +43,16 @@ class _WaitingLine:
                 _write("\r\x1b[K")
 
     def _draw_until(self, stop: threading.Event) -> None:
-        wait = _DELAY_S
+        wait, drawn = _DELAY_S, ""
         while not stop.wait(wait):
-            wait = _REDRAW_S
+            wait, line = _REDRAW_S, self._line()
             with self._lock:
                 if stop.is_set():
                     return
                 self._drawn = True
-                _write(f"\r\x1b[2m{self._line()}\x1b[0m\x1b[K")
+                if line != drawn:
+                    _write(f"\r\x1b[2m{line}\x1b[0m\x1b[K")
+            drawn = line
 
     def _line(self) -> str:
         passed = time.monotonic() - self._since

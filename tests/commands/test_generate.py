@@ -122,11 +122,12 @@ def test_top_k_above_the_vocabulary_is_clipped_with_a_notice(cli: Any) -> None:
 
 
 def test_probabilities_show_every_token_with_its_alternatives(cli: Any) -> None:
-    done = cli("generate", "--probs", "-p", "To be", "--max-new-tokens", "8", "--seed", "1")
+    assert len(cli("generate", "--probs", "-p", "To be", "--max-new-tokens", "8", "--seed", "1").out.splitlines()) <= 2 + 8
+    done = cli("generate", "--alternatives", "-p", "To be", "--max-new-tokens", "8", "--seed", "1")
     assert done.code == 0
-    lines = done.out.splitlines()
-    assert lines[0].startswith("To be")
-    table = lines[next(i for i, line in enumerate(lines) if line.split()[:2] == ["token", "p"]) + 1 :]
+    head, *lines = done.out.splitlines()
+    assert head.split()[:2] == ["token", "p"]
+    table = lines[: next(i for i, line in enumerate(lines) if line.startswith("To be"))]
     assert len(table) == 8
     for row in table:
         assert 0 <= float(row.split()[1]) <= 1

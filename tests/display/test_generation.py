@@ -13,12 +13,24 @@ from minigpt_cli.display.generation import ShownToken, TextStreamer, band, print
 
 
 def test_probabilities_show_a_character_split_over_tokens_whole(capsys: pytest.CaptureFixture[str]) -> None:
-    print_probabilities(
-        "5", [ShownToken(f"bytes:\\x{byte:02x}", text, 0.5, []) for byte, text in zip("€".encode(), ("", "", "€"), strict=True)]
-    )
-    text, _, _, *rows = capsys.readouterr().out.splitlines()
+    pieces = zip("€".encode(), ("", "", "€"), strict=True)
+    print_probabilities("5", [ShownToken(f"bytes:\\x{byte:02x}", text, 0.5, []) for byte, text in pieces], listed=True)
+    _, *rows, text, _ = capsys.readouterr().out.splitlines()
     assert text == "5€"
     assert [row.split()[0] for row in rows] == ["\\xe2", "\\x82", "\\xac"]
+
+
+def test_only_the_prompt_is_dim_and_alternatives_are_listed_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setattr(stream, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(sys, "stdout", stream)
+    print_probabilities("To be", [ShownToken("x", "x", 0.9, [("x", 0.9), ("y", 0.1)])])
+    text, legend = stream.getvalue().splitlines()
+    assert text == f"\x1b[2mTo be\x1b[0m\x1b[38;5;{band(0.9)}mx\x1b[0m"
+    assert "--alternatives" in legend
 
 
 def test_probability_bands_cover_all() -> None:
