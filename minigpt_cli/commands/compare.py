@@ -22,8 +22,8 @@ from minigpt_cli.runstore.directory import Run
 from minigpt_cli.runstore.store import RunStore
 
 if TYPE_CHECKING:
-    from minigpt_cli.display.charts import Curve
     from minigpt_cli.display.comparison import Compared
+    from minigpt_cli.display.terminal_chart import Curve
     from minigpt_cli.evaluation.comparison import Pair, Part, Side
     from minigpt_cli.evaluation.eval_target import Target
     from minigpt_cli.evaluation.evaluate_run import Evaluation
@@ -148,7 +148,8 @@ def _scored_text(groups: Groups, sides: Sequence[Side], target: Target) -> str:
 
 def _curves(groups: Groups, x: str) -> list[Curve]:
     """Validation curves in nats per character: of a run, or the mean over the seeds of a recipe for the steps that all have."""
-    from minigpt_cli.display.charts import Curve, curve_of
+    from minigpt_cli.display.charts import curve_of
+    from minigpt_cli.display.terminal_chart import Curve
     from minigpt_cli.evaluation.statistics import mean_curve
 
     curves = []

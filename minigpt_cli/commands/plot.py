@@ -15,7 +15,7 @@ from minigpt_cli.runstore.directory import Run
 from minigpt_cli.runstore.store import RunStore
 
 if TYPE_CHECKING:
-    from minigpt_cli.display.charts import Curve
+    from minigpt_cli.display.terminal_chart import Curve
 
 _REPORT_ROWS = 20  # of the leaderboard
 X_FIELDS = {"steps": "step", "tokens": "tokens_seen", "seconds": "elapsed_s"}

@@ -68,7 +68,7 @@ def _stopped(run: Run) -> Stopped | None:
 
 def _lines(runs: list[Run], every: float, *, once: bool, json: bool) -> None:
     """Print each new evaluation: JSON events, or lines that start with the run's name if there are several runs."""
-    from minigpt_cli.display.training_screen import evaluation_line
+    from minigpt_cli.display.training_screen import REASONS, evaluation_line
 
     seen = {run.name: 0 for run in runs}
     for _ in _updates(every, once=once):
@@ -84,5 +84,5 @@ def _lines(runs: list[Run], every: float, *, once: bool, json: bool) -> None:
                 if json:
                     console.write_event(stopped)
                 else:
-                    console.notice(f"{stopped.run}: {stopped.stop_reason} at step {stopped.step:,}")
+                    console.notice(f"{stopped.run}: {REASONS[stopped.stop_reason]} at step {stopped.step:,}")
             return

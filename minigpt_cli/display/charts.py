@@ -1,14 +1,14 @@
-"""Curves: in the terminal with uniplot, as PNG or SVG with matplotlib (the extra `plot`). Both are imported only to draw."""
+"""Curves as PNG or SVG with matplotlib (the extra `plot`, imported only to draw); terminal_chart.py draws them on the terminal."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minigpt_cli.display import console
+from minigpt_cli.display.terminal_chart import Curve, terminal_chart
 from minigpt_cli.errors import MissingExtra, UsageError
 from minigpt_cli.escaping import one_line
 from minigpt_cli.storage.atomic_io import write_atomic
@@ -24,15 +24,6 @@ _LIGHT = {"figure.facecolor": "#ffffff", "text.color": "#1b1b1b", "axes.edgecolo
 _DARK = {"figure.facecolor": "#16181d", "text.color": "#e8e8e8", "axes.edgecolor": "#888888", "grid.color": "#3a3d45"}
 
 
-@dataclass(frozen=True)
-class Curve:
-    """One line of a chart."""
-
-    label: str
-    xs: Sequence[float]
-    ys: Sequence[float]
-
-
 def curve_of(label: str, evaluations: Iterable[Evaluated], y: str, x: str = "step", scale: float = 1.0) -> Curve:
     """One field of evaluations against another, without unknown values; y is multiplied by `scale`."""
     points = [(float(getattr(event, x)), scale * float(value)) for event in evaluations if (value := getattr(event, y)) is not None]
@@ -43,34 +34,6 @@ def chart_on_screen(curves: Sequence[Curve], *, height: int, most: int = 110) ->
     """Curves as wide as the terminal of stdout, at most `most` columns."""
     screen = console.stdout()
     return terminal_chart(curves, width=min(screen.width, most), height=height, colour=screen.is_terminal and not screen.no_color)
-
-
-def terminal_chart(curves: Sequence[Curve], *, width: int, height: int, colour: bool) -> str:
-    """Curves drawn with block characters in at most `width` columns; several get a legend. Empty if there is nothing to draw."""
-    from uniplot import plot_to_string
-
-    drawn = [curve for curve in curves if len(curve.xs)]
-    if not drawn or width < 30:
-        return ""
-    ys = [y for curve in drawn for y in curve.ys]
-    margin = 0.05 * (max(ys) - min(ys)) or 0.5
-    return str(
-        plot_to_string(
-            ys=[list(curve.ys) for curve in drawn],
-            xs=[list(curve.xs) for curve in drawn],
-            lines=True,
-            width=width - 12,  # room for the labels of the y axis
-            height=height,
-            line_length_hard_cap=width,
-            color=["cyan", "magenta", "yellow", "green", "blue", "red"][: len(drawn)] if colour and len(drawn) <= 6 else colour,
-            legend_labels=[one_line(curve.label) for curve in drawn] if len(drawn) > 1 else None,
-            y_min=min(ys) - margin,
-            y_max=max(ys) + margin,
-            y_gridlines=[],
-            x_gridlines=[],
-            rounded_corners=True,
-        )
-    )
 
 
 def save_chart(

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from minigpt_cli.display import console, format
-from minigpt_cli.display.charts import Curve, chart_on_screen
+from minigpt_cli.display.charts import chart_on_screen
 from minigpt_cli.display.run_tables import print_differences
 from minigpt_cli.display.tables import Column, as_markdown, print_columns, print_table
+from minigpt_cli.display.terminal_chart import Curve
 from minigpt_cli.escaping import markdown, one_line, printable
 
 if TYPE_CHECKING:

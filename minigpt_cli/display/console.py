@@ -66,8 +66,11 @@ def write(text: str, end: str = "\n") -> None:
 
 def write_labelled(label: str, text: str) -> None:
     """Print `text`, one line, to stdout behind a label of at most seven characters; a terminal gets it in lines of whole words."""
-    indent = " " * 8
-    line = f"{label:<7} {one_line(text)}"
+    write_wrapped(f"{label:<7} {one_line(text)}", " " * 8)
+
+
+def write_wrapped(line: str, indent: str = "") -> None:
+    """Print `line` to stdout; a terminal gets it in lines of whole words, each but the first with `indent`."""
     if is_terminal(sys.stdout):
         line = textwrap.fill(line, max(30, stdout().width), subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
     write(line)

@@ -74,12 +74,12 @@ class GroupScreen:
         state = self.state
         now, total = state.latest, state.started.max_steps if state.started else 0
         if state.scoring is not None:
-            return progress_bar(state.scoring.done, state.scoring.total, f"this run: {state.scoring_words()}", width)
+            return progress_bar(state.scoring.done, state.scoring.total, [f"this run: {state.scoring_words()}"], width)
         if now is None or not total:
-            return progress_bar(0, 1, "this run: the first steps", width)
+            return progress_bar(0, 1, ["this run: the first steps"], width)
         left = state.remaining_s
-        text = f"this run: step {now.step:,}/{total:,}" + (f" · {format.duration(left)} left" if left is not None else "")
-        return progress_bar(now.step, total, text, width)
+        parts = [f"this run: step {now.step:,}/{total:,}", *([f"{format.duration(left)} left"] if left is not None else [])]
+        return progress_bar(now.step, total, parts, width)
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from minigpt_cli.display import console, format
-from minigpt_cli.display.charts import curve_of, terminal_chart
+from minigpt_cli.display.charts import curve_of
 from minigpt_cli.display.group_screen import GroupScreen, Standings
+from minigpt_cli.display.terminal_chart import terminal_chart
 from minigpt_cli.display.training_screen import (
+    REASONS,
     TrainingScreen,
     TrainingState,
     describe_resume,
@@ -24,19 +26,9 @@ from minigpt_cli.events import Evaluated, Event, Planned, Progress, Resumed, Sco
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType
+    from rich.live import Live
 
     from minigpt_cli.runstore.directory import Run
-
-_REASONS = {
-    "max_steps": "all steps done",
-    "early_stopping": "stopped early: the validation loss no longer improves",
-    "interrupted_keyboard": "interrupted from the keyboard, saved",
-    "terminated": "terminated, saved",
-    "time_limit": "time limit reached, saved",
-    "target_loss": "target loss reached",
-    "pruned": "given up by the search",
-    "plateau": "stopped: the validation loss no longer improves",
-}
 
 
 def training_view(
@@ -104,15 +96,33 @@ class PlainLines(_Lines):
             console.notice(f"scoring the best checkpoint on the whole validation text, {event.total:,} tokens")
 
 
+def resizable_live(view: RenderableType, screen: Console, **options: Any) -> Live:
+    """rich's live display, which clears the screen when its size changes: the terminal has broken the old lines anew, and rich would
+    erase the wrong ones."""
+    from rich.control import Control
+    from rich.live import Live
+    from rich.live_render import LiveRender
+
+    class Resizable(Live):
+        drawn_size = screen.size
+
+        def refresh(self) -> None:
+            if screen.size != self.drawn_size:
+                self.drawn_size = screen.size
+                screen.control(Control.clear(), Control.home())
+                self._live_render = LiveRender(self.get_renderable(), vertical_overflow=self.vertical_overflow)
+            super().refresh()
+
+    return Resizable(view, console=screen, refresh_per_second=4, vertical_overflow="crop", **options)
+
+
 class LiveTable(TrainingView):
     """The live table: evaluations, a small curve, and the current step."""
 
     def __init__(self, screen: Console, time_limit_s: float = 0.0, standings: Standings | None = None) -> None:
-        from rich.live import Live
-
         self.state = TrainingState(time_limit_s=time_limit_s)
         view = GroupScreen(self.state, standings) if standings else TrainingScreen(self.state)  # of a group only its last table stays
-        self.live = Live(view, console=screen, refresh_per_second=4, vertical_overflow="crop", transient=standings is not None)
+        self.live = resizable_live(view, screen, transient=standings is not None)
 
     def __enter__(self) -> Self:
         self.live.start()
@@ -142,9 +152,7 @@ class Observed(NamedTuple):
 
 def show_live(observations: Iterable[Sequence[Observed]], *, several: bool) -> None:
     """Redraw with each observation until every run has ended or the observations end."""
-    from rich.live import Live
-
-    with Live(console=console.stdout(), refresh_per_second=4, vertical_overflow="crop", auto_refresh=False) as live:
+    with resizable_live("", console.stdout(), auto_refresh=False) as live:
         for observed in observations:
             live.update(RunsScreen(observed) if several else TrainingScreen(_state(observed[0])), refresh=True)
             if all(entry.stopped is not None for entry in observed):
@@ -187,7 +195,7 @@ class RunsScreen:
                 format.count(last.tokens_per_s) if last else "",
                 format.duration(last.elapsed_s) if last else "",
                 "" if left is None else format.duration(left),
-                stopped.stop_reason if stopped and entry.status == "finished" else entry.status,
+                REASONS[stopped.stop_reason] if stopped and entry.status == "finished" else entry.status,
             )
             curves.append(curve_of(one_line(started.run)[:20], evaluations, "nats_per_char"))
         yield table
@@ -216,16 +224,19 @@ def print_plan(facts: Mapping[str, Any]) -> None:
 def print_ending(run: Run, stopped: Stopped, commands: Sequence[str], sample: str = "") -> None:
     """Print the score with its interval, a sample, and the commands that come next, to stdout."""
     name = one_line(run.name)
-    reason = _REASONS.get(stopped.stop_reason, stopped.stop_reason)
-    lines = [f"run     {name}: {reason} at step {stopped.step:,}, {format.duration(stopped.elapsed_s)}"]
+    reason = REASONS[stopped.stop_reason] + (", saved" if stopped.stop_reason.status == "interrupted" else "")
+    console.write_labelled("run", f"{name}: {reason} at step {stopped.step:,}, {format.duration(stopped.elapsed_s)}")
     best = run.record.best
     if best is not None:
         score = f"{best.nats_per_char:.4f} nats per character"
         if best.ci95:
             score += f" (95 %: {format.interval(best.ci95)})"
+        console.write_labelled("best", score)
+        per_token = "" if best.nats_per_token == best.nats_per_char else f"{best.nats_per_token:.4f} nats per token, "
         where = "the whole validation text" if best.whole_split else "samples of the validation text"
-        lines += [f"best    {score}", f"        {best.nats_per_token:.4f} nats per token, on {where}, at step {best.step:,}"]
+        console.write_labelled("", f"{per_token}on {where}, at step {best.step:,}")
     if sample:
-        lines += ["sample", *(f"  {line}".rstrip() for line in printable(sample).splitlines())]
-    lines += ["next    " + "\n        ".join(map(one_line, commands))]
-    console.write("\n".join(lines))
+        console.write("sample")
+        for line in printable(sample).splitlines():
+            console.write_wrapped(f"  {line}".rstrip(), "  ")
+    console.write("next    " + "\n        ".join(map(one_line, commands)))

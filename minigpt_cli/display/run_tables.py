@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from minigpt_cli.display import console, format
 from minigpt_cli.display.tables import Column, Fields, Style, cells_of, print_renderable, print_table
+from minigpt_cli.display.training_screen import REASONS
 from minigpt_cli.escaping import one_line, printable
 
 if TYPE_CHECKING:
@@ -130,7 +131,7 @@ def _facts(record: RunRecord, status: str, annotations: Annotations) -> list[tup
     sizes = ", ".join(f"{name} {split.n_tokens:,} tokens / {split.n_chars:,} characters" for name, split in splits)
     return [
         ("run", record.name),
-        ("status", status + (f": {record.stop_reason}" if record.stop_reason and record.stop_reason != status else "")),
+        ("status", status + (f": {REASONS[record.stop_reason]}" if record.stop_reason and record.stop_reason != status else "")),
         ("best", score),
         ("at the end", f"train {format.loss(record.final_train_loss)}, validation {format.loss(record.final_val_loss)} nats per token"),
         ("trained", f"{record.stop_step:,} steps, {record.tokens_seen:,} tokens, {format.duration(record.elapsed_s)}"),

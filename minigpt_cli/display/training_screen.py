@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from minigpt_cli.display import format
-from minigpt_cli.display.charts import Curve, curve_of, terminal_chart
+from minigpt_cli.display.charts import curve_of
+from minigpt_cli.display.terminal_chart import Curve, terminal_chart
 from minigpt_cli.escaping import one_line
 from minigpt_cli.events import Evaluated, Event, Planned, Progress, Resumed, Scoring, Skipped, Started, Stopped
 
@@ -16,7 +17,21 @@ if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType
     from rich.table import Table
 
-_LEAST_HEIGHT = 12  # of the table with its frame; the curve gets the other lines of the terminal
+_TABLE_FRAME = 4  # lines around the rows: one before and after, the names of the columns and the line under them
+_CHART_FRAME = 3  # lines around the curves: their unit and the horizontal axis
+REASONS = {
+    "max_steps": "all steps done",
+    "early_stopping": "stopped early: the validation loss no longer improves",
+    "interrupted_keyboard": "stopped by Ctrl-C",
+    "terminated": "stopped by a signal",
+    "time_limit": "time limit reached",
+    "target_loss": "target loss reached",
+    "diverged": "diverged",
+    "pruned": "given up by the search",
+    "plateau": "stopped: the validation loss no longer improves",
+    "failed": "failed",
+    "imported": "imported",
+}  # why a run ended, as people say it
 _LEVELS = " ▁▂▃▄▅▆▇█"
 
 
@@ -119,7 +134,7 @@ class TrainingState:
 
 
 class TrainingScreen:
-    """A TrainingState as rich draws it."""
+    """A TrainingState as rich draws it: progress first, because the end is cut where there is no room."""
 
     def __init__(self, state: TrainingState) -> None:
         self.state = state
@@ -133,92 +148,124 @@ class TrainingScreen:
         if state.started is None:
             yield Text("Getting ready …", style="dim")
             return
+        head = [*self._status(state.started, width)]
         about = describe_start(state.started).removeprefix(state.started.run)
-        yield Text.assemble((one_line(state.started.run), "bold"), about, overflow="fold")
-        for notice in state.notices[-3:]:
-            yield Text(f"  {one_line(notice)}", style="dim", overflow="ellipsis", no_wrap=True)
-        spare = height - _LEAST_HEIGHT - min(3, len(state.notices))
-        chart_height = min(8, spare - 4) if len(state.evaluations) >= 3 else 0
-        rows = max(3, height - 9 - min(3, len(state.notices)) - (chart_height + 4 if chart_height >= 4 else 0))
-        yield evaluation_table(state.evaluations, min(rows, 12))
+        head += Text.assemble((one_line(state.started.run), "bold"), about).wrap(screen, width)
+        head += [Text(f"  {one_line(notice)}", "dim", overflow="ellipsis", no_wrap=True) for notice in state.notices[-3:]]
+        yield from head
+        room = height - len(head) - _TABLE_FRAME - 1
+        chart_height = min(8, room - 5 - _CHART_FRAME) if len(state.evaluations) >= 3 else 0
+        rows = max(3, room - (chart_height + _CHART_FRAME if chart_height >= 4 else 0))
+        yield evaluation_table(state.evaluations, min(rows, 12), width)
         if chart_height >= 4 and (chart := self._chart(width, chart_height, not screen.no_color)):
+            yield Text(f"{loss_unit(state.evaluations)}, against steps", style="dim")
             yield Text.from_ansi(chart)
-        yield from self._status(state.started, width)
 
     def _chart(self, width: int, height: int, colour: bool) -> str:
         key = (len(self.state.evaluations), width, height)
         if self._curve[0] != key:
-            self._curve = (key, terminal_chart(loss_curves(self.state.evaluations), width=min(width, 100), height=height, colour=colour))
+            self._curve = (key, terminal_chart(loss_curves(self.state.evaluations), width=min(width, 160), height=height, colour=colour))
         return self._curve[1]
 
     def _status(self, started: Started, width: int) -> Iterator[RenderableType]:
+        """The bar with the time left, the numbers of now, and the experts' shares: a line each."""
         from rich.text import Text
 
         state, now = self.state, self.state.latest
         total = started.max_steps
         if state.scoring is not None:
-            yield progress_bar(state.scoring.done, state.scoring.total, state.scoring_words(), width)
-            return
-        if now is None:
-            yield progress_bar(0, total, f"step 0/{total:,} · the first steps", width)
-            return
-        if (last := state.evaluations[-1] if state.evaluations else None) and last.expert_load:
-            yield expert_text(last.expert_load, last.router_entropy)
-        parts = [f"step {now.step:,}/{total:,}", f"{format.duration(now.elapsed_s)} elapsed"]
-        if state.stopped is not None:
-            parts.append(f"stopped: {state.stopped.stop_reason}")
-        elif (left := state.remaining_s) is not None:
-            parts.append(f"{format.duration(left)} left")
-        if last is not None and last.patience_left is not None:
-            parts.append(f"patience {last.patience_left}")
-        yield progress_bar(now.step, max(total, now.step), " · ".join(parts), width)
+            yield progress_bar(state.scoring.done, state.scoring.total, [state.scoring_words()], width)
+        elif now is None:
+            yield progress_bar(0, total, [f"step 0/{total:,}", "the first steps"], width)
+        else:
+            yield progress_bar(now.step, max(total, now.step), self._parts(now, total), width)
+        last = state.evaluations[-1] if state.evaluations else None
         if state.stopped is None and (beat := state.progress) is not None:
             about = f"now: train {format.loss(beat.train_loss)} · lr {format.rate(beat.lr)} · {format.count(beat.tokens_per_s)} tokens/s"
-            yield Text(about, style="dim")
+            yield Text(about, style="dim", no_wrap=True, overflow="ellipsis")
+        if last is not None and last.expert_load:
+            yield expert_text(last.expert_load, last.router_entropy)
+
+    def _parts(self, now: Progress | Evaluated, total: int) -> list[str]:
+        """What stands behind the bar, the most important first."""
+        state = self.state
+        parts = [f"step {now.step:,}/{total:,}"]
+        if state.stopped is not None:
+            parts.append(REASONS.get(state.stopped.stop_reason, state.stopped.stop_reason))
+        elif (left := state.remaining_s) is not None:
+            parts.append(f"{format.duration(left)} left")
+        if state.evaluations and (patience := state.evaluations[-1].patience_left) is not None:
+            parts.append(f"patience {patience}")
+        return [*parts, f"{format.duration(now.elapsed_s)} elapsed"]
 
 
-def progress_bar(done: int, total: int, text: str, width: int) -> Table:
-    """A progress bar with `text` behind it."""
+def progress_bar(done: int, total: int, parts: Sequence[str], width: int) -> Table:
+    """A progress bar with `parts` behind it, as many as fit."""
     from rich.progress_bar import ProgressBar
     from rich.table import Table
     from rich.text import Text
 
+    kept = list(parts)
+    while len(kept) > 1 and len(" · ".join(kept)) + 7 > width:
+        kept.pop()
+    text = " · ".join(kept)
+    bar = ProgressBar(
+        total=max(total, 1),
+        completed=min(done, total),
+        width=max(6, min(30, width - len(text) - 1)),
+        complete_style="cyan",
+        finished_style="green",
+    )
     line = Table.grid(padding=(0, 1), expand=False)
-    line.add_row(ProgressBar(total=max(total, 1), completed=min(done, total), width=max(6, min(30, width - len(text) - 1))), Text(text))
+    line.add_row(bar, Text(text, no_wrap=True, overflow="ellipsis"))
     return line
 
 
-def evaluation_table(evaluations: list[Evaluated], rows: int) -> Table:
-    """The last `rows` evaluations with the best one marked; an older best one is the first row."""
+def one_loss(evaluations: Sequence[Evaluated]) -> bool:
+    """Whether nats per token and nats per character are the same, as for tokens that are characters."""
+    return all(event.val_loss == event.nats_per_char for event in evaluations)
+
+
+def loss_unit(evaluations: Sequence[Evaluated]) -> str:
+    """The unit of training and validation losses."""
+    return "nats per character" if one_loss(evaluations) else "nats per token"
+
+
+def evaluation_table(evaluations: list[Evaluated], rows: int, width: int) -> Table:
+    """The last `rows` evaluations with the best one marked; an older best one is the first row. Narrow screens get fewer columns."""
     from rich import box
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    for name, width in (("step", 7), ("train", 6), ("val", 6), ("nats/char", 9), ("", 1), ("lr", 7), ("tokens/s", 8), ("time", 7)):
-        table.add_column(name, justify="right", min_width=width, no_wrap=True)
     best = next((event for event in reversed(evaluations) if event.is_best), None)
     shown = evaluations[-rows:]
     if best is not None and best not in shown:
         shown = [best, *shown[1:]]
+    columns: list[tuple[str, int, Callable[[Evaluated], str]]] = [
+        ("step", 7, lambda event: f"{event.step:,}"),
+        ("train", 6, lambda event: format.loss(event.train_loss)),
+        ("val", 6, lambda event: format.loss(event.val_loss)),
+        ("nats/char", 9, lambda event: format.loss(event.nats_per_char)),
+        ("", 1, lambda event: "★" if event is best else ""),
+        ("time", 7, lambda event: format.duration(event.elapsed_s)),
+        ("lr", 8, lambda event: format.rate(event.lr)),
+        ("tokens/s", 8, lambda event: format.count(event.tokens_per_s)),
+    ]
+    if one_loss(evaluations):
+        columns = [column for column in columns if column[0] != "val"]
+    while sum(column[1] + 3 for column in columns) > width:
+        columns.pop()
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    for name, least, _ in columns:
+        table.add_column(name, justify="right", min_width=least, no_wrap=True)
     for event in shown:
-        table.add_row(
-            f"{event.step:,}",
-            format.loss(event.train_loss),
-            format.loss(event.val_loss),
-            format.loss(event.nats_per_char),
-            "★" if event is best else "",
-            format.rate(event.lr),
-            format.count(event.tokens_per_s),
-            format.duration(event.elapsed_s),
-            style="bold green" if event is best else None,
-            end_section=event is best and event is not evaluations[-1] and shown.index(event) == 0 and len(evaluations) > rows,
-        )
+        older = event is best and event is not evaluations[-1] and shown.index(event) == 0 and len(evaluations) > rows
+        table.add_row(*(cell(event) for _, _, cell in columns), style="bold green" if event is best else None, end_section=older)
     return table
 
 
 def loss_curves(evaluations: list[Evaluated]) -> list[Curve]:
     """Training and validation loss against steps, without values that were not finite."""
-    curves = [curve_of(label, evaluations, name) for label, name in (("train", "train_loss"), ("val", "val_loss"))]
+    curves = [curve_of(label, evaluations, name) for label, name in (("training", "train_loss"), ("validation", "val_loss"))]
     return [curve for curve in curves if curve.xs]
 
 

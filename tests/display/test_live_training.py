@@ -8,9 +8,12 @@ import re
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.console import Console
 
-from minigpt_cli.display.live_training import PlainLines
+from minigpt_cli.display.live_training import PlainLines, resizable_live
+from minigpt_cli.display.terminal_chart import Curve, terminal_chart
 from minigpt_cli.display.training_screen import TrainingScreen, TrainingState, evaluation_line, loss_curves
 from minigpt_cli.events import Evaluated, Event, Progress, Resumed, Skipped, Started, Stopped
 
@@ -42,7 +45,7 @@ def evaluated(step: int, **changes: Any) -> Evaluated:
         "step": step,
         "train_loss": loss - 0.05,
         "val_loss": loss,
-        "nats_per_char": loss,
+        "nats_per_char": loss / 2.1,
         "lr": 3e-3,
         "tokens_seen": 4096 * step,
         "tokens_per_s": 36_100.0,
@@ -69,22 +72,81 @@ EVENTS: list[Event] = [started(), *(evaluated(65 * i) for i in range(1, 20))]
 BEAT = Progress(run="modern-1", step=1250, train_loss=1.33, lr=2e-4, tokens_seen=4096 * 1250, tokens_per_s=40_000, elapsed_s=140)
 
 
-@pytest.mark.parametrize("width", [80, 120, 200])
+@pytest.mark.parametrize("width", [60, 80, 120, 200])
 @pytest.mark.parametrize("height", [24, 40, 60])
 def test_everything_fits_and_essentials_are_there(width: int, height: int) -> None:
     text = screen([*EVENTS, BEAT], width, height)
     lines = text.splitlines()
     assert len(lines) <= height
     assert all(len(line) <= width for line in lines)
+    assert "step 1,250/1,300" in lines[0]
+    assert "left" in lines[0]
+    if width < 80:
+        return
     for word in ("step", "train", "val", "nats/char", "lr", "tokens/s", "time", "★", "1,235", "left", "patience 5", "experts", "1.33"):
         assert word in text, word
     assert "…" not in text
 
 
+@pytest.mark.parametrize("height", [5, 8, 10])
+def test_progress_is_first_and_stays_on_a_low_terminal(height: int) -> None:
+    first, *rest = screen([*EVENTS, BEAT], 80, height).splitlines()
+    assert "step 1,250/1,300" in first
+    assert rest
+
+
+def test_characters_have_one_loss_and_other_tokens_two() -> None:
+    per_token = screen(EVENTS, 120, 40)
+    assert "nats per token, against steps" in per_token
+    assert " val " in per_token
+    of_characters = screen([started(), *(evaluated(65 * i, nats_per_char=evaluated(65 * i).val_loss) for i in range(1, 20))], 120, 40)
+    assert "nats per character, against steps" in of_characters
+    assert " val " not in of_characters
+
+
+def test_curves_have_an_axis_on_the_left_and_their_names_at_their_ends() -> None:
+    lines = screen(EVENTS, 100, 50).splitlines()
+    at = next(i for i, line in enumerate(lines) if line.endswith("against steps"))
+    assert all(re.match(r" *[\d.]* │", line) for line in lines[at + 1 : at + 5])
+    assert [name for name in ("training", "validation") if any(line.endswith(f" {name}") for line in lines[at:])] == [
+        "training",
+        "validation",
+    ]
+
+
+def test_curves_differ_without_colour() -> None:
+    flat = [Curve(name, [0, 100], [y, y]) for name, y in (("a", 1.0), ("b", 2.0))]
+    rows = [line.partition("│")[2] for line in terminal_chart(flat, width=60, height=8, colour=False).splitlines()]
+    below, above = ({*row.split()[0]} for row in (next(r for r in rows if r.endswith(" a")), next(r for r in rows if r.endswith(" b"))))
+    assert below != above
+
+
+@given(
+    st.lists(st.lists(st.tuples(st.floats(0, 9e9), st.floats(-99, 99)), max_size=5), max_size=4), st.integers(20, 200), st.integers(1, 20)
+)
+def test_a_chart_of_any_curves_fits(points: list[list[tuple[float, float]]], width: int, height: int) -> None:
+    curves = [Curve(f"curve {i}", *zip(*sorted(pairs), strict=True)) for i, pairs in enumerate(points) if pairs]
+    lines = terminal_chart(curves, width=width, height=height, colour=False).splitlines()
+    assert all(len(line) <= width for line in lines)
+    assert len(lines) in (0, height + 2)
+
+
+def test_a_new_size_of_the_terminal_leaves_nothing_torn(monkeypatch: pytest.MonkeyPatch) -> None:
+    out = Console(file=io.StringIO(), width=100, height=30, force_terminal=True, legacy_windows=False)
+    state = TrainingState(started(), [evaluated(65)])
+    with resizable_live(TrainingScreen(state), out) as live:
+        live.refresh()
+        before = out.file.tell()
+        out.width = 60
+        live.refresh()
+        out.file.seek(before)
+        assert out.file.read().startswith("\x1b[2J\x1b[H")
+
+
 def test_a_small_terminal_drops_the_curve_and_not_the_table() -> None:
-    assert "╭" in screen(EVENTS, 100, 50)
+    assert "against steps" in screen(EVENTS, 100, 50)
     small = screen(EVENTS, 80, 16)
-    assert "╭" not in small
+    assert "against steps" not in small
     assert "nats/char" in small
 
 
@@ -131,4 +193,4 @@ def test_the_end_of_the_run_is_on_the_screen() -> None:
         elapsed_s=1,
         tokens_seen=1,
     )
-    assert "early_stopping" in screen([*EVENTS, end], 100, 40)
+    assert "stopped early" in screen([*EVENTS, end], 100, 40)

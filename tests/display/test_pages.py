@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from harness import browser
 
-from minigpt_cli.display.charts import Curve
 from minigpt_cli.display.generation import ShownToken
 from minigpt_cli.display.pages.chart import line_chart
 from minigpt_cli.display.pages.page import html_page, section, side_by_side, table, tag, tinted
 from minigpt_cli.display.pages.tokens import probabilities_page
 from minigpt_cli.display.tables import Column
+from minigpt_cli.display.terminal_chart import Curve
 
 HOSTILE = '</p><script>x</script><b title="\'">&amp;'
 

@@ -29,7 +29,7 @@ from minigpt_cli.__main__ import main
 
 from .sabotage import Saboteur
 
-_IMPORTED_LATE = ("torch._dynamo", "numpy.ma", "optuna", "rich.live", "rich.table", "uniplot", "gguf", "tokenizers")
+_IMPORTED_LATE = ("torch._dynamo", "numpy.ma", "optuna", "rich.live", "rich.table", "gguf", "tokenizers")
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from minigpt_cli.display.charts import Curve
 from minigpt_cli.display.pages.page import Markup, tag
+from minigpt_cli.display.terminal_chart import Curve
 
 _WIDTH, _HEIGHT = 640, 320
 _LEFT, _RIGHT, _TOP, _BOTTOM = 72, 20, 14, 34

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from minigpt_cli.display import format
-from minigpt_cli.display.charts import Curve, curve_of
+from minigpt_cli.display.charts import curve_of
 from minigpt_cli.display.pages.chart import line_chart
 from minigpt_cli.display.pages.page import Markup, differences_table, html_page, in_columns, remark, section, side_by_side, table, tinted
 from minigpt_cli.display.run_tables import leaderboard_table
 from minigpt_cli.display.tables import Column
+from minigpt_cli.display.terminal_chart import Curve
+from minigpt_cli.display.training_screen import REASONS
 from minigpt_cli.events import Evaluated
 
 if TYPE_CHECKING:
@@ -58,10 +60,11 @@ def _summary(run: Reported) -> str:
     record = run.record
     best = record.best
     score = f"{best.nats_per_char:.4f} nats per character {format.plus_minus(best.nats_per_char, best.ci95)}" if best else "not scored"
+    ended = REASONS[record.stop_reason] if record.stop_reason else run.status
     text_label = f" on {record.corpus.label}" if record.corpus else ""
     return (
         f"{record.name}: {record.arch}, {record.n_params:,} parameters{text_label}; {score.strip()}; "
-        f"{record.stop_step:,} steps in {format.duration(record.elapsed_s)}; {record.stop_reason or run.status}"
+        f"{record.stop_step:,} steps in {format.duration(record.elapsed_s)}; {ended}"
     )
 
 
