@@ -215,6 +215,8 @@ class DataConfig(_Frozen):
     """char, byte, bpe, gpt2, or a tokenizer.json file."""
     vocab_size: int = Field(512, ge=257, le=1 << 20)
     """Vocabulary to train; used with --tokenizer bpe."""
+    new_characters: bool = Field(False, json_schema_extra={"flag": False})
+    """Whether a character tokenizer from a file gets the characters of the text that it lacks; written by --init-from."""
     min_pair_freq: int = Field(2, ge=1, le=COUNT_LIMIT)
     """Pairs rarer than this are not merged; used with --tokenizer bpe."""
     ascii_only: bool = False

@@ -46,7 +46,7 @@ class Origin:
         from minigpt_cli.interchange.initialise import model_settings
 
         file = self.source.tokenizer_file
-        return model_settings(self.source) | ({"tokenizer": str(file)} if file else {})
+        return model_settings(self.source) | ({"tokenizer": str(file), "new_characters": True} if file else {})
 
     def base(self) -> Base:
         """Its name and hash for the run's record."""

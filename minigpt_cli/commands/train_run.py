@@ -137,11 +137,14 @@ def train_on(context: Context, run: Run, change: Callable[[RunConfig], RunConfig
 
 def _data_to_resume(context: Context, point: ResumePoint) -> Dataset:
     """The data of a run: from its text or, if the text is missing, from its tokens. Raises UsageError if both are missing or differ."""
+    from minigpt_cli import registry
     from minigpt_cli.data.dataset import open_dataset
 
     corpus = point.record.corpus
-    if corpus is None or all(map(_readable, point.config.data.sources)):
-        dataset = context.dataset(point.config.data)
+    data = point.config.data
+    has_tokenizer = data.tokenizer in registry.TOKENIZERS or Path(data.tokenizer).exists()  # that of --init-from may be gone
+    if corpus is None or (has_tokenizer and all(map(_readable, data.sources))):
+        dataset = context.dataset(data)
     elif Path(corpus.dataset_dir).is_dir():
         dataset = open_dataset(Path(corpus.dataset_dir))
     else:

@@ -30,7 +30,7 @@ from minigpt_cli.errors import TextTooShort, UsageError, unknown_name
 from minigpt_cli.escaping import file_name
 from minigpt_cli.storage.atomic_io import explained, write_atomic
 from minigpt_cli.tokenization.contract import END_OF_TEXT, Builder, Tokenizer, TrainingText
-from minigpt_cli.tokenization.pretrained import load_tokenizer, with_added_tokens
+from minigpt_cli.tokenization.pretrained import load_tokenizer, with_added_tokens, with_characters
 
 _TOGETHER = 1 << 18  # characters of short documents that are encoded together
 
@@ -73,6 +73,8 @@ def prepare(
         text = Text(source, config)
         yield from text.scan()
         splitter = Splitter(text, config)
+        if config.new_characters:
+            tokenizer_kind = tokenizer_kind.extended(text)
         key = _key(config, text, splitter, tokenizer_kind)
         chat = "" if source.split_by == "character" else "chat-"
         target = out or data_dir / f"{_slug(source.label)}-{chat}{_slug(tokenizer_kind.name)}-{key[:12]}"
@@ -81,7 +83,7 @@ def prepare(
             yield from _build(folder, config, text, splitter, tokenizer_kind, key)
             put_in_place(folder, target, lambda there: cached(there, key) is not None)
             found = open_dataset(target)
-        return replace(found, label=line(source.label), notices=(*source.notices, *splitter.notices()))
+        return replace(found, label=line(source.label), notices=(*source.notices, *splitter.notices(), *tokenizer_kind.notices))
 
 
 def prepared_folder(config: DataConfig) -> Path | None:
@@ -112,6 +114,21 @@ class _TokenizerKind:
     name: str
     identity: dict[str, Any]
     build: Callable[[DataConfig, TrainingText], Tokenizer]
+    made: Tokenizer | None = None  # where it is read from a file
+    notices: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer, *notices: str) -> _TokenizerKind:
+        """A tokenizer that is made already."""
+        identity = {"json": hashlib.sha256(tokenizer.to_json().encode("utf-8")).hexdigest()}
+        return cls(tokenizer.name, identity, lambda config, corpus: tokenizer, tokenizer, notices)
+
+    def extended(self, text: Text) -> _TokenizerKind:
+        """The same; a character tokenizer from a file with the characters of `text` that it lacks."""
+        if self.made is None:
+            return self
+        tokenizer, what = with_characters(self.made, text.alphabet)
+        return self.of(tokenizer, f"the vocabulary is extended by {what}") if what else self
 
 
 def _tokenizer_kind(config: DataConfig) -> _TokenizerKind:
@@ -125,9 +142,7 @@ def _tokenizer_kind(config: DataConfig) -> _TokenizerKind:
         if path.parent == Path() and not path.suffix:
             raise unknown_name("tokenizer", name, registry.TOKENIZERS)
         raise UsageError(f"no tokenizer file {name}: give a tokenizer.json, or one of {', '.join(registry.TOKENIZERS)}")
-    tokenizer = load_tokenizer(path)
-    identity = {"json": hashlib.sha256(tokenizer.to_json().encode("utf-8")).hexdigest()}
-    return _TokenizerKind(tokenizer.name, identity, lambda config, corpus: tokenizer)
+    return _TokenizerKind.of(load_tokenizer(path))
 
 
 def _build(

@@ -22,6 +22,7 @@ from minigpt_cli.config import ModelConfig
 from minigpt_cli.errors import RunNotFound, UsageError
 from minigpt_cli.interchange import huggingface, nanogpt, pytorch
 from minigpt_cli.interchange.hf_weights import family, weight_mapping
+from minigpt_cli.interchange.new_rows import begin_new_rows
 from minigpt_cli.models.contract import build_model
 from minigpt_cli.runstore.directory import Run
 from minigpt_cli.runstore.store import RunStore, run_at
@@ -30,6 +31,8 @@ from minigpt_cli.tokenization.contract import Tokenizer
 
 VOCABULARY = ("token_embedding.weight", "head.weight", "table")
 POSITIONS = "position_embedding.weight"
+_SHOWN = 8  # tokens in a note
+_NOTABLE = 1e-4  # nats per token
 _PADDING = 512  # at most so many rows round a vocabulary up
 _BODIES = ("h.", "wte.", "layers.", "embed_tokens.")  # prefixes of names in files of a model without its head
 
@@ -92,7 +95,8 @@ def initial_weights(
     checkpoints.check_model_fits(config, tokenizer.vocab_size, copies=2)  # one to draw, one to return
     fresh = {name: tensor.clone() for name, tensor in build_model(config, tokenizer.vocab_size, seed).state_dict().items()}
     tensors, notes = _under_our_names(found, config)
-    tensors, more = adapted(tensors, fresh, found.tokenizer, tokenizer)
+    rows = None if found.tokenizer is None else _vocabulary_rows(found.tokenizer, tokenizer)
+    tensors, more = adapted(tensors, fresh, found.tokenizer, rows)
     report = _compared(found, tensors, fresh, [*found.notes, *notes, *more])
     if not report.loaded:
         raise UsageError(f"nothing in {found.label} fits --arch {config.arch} of this size: {report.counts()}")
@@ -102,6 +106,11 @@ def initial_weights(
         raise UsageError(f"{found.label} does not fit: {report.counts()} ({detail}); use its own settings, or --partial to take what fits")
     weights = fresh | {name: tensors[name].to(fresh[name].dtype) for name, _ in report.loaded}
     safetensors.check_finite(found.label, weights)
+    if rows is not None and found.tokenizer is not None and weights.keys() & set(VOCABULARY) <= {name for name, _ in report.loaded}:
+        extended = set(rows).issuperset(range(found.tokenizer.vocab_size))
+        taken = begin_new_rows(weights, config, torch.tensor(rows), seed, extended=extended)
+        if taken > _NOTABLE:
+            report.notes.append(f"the new tokens change the score of old text by about {taken:.1g} nats per token")
     return weights, report
 
 
@@ -196,11 +205,11 @@ def _under_our_names(source: Source, config: ModelConfig) -> tuple[dict[str, Ten
 
 
 def adapted(
-    tensors: dict[str, Tensor], ours: dict[str, Tensor], theirs_tokenizer: Tokenizer | None, our_tokenizer: Tokenizer
+    tensors: dict[str, Tensor], ours: dict[str, Tensor], theirs_tokenizer: Tokenizer | None, mapped: list[int] | None
 ) -> tuple[dict[str, Tensor], list[str]]:
     """`tensors` with rows of the vocabulary matched by token text and learned positions cut to a smaller block; and notes."""
     result, notes = dict(tensors), []
-    if theirs_tokenizer is not None and (mapped := _vocabulary_rows(theirs_tokenizer, our_tokenizer)) is not None:
+    if theirs_tokenizer is not None and mapped is not None:
         rows = torch.tensor(mapped)  # (V,) their id of each of our tokens, -1 if they have none
         known = int((rows >= 0).sum())
         if not known:
@@ -212,6 +221,10 @@ def adapted(
             if name == "table":  # the bigram's columns are tokens too
                 result[name] = _rows_by_token(result[name].T, rows).T.contiguous()
         notes.append(f"vocabulary matched by text: {known} of our {len(rows)} tokens are among their {theirs_tokenizer.vocab_size}")
+        if forgotten := sorted(set(range(theirs_tokenizer.vocab_size)) - set(mapped)):
+            tokens = theirs_tokenizer.token_bytes()
+            shown = " ".join(repr(tokens[i].decode("utf-8", "replace")) for i in forgotten[:_SHOWN]) + " …" * (len(forgotten) > _SHOWN)
+            notes.append(f"forgotten, for our tokenizer does not have them: {len(forgotten):,} of their tokens, such as {shown}")
     notes += _without_padding(result, ours, sure=theirs_tokenizer is not None)
     if POSITIONS in result and POSITIONS in ours and result[POSITIONS].size(0) > ours[POSITIONS].size(0):
         kept, had = ours[POSITIONS].size(0), result[POSITIONS].size(0)

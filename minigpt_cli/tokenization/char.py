@@ -30,12 +30,16 @@ def _points_of(text: str) -> npt.NDArray[np.uint8] | npt.NDArray[np.uint32]:
     return np.frombuffer(encoded(text, "utf-32-le"), np.uint32)
 
 
+def listed(characters: Iterable[str]) -> str:
+    """The first of some characters with their code points, and the number of the others."""
+    found = sorted(set(characters))
+    return " ".join(f"{c!r} (U+{ord(c):04X})" for c in found[:8]) + (f" and {len(found) - 8:,} more" if len(found) > 8 else "")
+
+
 def unknown_characters(characters: Iterable[str], tokenizer: str) -> UnknownCharacters:
     """The error for characters that a tokenizer does not know, listing the first of them."""
-    found = sorted(set(characters))
-    shown = " ".join(f"{c!r} (U+{ord(c):04X})" for c in found[:8]) + (f" and {len(found) - 8} more" if len(found) > 8 else "")
     return UnknownCharacters(
-        f"the {tokenizer} tokenizer does not know {shown}: leave them out, or train with a text or tokenizer that has them"
+        f"the {tokenizer} tokenizer does not know {listed(characters)}: leave them out, or train with a text or tokenizer that has them"
     )
 
 
@@ -55,6 +59,15 @@ class CharTokenizer:
     def build(cls, config: DataConfig, text: TrainingText) -> Self:
         """The tokenizer of every character in the whole text, validation too: a vocabulary is not learned."""
         return cls(text.alphabet)
+
+    def lacking(self, alphabet: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
+        """The code points of `alphabet` that it does not know."""
+        unknown: npt.NDArray[np.uint32] = alphabet[self._table[alphabet] == _UNKNOWN]
+        return unknown
+
+    def extended(self, new: npt.NDArray[np.uint32]) -> CharTokenizer:
+        """The same with tokens for more code points, which follow those that it has."""
+        return CharTokenizer(np.concatenate([self._points, new]))
 
     @property
     def vocab_size(self) -> int:

@@ -11,14 +11,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from minigpt_cli.config import DataConfig
 from minigpt_cli.errors import RunDamaged, UsageError
 from minigpt_cli.storage.atomic_io import one_line, parse_json
 from minigpt_cli.storage.downloads import RemoteFile, download
 from minigpt_cli.tokenization.added import AddedTokens
 from minigpt_cli.tokenization.bpe import ByteTokenizer, byte_level_json
-from minigpt_cli.tokenization.char import CharTokenizer
-from minigpt_cli.tokenization.contract import END_OF_TEXT, Tokenizer, TrainingText
+from minigpt_cli.tokenization.char import CharTokenizer, listed
+from minigpt_cli.tokenization.contract import END_OF_TEXT, Tokenizer, TrainingText, added_tokens
 from minigpt_cli.tokenization.json_format import SIZE_LIMIT, Checked, check
 from minigpt_cli.tokenization.library import LibraryTokenizer
 
@@ -69,6 +72,16 @@ def with_added_tokens(tokenizer: Tokenizer, contents: Sequence[str]) -> Tokenize
         return tokenizer
     spec["added_tokens"] += [{"id": tokenizer.vocab_size + i, "content": content, "special": True} for i, content in enumerate(new)]
     return load_tokenizer(json.dumps(spec, ensure_ascii=False), tokenizer.name)
+
+
+def with_characters(tokenizer: Tokenizer, alphabet: npt.NDArray[np.uint32]) -> tuple[Tokenizer, str]:
+    """A character tokenizer with tokens for the code points of `alphabet` that it lacks, and what these are. Other tokenizers, and one
+    that lacks none, stay as they are."""
+    base = tokenizer.base if isinstance(tokenizer, AddedTokens) else tokenizer
+    if not isinstance(base, CharTokenizer) or not (new := base.lacking(alphabet)).size:
+        return tokenizer, ""
+    extended = base.extended(new)
+    return with_added_tokens(extended, list(added_tokens(tokenizer))), f"{new.size:,} new characters: {listed(map(chr, new.tolist()))}"
 
 
 def saved_tokenizer(data: bytes, path: Path) -> Tokenizer:

@@ -221,3 +221,55 @@ def test_training_continues_with_a_hugging_face_folder(store: RunStore, tmp_path
     arguments: list[Any] = ["train", "old.txt", "--name", "from-hf", "--init-from", str(tmp_path / "hf"), "--max-steps", "10", *QUICK]
     assert minigpt(arguments) == 0
     assert store.find("from-hf").config.model.n_embd == 32
+
+
+def old_score(run: Run) -> float:
+    """Nats per character of old text, its first character aside, whose share is that of a vocabulary."""
+    loaded = checkpoints.load(run)
+    ids = torch.tensor([loaded.tokenizer.encode(OLD[i : i + 17]).tolist() for i in range(0, 1600, 16)])
+    with torch.no_grad():
+        logits = loaded.model(ids[:, :-1]).logits
+    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()).item()
+
+
+@pytest.mark.parametrize("adapters", [[], ["--lora-rank", "2"]])
+def test_new_characters_extend_the_vocabulary_and_leave_the_old_score(
+    store: RunStore, capsys: pytest.CaptureFixture[str], adapters: list[str], tmp_path: Path
+) -> None:
+    name = f"accents{len(adapters)}"
+    Path("accents.txt").write_text(sentences(["où", "été", "mat", "año", "你好"], 3))
+    capsys.readouterr()
+    frozen = ["--lr", "1e-9", "--muon-lr", "1e-9", "--weight-decay", "0"]
+    assert train(name, *adapters, *frozen, text="accents.txt", steps=2) == 0
+    notices = capsys.readouterr().err
+    assert "the vocabulary is extended by" in notices
+    assert "'é' (U+00E9)" in notices
+    run, base = store.find(name), store.find("base")
+    assert old_score(run) == pytest.approx(old_score(base), abs=1e-4)
+    old, new = (checkpoints.load(r).tokenizer for r in (base, run))
+    assert new.decode(new.encode("où été on a mat, 你好".replace(",", ""))) == "où été on a mat 你好"
+    assert [new.token_bytes()[i] for i in range(old.vocab_size)] == old.token_bytes()
+    assert minigpt(["train", "--resume", name, "--max-steps", "3"]) == 0
+    assert minigpt(["generate", name, "--prompt", "été", "--max-new-tokens", "3"]) == 0
+    huggingface.export(checkpoints.load(store.find(name)), tmp_path / "hf")
+    assert huggingface.read(tmp_path / "hf").tokenizer is not None
+    if adapters:
+        assert merge_run(store, store.find(name)).record.vocab_size == new.vocab_size
+
+
+def test_a_run_with_new_characters_resumes_without_its_base(store: RunStore) -> None:
+    Path("more.txt").write_text(sentences(["mat", "fjord", "quiz"], 4))
+    assert train("alone", text="more.txt", steps=2) == 0
+    assert minigpt(["runs", "rename", "base", "elsewhere"]) == 0
+    try:
+        assert minigpt(["train", "--resume", "alone", "--max-steps", "4"]) == 0
+    finally:
+        assert minigpt(["runs", "rename", "elsewhere", "base"]) == 0
+
+
+def test_conversations_after_plain_text_leave_the_old_score(store: RunStore) -> None:
+    rows = [{"prompt": f"cat {i % 7}?", "completion": "a mat!"} for i in range(60)]
+    Path("talk.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert train("talk", "--lr", "1e-9", "--muon-lr", "1e-9", "--weight-decay", "0", text="talk.jsonl", steps=2) == 0
+    assert old_score(store.find("talk")) == pytest.approx(old_score(store.find("base")), abs=1e-4)
+    assert store.find("talk").record.vocab_size > store.find("base").record.vocab_size + 4
