@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from minigpt_cli.commands.config_sources import Resolved
 from minigpt_cli.config import RunConfig
 from minigpt_cli.display import format
 from minigpt_cli.errors import UnknownCharacters, UsageError
@@ -87,6 +88,15 @@ def check_adapters(config: RunConfig, origin: Origin | None) -> None:
         raise UsageError(
             f"--lora-rank keeps adapters for a run, and {origin.what} is not a run: minigpt runs import {format.quoted(origin.what)} "
             "--name base, then --init-from base"
+        )
+
+
+def check_vocabulary(wanted: Resolved, origin: Origin | None) -> None:
+    """Raise UsageError for --vocab-size where the vocabulary is that of --init-from."""
+    if origin is not None and wanted.sources["vocab_size"] == "--vocab-size" and wanted.config.data.tokenizer != "bpe":
+        raise UsageError(
+            f"--vocab-size is for a vocabulary that is learned, and {origin.what} brings its own: leave it out, or add --tokenizer bpe, "
+            "with which the tokens that both have keep their weights and the others are forgotten"
         )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minigpt_cli.commands.config_sources import Resolved
-from minigpt_cli.commands.init_from import Origin, check_adapters, explained_characters
+from minigpt_cli.commands.init_from import Origin, check_adapters, check_vocabulary, explained_characters
 from minigpt_cli.commands.processes import Announcement, prepared
 from minigpt_cli.commands.provenance import new_record
 from minigpt_cli.commands.signals import StopSignals
@@ -85,6 +85,7 @@ def train_new(context: Context, wanted: Resolved, name: str | None = None, group
     if name is not None and (store.dir / check_name(name)).exists():
         raise UsageError(f"run {name!r} exists already in {store.dir}: choose another --name, or --resume {name}")
     check_adapters(config, origin)
+    check_vocabulary(wanted, origin)
     choose_device(config.compute.device)
     with ExitStack() as stack:
         signals, world = stack.enter_context(StopSignals()), context.processes()

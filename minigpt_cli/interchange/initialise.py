@@ -224,7 +224,9 @@ def adapted(
         if forgotten := sorted(set(range(theirs_tokenizer.vocab_size)) - set(mapped)):
             tokens = theirs_tokenizer.token_bytes()
             shown = " ".join(repr(tokens[i].decode("utf-8", "replace")) for i in forgotten[:_SHOWN]) + " …" * (len(forgotten) > _SHOWN)
-            notes.append(f"forgotten, for our tokenizer does not have them: {len(forgotten):,} of their tokens, such as {shown}")
+            notes.append(
+                f"forgotten: {len(forgotten):,} of their {theirs_tokenizer.vocab_size:,} tokens, which our tokenizer lacks: {shown}"
+            )
     notes += _without_padding(result, ours, sure=theirs_tokenizer is not None)
     if POSITIONS in result and POSITIONS in ours and result[POSITIONS].size(0) > ours[POSITIONS].size(0):
         kept, had = ours[POSITIONS].size(0), result[POSITIONS].size(0)

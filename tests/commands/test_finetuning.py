@@ -199,6 +199,7 @@ def test_merge_works_with_resume_and_is_refused_before_training_where_it_cannot(
         (["--data", "old.txt"], "mean the same"),
         (["--lora-rank", "2"], "--init-from"),
         (["--init-from", "nowhere"], "neither a file"),
+        (["--init-from", "base", "--vocab-size", "300"], "base brings its own: leave it out, or add --tokenizer bpe"),
         (["--init-from", "base", "--n-layer", "3"], "--partial"),
         (["--init-from", "base", "--lora-rank", "2", "--lora-targets", "ears"], "--lora-targets ears"),
         (["--init-from", "base", "--quantize-base", "8"], "--lora-rank"),
@@ -255,6 +256,14 @@ def test_new_characters_extend_the_vocabulary_and_leave_the_old_score(
     assert huggingface.read(tmp_path / "hf").tokenizer is not None
     if adapters:
         assert merge_run(store, store.find(name)).record.vocab_size == new.vocab_size
+
+
+def test_what_another_tokenizer_forgets_is_said_before_training(store: RunStore, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train("narrow", "--tokenizer", "char", steps=2) == 0
+    lost = sorted(set(OLD) - set(NEW))
+    assert f"forgotten: {len(lost)} of their {len(set(OLD))} tokens, which our tokenizer lacks: {' '.join(map(repr, lost))}" in (
+        capsys.readouterr().err
+    )
 
 
 def test_a_run_with_new_characters_resumes_without_its_base(store: RunStore) -> None:
