@@ -55,7 +55,7 @@ def tokenize(
     for notice in dataset.notices:
         console.notice(notice)
     print_summary(dataset.label, _summary(dataset))
-    print_preview(seen, dataset.n_documents)
+    print_preview(seen, dataset.n_documents, dataset.leak)
     if pieces is not None:
         print_pieces(pieces)
 
@@ -83,6 +83,7 @@ def _summary(dataset: Dataset) -> dict[str, Any]:
         "tokens": tokens,
         "chars_per_token": dataset.n_chars / sum(tokens.values()),
         "sha256": dataset.sha256,
+        "leak": None if dataset.leak is None else dataset.leak.share,
     }
 
 

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from minigpt_cli.bounds import Count, Figure, Line
 from minigpt_cli.errors import RunDamaged, TextTooShort, UsageError
+from minigpt_cli.runstore.records import Leak
 from minigpt_cli.storage.atomic_io import first_line_of, open_regular, read_bounded, read_json
 from minigpt_cli.tokenization.contract import Tokenizer
 from minigpt_cli.tokenization.json_format import SIZE_LIMIT
@@ -66,6 +67,7 @@ class DatasetRecord(_Record):
     test_frac: Figure
     key: Line  # of the text and the settings that made these files
     chats: bool | None = None  # whether the text is conversations; None, as in old records: where the label ends in .jsonl
+    leak: Leak | None = None  # None: it was not measured, as in old records
     splits: dict[Literal["train", "val", "test"], SplitRecord]
 
 
@@ -104,6 +106,7 @@ class Dataset:
     train: Split
     val: Split
     test: Split | None
+    leak: Leak | None = None  # how much of the validation text stands in the training text; None: it was not measured
     notices: tuple[str, ...] = ()  # what was left out of the text, and how it was split; of the preparation, and not kept
 
     @property
@@ -183,6 +186,7 @@ def open_dataset(folder: Path, record: DatasetRecord | None = None) -> Dataset:
         train=splits["train"],
         val=splits["val"],
         test=splits.get("test"),
+        leak=record.leak,
     )
 
 

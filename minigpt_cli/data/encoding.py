@@ -22,6 +22,8 @@ from minigpt_cli.bounds import line
 from minigpt_cli.config import DataConfig
 from minigpt_cli.data.atomic_folder import Preparing, atomic_folder, put_in_place, watched
 from minigpt_cli.data.dataset import RECORD, SPLITS, TOKENIZER, Dataset, DatasetRecord, cached, dtype_for, open_dataset, read_record
+from minigpt_cli.data.leak import leak_of
+from minigpt_cli.data.parts import Kind
 from minigpt_cli.data.sources.contract import Document, Source
 from minigpt_cli.data.sources.open_source import check_output, data_folder, open_sources
 from minigpt_cli.data.splitting import Splitter
@@ -167,6 +169,7 @@ def _build(
         if not counted.n_learned:
             of, more = ("the answers in ", "conversations") if splitter.cut == "conversation" else ("", "text")
             raise TextTooShort(f"there is no text in {of}the {name} split of {text.name}, so none can be scored: use more {more}")
+    kind: Kind | None = "answers" if splitter.cut == "conversation" else "documents" if text.many else None
     record = DatasetRecord(
         key=key,
         label=line(text.source.label),
@@ -182,6 +185,7 @@ def _build(
         train_frac=config.train_frac,
         test_frac=config.test_frac,
         chats=text.source.split_by == "conversation",
+        leak=leak_of(folder / "train.bin", folder / "val.bin", dtype, tokenizer, kind),
         splits={name: counted.record() for name, counted in splits.items()},
     )
     write_atomic(folder / RECORD, record.model_dump_json(indent=1))

@@ -6,6 +6,7 @@ character, so that saying where a text ends is scored, and scores are per charac
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ import numpy.typing as npt
 from minigpt_cli.config import DataConfig
 from minigpt_cli.data import chat
 from minigpt_cli.data.dataset import Dataset
-from minigpt_cli.tokenization.contract import END_OF_TEXT, Tokenizer, added_tokens
+from minigpt_cli.tokenization.contract import END_OF_TEXT, Tokenizer, added_tokens, spelled
 
 Kind = Literal["answers", "documents"]
 Tokens = npt.NDArray[Any]
@@ -59,6 +60,24 @@ def context_of(dataset: Dataset, name: str, length: int) -> Tokens:
         return np.array([end])
     before = dataset.before(name)
     return np.array([], np.int64) if before is None else before.tokens[-length:]
+
+
+def learned_pieces(blocks: Iterable[Tokens], tokenizer: Tokenizer, kind: Kind | None) -> Iterator[str]:
+    """The text that training learns of tokens that are given in blocks, in pieces; what ends an answer or a document is a line break."""
+    pieces, added = tokenizer.token_bytes(), added_tokens(tokenizer)
+    if kind is not None:
+        pieces[added[chat.END if kind == "answers" else END_OF_TEXT]] = b"\n"
+    return spelled(_answers(blocks, tokenizer) if kind == "answers" else blocks, pieces)
+
+
+def _answers(blocks: Iterable[Tokens], tokenizer: Tokenizer) -> Iterator[Tokens]:
+    """The tokens of answers, block by block."""
+    speaker: Tokens = np.empty(0, np.uint16)  # the last mark so far
+    for block in blocks:
+        part = np.concatenate([speaker, block])
+        if (answers := chat.answers(part, tokenizer)) is not None:
+            yield part[answers]
+        speaker = part[chat.is_mark(part, tokenizer)][-1:]
 
 
 def learned_text(dataset: Dataset, name: str) -> tuple[Tokens, list[bytes]]:

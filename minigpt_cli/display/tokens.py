@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from minigpt_cli.data.leak import in_words
 from minigpt_cli.data.preview import RARE, Preview
 from minigpt_cli.display import console
 from minigpt_cli.escaping import one_line
+from minigpt_cli.runstore.records import Leak
 from minigpt_cli.tokenization.contract import END_OF_TEXT
 
 _WIDTH = 100  # of a window
@@ -26,7 +28,7 @@ def print_summary(label: str, summary: Mapping[str, Any]) -> None:
         console.write(one_line(f"{name:<11} {value}"))
 
 
-def print_preview(found: Preview, n_documents: int) -> None:
+def print_preview(found: Preview, n_documents: int, leak: Leak | None) -> None:
     """Print what a dataset holds: documents, alphabet, windows, warnings."""
     lines = []
     if n_documents > 1:
@@ -36,6 +38,8 @@ def print_preview(found: Preview, n_documents: int) -> None:
     shown = " ".join(repr(character)[1:-1] for character in found.rare[:12])
     rare = f"; {len(found.rare):,} occur less than {RARE} times: {shown}" if found.rare else ""
     lines.append(("alphabet", f"{found.alphabet:,} characters{f' ({scripts})' if scripts else ''}{rare}"))
+    if leak is not None:
+        lines.append(("leak", in_words(leak)))
     for name, value in lines:
         console.write(one_line(f"{name:<11} {value}"))
     for window in found.windows:

@@ -10,14 +10,14 @@ import numpy as np
 
 from minigpt_cli.data import chat
 from minigpt_cli.data.dataset import Dataset
-from minigpt_cli.data.parts import learned_text, parts_of
+from minigpt_cli.data.parts import Kind, learned_pieces, learned_text, parts_of
 from minigpt_cli.evaluation.characters import spelled
 from minigpt_cli.evaluation.evaluate_run import ChooseDevice, dataset_of, evaluate_run
 from minigpt_cli.evaluation.memorisation import Copies, copies
 from minigpt_cli.evaluation.scores import Score
 from minigpt_cli.generation.samples import Sample
 from minigpt_cli.runstore.directory import Run
-from minigpt_cli.tokenization.contract import END_OF_TEXT, text_pieces
+from minigpt_cli.tokenization.contract import END_OF_TEXT
 
 SAMPLES, SAMPLE_CHARS = 10, 1000
 DOCUMENTS = 100  # written by a run that learned documents
@@ -134,4 +134,5 @@ def _spread(text: str, count: int, total: int) -> list[str]:
 
 def training_pieces(dataset: Dataset) -> Iterator[str]:
     """What was learned from the training text, in pieces."""
-    return text_pieces(*learned_text(dataset, "train"))
+    kind: Kind | None = "answers" if dataset.chats else "documents" if dataset.in_documents else None
+    return learned_pieces(dataset.train.blocks(), dataset.tokenizer, kind)

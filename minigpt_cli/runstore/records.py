@@ -47,6 +47,22 @@ class SplitRecord(_Record):
     n_bytes: Count
 
 
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Leak(_Record):
+    """How much of the validation text stands word for word in the training text (data/leak.py)."""
+
+    share: Share
+    """The part of the validation text that does."""
+    n_chars: Count
+    """Characters of it that were looked for."""
+    of_val: Share = 1.0
+    """The part of the validation text that these are: a large one is sampled."""
+    of_train: Share = 1.0
+    """The part of the training text in which they were looked for."""
+
+
 class Corpus(_Record):
     """The text that a run was trained on."""
 
@@ -57,6 +73,8 @@ class Corpus(_Record):
     n_documents: Count = 1
     """More than one: each ends in an end-of-text token."""
     dataset_dir: Line = ""
+    leak: Leak | None = None
+    """None: it was not measured, as in old records."""
     chats: bool | None = None  # whether it is conversations; None, as in old records: where the label ends in .jsonl
     splits: dict[Line, SplitRecord] = Field({}, max_length=16)
 

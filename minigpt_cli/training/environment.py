@@ -156,6 +156,7 @@ def described(record: RunRecord, config: RunConfig, dataset: Dataset, model: tor
         n_documents=dataset.n_documents,
         dataset_dir=line(str(dataset.dir)),
         chats=dataset.chats,
+        leak=dataset.leak,
         splits={
             name: SplitRecord(sha256=split.sha256, n_tokens=len(split.tokens), n_chars=split.n_chars, n_bytes=split.n_bytes)
             for name, split in dataset.splits().items()

@@ -13,6 +13,7 @@ import torch
 from minigpt_cli import registry
 from minigpt_cli.accel import install
 from minigpt_cli.config import RunConfig
+from minigpt_cli.data import leak
 from minigpt_cli.data.dataset import Dataset, check_long_enough
 from minigpt_cli.errors import UsageError
 from minigpt_cli.models.attention import CausalAttention
@@ -91,10 +92,10 @@ def dry_run(config: RunConfig, dataset: Dataset, world: World) -> DryRun:
 
 
 def _warnings(config: RunConfig, dataset: Dataset) -> list[str]:
-    """Warnings about a model that is too large, or a validation split that is too small, for the text."""
+    """Warnings about a validation split that stands in the training text or is too small, and a model that is too large for the text."""
     n_params = _n_params(config, dataset)
     chars, windows = dataset.train.n_chars, len(dataset.val.tokens) / config.model.block_size
-    warnings = []
+    warnings = leak.warnings(dataset.leak)
     if config.model.is_sized and n_params > 4 * chars:
         warnings.append(f"warning: {n_params:,} parameters for {chars:,} characters: expect overfitting; try more text or a smaller model")
     if windows < 8:

@@ -35,6 +35,7 @@ def test_json_is_what_the_command_line_promises(cli: Any) -> None:
         "tokens",
         "chars_per_token",
         "sha256",
+        "leak",
         "n_documents",
         "preview",
     ]
@@ -86,6 +87,12 @@ def test_the_preview_says_what_the_data_hold(cli: Any) -> None:
     assert "80 documents, split by a hash of their text" in shown.err
     assert "40 documents repeat another" in shown.err
     assert "alphabet" in shown.out
+
+
+def test_validation_text_that_stands_in_the_training_text_is_shown(cli: Any) -> None:
+    assert json.loads(cli("tokenize", "text.txt", "--json").out)["leak"] == 1.0  # one sentence, again and again
+    (line,) = [line for line in cli("tokenize", "text.txt").out.splitlines() if line.startswith("leak")]
+    assert line.split(maxsplit=1)[1].startswith("100.0% of the validation text stands word for word in the training text")
 
 
 def test_a_character_alphabet_with_many_rare_ones_is_advised_against(cli: Any) -> None:
