@@ -24,19 +24,12 @@ from minigpt_cli.storage.atomic_io import one_line
 from minigpt_cli.tokenization.char import unknown_characters
 from minigpt_cli.tokenization.contract import Ids, checked_ids, encoded
 from minigpt_cli.tokenization.segments import segments
+from minigpt_cli.tokenization.words import Words, library
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
 
 _BATCH = 8  # segments given to the library at once, which it spreads over its threads
-
-_KNOWN_WORDS = 1 << 17  # words whose ids are remembered
-
-# GPT-2's pattern takes whitespace only at the start of a match or in a match of its own, and looks behind nowhere. So between
-# a visible character and a space, tab or line break it always cuts, and what is on either side does not depend on the other.
-# Rarer spaces, on which Python and the library may disagree, stay inside a word.
-_WORD = re.compile(r"\s*\S+(?:[^\S \t\n\r]\s*\S+)*|\s+")
-
 
 # An unknown pattern may backtrack without end: the library panics after ten million steps of one match and writes about it to
 # stderr. Short segments bound the total time of many matches with fewer steps.
@@ -89,8 +82,6 @@ class LibraryTokenizer:
         self._added = dict(added or {})
         self._token_bytes = token_bytes
         self._backend: Backend | None = None  # made at its first use: to decode needs none
-        self._known: dict[str, bytes] = {}  # word -> its ids as bytes of uint32
-        self._known_size = 0  # characters in it
 
     @property
     def backend(self) -> Backend:
@@ -134,23 +125,24 @@ class LibraryTokenizer:
     def encode_stream(self, pieces: Iterable[str]) -> Iterator[Ids]:
         """Ids of the concatenated `pieces`, segment by segment."""
         parts = segments(pieces, _STRANGE_LIMIT if self._is_strange else 0)
-        if self._cuts_at_spaces:
-            yield from map(self._encode_words, parts)
-            return
+        words = self._words
         while batch := list(islice(parts, _BATCH)):
-            yield from (np.array(ids, np.uint32) for ids in self._checked(batch))
+            if words is None:
+                yield from (np.array(ids, np.uint32) for ids in self._checked(batch))
+            else:
+                turns = [self._added_pattern.split(segment) if self._added else [segment] for segment in batch]
+                yield words.encode([part for segment in turns for part in (*segment, "")])
 
-    def _encode_words(self, text: str) -> Ids:
-        """Ids of `text`. The library encodes each different word once: ten times faster on a long text."""
-        words = _WORD.findall(text)
-        if new := [word for word in dict.fromkeys(words) if word not in self._known]:
-            self._known_size += sum(map(len, new))
-            self._known.update((word, np.array(ids, np.uint32).tobytes()) for word, ids in zip(new, self._checked(new), strict=True))
-        ids = np.frombuffer(b"".join([self._known[word] for word in words]), np.uint32)
-        if len(self._known) > _KNOWN_WORDS or self._known_size > 16 * _KNOWN_WORDS:
-            self._known.clear()
-            self._known_size = 0
-        return ids
+    @cached_property
+    def _words(self) -> Words | None:
+        """Words whose ids are remembered; None where words would change the ids, or nothing can be compiled."""
+        functions = library() if self._cuts_at_spaces else None
+        return Words(functions, self._checked) if functions else None
+
+    @cached_property
+    def _added_pattern(self) -> re.Pattern[str]:
+        """Finds added tokens as the library does: the first, and of those the longest."""
+        return re.compile(f"({'|'.join(map(re.escape, sorted(self._added, key=len, reverse=True)))})")
 
     def _checked(self, texts: list[str]) -> list[list[int]]:
         """The library's ids of each text. Raises UsageError if their bytes are not the text's."""

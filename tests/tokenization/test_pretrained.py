@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from minigpt_cli.config import DataConfig
 from minigpt_cli.errors import MiniGPTError, UsageError
 from minigpt_cli.storage import downloads
-from minigpt_cli.tokenization import library
 from minigpt_cli.tokenization.contract import TrainingText
 from minigpt_cli.tokenization.library import LibraryTokenizer
 from minigpt_cli.tokenization.pretrained import _GPT2_FILES, GPT2_DIR, GPT2Tokenizer, load_tokenizer
@@ -102,7 +100,7 @@ def test_a_text_that_changes_as_a_whole_is_refused() -> None:
     tokenizer = load_tokenizer(json.dumps(spec), "odd")
     assert isinstance(tokenizer, LibraryTokenizer)
     tokenizer._token_bytes[257] = b"AB"  # each character alone comes back, the pair does not
-    with pytest.raises(UsageError, match="the odd tokenizer does not give back the text near ' ab'"):
+    with pytest.raises(UsageError, match="the odd tokenizer does not give back the text near 'ab'"):
         tokenizer.encode("x ab y")
 
 
@@ -132,15 +130,6 @@ def test_gpt2_says_hello_world(gpt2: LibraryTokenizer) -> None:
 
 def test_gpt2_opens_from_its_vocab_file_too(gpt2: LibraryTokenizer, shared_data: Path) -> None:
     assert load_tokenizer(shared_data / "gpt2" / "vocab.json").to_json() == gpt2.to_json()
-
-
-def test_words_give_the_ids_of_the_whole_text(gpt2: LibraryTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(library, "_KNOWN_WORDS", 50)  # forget often
-    alphabet = " \n\t\r\x0b\x0c\x1c\x1d\x85\xa0\u2003\u3000\u200b\ufeff'stre ldab19!?é\u0301日😀\x00_"
-    draw = random.Random(1)
-    texts = ["".join(draw.choices(alphabet, k=draw.randint(1, 40))) for _ in range(1500)]
-    assert gpt2._cuts_at_spaces
-    assert [gpt2.encode(text).tolist() for text in texts] == gpt2._encode_batch(texts)
 
 
 def test_gpt2_from_a_folder_without_a_network(shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
