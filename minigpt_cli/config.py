@@ -219,8 +219,14 @@ class DataConfig(_Frozen):
     """Whether a character tokenizer from a file gets the characters of the text that it lacks; written by --init-from."""
     min_pair_freq: int = Field(2, ge=1, le=COUNT_LIMIT)
     """Pairs rarer than this are not merged; used with --tokenizer bpe."""
+    lowercase: bool = False
+    """Read the text in lowercase."""
+    normalize: Literal["off", "nfc"] = "off"
+    """Unicode normal form of the text; nfc: a letter and its accents are one character, where there is one."""
     ascii_only: bool = False
     """Drop every character outside ASCII."""
+    max_chars: int = Field(0, ge=0, le=COUNT_LIMIT)
+    """Train on the first N characters of the training text only, and validate on the same text as without; 0: on all."""
     train_frac: float = Field(0.9, gt=0, lt=1)
     """Share of the text that is trained on: of one document its beginning, of many some of them."""
     test_frac: float = Field(0.0, ge=0, lt=1)
@@ -245,6 +251,10 @@ class DataConfig(_Frozen):
         if self.val and (self.train_frac != 0.9 or self.test_frac):
             raise ValueError("--val stands for --train-frac and --test-frac: leave these out")
         return self
+
+
+CLEANING = ("normalize", "lowercase", "ascii_only")
+"""The settings that change the characters of a text."""
 
 
 class OptimConfig(_Frozen):

@@ -79,7 +79,7 @@ def compare(
     groups, notices = chosen_sides(RunStore(runs_dir), run, by_config=group_by == "config")
     for notice in notices:
         console.warn(notice)
-    target = target_of(split, data, settings)
+    target = target_of(split, data, settings, [one for _, runs in groups for one in runs])
     sides = _scored(groups, target, ckpt, stride, device)
     samples = [] if prompt is None else _samples(groups, prompt, ckpt, seed)
     curves = [] if plot is None and (json or md) else _curves(groups, x)

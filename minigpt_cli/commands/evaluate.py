@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -13,6 +13,7 @@ from minigpt_cli.commands.config_fields import READING
 from minigpt_cli.commands.config_flags import with_settings
 from minigpt_cli.commands.config_sources import resolve
 from minigpt_cli.commands.options import CheckpointOption, JsonFlag, OptionalRun, RunsDir, complete_source, option, switch
+from minigpt_cli.config import CLEANING
 from minigpt_cli.display import console, waiting
 from minigpt_cli.errors import UsageError
 from minigpt_cli.runstore.directory import Run
@@ -72,7 +73,7 @@ def evaluate(
         console.notice(f"scoring {chosen.name}" + (f" ({run})" if run else ", the newest run"))
     from minigpt_cli.evaluation.evaluate_run import baselines_of, evaluate_run
 
-    target, choose = target_of(split, data, settings), device_chooser(device)
+    target, choose = target_of(split, data, settings, [chosen]), device_chooser(device)
     with console.progress("reading the run", quiet=json) as advance:
         found = evaluate_run(
             chosen, target, ckpt=ckpt, stride=stride, device=choose, fresh=fresh, advance=partial(advance, f"scoring {chosen.name}")
@@ -94,8 +95,9 @@ def evaluate(
     (_write_json if json else _print)(found, target, baselines, copied, stride)
 
 
-def target_of(split: Literal["val", "test", "train"], data: str | None, reading: dict[str, Any]) -> Target:
-    """The text to score: a split of the run's own text, or another text. Raises UsageError if both are named."""
+def target_of(split: Literal["val", "test", "train"], data: str | None, reading: dict[str, Any], runs: Sequence[Run]) -> Target:
+    """The text to score: a split of the runs' own text, or another text, which is cleaned as theirs was. Raises UsageError if both are
+    named, or if the runs differ in how and flags do not say."""
     from minigpt_cli.evaluation.eval_target import Target
     from minigpt_cli.evaluation.evaluate_run import read_text
 
@@ -105,10 +107,24 @@ def target_of(split: Literal["val", "test", "train"], data: str | None, reading:
         return Target(split)
     if split != "val":
         raise UsageError(f"--data scores another text, and --split {split} a split of the run's own text: choose one")
-    target = read_text(data, resolve(reading).config.data)
+    target = read_text(data, resolve(_cleaned_as(runs, reading) | reading).config.data)
     for notice in target.notices:
         console.notice(notice)
     return target
+
+
+def _cleaned_as(runs: Sequence[Run], reading: dict[str, Any]) -> dict[str, Any]:
+    """How the text of the runs was cleaned, where `reading` does not say."""
+    found: dict[str, Any] = {}
+    for name in (name for name in CLEANING if name not in reading):
+        of_run = {getattr(run.config.data, name): run.name for run in runs}
+        if len(of_run) > 1:
+            (value, a), (_, b) = list(of_run.items())[:2]
+            flag, off = f"--{name.replace('_', '-')}", "off" if isinstance(value, str) else ""
+            both = f"{flag} nfc or {flag} off" if off else f"{flag} or --no-{flag[2:]}"
+            raise UsageError(f"the texts of {a!r} and {b!r} were not cleaned alike: say how to read this one, with {both}")
+        found[name] = next(iter(of_run))
+    return found
 
 
 def text_of(run: Run, target: Target) -> str:

@@ -30,7 +30,7 @@ TOKENIZER = "tokenizer.json"
 
 Dtype = Literal["uint16", "uint32"]
 Some = Annotated[Count, Field(ge=1)]
-Cut = Literal["character", "conversation", "document", "each", "given"]  # see splitting.py
+Cut = Literal["character", "conversation", "document", "each", "given", "shortened"]  # see splitting.py
 IN_ORDER = ("character", "conversation")  # splits follow each other in the text
 
 
@@ -65,6 +65,10 @@ class DatasetRecord(_Record):
     dtype: Dtype
     train_frac: Figure
     test_frac: Figure
+    normalize: Line = "off"
+    lowercase: bool = False
+    ascii_only: bool = False
+    max_chars: Count = 0
     key: Line  # of the text and the settings that made these files
     chats: bool | None = None  # whether the text is conversations; None, as in old records: where the label ends in .jsonl
     leak: Leak | None = None  # None: it was not measured, as in old records

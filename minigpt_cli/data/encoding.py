@@ -19,7 +19,7 @@ from typing import Any
 
 from minigpt_cli import registry
 from minigpt_cli.bounds import line
-from minigpt_cli.config import DataConfig
+from minigpt_cli.config import CLEANING, DataConfig
 from minigpt_cli.data.atomic_folder import Preparing, atomic_folder, put_in_place, watched
 from minigpt_cli.data.dataset import RECORD, SPLITS, TOKENIZER, Dataset, DatasetRecord, cached, dtype_for, open_dataset, read_record
 from minigpt_cli.data.leak import leak_of
@@ -85,7 +85,11 @@ def prepare(
             yield from _build(folder, config, text, splitter, tokenizer_kind, key)
             put_in_place(folder, target, lambda there: cached(there, key) is not None)
             found = open_dataset(target)
-        return replace(found, label=line(source.label), notices=(*source.notices, *splitter.notices(), *tokenizer_kind.notices))
+        return replace(
+            found,
+            label=line(source.label),
+            notices=(*source.notices, *text.cleaning.notices, *splitter.notices(), *_shortened(config, found), *tokenizer_kind.notices),
+        )
 
 
 def prepared_folder(config: DataConfig) -> Path | None:
@@ -101,10 +105,10 @@ def _opened(folder: Path, config: DataConfig, out: Path | None) -> Dataset:
     if config.val or config.test:
         raise UsageError(f"{folder} holds token files, split already: leave out --val and --test, or give the text itself")
     dataset = open_dataset(folder, record := read_record(folder))
-    asked = {"tokenizer": config.tokenizer, "train_frac": config.train_frac, "test_frac": config.test_frac}
-    for name, value in asked.items():
+    for name in ("tokenizer", "train_frac", "test_frac", *CLEANING, "max_chars"):
+        value = getattr(config, name)
         if value not in (getattr(record, name), DataConfig.model_fields[name].default):
-            made, flag = f"{name} {getattr(record, name)}", f"--{name.replace('_', '-')} {value}"
+            made, flag = f"{name} {getattr(record, name)}", f"--{name.replace('_', '-')}" + f" {value}" * (value is not True)
             raise UsageError(f"{folder} holds token files made with {made}: leave out {flag}, or give the text itself")
     return dataset
 
@@ -170,20 +174,23 @@ def _build(
             of, more = ("the answers in ", "conversations") if splitter.cut == "conversation" else ("", "text")
             raise TextTooShort(f"there is no text in {of}the {name} split of {text.name}, so none can be scored: use more {more}")
     kind: Kind | None = "answers" if splitter.cut == "conversation" else "documents" if text.many else None
+    n_trained = splits["train"].n_documents if splitter.cut == "conversation" else splits["train"].n_chars
+    shortened = splitter.in_order and n_trained < splitter.lengths["train"]
     record = DatasetRecord(
         key=key,
         label=line(text.source.label),
         sha256=text.sha256,
-        cut=splitter.cut,
+        cut="shortened" if shortened else splitter.cut,
         n_documents=text.n_documents if text.many else 1,
-        n_chars=text.n_chars,
-        n_bytes=text.n_bytes,
+        n_chars=sum(counted.n_chars for counted in splits.values()),
+        n_bytes=sum(counted.n_bytes for counted in splits.values()),
         tokenizer=tokenizer.name,
         tokenizer_sha256=hashlib.sha256(json_text.encode("utf-8")).hexdigest(),
         vocab_size=tokenizer.vocab_size,
         dtype=dtype,
         train_frac=config.train_frac,
         test_frac=config.test_frac,
+        **{name: getattr(config, name) for name in (*CLEANING, "max_chars")},
         chats=text.source.split_by == "conversation",
         leak=leak_of(folder / "train.bin", folder / "val.bin", dtype, tokenizer, kind),
         splits={name: counted.record() for name, counted in splits.items()},
@@ -243,7 +250,17 @@ def _key(config: DataConfig, text: Text, splitter: Splitter, tokenizer_kind: _To
         parts["cut"] = splitter.cut
     if splitter.cut == "given":
         parts["splits"] = splitter.lengths
+    asked = {name: getattr(config, name) for name in ("normalize", "lowercase", "max_chars")}
+    parts |= {name: value for name, value in asked.items() if value != DataConfig.model_fields[name].default}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode("utf-8")).hexdigest()
+
+
+def _shortened(config: DataConfig, found: Dataset) -> list[str]:
+    """What --max-chars did."""
+    if not config.max_chars:
+        return []
+    used = f"the training text is its first {found.train.n_chars:,} characters"
+    return [used + ", fewer than --max-chars" * (found.train.n_chars < config.max_chars)]
 
 
 def _check_out(out: Path | None) -> None:

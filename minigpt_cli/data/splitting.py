@@ -6,6 +6,7 @@ document      ten documents and more: each goes to a split as a whole, by a hash
               there, and equal documents fall together.
 each          fewer documents than that: each is cut in its length, since one of few would hold too much or too little
 given         a source for each split, or official splits
+shortened     as character or conversation, with the training text ended early (--max-chars), so that no split follows another
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ class Splitter:
         """Raises TextTooShort if a split would have nothing."""
         self._text = text
         self._fractions = {"train": config.train_frac, "test": config.test_frac}
+        self._max_chars = config.max_chars
         self.cut = self._kind()
         self.names = SPLITS[: 3 if config.test_frac or "test" in text.given else 2]
         self._of: npt.NDArray[np.uint8] = np.empty(0, np.uint8)  # with "document": the number of each document's split
@@ -74,7 +76,8 @@ class Splitter:
     @property
     def train_share(self) -> float:
         """About which share of the text is trained on."""
-        return self.lengths["train"] / sum(self.lengths.values())
+        share = self.lengths["train"] / sum(self.lengths.values())
+        return min(share, self._max_chars / self._text.n_chars) if self._max_chars else share
 
     def notices(self) -> list[str]:
         """How several documents are split, and how many repeat another."""
@@ -93,6 +96,37 @@ class Splitter:
 
     def parts(self) -> Iterator[tuple[str, Document]]:
         """Every document, or part of one, with its split. Raises MiniGPTError if the text is not what it was when it was scanned."""
+        return self._shortened(self._whole_parts()) if self._max_chars else self._whole_parts()
+
+    def _shortened(self, parts: Iterator[tuple[str, Document]]) -> Iterator[tuple[str, Document]]:
+        """The same with the first characters of the training text alone: the last document is cut, or a conversation that is too long left
+        out with those after it. All is read to its end, so that all is hashed."""
+        left = self._max_chars
+
+        def beginning(pieces: Iterable[Piece]) -> Iterator[Piece]:
+            nonlocal left
+            for piece in pieces:
+                if self._text.many and piece.text == END_OF_TEXT:
+                    yield piece
+                elif left:
+                    head = piece.text[:left]
+                    left -= len(head)
+                    yield piece._replace(text=head)
+
+        for name, document in parts:
+            if name != "train":
+                yield name, document
+            elif self._text.source.split_by == "conversation":
+                messages = list(document.pieces)
+                left = max(0, left - sum(len(piece.text) for piece in messages))
+                if left:
+                    yield name, replace(document, pieces=messages)
+            elif left:
+                yield name, replace(document, pieces=beginning(document.pieces))
+            else:
+                _drain(iter(document.pieces))
+
+    def _whole_parts(self) -> Iterator[tuple[str, Document]]:
         sha256 = hashlib.sha256()
 
         def hashed(pieces: Iterable[Piece]) -> Iterator[Piece]:

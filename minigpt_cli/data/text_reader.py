@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from minigpt_cli.config import DataConfig
 from minigpt_cli.data.atomic_folder import Preparing
+from minigpt_cli.data.cleaning import Cleaning
 from minigpt_cli.data.dataset import SplitRecord
 from minigpt_cli.data.sources.contract import Document, Piece, Source
 from minigpt_cli.errors import TextTooShort, UsageError
@@ -26,7 +27,7 @@ FEW = 10  # documents: fewer are each cut in their length
 
 
 class Text:
-    """A source's documents as they are used: filtered, and counted by `scan`.
+    """A source's documents as they are used: cleaned, and counted by `scan`.
 
     Where there are several, each ends in END_OF_TEXT, which is hashed and is no character of the text.
     """
@@ -41,6 +42,7 @@ class Text:
         self.lengths: list[int] = []  # characters of the first documents
         self.given: Counter[str] = Counter()  # documents of each split, where the source says so
         self._ascii_only = config.ascii_only
+        self.cleaning = Cleaning(config)
 
     @property
     def many(self) -> bool:
@@ -55,18 +57,11 @@ class Text:
 
     def documents(self) -> Iterator[Document]:
         """The documents, without empty ones and empty pieces."""
-        for document in self.source.documents():
-            pieces = self._filtered(document)
+        for document in self.cleaning.documents(self.source):
+            pieces = (piece for piece in document.pieces if piece.text)
             if (first := next(pieces, None)) is not None:
                 end = [Piece(END_OF_TEXT)] if self.sha256 and self.many else []
                 yield replace(document, pieces=chain([first], pieces, end))
-
-    def _filtered(self, document: Document) -> Iterator[Piece]:
-        for piece in document.pieces:
-            if self._ascii_only and not piece.text.isascii():
-                piece = piece._replace(text=piece.text.encode("ascii", "ignore").decode("ascii"))
-            if piece.text:
-                yield piece
 
     def scan(self) -> Iterator[Preparing]:
         """Read the documents once: their length, hash and alphabet. Raises TextTooShort if there is none."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from minigpt_cli.config import DataConfig
+from minigpt_cli.data.cleaning import Cleaning
 from minigpt_cli.data.dataset import Dataset, open_dataset
 from minigpt_cli.data.parts import learned_text
 from minigpt_cli.data.sources.open_source import open_source
@@ -43,10 +44,10 @@ class Evaluation:
 def read_text(source: str, options: DataConfig | None = None) -> Target:
     """A file, folder, stream or named corpus as something to score: one text, several documents that each end in END_OF_TEXT, or
     conversations. Raises UsageError if it is empty or unreadable."""
-    opened = open_source(source, options=options)
+    opened, cleaning = open_source(source, options=options), Cleaning(options or DataConfig())
     documents: list[str] = []
     size = 0
-    for document in opened.documents():
+    for document in cleaning.documents(opened):
         pieces: list[str] = []
         for piece, _ in document.pieces:
             size += len(piece)
@@ -56,7 +57,7 @@ def read_text(source: str, options: DataConfig | None = None) -> Target:
         documents += ["".join(pieces)] if any(pieces) else []
     if not size:
         raise UsageError(f"{source} is empty: there is no character to score")
-    target = Target(text="".join(documents), label=source, notices=tuple(opened.notices))
+    target = Target(text="".join(documents), label=source, notices=(*opened.notices, *cleaning.notices))
     if opened.split_by == "conversation":
         return replace(target, kind="answers")
     if len(documents) == 1:

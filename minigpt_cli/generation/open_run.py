@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from minigpt_cli.data.chat import END, learned_chats, token_ids
+from minigpt_cli.data.cleaning import cleaned_prompt
 from minigpt_cli.errors import UsageError
 from minigpt_cli.generation.decoders.contract import Decoder
 from minigpt_cli.generation.decoders.weights import check_declared_weights, decoder_weights, expected_shapes
@@ -47,7 +48,11 @@ class LoadedModel:
 
     def prompt_ids(self, prompt: str) -> list[int]:
         """Ids to continue. Raises UsageError for unknown characters."""
-        return [*self.start] if self.start and not prompt else [*self.start, *prompt_ids(self.tokenizer, prompt)]
+        return [*self.start] if self.start and not prompt else [*self.start, *self.text_ids(prompt)]
+
+    def text_ids(self, prompt: str) -> list[int]:
+        """Ids of a prompt alone, cleaned as the run's text was."""
+        return prompt_ids(self.tokenizer, cleaned_prompt(self.config.data, prompt))
 
     def decoder(self, slots: int = 1) -> Decoder:
         """A decoder of this run's weights, for `slots` sequences at once."""

@@ -23,7 +23,6 @@ from starlette.requests import ClientDisconnect
 
 from minigpt_cli.errors import MiniGPTError, RunNotFound, UsageError
 from minigpt_cli.generation.open_run import LoadedModel
-from minigpt_cli.generation.samples import prompt_ids
 from minigpt_cli.generation.serving.batcher import Batcher, Busy, Ticket
 from minigpt_cli.generation.serving.guard import Guard
 from minigpt_cli.generation.serving.models import Models, Opened
@@ -243,7 +242,7 @@ async def _left(request: Request) -> None:
 
 def _ids(loaded: LoadedModel, prompt: str | list[int], echo: bool) -> list[int]:
     if isinstance(prompt, str):
-        return prompt_ids(loaded.tokenizer, prompt) if echo else loaded.prompt_ids(prompt)
+        return loaded.text_ids(prompt) if echo else loaded.prompt_ids(prompt)
     if max(prompt) >= loaded.tokenizer.vocab_size:
         raise UsageError(f"the prompt holds token {max(prompt)}, and the vocabulary has {loaded.tokenizer.vocab_size}")
     return prompt
