@@ -81,4 +81,4 @@ def test_the_reference_names_every_command_and_setting() -> None:
     for command in ("train", "eval", "generate", "compare", "tokenize", "runs export", "runs import", "runs leaderboard"):
         assert f"## minigpt {command}\n" in page
     for setting in settings().values():
-        assert (f"`{setting.flag}" in page) is (setting.name not in ("source", "resume_changes"))
+        assert (f"`{setting.flag}" in page) is (setting.is_typed and setting.name != "source")

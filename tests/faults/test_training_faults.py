@@ -107,8 +107,8 @@ def test_a_validation_loss_that_is_not_finite_is_never_best(
     settings = tiny_config(optim__max_steps=6, eval__eval_every=2)
     run, real = sessions.begin("run", settings, dataset()), Evaluator.__call__
 
-    def broken(self: Evaluator) -> Measured:
-        measured = real(self)
+    def broken(self: Evaluator, *given: Any) -> Measured:
+        measured = real(self, *given)
         return Measured(None, None, None, measured.val_nats * math.nan)
 
     monkeypatch.setattr(Evaluator, "__call__", broken)
@@ -222,7 +222,7 @@ def test_the_rate_of_an_extended_run_never_jumps_and_the_run_is_not_called_exact
     schedule: str, sessions: Any, dataset: Any, tiny_config: Any, everything: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The plateau's tail ends when validation no longer improves: here, at once.
-    monkeypatch.setattr(Evaluator, "__call__", lambda self: Measured(2.0, 2.0, 2.0, np.ones(8)))
+    monkeypatch.setattr(Evaluator, "__call__", lambda self, *given: Measured(2.0, 2.0, 2.0, np.ones(8)))
     first, longer = (tiny_config(optim__max_steps=n, optim__schedule=schedule, eval__eval_every=1) for n in (6, 24))
     found = []
     for name, stops in (("whole", [None]), ("parts", [1, 3, None])):

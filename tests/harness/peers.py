@@ -31,16 +31,16 @@ def unequal(rank: int, path: str) -> None:
     to `path`."""
     real_clock, real_measure, real_finish = time.perf_counter, evaluator.Evaluator.__call__, trainer._Trainer._finish
 
-    def measure(self: evaluator.Evaluator) -> evaluator.Measured:
-        found = real_measure(self)
+    def measure(self: evaluator.Evaluator, *given: Any) -> evaluator.Measured:
+        found = real_measure(self, *given)
         worse = 1.0 + rank * self._state.world.rank * next(count)  # for the others every evaluation is worse than the one before
         return found._replace(val_loss=(found.val_loss or 0.0) * worse)
 
-    def finish(self: trainer._Trainer, reason: Any) -> Iterator[Any]:
+    def finish(self: trainer._Trainer, reason: Any, *given: Any) -> Iterator[Any]:
         weights = torch.cat([p.detach().flatten() for p in self.state.model.parameters()])
         facts = {"config": self.config.model_dump(mode="json"), "steps": self.meter.steps, "reason": reason, "run": self.run.name}
         Path(path).write_text(json.dumps({**facts, "progress": self.judge.counters.state(), "weights": weights.double().tolist()}))
-        yield from real_finish(self, reason)
+        yield from real_finish(self, reason, *given)
 
     count = iter(range(1, 1_000_000))
     time.perf_counter = lambda: real_clock() * (1 + 3 * rank)
