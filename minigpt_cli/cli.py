@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -15,7 +16,8 @@ from typer.main import get_command
 from minigpt_cli import threads
 from minigpt_cli.commands.lazy_commands import Mount, lazy_group
 from minigpt_cli.display import waiting
-from minigpt_cli.errors import Interrupted, MiniGPTError
+from minigpt_cli.errors import Interrupted, MiniGPTError, synonym
+from minigpt_cli.storage.atomic_io import final_name
 from minigpt_cli.storage.memory import ran_out
 
 COMMANDS = {
@@ -112,7 +114,7 @@ def run(arguments: Sequence[str]) -> int:
     except typer.Abort:
         return _fail("cancelled", 1)
     except typer.TyperException as error:
-        return _fail(_usage_message(error), error.exit_code)
+        return _fail(_usage_message(error, arguments), error.exit_code)
     except MiniGPTError as error:
         return _fail(str(error), error.exit_code)
     except OSError as error:
@@ -144,19 +146,37 @@ def _after_closed_pipe() -> int:
     return 0
 
 
+def _value_of(flag: str, arguments: Sequence[str]) -> str:
+    """The value of a flag as it was typed, after a space; empty if it is not there."""
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        if argument == flag:
+            return f" {following}"
+        if argument.startswith(f"{flag}="):
+            return f" {argument[len(flag) + 1 :]}"
+    return ""
+
+
 def _os_message(error: OSError) -> str:
     """One line for a full disk, a folder without write permission, and similar errors."""
-    where = f"{error.filename}: " if error.filename else ""
+    file = final_name(os.fsdecode(error.filename)) if error.filename else ""
+    where = f"{file}: " if file else ""
     hint = {errno.ENOSPC: ": free some space, then go on with --resume", errno.EACCES: ": check its permissions", errno.EROFS: ""}
     return f"{where}{error.strerror or error}{hint.get(error.errno or 0, '')}"
 
 
-def _usage_message(error: typer.TyperException) -> str:
-    """Typer's message as one line, with only the nearest flag instead of all similar ones."""
+def _usage_message(error: typer.TyperException, arguments: Sequence[str]) -> str:
+    """Typer's message as one line in plain words, with only the nearest flag or command instead of all similar ones."""
+    from minigpt_cli.commands.plain_words import instead_of, plainly
+
     if (flag := getattr(error, "option_name", None)) and type(error).__name__ == "NoSuchOption":
         ctx: Any = getattr(error, "ctx", None)
         known = [name for param in ctx.command.get_params(ctx) for name in (*param.opts, *param.secondary_opts)] if ctx else []
-        near = get_close_matches(flag, known, n=1, cutoff=0.6)
+        here = synonym(flag, [name[2:].replace("-", "_") for name in known])
+        near = [f"--{here.replace('_', '-')}"] if here else get_close_matches(flag, known, n=1, cutoff=0.6)
         return f"unknown flag {flag}: " + (f"did you mean {near[0]}?" if near else f"see {ctx.command_path if ctx else 'minigpt'} --help")
-    message = " ".join(error.format_message().split())
+    message = plainly(" ".join(error.format_message().split()))
+    if match := re.match(r"Invalid value for '(--[\w-]+)'.*?: (.*)", message):
+        return f"{match[1]}{_value_of(match[1], arguments)}: {match[2].rstrip('.')}"
+    if (match := re.match(r"No such command '([^']*)'", message)) and (where := instead_of(match[1], in_runs=arguments[0] == "runs")):
+        return f"no such command {match[1]!r}: it is {where}"
     return message[:1].lower() + message[1:]

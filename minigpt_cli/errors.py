@@ -17,7 +17,7 @@ The number is the exit code. `str(error)` is one line that says what is wrong, w
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from difflib import get_close_matches
 
 
@@ -75,9 +75,31 @@ class Interrupted(BaseException):
         self.signal_number, self.exit_code = signal_number, 128 + signal_number
 
 
+_SYNONYMS = {
+    "learning_rate": "lr", "max_lr": "lr", "steps": "max_steps", "max_iters": "max_steps", "iters": "max_steps", "layers": "n_layer",
+    "num_layers": "n_layer", "heads": "n_head", "num_heads": "n_head", "width": "n_embd", "hidden_size": "n_embd", "d_model": "n_embd",
+    "embed_dim": "n_embd", "context": "block_size", "context_length": "block_size", "seq_len": "block_size", "model": "arch",
+    "architecture": "arch", "wd": "weight_decay", "warmup": "warmup_steps", "warmup_iters": "warmup_steps", "name": "run",
+    "score": "nats_per_char", "loss": "val_loss", "time": "elapsed_s", "params": "n_params", "tags": "tag",
+    "tokeniser": "tokenizer", "opt": "optimizer",
+}  # fmt: skip
+_SHOWN = 12  # names in one line
+
+
+def synonym(name: str, known: Collection[str]) -> str | None:
+    """What another tool's name for a setting or a field is called here."""
+    here = _SYNONYMS.get(name.strip("-").replace("-", "_"))
+    return here if here in known else None
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:
-    """The error for a name that is not in `known`, with the nearest one suggested."""
-    known = sorted(known)
-    near = get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+    """The error for a name that is not in `known`, with the nearest ones first."""
+    known = list(known)
+    same = synonym(name, known)
+    near = [same] if same else get_close_matches(name, known, n=3, cutoff=0.5)
+    if near:
+        hint = f"did you mean {' or '.join(map(repr, near))}?"
+    else:
+        more = f" and {len(known) - _SHOWN} more" if len(known) > _SHOWN else ""
+        hint = f"known: {', '.join(sorted(known)[:_SHOWN])}{more}"
     return UsageError(f"unknown {kind} {name!r}: {hint}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from minigpt_cli.commands.config_fields import DEFAULT_ARCH, PANELS, settings, show_value
+from minigpt_cli.commands.plain_words import plainly
 from minigpt_cli.config import ARCHITECTURES, RunConfig
 from minigpt_cli.errors import RunDamaged, UsageError, unknown_name
 from minigpt_cli.presets.catalog import read_preset
@@ -111,18 +112,23 @@ def _validate(values: Mapping[str, Any], sources: Mapping[str, str]) -> RunConfi
     try:
         return RunConfig.model_validate(nested)
     except ValidationError as error:
-        raise UsageError("; ".join(_complaint(problem, sources) for problem in error.errors())) from None
+        raise UsageError("; ".join(_complaints(error.errors(), sources))) from None
 
 
-def _complaint(problem: Any, sources: Mapping[str, str]) -> str:
-    """An error of pydantic as a short message that begins with the flag."""
-    message = str(problem["msg"]).removeprefix("Value error, ").removeprefix("Input ")
-    name = next((part for part in reversed(problem["loc"]) if part in settings()), None)
-    if name is None:  # a check across fields; its message names the flags
-        return message
-    setting = settings()[name]
-    origin = "" if sources.get(name) in (None, "default", setting.flag) else f" (from {sources[name]})"
-    return f"{setting.flag} {show_value(problem['input'])}: {message}{origin}"
+def _complaints(problems: Sequence[Any], sources: Mapping[str, str]) -> list[str]:
+    """Errors of pydantic as short messages, one for each value; each begins with the flag."""
+    said: dict[str, list[str]] = {}
+    origins = {}
+    for problem in problems:
+        name = next((part for part in reversed(problem["loc"]) if part in settings()), None)
+        if name is None:  # a check across fields; its message names the flags
+            said[plainly(str(problem["msg"]))] = []
+            continue
+        setting = settings()[name]
+        value = f"{setting.flag} {show_value(problem['input'])}"
+        said.setdefault(value, []).append(plainly(str(problem["msg"])))
+        origins[value] = "" if sources.get(name) in (None, "default", setting.flag) else f" (from {sources[name]})"
+    return [f"{value}: {' and '.join(messages)}{origins[value]}" if messages else value for value, messages in said.items()]
 
 
 def read_settings_file(path: Path) -> dict[str, Any]:

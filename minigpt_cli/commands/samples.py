@@ -45,12 +45,21 @@ def next_commands(run: Run, stop_reason: StopReason | None = None) -> list[str]:
     name, runs_dir = format.quoted(run.name), _runs_dir_flag(run)
     commands = []
     if stop_reason is not None and (stop_reason.signal_number or stop_reason is StopReason.TIME_LIMIT):
-        # the limit counts all sessions of the run, so a resumed run would stop at once
-        no_limit = " --time-limit 0" if stop_reason is StopReason.TIME_LIMIT else ""
-        commands.append(f"minigpt train --resume {name}{no_limit}{runs_dir}")
+        commands.append(resume_command(run, stop_reason))
     if run.record.best is not None:
         commands += [generate_command(run), f"minigpt eval {name}{runs_dir}", f"minigpt runs leaderboard{runs_dir}"]
     return commands or [f"minigpt runs list{runs_dir}"]
+
+
+def resume_command(run: Run, stop_reason: StopReason | None = None) -> str:
+    """The command that continues this run, past what ended it."""
+    further = {
+        StopReason.MAX_STEPS: f" --max-steps {2 * run.config.optim.max_steps}",
+        StopReason.EARLY_STOPPING: " --patience 0",
+        StopReason.TARGET_LOSS: " --target-loss 0",
+        StopReason.TIME_LIMIT: " --time-limit 0",  # the limit counts all sessions of the run, so a resumed run would stop at once
+    }.get(stop_reason or StopReason.PRUNED, "")
+    return f"minigpt train --resume {format.quoted(run.name)}{further}{_runs_dir_flag(run)}"
 
 
 def generate_command(run: Run) -> str:

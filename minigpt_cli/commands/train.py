@@ -13,12 +13,14 @@ from minigpt_cli.commands.config_sources import Resolved, layer_lines, override
 from minigpt_cli.commands.init_from import Origin
 from minigpt_cli.commands.options import JsonFlag, RunsDir, SourceArguments, complete_preset, complete_run, option, switch
 from minigpt_cli.commands.processes import Announcement, follow, together
-from minigpt_cli.commands.samples import next_commands, sample_of
+from minigpt_cli.commands.samples import next_commands, resume_command, sample_of
 from minigpt_cli.commands.sweeping import Group, GroupResults, run_search, run_sweep
 from minigpt_cli.commands.train_run import Context, Outcome, train_new, train_on
 from minigpt_cli.config import RunConfig
 from minigpt_cli.display import console
 from minigpt_cli.errors import UsageError
+from minigpt_cli.events import StopReason
+from minigpt_cli.runstore.directory import Run
 from minigpt_cli.runstore.store import RunStore
 
 _MANY = "Many runs"
@@ -177,10 +179,26 @@ def _resume(wanted: str, context: Context, settings: dict[str, Any], *, merge: b
         console.notice(f"resuming {run.name}")
     if merge:
         _check_mergeable(context.store, run.name, run.config)
+    if not (settings or merge or context.json) and _is_over(run):
+        return
     outcome = train_on(context, run, lambda saved: override(saved, settings))
     if merge:
         _merge(outcome, context.store)
     _finish(outcome, json=context.json)
+
+
+def _is_over(run: Run) -> bool:
+    """Whether nothing is left to do for a run; if so, say how to go on."""
+    from minigpt_cli.display.live_training import print_ending
+    from minigpt_cli.runstore import replay
+
+    record = run.record
+    over = (StopReason.MAX_STEPS, StopReason.EARLY_STOPPING, StopReason.TARGET_LOSS, StopReason.TIME_LIMIT)
+    if record.status != "finished" or record.stop_reason not in over or record.best is None or not record.best.whole_split:
+        return False
+    console.notice(f"run {run.name} is finished; to train it further: {resume_command(run, record.stop_reason)}")
+    print_ending(run, replay.stopped(record, record.stop_reason), next_commands(run))
+    return True
 
 
 def _print_config(resolved: Resolved, *, json: bool) -> None:

@@ -14,6 +14,7 @@ from minigpt_cli.commands.config_sources import Resolved
 from minigpt_cli.commands.init_from import Origin, check_adapters, check_vocabulary, explained_characters
 from minigpt_cli.commands.processes import Announcement, prepared
 from minigpt_cli.commands.provenance import new_record
+from minigpt_cli.commands.samples import resume_command
 from minigpt_cli.commands.signals import StopSignals
 from minigpt_cli.config import DataConfig, RunConfig, leaves
 from minigpt_cli.display import console
@@ -191,6 +192,9 @@ def _fit(job: Job, signals: StopSignals, context: Context) -> Outcome:
                     signals.request(reason)
                 if isinstance(event, Stopped):
                     stopped = event
+        except Interrupted as error:
+            _record_failure(run, error)
+            raise Interrupted(_stopped_at_once(run), error.signal_number) from None
         except BaseException as error:
             _record_failure(run, error)
             raise
@@ -207,6 +211,14 @@ def _show(view: TrainingView, event: Any, signals: StopSignals) -> TrainingView:
         signals.request(StopReason.TERMINATED)
         return training_view(quiet=True)
     return view
+
+
+def _stopped_at_once(run: Run) -> str:
+    """What remains of a run that a second signal ended, and how to continue it."""
+    with suppress(MiniGPTError):
+        if (record := run.refresh().record).files:
+            return f"stopped at once; step {record.stop_step:,} is saved: {resume_command(run)}"
+    return "stopped at once, before the first save: the same command begins anew"
 
 
 def _record_failure(run: Run, error: BaseException) -> None:

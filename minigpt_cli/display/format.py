@@ -67,6 +67,15 @@ def quoted(text: str) -> str:
     return shlex.quote(text) if re.search(r'["$`\\!]', text) else f'"{text}"'
 
 
+def moment(created_at: str) -> str:
+    """An ISO time as people write it, here: 22 Nov 2026, 01:03 (4 min ago); the text itself if it is not a time."""
+    try:
+        then = datetime.fromisoformat(created_at.replace("Z", "+00:00")).astimezone()
+    except (ValueError, TypeError, OverflowError):
+        return created_at
+    return f"{then.day} {then:%b %Y, %H:%M} ({ago(created_at)})"
+
+
 def ago(created_at: str) -> str:
     """An ISO time relative to now: 3 min ago; the text itself if it is not a time."""
     try:

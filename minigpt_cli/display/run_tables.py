@@ -144,7 +144,7 @@ def _facts(record: RunRecord, status: str, annotations: Annotations) -> list[tup
         ("command", " ".join(record.argv)),
         ("preset", record.preset or ""),
         ("group", record.group or ""),
-        ("started", f"{record.created_at} ({format.ago(record.created_at)})"),
+        ("started", format.moment(record.created_at)),
         ("resumed", ", ".join(f"at {each.step:,}{'' if each.exact else ' (not exactly)'}" for each in record.resume_exact_history)),
         ("from", f"{record.base.run} (sha256 {record.base.sha256[:12]})" if record.base else ""),
         ("tags", " ".join(annotations.tags)),

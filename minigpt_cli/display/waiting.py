@@ -27,7 +27,7 @@ class _WaitingLine:
 
     def show(self, text: str) -> None:
         """Show `text`, with the seconds since this call."""
-        if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb" or os.environ.get("RANK", "0") != "0":
+        if sys.stderr is None or not sys.stderr.isatty() or os.environ.get("TERM") == "dumb" or os.environ.get("RANK", "0") != "0":
             return
         self.remove()
         self._text, self._since, self._stop = text, time.monotonic(), threading.Event()

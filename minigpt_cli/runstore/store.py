@@ -171,7 +171,7 @@ class RunStore:
     def _no_such_run(self, wanted: str, names: Sequence[str]) -> RunNotFound:
         if not names:
             return RunNotFound(f"no runs in {self.dir} yet: start with minigpt train")
-        unknown = unknown_name("run", atomic_io.one_line(wanted, 80), (atomic_io.one_line(n, 100) for n in names[-20:]))
+        unknown = unknown_name("run", atomic_io.one_line(wanted, 80), (atomic_io.one_line(n, 100) for n in names))
         return RunNotFound(f"{unknown} (in {self.dir})")
 
     def create(self, name: str | None = None, arch: str = "run") -> Run:

@@ -12,6 +12,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -55,9 +56,14 @@ class Written(NamedTuple):
     n_bytes: int
 
 
+def final_name(path: str) -> str:
+    """The path of a file whose temporary name may be given."""
+    return re.sub(rf"(^|[/\\])\.([^/\\]+)\.[0-9a-f]{{8}}{re.escape(TEMPORARY)}$", r"\1\2", path)
+
+
 def explain(error: OSError, doing: str) -> MiniGPTError:
     """The one-line error for an operating-system error met while `doing` something."""
-    where = f" {os.fsdecode(error.filename)}" if isinstance(error.filename, str | bytes) else ""
+    where = f" {final_name(os.fsdecode(error.filename))}" if isinstance(error.filename, str | bytes) else ""
     reason = _ADVICE.get(error.errno or 0) or (error.strerror or str(error))
     return MiniGPTError(f"cannot {doing}{where}: {reason}")
 

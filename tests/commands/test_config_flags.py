@@ -132,9 +132,9 @@ def test_another_architecture_over_a_preset_leaves_out_what_it_lacks_and_says_so
     ("flags", "message"),
     [
         ({"n_head": 3}, "--n-head 3 does not divide --n-embd 128"),
-        ({"dropout": 1.0}, "--dropout 1: should be less than 1"),
+        ({"dropout": 1.0}, "--dropout 1: must be less than 1"),
         ({"lr": "nan"}, "--lr nan"),
-        ({"lr": 1e9}, "--lr 1e+09: should be less than or equal to 10"),
+        ({"lr": 1e9}, "--lr 1e+09: must be 10 or less"),
         ({"n_layer": 10**9}, "--n-layer 1000000000"),
         ({"min_delta": "some"}, "--min-delta some"),
         ({"time_budget": "soon"}, "'soon' is not a duration"),
