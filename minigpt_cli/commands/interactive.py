@@ -67,7 +67,7 @@ class PromptLoop:
 
     def _open(self, run: Run) -> None:
         self.model = open_model(run, run.checkpoint or self.ckpt, self.engine)
-        self.decoding = Engine(self.model.decoder(), self.model.token_bytes)
+        self.decoding = self.model.new_engine()
 
     def _write(self, prompt: str) -> None:
         seed = new_seed() if self.seed is None else self.seed

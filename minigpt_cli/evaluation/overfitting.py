@@ -102,7 +102,7 @@ def sampled(run: Run, dataset: Dataset, ckpt: str, seed: int) -> list[Sample]:
     """What the model writes at temperature 1, unfiltered, after a line break; for conversations, its answers to questions from all over
     the validation split; for documents, whole ones."""
     from minigpt_cli.generation import samples
-    from minigpt_cli.generation.engine import Engine, GenerationRequest
+    from minigpt_cli.generation.engine import GenerationRequest
     from minigpt_cli.generation.open_run import open_model
     from minigpt_cli.generation.sampling import Sampling
 
@@ -114,7 +114,7 @@ def sampled(run: Run, dataset: Dataset, ckpt: str, seed: int) -> list[Sample]:
     else:
         count = DOCUMENTS if writer.start else SAMPLES
         requests = [GenerationRequest(writer.prompt_ids(""), sampling, length, num_samples=count, seed=seed, stop=writer.ends)]
-    engine = Engine(writer.decoder(SAMPLES), writer.token_bytes)
+    engine = writer.new_engine(SAMPLES)
     return [sample for request in requests for sample in samples.collect(samples.run(engine, request), request.num_samples)]
 
 

@@ -86,9 +86,11 @@ class _Sequence:
 class Engine:
     """Drives a decoder for any number of requests. Not thread-safe: one thread submits and steps."""
 
-    def __init__(self, decoder: Decoder, token_bytes: Sequence[bytes] | None = None) -> None:
+    def __init__(self, decoder: Decoder, token_bytes: Sequence[bytes] | None = None, end_of_text: int | None = None) -> None:
+        """`end_of_text`: of a run trained with --document-mask, the token after which nothing before it is seen."""
         self.decoder = decoder
         self.token_bytes = token_bytes
+        self._end_of_text = end_of_text
         self._free = list(range(decoder.slots))[::-1]
         self._running: list[_Sequence] = []
         self._waiting: deque[list[_Sequence]] = deque()  # for each request, its samples without a slot
@@ -132,18 +134,29 @@ class Engine:
         steps = self._admit()
         if not self._running:
             return steps
-        full = [] if self.decoder.endless else [s for s in self._running if s.position >= self.decoder.window]
-        moving = [s for s in self._running if s.position < self.decoder.window] if full else list(self._running)
+        restarting = [s for s in self._running if self._restarts(s)]
+        moving = [s for s in self._running if not self._restarts(s)] if restarting else list(self._running)
         if moving:
             logits = self.decoder.step([s.tokens[-1] for s in moving], [s.slot for s in moving], [s.position for s in moving])
             for sequence in moving:
                 sequence.position += 1
             steps += self._advance(moving, logits)
-        for sequence in full:  # all learned positions are used: start again with the newest tokens
-            kept = sequence.tokens[-max(1, int(self.decoder.window * KEPT_OF_WINDOW)) :]
+        for sequence in restarting:
+            kept = self._context(sequence.tokens, max(1, int(self.decoder.window * KEPT_OF_WINDOW)))
             steps += self._advance([sequence], self.decoder.extend(sequence.slot, kept, 0)[None])
             sequence.position = len(kept)
         return steps
+
+    def _restarts(self, sequence: _Sequence) -> bool:
+        """Whether the next token is the first of a new context: a document has ended, or all learned positions are used."""
+        is_full = not self.decoder.endless and sequence.position >= self.decoder.window
+        return is_full or sequence.tokens[-1] == self._end_of_text
+
+    def _context(self, tokens: Sequence[int], most: int) -> list[int]:
+        """The newest tokens, at most so many, that the next one may see."""
+        context = list(tokens[-most:])
+        ends = [at for at, token in enumerate(context) if token == self._end_of_text]
+        return context[ends[-1] :] if ends else context
 
     def _sequence(self, request: GenerationRequest, sample: int) -> _Sequence:
         text = TextStream(self.token_bytes, request.stop) if self.token_bytes is not None else None
@@ -163,7 +176,7 @@ class Engine:
                 self._waiting.popleft()
             for sequence in admitted:
                 sequence.slot = self._free.pop()
-            context = list(admitted[0].request.ids)[-self.decoder.window :]
+            context = self._context(admitted[0].request.ids, self.decoder.window)
             prompt = self._score_prompt(admitted[0], context) if admitted[0].request.score_prompt else ()
             logits = self.decoder.extend(admitted[0].slot, context, 0)
             for sequence in admitted:
@@ -213,7 +226,7 @@ class Engine:
         for row in narrow:
             sequence = sequences[row]
             if len(sequence.tokens) <= self.decoder.window:
-                exact, at = self.decoder.exact(sequence.tokens)[None], slice(row, row + 1)
+                exact, at = self.decoder.exact(self._context(sequence.tokens, self.decoder.window))[None], slice(row, row + 1)
                 ids[row] = self.decoder.choose(exact, sampling, uniforms[at], None if seen is None else seen[at])[0][0]
         return ids
 

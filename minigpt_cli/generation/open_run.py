@@ -58,9 +58,14 @@ class LoadedModel:
         """A decoder of this run's weights, for `slots` sequences at once."""
         return decoder_of(self.model, slots, self.engine)
 
+    def new_engine(self, slots: int = 1) -> Engine:
+        """An engine for `slots` sequences at once; of a run trained with --document-mask, each document is written alone."""
+        end_of_text = self.start[0] if self.start and self.config.data.document_mask else None
+        return Engine(self.decoder(slots), self.token_bytes, end_of_text)
+
     def steps(self, request: GenerationRequest, watch: Stopwatch | None = None) -> Generator[Step]:
         """Every step of one request; `watch` measures the time of decoding alone."""
-        return run_request(Engine(self.decoder(request.num_samples), self.token_bytes), request, watch)
+        return run_request(self.new_engine(request.num_samples), request, watch)
 
 
 def open_model(run: Run, which: str = "best", engine: str = "auto") -> LoadedModel:

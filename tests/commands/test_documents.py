@@ -136,3 +136,17 @@ def test_a_mask_is_refused_where_it_would_hide_nothing(call: Any) -> None:
         assert why in refused.err
         assert refused.err.count("Error") == 1
         assert not Path("runs/refused").exists()
+
+
+@pytest.mark.parametrize("engine", ["auto", "torch"])
+def test_a_masked_run_writes_each_document_alone(engine: str, call: Any) -> None:
+    def write(run: str, *flags: str) -> str:
+        words = ["generate", run, "--ignore-eos", "--greedy", "--max-new-tokens", "40", "--engine", engine, "--json", *flags]
+        text: str = json.loads(call(*words).out)["samples"][0]["text"]
+        return text
+
+    first, *others, _ = write("masked").split(END_OF_TEXT)
+    assert others
+    assert set(others) == {first}  # the most probable document
+    assert write("masked", "--prompt", f"elta{END_OF_TEXT}").startswith(first)  # and what is asked before it does not matter
+    assert len(set(write("names").split(END_OF_TEXT)[:-1])) > 1

@@ -155,7 +155,7 @@ def test_beyond_the_block_each_token_sees_the_window_before_it(name: str, make_d
     np.testing.assert_allclose(logits, reference(model, ids)[-1], atol=1e-4)
 
 
-def _banded(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+def _banded(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, begins: None) -> torch.Tensor:
     n, groups = q.shape[2], q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
     ahead = torch.arange(n)[:, None] - torch.arange(n)

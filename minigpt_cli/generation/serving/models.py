@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from minigpt_cli.generation.engine import Engine
 from minigpt_cli.generation.open_run import LoadedModel
 from minigpt_cli.generation.serving.batcher import Batcher, Busy
 from minigpt_cli.generation.streaming import pieces_of
@@ -61,8 +60,7 @@ class Models:
             if known is None or (known.version != version and not known.batcher.load):
                 self._make_room(name)
                 loaded = await asyncio.to_thread(self._open_run, name)
-                decoder = await asyncio.to_thread(loaded.decoder, self._slots)
-                batcher = Batcher(Engine(decoder, loaded.token_bytes), self._max_waiting)
+                batcher = Batcher(await asyncio.to_thread(loaded.new_engine, self._slots), self._max_waiting)
                 known = self._opened[name] = Opened(loaded, batcher, version, pieces_of(loaded.token_bytes))
             self._opened.move_to_end(name)
             return known
