@@ -15,6 +15,7 @@ from minigpt_cli.display.console import progress
 if TYPE_CHECKING:
     from minigpt_cli.config import DataConfig
     from minigpt_cli.data.dataset import Dataset
+    from minigpt_cli.data.preview import Preview
     from minigpt_cli.tokenization.contract import Tokenizer
 
 
@@ -48,7 +49,7 @@ def tokenize(
     seen = preview(dataset)
     if json:
         shown = {} if pieces is None else {"pieces": [{"id": i, "text": token.decode("utf-8", "replace")} for i, token in pieces]}
-        console.write_json(_summary(dataset) | {"n_documents": dataset.n_documents, "preview": asdict(seen)} | shown)
+        console.write_json(_summary(dataset) | _counts(dataset, seen) | {"preview": asdict(seen)} | shown)
         return
     from minigpt_cli.display.tokens import print_pieces, print_preview, print_summary
 
@@ -84,6 +85,17 @@ def _summary(dataset: Dataset) -> dict[str, Any]:
         "chars_per_token": dataset.n_chars / sum(tokens.values()),
         "sha256": dataset.sha256,
         "leak": None if dataset.leak is None else dataset.leak.share,
+    }
+
+
+def _counts(dataset: Dataset, seen: Preview) -> dict[str, Any]:
+    return {
+        "n_documents": dataset.n_documents,
+        "documents": dataset.n_documents,
+        "duplicates": seen.duplicates,
+        "alphabet": seen.alphabet,
+        "longest_document": seen.longest,
+        "skipped": dataset.origins.skipped,
     }
 
 

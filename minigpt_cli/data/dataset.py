@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -49,6 +49,15 @@ class SplitRecord(_Record):
     file_sha256: Line
 
 
+class Origins(_Record):
+    """Where the documents of a text come from."""
+
+    kinds: dict[Line, Count] = Field({}, max_length=100)  # characters in files of each kind
+    skipped: dict[Line, Count] = Field({}, max_length=1000)  # files that were left out, by what they are
+    n_duplicates: Count = 0  # documents that repeat another word for word
+    val_from: Line = ""  # the one file or folder that nearly all of the validation text is from, where the training text has others
+
+
 class DatasetRecord(_Record):
     """The content of dataset.json."""
 
@@ -72,6 +81,7 @@ class DatasetRecord(_Record):
     key: Line  # of the text and the settings that made these files
     chats: bool | None = None  # whether the text is conversations; None, as in old records: where the label ends in .jsonl
     leak: Leak | None = None  # None: it was not measured, as in old records
+    origins: Origins = Origins()
     splits: dict[Literal["train", "val", "test"], SplitRecord]
 
 
@@ -111,6 +121,7 @@ class Dataset:
     val: Split
     test: Split | None
     leak: Leak | None = None  # how much of the validation text stands in the training text; None: it was not measured
+    origins: Origins = field(default_factory=Origins)
     notices: tuple[str, ...] = ()  # what was left out of the text, and how it was split; of the preparation, and not kept
 
     @property
@@ -191,6 +202,7 @@ def open_dataset(folder: Path, record: DatasetRecord | None = None) -> Dataset:
         val=splits["val"],
         test=splits.get("test"),
         leak=record.leak,
+        origins=record.origins,
     )
 
 

@@ -23,6 +23,7 @@ from minigpt_cli.config import CLEANING, DataConfig
 from minigpt_cli.data.atomic_folder import Preparing, atomic_folder, put_in_place, watched
 from minigpt_cli.data.dataset import RECORD, SPLITS, TOKENIZER, Dataset, DatasetRecord, cached, dtype_for, open_dataset, read_record
 from minigpt_cli.data.leak import leak_of
+from minigpt_cli.data.origins import origins_of
 from minigpt_cli.data.parts import Kind
 from minigpt_cli.data.sources.contract import Document, Source
 from minigpt_cli.data.sources.open_source import check_output, data_folder, open_sources
@@ -88,6 +89,7 @@ def prepare(
         return replace(
             found,
             label=line(source.label),
+            origins=origins_of(text, splitter),
             notices=(*source.notices, *text.cleaning.notices, *splitter.notices(), *_shortened(config, found), *tokenizer_kind.notices),
         )
 
@@ -193,6 +195,7 @@ def _build(
         **{name: getattr(config, name) for name in (*CLEANING, "max_chars")},
         chats=text.source.split_by == "conversation",
         leak=leak_of(folder / "train.bin", folder / "val.bin", dtype, tokenizer, kind),
+        origins=origins_of(text, splitter),
         splits={name: counted.record() for name, counted in splits.items()},
     )
     write_atomic(folder / RECORD, record.model_dump_json(indent=1))

@@ -28,6 +28,8 @@ class Preview:
     alphabet: int  # different characters
     rare: list[str]  # characters that occur less than RARE times, the most frequent first
     scripts: dict[str, float]  # share of the letters by script, the largest first
+    kinds: dict[str, float]  # share of the characters that are in files of each kind
+    duplicates: int  # documents that repeat another word for word
     windows: list[str]  # as the model reads them
     warnings: list[str]
 
@@ -49,6 +51,8 @@ def preview(dataset: Dataset, seed: int = 0) -> Preview:
         alphabet=len(points),
         rare=[chr(p) for p in rare],
         scripts={name: n / letters for name, n in scripts.most_common()},
+        kinds={kind: n / max(1, sum(dataset.origins.kinds.values())) for kind, n in dataset.origins.kinds.items()},
+        duplicates=dataset.origins.n_duplicates,
         windows=_windows(dataset, np.random.default_rng(seed)),
         warnings=_warnings(dataset, len(rare), len(points)),
     )
@@ -78,6 +82,11 @@ def _warnings(dataset: Dataset, n_rare: int, n_characters: int) -> list[str]:
     if dataset.tokenizer.name == "char" and n_rare >= _MANY_RARE:
         found.append(
             f"{n_rare:,} of {n_characters:,} characters occur less than {RARE} times: --tokenizer bpe or byte would learn them better"
+        )
+    if dataset.origins.val_from:
+        found.append(
+            f"nearly all of the validation text is from {dataset.origins.val_from}, and the training text has others too: "
+            "the score says little about those; choose with --val, or use more documents"
         )
     if dataset.cut in ("document", "given") and dataset.in_documents and dataset.val.n_documents < 5:
         few = f"only {dataset.val.n_documents} documents to validate on"

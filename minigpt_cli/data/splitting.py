@@ -79,6 +79,16 @@ class Splitter:
         share = self.lengths["train"] / sum(self.lengths.values())
         return min(share, self._max_chars / self._text.n_chars) if self._max_chars else share
 
+    def held_out(self) -> npt.NDArray[np.bool_] | None:
+        """Which documents are validated on, (documents,); None where documents are cut, or where the person chose them."""
+        if self.cut == "document":
+            return np.equal(self._of, self.names.index("val"))
+        if self.cut != "conversation":
+            return None
+        number = np.arange(self._text.n_documents)
+        begin = self.lengths["train"]
+        return (number >= begin) & (number < begin + self.lengths["val"])
+
     def notices(self) -> list[str]:
         """How several documents are split, and how many repeat another."""
         if not self._text.many:

@@ -39,7 +39,10 @@ class Text:
         self.n_chars = self.n_bytes = self.n_documents = self.n_empty = 0
         self.alphabet: npt.NDArray[np.uint32] = np.empty(0, np.uint32)  # every distinct code point but those of marks, ascending
         self.hashes = array("Q")  # the first 64 bits of each document's SHA-256
-        self.lengths: list[int] = []  # characters of the first documents
+        self.lengths = array("Q")  # characters of each document
+        self.files: dict[str, int] = {}  # the files that documents are in, numbered
+        self.file_of = array("I")  # the number of each document's file
+        self.kinds: Counter[str] = Counter()  # characters in files of each kind
         self.given: Counter[str] = Counter()  # documents of each split, where the source says so
         self._ascii_only = config.ascii_only
         self.cleaning = Cleaning(config)
@@ -91,8 +94,9 @@ class Text:
                 if document.split is not None:
                     self.given[document.split] += 1
                 self.hashes.append(int.from_bytes(own.digest()[:8], "big"))
-                if len(self.lengths) < FEW:
-                    self.lengths.append(self.n_chars - before)
+                self.lengths.append(self.n_chars - before)
+                self.file_of.append(self.files.setdefault(document.file, len(self.files)))
+                self.kinds[document.kind] += self.lengths[-1]
         if not self.n_chars:
             kind = "has no ASCII character" if self._ascii_only else "is empty"
             raise TextTooShort(f"{self.name} {kind}: give a text with at least a few thousand characters")

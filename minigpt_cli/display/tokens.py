@@ -34,6 +34,10 @@ def print_preview(found: Preview, n_documents: int, leak: Leak | None) -> None:
     if n_documents > 1:
         by_split = ", ".join(f"{name} {n:,}" for name, n in found.documents.items())
         lines.append(("documents", f"{by_split}; {found.shortest:,} to {found.longest:,} characters"))
+    if len(found.kinds) > 1:
+        lines.append(("kinds", ", ".join(f"{kind} {share:.0%}" for kind, share in found.kinds.items())))
+    if found.duplicates:
+        lines.append(("duplicates", f"{found.duplicates:,} documents repeat another word for word"))
     scripts = ", ".join(f"{name} {share:.0%}" for name, share in list(found.scripts.items())[:4])
     shown = " ".join(repr(character)[1:-1] for character in found.rare[:12])
     rare = f"; {len(found.rare):,} occur less than {RARE} times: {shown}" if found.rare else ""

@@ -37,6 +37,11 @@ def test_json_is_what_the_command_line_promises(cli: Any) -> None:
         "sha256",
         "leak",
         "n_documents",
+        "documents",
+        "duplicates",
+        "alphabet",
+        "longest_document",
+        "skipped",
         "preview",
     ]
     assert found["tokenizer"] == "char"
@@ -177,3 +182,36 @@ def test_bad_input_is_exit_2_one_line_and_nothing_left_behind(arguments: list[st
     assert sum(line.startswith("Error: ") for line in done.err.splitlines()) == 1
     left = [path for path in Path().rglob("*") if str(path) not in before]
     assert [path for path in left if "--show" not in arguments] == []
+
+
+def test_the_preview_counts_kinds_duplicates_and_what_was_skipped(cli: Any) -> None:
+    Path("mixed").mkdir()
+    Path("mixed/a.txt").write_text("x" * 300)
+    Path("mixed/b.csv").write_text("text\n" + "".join(f"{'y' * 96} {i // 2}\n" for i in range(10)))
+    Path("mixed/c.bin").write_bytes(bytes(range(256)) * 4)
+    done = cli("tokenize", "mixed", "--json")
+    found = json.loads(done.out)
+    assert found["preview"]["kinds"] == {"CSV": pytest.approx(980 / 1280), "text": pytest.approx(300 / 1280)}
+    assert (found["documents"], found["duplicates"], found["longest_document"]) == (11, 5, 300)
+    assert found["skipped"] == {"binary data, not text": 1}
+    assert found["alphabet"] == found["preview"]["alphabet"] == 8
+    shown = cli("tokenize", "mixed").out
+    assert "kinds       CSV 77%, text 23%" in shown
+    assert "duplicates  5 documents repeat another" in shown
+    assert "kinds" not in cli("tokenize", "text.txt").out
+    again = cli("tokenize", found["out"], "--json")  # token files know it too
+    assert json.loads(again.out)["duplicates"] == 5
+
+
+@pytest.mark.parametrize("grouped", ["file", "folder"])
+def test_a_validation_split_of_one_author_is_warned_of(cli: Any, grouped: str) -> None:
+    rows = [json.dumps({"prompt": f"q{i}", "completion": "a"}) + "\n" for i in range(40)]
+    for author in ("ann", "bob"):
+        Path(author).mkdir()
+        part = rows[:20] if author == "ann" else rows[20:]
+        for number, some in enumerate([part] if grouped == "file" else [part[:18], part[18:19], part[19:]]):
+            Path(author, f"{number}.jsonl").write_text("".join(some))
+    where = "bob/0.jsonl" if grouped == "file" else "bob"
+    err = cli("tokenize", "ann", "bob").err
+    assert f"nearly all of the validation text is from {where}, and the training text has others too" in err
+    assert "nearly all" not in cli("tokenize", "ann").err

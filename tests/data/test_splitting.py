@@ -36,6 +36,7 @@ class Documents:
     marks: tuple[str, ...] = ()
     split_by: Literal["character", "conversation"] = "character"
     notices: list[str] = field(default_factory=list)
+    skipped: dict[str, int] = field(default_factory=dict)
 
     def fetch(self, report: Report) -> None:
         pass

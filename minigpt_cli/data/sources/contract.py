@@ -36,6 +36,8 @@ class Document:
     name: str
     pieces: Iterable[Piece]
     split: SplitName | None = None  # where its source says which split it belongs to
+    file: str = ""  # the file that it is in
+    kind: str = ""  # what this file is
 
 
 class Source(Protocol):
@@ -56,6 +58,9 @@ class Source(Protocol):
     @property
     def notices(self) -> list[str]: ...  # what was left out: of the last reading of documents(), when it has ended
 
+    @property
+    def skipped(self) -> dict[str, int]: ...  # files that were left out then, by what they are
+
     def fetch(self, report: Report) -> None:
         """Bring the text onto this machine, if it is not here."""
 
@@ -74,6 +79,11 @@ class PlainText(ABC):
     def notices(self) -> list[str]:
         """Nothing is left out."""
         return []
+
+    @property
+    def skipped(self) -> dict[str, int]:
+        """Nothing is left out."""
+        return {}
 
     @property
     def n_bytes(self) -> int | None:

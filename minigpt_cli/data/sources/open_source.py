@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -122,6 +123,11 @@ class Several:
     def notices(self) -> list[str]:
         """Those of each."""
         return [notice for source in self._sources for notice in source.notices]
+
+    @property
+    def skipped(self) -> dict[str, int]:
+        """Those of all."""
+        return dict(sum((Counter(source.skipped) for source in self._sources), Counter()))
 
     def fetch(self, report: Report) -> None:
         """Bring each here."""

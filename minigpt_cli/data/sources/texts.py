@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import chain
 
 from minigpt_cli.config import DataConfig
@@ -22,6 +23,7 @@ class Files:
         """`locate` finds the files, or downloads them; with `lenient` what is not text is skipped and counted in a notice."""
         self.label = label
         self.notices: list[str] = []
+        self.skipped: dict[str, int] = {}
         self._locate, self._options, self._lenient = locate, options, lenient
         self._located: Sequence[Input] | None = None
         self._chats: bool | None = None
@@ -70,8 +72,10 @@ class Files:
             documents = found if first is None else chain([first], found)
             if not chats:
                 documents = regrouped(documents, self._options.documents, source.label)
-            yield from not_empty(documents, empty)
+            for document in not_empty(documents, empty):
+                yield replace(document, file=source.label, kind=kind.what)
         self.notices = [*self._skipped(skipped), *self._empty(empty)]
+        self.skipped = {what: len(files) for what, files in skipped.items()}
         if self._lenient and sum(map(len, skipped.values())) == len(self.inputs()):
             raise UsageError(f"the folder {self.label} has no text files: {self.notices[0]}")
 
