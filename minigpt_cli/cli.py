@@ -14,6 +14,7 @@ import typer
 from typer.main import get_command
 
 from minigpt_cli import threads
+from minigpt_cli.commands.help_page import with_plain_help
 from minigpt_cli.commands.lazy_commands import Mount, lazy_group
 from minigpt_cli.display import waiting
 from minigpt_cli.errors import Interrupted, MiniGPTError, synonym
@@ -101,7 +102,7 @@ def run(arguments: Sequence[str]) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     try:
-        code = get_command(app)(list(arguments), prog_name="minigpt", standalone_mode=False)
+        code = with_plain_help(get_command(app))(list(arguments), prog_name="minigpt", standalone_mode=False)
         sys.stdout.flush()
     except SystemExit as exit_:  # by shell completion, and by Typer for a closed pipe
         return _after_closed_pipe() if isinstance(exit_.__context__, BrokenPipeError) else _as_code(exit_.code)
@@ -114,6 +115,8 @@ def run(arguments: Sequence[str]) -> int:
     except typer.Abort:
         return _fail("cancelled", 1)
     except typer.TyperException as error:
+        if getattr(error, "option_name", "") == "--preset":  # without a value
+            return _list_presets()
         return _fail(_usage_message(error, arguments), error.exit_code)
     except MiniGPTError as error:
         return _fail(str(error), error.exit_code)
@@ -126,6 +129,13 @@ def run(arguments: Sequence[str]) -> int:
     finally:
         waiting.remove()
     return _as_code(code)
+
+
+def _list_presets() -> int:
+    from minigpt_cli.commands.presets import show_presets
+
+    show_presets()
+    return 0
 
 
 def _as_code(value: Any) -> int:

@@ -12,6 +12,8 @@ from typing import Any
 
 from typer.main import get_command
 
+from minigpt_cli.commands.help_page import description_of, names_of
+
 PAGE = Path(__file__).resolve().parent / "docs" / "reference.md"
 _INTRODUCTION = """# minigpt: commands
 
@@ -61,21 +63,7 @@ def _parameters(command: Any) -> Iterator[str]:
 
 
 def _line(parameter: Any) -> str:
-    if parameter.param_type_name == "argument":
-        names = parameter.metavar or parameter.name.upper()
-        kind = ""
-    else:
-        names = ", ".join([*parameter.opts, *parameter.secondary_opts])
-        kind = "" if parameter.is_flag else f" {parameter.metavar or _choices(parameter)}"
-    text = " ".join((getattr(parameter, "help", None) or "").split())
-    text = _MARKUP.sub("", text).replace("\\[", "[")
-    return f"- `{names}{kind.rstrip()}` {text}".rstrip()
-
-
-def _choices(parameter: Any) -> str:
-    """The placeholder of a flag without a metavar: its choices, or TEXT."""
-    described = getattr(parameter, "type_descriptor", None) or getattr(parameter, "type", None)
-    return "|".join(str(choice) for choice in getattr(described, "choices", None) or ()) or "TEXT"
+    return f"- `{names_of(parameter)}` {description_of(parameter)}".rstrip()
 
 
 if __name__ == "__main__":

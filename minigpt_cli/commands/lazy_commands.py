@@ -9,6 +9,8 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
+from minigpt_cli.commands.help_page import with_plain_help
+
 
 class Mount(NamedTuple):
     """A command that is not imported yet."""
@@ -49,4 +51,4 @@ def load_mount(name: str, mount: Mount) -> Any:
         target = app
     command = get_command(target)
     command.name = name
-    return command
+    return with_plain_help(command)

@@ -10,6 +10,7 @@ import typer
 
 from minigpt_cli.commands.config_flags import with_settings
 from minigpt_cli.commands.config_sources import Resolved, layer_lines, override
+from minigpt_cli.commands.help_page import show_everything
 from minigpt_cli.commands.init_from import Origin
 from minigpt_cli.commands.options import JsonFlag, RunsDir, SourceArguments, complete_preset, complete_run, option, switch
 from minigpt_cli.commands.processes import Announcement, follow, together
@@ -29,7 +30,9 @@ _MANY = "Many runs"
 @with_settings(leave_out=("source",))
 def train(
     sources: SourceArguments = None,
-    preset: Annotated[str | None, option("NAME", "Start from a named preset.", autocompletion=complete_preset)] = None,
+    preset: Annotated[
+        str | None, option("NAME", "Start from a named preset; without a name: list them.", autocompletion=complete_preset)
+    ] = None,
     config: Annotated[Path | None, option("FILE", "Settings from a TOML file, or from a run's config.json.")] = None,
     name: Annotated[str | None, option("NAME", "The run's name; default: its architecture and a number.")] = None,
     resume: Annotated[
@@ -58,6 +61,9 @@ def train(
     search: Annotated[list[str] | None, option("KEY=LOW..HIGH[:log]", "Let Optuna search for the best value.", panel=_MANY)] = None,
     trials: Annotated[int, option("N", "Runs of a search, in all its processes.", min=1, panel=_MANY)] = 30,
     log: Annotated[list[str] | None, option("tensorboard|trackio|wandb", "Write the numbers there too; may be repeated.")] = None,
+    help_all: Annotated[
+        bool, typer.Option("--help-all", help="Show every flag and exit.", is_eager=True, callback=show_everything)
+    ] = False,
     print_config: Annotated[bool, switch("--print-config", "Show every setting and its source, and exit.")] = False,
     runs_dir: RunsDir = None,
     json: JsonFlag = False,

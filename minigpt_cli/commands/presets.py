@@ -1,0 +1,46 @@
+"""The list of presets: what each is for, its size, and how long it takes."""
+
+from __future__ import annotations
+
+from minigpt_cli.commands.config_sources import resolve
+from minigpt_cli.config import BigramConfig, MoEConfig, RunConfig
+from minigpt_cli.display import console, format
+from minigpt_cli.presets.catalog import preset_names, preset_summary
+
+_OPERATIONS_PER_S = 1.5e11  # of training on two CPU cores, in bfloat16 where they have it: a third of that, or ten times
+
+
+def show_presets() -> None:
+    """Print every preset: name, parameters of its blocks, length, and its purpose below."""
+    for name in preset_names():
+        config = resolve({}, preset=name, environment={}).config
+        blocks, active = _block_parameters(config)
+        size = f"{format.count(blocks)} parameters" if blocks else "a table of pairs"
+        console.write(f"{name:<20} {size:<20} {_length(config, active)}")
+        console.write_wrapped(f"    {preset_summary(name)}", "    ")
+    console.write("")
+    console.write_wrapped(
+        "Parameters without embeddings; times are rough, for two CPU cores: minigpt train --preset NAME --dry-run measures yours."
+    )
+
+
+def _block_parameters(config: RunConfig) -> tuple[int, int]:
+    """Weights of the matrices of all blocks, about: all of them, and those that one token uses."""
+    model = config.model
+    if isinstance(model, BigramConfig):
+        return 0, 0
+    attention, mlp = 4 * model.n_embd**2, 8 * model.n_embd**2
+    experts, used = (model.n_experts, model.moe_top_k) if isinstance(model, MoEConfig) else (1, 1)
+    return model.n_layer * (attention + experts * mlp), model.n_layer * (attention + used * mlp)
+
+
+def _length(config: RunConfig, active: int) -> str:
+    optim = config.optim
+    if not optim.max_steps:
+        return format.duration(optim.time_budget)
+    tokens = optim.max_steps * optim.batch_size * optim.grad_accum * config.model.block_size
+    seconds = 6 * active * tokens / _OPERATIONS_PER_S
+    for least, divisor, unit in ((2 * 86_400, 86_400, "days"), (5400, 3600, "h"), (60, 60, "min")):
+        if seconds >= least:
+            return f"{optim.max_steps:,} steps, about {seconds / divisor:,.0f} {unit}"
+    return f"{optim.max_steps:,} steps, less than a minute"
