@@ -65,6 +65,9 @@ def train(
         bool, typer.Option("--help-all", help="Show every flag and exit.", is_eager=True, callback=show_everything)
     ] = False,
     print_config: Annotated[bool, switch("--print-config", "Show every setting and its source, and exit.")] = False,
+    verify_data: Annotated[
+        bool, switch("--verify-data", "Hash the token files anew, not only where size or time of a file changed since they were hashed.")
+    ] = False,
     runs_dir: RunsDir = None,
     json: JsonFlag = False,
     *,
@@ -88,7 +91,7 @@ def train(
         if world is not None and not world.leads:
             return follow(world)
         store = RunStore(runs_dir)
-        context = Context(store, world, json=json, log=tuple(log or ()))
+        context = Context(store, world, json=json, verify_data=verify_data, log=tuple(log or ()))
         if sources and data is not None:
             raise UsageError("SOURCE and --data mean the same: leave one out")
         source = sources or ([data] if data is not None else None)

@@ -29,6 +29,7 @@ from minigpt_cli.runstore.store import RunStore, check_name
 
 if TYPE_CHECKING:
     from minigpt_cli.checkpoints import ResumePoint
+    from minigpt_cli.data.atomic_folder import Preparing
     from minigpt_cli.data.dataset import Dataset
     from minigpt_cli.training.distributed import World
     from minigpt_cli.training.trainer import Job
@@ -42,6 +43,7 @@ class Context:
     world: World | None = None  # the processes that train together; None: only this one
     origin: Origin | None = None  # the start weights
     json: bool = False  # print each event as a line on stdout
+    verify_data: bool = False  # hash the token files, whenever they were hashed last
     log: tuple[str, ...] = ()  # trackers
     standings: Standings | None = None  # of the run's group, for the screen
     watch: Callable[[Event], StopReason | None] | None = None  # called with every event; a returned reason stops the run
@@ -54,7 +56,11 @@ class Context:
 
             self.datasets.clear()  # a search over data settings would keep too many files open
             with explained_characters(self.origin), progress(in_bytes=True, quiet=self.json) as advance:
-                dataset = prepared(config, None, lambda step: advance(f"{step.phase} the text", step.done_bytes, step.total_bytes))
+
+                def show(step: Preparing) -> None:
+                    advance(f"{step.phase} the text", step.done_bytes, step.total_bytes)
+
+                dataset = prepared(config, None, show, verify=self.verify_data)
             for notice in () if self.json else dataset.notices:
                 console.notice(notice)
             self.datasets[config] = dataset
@@ -148,7 +154,7 @@ def _data_to_resume(context: Context, point: ResumePoint) -> Dataset:
     if corpus is None or (has_tokenizer and all(map(_readable, data.sources))):
         dataset = context.dataset(data)
     elif Path(corpus.dataset_dir).is_dir():
-        dataset = open_dataset(Path(corpus.dataset_dir))
+        dataset = open_dataset(Path(corpus.dataset_dir), verify=context.verify_data)
     else:
         missing = f"the text {corpus.label!r} is missing, and its tokens are not in {corpus.dataset_dir}"
         raise UsageError(f"{missing}: resume in the folder where the run was started, or restore the text")

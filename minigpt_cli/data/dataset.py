@@ -17,6 +17,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from minigpt_cli.bounds import Count, Figure, Line
+from minigpt_cli.data.verified import Verified
 from minigpt_cli.errors import RunDamaged, TextTooShort, UsageError
 from minigpt_cli.runstore.records import Leak
 from minigpt_cli.storage.atomic_io import first_line_of, open_regular, read_bounded, read_json
@@ -172,8 +173,9 @@ def read_record(folder: Path) -> DatasetRecord:
     return record
 
 
-def open_dataset(folder: Path, record: DatasetRecord | None = None) -> Dataset:
-    """The dataset in `folder`, every file checked against its hash; `record`, where it is read already. Raises RunDamaged."""
+def open_dataset(folder: Path, record: DatasetRecord | None = None, *, verify: bool = False) -> Dataset:
+    """The dataset in `folder`, every file checked against its hash, token files once (see verified.py) or with `verify` anew; `record`,
+    where it is read already. Raises RunDamaged."""
     record = record or read_record(folder)
     try:
         json_bytes = read_bounded(folder / TOKENIZER, SIZE_LIMIT)
@@ -186,7 +188,9 @@ def open_dataset(folder: Path, record: DatasetRecord | None = None) -> Dataset:
         raise RunDamaged(f"{folder / TOKENIZER}: {error}") from error
     if tokenizer.vocab_size != record.vocab_size or record.dtype != dtype_for(record.vocab_size):
         raise RunDamaged(f"{folder}: {TOKENIZER} and {RECORD} disagree about the vocabulary")
-    splits = {name: _open_split(folder / f"{name}.bin", split, record.dtype) for name, split in record.splits.items()}
+    verified = Verified(folder, anew=verify)
+    splits = {name: _open_split(folder / f"{name}.bin", split, record.dtype, verified) for name, split in record.splits.items()}
+    verified.save()
     return Dataset(
         dir=folder,
         label=record.label,
@@ -218,19 +222,20 @@ def first_tokens(folder: Path, split: Literal["train", "val", "test"], count: in
     return np.frombuffer(data[: len(data) // size * size], record.dtype).astype(np.int64)
 
 
-def cached(folder: Path, key: str) -> Dataset | None:
+def cached(folder: Path, key: str, *, verify: bool = False) -> Dataset | None:
     """The dataset in `folder` if it is whole and was made from the text and settings of `key`."""
     try:
         record = read_record(folder)
-        return open_dataset(folder, record) if record.key == key else None
+        return open_dataset(folder, record, verify=verify) if record.key == key else None
     except RunDamaged:
         return None
 
 
-def _open_split(path: Path, record: SplitRecord, dtype: Dtype) -> Split:
+def _open_split(path: Path, record: SplitRecord, dtype: Dtype, verified: Verified) -> Split:
     try:
         with open(open_regular(path), "rb") as file:
-            _check(path, hashlib.file_digest(file, "sha256").hexdigest(), record.file_sha256)
+            if not verified.has(path.name, file, record.file_sha256):
+                _check(path, hashlib.file_digest(file, "sha256").hexdigest(), record.file_sha256)
             tokens = np.memmap(file, dtype=np.dtype(dtype), mode="r")
     except OSError as error:
         raise RunDamaged(f"cannot read {path}: {error.strerror}") from error

@@ -29,6 +29,7 @@ from minigpt_cli.data.sources.contract import Document, Source
 from minigpt_cli.data.sources.open_source import check_output, data_folder, open_sources
 from minigpt_cli.data.splitting import Splitter
 from minigpt_cli.data.text_reader import Counted, Text
+from minigpt_cli.data.verified import VERIFIED
 from minigpt_cli.errors import TextTooShort, UsageError, unknown_name
 from minigpt_cli.escaping import file_name
 from minigpt_cli.storage.atomic_io import explained, write_atomic
@@ -45,9 +46,10 @@ def prepared(
     *,
     out: Path | None = None,
     source: Source | None = None,
+    verify: bool = False,
 ) -> Dataset:
     """What `prepare` returns, its progress given to `on_progress`."""
-    steps = prepare(config, data_dir, out, source)
+    steps = prepare(config, data_dir, out, source, verify=verify)
     while True:
         try:
             on_progress(next(steps))
@@ -57,16 +59,17 @@ def prepared(
 
 
 def prepare(
-    config: DataConfig, data_dir: Path | None = None, out: Path | None = None, source: Source | None = None
+    config: DataConfig, data_dir: Path | None = None, out: Path | None = None, source: Source | None = None, *, verify: bool = False
 ) -> Generator[Preparing, None, Dataset]:
     """The token files of a text, built unless they are there; yields progress.
 
-    They go to `out`, or to a folder of `data_dir` named by content; `source` stands for what config.source names. Raises
-    UsageError for a text that cannot be used and TextTooShort where a split would be empty; nothing is then left behind.
+    They go to `out`, or to a folder of `data_dir` named by content; `source` stands for what config.source names. With `verify`,
+    token files that are there are hashed anew. Raises UsageError for a text that cannot be used and TextTooShort where a split
+    would be empty; nothing is then left behind.
     """
     data_dir = data_dir or data_folder()
     if source is None and (folder := prepared_folder(config)) is not None:
-        return _opened(folder, config, out)
+        return _opened(folder, config, out, verify=verify)
     source = source or open_sources(config, data_dir)
     tokenizer_kind = _tokenizer_kind(config)
     _check_out(out)
@@ -81,7 +84,7 @@ def prepare(
         key = _key(config, text, splitter, tokenizer_kind)
         chat = "" if source.split_by == "character" else "chat-"
         target = out or data_dir / f"{_slug(source.label)}-{chat}{_slug(tokenizer_kind.name)}-{key[:12]}"
-        if (found := cached(target, key)) is None:
+        if (found := cached(target, key, verify=verify)) is None:
             folder = stack.enter_context(atomic_folder(target.parent))
             yield from _build(folder, config, text, splitter, tokenizer_kind, key)
             put_in_place(folder, target, lambda there: cached(there, key) is not None)
@@ -100,13 +103,13 @@ def prepared_folder(config: DataConfig) -> Path | None:
     return folder if folder is not None and (folder / RECORD).is_file() else None
 
 
-def _opened(folder: Path, config: DataConfig, out: Path | None) -> Dataset:
+def _opened(folder: Path, config: DataConfig, out: Path | None, *, verify: bool) -> Dataset:
     """The dataset in `folder`. Raises UsageError where flags ask for other tokens or splits than it has, RunDamaged if it is not whole."""
     if out is not None:
         raise UsageError(f"{folder} holds token files already: leave out --out, or give the text itself")
     if config.val or config.test:
         raise UsageError(f"{folder} holds token files, split already: leave out --val and --test, or give the text itself")
-    dataset = open_dataset(folder, record := read_record(folder))
+    dataset = open_dataset(folder, record := read_record(folder), verify=verify)
     for name in ("tokenizer", "train_frac", "test_frac", *CLEANING, "max_chars"):
         value = getattr(config, name)
         if value not in (getattr(record, name), DataConfig.model_fields[name].default):
@@ -272,7 +275,7 @@ def _check_out(out: Path | None) -> None:
         return
     if not out.is_dir():
         raise UsageError(f"--out {out} is a file: name a folder")
-    ours = {RECORD, TOKENIZER, *(f"{name}.bin" for name in SPLITS)}
+    ours = {RECORD, TOKENIZER, VERIFIED, *(f"{name}.bin" for name in SPLITS)}
     if not {path.name for path in out.iterdir()} <= ours:
         raise UsageError(f"--out {out} holds other files: name a new or empty folder")
 
