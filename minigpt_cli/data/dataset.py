@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from minigpt_cli.bounds import Count, Figure, Line
 from minigpt_cli.data.verified import Verified
 from minigpt_cli.errors import RunDamaged, TextTooShort, UsageError
-from minigpt_cli.runstore.records import Leak
+from minigpt_cli.runstore.records import FETCHED, Fetched, Leak
 from minigpt_cli.storage.atomic_io import first_line_of, open_regular, read_bounded, read_json
 from minigpt_cli.tokenization.contract import Tokenizer
 from minigpt_cli.tokenization.json_format import SIZE_LIMIT
@@ -56,6 +56,7 @@ class Origins(_Record):
     kinds: dict[Line, Count] = Field({}, max_length=100)  # characters in files of each kind
     skipped: dict[Line, Count] = Field({}, max_length=1000)  # files that were left out, by what they are
     n_duplicates: Count = 0  # documents that repeat another word for word
+    fetched: list[Fetched] = Field([], max_length=FETCHED)  # what came from the network
     val_from: Line = ""  # the one file or folder that nearly all of the validation text is from, where the training text has others
 
 

@@ -10,6 +10,7 @@ from minigpt_cli.bounds import line
 from minigpt_cli.data.dataset import Origins
 from minigpt_cli.data.splitting import Splitter
 from minigpt_cli.data.text_reader import Text
+from minigpt_cli.runstore.records import FETCHED
 
 _NEARLY_ALL, _LESS = 0.9, 0.75  # of the validation text in one file or folder, and of the whole text in it
 _SKIPPED = 100  # kinds of file that are counted by themselves
@@ -22,6 +23,7 @@ def origins_of(text: Text, splitter: Splitter) -> Origins:
         kinds={_without_article(kind): n for kind, n in text.kinds.most_common() if kind},
         skipped={line(what): n for what, n in skipped},
         n_duplicates=text.n_duplicates,
+        fetched=text.source.fetched[:FETCHED],
         val_from=line(_val_from(text, splitter)),
     )
 

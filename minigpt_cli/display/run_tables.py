@@ -13,7 +13,7 @@ from minigpt_cli.escaping import one_line, printable
 
 if TYPE_CHECKING:
     from minigpt_cli.evaluation.leaderboard import Folded, Row
-    from minigpt_cli.runstore.records import Annotations, RunRecord
+    from minigpt_cli.runstore.records import Annotations, Corpus, RunRecord
 
 _LIST: Fields[Mapping[str, Any]] = (
     (Column("run", most=40), lambda run: run["run"]),
@@ -30,6 +30,8 @@ _LIST: Fields[Mapping[str, Any]] = (
     (Column("note", 8, most=40), lambda run: run["note"]),
 )
 _STATUS_STYLE: Mapping[str, Style] = {"damaged": "bad", "crashed": "bad", "failed": "bad", "running": "best"}
+
+_ADDRESSES, _FILES = 5, 3  # that are shown of what came from the network
 
 
 def print_list(runs: Sequence[Mapping[str, Any]]) -> None:
@@ -138,6 +140,7 @@ def _facts(record: RunRecord, status: str, annotations: Annotations) -> list[tup
         ("model", f"{record.arch}, {record.n_params:,} parameters{active}, vocabulary {record.vocab_size:,} ({record.tokenizer})"),
         ("text", text),
         ("", sizes),
+        *(("fetched", line) for line in _fetched(corpus)),
         ("machine", ", ".join(filter(None, [record.device, record.device_name, f"{record.threads} threads" if record.threads else ""]))),
         ("versions", ", ".join(f"{name} {number}" for name, number in record.versions.items())),
         ("commit", commit),
@@ -150,6 +153,17 @@ def _facts(record: RunRecord, status: str, annotations: Annotations) -> list[tup
         ("tags", " ".join(annotations.tags)),
         ("note", annotations.note),
     ]
+
+
+def _fetched(corpus: Corpus | None) -> list[str]:
+    """What came from the network, the first few addresses."""
+    found = corpus.fetched if corpus else []
+    lines = []
+    for one in found[:_ADDRESSES]:
+        named = ", ".join(one.files[:_FILES]) + ", …" * (one.n_files > _FILES)
+        files = f"commit {one.commit[:12]}, {one.n_files:,} file{'s' * (one.n_files != 1)}: {named}"
+        lines.append(f"{one.address} ({f'sha256 {one.sha256[:12]}' if one.sha256 else files})")
+    return lines + ([f"and {len(found) - _ADDRESSES} more"] if len(found) > _ADDRESSES else [])
 
 
 def print_differences(names: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> None:

@@ -63,6 +63,22 @@ class Leak(_Record):
     """The part of the training text in which they were looked for."""
 
 
+FETCHED_FILES, FETCHED = 20, 100  # files of a dataset that are named, and addresses of a text
+
+
+class Fetched(_Record):
+    """A text from the network, as it came."""
+
+    address: Line
+    sha256: Line = ""
+    """Of the file at a web address."""
+    commit: Line = ""
+    """Of a dataset of the Hugging Face hub."""
+    files: list[Line] = Field([], max_length=FETCHED_FILES)
+    """The first of the dataset's files that were read."""
+    n_files: Count = 1
+
+
 class Corpus(_Record):
     """The text that a run was trained on."""
 
@@ -75,6 +91,8 @@ class Corpus(_Record):
     dataset_dir: Line = ""
     leak: Leak | None = None
     """None: it was not measured, as in old records."""
+    fetched: list[Fetched] = Field([], max_length=FETCHED)
+    """What came from the network."""
     chats: bool | None = None  # whether it is conversations; None, as in old records: where the label ends in .jsonl
     splits: dict[Line, SplitRecord] = Field({}, max_length=16)
 

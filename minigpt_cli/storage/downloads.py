@@ -80,8 +80,8 @@ def download(files: tuple[RemoteFile, ...], what: str, report: Report, otherwise
     return paths
 
 
-def download_url(url: str, name: str, report: Report) -> Path:
-    """The local path of what is at an address, downloaded unless it is in the cache as it came. Raises MiniGPTError."""
+def download_url(url: str, name: str, report: Report) -> tuple[Path, str]:
+    """The local path of what is at an address, downloaded unless it is in the cache as it came, and its SHA-256. Raises MiniGPTError."""
     import requests
 
     folder = cache_folder() / "urls" / hashlib.sha256(url.encode("utf-8")).hexdigest()[:32]
@@ -89,13 +89,13 @@ def download_url(url: str, name: str, report: Report) -> Path:
     path = folder / (f"{stem[:40]}{dot}{suffix[:10]}" if dot else file_name(name, 40))
     recorded = folder / "sha256"
     try:
-        if path.is_file() and recorded.is_file() and recorded.read_text("utf-8") == _hash_of(path):
-            return path
+        if path.is_file() and recorded.is_file() and recorded.read_text("utf-8") == (sha256 := _hash_of(path)):
+            return path, sha256
         _fetch(url, path, report, _URL_LIMIT)
-        write_atomic(recorded, _hash_of(path))
+        write_atomic(recorded, sha256 := _hash_of(path))
     except (OSError, ValueError, requests.RequestException) as error:
         raise MiniGPTError(f"cannot download {url} ({_cause(error)}): check the address and the connection") from error
-    return path
+    return path, sha256
 
 
 def _cause(error: Exception) -> str:

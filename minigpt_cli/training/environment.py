@@ -157,6 +157,7 @@ def described(record: RunRecord, config: RunConfig, dataset: Dataset, model: tor
         dataset_dir=line(str(dataset.dir)),
         chats=dataset.chats,
         leak=dataset.leak,
+        fetched=dataset.origins.fetched,
         splits={
             name: SplitRecord(sha256=split.sha256, n_tokens=len(split.tokens), n_chars=split.n_chars, n_bytes=split.n_bytes)
             for name, split in dataset.splits().items()

@@ -14,6 +14,7 @@ from minigpt_cli.checkpoints import load
 from minigpt_cli.generation.open_run import open_model
 from minigpt_cli.interchange import huggingface
 from minigpt_cli.runstore.store import RunStore
+from minigpt_cli.storage import downloads
 from minigpt_cli.tokenization.contract import END_OF_TEXT
 
 NAMES = [f"{a}{b}" for a in ("an", "be", "ca", "do", "el") for b in ("na", "ro", "lia", "min", "ta", "vi")]
@@ -150,3 +151,14 @@ def test_a_masked_run_writes_each_document_alone(engine: str, call: Any) -> None
     assert set(others) == {first}  # the most probable document
     assert write("masked", "--prompt", f"elta{END_OF_TEXT}").startswith(first)  # and what is asked before it does not matter
     assert len(set(write("names").split(END_OF_TEXT)[:-1])) > 1
+
+
+def test_a_run_shows_the_hash_of_what_came_from_the_network(
+    cli: Any, tiny: list[str], text: str, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("t.txt").write_text(text)
+    monkeypatch.setattr(downloads, "download_url", lambda url, name, report: (Path("t.txt"), "5a" * 32))
+    assert cli("train", "https://example.org/t.txt", "--name", "far", *tiny).code == 0
+    assert "fetched https://example.org/t.txt (sha256 5a5a5a5a5a5a)" in " ".join(cli("runs", "show", "far").out.split())
+    (fetched,) = json.loads(Path("runs/far/run.json").read_text())["corpus"]["fetched"]
+    assert fetched["sha256"] == "5a" * 32

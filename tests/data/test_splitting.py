@@ -22,6 +22,7 @@ from minigpt_cli.data.sources.contract import Document, Piece
 from minigpt_cli.data.splitting import FEW, by_hash
 from minigpt_cli.errors import TextTooShort, UsageError
 from minigpt_cli.evaluation.characters import spelled
+from minigpt_cli.runstore.records import Fetched
 from minigpt_cli.storage.downloads import Report
 from minigpt_cli.tokenization.contract import END_OF_TEXT
 
@@ -37,6 +38,7 @@ class Documents:
     split_by: Literal["character", "conversation"] = "character"
     notices: list[str] = field(default_factory=list)
     skipped: dict[str, int] = field(default_factory=dict)
+    fetched: list[Fetched] = field(default_factory=list)
 
     def fetch(self, report: Report) -> None:
         pass

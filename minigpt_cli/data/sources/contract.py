@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, BinaryIO, Literal, NamedTuple, Protocol, TypeA
 
 from minigpt_cli.config import DataConfig
 from minigpt_cli.errors import UsageError
+from minigpt_cli.runstore.records import Fetched
 from minigpt_cli.storage.downloads import Report
 
 if TYPE_CHECKING:
@@ -61,6 +62,9 @@ class Source(Protocol):
     @property
     def skipped(self) -> dict[str, int]: ...  # files that were left out then, by what they are
 
+    @property
+    def fetched(self) -> list[Fetched]: ...  # what came from the network
+
     def fetch(self, report: Report) -> None:
         """Bring the text onto this machine, if it is not here."""
 
@@ -84,6 +88,11 @@ class PlainText(ABC):
     def skipped(self) -> dict[str, int]:
         """Nothing is left out."""
         return {}
+
+    @property
+    def fetched(self) -> list[Fetched]:
+        """Nothing, or a file that is known by its name."""
+        return []
 
     @property
     def n_bytes(self) -> int | None:

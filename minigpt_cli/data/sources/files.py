@@ -8,6 +8,7 @@ from typing import BinaryIO
 
 from minigpt_cli.data.sources.spool import Spool
 from minigpt_cli.errors import UsageError
+from minigpt_cli.runstore.records import Fetched
 from minigpt_cli.storage.atomic_io import explained
 
 
@@ -17,6 +18,7 @@ class File:
 
     label: str
     path: Path
+    fetched: Fetched | None = None  # where it came from the network
 
     @property
     def size(self) -> int | None:

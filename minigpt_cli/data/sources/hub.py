@@ -11,8 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from minigpt_cli.bounds import line
 from minigpt_cli.data.sources.files import File
 from minigpt_cli.errors import MiniGPTError, MissingExtra, UsageError
+from minigpt_cli.runstore.records import FETCHED_FILES, Fetched
 from minigpt_cli.storage.downloads import Report
 
 PREFIX = "hf:"
@@ -49,7 +51,9 @@ def dataset_files(address: str, report: Report) -> Sequence[File]:
         raise UsageError(f"{address}: the hub has no public dataset {repo}; see https://huggingface.co/datasets") from error
     except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, _no_connection(errors), OSError) as error:
         raise MiniGPTError(f"cannot download {address} ({type(error).__name__}): check the connection to huggingface.co") from error
-    return [File(f"{address} {part.file}", path) for part, path in zip(chosen, files, strict=True)]
+    names = [line(part.file) for part in chosen]
+    fetched = Fetched(address=line(address), commit=line(revision), files=names[:FETCHED_FILES], n_files=len(names))
+    return [File(f"{address} {part.file}", path, fetched) for part, path in zip(chosen, files, strict=True)]
 
 
 def _no_connection(errors: Any) -> type[Exception]:

@@ -23,6 +23,7 @@ from minigpt_cli.data.sources.spool import Spool
 from minigpt_cli.data.sources.texts import Files, not_together
 from minigpt_cli.data.sources.urls import downloaded, is_url
 from minigpt_cli.errors import UsageError, unknown_name
+from minigpt_cli.runstore.records import Fetched
 from minigpt_cli.storage.downloads import Report
 
 
@@ -128,6 +129,11 @@ class Several:
     def skipped(self) -> dict[str, int]:
         """Those of all."""
         return dict(sum((Counter(source.skipped) for source in self._sources), Counter()))
+
+    @property
+    def fetched(self) -> list[Fetched]:
+        """Those of each."""
+        return [one for source in self._sources for one in source.fetched]
 
     def fetch(self, report: Report) -> None:
         """Bring each here."""

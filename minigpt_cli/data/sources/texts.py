@@ -10,9 +10,11 @@ from minigpt_cli.config import DataConfig
 from minigpt_cli.data.chat import TOKENS
 from minigpt_cli.data.sources.contract import Document, Input, NotText, SplitBy
 from minigpt_cli.data.sources.detect import kind_of
+from minigpt_cli.data.sources.files import File
 from minigpt_cli.data.sources.grouping import not_empty, regrouped
 from minigpt_cli.data.sources.jsonl import JSONL, holds_conversations
 from minigpt_cli.errors import UsageError
+from minigpt_cli.runstore.records import Fetched
 from minigpt_cli.storage.downloads import Report
 
 
@@ -43,6 +45,11 @@ class Files:
         """The size of all files; not known where the text in one has another size."""
         sizes = [source.size if source.path.suffix.lower() in _PLAIN else None for source in self.inputs()]
         return None if None in sizes else sum(size or 0 for size in sizes)
+
+    @property
+    def fetched(self) -> list[Fetched]:
+        """What came from the network: an address once."""
+        return list({file.fetched.address: file.fetched for file in self.inputs() if isinstance(file, File) and file.fetched}.values())
 
     @property
     def marks(self) -> tuple[str, ...]:

@@ -17,10 +17,12 @@ import pytest
 from harness import samples
 
 from minigpt_cli.config import DataConfig
+from minigpt_cli.data.dataset import open_dataset
 from minigpt_cli.data.encoding import prepared
 from minigpt_cli.data.sources.contract import Source
 from minigpt_cli.data.sources.open_source import open_source
 from minigpt_cli.errors import MiniGPTError, UsageError
+from minigpt_cli.runstore.records import FETCHED, FETCHED_FILES, Corpus, Fetched
 from minigpt_cli.storage import downloads
 
 COMMIT = "1" * 40
@@ -206,3 +208,24 @@ def test_without_a_connection_a_dataset_is_one_line(server: str, monkeypatch: py
     with pytest.raises(MiniGPTError, match=r"cannot download hf:me/plain \(\w+\): check the connection to huggingface\.co") as caught:
         texts(open_source("hf:me/plain"))
     assert "\n" not in str(caught.value)
+
+
+def test_what_came_from_the_network_is_recorded_with_the_tokens(server: str, tmp_path: Path) -> None:
+    sources = (f"{server}/notes.txt", "hf:me/converted", str(tmp_path / "own.txt"))
+    (tmp_path / "own.txt").write_text("of this machine")
+    dataset = prepared(DataConfig(source=sources, train_frac=0.5), tmp_path / "data")
+    file, rows = dataset.origins.fetched
+    assert (file.address, file.sha256) == (f"{server}/notes.txt", hashlib.sha256(PLACES["/notes.txt"]).hexdigest())
+    assert (rows.address, rows.commit, rows.n_files) == ("hf:me/converted", COMMIT, 2)
+    assert rows.files == ["default/train/0000.parquet", "default/train/0001.parquet"]
+    record = json.loads((dataset.dir / "dataset.json").read_text())
+    assert [one["address"] for one in record["origins"]["fetched"]] == [file.address, rows.address]
+    assert open_dataset(dataset.dir).origins.fetched == [file, rows]
+
+
+def test_the_names_of_many_files_are_bounded() -> None:
+    many = Fetched(address="hf:me/large", commit=COMMIT, files=["a"] * FETCHED_FILES, n_files=4000)
+    corpus = Corpus(label="x", sha256="0" * 64, fetched=[many] * FETCHED)
+    assert Corpus.model_validate_json(corpus.model_dump_json()) == corpus
+    with pytest.raises(ValueError, match="at most 20"):
+        Fetched(address="hf:me/large", files=["a"] * 21)
