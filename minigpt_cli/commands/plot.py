@@ -45,6 +45,7 @@ def plot(
     Examples:
       minigpt runs plot                      the newest run, in the terminal
       minigpt runs plot modern-1 moe-1 --x seconds
+      minigpt runs plot 'lr-*'
       minigpt runs plot modern-1 moe-1 --out curves.svg
       minigpt runs plot modern-1 --html report.html
 

@@ -107,16 +107,16 @@ def warn_of_unreadable(entries: Iterable[Run | DamagedRun]) -> None:
 
 
 def find_readable(store: RunStore, names: Sequence[str]) -> list[Run]:
-    """The runs of these names, each once; warns of runs that cannot be read and leaves them out. Raises RunDamaged if all are damaged."""
+    """The runs of these names and patterns, each once; warns of those that cannot be read and leaves them out. Raises RunDamaged."""
     found: dict[str, Run] = {}
     problems = []
     for name in names:
         try:
-            run = store.find(name)
-            _ = run.config
-            for _ in run.metrics():
-                pass
-            found[run.name] = run
+            for run in store.find_all([name]):
+                _ = run.config
+                for _ in run.metrics():
+                    pass
+                found[run.name] = run
         except RunDamaged as error:
             problems.append(error)
     if not found:

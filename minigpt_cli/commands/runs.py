@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -107,17 +108,26 @@ def show(run: options.OptionalRun = None, json: options.JsonFlag = False, runs_d
 
     Shows one run in full: its results, its text and its settings.
     """
-    store = RunStore(runs_dir)
-    found = store.find(run or "latest")
+    chosen = RunStore(runs_dir).find_all([run or "latest"])
     if run is None and not json:
-        console.notice(f"showing {found.name}")
-    evaluations = list(found.metrics())
+        console.notice(f"showing {chosen[0].name}")
     if json:
-        annotations = found.annotations
-        record = found.record.model_dump(mode="json") | {"status": found.status}
-        document = {"run": found.name, "record": record, "config": found.config.model_dump(mode="json"), "tags": annotations.tags}
-        console.write_json(document | {"note": annotations.note, "evaluations": len(evaluations)})
-        return
+        documents = [_document(found) for found in chosen]
+        console.write_json(documents if run is not None and "*" in run else documents[0])
+    else:
+        for found in chosen:
+            _show(found)
+
+
+def _document(found: Run) -> dict[str, Any]:
+    annotations = found.annotations
+    record = found.record.model_dump(mode="json") | {"status": found.status}
+    document = {"run": found.name, "record": record, "config": found.config.model_dump(mode="json"), "tags": annotations.tags}
+    return document | {"note": annotations.note, "evaluations": len(list(found.metrics()))}
+
+
+def _show(found: Run) -> None:
+    evaluations = list(found.metrics())
     from minigpt_cli.commands.config_sources import differing_from_defaults
     from minigpt_cli.display.charts import chart_on_screen
     from minigpt_cli.display.run_tables import print_run
@@ -129,7 +139,7 @@ def show(run: options.OptionalRun = None, json: options.JsonFlag = False, runs_d
 
 @app.command("rm", short_help="Remove runs.")
 def remove(
-    run: Annotated[list[str], typer.Argument(metavar="RUN...", help="Names of runs, in full.", autocompletion=None)],
+    run: Annotated[list[str], typer.Argument(metavar="RUN...", help="Names of runs, in full, or patterns with *.", autocompletion=None)],
     yes: options.YesFlag = False,
     runs_dir: RunsDir = None,
 ) -> None:
@@ -137,22 +147,26 @@ def remove(
     Examples:
       minigpt runs rm modern-1
       minigpt runs rm modern-1 modern-2 --yes
+      minigpt runs rm 'sweep-3fa2c1~*'
 
     Removes runs with everything in them. A run that is being trained is refused.
     """
     store = RunStore(runs_dir)
     found: dict[str, Run | DamagedRun] = {entry.name: entry for entry in store.list()}
     for name in run:
+        if "*" in name and not any(fnmatchcase(entry, name) for entry in found):
+            raise RunNotFound(f"no run in {store.dir} matches {name!r}")
         if name not in found and (at := run_at(Path(name))) is not None and at.checkpoint is None:
             found[name] = at
-        if name not in found:
+        if name not in found and "*" not in name:
             raise RunNotFound(str(unknown_name("run", name, found)) if found else f"no runs in {store.dir}")
+    chosen = list(dict.fromkeys(entry for name in run for entry in ([e for e in found if fnmatchcase(e, name)] if "*" in name else [name])))
     if not yes:
         if not (console.is_terminal(sys.stdin) and console.is_terminal(sys.stderr)):
             raise UsageError("removing runs asks for confirmation, which needs a terminal: add --yes")
         waiting.remove()
-        typer.confirm(f"Remove {', '.join(one_line(name) for name in run)}? This cannot be undone.", abort=True, err=True)
-    for name in dict.fromkeys(run):
+        typer.confirm(f"Remove {', '.join(map(one_line, chosen))}? This cannot be undone.", abort=True, err=True)
+    for name in chosen:
         store.remove(found[name])
         console.notice(f"removed {name}")
 
@@ -186,10 +200,10 @@ def tag(
     Examples:
       minigpt runs tag modern-1 keep baseline
       minigpt runs tag modern-1 baseline --remove
+      minigpt runs tag 'lr-*' sweep
 
     Adds tags to a run, or removes them. --tag and --where find runs by them.
     """
-    found = RunStore(runs_dir).find(run)
     for word in tags:
         if not word.isprintable() or not word or " " in word or len(word) > 60:
             raise UsageError(f"{word!r} cannot be a tag: use one word of at most 60 printable characters")
@@ -198,7 +212,8 @@ def tag(
         after = [t for t in before.tags if t not in tags] if delete else list(dict.fromkeys([*before.tags, *tags]))
         return Annotations(tags=after, note=before.note)
 
-    console.notice(f"{found.name}: {' '.join(found.annotate(change).tags) or 'no tags'}")
+    for found in RunStore(runs_dir).find_all([run]):
+        console.notice(f"{found.name}: {' '.join(found.annotate(change).tags) or 'no tags'}")
 
 
 @app.command(short_help="Write a note on a run, or read it.")
@@ -234,14 +249,18 @@ def verify(run: options.OptionalRun = None, json: options.JsonFlag = False, runs
     from minigpt_cli.verify import verify as verify_run
 
     store = RunStore(runs_dir)
-    found = _even_if_damaged(store, run)
-    findings = list(verify_run(found))
-    wrong = sum(finding.level == "problem" for finding in findings)
+    pattern = run is not None and "*" in run
+    chosen = store.matching(run) if run is not None and pattern else [_even_if_damaged(store, run)]
+    documents = []
+    for found in chosen:
+        findings = list(verify_run(found))
+        wrong = any(finding.level == "problem" for finding in findings)
+        documents.append({"run": found.name, "ok": not wrong, "findings": [finding._asdict() for finding in findings]})
+        if not json:
+            print_findings(found.name, findings)
     if json:
-        console.write_json({"run": found.name, "ok": not wrong, "findings": [finding._asdict() for finding in findings]})
-    else:
-        print_findings(found.name, findings)
-    if wrong:
+        console.write_json(documents if pattern else documents[0])
+    if not all(document["ok"] for document in documents):
         raise typer.Exit(1)
 
 
@@ -261,7 +280,7 @@ def diff(run: options.RunArguments, json: options.JsonFlag = False, md: options.
     Shows what differs between runs: settings, text, results.
     """
     store = RunStore(runs_dir)
-    found = [store.find(name) for name in run]
+    found = [one for name in run for one in store.find_all([name])]
     if len(found) < 2:
         raise UsageError("runs diff needs two runs or more: name them")
     from minigpt_cli.display.run_tables import print_differences

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from fnmatch import fnmatchcase
 
-from minigpt_cli.errors import RunNotFound, UsageError
+from minigpt_cli.errors import UsageError
 from minigpt_cli.evaluation.recipes import by_recipe, differing, observations, repeat_notice
 from minigpt_cli.runstore.directory import Run
 from minigpt_cli.runstore.store import RunStore
@@ -21,7 +20,7 @@ def chosen_sides(store: RunStore, names: Sequence[str], *, by_config: bool = Fal
     Each name is one side: a run or, with `*`, all runs that match, as seeds of one recipe. `by_config` sorts all these runs into recipes
     instead. Raises RunNotFound, and UsageError for fewer than two sides, a run on two of them, or a side that mixes recipes.
     """
-    sides = [(name, _matching(store, name) if "*" in name else [store.find(name)]) for name in names]
+    sides = [(name, [*store.matching(name)] if "*" in name else [store.find(name)]) for name in names]
     if by_config:
         sides = _named_recipes(list({run.name: run for _, runs in sides for run in runs}.values()))
     else:
@@ -52,13 +51,6 @@ def _check_sides(sides: Sides) -> None:
                 f"{name!r} matches runs of {len(recipes)} recipes ({a.name!r} and {b.name!r} differ in {differing(a, b)}): "
                 "give a name with * for each recipe, or --group-by config"
             )
-
-
-def _matching(store: RunStore, pattern: str) -> list[Run]:
-    found = [run for run in store.runs() if fnmatchcase(run.name, pattern)]
-    if not found:
-        raise RunNotFound(f"no run in {store.dir} matches {pattern!r}")
-    return found
 
 
 def _named_recipes(runs: Sequence[Run]) -> Sides:

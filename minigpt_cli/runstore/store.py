@@ -15,6 +15,7 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal
 
@@ -139,6 +140,17 @@ class RunStore:
             shown = atomic_io.one_line(wanted, 200)
             raise RunNotFound(f"there is no run at {shown}: name a run's folder, or the best.safetensors or last.safetensors in it")
         return _readable(run)
+
+    def matching(self, pattern: str) -> Sequence[Run]:
+        """The runs whose names match a pattern with `*`. Raises RunNotFound if there is none."""
+        if not (found := [run for run in self.runs() if fnmatchcase(run.name, pattern)]):
+            raise RunNotFound(f"no run in {self.dir} matches {atomic_io.one_line(repr(pattern), 80)}")
+        return found
+
+    def find_all(self, names: Sequence[str]) -> Sequence[Run]:
+        """The runs of these names and patterns, each once. Raises RunNotFound, RunDamaged."""
+        found = [run for name in names for run in (self.matching(name) if "*" in name else [self.find(name)])]
+        return [*{run.dir: run for run in found}.values()]
 
     def find_name(self, wanted: str) -> Run:
         """The run of this name or prefix, `latest` or `top`, in this folder: for clients that may not choose a path. Raises RunNotFound,

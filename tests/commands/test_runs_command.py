@@ -291,3 +291,17 @@ def test_report_escapes_text_from_other_people(make_run: Any, cli: Any) -> None:
     page = Path("report.html").read_text(encoding="utf-8")
     assert "<script" not in page
     assert "\x1b" not in page
+
+
+def test_commands_on_runs_take_patterns(make_run: Any, cli: Any) -> None:
+    names, pattern = ["lr-1", "lr-2"], "lr-*"
+    for name in (*names, "other"):
+        make_run(name)
+    assert sorted(row["run"] for row in cli("runs", "plot", pattern, "--json").json) == names
+    assert sorted(row["run"] for row in cli("runs", "show", pattern, "--json").json) == names
+    assert sorted(row["run"] for row in cli("runs", "verify", pattern, "--json").json) == names
+    assert cli("runs", "tag", pattern, "all").code == 0
+    assert {run.name for run in RunStore("runs").runs() if run.annotations.tags == ["all"]} == {*names}
+    assert cli("runs", "rm", "no-such-*", "--yes").code == 2
+    assert cli("runs", "rm", pattern, "--yes").code == 0
+    assert RunStore("runs").names() == ["other"]
