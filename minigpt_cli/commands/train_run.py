@@ -21,6 +21,7 @@ from minigpt_cli.display import console
 from minigpt_cli.display.console import progress
 from minigpt_cli.display.group_screen import Standings
 from minigpt_cli.display.live_training import TrainingView, training_view
+from minigpt_cli.display.reading import reading_report
 from minigpt_cli.display.tracking import check_trackers, tracking
 from minigpt_cli.errors import Interrupted, MiniGPTError, UsageError
 from minigpt_cli.events import Event, Scoring, Stopped, StopReason
@@ -61,7 +62,7 @@ class Context:
                     advance(f"{step.phase} the text", step.done_bytes, step.total_bytes)
 
                 dataset = prepared(config, None, show, verify=self.verify_data)
-            for notice in () if self.json else dataset.notices:
+            for notice in () if self.json else (*dataset.notices, *reading_report(dataset)):
                 console.notice(notice)
             self.datasets[config] = dataset
         return self.datasets[config]

@@ -62,7 +62,7 @@ def _fetch(url: str, path: Path, report: Report, limit: int) -> None:
 
 
 def download(files: tuple[RemoteFile, ...], what: str, report: Report, otherwise: str) -> list[Path]:
-    """The local paths of `files`, downloaded unless they are in the cache. Raises MiniGPTError with `otherwise` as the way out."""
+    """The local paths of `files`, downloaded unless they are in the cache. Raises MiniGPTError with `otherwise` as the last way out."""
     import requests
 
     paths = []
@@ -72,10 +72,13 @@ def download(files: tuple[RemoteFile, ...], what: str, report: Report, otherwise
             try:
                 _fetch(file.url, path, report, _SIZE_LIMIT)
             except (OSError, ValueError, requests.RequestException) as error:
-                raise MiniGPTError(f"cannot download {what} from {file.url.split('/')[2]} ({type(error).__name__}): {otherwise}") from error
+                where = f"put {file.url} at {path}, or {otherwise}"
+                raise MiniGPTError(f"cannot download {what} ({type(error).__name__}): connect to the network, {where}") from error
             if not file.is_content(path.read_bytes()):
                 path.unlink()
-                raise MiniGPTError(f"{file.url} is not the expected file (its hash differs), so it was thrown away: {otherwise}")
+                raise MiniGPTError(
+                    f"{file.url} is not the expected file (its hash differs), so it was thrown away: try again, or {otherwise}"
+                )
         paths.append(path)
     return paths
 

@@ -72,7 +72,7 @@ def test_files_of_a_corpus_follow_each_other(server: str) -> None:
 
 
 def test_a_file_with_another_hash_is_thrown_away(server: str, tmp_path: Path) -> None:
-    with pytest.raises(MiniGPTError, match=r"is not the expected file.*use the embedded text: python-docs$"):
+    with pytest.raises(MiniGPTError, match=r"is not the expected file.*minigpt train FILE, or on python-docs"):
         corpus(f"{server}/text", "sha256:" + "0" * 64).fetch(lambda done, total: None)
     assert list((tmp_path / "cache").iterdir()) == []
 
@@ -85,10 +85,11 @@ def test_a_damaged_cache_is_fetched_again(server: str, tmp_path: Path) -> None:
     assert len(Handler.asked) == 2
 
 
-def test_offline_is_one_line_that_names_the_embedded_text(server: str, tmp_path: Path) -> None:
+def test_offline_names_the_address_the_place_in_the_cache_and_other_texts(server: str, tmp_path: Path) -> None:
     for url in ("http://127.0.0.1:9/text", f"{server}/missing"):
-        with pytest.raises(MiniGPTError, match=r"^cannot download shakespeare from 127\.0\.0\.1:.*embedded text: python-docs$") as caught:
+        with pytest.raises(MiniGPTError, match=r"^cannot download shakespeare .*minigpt train FILE, or on python-docs") as caught:
             corpus(url).fetch(lambda done, total: None)
+        assert f"put {url} at {tmp_path / 'cache' / 'text.txt'}" in str(caught.value)
         assert "\n" not in str(caught.value)
         assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 

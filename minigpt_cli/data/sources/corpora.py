@@ -37,7 +37,9 @@ class Download(PlainText):
 
     def paths(self, report: Report) -> list[Path]:
         """The files on this machine."""
-        return downloads.download(self.files, self.label, report, f"check the connection, or use the embedded text: {EMBEDDED}")
+        return downloads.download(
+            self.files, self.label, report, f"train on a text of yours, minigpt train FILE, or on {EMBEDDED}, which is here"
+        )
 
     def fetch(self, report: Report) -> None:
         """Download what is not in the cache."""
