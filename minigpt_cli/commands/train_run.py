@@ -190,7 +190,7 @@ def _fit(job: Job, signals: StopSignals, context: Context) -> Outcome:
                 nonlocal view
                 view = _show(view, event, signals)
                 if isinstance(event, Scoring) and event.final:
-                    signals.promise = "Ending the final score: the run is finished, and keeps the score that training measured."
+                    signals.promise = "Ending the final score; the run is finished."
 
             for event in fit(job, signals.poll, show):
                 show(event)

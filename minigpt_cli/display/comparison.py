@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     from minigpt_cli.evaluation.comparison import Pair, Part, Passage, Side
     from minigpt_cli.evaluation.seeds import Outlook
 
-BLUE, ORANGE = "#2f86c1", "#d55e00"  # like Okabe and Ito's: clear for colour-blind people, on black and on white
+PAIR = (
+    "color(32)",
+    "color(166)",
+)  # blue and orange of the first two sides, as in charts: clear on black, on white and to colour-blind people
 _SOME, _MUCH = 0.3, 1.0  # nats
 
 
@@ -54,8 +57,8 @@ def print_comparison(found: Compared) -> None:
     _heading("settings that differ")
     print_differences(found.names, found.differences)
     _heading("scores")
-    print_table(SCORE_COLUMNS, score_rows(found), styles=["best"])
-    _print_verdicts(found.pairs)
+    rows = score_rows(found)
+    print_table(SCORE_COLUMNS, rows, styles=["a" if row[0] == found.names[0] else "b" for row in rows] if len(rows) == 2 else ["best"])
     _print_parts("by kind of character, nats per character", found.names, found.kinds)
     _print_parts("by tokens before it in the window, nats per character", found.names, found.positions)
     _print_passages(found.names[0], found.names[1], found.passages)
@@ -64,6 +67,7 @@ def print_comparison(found: Compared) -> None:
         console.write(chart)
     if found.samples:
         _print_samples(found.prompt or "", found.samples)
+    _print_verdicts(found.names, found.pairs)
 
 
 def print_comparison_markdown(found: Compared) -> None:
@@ -142,15 +146,25 @@ def outlook_sentence(found: Outlook) -> str:
     return ""
 
 
-def _print_verdicts(pairs: Sequence[Pair]) -> None:
-    """Print every verdict and its scope."""
+def _print_verdicts(names: Sequence[str], pairs: Sequence[Pair]) -> None:
+    """Print every verdict and its scope, last of all, where it is seen; on a terminal with the names in their colours."""
+    from rich.padding import Padding
+    from rich.text import Text
+
     _heading("verdict, nats per character" + (f" (p-values adjusted for {len(pairs)} pairs, Holm)" if len(pairs) > 1 else ""))
+    on_terminal = console.is_terminal(sys.stdout)
     for pair in pairs:
-        console.write("  " + verdict_sentence(pair))
-        if pair.outlook is not None and (sentence := outlook_sentence(pair.outlook)):
-            console.write("    " + sentence)
+        if on_terminal:
+            sentence = Text(verdict_sentence(pair), style="bold")
+            for name, colour in zip(names, PAIR, strict=False):
+                sentence.highlight_words([one_line(name)], colour)
+            console.stdout().print(Padding(sentence, (0, 0, 0, 2)))
+        else:
+            console.write("  " + verdict_sentence(pair))
+        if pair.outlook is not None and (outlook := outlook_sentence(pair.outlook)):
+            console.write_wrapped("    " + outlook, "    ")
     for line in scope_lines(pairs):
-        console.write("  " + line)
+        console.write_wrapped("  " + line, "  ")
 
 
 def scope_lines(pairs: Sequence[Pair]) -> list[str]:
@@ -183,20 +197,23 @@ def _print_parts(title: str, names: Sequence[str], parts: Sequence[Part]) -> Non
 
 
 def _print_passages(a: str, b: str, passages: Sequence[Passage]) -> None:
-    """Print the most different passages: side by side and coloured on a terminal, otherwise one after another."""
+    """Print the most different passages; on a terminal with the characters in the colour of the side that predicts them better."""
+    from rich.padding import Padding
+    from rich.text import Text
+
     _heading("most different passages")
-    colour = console.is_terminal(sys.stdout) and not console.stdout().no_color
+    out, colour = console.stdout(), console.is_terminal(sys.stdout) and not console.stdout().no_color
+    if colour and passages:
+        out.print(Text.assemble("  better on a character: ", (one_line(a), PAIR[0]), ", ", (one_line(b), PAIR[1])))
     for passage in passages:
         about = one_line(passage_sentence(a, b, passage))
         if colour:
-            sides = (
-                (f"{a} (cheaper here: blue)", _coloured(passage, -1, BLUE)),
-                (f"{b} (cheaper here: orange)", _coloured(passage, 1, ORANGE)),
-            )
-            print_columns(sides, title=about)
+            out.print(Padding(Text(about, style="dim"), (1, 0, 0, 2)))
+            out.print(Padding(_coloured(passage), (0, 0, 0, 4)))
         else:
             text = printable(passage.text.replace("\n", "⏎"), keep="")
-            console.write(f"  {about}\n    {text}")
+            console.write_wrapped(f"  {about}", "  ")
+            console.write_wrapped(f"    {text}", "    ")
 
 
 def passage_sentence(a: str, b: str, passage: Passage) -> str:
@@ -205,16 +222,17 @@ def passage_sentence(a: str, b: str, passage: Passage) -> str:
     return f"{better} is better by {abs(passage.delta):.3f} nats per character, from character {passage.start:,}"
 
 
-def _coloured(passage: Passage, sign: int, colour: str) -> Text:
-    """The passage with colour on the characters that one side predicts better, and a coloured background where it is much better."""
+def _coloured(passage: Passage) -> Text:
+    """The passage with each character in the colour of the side that predicts it better, on that colour where it is much better."""
     from rich.style import Style
     from rich.text import Text
 
-    some, much = Style(color=colour), Style(color="#ffffff", bgcolor=colour, bold=True)
     text = Text()
     for character, difference in zip(passage.text, passage.differences.tolist(), strict=True):
+        colour = PAIR[0] if difference < 0 else PAIR[1]
+        much, some = Style(color="color(231)", bgcolor=colour, bold=True), Style(color=colour)
         shown = "⏎\n" if character == "\n" else printable(character, keep="")
-        text.append(shown, much if sign * difference >= _MUCH else some if sign * difference >= _SOME else None)
+        text.append(shown, much if abs(difference) >= _MUCH else some if abs(difference) >= _SOME else None)
     return text
 
 

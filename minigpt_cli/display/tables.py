@@ -42,8 +42,15 @@ def cells_of(fields: Fields[R], records: Sequence[R]) -> tuple[list[Column], lis
     return [column for column, _ in fields], [[show(record) for _, show in fields] for record in records]
 
 
-Style = Literal["best", "dim", "bad", ""]
-_STYLES = {"best": "bold green", "dim": "dim", "bad": "red", "": None}
+Style = Literal["best", "dim", "bad", "a", "b", ""]
+_STYLES = {
+    "best": "bold green",
+    "dim": "dim",
+    "bad": "red",
+    "a": "color(32)",
+    "b": "color(166)",
+    "": None,
+}  # a and b: the sides of a comparison
 
 
 def print_table(columns: Sequence[Column], rows: Sequence[Sequence[str]], *, styles: Sequence[Style] = (), title: str = "") -> None:

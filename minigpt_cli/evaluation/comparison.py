@@ -197,10 +197,13 @@ def most_different(a: Side, b: Side, text: str, *, count: int = 4, length: int =
 
 
 def _passage(text: str, differences: Floats, start: int, length: int, answers: npt.NDArray[np.int64] | None) -> Passage:
-    """The passage, shortened to start at a word if one starts soon; with a line break, which is not scored, between answers."""
-    gap = text.find(" ", start, start + 20)
-    begin = gap + 1 if gap >= 0 and start > 0 and length > 40 else start
-    shown, part = text[begin : start + length], differences[begin : start + length]
+    """The passage from word to word, shortened for it where words are short; with a line break, which is not scored, between answers."""
+    begin, end = start, start + length
+    if length > 40:
+        spaces = [i for i in range(start, end) if text[i].isspace()]
+        begin = next((i + 1 for i in spaces if i < start + 20), start) if start > 0 and not text[start - 1].isspace() else start
+        end = next((i for i in reversed(spaces) if i >= end - 20), end) if end < len(text) and not text[end].isspace() else end
+    shown, part = text[begin:end], differences[begin:end]
     delta = float(part.mean())
     if answers is not None:
         cuts = np.unique(answers[(answers > begin) & (answers < begin + len(shown))]) - begin

@@ -95,3 +95,14 @@ def test_the_most_different_passage_is_found() -> None:
     assert passages[0].delta == pytest.approx(-1)
     assert all(p.text == TEXT[p.start : p.start + len(p.text)] and len(p.text) == len(p.differences) for p in passages)
     assert most_different(a, a, TEXT) == []
+
+
+def test_passages_go_from_word_to_word() -> None:
+    words = "alpha beta gamma delta " * 60
+    a = np.ones(len(words))
+    a[501:640] = 0.1
+    position = np.ones(len(words), dtype=np.int64)
+    sides = [Side(name, (make_score(x, x, position, words.encode()),)) for name, x in (("a", a), ("b", np.ones(len(words))))]
+    for passage in most_different(*sides, words):
+        assert set(passage.text.split()) <= {"alpha", "beta", "gamma", "delta"}
+        assert len(passage.differences) == len(passage.text)
