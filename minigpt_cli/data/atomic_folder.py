@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from minigpt_cli.runstore.locks import alone_in
+from minigpt_cli.runstore.locks import alone_in, hold_folder
 from minigpt_cli.storage.atomic_io import explained, sweep_abandoned, sync_folder
 from minigpt_cli.storage.downloads import Report
 
@@ -32,18 +32,32 @@ class Preparing:
 
 
 @contextmanager
-def atomic_folder(parent: Path) -> Iterator[Path]:
-    """A new folder in `parent` to build in; what is left in it at the end is removed, and so is a `parent` that stays empty."""
+def atomic_folder(parent: Path, name: str = "", keep: str = "") -> Iterator[Path]:
+    """A folder in `parent` to build in; what is left in it at the end is removed, and so is a `parent` that stays empty.
+
+    With a `name` it has that name, unless another process builds there: then what a killed process built in it is found in it. An
+    interruption leaves it if it holds a file `keep`.
+    """
     with explained("make the folder"):
         made = [folder for folder in (parent, *parent.parents) if not folder.exists()]
         parent.mkdir(parents=True, exist_ok=True)
         sweep_abandoned(parent, UNFINISHED, "")
-        folder = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=parent))
+        folder = parent / f"{UNFINISHED}{name}"
+        if not name or not (release := hold_folder(folder)):
+            folder, release = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=parent)), lambda: None
         folder.chmod(0o777 & ~_umask())
+    kept = False
     try:
         yield folder
+    except Exception:
+        raise
+    except BaseException:  # Ctrl-C, or the end of a generator
+        kept = bool(keep) and (folder / keep).exists()
+        raise
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        if not kept:
+            shutil.rmtree(folder, ignore_errors=True)
+        release()
         with suppress(OSError):
             for empty in made:
                 empty.rmdir()

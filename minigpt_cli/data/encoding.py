@@ -2,7 +2,7 @@
 
 The first pass over the documents counts and hashes them and collects their alphabet. If token files for this hash and these
 settings exist they are used; a changed text is therefore never trained on stale tokens. Otherwise a second pass encodes split
-after split into a folder beside the final one, which is renamed when it is complete.
+after split into a folder beside the final one, which is renamed when it is complete; what a killed process left there is gone on with.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from minigpt_cli import registry
 from minigpt_cli.bounds import line
 from minigpt_cli.config import CLEANING, DataConfig
 from minigpt_cli.data.atomic_folder import Preparing, atomic_folder, put_in_place, watched
-from minigpt_cli.data.dataset import RECORD, SPLITS, TOKENIZER, Dataset, DatasetRecord, cached, dtype_for, open_dataset, read_record
+from minigpt_cli.data.dataset import RECORD, SPLITS, TOKENIZER, Dataset, DatasetRecord, cached, open_dataset, read_record
 from minigpt_cli.data.leak import leak_of
 from minigpt_cli.data.origins import origins_of
 from minigpt_cli.data.parts import Kind
@@ -29,6 +29,7 @@ from minigpt_cli.data.sources.contract import Document, Source
 from minigpt_cli.data.sources.open_source import check_output, data_folder, open_sources
 from minigpt_cli.data.splitting import Splitter
 from minigpt_cli.data.text_reader import Counted, Text
+from minigpt_cli.data.token_files import PROGRESS, TokenFiles, progress_in, tokenizer_in
 from minigpt_cli.data.verified import VERIFIED
 from minigpt_cli.errors import TextTooShort, UsageError, unknown_name
 from minigpt_cli.escaping import file_name
@@ -85,7 +86,7 @@ def prepare(
         chat = "" if source.split_by == "character" else "chat-"
         target = out or data_dir / f"{_slug(source.label)}-{chat}{_slug(tokenizer_kind.name)}-{key[:12]}"
         if (found := cached(target, key, verify=verify)) is None:
-            folder = stack.enter_context(atomic_folder(target.parent))
+            folder = stack.enter_context(atomic_folder(target.parent, key[:16], keep=PROGRESS))
             yield from _build(folder, config, text, splitter, tokenizer_kind, key)
             put_in_place(folder, target, lambda there: cached(there, key) is not None)
             found = open_dataset(target)
@@ -160,19 +161,14 @@ def _build(
     folder: Path, config: DataConfig, text: Text, splitter: Splitter, tokenizer_kind: _TokenizerKind, key: str
 ) -> Generator[Preparing, None, None]:
     """Write the files of a dataset into `folder`, its record last."""
-    tokenizer = yield from _made(config, text, splitter, tokenizer_kind)
-    dtype = dtype_for(tokenizer.vocab_size)
-    json_text = tokenizer.to_json()
-    write_atomic(folder / TOKENIZER, json_text)
+    progress = progress_in(folder, key)
+    tokenizer = tokenizer_in(folder, progress) if progress else (yield from _made(config, text, splitter, tokenizer_kind))
     end = END_OF_TEXT if text.many else None
     splits = {name: Counted(end) for name in splitter.names}
-    with ExitStack() as stack, explained("write"):
-        files = {name: stack.enter_context((folder / f"{name}.bin").open("wb")) for name in splits}
-        for name, pieces in _gathered(splitter.parts(), splits):
-            for ids in tokenizer.encode_stream(pieces):
-                data = ids.astype(dtype).tobytes()
-                files[name].write(data)
-                splits[name].written(data, len(ids))
+    files = TokenFiles(folder, key, tokenizer, splits, progress)
+    with explained("write"), files.opened():
+        for batch, (name, pieces) in enumerate(_gathered(splitter.parts(), splits)):
+            for _ in files.encode(name, batch, pieces, tokenizer):
                 yield Preparing(sum(counted.n_bytes for counted in splits.values()), text.n_bytes, "encoding")
     for name, counted in splits.items():
         if not counted.n_learned:
@@ -190,14 +186,14 @@ def _build(
         n_chars=sum(counted.n_chars for counted in splits.values()),
         n_bytes=sum(counted.n_bytes for counted in splits.values()),
         tokenizer=tokenizer.name,
-        tokenizer_sha256=hashlib.sha256(json_text.encode("utf-8")).hexdigest(),
+        tokenizer_sha256=files.tokenizer_sha256,
         vocab_size=tokenizer.vocab_size,
-        dtype=dtype,
+        dtype=files.dtype,
         train_frac=config.train_frac,
         test_frac=config.test_frac,
         **{name: getattr(config, name) for name in (*CLEANING, "max_chars")},
         chats=text.source.split_by == "conversation",
-        leak=leak_of(folder / "train.bin", folder / "val.bin", dtype, tokenizer, kind),
+        leak=leak_of(folder / "train.bin", folder / "val.bin", files.dtype, tokenizer, kind),
         origins=origins_of(text, splitter),
         splits={name: counted.record() for name, counted in splits.items()},
     )

@@ -151,6 +151,15 @@ class Counted:
                 self.n_bytes += len(data)
             yield piece.text
 
+    def resume(self, file: hashlib._Hash, n_tokens: int) -> None:
+        """Begin with a token file that has this hash and so many tokens."""
+        self._file, self.n_tokens = file, n_tokens
+
+    @property
+    def file_sha256(self) -> str:
+        """The hash of what went into the token file so far."""
+        return self._file.hexdigest()
+
     def written(self, data: bytes, n_tokens: int) -> None:
         """Note what went into the token file."""
         self._file.update(data)
@@ -164,5 +173,5 @@ class Counted:
             n_chars=self.n_chars,
             n_bytes=self.n_bytes,
             text_sha256=self._text.hexdigest(),
-            file_sha256=self._file.hexdigest(),
+            file_sha256=self.file_sha256,
         )

@@ -69,6 +69,21 @@ def alone_in(folder: Path) -> Iterator[None]:
         os.close(fd)
 
 
+def hold_folder(folder: Path) -> Callable[[], None] | None:
+    """Make a folder unless it is there, and lock it while this process lives; returns what frees it. None where another process holds it,
+    or folders cannot be locked. It leaves no file."""
+    if fcntl is None:  # pragma: no cover: Windows
+        return None
+    folder.mkdir(mode=0o700, exist_ok=True)
+    fd = os.open(folder, os.O_RDONLY | atomic_io.NOFOLLOW | atomic_io.CLOEXEC)
+    with suppress(OSError):
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(fd), os.lstat(folder)):  # else another process has finished it meanwhile
+            return lambda: os.close(fd)
+    os.close(fd)
+    return None
+
+
 def _acquire(path: Path, patience_s: float) -> Callable[[], None] | None:
     if fcntl is None:  # pragma: no cover: Windows
         return _acquire_without_flock(path, patience_s)
