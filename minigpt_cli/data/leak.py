@@ -22,7 +22,7 @@ from minigpt_cli.runstore.records import Leak
 from minigpt_cli.tokenization.char import code_points
 from minigpt_cli.tokenization.contract import Tokenizer
 
-RUN = 50  # characters
+RUN = Leak.run
 SAMPLE, STRETCH = 1 << 19, 1 << 10  # tokens of the validation text, and of each of the stretches that a sample has
 TRAINING, READ = 1 << 27, 1 << 20  # the same of the training text: three seconds or so
 MATTERS = 0.01  # of the validation text. This much lowers a score by up to 1 %, about as much as runs of other seeds differ by
@@ -53,19 +53,11 @@ def leak_of(train: Path, val: Path, dtype: Dtype, tokenizer: Tokenizer, kind: Ki
     )
 
 
-def in_words(leak: Leak) -> str:
-    """The result as a sentence."""
-    sample = " (estimated from a sample)" if leak.of_val < 1 else ""
-    least, read = ("at least ", f"; {leak.of_train:.0%} of it was read") if leak.of_train < 1 else ("", "")
-    share = f"{least}{leak.share:.1%} of the validation text{sample}"
-    return f"{share} stands word for word in the training text, in runs of {RUN} characters and more{read}"
-
-
 def warnings(leak: Leak | None) -> list[str]:
     """What to say before training: nothing below MATTERS."""
     if leak is None or leak.share < MATTERS:
         return []
-    return [f"warning: {in_words(leak)}: a model can recite it, so expect a higher loss on new text"]
+    return [f"warning: {leak.in_words}: a model can recite it, so expect a higher loss on new text"]
 
 
 def _blocks(path: Path, dtype: np.dtype[Any], start: int, count: int) -> Iterator[npt.NDArray[Any]]:

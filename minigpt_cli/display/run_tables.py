@@ -140,6 +140,7 @@ def _facts(record: RunRecord, status: str, annotations: Annotations) -> list[tup
         ("model", f"{record.arch}, {record.n_params:,} parameters{active}, vocabulary {record.vocab_size:,} ({record.tokenizer})"),
         ("text", text),
         ("", sizes),
+        ("leak", corpus.leak.in_words if corpus and corpus.leak else ""),
         *(("fetched", line) for line in _fetched(corpus)),
         ("machine", ", ".join(filter(None, [record.device, record.device_name, f"{record.threads} threads" if record.threads else ""]))),
         ("versions", ", ".join(f"{name} {number}" for name, number in record.versions.items())),

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from minigpt_cli.data.leak import in_words
 from minigpt_cli.data.preview import RARE, Preview
 from minigpt_cli.display import console
 from minigpt_cli.escaping import one_line
@@ -43,7 +42,7 @@ def print_preview(found: Preview, n_documents: int, leak: Leak | None) -> None:
     rare = f"; {len(found.rare):,} occur less than {RARE} times: {shown}" if found.rare else ""
     lines.append(("alphabet", f"{found.alphabet:,} characters{f' ({scripts})' if scripts else ''}{rare}"))
     if leak is not None:
-        lines.append(("leak", in_words(leak)))
+        lines.append(("leak", leak.in_words))
     for name, value in lines:
         console.write(one_line(f"{name:<11} {value}"))
     for window in found.windows:

@@ -7,6 +7,7 @@ import shlex
 from typing import Any
 
 from minigpt_cli.config import RunConfig
+from minigpt_cli.data.leak import warnings
 from minigpt_cli.escaping import json_text, markdown, markdown_code, one_line
 from minigpt_cli.runstore.records import RunRecord
 
@@ -56,6 +57,8 @@ def _card(record: RunRecord, config: RunConfig, step: int, what: str, use: str) 
     parts = [f"# {markdown(record.name)}\n", intro, "## Use\n", use, "## Score\n", _score(record, step)]
     if record.corpus:
         parts += ["## Text\n", _text(record)]
+    if config.data.document_mask:
+        parts.append("Attention stayed inside one document: give it one document at a time.\n")
     parts += ["## Configuration\n", _configuration(config)]
     return "\n".join(parts)
 
@@ -66,10 +69,12 @@ def _score(record: RunRecord, step: int) -> str:
     best = record.best
     interval = f" (95 % interval {best.ci95[0]:.4f} to {best.ci95[1]:.4f})" if best.ci95 else ""
     scope = "the whole validation split" if best.whole_split else "samples of the validation split"
+    leak = record.corpus.leak if record.corpus else None
+    known = f"{leak.in_words}.\n" if warnings(leak) and leak else ""
     return (
         f"Validation: **{best.nats_per_char:.4f} nats per character**{interval}, {best.nats_per_token:.4f} nats per token, on {scope}.\n"
         f"Weights of step {step:,} of {record.stop_step:,}; "
-        f"{record.tokens_seen:,} tokens in {record.elapsed_s:.0f} s on {markdown(record.device)}.\n"
+        f"{record.tokens_seen:,} tokens in {record.elapsed_s:.0f} s on {markdown(record.device)}.\n{known}"
     )
 
 

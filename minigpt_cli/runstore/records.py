@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -53,6 +53,8 @@ Share = Annotated[float, Field(ge=0, le=1)]
 class Leak(_Record):
     """How much of the validation text stands word for word in the training text (data/leak.py)."""
 
+    run: ClassVar[int] = 50
+    """Characters of the shortest run that counts."""
     share: Share
     """The part of the validation text that does."""
     n_chars: Count
@@ -61,6 +63,14 @@ class Leak(_Record):
     """The part of the validation text that these are: a large one is sampled."""
     of_train: Share = 1.0
     """The part of the training text in which they were looked for."""
+
+    @property
+    def in_words(self) -> str:
+        """The result as a sentence."""
+        sample = " (estimated from a sample)" if self.of_val < 1 else ""
+        least, read = ("at least ", f"; {self.of_train:.0%} of it was read") if self.of_train < 1 else ("", "")
+        share = f"{least}{self.share:.1%} of the validation text{sample}"
+        return f"{share} stands word for word in the training text, in runs of {self.run} characters and more{read}"
 
 
 FETCHED_FILES, FETCHED = 20, 100  # files of a dataset that are named, and addresses of a text

@@ -162,3 +162,9 @@ def test_a_run_shows_the_hash_of_what_came_from_the_network(
     assert "fetched https://example.org/t.txt (sha256 5a5a5a5a5a5a)" in " ".join(cli("runs", "show", "far").out.split())
     (fetched,) = json.loads(Path("runs/far/run.json").read_text())["corpus"]["fetched"]
     assert fetched["sha256"] == "5a" * 32
+
+
+def test_the_card_of_an_export_says_that_documents_were_masked(call: Any, tmp_path: Path) -> None:
+    for run, said in (("masked", True), ("names", False)):
+        huggingface.export(load(RunStore("runs").find(run)), tmp_path / run)
+        assert ("give it one document at a time" in (tmp_path / run / "README.md").read_text()) is said

@@ -296,4 +296,5 @@ def test_validation_text_that_stands_in_the_training_text_is_warned_of_and_recor
     done = cli("train", "known.txt", "--name", "known", *tiny)
     assert "warning: 100.0% of the validation text stands word for word in the training text" in done.err
     corpus = json.loads(Path("runs/known/run.json").read_text())["corpus"]
+    assert "100.0% of the validation text stands" in cli("runs", "show", "known").out.replace("\n", " ")
     assert corpus["leak"] == {"share": 1.0, "n_chars": corpus["splits"]["val"]["n_chars"], "of_val": 1.0, "of_train": 1.0}

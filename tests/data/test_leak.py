@@ -119,15 +119,15 @@ def test_large_texts_are_sampled_and_said_to_be(tmp_path: Path, monkeypatch: pyt
     dataset = dataset_of(tmp_path, body + body, train_frac=0.5)
     assert dataset.leak is not None
     assert (dataset.leak.share, dataset.leak.n_chars) == (1.0, 4096)
-    assert "from a sample" in leak.in_words(dataset.leak)
+    assert "from a sample" in dataset.leak.in_words
     monkeypatch.setattr(leak, "SAMPLE", 30_000)
     monkeypatch.setattr(leak, "TRAINING", 4096)
     monkeypatch.setattr(leak, "READ", 1024)
     found = leak.leak_of(dataset.dir / "train.bin", dataset.dir / "val.bin", "uint16", dataset.tokenizer, None)
     assert 0 < found.share < 0.2
     assert found.of_train == pytest.approx(4096 / 30_000)
-    assert leak.in_words(found).startswith("at least ")
-    assert leak.in_words(found).endswith("14% of it was read")
+    assert found.in_words.startswith("at least ")
+    assert found.in_words.endswith("14% of it was read")
 
 
 def test_memory_does_not_grow_with_the_training_text() -> None:
