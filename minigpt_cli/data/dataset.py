@@ -7,7 +7,7 @@ folder is built again rather than trained on.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,6 +17,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from minigpt_cli.bounds import Count, Figure, Line
+from minigpt_cli.config import CLEANING, DataConfig
 from minigpt_cli.data.verified import Verified
 from minigpt_cli.errors import RunDamaged, TextTooShort, UsageError
 from minigpt_cli.runstore.records import FETCHED, Fetched, Leak
@@ -124,6 +125,7 @@ class Dataset:
     test: Split | None
     leak: Leak | None = None  # how much of the validation text stands in the training text; None: it was not measured
     origins: Origins = field(default_factory=Origins)
+    cleaned: Mapping[str, Any] = field(default_factory=dict)  # the settings that changed the characters of the text
     notices: tuple[str, ...] = ()  # what was left out of the text, and how it was split; of the preparation, and not kept
 
     @property
@@ -208,6 +210,7 @@ def open_dataset(folder: Path, record: DatasetRecord | None = None, *, verify: b
         test=splits.get("test"),
         leak=record.leak,
         origins=record.origins,
+        cleaned={name: value for name in CLEANING if (value := getattr(record, name)) != DataConfig.model_fields[name].default},
     )
 
 

@@ -43,3 +43,11 @@ def test_prompts_and_texts_are_read_as_the_run_knows_them(trained: Path, cli: Cl
     alike = cli("compare", "first", "lower", "--data", "common.txt", "--lowercase", "--normalize", "off", "--json")
     assert alike.code == 0
     assert cli("runs", "diff", "first", "lower").out.count("lowercase") >= 1
+
+
+def test_a_run_on_prepared_tokens_reads_prompts_as_their_text_was(trained: Path, cli: Cli, tiny: list[str]) -> None:
+    assert cli("tokenize", "text.txt", "--lowercase", "--out", "tokens").code == 0
+    assert cli("train", "tokens", "--name", "ready", *tiny).code == 0
+    assert RunStore("runs").find("ready").config.data.lowercase
+    assert cli("generate", "ready", "--prompt", "To BE", "--max-new-tokens", "2").code == 0
+    assert cli("train", "--resume", "ready", "--max-steps", "6").code == 0

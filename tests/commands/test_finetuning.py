@@ -282,3 +282,10 @@ def test_conversations_after_plain_text_leave_the_old_score(store: RunStore) -> 
     assert train("talk", "--lr", "1e-9", "--muon-lr", "1e-9", "--weight-decay", "0", text="talk.jsonl", steps=2) == 0
     assert old_score(store.find("talk")) == pytest.approx(old_score(store.find("base")), abs=1e-4)
     assert store.find("talk").record.vocab_size > store.find("base").record.vocab_size + 4
+
+
+def test_prepared_tokens_are_learned_from_the_weights_of_a_run(store: RunStore, capsys: pytest.CaptureFixture[str]) -> None:
+    assert minigpt(["tokenize", "new.txt", "--out", "tokens"]) == 0
+    assert train("ready", text="tokens", steps=2) == 0
+    assert "forgotten: " in capsys.readouterr().err
+    assert minigpt(["train", "--resume", "ready", "--max-steps", "4"]) == 0
