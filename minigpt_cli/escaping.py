@@ -94,3 +94,14 @@ def _printable_json(line: str) -> str:
 def file_name(text: str, most: int = 100) -> str:
     """`text` as the name of a file in plain characters, at most `most` long."""
     return _UNFIT_FOR_FILES.sub("-", text).strip("-.")[:most] or "text"
+
+
+_LATEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "≈": r"$\approx$", "±": r"$\pm$", "<": r"\textless{}",
+    ">": r"\textgreater{}",
+}  # fmt: skip
+
+
+def latex(text: str) -> str:
+    """`text` in one line, so that LaTeX prints it as it is."""
+    return "".join(_LATEX.get(character, character) for character in one_line(text))

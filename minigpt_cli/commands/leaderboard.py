@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
-from minigpt_cli.commands.options import CsvFlag, JsonFlag, MarkdownFlag, RunsDir, Sort, Tag, Top, Where, option, switch
+from minigpt_cli.commands.options import CsvFlag, JsonFlag, LatexFlag, MarkdownFlag, RunsDir, Sort, Tag, Top, Where, option, switch
 from minigpt_cli.commands.run_fields import one_format, select, warn_of_unreadable
 from minigpt_cli.display import console
 from minigpt_cli.evaluation import leaderboard as evaluation
-from minigpt_cli.evaluation.leaderboard import Folded, Row, by_field
+from minigpt_cli.evaluation.leaderboard import AnyRow, Folded, Row, by_field
 from minigpt_cli.evaluation.recipes import repeat_notice
 from minigpt_cli.runstore.directory import Run
 from minigpt_cli.runstore.store import RunStore
@@ -35,6 +35,7 @@ def leaderboard(
     fold_seeds: Annotated[bool, switch("--fold-seeds", "One row for all runs that differ only in their seed.")] = False,
     csv: CsvFlag = False,
     md: MarkdownFlag = False,
+    latex: LatexFlag = False,
     json: JsonFlag = False,
     runs_dir: RunsDir = None,
 ) -> None:
@@ -48,16 +49,16 @@ def leaderboard(
     Ranks runs by nats per character of their best weights on the whole validation text. Each text has its own ranking;
     runs with a statistical tie with the first are marked ≈.
     """
-    form = one_format(json=json, csv=csv, md=md)
+    form = one_format(json=json, csv=csv, md=md, latex=latex)
     everything = RunStore(runs_dir).list()
     warn_of_unreadable(everything)
     chosen = select((run for run in everything if isinstance(run, Run)), where=where, tags=tag or [])
     if fold_seeds:
         recipes = by_field(folded(within(chosen, budget)), sort, list(Folded.__dataclass_fields__))
-        show_folded(recipes[: top or None], form)
+        show_folded(chosen, _first(recipes, top), form)
     else:
         rows = by_field(ranked(chosen, budget), sort, list(Row.model_fields))
-        show(chosen, rows[: top or None], form)
+        show(chosen, _first(rows, top), form)
 
 
 def ranked(runs: Sequence[Run], budget: str | None = None) -> list[Row]:
@@ -89,46 +90,82 @@ def folded(runs: Sequence[Run]) -> list[Folded]:
     return rows
 
 
+def _first(rows: Sequence[AnyRow], top: int) -> list[AnyRow]:
+    """The first `top` rows of each text; all rows for 0."""
+    kept: dict[str, int] = defaultdict(int)
+    found = []
+    for row in rows:
+        kept[row.text_sha256] += 1
+        if not top or kept[row.text_sha256] <= top:
+            found.append(row)
+    return found
+
+
 def show(runs: Sequence[Run], rows: Sequence[Row], form: Form = "table") -> None:
     """Print rows in this format."""
     from minigpt_cli.display.run_tables import leaderboard_table, print_leaderboard
-    from minigpt_cli.display.tables import as_csv, as_markdown
 
-    names = list(Row.model_fields)
     if form == "json":
         console.write_json([row.model_dump(mode="json") for row in rows])
-    elif form == "csv":
-        console.write_rows(as_csv(names, [[getattr(row, name) for name in names] for row in rows]))
-    elif form == "markdown":
-        console.write("\n\n".join(as_markdown(*leaderboard_table(group)) for _, group in _by_text(runs, rows)))
-    elif not rows:
+    elif form == "table" and not rows:
         console.notice("no scored runs" + (" that match" if runs else " yet: start with minigpt train"))
-    else:
+    elif form == "table":
         print_leaderboard(_by_text(runs, rows))
+    else:
+        _write(runs, rows, list(Row.model_fields), leaderboard_table, form)
 
 
-def _by_text(runs: Sequence[Run], rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
-    """Rows grouped by validation text, each group with a title if there is more than one."""
-    groups: dict[str, list[Row]] = defaultdict(list)
-    for row in rows:
-        groups[row.text_sha256].append(row)
-    labels = {run.record.text_sha256: run.record.corpus.label for run in runs if run.record.corpus}
-    if len(groups) == 1:
-        return [("", group) for group in groups.values()]
-    return [(f"{labels.get(sha, 'unknown text')} (validation text {sha[:8] or 'unknown'})", group) for sha, group in groups.items()]
-
-
-def show_folded(rows: Sequence[Folded], form: Form = "table") -> None:
+def show_folded(runs: Sequence[Run], rows: Sequence[Folded], form: Form = "table") -> None:
     """Print one row for each recipe in this format."""
     from minigpt_cli.display.run_tables import folded_table
-    from minigpt_cli.display.tables import as_csv, as_markdown, print_table
+    from minigpt_cli.display.tables import print_table
 
-    names = list(Folded.__dataclass_fields__)
     if form == "json":
         console.write_json([asdict(row) for row in rows])
-    elif form == "csv":
-        console.write_rows(as_csv(names, [[getattr(row, name) for name in names] for row in rows]))
-    elif form == "markdown":
-        console.write(as_markdown(*folded_table(rows)))
+    elif form == "table":
+        for title, group in _by_text(runs, rows):
+            print_table(*folded_table(group), title=title)
     else:
-        print_table(*folded_table(rows))
+        _write(runs, rows, list(Folded.__dataclass_fields__), folded_table, form)
+
+
+def _write(
+    runs: Sequence[Run], rows: Sequence[AnyRow], names: list[str], table: Callable[[Sequence[AnyRow]], tuple[Any, Any]], form: Form
+) -> None:
+    """Print rows to paste: as CSV with the text as a column, or a table for each text as Markdown or LaTeX."""
+    from minigpt_cli.display.tables import as_csv, as_latex, as_markdown
+    from minigpt_cli.escaping import latex, markdown
+
+    if form == "csv":
+        texts = _texts(runs)
+        cells: list[list[Any]] = []
+        for row in rows:
+            values: list[Any] = [getattr(row, name) for name in names]
+            cells.append([*values, texts.get(row.text_sha256, "")])
+        console.write_rows(as_csv([*names, "text"], cells))
+        return
+    make, escape, strong = (as_latex, latex, "% {}") if form == "latex" else (as_markdown, markdown, "**{}**")
+    blocks = [(strong.format(escape(title)) + "\n\n" if title else "") + make(*table(group)) for title, group in _by_text(runs, rows)]
+    console.write("\n\n".join(blocks))
+
+
+def _texts(runs: Sequence[Run]) -> dict[str, str]:
+    """Validation texts by hash, named by label and size."""
+    return {
+        run.record.text_sha256: f"{corpus.label}, {corpus.splits['val'].n_chars:,} characters of validation"
+        for run in runs
+        if (corpus := run.record.corpus) and "val" in corpus.splits
+    }
+
+
+def _by_text(runs: Sequence[Run], rows: Sequence[AnyRow]) -> list[tuple[str, list[AnyRow]]]:
+    """Rows grouped by validation text, each group with a title if there is more than one; alike titles get the beginning of the hash."""
+    groups: dict[str, list[AnyRow]] = defaultdict(list)
+    for row in rows:
+        groups[row.text_sha256].append(row)
+    if len(groups) == 1:
+        return [("", group) for group in groups.values()]
+    texts = _texts(runs)
+    titles = {sha: texts.get(sha, "a text without a record") for sha in groups}
+    counts = Counter(titles.values())
+    return [(titles[sha] + (f" ({sha[:8]})" if counts[titles[sha]] > 1 else ""), group) for sha, group in groups.items()]

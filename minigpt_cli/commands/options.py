@@ -105,6 +105,8 @@ YesFlag = Annotated[bool, switch("--yes", "Do not ask before deleting.", "-y")]
 
 MarkdownFlag = Annotated[bool, switch("--md", "Print a Markdown table.")]
 
+LatexFlag = Annotated[bool, switch("--latex", "Print a LaTeX table (booktabs).")]
+
 CsvFlag = Annotated[bool, switch("--csv", "Print CSV.")]
 
 CheckpointOption = Annotated[

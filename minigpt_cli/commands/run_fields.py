@@ -126,11 +126,11 @@ def find_readable(store: RunStore, names: Sequence[str]) -> list[Run]:
     return list(found.values())
 
 
-def one_format(*, json: bool, csv: bool, md: bool) -> Form:
+def one_format(*, json: bool, csv: bool, md: bool, latex: bool) -> Form:
     """The output format of these flags. Raises UsageError for more than one flag."""
-    asked: dict[Form, bool] = {"json": json, "csv": csv, "markdown": md}
+    asked: dict[Form, bool] = {"json": json, "csv": csv, "markdown": md, "latex": latex}
     if sum(asked.values()) > 1:
-        raise UsageError("--json, --csv and --md cannot be used together: choose one")
+        raise UsageError("--json, --csv, --md and --latex cannot be used together: choose one")
     return next((form for form, on in asked.items() if on), "table")
 
 

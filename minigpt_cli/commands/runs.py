@@ -65,6 +65,7 @@ def list_runs(
     where: options.Where = None,
     csv: options.CsvFlag = False,
     md: options.MarkdownFlag = False,
+    latex: options.LatexFlag = False,
     json: options.JsonFlag = False,
     runs_dir: RunsDir = None,
 ) -> None:
@@ -77,9 +78,9 @@ def list_runs(
     Lists every run, the most recently saved one last. Damaged runs are listed too.
     """
     from minigpt_cli.display.run_tables import print_list
-    from minigpt_cli.display.tables import Column, as_csv, as_markdown, flat
+    from minigpt_cli.display.tables import Column, as_csv, as_latex, as_markdown, flat
 
-    form = one_format(json=json, csv=csv, md=md)
+    form = one_format(json=json, csv=csv, md=md, latex=latex)
     store = RunStore(runs_dir)
     everything = store.list()
     good = ordered(select((r for r in everything if isinstance(r, Run)), where=where, tags=tag or []), sort)
@@ -90,9 +91,9 @@ def list_runs(
         console.write_json(rows)
     elif form == "csv":
         console.write_rows(as_csv(names, [[row.get(name) for name in names] for row in rows]))
-    elif form == "markdown":
+    elif form in ("markdown", "latex"):
         cells = [["" if (value := flat(row.get(name))) is None else str(value) for name in names] for row in rows]
-        console.write_rows(as_markdown([Column(name) for name in names], cells))
+        console.write_rows((as_latex if form == "latex" else as_markdown)([Column(name) for name in names], cells))
     elif not rows:
         console.notice(f"no runs in {store.dir}" + (" that match" if everything else " yet: start with minigpt train"))
     else:

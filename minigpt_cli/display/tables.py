@@ -10,13 +10,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from minigpt_cli.display import console
-from minigpt_cli.escaping import csv_cell, markdown, one_line
+from minigpt_cli.escaping import csv_cell, latex, markdown, one_line
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.text import Text
 
 _GAP = 2  # between columns
+_IMPORTANT = 2  # the highest rank of columns for which names are shortened
+_LEAST_NAME = 16  # columns that a name keeps
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ R = TypeVar("R")
 Fields = Sequence[tuple[Column, Callable[[R], str]]]
 """Columns, each with a function from a record to its cell."""
 
-Form = Literal["table", "json", "csv", "markdown"]
+Form = Literal["table", "json", "csv", "markdown", "latex"]
 """The output format of rows."""
 
 
@@ -64,6 +66,8 @@ def print_table(columns: Sequence[Column], rows: Sequence[Sequence[str]], *, sty
     if on_terminal:
         cells = [[_cut(cell, column.most) for cell, column in zip(row, columns, strict=True)] for row in cells]
     widths = [max([cell_len(column.name), *(cell_len(row[i]) for row in cells)]) for i, column in enumerate(columns)]
+    if on_terminal:
+        _shorten_names(columns, cells, widths, out.width)
     kept = _fitting(columns, cells, widths, out.width)
 
     def line(row: Sequence[str]) -> str:
@@ -113,7 +117,22 @@ def print_columns(texts: Sequence[tuple[str, Text]], *details: Sequence[Text], t
 
 
 def _cut(cell: str, most: int) -> str:
-    return cell if len(cell) <= most else cell[: most - 1] + "…"
+    """The cell without its middle, if it is too long: names often differ in their ends."""
+    return cell if len(cell) <= most else f"{cell[: most - 1 - most // 2]}…{cell[-(most // 2) :]}"
+
+
+def _shorten_names(columns: Sequence[Column], cells: list[list[str]], widths: list[int], width: int) -> None:
+    """Shorten the widest column of text in the middle before an important column is dropped, in `cells` and `widths`."""
+    used = [i for i in range(len(columns)) if columns[i].rank == 0 or (columns[i].rank <= _IMPORTANT and any(row[i] for row in cells))]
+    names = [i for i in used if not columns[i].right and widths[i] > _LEAST_NAME]
+    too_wide = sum(widths[i] + _GAP for i in used) - _GAP - width
+    if not names or too_wide <= 0:
+        return
+    widest = max(names, key=lambda i: widths[i])
+    most = max(_LEAST_NAME, widths[widest] - too_wide)
+    for row in cells:
+        row[widest] = _cut(row[widest], most)
+    widths[widest] = most
 
 
 def _fitting(columns: Sequence[Column], cells: Sequence[Sequence[str]], widths: Sequence[int], width: int) -> list[int]:
@@ -125,10 +144,13 @@ def _fitting(columns: Sequence[Column], cells: Sequence[Sequence[str]], widths: 
 
 
 def as_csv(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Rows as CSV with a header; missing values are empty, and a list is one cell."""
+    """Rows as CSV with a header; missing values are empty, an interval is two cells, and any other list is one."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerows([[csv_cell(flat(value)) for value in row] for row in (names, *rows)])
+    intervals = {i for i, name in enumerate(names) if name == "ci95"}
+    head = [cell for i, name in enumerate(names) for cell in ((f"{name}_low", f"{name}_high") if i in intervals else (name,))]
+    lines = [[cell for i, value in enumerate(row) for cell in ((value or ("", "")) if i in intervals else (value,))] for row in rows]
+    writer.writerows([[csv_cell(flat(value)) for value in row] for row in (head, *lines)])
     return text.getvalue().rstrip("\n")
 
 
@@ -144,6 +166,14 @@ def as_markdown(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> str
     rule = ["-" * (width - 1) + ":" if column.right else "-" * width for column, width in zip(columns, widths, strict=True)]
     lines = [[c.rjust(w) if column.right else c.ljust(w) for c, w, column in zip(row, widths, columns, strict=True)] for row in cells]
     return "\n".join(f"| {' | '.join(line)} |" for line in [lines[0], rule, *lines[1:]])
+
+
+def as_latex(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> str:
+    """Rows as a LaTeX tabular with the lines of the package booktabs."""
+    lines = [" & ".join(map(latex, row)) + r" \\" for row in ([column.name for column in columns], *rows)]
+    kinds = "".join("r" if column.right else "l" for column in columns)
+    parts = [rf"\begin{{tabular}}{{{kinds}}}", r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule", r"\end{tabular}"]
+    return "\n".join(parts)
 
 
 def print_settings(rows: Sequence[tuple[str, str, str, str]]) -> None:

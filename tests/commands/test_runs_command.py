@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from minigpt_cli.config import ClassicConfig, ComputeConfig, ModernConfig, RunConfig
+from minigpt_cli.display import console
 from minigpt_cli.events import Evaluated
 from minigpt_cli.runstore.records import Best, Corpus, SplitRecord
 from minigpt_cli.runstore.store import RunStore
@@ -61,9 +62,36 @@ def test_runs_on_other_texts_are_ranked_apart(three: None, make_run: Any, cli: A
     make_run("elsewhere", best=best(0.5), corpus=Corpus(label="other.txt", sha256="d" * 64, splits={"val": split}))
     rows = cli("runs", "leaderboard", "--json").json
     assert {(row["run"], row["rank"]) for row in rows} == {("first", 1), ("middle", 2), ("worst", 3), ("elsewhere", 1)}
-    out = cli("runs", "leaderboard").out
-    assert "other.txt" in out
-    assert "text.txt" in out
+    for form in ([], ["--md"], ["--latex"], ["--fold-seeds"], ["--fold-seeds", "--md"], ["--top", "1"]):
+        out = cli("runs", "leaderboard", *form).out
+        assert out.count("characters of validation") == 2, form
+        assert "other.txt, 9 characters" in out
+    assert sorted(row["run"] for row in cli("runs", "leaderboard", "--top", "1", "--json").json) == ["elsewhere", "first"]
+
+
+def test_csv_has_one_number_a_cell_and_the_text_as_a_column(three: None, cli: Any) -> None:
+    for command in (["leaderboard"], ["list"]):
+        rows = list(csv.DictReader(io.StringIO(cli("runs", *command, "--csv").out)))
+        assert all(float(row["ci95_low"]) < float(row["ci95_high"]) for row in rows if row["ci95_low"])
+    assert {row["text"].split(",")[0] for row in csv.DictReader(io.StringIO(cli("runs", "leaderboard", "--csv").out))} == {"text.txt"}
+
+
+def test_a_latex_table_escapes_names(make_run: Any, cli: Any) -> None:
+    make_run("lr_1", best=best(1.5))
+    out = cli("runs", "leaderboard", "--latex").out
+    assert r"lr\_1" in out
+    assert out.count(r"\\") == 2
+    assert out.rstrip().endswith(r"\end{tabular}")
+
+
+def test_a_long_name_is_shortened_before_a_number_is_dropped(make_run: Any, cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_run("a-very-long-name-of-a-run-with-settings,lr=1e-3", best=best(1.5))
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(console, "is_terminal", lambda stream: True)
+    head, row = (line for line in cli("runs", "leaderboard").out.splitlines() if "nats/char" in line or "1.5000" in line)
+    assert "params" in head
+    assert "…" in row
+    assert "lr=1e-3" in row
 
 
 def test_table_shows_essential_columns_and_marks_ties(three: None, cli: Any) -> None:
