@@ -42,7 +42,8 @@ def preview(dataset: Dataset, seed: int = 0) -> Preview:
     scripts: Counter[str] = Counter()
     for point in points.tolist():
         if (character := chr(point)).isalpha():
-            scripts[unicodedata.name(character, "unknown").split()[0].title()] += int(counts[point])
+            script = unicodedata.name(character, "unknown").split()[0]
+            scripts[script if script == "CJK" else script.title()] += int(counts[point])
     letters = max(1, scripts.total())
     return Preview(
         documents={name: split.n_documents for name, split in dataset.splits().items()},

@@ -60,7 +60,7 @@ def test_the_score_counts_what_ends_cost_and_not_their_characters(call: Any) -> 
     found = json.loads(call("eval", "names", "--json").out)
     assert found["n_documents"] + found["n_chars"] == found["n_tokens"]
     assert found["nats_per_char"] == pytest.approx(found["nats_per_token"] * found["n_tokens"] / found["n_chars"])
-    assert 0 < found["nats_per_char_without_ends"] < found["nats_per_char"]
+    assert 0 < found["nats_per_char_without_eot"] < found["nats_per_char"]
     best = RunStore("runs").find("names").record.best
     assert best is not None
     assert best.nats_per_char == found["nats_per_char"]
