@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import TYPE_CHECKING
 
 from minigpt_cli.display import console, format
@@ -33,7 +34,8 @@ def print_evaluation(found: Evaluation, what: str, baselines: Baselines | None, 
         lines.append(f"        perplexity {score.perplexity_per_word:.2f} per word, line ends counted as words")
     if score.n_documents is not None:
         lines.append(f"        {score.nats_per_char_without_ends:.4f} nats per character without the ends of documents")
-    console.write("\n".join(lines))
+    for line in lines:
+        console.write_wrapped(line, " " * 8)
     if baselines is not None:
         _print_baselines(score.nats_per_char, baselines)
 
@@ -42,9 +44,18 @@ def _print_baselines(model: float, baselines: Baselines) -> None:
     rows = [("this model", model), ("xz -9", baselines.xz), ("character pairs", baselines.bigram), ("characters", baselines.unigram)]
     rows += [("uniform", baselines.uniform)]
     most = max(value for _, value in rows)
-    console.write("\nnats per character, beside baselines without a neural network (they saw the training split too)")
+    console.write("")
+    console.write_wrapped("nats per character, beside baselines without a neural network (they saw the training split too)")
+    colour = console.use_colour(sys.stdout)
     for name, value in sorted(rows, key=lambda row: row[1]):
-        console.write(f"  {name:<16} {value:7.4f}  {'█' * max(1, round(_BAR * value / most))}")
+        line = f"  {name:<16} {value:7.4f}  {_bar(value / most)}"
+        console.write(f"\x1b[1;32m{line}\x1b[0m" if colour and name == "this model" else line)
+
+
+def _bar(share: float) -> str:
+    """A bar of this share of the longest, to an eighth of a character."""
+    eighths = max(1, round(8 * _BAR * share))
+    return "█" * (eighths // 8) + ("", "▏", "▎", "▍", "▌", "▋", "▊", "▉")[eighths % 8]
 
 
 def print_test_gap(selected: float, test: float) -> None:

@@ -94,6 +94,15 @@ def test_a_long_name_is_shortened_before_a_number_is_dropped(make_run: Any, cli:
     assert "lr=1e-3" in row
 
 
+def test_shortened_names_can_be_told_apart(make_run: Any, cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for rate in ("1e-2", "1e-3", "1e-4"):
+        make_run(f"sweep-of-rates~lr={rate},seed=1337", best=best(1.5))
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setattr(console, "is_terminal", lambda stream: True)
+    rows = [line.split()[1] for line in cli("runs", "leaderboard").out.splitlines() if "1.5000" in line]
+    assert len(set(rows)) == 3
+
+
 def test_table_shows_essential_columns_and_marks_ties(three: None, cli: Any) -> None:
     done = cli("runs", "leaderboard")
     lines = done.out.splitlines()
