@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 _TABLE_FRAME = 4  # lines around the rows: one before and after, the names of the columns and the line under them
+_WIDE, _TABLE_WIDTH = 120, 76  # columns of a screen with the curves beside the table, and of the table there
 _CHART_FRAME = 3  # lines around the curves: their unit and the horizontal axis
 REASONS = {
     "max_steps": "all steps done",
@@ -154,12 +155,28 @@ class TrainingScreen:
         head += [Text(f"  {one_line(notice)}", "dim", overflow="ellipsis", no_wrap=True) for notice in state.notices[-3:]]
         yield from head
         room = height - len(head) - _TABLE_FRAME - 1
+        if width >= _WIDE and len(state.evaluations) >= 3:
+            yield self._side_by_side(max(3, room), width, not screen.no_color)
+            return
         chart_height = min(8, room - 5 - _CHART_FRAME) if len(state.evaluations) >= 3 else 0
         rows = max(3, room - (chart_height + _CHART_FRAME if chart_height >= 4 else 0))
         yield evaluation_table(state.evaluations, min(rows, 12), width)
         if chart_height >= 4 and (chart := self._chart(width, chart_height, not screen.no_color)):
             yield Text(f"{loss_unit(state.evaluations)}, against steps", style="dim")
             yield Text.from_ansi(chart)
+
+    def _side_by_side(self, room: int, width: int, colour: bool) -> RenderableType:
+        """The evaluations with the curves to their right, for a wide screen."""
+        from rich.table import Table
+        from rich.text import Text
+
+        evaluations = evaluation_table(self.state.evaluations, min(room, 18), _WIDE)
+        chart = self._chart(width - _TABLE_WIDTH, min(room, 18) + 1, colour)
+        grid = Table.grid(padding=(0, 1))
+        grid.add_column(width=_TABLE_WIDTH - 1)
+        grid.add_column()
+        grid.add_row(evaluations, Text.from_ansi(f"{loss_unit(self.state.evaluations)}, against steps\n{chart}"))
+        return grid
 
     def _chart(self, width: int, height: int, colour: bool) -> str:
         key = (len(self.state.evaluations), width, height)

@@ -114,6 +114,13 @@ def test_curves_have_an_axis_on_the_left_and_their_names_at_their_ends() -> None
     ]
 
 
+@pytest.mark.parametrize("width", [120, 200])
+def test_a_wide_screen_has_the_curves_beside_the_table(width: int) -> None:
+    lines = screen([*EVENTS, BEAT], width, 24).splitlines()
+    assert sum("│" in line and ":" in line for line in lines) > 5
+    assert max(map(len, (line.rstrip() for line in lines))) > 0.9 * width
+
+
 def test_curves_differ_without_colour() -> None:
     flat = [Curve(name, [0, 100], [y, y]) for name, y in (("a", 1.0), ("b", 2.0))]
     rows = [line.partition("│")[2] for line in terminal_chart(flat, width=60, height=8, colour=False).splitlines()]
