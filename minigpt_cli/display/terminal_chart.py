@@ -8,6 +8,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from minigpt_cli.escaping import one_line
 
@@ -45,7 +46,10 @@ def terminal_chart(curves: Sequence[Curve], *, width: int, height: int, colour: 
     cells = _cells(drawn, (first, last), (low, high), columns, height)
     lines = []
     for row in range(height):
-        body = "".join(_paint(chr(0x2800 + dots) if dots else " ", number, colour) for dots, number in cells[row])
+        body = "".join(
+            _paint("".join(chr(0x2800 + dots) if dots else " " for dots, _ in group), number, colour)
+            for number, group in groupby(cells[row], key=lambda cell: cell[1])
+        )
         number, label = labels.get(row, (0, ""))
         lines.append(f"{ticks.get(row, ''):>{left}} │{body}" + (f" {_paint(label, number, colour)}" if label else ""))
     start, end = f"{first:,.6g}", f"{last:,.6g}"
@@ -55,7 +59,7 @@ def terminal_chart(curves: Sequence[Curve], *, width: int, height: int, colour: 
 
 
 def _paint(text: str, number: int, colour: bool) -> str:
-    return f"\x1b[38;5;{_COLOURS[number % len(_COLOURS)]}m{text}\x1b[0m" if colour and text != " " else text
+    return f"\x1b[38;5;{_COLOURS[number % len(_COLOURS)]}m{text}\x1b[0m" if colour and text.strip() else text
 
 
 def _ticks(low: float, high: float, height: int) -> dict[int, str]:

@@ -16,6 +16,7 @@ from minigpt_cli.events import Evaluated, Event, Planned, Progress, Resumed, Sco
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType
     from rich.table import Table
+    from rich.text import Text
 
 _TABLE_FRAME = 4  # lines around the rows: one before and after, the names of the columns and the line under them
 _WIDE, _TABLE_WIDTH = 120, 76  # columns of a screen with the curves beside the table, and of the table there
@@ -139,7 +140,7 @@ class TrainingScreen:
 
     def __init__(self, state: TrainingState) -> None:
         self.state = state
-        self._curve: tuple[tuple[int, int, int], str] = ((0, 0, 0), "")
+        self._curve: tuple[tuple[int, int, int], Text | None] = ((0, 0, 0), None)  # kept: it is drawn four times a second
 
     def __rich_console__(self, screen: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
         from rich.text import Text
@@ -162,26 +163,29 @@ class TrainingScreen:
         rows = max(3, room - (chart_height + _CHART_FRAME if chart_height >= 4 else 0))
         yield evaluation_table(state.evaluations, min(rows, 12), width)
         if chart_height >= 4 and (chart := self._chart(width, chart_height, not screen.no_color)):
-            yield Text(f"{loss_unit(state.evaluations)}, against steps", style="dim")
-            yield Text.from_ansi(chart)
+            yield chart
 
     def _side_by_side(self, room: int, width: int, colour: bool) -> RenderableType:
         """The evaluations with the curves to their right, for a wide screen."""
         from rich.table import Table
-        from rich.text import Text
 
         evaluations = evaluation_table(self.state.evaluations, min(room, 18), _WIDE)
         chart = self._chart(width - _TABLE_WIDTH, min(room, 18) + 1, colour)
         grid = Table.grid(padding=(0, 1))
         grid.add_column(width=_TABLE_WIDTH - 1)
         grid.add_column()
-        grid.add_row(evaluations, Text.from_ansi(f"{loss_unit(self.state.evaluations)}, against steps\n{chart}"))
+        grid.add_row(evaluations, chart or "")
         return grid
 
-    def _chart(self, width: int, height: int, colour: bool) -> str:
+    def _chart(self, width: int, height: int, colour: bool) -> Text | None:
+        """The curves under their unit; None without room."""
+        from rich.text import Text
+
         key = (len(self.state.evaluations), width, height)
         if self._curve[0] != key:
-            self._curve = (key, terminal_chart(loss_curves(self.state.evaluations), width=min(width, 160), height=height, colour=colour))
+            chart = terminal_chart(loss_curves(self.state.evaluations), width=min(width, 160), height=height, colour=colour)
+            title = Text(f"{loss_unit(self.state.evaluations)}, against steps\n", style="dim")
+            self._curve = (key, Text.assemble(title, Text.from_ansi(chart)) if chart else None)
         return self._curve[1]
 
     def _status(self, started: Started, width: int) -> Iterator[RenderableType]:
