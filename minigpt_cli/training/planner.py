@@ -22,6 +22,7 @@ from minigpt_cli.storage.memory import check_threads
 from minigpt_cli.training import choices, memory, precision
 from minigpt_cli.training.clock import MOST_EPOCHS, left_s, most_steps
 from minigpt_cli.training.distributed import World
+from minigpt_cli.training.evaluator import TRAIN_SAMPLE_TOKENS
 from minigpt_cli.training.optimizers import optimizer_class
 from minigpt_cli.training.speed import Speed, measure_speed
 
@@ -230,9 +231,7 @@ def _choose_shape(config: RunConfig, dataset: Dataset) -> tuple[RunConfig, list[
     config, notices = _choose_attention(config, dataset)
     if config.eval.eval_iters == 0 and len(dataset.val.tokens) > _SMALL_SPLIT_TOKENS:
         config = config.changed(eval={"eval_iters": _SAMPLED_ITERS})
-        notices.append(
-            f"the validation split is large: evaluations draw {_SAMPLED_ITERS} batches; the best is scored on all of it at the end"
-        )
+        notices.append(_sampled_notice(_SAMPLED_ITERS))
     return config, notices
 
 
@@ -255,6 +254,22 @@ def _choose_attention(config: RunConfig, dataset: Dataset) -> tuple[RunConfig, l
     return config, notices
 
 
+def _sampled_evaluations(config: RunConfig, dataset: Dataset, speed: Speed, budget: float) -> tuple[RunConfig, Speed, list[str]]:
+    """Evaluations of some batches where the whole validation split would take too much of a budget, with the speed and a notice."""
+    allowed = _EVALUATION_SHARE * budget / _FEWEST_EVALUATIONS
+    if config.eval.eval_iters or speed.evaluation_s <= allowed:
+        return config, speed, []
+    per_token = speed.evaluation_s / (len(dataset.val.tokens) + TRAIN_SAMPLE_TOKENS)
+    per_batch = per_token * 2 * config.optim.batch_size * config.model.block_size  # of training and of validation text
+    iters = min(_SAMPLED_ITERS, max(1, int(allowed / per_batch)))
+    return config.changed(eval={"eval_iters": iters}), speed._replace(evaluation_s=iters * per_batch), [_sampled_notice(iters)]
+
+
+def _sampled_notice(iters: int) -> str:
+    batches = f"{iters} batch{'es' * (iters > 1)}"
+    return f"the validation split is large: evaluations draw {batches}; the best is scored on all of it at the end"
+
+
 def _choose_steps(
     config: RunConfig, dataset: Dataset, world: World, speed: Speed | None, begun: float | None
 ) -> tuple[RunConfig, list[str]]:
@@ -263,6 +278,7 @@ def _choose_steps(
     evaluations = _EVALUATIONS
     if speed is not None:
         budget = left_s(config.optim.time_budget, begun)
+        config, speed, notices = _sampled_evaluations(config, dataset, speed, budget)
         evaluations = int(min(_EVALUATIONS, max(_FEWEST_EVALUATIONS, budget * _EVALUATION_SHARE / max(1e-6, speed.evaluation_s))))
         if config.eval.eval_every:
             fitting = budget / (speed.step_s + speed.evaluation_s / config.eval.eval_every)
