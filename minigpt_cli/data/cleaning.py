@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
 from functools import cache, lru_cache
 from typing import NamedTuple
 
@@ -119,9 +118,9 @@ class Cleaning:
             if not self._steps:
                 yield document
             elif in_messages:
-                yield replace(document, pieces=self._messages(document, source.marks))
+                yield document._replace(pieces=self._messages(document, source.marks))
             else:
-                yield replace(document, pieces=map(Piece, self._cleaned(piece.text for piece in document.pieces)))
+                yield document._replace(pieces=map(Piece, self._cleaned(piece.text for piece in document.pieces)))
 
     def _messages(self, document: Document, marks: tuple[str, ...]) -> Iterator[Piece]:
         for piece in document.pieces:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from itertools import chain, islice
 from math import floor
 
@@ -130,9 +129,9 @@ class Splitter:
                 messages = list(document.pieces)
                 left = max(0, left - sum(len(piece.text) for piece in messages))
                 if left:
-                    yield name, replace(document, pieces=messages)
+                    yield name, document._replace(pieces=messages)
             elif left:
-                yield name, replace(document, pieces=beginning(document.pieces))
+                yield name, document._replace(pieces=beginning(document.pieces))
             else:
                 _drain(iter(document.pieces))
 
@@ -149,7 +148,7 @@ class Splitter:
                 if number and not self._text.many and self._text.source.split_by == "character":
                     sha256.update(END_OF_TEXT.encode())
                 pieces = hashed(document.pieces)
-                yield document.split or "train", replace(document, pieces=pieces)
+                yield document.split or "train", document._replace(pieces=pieces)
                 _drain(pieces)
             return self._check(sha256.hexdigest())
         documents = ((document.name, hashed(document.pieces)) for document in self._text.documents())

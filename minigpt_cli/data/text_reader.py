@@ -6,7 +6,6 @@ import hashlib
 from array import array
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
 from itertools import chain
 
 import numpy as np
@@ -64,7 +63,7 @@ class Text:
             pieces = (piece for piece in document.pieces if piece.text)
             if (first := next(pieces, None)) is not None:
                 end = [Piece(END_OF_TEXT)] if self.sha256 and self.many else []
-                yield replace(document, pieces=chain([first], pieces, end))
+                yield document._replace(pieces=chain([first], pieces, end))
 
     def scan(self) -> Iterator[Preparing]:
         """Read the documents once: their length, hash and alphabet. Raises TextTooShort if there is none."""

@@ -201,22 +201,27 @@ def read_bounded(path: Path, limit: int = JSON_LIMIT) -> bytes:
         os.close(fd)
 
 
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key occurs twice")
+    return found
+
+
+_STRICT = json.JSONDecoder(parse_constant=_refuse, object_pairs_hook=_unique)  # made once: a text may have millions of lines
+
+
 def parse_json(data: bytes, where: str) -> Any:
     """The value of strict JSON: UTF-8, no NaN or Infinity, no duplicate key, no half of a surrogate pair (which no file or terminal could
     be given), no more than JSON_DEPTH levels. Raises RunDamaged naming `where`."""
 
-    def refuse(constant: str) -> NoReturn:
-        raise ValueError(f"{constant} is not JSON")
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            raise ValueError("a key occurs twice")
-        return found
-
     try:
         text = data.decode("utf-8")
-        value = json.loads(text, parse_constant=refuse, object_pairs_hook=unique)
+        value = _STRICT.decode(text)
         if text.count("[") + text.count("{") > JSON_DEPTH:
             _check_depth(value)
         if "\\ud" in text or "\\uD" in text:

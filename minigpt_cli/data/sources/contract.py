@@ -30,8 +30,7 @@ class Piece(NamedTuple):
     learned: bool = True
 
 
-@dataclass(frozen=True)
-class Document:
+class Document(NamedTuple):
     """A text by itself: its name says where it stands, as in `letters.jsonl:12`; its pieces can be read once, before the next document."""
 
     name: str

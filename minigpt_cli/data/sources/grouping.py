@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from itertools import chain
 
 from minigpt_cli.data.sources.contract import Document, Piece, refuse_longer
@@ -67,4 +66,4 @@ def not_empty(documents: Iterator[Document], skipped: list[str]) -> Iterator[Doc
         if first is None:
             skipped.append(document.name)
         else:
-            yield replace(document, pieces=chain([first], pieces))
+            yield document._replace(pieces=chain([first], pieces))

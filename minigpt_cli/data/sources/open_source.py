@@ -8,7 +8,6 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
@@ -158,4 +157,4 @@ class Splits(Several):
         """The documents of each, with its split."""
         if self.split_by:
             for name, source in self._splits.items():
-                yield from (replace(document, split=name) for document in source.documents())
+                yield from (document._replace(split=name) for document in source.documents())

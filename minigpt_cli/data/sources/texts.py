@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from itertools import chain
 
 from minigpt_cli.config import DataConfig
@@ -80,7 +79,7 @@ class Files:
             if not chats:
                 documents = regrouped(documents, self._options.documents, source.label)
             for document in not_empty(documents, empty):
-                yield replace(document, file=source.label, kind=kind.what)
+                yield document._replace(file=source.label, kind=kind.what)
         self.notices = [*self._skipped(skipped), *self._empty(empty)]
         self.skipped = {what: len(files) for what, files in skipped.items()}
         if self._lenient and sum(map(len, skipped.values())) == len(self.inputs()):
