@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from minigpt_cli.config import DataConfig, RunConfig
 from minigpt_cli.data.chat import END, learned_chats, token_ids
 from minigpt_cli.data.cleaning import cleaned_prompt
 from minigpt_cli.errors import UsageError
@@ -45,6 +46,7 @@ class LoadedModel:
     notices: list[str] = field(default_factory=list)
     start: tuple[int, ...] = ()  # tokens before every prompt, such as the end of the previous document
     ends: tuple[str, ...] = ()  # what ends a text: the end of a document or of an answer
+    reading: DataConfig = field(default_factory=DataConfig)  # how the run's text was cleaned, and prompts are too
 
     def prompt_ids(self, prompt: str) -> list[int]:
         """Ids to continue. Raises UsageError for unknown characters."""
@@ -52,7 +54,7 @@ class LoadedModel:
 
     def text_ids(self, prompt: str) -> list[int]:
         """Ids of a prompt alone, cleaned as the run's text was."""
-        return prompt_ids(self.tokenizer, cleaned_prompt(self.config.data, prompt))
+        return prompt_ids(self.tokenizer, cleaned_prompt(self.reading, prompt))
 
     def decoder(self, slots: int = 1) -> Decoder:
         """A decoder of this run's weights, for `slots` sequences at once."""
@@ -99,11 +101,17 @@ def _read(folder: Path, record: RunRecord, run: Run, which: str, engine: str) ->
     safetensors.check_finite(path, arrays)
     step = record.best.step if name.startswith("best") and record.best else record.stop_step
     weights = decoder_weights(config.model, arrays)
-    return LoadedModel(run.name, step, config, tokenizer, tokenizer.token_bytes(), weights, engine, notices, **_bounds(record, tokenizer))
+    return LoadedModel(
+        run.name, step, config, tokenizer, tokenizer.token_bytes(), weights, engine, notices, **_as_learned(record, config, tokenizer)
+    )
+
+
+def _as_learned(record: RunRecord, config: RunConfig, tokenizer: Tokenizer) -> dict[str, Any]:
+    """`reading`, `start` and `ends` of a run's texts, by what it was trained on."""
+    return {"reading": config.data, **_bounds(record, tokenizer)}
 
 
 def _bounds(record: RunRecord, tokenizer: Tokenizer) -> dict[str, Any]:
-    """`start` and `ends` of a run's texts, by what it was trained on."""
     if learned_chats(record) and token_ids(tokenizer) is not None:
         return {"ends": (END,)}
     if record.corpus is None or record.corpus.n_documents <= 1 or (end := added_tokens(tokenizer).get(END_OF_TEXT)) is None:
@@ -123,5 +131,5 @@ def _open_with_torch(run: Run, which: str, engine: str) -> LoadedModel:
 
     loaded = load(run, which)
     t = loaded.tokenizer
-    bounds = _bounds(loaded.record, t)
+    bounds = _as_learned(loaded.record, loaded.config, t)
     return LoadedModel(run.name, loaded.step, loaded.config, t, t.token_bytes(), loaded.model, engine, list(loaded.notices), **bounds)
