@@ -16,7 +16,7 @@ from minigpt_cli.commands.evaluate import device_chooser, target_of, text_of
 from minigpt_cli.commands.options import CheckpointOption, JsonFlag, MarkdownFlag, RunArguments, RunsDir, complete_source, option, switch
 from minigpt_cli.commands.plot import X_FIELDS
 from minigpt_cli.commands.run_fields import differences, shown_differences
-from minigpt_cli.display import console, format
+from minigpt_cli.display import console, format, waiting
 from minigpt_cli.errors import UsageError
 from minigpt_cli.runstore.directory import Run
 from minigpt_cli.runstore.store import RunStore
@@ -81,6 +81,7 @@ def compare(
         console.warn(notice)
     target = target_of(split, data, settings, [one for _, runs in groups for one in runs])
     sides = _scored(groups, target, ckpt, stride, device)
+    waiting.show("comparing character by character")
     samples = [] if prompt is None else _samples(groups, prompt, ckpt, seed)
     curves = [] if plot is None and (json or md) else _curves(groups, x)
     differing = differences([runs for _, runs in groups])

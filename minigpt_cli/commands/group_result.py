@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from minigpt_cli.commands.config_fields import settings, show_value
 from minigpt_cli.commands.sweeping import Group, GroupResults, swept_values
-from minigpt_cli.display import format
+from minigpt_cli.display import format, waiting
 from minigpt_cli.display.group_screen import GroupRow, print_group
 from minigpt_cli.errors import MiniGPTError
 from minigpt_cli.events import StopReason
@@ -39,6 +39,7 @@ def show_result(group: Group, results: GroupResults, seeds: int) -> None:
     found = _combinations([run for run in group.context.store.runs() if run.record.group == results.group], names)
     if not found:
         return
+    waiting.show("comparing the best two")
     sides = _sides(found)
     lines = [("best", _best_line(found[0])), *_verdict_lines(found, sides, seeds)]
     lines += [("open", line) for line in _open_questions(group, found, names)]

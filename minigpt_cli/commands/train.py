@@ -18,7 +18,7 @@ from minigpt_cli.commands.samples import next_commands, resume_command, sample_o
 from minigpt_cli.commands.sweeping import Group, GroupResults, run_search, run_sweep
 from minigpt_cli.commands.train_run import Context, Outcome, train_new, train_on
 from minigpt_cli.config import RunConfig
-from minigpt_cli.display import console
+from minigpt_cli.display import console, waiting
 from minigpt_cli.errors import UsageError
 from minigpt_cli.events import StopReason
 from minigpt_cli.runstore.directory import Run
@@ -227,6 +227,7 @@ def _finish(outcome: Outcome, *, json: bool) -> None:
     from minigpt_cli.display.live_training import print_ending
 
     if not json:
+        waiting.show("writing a sample")
         commands = next_commands(outcome.run, outcome.stopped.stop_reason)
         print_ending(outcome.run, outcome.stopped, commands, sample_of(outcome.run) if outcome.signal_number is None else "")
     if outcome.signal_number is not None:
