@@ -18,6 +18,7 @@ from minigpt_cli.commands.samples import next_commands, resume_command, sample_o
 from minigpt_cli.commands.sweeping import Group, GroupResults, run_search, run_sweep
 from minigpt_cli.commands.train_run import Context, Outcome, train_new, train_on
 from minigpt_cli.config import RunConfig
+from minigpt_cli.data.sources.open_source import open_sources
 from minigpt_cli.display import console, waiting
 from minigpt_cli.errors import UsageError
 from minigpt_cli.events import StopReason
@@ -116,6 +117,7 @@ def train(
             _check_mergeable(store, name, resolved.config)
         if print_config:
             return _print_config(resolved, json=json)
+        open_sources(resolved.config.data)  # a source that is not there is said before torch is loaded
         if dry_run:
             return _dry_run(context, resolved)
         if sweep or search or seeds > 1:

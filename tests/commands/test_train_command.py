@@ -298,3 +298,12 @@ def test_validation_text_that_stands_in_the_training_text_is_warned_of_and_recor
     corpus = json.loads(Path("runs/known/run.json").read_text())["corpus"]
     assert "100.0% of the validation text stands" in cli("runs", "show", "known").out.replace("\n", " ")
     assert corpus["leak"] == {"share": 1.0, "n_chars": corpus["splits"]["val"]["n_chars"], "of_val": 1.0, "of_train": 1.0}
+
+
+def test_a_source_that_is_not_there_is_said_before_torch_is_loaded(home: Path) -> None:
+    program = (
+        "import sys; from minigpt_cli.cli import run; code = run(['train', 'notess.txt']); sys.exit(9 if 'torch' in sys.modules else code)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "no file or folder notess.txt" in done.stderr
