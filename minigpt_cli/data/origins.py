@@ -20,9 +20,11 @@ def origins_of(text: Text, splitter: Splitter) -> Origins:
     """What the reading of a source has found, for the record."""
     skipped = sorted(text.source.skipped.items(), key=lambda entry: -entry[1])[:_SKIPPED]
     return Origins(
-        kinds={_without_article(kind): n for kind, n in text.kinds.most_common() if kind},
+        kinds={kind: n for kind, n in text.kinds.most_common() if kind},
         skipped={line(what): n for what, n in skipped},
         n_duplicates=text.n_duplicates,
+        shortest=min(text.lengths),
+        longest=max(text.lengths),
         fetched=text.source.fetched[:FETCHED],
         val_from=line(_val_from(text, splitter)),
     )
@@ -43,7 +45,3 @@ def _val_from(text: Text, splitter: Splitter) -> str:
         if of_val[most] >= _NEARLY_ALL * of_val.sum() and of_all[most] < _LESS * of_all.sum():
             return list(numbers)[most]
     return ""
-
-
-def _without_article(what: str) -> str:
-    return what.removeprefix("a ").removeprefix("an ")

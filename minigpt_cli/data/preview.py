@@ -36,7 +36,7 @@ class Preview:
 
 def preview(dataset: Dataset, seed: int = 0) -> Preview:
     """Read the token files of `dataset` once; the windows are drawn from `seed`."""
-    counts, lengths = _counted(dataset)
+    counts = _counted(dataset)
     points = np.flatnonzero(counts)
     rare = sorted((int(p) for p in points if counts[p] < RARE), key=lambda p: (-counts[p], p))
     scripts: Counter[str] = Counter()
@@ -47,8 +47,8 @@ def preview(dataset: Dataset, seed: int = 0) -> Preview:
     letters = max(1, scripts.total())
     return Preview(
         documents={name: split.n_documents for name, split in dataset.splits().items()},
-        shortest=min(lengths),
-        longest=max(lengths),
+        shortest=dataset.origins.shortest or dataset.n_chars,
+        longest=dataset.origins.longest or dataset.n_chars,
         alphabet=len(points),
         rare=[chr(p) for p in rare],
         scripts={name: n / letters for name, n in scripts.most_common()},
@@ -59,17 +59,14 @@ def preview(dataset: Dataset, seed: int = 0) -> Preview:
     )
 
 
-def _counted(dataset: Dataset) -> tuple[npt.NDArray[np.int64], list[int]]:
-    """How often each code point occurs, (0x110000,), and the characters of each document."""
-    counts, lengths, token_bytes = np.zeros(0x110000, np.int64), [0], dataset.tokenizer.token_bytes()
+def _counted(dataset: Dataset) -> npt.NDArray[np.int64]:
+    """How often each code point occurs, (0x110000,)."""
+    counts, token_bytes = np.zeros(0x110000, np.int64), dataset.tokenizer.token_bytes()
     for split in dataset.splits().values():
         for text in spelled(split.blocks(), token_bytes):
-            pieces = text.split(END_OF_TEXT) if dataset.in_documents else [text]
-            found = np.bincount(code_points("".join(pieces)))
+            found = np.bincount(code_points(text.replace(END_OF_TEXT, "") if dataset.in_documents else text))
             counts[: len(found)] += found
-            lengths[-1] += len(pieces[0])
-            lengths += map(len, pieces[1:])
-    return counts, [length for length in lengths if length]
+    return counts
 
 
 def _windows(dataset: Dataset, generator: np.random.Generator) -> list[str]:

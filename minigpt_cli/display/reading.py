@@ -19,7 +19,7 @@ def reading_report(dataset: Dataset) -> list[str]:
         parts.append(", ".join(f"{kind} {n / sum(kinds.values()):.0%}" for kind, n in sorted(kinds.items(), key=lambda pair: -pair[1])))
     parts.append(_line_ends(dataset))
     if skipped := dataset.origins.skipped:
-        parts.append(f"left out: {', '.join(f'{n} {kind}' for kind, n in skipped.items())}")
+        parts.append(f"left out: {', '.join(f'{n:,} × {kind}' for kind, n in skipped.items())}")
     source = f" from {dataset.origins.val_from}" if dataset.origins.val_from else ""
     return [
         f"text        {one_line(dataset.label)}: {'; '.join(filter(None, parts))}",

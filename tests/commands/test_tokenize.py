@@ -94,6 +94,14 @@ def test_the_preview_says_what_the_data_hold(cli: Any) -> None:
     assert "alphabet" in shown.out
 
 
+def test_a_document_that_is_cut_has_its_whole_length_in_the_preview(cli: Any) -> None:
+    Path("two").mkdir()
+    Path("two/a.txt").write_text("a short one. " * 100)
+    Path("two/b.txt").write_text("a longer one. " * 200)
+    found = json.loads(cli("tokenize", "two", "--json").out)["preview"]
+    assert (found["shortest"], found["longest"]) == (1300, 2800)
+
+
 def test_validation_text_that_stands_in_the_training_text_is_shown(cli: Any) -> None:
     assert json.loads(cli("tokenize", "text.txt", "--json").out)["leak"] == 1.0  # one sentence, again and again
     (line,) = [line for line in cli("tokenize", "text.txt").out.splitlines() if line.startswith("leak")]

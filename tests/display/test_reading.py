@@ -28,5 +28,5 @@ def test_the_report_tells_line_ends_and_what_was_left_out(tmp_path: Path) -> Non
     (tmp_path / "text" / "b.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(64))
     (text, *others) = report(tmp_path / "text")
     assert "as on Windows" in text
-    assert "left out: 1 " in text
+    assert "left out: 1 × PNG image" in text
     assert all("\r" not in line and "\n" not in line for line in others)

@@ -152,6 +152,11 @@ class NotText(UsageError):
         self.what = what
 
 
+def noun(what: str) -> str:
+    """What a file is, without the article: as one counts it."""
+    return what.removeprefix("a ").removeprefix("an ")
+
+
 def refuse_longer(n: int, label: str) -> None:
     """Raise UsageError for a document of more than DOCUMENT_LIMIT characters or bytes."""
     if n > DOCUMENT_LIMIT:

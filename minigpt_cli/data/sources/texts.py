@@ -7,7 +7,7 @@ from itertools import chain
 
 from minigpt_cli.config import DataConfig
 from minigpt_cli.data.chat import TOKENS
-from minigpt_cli.data.sources.contract import Document, Input, NotText, SplitBy
+from minigpt_cli.data.sources.contract import Document, Input, NotText, SplitBy, noun
 from minigpt_cli.data.sources.detect import kind_of
 from minigpt_cli.data.sources.files import File
 from minigpt_cli.data.sources.grouping import not_empty, regrouped
@@ -73,13 +73,13 @@ class Files:
             except NotText as error:
                 if not self._lenient:
                     raise
-                skipped.setdefault(error.what, []).append(source.label)
+                skipped.setdefault(noun(error.what), []).append(source.label)
                 continue
             documents = found if first is None else chain([first], found)
             if not chats:
                 documents = regrouped(documents, self._options.documents, source.label)
             for document in not_empty(documents, empty):
-                yield document._replace(file=source.label, kind=kind.what)
+                yield document._replace(file=source.label, kind=noun(kind.what))
         self.notices = [*self._skipped(skipped), *self._empty(empty)]
         self.skipped = {what: len(files) for what, files in skipped.items()}
         if self._lenient and sum(map(len, skipped.values())) == len(self.inputs()):

@@ -141,7 +141,7 @@ def test_a_folder_of_images_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(tmp_path)
     Path("photos").mkdir()
     Path("photos/a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(100))
-    with pytest.raises(UsageError, match=r"the folder photos has no text files: .*1 × a PNG image"):
+    with pytest.raises(UsageError, match=r"the folder photos has no text files: .*1 × PNG image"):
         list(open_source("photos").documents())
 
 

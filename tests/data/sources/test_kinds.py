@@ -218,8 +218,8 @@ def test_a_folder_reads_every_kind_and_counts_what_is_not_text(tmp_path: Path) -
     }  # fmt: skip
     (notice,) = source.notices
     assert notice == (
-        "skipped in mixed, for they are not text: 2 × a PNG image (mixed/x.png, …), 1 × binary data, not text (mixed/data.bin), "
-        "1 × a PDF without a text layer (mixed/scan.pdf), 1 × JSON without a text (mixed/settings.json)"
+        "skipped in mixed, for they are not text: 2 × PNG image (mixed/x.png, …), 1 × binary data, not text (mixed/data.bin), "
+        "1 × PDF without a text layer (mixed/scan.pdf), 1 × JSON without a text (mixed/settings.json)"
     )
 
 
