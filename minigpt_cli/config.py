@@ -6,13 +6,11 @@ TOML key; its docstring is its help text; its bounds are in its type. `RunConfig
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from minigpt_cli.bounds import COUNT_LIMIT, NATS_LIMIT, SECONDS_LIMIT, Duration, Encoding, Line, Lines, OneOrSeveral
-from minigpt_cli.errors import UsageError
 from minigpt_cli.registry import OPTIMIZERS, SCHEDULES
 from minigpt_cli.resume_changes import CHANGES_LIMIT, parse_changes
 
@@ -178,17 +176,6 @@ ModelConfig = Annotated[BigramConfig | ClassicConfig | ModernConfig | MoEConfig,
 
 ARCHITECTURES: dict[str, type[_Architecture]] = {c.model_fields["arch"].default: c for c in get_args(get_args(ModelConfig)[0])}
 """The configuration class of each architecture by its name: the union, as a table."""
-
-
-def check_declared(config: _Architecture, field: str, needs: Mapping[str, type]) -> None:
-    """Raise UsageError unless `config` has the settings that the value of its declaration `field` needs."""
-    value = getattr(config, field)
-    says = f"--arch {type(config).model_fields['arch'].default} declares {field} = {value!r} in config.py"
-    if value not in needs:
-        raise UsageError(f"{says}: the known values are {', '.join(needs)}")
-    if not isinstance(config, needs[value]):
-        base = needs[value].__name__
-        raise UsageError(f"{says} but lacks the settings of {base}: derive {type(config).__name__} from {base}, or remove {field}")
 
 
 class DataConfig(_Frozen):

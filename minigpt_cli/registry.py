@@ -5,10 +5,11 @@ A new architecture, tokenizer, optimizer, schedule, export format or corpus is a
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
-from minigpt_cli.errors import unknown_name
+from minigpt_cli.errors import UsageError, unknown_name
 
 ARCHITECTURES = {
     "bigram": "minigpt_cli.models.bigram:Bigram",
@@ -78,3 +79,14 @@ def load(kind: str, name: str) -> Any:
         raise unknown_name(kind, name, table)
     module, _, attribute = table[name].partition(":")
     return getattr(import_module(module), attribute)
+
+
+def check_declared(config: Any, field: str, needs: Mapping[str, type]) -> None:
+    """Raise UsageError unless `config` has the settings that the value of its declaration `field` needs."""
+    value = getattr(config, field)
+    says = f"--arch {type(config).model_fields['arch'].default} declares {field} = {value!r} in config.py"
+    if value not in needs:
+        raise UsageError(f"{says}: the known values are {', '.join(needs)}")
+    if not isinstance(config, needs[value]):
+        base = needs[value].__name__
+        raise UsageError(f"{says} but lacks the settings of {base}: derive {type(config).__name__} from {base}, or remove {field}")

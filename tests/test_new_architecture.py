@@ -94,7 +94,7 @@ COMMANDS = [
     "runs show signed",
     "runs verify a",
     "runs leaderboard",
-    "train --help",
+    "train --help-all",
     "train --arch mine --n-experts 4",
     "runs export a --out exported",
     "runs export a --format gguf --out exported",
@@ -170,10 +170,10 @@ def test_every_command_knows_it(command: str, done: dict[str, tuple[int, str, st
 def test_it_is_trained_scored_and_listed_with_its_own_settings(done: dict[str, tuple[int, str, str]]) -> None:
     assert {run["arch"] for run in json.loads(done["runs list --json"][1])} == {"mine"}
     assert re.search(r"optimizer\s+signs", done["runs show signed"][1])
-    assert "signs|" in done["train --help"][1]
+    assert "signs|" in done["train --help-all"][1]
     assert json.loads(done["eval a --json"][1])["nats_per_char"] < 3
     assert "n_colours" in done["runs show a"][1]
-    assert "--n-colours" in done["train --help"][1]
+    assert "--n-colours" in done["train --help-all"][1]
     written = json.loads(done[GENERATE][1])
     assert [len(sample["text"]) for sample in written["samples"]] == [20, 20]
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from minigpt_cli.config import check_declared
 from minigpt_cli.errors import unknown_name
 from minigpt_cli.generation.decoders.bigram import BigramDecoder
 from minigpt_cli.generation.decoders.contract import Decoder
 from minigpt_cli.generation.decoders.weights import DECODED, DecoderWeights, check_declared_weights, decoder_weights
+from minigpt_cli.registry import check_declared
 
 MAX_SLOTS = 64
 SLOT_MEMORY = 1 << 30  # bytes of keys and values that all slots together may take

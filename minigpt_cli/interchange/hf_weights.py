@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minigpt_cli.config import ARCHITECTURES, ClassicConfig, ModelConfig, ModernConfig, MoEConfig, check_declared
+from minigpt_cli.config import ARCHITECTURES, ClassicConfig, ModelConfig, ModernConfig, MoEConfig
 from minigpt_cli.errors import UsageError, unknown_name
+from minigpt_cli.registry import check_declared
 
 State = dict[str, Tensor]
 FAMILIES = ("gpt2", "llama", "qwen3", "mixtral", "qwen3_moe", "qwen2_moe")
