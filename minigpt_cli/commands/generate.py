@@ -49,7 +49,9 @@ def generate(
     html: Annotated[Path | None, option("FILE", "Save that view as a page instead.", panel=_VIEW)] = None,
     sweep: Annotated[str | None, option("NAME=A,B,...", "One prompt under several settings, side by side.", panel=_VIEW)] = None,
     interactive: Annotated[bool, switch("--interactive", "A prompt loop; /help there lists its commands.", "-i", panel=_OTHER)] = False,
-    serve: Annotated[bool, switch("--serve", "An OpenAI-compatible server with a page at /.", panel=_OTHER)] = False,
+    serve: Annotated[
+        bool, switch("--serve", "An OpenAI-compatible server with a page at /; of RUN alone if it is named.", panel=_OTHER)
+    ] = False,
     host: Annotated[str, option("HOST", "Address to serve at; any but loopback needs --api-key.", panel=_OTHER)] = "127.0.0.1",
     port: Annotated[int, option("PORT", "0: any free one.", min=0, max=65535, panel=_OTHER)] = 8000,
     api_key: Annotated[
@@ -95,7 +97,7 @@ def generate(
     if serve:
         from minigpt_cli.commands.serve import serve as serve_runs
 
-        return serve_runs(store, host=host, port=port, api_key=api_key, engine=engine, first=run, ckpt=ckpt)
+        return serve_runs(store, host=host, port=port, api_key=api_key, engine=engine, only=run, ckpt=ckpt)
     wanted = run or "latest"
     found = store.find(wanted)
     ckpt = found.checkpoint or ckpt

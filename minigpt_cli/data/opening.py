@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,16 +37,22 @@ class Opening(NamedTuple):
 
 def opening_of(record: RunRecord, tokenizer: Tokenizer) -> Opening:
     """The first prompt from the run's validation text that its tokenizer knows; `The ` where the text is not there any more."""
+    return openings(record, tokenizer, 1)[0]
+
+
+def openings(record: RunRecord, tokenizer: Tokenizer, most: int) -> list[Opening]:
+    """Up to `most` different prompts as `opening_of` finds them, at least one."""
     chat = learned_chats(record) and token_ids(tokenizer) is not None
     try:
         folder = Path(record.corpus.dataset_dir) if record.corpus and record.corpus.dataset_dir else None
         text = tokenizer.decode(first_tokens(folder, "val", _TOKENS)) if folder else ""
     except (RunDamaged, UsageError):
         text = ""
-    for candidate in _questions(text) if chat else (*_words(text), "The "):
-        if candidate.isprintable() and "\N{REPLACEMENT CHARACTER}" not in candidate and _knows(tokenizer, candidate):
-            return Opening(candidate, chat)
-    return Opening("", chat)
+    candidates = dict.fromkeys(_questions(text) if chat else _words(text))
+    found = list(islice((words for words in candidates if _is_usable(words, tokenizer)), most))
+    if not found and not chat and _is_usable("The ", tokenizer):
+        found = ["The "]
+    return [Opening(words, chat) for words in found or [""]]
 
 
 def _questions(text: str) -> Iterator[str]:
@@ -66,7 +73,10 @@ def _words(text: str) -> Iterator[str]:
             yield found[0][:_LONGEST].rstrip()
 
 
-def _knows(tokenizer: Tokenizer, text: str) -> bool:
+def _is_usable(text: str, tokenizer: Tokenizer) -> bool:
+    """Whether `text` can be typed and the tokenizer knows it."""
+    if not text.isprintable() or "\N{REPLACEMENT CHARACTER}" in text:
+        return False
     try:
         tokenizer.encode(text)
     except UsageError:

@@ -62,7 +62,7 @@ def test_the_server_ends_an_answer_where_it_ends(store: RunStore, animal: str) -
     question = {"model": "pets", "prompt": chat.prompt_for([("user", f"7 {animal}")]), "max_tokens": 100, "temperature": 0}
 
     async def ask() -> dict[str, Any]:
-        app = build_app(store, api_key=None, engine="torch", first=None, ckpt="best", local_only=True)
+        app = build_app(store, api_key=None, engine="torch", only=None, ckpt="best", local_only=True)
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
             return (await client.post("/v1/completions", json=question)).json()
 

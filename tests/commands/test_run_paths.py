@@ -89,7 +89,7 @@ def test_a_server_opens_no_path(runs: Path) -> None:
             store.find_name(name)
     from starlette.testclient import TestClient
 
-    app = build_app(store, api_key=None, engine="torch", first=None, ckpt="best", local_only=True)
+    app = build_app(store, api_key=None, engine="torch", only=None, ckpt="best", local_only=True)
     with TestClient(app, base_url="http://127.0.0.1") as client:
         asked = {"prompt": "a", "max_tokens": 1}
         assert client.post("/v1/completions", json=asked | {"model": str(runs / "elsewhere/first")}).status_code == 404

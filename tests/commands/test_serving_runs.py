@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from minigpt_cli.commands.serve import build_app
+from minigpt_cli.commands.serve import address, build_app
 from minigpt_cli.runstore.records import FileRecord, _checksum
 from minigpt_cli.runstore.store import RunStore
 
@@ -25,11 +25,11 @@ ODD = {
 }
 
 
-def ask(method: str, path: str, **options: Any) -> httpx.Response:
-    """What the server of ./runs answers."""
+def ask(method: str, path: str, only: str | None = None, **options: Any) -> httpx.Response:
+    """What the server of ./runs, or of `only` one, answers."""
 
     async def one() -> httpx.Response:
-        app = build_app(RunStore(Path("runs").absolute()), api_key=None, engine="torch", first=None, ckpt="best", local_only=True)
+        app = build_app(RunStore(Path("runs").absolute()), api_key=None, engine="torch", only=only, ckpt="best", local_only=True)
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
             return await client.request(method, path, **options)
 
@@ -61,3 +61,28 @@ def test_no_answer_names_a_folder_of_this_machine(make_run: Any, home: Path, nam
     assert str(home) not in answer.text
     assert "runs/" not in answer.text.replace("../runs", "")
     assert "Traceback" not in caplog.text
+
+
+def test_only_the_named_run_is_served(make_run: Any, home: Path) -> None:
+    for name in ("shown", "shown-2", "hidden"):
+        make_run(name, files=FILES)
+    assert [model["id"] for model in ask("GET", "/v1/models", only="shown").json()["data"]] == ["shown"]
+    assert ask("GET", "/v1/models/shown", only="shown").status_code == 200
+    assert ask("GET", "/v1/models/hidden", only="shown").status_code == 404
+    for name in ("hidden", "shown-2", "latest", "top"):
+        answer = ask("POST", "/v1/completions", only="shown", json={"model": name, "prompt": "a"})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")
+
+
+def test_a_run_is_described_with_prompts_from_its_text(trained: Path) -> None:
+    prompts = ask("GET", "/v1/models/first").json()["prompts"]
+    assert 1 <= len(prompts) <= 4
+    text = (trained / "text.txt").read_text("utf-8")
+    assert all(one["prompt"] in text for one in prompts)
+
+
+def test_the_printed_address_can_be_typed_on_another_machine() -> None:
+    for everywhere in ("0.0.0.0", "::", ""):
+        assert not address(everywhere, 8000).startswith(("http://0.", "http://[::]", "http://:"))
+    assert address("127.0.0.1", 8000) == "http://127.0.0.1:8000/"
+    assert address("fe80::1", 80) == "http://[fe80::1]:80/"

@@ -174,7 +174,7 @@ def test_a_picture_of_hostile_runs_is_harmless(home: Path, tab: browser.Page, co
 @pytest.fixture
 def address(home: Path) -> Iterator[str]:
     """A server over the hostile runs."""
-    app = build_app(RunStore(home / "runs"), api_key=None, engine="torch", first=None, ckpt="best", local_only=True)
+    app = build_app(RunStore(home / "runs"), api_key=None, engine="torch", only=None, ckpt="best", local_only=True)
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", ws="none"))
     thread = threading.Thread(target=lambda: asyncio.run(server.serve()), daemon=True)
     thread.start()

@@ -45,7 +45,9 @@ class Server:
             return WRITERS[name]
 
         listed = [Listed(name, 1, {"arch": "modern", "nats_per_char": 2.0}) for name in WRITERS]
-        self.models = Models(lambda: listed, open_run, lambda name: 0, slots=SLOTS, max_waiting=WAITING)
+        self.models = Models(
+            lambda: listed, open_run, lambda name: 0, slots=SLOTS, max_waiting=WAITING, prompts=lambda _: [("a b", "ab"), ("c", "c")]
+        )
         app = create_app(self.models, serve_page(), **options)
         self.socket = socket.socket()
         self.socket.bind(("127.0.0.1", 0))

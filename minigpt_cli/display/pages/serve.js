@@ -4,6 +4,7 @@ legend(byId("legend"));
 
 class Pane {
   constructor(place, side) {
+    this.place = place;
     this.select = document.createElement("select");
     this.select.setAttribute("aria-label", "Run on the " + side);
     this.figures = document.createElement("p"); this.figures.className = "figures dim"; this.figures.setAttribute("role", "status");
@@ -20,6 +21,7 @@ class Pane {
       return new Option(m.id + " (" + m.arch + score + ")", m.id);
     }), none);
     this.select.value = chosen ?? "";
+    this.select.hidden = models.length === 1;  // then there is nothing to choose
   }
   say(message, wrong) { this.figures.textContent = message; this.figures.classList.toggle("wrong", !!wrong); }
   async write(settings, signal) {
@@ -29,12 +31,13 @@ class Pane {
     let count = 0, nats = 0, reason = "";
     const show = () => {
       const rate = count / (performance.now() - began) * 1000;
-      this.say(count + " tokens, " + rate.toFixed(0) + " a second, " + (count ? nats / count : 0).toFixed(3) + " nats per token" + (reason ? ", " + reason : ""));
+      this.say(count + " tokens, " + rate.toFixed(0) + " a second, " + (count ? nats / count : 0).toFixed(3) + " nats per token, seed " + settings.seed + (reason ? ", " + reason : ""));
     };
     this.say("…");
     try {
       const answer = await fetch("v1/completions", { method: "POST", signal, headers: headers(),
         body: JSON.stringify({ ...settings, model: this.select.value, stream: true, logprobs: 5 }) });
+      if (answer.status === 401) { this.say(""); return askForKey(); }
       if (!answer.ok) throw new Error((await answer.json()).error.message);
       for await (const event of events(answer.body)) {
         if (event.error) throw new Error(event.error.message);
@@ -74,25 +77,54 @@ async function* events(body) {
 }
 
 const panes = [new Pane(byId("left"), "left"), new Pane(byId("right"), "right")];
-let stop = null;
+let stop = null, listed = false;
+
+function askForKey() {
+  listed = false;
+  panes[0].say(byId("key").value ? "This API key is wrong: type it again." : "This server asks for an API key.", true);
+  byId("key_label").hidden = false;
+  byId("key").select();
+}
 
 async function list() {
   const answer = await fetch("v1/models", { headers: headers() });
-  byId("key_label").hidden = answer.status !== 401 && !byId("key").value;
-  if (!answer.ok) return panes[0].say(answer.status === 401 ? "This server asks for an API key." : "The list of runs could not be read.", true);
+  if (answer.status === 401) return askForKey();
+  if (!answer.ok) return panes[0].say("The list of runs could not be read.", true);
   const models = (await answer.json()).data;
+  listed = true;
   panes[0].offer(models, models[0]?.id);
   panes[1].offer(models, models[1]?.id);
+  panes[1].place.hidden = models.length === 1;
+  document.querySelector("h1").textContent = models.length === 1 ? models[0].id : document.title;
   panes[0].say(models.length ? "" : "No runs yet: train one with minigpt train.", !models.length);
+  await showExamples();
 }
 byId("key").addEventListener("change", list);
 
+// Prompts from the text of the run on the left.
+async function showExamples() {
+  const name = panes[0].select.value;
+  const answer = name && await fetch("v1/models/" + encodeURIComponent(name), { headers: headers() });
+  const prompts = answer && answer.ok ? (await answer.json()).prompts : [];
+  if (name !== panes[0].select.value) return;  // another was chosen meanwhile
+  byId("examples").hidden = !prompts.length;
+  byId("examples").replaceChildren("from its text: ", ...prompts.map(({ shown, prompt }) => {
+    const button = document.createElement("button");
+    button.type = "button"; button.textContent = shown.trim();
+    button.addEventListener("click", () => { byId("prompt").value = prompt; byId("prompt").focus(); });
+    return button;
+  }));
+}
+panes[0].select.addEventListener("change", showExamples);
+
 byId("form").addEventListener("submit", async (e) => {
   e.preventDefault();
+  if (!listed) return list();
   stop = new AbortController();
   byId("start").disabled = true; byId("stop").disabled = false;
   const settings = { prompt: byId("prompt").value };
-  for (const name of ["temperature", "top_k", "top_p", "max_tokens", "seed"]) settings[name] = Number(byId(name).value);
+  for (const name of ["temperature", "top_k", "top_p", "max_tokens"]) settings[name] = Number(byId(name).value);
+  settings.seed = byId("seed").value === "" ? crypto.getRandomValues(new Uint32Array(1))[0] : Number(byId("seed").value);
   await Promise.all(panes.map((pane) => pane.write(settings, stop.signal)));
   byId("start").disabled = false; byId("stop").disabled = true;
 });

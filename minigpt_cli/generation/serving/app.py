@@ -67,7 +67,8 @@ def create_app(models: Models, page: str, *, api_key: str | None = None, any_hos
     async def one_model(name: str) -> Any:
         for run in await asyncio.to_thread(models.list_runs):
             if run.name == name:
-                return _as_model(run)
+                examples = await asyncio.to_thread(models.prompts, name)
+                return _as_model(run) | {"prompts": [{"shown": shown, "prompt": prompt} for shown, prompt in examples]}
         return problem(404, f"there is no run {name[:80]!r}", "model_not_found")
 
     @app.post("/v1/completions")

@@ -35,7 +35,8 @@ class Opened:
 
 
 class Models:
-    """Runs by name. `version` changes when a run is saved; it is then opened again for later requests."""
+    """Runs by name. `version` changes when a run is saved; it is then opened again for later requests. `prompts` are examples from
+    the text of a run: as they are shown, and as the model reads them."""
 
     def __init__(
         self,
@@ -45,8 +46,9 @@ class Models:
         *,
         slots: int,
         max_waiting: int,
+        prompts: Callable[[str], Sequence[tuple[str, str]]] = lambda _: (),
     ) -> None:
-        self.list_runs = list_runs
+        self.list_runs, self.prompts = list_runs, prompts
         self._open_run, self._version = open_run, version
         self._slots, self._max_waiting = slots, max_waiting
         self._opened: OrderedDict[str, Opened] = OrderedDict()
