@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from minigpt_cli.data.dataset import Dtype
-from minigpt_cli.data.parts import Kind, learned_pieces
+from minigpt_cli.data.parts import Kind, LearnedText
 from minigpt_cli.runstore.records import Leak
 from minigpt_cli.tokenization.char import code_points
 from minigpt_cli.tokenization.contract import Tokenizer
@@ -35,13 +35,14 @@ _TOGETHER = 1 << 16  # tokens
 
 def leak_of(train: Path, val: Path, dtype: Dtype, tokenizer: Tokenizer, kind: Kind | None) -> Leak:
     """How much of the tokens in the file `val` those in `train` hold; of answers or documents as they are learned."""
+    reader = LearnedText(tokenizer, kind)
     n_train, n_val = (path.stat().st_size // np.dtype(dtype).itemsize for path in (train, val))
 
     def learned(path: Path, n: int, most: int, stretch: int) -> Iterator[Iterator[str]]:
         """All of a file's `n` tokens, or stretches from all over them, `most` in all; read like this, since a memory map counts as used."""
         starts = [0] if n <= most else np.linspace(0, n - stretch, most // stretch).astype(np.int64).tolist()
         for start in starts:
-            yield learned_pieces(_blocks(path, np.dtype(dtype), start, n if n <= most else stretch), tokenizer, kind)
+            yield reader.pieces(_blocks(path, np.dtype(dtype), start, n if n <= most else stretch))
 
     texts = ["".join(pieces) for pieces in learned(val, n_val, SAMPLE, STRETCH)]
     copied = verbatim(texts, learned(train, n_train, TRAINING, READ))

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from minigpt_cli.config import DataConfig
 from minigpt_cli.data import chat
 from minigpt_cli.data.dataset import Dataset
-from minigpt_cli.tokenization.contract import END_OF_TEXT, Tokenizer, added_tokens, spelled
+from minigpt_cli.tokenization.contract import END_OF_TEXT, Spelling, Tokenizer, added_tokens
 
 Kind = Literal["answers", "documents"]
 Tokens = npt.NDArray[Any]
@@ -62,12 +62,18 @@ def context_of(dataset: Dataset, name: str, length: int) -> Tokens:
     return np.array([], np.int64) if before is None else before.tokens[-length:]
 
 
-def learned_pieces(blocks: Iterable[Tokens], tokenizer: Tokenizer, kind: Kind | None) -> Iterator[str]:
-    """The text that training learns of tokens that are given in blocks, in pieces; what ends an answer or a document is a line break."""
-    pieces, added = tokenizer.token_bytes(), added_tokens(tokenizer)
-    if kind is not None:
-        pieces[added[chat.END if kind == "answers" else END_OF_TEXT]] = b"\n"
-    return spelled(_answers(blocks, tokenizer) if kind == "answers" else blocks, pieces)
+class LearnedText:
+    """Reads what training learns of a tokenized text; what ends an answer or a document is a line break."""
+
+    def __init__(self, tokenizer: Tokenizer, kind: Kind | None) -> None:
+        pieces = tokenizer.token_bytes()
+        if kind is not None:
+            pieces[added_tokens(tokenizer)[chat.END if kind == "answers" else END_OF_TEXT]] = b"\n"
+        self._tokenizer, self._kind, self._spelling = tokenizer, kind, Spelling(pieces)
+
+    def pieces(self, blocks: Iterable[Tokens]) -> Iterator[str]:
+        """The text of tokens that are given in blocks, in pieces."""
+        return self._spelling.pieces(_answers(blocks, self._tokenizer) if self._kind == "answers" else blocks)
 
 
 def _answers(blocks: Iterable[Tokens], tokenizer: Tokenizer) -> Iterator[Tokens]:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from minigpt_cli.data.dataset import Dataset
 from minigpt_cli.tokenization.char import code_points
-from minigpt_cli.tokenization.contract import END_OF_TEXT, spelled
+from minigpt_cli.tokenization.contract import END_OF_TEXT, Spelling
 
 RARE = 10  # a character that occurs less often than this is rare
 _MANY_RARE = 500
@@ -61,9 +61,9 @@ def preview(dataset: Dataset, seed: int = 0) -> Preview:
 
 def _counted(dataset: Dataset) -> npt.NDArray[np.int64]:
     """How often each code point occurs, (0x110000,)."""
-    counts, token_bytes = np.zeros(0x110000, np.int64), dataset.tokenizer.token_bytes()
+    counts, spelling = np.zeros(0x110000, np.int64), Spelling(dataset.tokenizer.token_bytes())
     for split in dataset.splits().values():
-        for text in spelled(split.blocks(), token_bytes):
+        for text in spelling.pieces(split.blocks()):
             found = np.bincount(code_points(text.replace(END_OF_TEXT, "") if dataset.in_documents else text))
             counts[: len(found)] += found
     return counts

@@ -108,19 +108,24 @@ def checked_ids(ids: npt.ArrayLike, vocab_size: int) -> npt.NDArray[np.int64]:
 
 def text_pieces(ids: npt.NDArray[np.integer], token_bytes: Sequence[bytes], at_once: int = 1 << 16) -> Iterator[str]:
     """The text that `ids` spell, in pieces of `at_once` tokens; a character that two pieces share is in the second."""
-    return spelled((ids[start : start + at_once] for start in range(0, len(ids), at_once)), token_bytes)
+    return Spelling(token_bytes).pieces(ids[start : start + at_once] for start in range(0, len(ids), at_once))
 
 
-def spelled(blocks: Iterable[npt.NDArray[np.integer]], token_bytes: Sequence[bytes]) -> Iterator[str]:
-    """The text that blocks of ids spell, a piece for each; a character that two share is in the second, and half of one at the end
-    becomes U+FFFD."""
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    table = np.frombuffer(b"".join(token_bytes), np.uint8)
-    lengths = np.array([len(token) for token in token_bytes], np.int64)
-    starts = lengths.cumsum() - lengths
-    for block in blocks:
-        n, ends = lengths[block], lengths[block].cumsum()
-        places = np.arange(n.sum()) + np.repeat(starts[block] - (ends - n), n)  # of each byte in the table
-        yield decoder.decode(table[places].tobytes())
-    if rest := decoder.decode(b"", final=True):
-        yield rest
+class Spelling:
+    """The bytes that each id of a vocabulary stands for, ready to read many ids."""
+
+    def __init__(self, token_bytes: Sequence[bytes]) -> None:
+        self._table = np.frombuffer(b"".join(token_bytes), np.uint8)
+        self._lengths = np.array([len(token) for token in token_bytes], np.int64)
+        self._starts = self._lengths.cumsum() - self._lengths
+
+    def pieces(self, blocks: Iterable[npt.NDArray[np.integer]]) -> Iterator[str]:
+        """The text that blocks of ids spell, a piece for each; a character that two share is in the second, and half of one at the end
+        becomes U+FFFD."""
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        for block in blocks:
+            n, ends = self._lengths[block], self._lengths[block].cumsum()
+            places = np.arange(n.sum()) + np.repeat(self._starts[block] - (ends - n), n)  # of each byte in the table
+            yield decoder.decode(self._table[places].tobytes())
+        if rest := decoder.decode(b"", final=True):
+            yield rest

@@ -19,7 +19,7 @@ from minigpt_cli.config import DataConfig
 from minigpt_cli.data import leak
 from minigpt_cli.data.dataset import RECORD, Dataset, open_dataset
 from minigpt_cli.data.encoding import prepared
-from minigpt_cli.data.parts import learned_pieces, learned_text
+from minigpt_cli.data.parts import LearnedText, learned_text
 from minigpt_cli.evaluation.characters import spelled
 from minigpt_cli.evaluation.memorisation import copied_lengths
 from minigpt_cli.runstore.records import Corpus
@@ -109,7 +109,7 @@ def test_what_is_learned_is_the_same_in_blocks(together: int, tmp_path: Path) ->
     conversations = dataset_of(tmp_path, chats(), "chats.jsonl")
     names = dataset_of(tmp_path, "anna\nbob\nclaire\n" * 9, documents="lines")
     for dataset, kind in ((conversations, "answers"), (names, "documents")):
-        pieces = learned_pieces(dataset.train.blocks(together), dataset.tokenizer, kind)  # type: ignore[arg-type]
+        pieces = LearnedText(dataset.tokenizer, kind).pieces(dataset.train.blocks(together))  # type: ignore[arg-type]
         assert "".join(pieces) == spelled(*learned_text(dataset, "train"))
 
 
