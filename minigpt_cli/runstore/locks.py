@@ -74,8 +74,11 @@ def hold_folder(folder: Path) -> Callable[[], None] | None:
     or folders cannot be locked. It leaves no file."""
     if fcntl is None:  # pragma: no cover: Windows
         return None
-    folder.mkdir(mode=0o700, exist_ok=True)
-    fd = os.open(folder, os.O_RDONLY | atomic_io.NOFOLLOW | atomic_io.CLOEXEC)
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        fd = os.open(folder, os.O_RDONLY | atomic_io.NOFOLLOW | atomic_io.CLOEXEC)
+    except OSError:  # another process has just renamed it; where no folder can be made, the caller's own attempt says why
+        return None
     with suppress(OSError):
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if os.path.samestat(os.fstat(fd), os.lstat(folder)):  # else another process has finished it meanwhile

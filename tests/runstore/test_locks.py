@@ -14,6 +14,7 @@ import pytest
 from minigpt_cli.config import RunConfig
 from minigpt_cli.errors import MiniGPTError, RunDamaged, RunLocked, UsageError
 from minigpt_cli.runstore.directory import Run
+from minigpt_cli.runstore.locks import hold_folder
 from minigpt_cli.runstore.records import Annotations, RunRecord
 from minigpt_cli.runstore.store import RunStore
 
@@ -196,3 +197,9 @@ def test_a_new_run_that_fails_before_its_record_leaves_nothing(store: RunStore) 
     with pytest.raises(ZeroDivisionError):
         fail_after(lambda run: run.write_record(RunRecord(name="a")))
     assert store.names() == ["a"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="folders cannot be locked")
+def test_a_folder_that_another_process_renames_meanwhile_is_not_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "mkdir", lambda *_, **__: None)  # it was there, and is renamed before it is opened
+    assert hold_folder(tmp_path / "building") is None
