@@ -114,9 +114,10 @@ def _as_learned(record: RunRecord, config: RunConfig, tokenizer: Tokenizer) -> d
 def _bounds(record: RunRecord, tokenizer: Tokenizer) -> dict[str, Any]:
     if learned_chats(record) and token_ids(tokenizer) is not None:
         return {"ends": (END,)}
-    if record.corpus is None or record.corpus.n_documents <= 1 or (end := added_tokens(tokenizer).get(END_OF_TEXT)) is None:
+    if record.corpus is None or (end := added_tokens(tokenizer).get(END_OF_TEXT)) is None:
         return {}
-    return {"start": (end,), "ends": (END_OF_TEXT,)}
+    start = (end,) if record.corpus.n_documents > 1 else ()
+    return {"start": start, "ends": (END_OF_TEXT,)}
 
 
 def _check(path: Path, config: Any, vocab_size: int, found: Mapping[str, TensorInfo]) -> None:

@@ -56,6 +56,14 @@ def test_what_is_written_begins_and_ends_as_a_document(call: Any) -> None:
     assert one_text["stop_reason"] == "length"
 
 
+def test_a_model_of_documents_that_learned_one_text_since_stops_at_ends_too(call: Any) -> None:
+    Path("one.txt").write_text("annabelle " * 40)
+    assert call("train", "one.txt", "--init-from", "names", "--name", "since", "--max-steps", "1", "--eval-every", "1").code == 0
+    samples = json.loads(call("generate", "since", "--prompt", "an", "--num-samples", "20", "--seed", "1", "--json").out)["samples"]
+    assert "stop" in {sample["stop_reason"] for sample in samples}
+    assert not [sample for sample in samples if END_OF_TEXT in sample["text"]]
+
+
 def test_the_score_counts_what_ends_cost_and_not_their_characters(call: Any) -> None:
     found = json.loads(call("eval", "names", "--json").out)
     assert found["n_documents"] + found["n_chars"] == found["n_tokens"]
