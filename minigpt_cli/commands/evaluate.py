@@ -129,8 +129,12 @@ def _cleaned_as(runs: Sequence[Run], reading: dict[str, Any]) -> dict[str, Any]:
 
 def text_of(run: Run, target: Target) -> str:
     """The name of the text that is scored."""
+    if target.label:
+        return target.label
     split = {"val": "validation", "test": "test", "train": "training"}[target.split]
-    return target.label or f"{split} split of {run.record.corpus.label if run.record.corpus else 'its text'}"
+    if given := {"val": run.config.data.val, "test": run.config.data.test}.get(target.split):
+        return f"{split} text {' '.join(given)}"
+    return f"{split} split of {run.record.corpus.label if run.record.corpus else 'its text'}"
 
 
 def device_chooser(device: str) -> Callable[[], str]:

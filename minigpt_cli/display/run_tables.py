@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -145,7 +146,7 @@ def _facts(record: RunRecord, status: str, annotations: Annotations) -> list[tup
         ("machine", ", ".join(filter(None, [record.device, record.device_name, f"{record.threads} threads" if record.threads else ""]))),
         ("versions", ", ".join(f"{name} {number}" for name, number in record.versions.items())),
         ("commit", commit),
-        ("command", " ".join(record.argv)),
+        ("command", shlex.join(record.argv)),
         ("preset", record.preset or ""),
         ("group", record.group or ""),
         ("started", format.moment(record.created_at)),

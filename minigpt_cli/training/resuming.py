@@ -78,7 +78,8 @@ def check_changes(saved: RunConfig, wanted: RunConfig, steps_done: int) -> list[
         if name in _MAY_CHANGE or name in may_change_bits or name.startswith("eval."):
             continue
         flag = "--" + name.rpartition(".")[2].replace("_", "-")
-        raise UsageError(f"{flag} cannot change when resuming (it was {before!r}): leave it out, or start a new run with --init-from")
+        was = " ".join(before) if isinstance(before, list | tuple) else before
+        raise UsageError(f"{flag} cannot change when resuming (it was {was!r}): leave it out, or start a new run with --init-from")
     if "optim.max_steps" in differing and wanted.optim.max_steps < steps_done:  # not if unchanged: cosine-plateau trains past max_steps
         raise UsageError(f"--max-steps {wanted.optim.max_steps} is below the {steps_done} steps that are done")
     if wanted.optim.schedule != "constant":

@@ -318,6 +318,8 @@ class _Trainer:
             yield from self._save()
         else:
             if self.judge.evaluated_step != self.meter.steps:
+                if not self.meter.is_fresh() and self.result is not None:
+                    self._progress(self.result)  # measures the speed of the last steps
                 yield from self._evaluate(show)
                 if reason is StopReason.MAX_STEPS:
                     reason = self._reason() or reason  # that evaluation may have reached the target

@@ -64,6 +64,18 @@ def test_the_test_split_shows_its_gap(cli, home: Path, text: str, tiny: list[str
     assert "gap" in cli("eval", "--split", "test").out
 
 
+def test_a_split_from_another_source_has_the_name_of_that_source(cli, home: Path, text: str, tiny: list[str]) -> None:
+    for name in ("text.txt", "held.txt", "last.txt"):
+        (home / name).write_text(text, encoding="utf-8")
+    done = cli("train", "text.txt", "--val", "held.txt", "--test", "last.txt", *tiny)
+    assert "0 tokens/s" not in done.err.replace("00 tokens/s", "")  # however short the training was
+    assert "validation text held.txt" in cli("eval").out
+    assert "test text last.txt" in cli("eval", "--split", "test").out
+    assert "training split of text.txt" in cli("eval", "--split", "train").out
+    resumed = cli("train", "--resume", "latest", "--val", "last.txt")
+    assert "--val cannot change when resuming (it was 'held.txt')" in resumed.err
+
+
 def test_memorisation_finds_copies(cli, trained: Path) -> None:
     document = cli("eval", "--memorisation", "--json").json["memorisation"]
     assert document["n_samples"] == 10
