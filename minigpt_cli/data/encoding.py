@@ -84,7 +84,9 @@ def prepare(
             tokenizer_kind = tokenizer_kind.extended(text)
         key = _key(config, text, splitter, tokenizer_kind)
         chat = "" if source.split_by == "character" else "chat-"
-        target = out or data_dir / f"{_slug(source.label)}-{chat}{_slug(tokenizer_kind.name)}-{key[:12]}"
+        first, *more = config.sources if len(config.sources) > 1 else (source.label,)
+        name = _slug(first) + f"-and-{len(more)}-more" * bool(more)
+        target = out or data_dir / f"{name}-{chat}{_slug(tokenizer_kind.name)}-{key[:12]}"
         if (found := cached(target, key, verify=verify)) is None:
             folder = stack.enter_context(atomic_folder(target.parent, key[:16], keep=PROGRESS))
             yield from _build(folder, config, text, splitter, tokenizer_kind, key)

@@ -19,7 +19,7 @@ def print_summary(label: str, summary: Mapping[str, Any]) -> None:
     tokens = ", ".join(f"{name} {n:,}" for name, n in summary["tokens"].items() if n)
     for name, value in (
         ("text", f"{label}: {summary['chars']:,} characters, {summary['bytes']:,} bytes"),
-        ("tokenizer", f"{summary['tokenizer']}, {summary['vocab_size']:,} tokens in the vocabulary"),
+        ("tokenizer", f"{summary['tokenizer']}, a vocabulary of {summary['vocab_size']:,}"),
         ("tokens", f"{tokens}; {summary['chars_per_token']:.2f} characters a token"),
         ("written to", summary["out"]),
         ("sha256", summary["sha256"]),

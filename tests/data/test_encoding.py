@@ -58,7 +58,7 @@ def tree(folder: Path = Path()) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
-def config(source: str = "text.txt", **settings: Any) -> DataConfig:
+def config(source: str | tuple[str, ...] = "text.txt", **settings: Any) -> DataConfig:
     return DataConfig(source=source, **{"vocab_size": 270, **settings})
 
 
@@ -281,6 +281,7 @@ def test_names_of_folders_are_plain(text: Path) -> None:
     odd.parent.mkdir()
     odd.write_bytes(TEXT.encode())
     assert prepared(config(str(odd))).dir.name.startswith("we-ird-31m-1-char-")
+    assert prepared(config(("text.txt", str(odd)))).dir.name.startswith("text-and-1-more-char-")
 
 
 def test_standard_input_is_kept_while_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -470,6 +471,13 @@ def test_token_files_are_a_source_and_give_what_the_text_gives(text: Path) -> No
     assert (again.key, again.sha256, again.dir) == (made.key, made.sha256, Path("t"))
     assert all(np.array_equal(again.split(name).tokens, split.tokens) for name, split in made.splits().items())
     assert prepared(config("t", tokenizer="bpe")).key == made.key
+
+
+@pytest.mark.parametrize("sources", [{"source": ("text.txt", "t")}, {"val": ["t"]}])
+def test_token_files_are_trained_on_alone(sources: dict[str, Any], text: Path) -> None:
+    prepared(config(), out=Path("t"))
+    with pytest.raises(UsageError, match="t holds token files, which are trained on alone"):
+        prepared(config(**sources))
 
 
 @pytest.mark.parametrize("other", [{"tokenizer": "byte"}, {"train_frac": 0.5}, {"test_frac": 0.05}, {"val": ["v.txt"]}])

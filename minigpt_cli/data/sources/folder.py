@@ -26,6 +26,8 @@ def files_below(folder: Path, label: str, options: DataConfig) -> list[File]:
         inside = path.relative_to(folder).as_posix()
         if (not options.include or include.match_file(inside)) and not exclude.match_file(inside):
             chosen.append(path)
+    if not chosen and "dataset.json" in os.listdir(folder):
+        raise UsageError(f"{label} holds token files, which are trained on alone: give the text that they were made from")
     if not chosen:
         hint = f": none of its {len(found)} files is chosen by --include and --exclude" if found else ""
         raise UsageError(f"the folder {label} has no text files{hint}")
