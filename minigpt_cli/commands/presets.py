@@ -8,6 +8,7 @@ from minigpt_cli.display import console, format
 from minigpt_cli.presets.catalog import preset_names, preset_summary
 
 _OPERATIONS_PER_S = 1.5e11  # of training on two CPU cores, in bfloat16 where they have it: a third of that, or ten times
+_LONGEST_S = 2 * 86_400  # that anybody would wait for
 
 
 def show_presets() -> None:
@@ -40,7 +41,9 @@ def _length(config: RunConfig, active: int) -> str:
         return format.duration(optim.time_budget)
     tokens = optim.max_steps * optim.batch_size * optim.grad_accum * config.model.block_size
     seconds = 6 * active * tokens / _OPERATIONS_PER_S
-    for least, divisor, unit in ((2 * 86_400, 86_400, "days"), (5400, 3600, "h"), (60, 60, "min")):
+    if seconds > _LONGEST_S:
+        return f"{optim.max_steps:,} steps, for GPUs"
+    for least, divisor, unit in ((5400, 3600, "h"), (60, 60, "min")):
         if seconds >= least:
             return f"{optim.max_steps:,} steps, about {seconds / divisor:,.0f} {unit}"
     return f"{optim.max_steps:,} steps, less than a minute"
