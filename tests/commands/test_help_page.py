@@ -44,4 +44,4 @@ def test_a_preset_without_a_name_lists_all_with_purpose_and_time(cli: Any) -> No
     assert done.code == 0
     heads = [line for line in done.out.splitlines() if line and not line.startswith(" ")][:-1]
     assert [line.split()[0] for line in heads] == preset_names()
-    assert all(re.search(r"parameters .*(steps, about \d|less than a minute|\d:\d\d)", line) for line in heads)
+    assert all(re.search(r"parameters .*(steps, about \d|less than a minute|for GPUs|\d:\d\d)", line) for line in heads)
