@@ -148,6 +148,7 @@ def test_plots_are_self_contained_files(cli, four: Path, ending: str) -> None:
         assert "http" not in text.replace("http://www.w3.org", "")
         assert "<script" not in text
         assert "prefers-color-scheme: dark" in text
+        assert text.count('class="intervals"') == 4  # verdict, scores, kinds of character, positions
 
 
 @pytest.mark.parametrize(

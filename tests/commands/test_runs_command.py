@@ -318,6 +318,8 @@ def test_report_is_one_page_that_needs_nothing_else(trained: Path, cli: Any) -> 
         "</html>",
     ):
         assert word in page, word
+    order = ['class="score"', "first writes", ">Loss<", "Settings of first", ">Learning rate<", ">Leaderboard<"]
+    assert sorted(order, key=page.index) == order
     assert cli("runs", "plot", "first", "--html", "nowhere/report.html").code == 2
 
 

@@ -150,6 +150,15 @@ def test_a_written_page_of_hostile_runs_is_harmless(home: Path, tab: browser.Pag
     assert "window.broken=1" in tab.evaluate("document.body.innerText")  # it was there to run
 
 
+# The size in pixels of the smallest text of the charts, and the labels that stick out of their chart.
+SMALLEST_TEXT = (
+    "Math.min(99, ...[...document.querySelectorAll('svg text')].map((t) => parseFloat(getComputedStyle(t).fontSize) * t.getScreenCTM().a))"
+)
+CLIPPED_LABELS = """[...document.querySelectorAll('svg text')].filter((t) => {
+  const label = t.getBoundingClientRect(), chart = t.ownerSVGElement.getBoundingClientRect();
+  return label.left < chart.left - 1 || label.right > chart.right + 1 || label.bottom > chart.bottom + 1; }).map((t) => t.textContent)"""
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_written_page_fits_a_phone_in_both_themes(home: Path, tab: browser.Page, name: str) -> None:
     assert minigpt([*COMMANDS[name][0], name]) == 0
@@ -159,6 +168,8 @@ def test_a_written_page_fits_a_phone_in_both_themes(home: Path, tab: browser.Pag
             tab.theme(theme)
             opened(tab, home / name)
             assert tab.evaluate("document.documentElement.scrollWidth") <= 360
+            assert tab.evaluate(SMALLEST_TEXT) >= 12
+            assert tab.evaluate(CLIPPED_LABELS) == []
             grounds.add(tab.evaluate("getComputedStyle(document.body).backgroundColor"))
     assert len(grounds) == 2
 

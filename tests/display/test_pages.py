@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -10,7 +11,8 @@ from harness import browser
 
 from minigpt_cli.display.generation import ShownToken
 from minigpt_cli.display.pages.chart import line_chart
-from minigpt_cli.display.pages.page import html_page, section, side_by_side, table, tag, tinted
+from minigpt_cli.display.pages.intervals import Interval, interval_rows
+from minigpt_cli.display.pages.page import asset, html_page, section, side_by_side, table, tag, tinted
 from minigpt_cli.display.pages.tokens import probabilities_page
 from minigpt_cli.display.tables import Column
 from minigpt_cli.display.terminal_chart import Curve
@@ -55,6 +57,50 @@ def test_columns_and_sections_without_content_are_left_out() -> None:
 @pytest.mark.parametrize("ys", [[1e-14, 2e-14], [1e12, 1e12], [-1e12, 1e12], [0.0, 1e39], [1e12, 1e12 + 1]])
 def test_a_chart_is_drawn_of_any_numbers(ys: list[float]) -> None:
     assert "polyline" in line_chart([Curve("a", [0.0, 2.0**63], ys)], x_label="x", y_label="y")
+
+
+def test_intervals_lie_on_one_scale_with_zero_in_the_middle() -> None:
+    rows = [Interval("a", -0.2, -0.1, "-0.15", 0, -0.15), Interval("bar", 0, 0.1, "+0.1", 1)]
+    drawn = interval_rows(rows, ends=("left", "right"))
+    places = [float(place) for place in re.findall(r"left:(-?[\d.]+)%", drawn)]
+    assert places[0] == places[3] == places[4] == 50.0  # zero, and where the bar begins
+    assert 0 < places[1] < places[2] < 50
+    assert interval_rows([]) == ""
+    assert Elements(interval_rows([Interval("same", 2, 2, "2", 0, 2)])).text.startswith("same")
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance as WCAG 2 defines it."""
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(a: str, b: str) -> float:
+    """The contrast ratio of two colours, 1 to 21."""
+    low, high = sorted((luminance(a), luminance(b)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def mixed(colour: str, ground: str, share: float) -> str:
+    """`share` of a colour over a ground."""
+    parts = (round(share * int(colour[i : i + 2], 16) + (1 - share) * int(ground[i : i + 2], 16)) for i in (1, 3, 5))
+    return "#" + "".join(f"{part:02x}" for part in parts)
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_text_and_curves_stand_out_in_both_themes(theme: str) -> None:
+    light, dark = re.findall(r":root \{(.*?)\}", asset("style.css"), re.DOTALL)
+    colour = dict(re.findall(r"--(\w+): (#\w{6})", light if theme == "light" else dark))
+    for ground in ("paper", "field"):
+        for text in ("ink", "dim", "wrong"):
+            assert contrast(colour[text], colour[ground]) >= 4.5, (text, ground)
+        for curve in range(7):
+            assert contrast(colour[f"c{curve}"], colour[ground]) >= 3, (curve, ground)
+    assert contrast(colour["paper"], colour["c0"]) >= 4.5  # the button that starts
+    strongest = int(re.findall(r"--tint: (\d+)%", light if theme == "light" else dark)[0]) / 100
+    for tint in ("c0", "c1"):
+        assert contrast(colour["ink"], mixed(colour[tint], colour["paper"], strongest)) >= 4.5, tint
 
 
 def test_html_data_cannot_end_the_script() -> None:

@@ -9,9 +9,9 @@ from minigpt_cli.display.pages.page import Markup, tag
 from minigpt_cli.display.terminal_chart import Curve
 
 _WIDTH, _HEIGHT = 640, 320
-_LEFT, _RIGHT, _TOP, _BOTTOM = 72, 20, 14, 34
+_LEFT, _RIGHT, _TOP, _BOTTOM = 84, 24, 14, 36
 _DASHES = ("", "8 4", "2 4", "10 4 2 4")
-_COLOURS = 7  # --c0 to --c6 of style.css
+COLOURS = 7  # --c0 to --c6 of style.css
 
 Place = Callable[[float, float], tuple[float, float]]
 
@@ -45,7 +45,7 @@ def line_chart(curves: Sequence[Curve], *, x_label: str, y_label: str, marks: Se
 
 
 def _stroke(number: int) -> dict[str, str]:
-    return {"style": f"stroke: var(--c{number % _COLOURS})", "stroke_dasharray": _DASHES[number % len(_DASHES)]}
+    return {"style": f"stroke: var(--c{number % COLOURS})", "stroke_dasharray": _DASHES[number % len(_DASHES)]}
 
 
 def _text(across: float, down: float, text: str, css: str) -> Markup:

@@ -1,4 +1,4 @@
-"""The report of one run or several as one HTML page: curves, learning rate, speed, expert load, leaderboard, settings, samples."""
+"""The report of one run or several as one HTML page: score, sample and loss first and large, then settings, other curves, leaderboard."""
 
 from __future__ import annotations
 
@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING
 from minigpt_cli.display import format
 from minigpt_cli.display.charts import curve_of
 from minigpt_cli.display.pages.chart import line_chart
-from minigpt_cli.display.pages.page import Markup, differences_table, html_page, in_columns, remark, section, side_by_side, table, tinted
+from minigpt_cli.display.pages.page import (
+    Markup,
+    differences_table,
+    html_page,
+    in_columns,
+    remark,
+    section,
+    side_by_side,
+    table,
+    tag,
+    tinted,
+)
 from minigpt_cli.display.run_tables import leaderboard_table
 from minigpt_cli.display.tables import Column
 from minigpt_cli.display.terminal_chart import Curve
@@ -39,33 +50,35 @@ def report_page(runs: Sequence[Reported], rows: Sequence[Row], differences: Sequ
     names = [run.record.name for run in runs]
     best = next((n for n, row in enumerate(rows) if row.run in names), None)
     columns, cells = leaderboard_table(rows)
+    samples = [(f"{run.record.name} writes", [run.sample]) for run in runs if run.sample]
+    settings = (section(f"Settings of {run.record.name}", table([Column("setting"), Column("value")], run.settings)) for run in runs)
+    learning_rate = line_chart(_curves(runs, "lr"), x_label="steps", y_label="learning rate")
+    speed = line_chart(_curves(runs, "tokens_per_s", 1e-3), x_label="steps", y_label="thousand tokens per second")
     parts = [
-        *(remark(_summary(run)) for run in runs),
+        in_columns(_summary(run, alone=len(runs) == 1) for run in runs),
+        tag("div", side_by_side(samples), class_="large") if samples else Markup(),
         section("Loss", remark(f"{_BEST} best validation step, {_END} where training stopped"), _losses(runs)),
-        section("Learning rate", line_chart(_curves(runs, "lr"), x_label="steps", y_label="learning rate")),
-        section("Speed", line_chart(_curves(runs, "tokens_per_s", 1e-3), x_label="steps", y_label="thousand tokens per second")),
+        section("What differs", differences_table(names, differences)) if len(runs) > 1 else Markup(),
+        in_columns(settings),
+        in_columns([section("Learning rate", learning_rate), section("Speed", speed)]),
         *(section("Expert load", *_experts(run)) for run in runs),
         section("Leaderboard", table(columns, cells, best)),
     ]
-    if len(runs) > 1:
-        parts.append(section("What differs", differences_table(names, differences)))
-    settings = (section(f"Settings of {run.record.name}", table([Column("setting"), Column("value")], run.settings)) for run in runs)
-    parts.append(in_columns(settings))
-    samples = [(f"{run.record.name} writes", [run.sample]) for run in runs if run.sample]
-    parts.append(section("Samples", side_by_side(samples)) if samples else Markup())
     return html_page(" and ".join(names), parts)
 
 
-def _summary(run: Reported) -> str:
-    record = run.record
-    best = record.best
-    score = f"{best.nats_per_char:.4f} nats per character {format.plus_minus(best.nats_per_char, best.ci95)}" if best else "not scored"
+def _summary(run: Reported, *, alone: bool) -> Markup:
+    """The score, large, and a line about the run."""
+    record, best = run.record, run.record.best
     ended = REASONS[record.stop_reason] if record.stop_reason else run.status
     text_label = f" on {record.corpus.label}" if record.corpus else ""
-    return (
-        f"{record.name}: {record.arch}, {record.n_params:,} parameters{text_label}; {score.strip()}; "
-        f"{record.stop_step:,} steps in {format.duration(record.elapsed_s)}; {ended}"
-    )
+    model = f"{record.arch}, {record.n_params:,} parameters{text_label}"
+    about = f"{model}; {record.stop_step:,} steps in {format.duration(record.elapsed_s)}; {ended}"
+    score = tag("p", "not scored", class_="dim")
+    if best:
+        unit = f" nats per character {format.plus_minus(best.nats_per_char, best.ci95).strip()}"
+        score = tag("p", f"{best.nats_per_char:.4f}", tag("span", unit), class_="score")
+    return tag("div", Markup() if alone else tag("strong", record.name), score, remark(about))
 
 
 def _curves(runs: Sequence[Reported], name: str, scale: float = 1.0) -> list[Curve]:

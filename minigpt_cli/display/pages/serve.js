@@ -124,7 +124,7 @@ byId("form").addEventListener("submit", async (e) => {
   byId("start").disabled = true; byId("stop").disabled = false;
   const settings = { prompt: byId("prompt").value };
   for (const name of ["temperature", "top_k", "top_p", "max_tokens"]) settings[name] = Number(byId(name).value);
-  settings.seed = byId("seed").value === "" ? crypto.getRandomValues(new Uint32Array(1))[0] : Number(byId("seed").value);
+  settings.seed = byId("seed").value === "" ? crypto.getRandomValues(new Uint32Array(1))[0] % 1e6 : Number(byId("seed").value);
   await Promise.all(panes.map((pane) => pane.write(settings, stop.signal)));
   byId("start").disabled = false; byId("stop").disabled = true;
 });
