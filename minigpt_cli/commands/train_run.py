@@ -105,6 +105,7 @@ def train_new(context: Context, wanted: Resolved, name: str | None = None, group
 
         dataset = context.dataset(config.data)
         config = config.changed(data=dict(dataset.cleaned))  # of prepared tokens: prompts are to be read like their text
+        context.datasets[config.data] = dataset
         timed = begun if config.optim.max_steps == 0 else None
         announced = Announcement(config, dataset.dir, dataset.key, origin, origin.base() if origin else None, begun=timed)
         with world.announced(announced):

@@ -47,7 +47,9 @@ def test_prompts_and_texts_are_read_as_the_run_knows_them(trained: Path, cli: Cl
 
 def test_a_run_on_prepared_tokens_reads_prompts_as_their_text_was(trained: Path, cli: Cli, tiny: list[str]) -> None:
     assert cli("tokenize", "text.txt", "--lowercase", "--out", "tokens").code == 0
-    assert cli("train", "tokens", "--name", "ready", *tiny).code == 0
+    done = cli("train", "tokens", "--name", "ready", *tiny)
+    assert done.code == 0
+    assert [line.split()[0] for line in done.err.splitlines()].count("validation") == 1  # what was read is told once
     assert RunStore("runs").find("ready").config.data.lowercase
     assert cli("generate", "ready", "--prompt", "To BE", "--max-new-tokens", "2").code == 0
     assert cli("train", "--resume", "ready", "--max-steps", "6").code == 0
