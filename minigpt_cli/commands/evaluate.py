@@ -129,11 +129,13 @@ def _cleaned_as(runs: Sequence[Run], reading: dict[str, Any]) -> dict[str, Any]:
 
 def text_of(run: Run, target: Target) -> str:
     """The name of the text that is scored."""
+    from minigpt_cli.evaluation.eval_target import given_source
+
     if target.label:
         return target.label
     split = {"val": "validation", "test": "test", "train": "training"}[target.split]
-    if given := {"val": run.config.data.val, "test": run.config.data.test}.get(target.split):
-        return f"{split} text {' '.join(given)}"
+    if given := given_source(run, target.split):
+        return f"{split} text {given}"
     return f"{split} split of {run.record.corpus.label if run.record.corpus else 'its text'}"
 
 

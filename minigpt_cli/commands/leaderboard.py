@@ -151,8 +151,10 @@ def _write(
 
 def _texts(runs: Sequence[Run]) -> dict[str, str]:
     """Validation texts by hash, named by label and size."""
+    from minigpt_cli.evaluation.eval_target import given_source
+
     return {
-        run.record.text_sha256: f"{corpus.label}, {corpus.splits['val'].n_chars:,} characters of validation"
+        run.record.text_sha256: f"{given_source(run, 'val') or corpus.label}, {corpus.splits['val'].n_chars:,} characters of validation"
         for run in runs
         if (corpus := run.record.corpus) and "val" in corpus.splits
     }

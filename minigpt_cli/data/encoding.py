@@ -24,7 +24,7 @@ from minigpt_cli.data.atomic_folder import Preparing, atomic_folder, put_in_plac
 from minigpt_cli.data.dataset import RECORD, SPLITS, TOKENIZER, Dataset, DatasetRecord, cached, open_dataset, read_record
 from minigpt_cli.data.leak import leak_of
 from minigpt_cli.data.origins import origins_of
-from minigpt_cli.data.parts import Kind
+from minigpt_cli.data.parts import PartKind
 from minigpt_cli.data.sources.contract import Document, Source
 from minigpt_cli.data.sources.open_source import check_output, data_folder, open_sources
 from minigpt_cli.data.splitting import Splitter
@@ -178,7 +178,7 @@ def _build(
         if not counted.n_learned:
             of, more = ("the answers in ", "conversations") if splitter.cut == "conversation" else ("", "text")
             raise TextTooShort(f"there is no text in {of}the {name} split of {text.name}, so none can be scored: use more {more}")
-    kind: Kind | None = "answers" if splitter.cut == "conversation" else "documents" if text.many else None
+    kind: PartKind | None = "answers" if splitter.cut == "conversation" else "documents" if text.many else None
     n_trained = splits["train"].n_documents if splitter.cut == "conversation" else splits["train"].n_chars
     shortened = splitter.in_order and n_trained < splitter.lengths["train"]
     record = DatasetRecord(

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from minigpt_cli.data.dataset import Dtype
-from minigpt_cli.data.parts import Kind, LearnedText
+from minigpt_cli.data.parts import LearnedText, PartKind
 from minigpt_cli.runstore.records import Leak
 from minigpt_cli.tokenization.char import code_points
 from minigpt_cli.tokenization.contract import Tokenizer
@@ -33,7 +33,7 @@ _TABLE_BITS = 26
 _TOGETHER = 1 << 16  # tokens
 
 
-def leak_of(train: Path, val: Path, dtype: Dtype, tokenizer: Tokenizer, kind: Kind | None) -> Leak:
+def leak_of(train: Path, val: Path, dtype: Dtype, tokenizer: Tokenizer, kind: PartKind | None) -> Leak:
     """How much of the tokens in the file `val` those in `train` hold; of answers or documents as they are learned."""
     reader = LearnedText(tokenizer, kind)
     n_train, n_val = (path.stat().st_size // np.dtype(dtype).itemsize for path in (train, val))

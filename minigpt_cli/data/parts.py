@@ -18,7 +18,7 @@ from minigpt_cli.data import chat
 from minigpt_cli.data.dataset import Dataset
 from minigpt_cli.tokenization.contract import END_OF_TEXT, Spelling, Tokenizer, added_tokens
 
-Kind = Literal["answers", "documents"]
+PartKind = Literal["answers", "documents"]
 Tokens = npt.NDArray[Any]
 
 
@@ -26,7 +26,7 @@ Tokens = npt.NDArray[Any]
 class Parts:
     """Where the parts of N tokens are."""
 
-    kind: Kind
+    kind: PartKind
     scored: npt.NDArray[np.bool_]  # (N,) tokens of parts, the one that ends each among them
     marks: npt.NDArray[np.bool_]  # (N,) tokens that are no characters
     starts: npt.NDArray[np.intp]  # (n_parts,) first token of each
@@ -65,7 +65,7 @@ def context_of(dataset: Dataset, name: str, length: int) -> Tokens:
 class LearnedText:
     """Reads what training learns of a tokenized text; what ends an answer or a document is a line break."""
 
-    def __init__(self, tokenizer: Tokenizer, kind: Kind | None) -> None:
+    def __init__(self, tokenizer: Tokenizer, kind: PartKind | None) -> None:
         pieces = tokenizer.token_bytes()
         if kind is not None:
             pieces[added_tokens(tokenizer)[chat.END if kind == "answers" else END_OF_TEXT]] = b"\n"

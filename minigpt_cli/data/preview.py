@@ -87,6 +87,6 @@ def _warnings(dataset: Dataset, n_rare: int, n_characters: int) -> list[str]:
             "the score says little about those; choose with --val, or use more documents"
         )
     if dataset.cut in ("document", "given") and dataset.in_documents and dataset.val.n_documents < 5:
-        few = f"only {dataset.val.n_documents} documents to validate on"
+        few = f"only {dataset.val.n_documents} document{'s' * (dataset.val.n_documents > 1)} to validate on"
         found.append(f"{few}: the score depends on which they are; see --train-frac and --val")
     return found

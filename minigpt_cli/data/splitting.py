@@ -3,7 +3,7 @@
 character     one document: cut once, or twice, in its length
 conversation  conversations: cut between two of them, in their order
 document      ten documents and more: each goes to a split as a whole, by a hash of its text. Adding documents moves none that is
-              there, and equal documents fall together.
+              there (unless a split had none by its hash, and so was given one), and equal documents fall together.
 each          fewer documents than that: each is cut in its length, since one of few would hold too much or too little
 given         a source for each split, or official splits
 shortened     as character or conversation, with the training text ended early (--max-chars), so that no split follows another

@@ -114,14 +114,15 @@ class TokenFiles:
         (self._folder / PROGRESS).unlink(missing_ok=True)
 
     def encode(self, name: str, batch: int, pieces: Iterator[str], tokenizer: Tokenizer) -> Generator[None, None, None]:
-        """Write the tokens of a batch of text, of which what is there already is only read; yields now and then."""
+        """Write the tokens of a batch of text; what the killed preparation has encoded of it is read and not written again. Yields now
+        and then."""
         if batch < self._progress.batch:
             for _ in pieces:
                 pass
             yield
             return
         n_bytes = self._progress.n_bytes if batch == self._progress.batch else 0
-        for ids in tokenizer.encode_stream(_without(n_bytes, pieces)):
+        for ids in tokenizer.encode_stream(_after(n_bytes, pieces)):
             data = ids.astype(self.dtype).tobytes()
             self._files[name].write(data)
             self._splits[name].written(data, len(ids))
@@ -140,7 +141,7 @@ class TokenFiles:
         self._unsaved = 0
 
 
-def _without(n_bytes: int, pieces: Iterator[str]) -> Iterator[str]:
+def _after(n_bytes: int, pieces: Iterator[str]) -> Iterator[str]:
     """The pieces after so many bytes of UTF-8."""
     for piece in pieces:
         if not n_bytes:

@@ -37,9 +37,9 @@ def print_preview(found: Preview, n_documents: int, leak: Leak | None) -> None:
         lines.append(("kinds", ", ".join(f"{kind} {share:.0%}" for kind, share in found.kinds.items())))
     if found.duplicates:
         lines.append(("duplicates", f"{found.duplicates:,} documents repeat another word for word"))
-    scripts = ", ".join(f"{name} {share:.0%}" for name, share in list(found.scripts.items())[:4])
+    scripts = ", ".join(f"{name} {share:.0%}" for name, share in list(found.scripts.items())[:4] if share >= 0.005)
     shown = " ".join(repr(character)[1:-1] for character in found.rare[:12])
-    rare = f"; {len(found.rare):,} occur less than {RARE} times: {shown}" if found.rare else ""
+    rare = f"; {len(found.rare):,} less than {RARE} times: {shown}" if found.rare else ""
     lines.append(("alphabet", f"{found.alphabet:,} characters{f' ({scripts})' if scripts else ''}{rare}"))
     if leak is not None:
         lines.append(("leak", leak.in_words))

@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_safetensors
 
 from minigpt_cli.bounds import NATS_LIMIT, Count, Nats
-from minigpt_cli.data.parts import Kind
+from minigpt_cli.data.parts import PartKind
 from minigpt_cli.errors import MiniGPTError
 from minigpt_cli.evaluation.scores import PartsScored, Score
 from minigpt_cli.evaluation.statistics import cell_means
@@ -180,9 +180,9 @@ def _numbers(file: Any, key: ScoreKey) -> dict[str, Any]:
     return _Figures.model_validate(parse_json(header["score"].encode("utf-8"), "the score")).model_dump()
 
 
-def _kind(scored: str) -> Kind | None:
+def _kind(scored: str) -> PartKind | None:
     """The kind of parts that a key names."""
-    return next((kind for kind in get_args(Kind) if kind == scored), None)
+    return next((kind for kind in get_args(PartKind) if kind == scored), None)
 
 
 def _are_parts(first: npt.NDArray[Any], text: npt.NDArray[Any], n_chars: int) -> bool:
@@ -193,7 +193,7 @@ def _are_parts(first: npt.NDArray[Any], text: npt.NDArray[Any], n_chars: int) ->
 
 def _body(tensors: Mapping[str, npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
     """The tensors that the body's checksum covers; a whole text is already covered by the key's hash."""
-    parts = [kind for kind in get_args(Kind) if kind in tensors]
+    parts = [kind for kind in get_args(PartKind) if kind in tensors]
     names = ("char_nats", "char_position", *parts, *(["text"] if parts else []))
     return [tensors[name] for name in names]
 

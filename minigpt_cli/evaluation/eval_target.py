@@ -9,7 +9,7 @@ from typing import Literal
 
 from minigpt_cli.data.chat import TOKENS, learned_chats
 from minigpt_cli.data.dataset import preceding
-from minigpt_cli.data.parts import Kind
+from minigpt_cli.data.parts import PartKind
 from minigpt_cli.errors import RunDamaged, UsageError
 from minigpt_cli.evaluation.cache import ScoreKey
 from minigpt_cli.runstore.directory import TOKENIZER, TOKENIZER_LIMIT, Run
@@ -27,7 +27,7 @@ class Target:
     split: SplitName = "val"
     text: str | None = None  # this text instead of a split
     label: str = ""  # of the text, as typed
-    kind: Kind | None = None  # of the text: "answers" of conversations in their template, or "documents" that each end in END_OF_TEXT
+    kind: PartKind | None = None  # of the text: "answers" of conversations in their template, or "documents" that each end in END_OF_TEXT
     notices: tuple[str, ...] = ()  # what was left out of the text
 
 
@@ -40,6 +40,11 @@ def split_record(run: Run, split: str) -> SplitRecord:
         hint = ": train with --test-frac to keep one" if split == "test" else ""
         raise UsageError(f"run {run.name!r} has no {split} split{hint}")
     return corpus.splits[split]
+
+
+def given_source(run: Run, split: str) -> str:
+    """The sources that --val or --test names for a split; empty where the split is a part of the run's text."""
+    return " ".join({"val": run.config.data.val, "test": run.config.data.test}.get(split, ()))
 
 
 def weights_file(run: Run, ckpt: str) -> str:
@@ -61,7 +66,7 @@ def score_key(run: Run, target: Target, ckpt: str = "best", stride: int = 0) -> 
     return ScoreKey(weights.sha256, text, before, stride, scored=scored_parts(run, target) or "")
 
 
-def scored_parts(run: Run, target: Target) -> Kind | None:
+def scored_parts(run: Run, target: Target) -> PartKind | None:
     """The parts that are scored: answers of conversations or documents with their ends; None for one text."""
     if target.text is not None:
         return target.kind

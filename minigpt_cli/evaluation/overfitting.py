@@ -10,7 +10,7 @@ import numpy as np
 
 from minigpt_cli.data import chat
 from minigpt_cli.data.dataset import Dataset
-from minigpt_cli.data.parts import Kind, LearnedText, learned_text, parts_of
+from minigpt_cli.data.parts import LearnedText, PartKind, learned_text, parts_of
 from minigpt_cli.evaluation.characters import spelled
 from minigpt_cli.evaluation.evaluate_run import ChooseDevice, dataset_of, evaluate_run
 from minigpt_cli.evaluation.memorisation import Copies, copies
@@ -134,5 +134,5 @@ def _spread(text: str, count: int, total: int) -> list[str]:
 
 def training_pieces(dataset: Dataset) -> Iterator[str]:
     """What was learned from the training text, in pieces."""
-    kind: Kind | None = "answers" if dataset.chats else "documents" if dataset.in_documents else None
+    kind: PartKind | None = "answers" if dataset.chats else "documents" if dataset.in_documents else None
     return LearnedText(dataset.tokenizer, kind).pieces(dataset.train.blocks())

@@ -14,7 +14,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from minigpt_cli.data.parts import Kind
+from minigpt_cli.data.parts import PartKind
 from minigpt_cli.evaluation.statistics import mean_interval
 
 
@@ -22,7 +22,7 @@ from minigpt_cli.evaluation.statistics import mean_interval
 class PartsScored:
     """The answers or documents that a score covers."""
 
-    kind: Kind
+    kind: PartKind
     first: npt.NDArray[np.int64]  # (n_parts,) first character of each
     ends_nats: float = 0.0  # nats of all their ends together; part of the score
 

@@ -72,6 +72,8 @@ def test_a_split_from_another_source_has_the_name_of_that_source(cli, home: Path
     assert "validation text held.txt" in cli("eval").out
     assert "test text last.txt" in cli("eval", "--split", "test").out
     assert "training split of text.txt" in cli("eval", "--split", "train").out
+    titles = cli("runs", "leaderboard", "--csv").out
+    assert f"held.txt, {len(text):,} characters of validation" in titles
     resumed = cli("train", "--resume", "latest", "--val", "last.txt")
     assert "--val cannot change when resuming (it was 'held.txt')" in resumed.err
 
