@@ -220,7 +220,9 @@ def adapted(
             result[name] = _rows_by_token(result[name], rows)
             if name == "table":  # the bigram's columns are tokens too
                 result[name] = _rows_by_token(result[name].T, rows).T.contiguous()
-        notes.append(f"vocabulary matched by text: {known} of our {len(rows)} tokens are among their {theirs_tokenizer.vocab_size}")
+        notes.append(
+            f"vocabulary matched by text: {known} of {len(rows)} tokens are among the {theirs_tokenizer.vocab_size} that were loaded"
+        )
         if forgotten := sorted(set(range(theirs_tokenizer.vocab_size)) - set(mapped)):
             tokens = theirs_tokenizer.token_bytes()
             shown = " ".join(repr(tokens[i].decode("utf-8", "replace")) for i in forgotten[:_SHOWN]) + " …" * (len(forgotten) > _SHOWN)

@@ -10,6 +10,7 @@ from minigpt_cli.config import RunConfig
 from minigpt_cli.data.leak import warnings
 from minigpt_cli.escaping import json_text, markdown, markdown_code, one_line
 from minigpt_cli.runstore.records import RunRecord
+from minigpt_cli.tokenization.contract import END_OF_TEXT
 
 _HF_USE = """```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -57,6 +58,8 @@ def _card(record: RunRecord, config: RunConfig, step: int, what: str, use: str) 
     parts = [f"# {markdown(record.name)}\n", intro, "## Use\n", use, "## Score\n", _score(record, step)]
     if record.corpus:
         parts += ["## Text\n", _text(record)]
+    if record.corpus and record.corpus.n_documents > 1:
+        parts.append(f"Documents were learned after `{END_OF_TEXT}`: put it before a prompt that begins one, as minigpt does.\n")
     if config.data.document_mask:
         parts.append("Attention stayed inside one document: give it one document at a time.\n")
     parts += ["## Configuration\n", _configuration(config)]

@@ -176,3 +176,9 @@ def test_the_card_of_an_export_says_that_documents_were_masked(call: Any, tmp_pa
     for run, said in (("masked", True), ("names", False)):
         huggingface.export(load(RunStore("runs").find(run)), tmp_path / run)
         assert ("give it one document at a time" in (tmp_path / run / "README.md").read_text()) is said
+
+
+def test_the_card_of_an_export_says_how_a_prompt_begins(call: Any, tmp_path: Path) -> None:
+    for run, told in (("names", True), ("text", False)):
+        huggingface.export(load(RunStore("runs").find(run)), tmp_path / run)
+        assert ("put it before a prompt" in (tmp_path / run / "README.md").read_text("utf-8")) is told
