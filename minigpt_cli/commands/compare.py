@@ -14,7 +14,7 @@ from minigpt_cli.commands.config_fields import READING
 from minigpt_cli.commands.config_flags import with_settings
 from minigpt_cli.commands.evaluate import device_chooser, target_of, text_of
 from minigpt_cli.commands.options import CheckpointOption, JsonFlag, MarkdownFlag, RunArguments, RunsDir, complete_source, option, switch
-from minigpt_cli.commands.plot import X_FIELDS
+from minigpt_cli.commands.plot import mean_of_runs
 from minigpt_cli.commands.run_fields import differences, shown_differences
 from minigpt_cli.display import console, format, waiting
 from minigpt_cli.errors import UsageError
@@ -45,9 +45,9 @@ def compare(
     group_by: Annotated[Literal["config"] | None, typer.Option(help="Take runs that differ in their seed alone as one recipe.")] = None,
     prompt: Annotated[str | None, option("TEXT", "Also show how each run continues this text.")] = None,
     seed: Annotated[int, option("N", "Seed of the samples.", min=0)] = 0,
-    plot: Annotated[Path | None, option("FILE", "Also write the curves as .png or .svg, or everything as .html.")] = None,
+    plot: Annotated[Path | None, option("FILE", "Also write the curves as .png, .svg or .pdf, or everything as .html.")] = None,
     x: Annotated[Literal["steps", "tokens", "seconds"], typer.Option("--x", help="The horizontal axis of the curves.")] = "steps",
-    dark: Annotated[bool, switch("--dark/--light", "Background of a .png or .svg.")] = False,
+    dark: Annotated[bool, switch("--dark/--light", "Background of a .png, .svg or .pdf.")] = False,
     device: Annotated[Literal["auto", "cpu", "mps", "cuda"], typer.Option(help="Where to compute scores that are not kept yet.")] = "auto",
     md: MarkdownFlag = False,
     json: JsonFlag = False,
@@ -70,8 +70,8 @@ def compare(
     """
     if md and json:
         raise UsageError("--md and --json cannot be used together: choose one")
-    if plot is not None and plot.suffix.lower() not in (".png", ".svg", ".html"):
-        raise UsageError(f"--plot {plot} does not end in .png, .svg or .html: choose one")
+    if plot is not None and plot.suffix.lower() not in (".png", ".svg", ".pdf", ".html"):
+        raise UsageError(f"--plot {plot} does not end in .png, .svg, .pdf or .html: choose one")
     from minigpt_cli.display.comparison import Compared, print_comparison, print_comparison_markdown
     from minigpt_cli.evaluation.comparison import by_kind, by_position, compare_pairs, most_different
     from minigpt_cli.evaluation.grouping import chosen_sides
@@ -148,19 +148,8 @@ def _scored_text(groups: Groups, sides: Sequence[Side], target: Target) -> str:
 
 
 def _curves(groups: Groups, x: str) -> list[Curve]:
-    """Validation curves in nats per character: of a run, or the mean over the seeds of a recipe for the steps that all have."""
-    from minigpt_cli.display.charts import curve_of
-    from minigpt_cli.display.terminal_chart import Curve
-    from minigpt_cli.evaluation.statistics import mean_curve
-
-    curves = []
-    for name, runs in groups:
-        each = [curve for run in runs if (curve := curve_of(name, run.metrics(), "nats_per_char", X_FIELDS[x])).xs]
-        if len(each) < 2:
-            curves += each
-            continue
-        curves.append(Curve(f"{name} (mean of {len(each)})", *mean_curve([(curve.xs, curve.ys) for curve in each])))
-    return curves
+    """Validation curves in nats per character, one for each side that has any."""
+    return [curve for name, runs in groups if (curve := mean_of_runs(name, runs, x, "nats-per-char")).xs]
 
 
 def _write_plot(path: Path, found: Compared, *, dark: bool) -> None:

@@ -1,7 +1,8 @@
-"""minigpt runs plot: curves of runs in the terminal, or as PNG, SVG or one self-contained HTML page."""
+"""minigpt runs plot: curves of runs in the terminal, or as PNG, SVG, PDF or one self-contained HTML page."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -35,9 +36,12 @@ def plot(
         Literal["nats-per-char", "val", "train", "lr", "speed"],
         typer.Option("--y", help="The vertical axis; of one run the training loss is drawn too."),
     ] = "nats-per-char",
-    out: Annotated[Path | None, option("FILE", "Write a .png, .svg or .html file instead.", "--out", "-o")] = None,
+    out: Annotated[Path | None, option("FILE", "Write a .png, .svg, .pdf or .html file instead.", "--out", "-o")] = None,
     html: Annotated[Path | None, option("FILE", "Write a report page: curves, settings, leaderboard.", "--html")] = None,
-    dark: Annotated[bool, switch("--dark/--light", "Background of a .png or .svg; a page follows the theme of the browser.")] = False,
+    dark: Annotated[bool, switch("--dark/--light", "Background of a .png, .svg or .pdf; a page follows the theme of the browser.")] = False,
+    fold_seeds: Annotated[
+        bool, switch("--fold-seeds", "One curve for all runs that differ only in their seed: the mean, and a band from lowest to highest.")
+    ] = False,
     json: JsonFlag = False,
     runs_dir: RunsDir = None,
 ) -> None:
@@ -45,7 +49,7 @@ def plot(
     Examples:
       minigpt runs plot                      the newest run, in the terminal
       minigpt runs plot modern-1 moe-1 --x seconds
-      minigpt runs plot 'lr-*'
+      minigpt runs plot 'lr-*' --fold-seeds
       minigpt runs plot modern-1 moe-1 --out curves.svg
       minigpt runs plot modern-1 --html report.html
 
@@ -64,12 +68,13 @@ def plot(
     elif out is not None:
         from minigpt_cli.display.charts import save_chart
 
-        save_chart(out, _curves(chosen, x, y), x_label=x, y_label=_label(chosen, y), dark=dark, marks=_marks(chosen, x, y))
+        curves, marks = _curves(chosen, x, y, fold_seeds), [] if fold_seeds else _marks(chosen, x, y)
+        save_chart(out, curves, x_label=x, y_label=_label(chosen, y), dark=dark, marks=marks)
         console.notice(f"wrote {out}")
     else:
         from minigpt_cli.display.charts import chart_on_screen
 
-        console.write(f"{_label(chosen, y)} against {x}\n{chart_on_screen(_curves(chosen, x, y), height=16)}")
+        console.write(f"{_label(chosen, y)} against {x}\n{chart_on_screen(_curves(chosen, x, y, fold_seeds), height=16)}")
 
 
 def _both_losses(runs: list[Run], y: str) -> bool:
@@ -81,14 +86,26 @@ def _label(runs: list[Run], y: str) -> str:
     return "loss (nats per token)" if _both_losses(runs, y) else _Y[y][1]
 
 
-def _curves(runs: list[Run], x: str, y: str) -> list[Curve]:
+def mean_of_runs(label: str, runs: Sequence[Run], x: str, y: str) -> Curve:
+    """The curve of a run; of several the mean over the steps that all of them have, with its band."""
     from minigpt_cli.display.charts import curve_of
+    from minigpt_cli.display.terminal_chart import Curve
+    from minigpt_cli.evaluation.statistics import mean_curve
 
-    curves = []
-    for run in runs:
-        events = list(run.metrics())
-        both = [("train", "train"), ("validation", "val")] if _both_losses(runs, y) else [(run.name, y)]
-        curves += [curve_of(label, events, _Y[name][0], X_FIELDS[x]) for label, name in both]
+    each = [curve for run in runs if (curve := curve_of(label, run.metrics(), _Y[y][0], X_FIELDS[x])).xs]
+    if len(each) < 2:
+        return each[0] if each else Curve(label, [], [])
+    return Curve(f"{label} (mean of {len(each)})", *mean_curve([(curve.xs, curve.ys) for curve in each]))
+
+
+def _curves(runs: list[Run], x: str, y: str, fold_seeds: bool) -> list[Curve]:
+    from minigpt_cli.evaluation.grouping import named_recipes
+
+    if _both_losses(runs, y):
+        curves = [mean_of_runs(label, runs, x, name) for label, name in (("train", "train"), ("validation", "val"))]
+    else:
+        groups = named_recipes(runs) if fold_seeds else [(run.name, [run]) for run in runs]
+        curves = [mean_of_runs(name, group, x, y) for name, group in groups]
     if not any(curve.xs for curve in curves):
         raise UsageError(f"nothing to plot: {_no_evaluations(runs)}")
     return curves

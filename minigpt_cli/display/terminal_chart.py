@@ -25,6 +25,7 @@ class Curve:
     label: str
     xs: Sequence[float]  # rising
     ys: Sequence[float]
+    band: tuple[Sequence[float], Sequence[float]] | None = None  # lowest and highest y of the seeds whose mean this is
 
 
 def terminal_chart(curves: Sequence[Curve], *, width: int, height: int, colour: bool) -> str:

@@ -22,7 +22,9 @@ def chosen_sides(store: RunStore, names: Sequence[str], *, by_config: bool = Fal
     """
     sides = [(name, [*store.matching(name)] if "*" in name else [store.find(name)]) for name in names]
     if by_config:
-        sides = _named_recipes(list({run.name: run for _, runs in sides for run in runs}.values()))
+        sides = named_recipes(list({run.name: run for _, runs in sides for run in runs}.values()))
+        if len(sides) < 2:
+            raise UsageError("these runs all have one recipe, they differ at most in their seed: name runs of another recipe too")
     else:
         sides = [(name if "*" in name else runs[0].name, runs) for name, runs in sides]
         _check_sides(sides)
@@ -53,11 +55,9 @@ def _check_sides(sides: Sides) -> None:
             )
 
 
-def _named_recipes(runs: Sequence[Run]) -> Sides:
-    recipes = by_recipe(runs)
-    if len(recipes) < 2:
-        raise UsageError("these runs all have one recipe, they differ at most in their seed: name runs of another recipe too")
-    return [(_common_name([run.name for run in group]), group) for group in recipes]
+def named_recipes(runs: Sequence[Run]) -> Sides:
+    """The runs of each recipe, under what their names share."""
+    return [(_common_name([run.name for run in group]), group) for group in by_recipe(runs)]
 
 
 def _common_name(names: Sequence[str]) -> str:

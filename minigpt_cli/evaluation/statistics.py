@@ -202,8 +202,11 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def mean_curve(curves: Sequence[tuple[Sequence[float], Sequence[float]]]) -> tuple[list[float], list[float]]:
-    """The mean of curves given as (xs, ys), xs ascending, at those xs of the first that all of them reach."""
+def mean_curve(
+    curves: Sequence[tuple[Sequence[float], Sequence[float]]],
+) -> tuple[list[float], list[float], tuple[list[float], list[float]]]:
+    """xs, mean, and lowest and highest y of curves given as (xs, ys), xs ascending, at those xs of the first that all of them reach."""
     low, high = max(xs[0] for xs, _ in curves), min(xs[-1] for xs, _ in curves)
     at = [x for x in curves[0][0] if low <= x <= high]
-    return at, np.mean([np.interp(at, xs, ys) for xs, ys in curves], axis=0).tolist()
+    each = np.stack([np.interp(at, xs, ys) for xs, ys in curves])
+    return at, each.mean(axis=0).tolist(), (each.min(axis=0).tolist(), each.max(axis=0).tolist())

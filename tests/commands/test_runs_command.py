@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -290,14 +291,18 @@ def test_plot_draws_in_the_terminal_and_to_files(trained: Path, cli: Any) -> Non
     assert "nats per token" in out
     assert "└" in out
     pytest.importorskip("matplotlib")
-    for name in ("chart.png", "chart.svg"):
+    for name in ("chart.png", "chart.svg", "chart.pdf"):
         assert cli("runs", "plot", "first", "--out", name).code == 0
     assert Path("chart.png").read_bytes().startswith(b"\x89PNG")
     svg = Path("chart.svg").read_text(encoding="utf-8")
     assert all(word in svg for word in ("steps", "nats per token", "validation", "best"))
-    assert cli("runs", "plot", "first", "--out", "chart.pdf").code == 2
+    assert Path("chart.pdf").read_bytes().startswith(b"%PDF")
+    assert cli("runs", "plot", "first", "--out", "chart.gif").code == 2
     assert cli("runs", "plot", "first", "--out", "nowhere/chart.png").code == 2
     assert [path.name for path in trained.glob(".chart*")] == []
+    shutil.copytree("runs/first", "runs/again")
+    assert cli("runs", "plot", "first", "again", "--fold-seeds", "--out", "mean.svg").code == 0
+    assert "(mean of 2)<" in Path("mean.svg").read_text(encoding="utf-8")
     assert json.loads(cli("runs", "plot", "first", "--json").out)[0]["run"] == "first"
 
 

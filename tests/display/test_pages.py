@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import re
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from harness import browser
 
+from minigpt_cli.display.charts import apart, save_chart
 from minigpt_cli.display.generation import ShownToken
 from minigpt_cli.display.pages.chart import line_chart
 from minigpt_cli.display.pages.intervals import Interval, interval_rows
-from minigpt_cli.display.pages.page import asset, html_page, section, side_by_side, table, tag, tinted
+from minigpt_cli.display.pages.page import asset, html_page, section, side_by_side, table, tag, theme_colours, tinted
 from minigpt_cli.display.pages.tokens import probabilities_page
 from minigpt_cli.display.tables import Column
 from minigpt_cli.display.terminal_chart import Curve
@@ -90,17 +92,39 @@ def mixed(colour: str, ground: str, share: float) -> str:
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_text_and_curves_stand_out_in_both_themes(theme: str) -> None:
-    light, dark = re.findall(r":root \{(.*?)\}", asset("style.css"), re.DOTALL)
-    colour = dict(re.findall(r"--(\w+): (#\w{6})", light if theme == "light" else dark))
+    colour = theme_colours(dark=theme == "dark")
     for ground in ("paper", "field"):
         for text in ("ink", "dim", "wrong"):
             assert contrast(colour[text], colour[ground]) >= 4.5, (text, ground)
         for curve in range(7):
             assert contrast(colour[f"c{curve}"], colour[ground]) >= 3, (curve, ground)
     assert contrast(colour["paper"], colour["c0"]) >= 4.5  # the button that starts
-    strongest = int(re.findall(r"--tint: (\d+)%", light if theme == "light" else dark)[0]) / 100
+    strongest = int(re.findall(r"--tint: (\d+)%", asset("style.css"))[theme == "dark"]) / 100
     for tint in ("c0", "c1"):
         assert contrast(colour["ink"], mixed(colour[tint], colour["paper"], strongest)) >= 4.5, tint
+
+
+def test_names_at_line_ends_do_not_lie_on_each_other() -> None:
+    places = apart([0.5, 0.9, 0.5, 0.51], 0.1)
+    low_to_high = sorted(places)
+    assert all(b - a >= 0.1 - 1e-9 for a, b in pairwise(low_to_high))
+    assert places.index(max(places)) == 1
+    assert apart([0.2, 0.8], 0.1) == pytest.approx([0.2, 0.8])
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_a_picture_has_the_colours_of_the_pages_and_a_name_at_each_end(tmp_path: Path, dark: bool) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    curves = [Curve("one", [0, 1], [2, 1], band=([1.9, 0.9], [2.1, 1.1])), Curve("two $x$", [0, 1], [2, 1.01])]
+    save_chart(tmp_path / "a.svg", curves, x_label="steps", y_label="loss", dark=dark)
+    svg, colour = (tmp_path / "a.svg").read_text("utf-8"), theme_colours(dark=dark)
+    assert all(colour[name] in svg for name in ("paper", "c0", "c1"))
+    assert "legend" not in svg
+    assert "FillBetween" in svg
+    found = {name: float(place) for place, name in re.findall(r'y="([\d.]+)"[^>]*>(one|two [$]x[$])<', svg)}  # as text, not as outlines
+    assert abs(found["one"] - found["two $x$"]) > 11
+    save_chart(tmp_path / "b.svg", curves, x_label="steps", y_label="loss", dark=dark)
+    assert (tmp_path / "b.svg").read_text("utf-8") == svg
 
 
 def test_html_data_cannot_end_the_script() -> None:

@@ -145,4 +145,4 @@ def test_equal_evaluations_have_no_noise_and_broken_ones_infinite() -> None:
 
 
 def test_a_mean_of_curves_is_taken_where_all_of_them_are() -> None:
-    assert mean_curve([([0, 10, 20, 30], [4, 3, 2, 1]), ([5, 25], [5, 1])]) == ([10, 20], [3.5, 2.0])
+    assert mean_curve([([0, 10, 20, 30], [4, 3, 2, 1]), ([5, 25], [5, 1])]) == ([10, 20], [3.5, 2.0], ([3.0, 2.0], [4.0, 2.0]))

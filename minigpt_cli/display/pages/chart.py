@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from minigpt_cli.display.pages.page import Markup, tag
+from minigpt_cli.display.pages.page import COLOURS, Markup, tag
 from minigpt_cli.display.terminal_chart import Curve
 
 _WIDTH, _HEIGHT = 640, 320
 _LEFT, _RIGHT, _TOP, _BOTTOM = 84, 24, 14, 36
 _DASHES = ("", "8 4", "2 4", "10 4 2 4")
-COLOURS = 7  # --c0 to --c6 of style.css
 
 Place = Callable[[float, float], tuple[float, float]]
 
@@ -19,7 +18,7 @@ Place = Callable[[float, float], tuple[float, float]]
 def line_chart(curves: Sequence[Curve], *, x_label: str, y_label: str, marks: Sequence[tuple[float, float, str]] = ()) -> Markup:
     """The curves with marks (x, y, symbol), and a legend if there are several curves; empty if there is nothing to draw."""
     drawn = [curve for curve in curves if len(curve.xs)]
-    ys = [y for curve in drawn for y in curve.ys if math.isfinite(y)]
+    ys = [y for curve in drawn for line in (curve.ys, *(curve.band or ())) for y in line if math.isfinite(y)]
     if not ys:
         return Markup()
     x_ticks, y_ticks = _ticks(0, max(max(curve.xs) for curve in drawn)), _ticks(min(ys), max(ys))
@@ -33,6 +32,10 @@ def line_chart(curves: Sequence[Curve], *, x_label: str, y_label: str, marks: Se
     for number, curve in enumerate(drawn):
         places = (place(x, y) for x, y in zip(curve.xs, curve.ys, strict=True) if math.isfinite(y))
         points = " ".join(f"{across:.1f},{down:.1f}" for across, down in places)
+        if curve.band is not None:
+            edges = [*zip(curve.xs, curve.band[0], strict=True), *reversed([*zip(curve.xs, curve.band[1], strict=True)])]
+            outline = " ".join(f"{across:.1f},{down:.1f}" for across, down in (place(x, y) for x, y in edges))
+            parts.append(tag("polygon", points=outline, style=f"fill: var(--c{number % COLOURS})"))
         parts.append(tag("polyline", tag("title", curve.label), points=points, **_stroke(number)))
     for x, y, sign in marks:
         across, down = place(x, y)

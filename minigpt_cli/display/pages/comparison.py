@@ -15,9 +15,9 @@ from minigpt_cli.display.comparison import (
     score_rows,
     verdict_sentence,
 )
-from minigpt_cli.display.pages.chart import COLOURS, line_chart
+from minigpt_cli.display.pages.chart import line_chart
 from minigpt_cli.display.pages.intervals import Interval, interval_rows
-from minigpt_cli.display.pages.page import Markup, differences_table, html_page, remark, section, side_by_side, table, tag, tinted
+from minigpt_cli.display.pages.page import COLOURS, Markup, differences_table, html_page, remark, section, side_by_side, table, tag, tinted
 from minigpt_cli.display.tables import Column
 
 if TYPE_CHECKING:

@@ -7,11 +7,14 @@ writes HTML by hand. Colours, phone width and light or dark theme are in style.c
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
 
 from minigpt_cli.display.tables import Column
 from minigpt_cli.escaping import html
+
+COLOURS = 7  # of curves: --c0 to --c6 of style.css
 
 
 class Markup(str):
@@ -46,6 +49,12 @@ def html_page(title: str, parts: Sequence[Markup], *, head: str = "", script: st
 def asset(name: str) -> Markup:
     """The content of a file of this folder."""
     return Markup((files("minigpt_cli.display.pages") / name).read_text(encoding="utf-8"))
+
+
+def theme_colours(*, dark: bool) -> dict[str, str]:
+    """The colours of style.css by name, for pictures that are no pages."""
+    light_theme, dark_theme = re.findall(r":root \{(.*?)\}", asset("style.css"), re.DOTALL)
+    return dict(re.findall(r"--(\w+): (#\w{6})", dark_theme if dark else light_theme))
 
 
 def section(title: str, *parts: str) -> Markup:
