@@ -37,7 +37,7 @@ def damage(path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-@pytest.mark.parametrize("command", ["train --resume run", *READERS])
+@pytest.mark.parametrize("command", ["train --resume run --max-steps 8", *READERS])
 def test_the_previous_save_is_used_with_a_notice(
     command: str, name: str, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
