@@ -74,7 +74,7 @@ def table(columns: Sequence[Column], rows: Sequence[Sequence[str]], best: int | 
     used = [i for i in range(len(columns)) if any(row[i] for row in rows)]
 
     def line(kind: str, cells: Sequence[str], css: str = "") -> Markup:
-        shown = (tag(kind, cells[i], class_="right" if columns[i].right else "") for i in used)
+        shown = (tag(kind, cells[i], class_="right" if columns[i].right else "short" if len(cells[i]) <= 20 else "") for i in used)
         return tag("tr", *shown, class_=css)
 
     body = (line("td", row, "best" if n == best else "") for n, row in enumerate(rows))
