@@ -1,7 +1,7 @@
-"""Draw what a command shows on a terminal: python tests/pictures/draw.py OUT.svg LINES minigpt runs watch RUN --once
+"""Draw what a command shows on a terminal: python tests/pictures/draw.py OUT.svg FIRST LAST minigpt runs watch RUN --once
 
-The command runs in a terminal of its own, 100 columns wide; the first LINES of what it writes there
-become an SVG by rich's own export.
+The command runs in a terminal of its own, 100 columns wide; the FIRST and LAST lines of what it writes there become an SVG
+by rich's own export.
 """
 
 from __future__ import annotations
@@ -40,11 +40,15 @@ def output_of(command: list[str]) -> str:
     return b"".join(pieces).decode("utf-8")
 
 
-def draw(command: list[str], out: Path, lines: int) -> None:
+def draw(command: list[str], out: Path, first: int, last: int) -> None:
     """Write the SVG."""
     last_frame = re.split(r"\x1b\[\d*A", output_of(command))[-1]  # a live view draws itself again and again
-    text = re.sub(r"\x1b\[\??[0-9;]*[A-Zhl]", "", last_frame).replace("\r", "").rstrip()  # colours alone are kept
-    text = "\n".join(text.splitlines()[:lines])
+    kept = re.sub(r"[^\n]*\r\x1b\[\d?K", "", last_frame)  # a line that says what is being done is erased when it is done
+    text = re.sub(r"\x1b\[\??[0-9;]*[A-Zhl]", "", kept).replace("\r", "").rstrip()  # colours alone are kept
+    lines = text.splitlines()
+    if len(lines) > first + last:
+        lines[first : len(lines) - last] = ["", "⋮", ""]
+    text = "\n".join(lines)
     console = Console(width=COLUMNS, record=True, force_terminal=True, color_system="truecolor", file=io.StringIO())
     console.print(Text.from_ansi(f"\x1b[2m$\x1b[0m \x1b[1m{shlex.join(command)}\x1b[0m\n{text}"))
     svg = console.export_svg(title="minigpt")
@@ -53,4 +57,4 @@ def draw(command: list[str], out: Path, lines: int) -> None:
 
 
 if __name__ == "__main__":
-    draw(sys.argv[3:], Path(sys.argv[1]), int(sys.argv[2]))
+    draw(sys.argv[4:], Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
