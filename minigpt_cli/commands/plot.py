@@ -61,6 +61,8 @@ def plot(
         console.notice(f"plotting {chosen[0].name}")
     check_page(html)
     page = html or (out if out is not None and out.suffix.lower() in (".html", ".htm") else None)
+    if fold_seeds and (json or page is not None):
+        raise UsageError("--fold-seeds is for one chart, and neither --json nor a page is one: leave it out, or give --out FILE.svg")
     if json:
         console.write_json([{"run": r.name, "evaluations": [e.model_dump(mode="json") for e in r.metrics()]} for r in chosen])
     elif page is not None:

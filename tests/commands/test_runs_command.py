@@ -302,6 +302,8 @@ def test_plot_draws_in_the_terminal_and_to_files(trained: Path, cli: Any) -> Non
     assert [path.name for path in trained.glob(".chart*")] == []
     shutil.copytree("runs/first", "runs/again")
     assert cli("runs", "plot", "first", "again", "--fold-seeds", "--out", "mean.svg").code == 0
+    for other in (["--json"], ["--html", "mean.html"]):
+        assert "leave it out" in cli("runs", "plot", "first", "--fold-seeds", *other).err
     assert "(mean of 2)<" in Path("mean.svg").read_text(encoding="utf-8")
     assert json.loads(cli("runs", "plot", "first", "--json").out)[0]["run"] == "first"
 
