@@ -147,6 +147,7 @@ class _Trainer:
             if self.saved_step != self.meter.steps and save_every and self.meter.steps % save_every == 0:
                 yield from self._save()
             reason = self._agreed_reason(should_stop)
+        yield from self._tell_steps()
         yield from self._finish(reason, should_stop, show)
 
     def _reason(self) -> StopReason | None:
@@ -164,8 +165,12 @@ class _Trainer:
         clock = self.clock
         self.config = self.world.lead(lambda: clock.plan(self.config, self.meter.steps))
         self.state.config = self.judge.config = self.config
+        yield from self._tell_steps(_TOLD)
+
+    def _tell_steps(self, least: float = 0.0) -> Iterator[Planned]:
+        """The event of a number of steps that has changed by more than the share `least` since it was told."""
         planned = self.config.optim.max_steps
-        if abs(planned - self.told_steps) > _TOLD * self.told_steps:
+        if abs(planned - self.told_steps) > least * self.told_steps:
             self.told_steps = planned
             yield Planned(run=self.run.name, step=self.meter.steps, max_steps=planned)
 
