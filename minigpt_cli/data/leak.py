@@ -42,7 +42,7 @@ def leak_of(train: Path, val: Path, dtype: Dtype, tokenizer: Tokenizer, kind: Pa
         """All of a file's `n` tokens, or stretches from all over them, `most` in all; read like this, since a memory map counts as used."""
         starts = [0] if n <= most else np.linspace(0, n - stretch, most // stretch).astype(np.int64).tolist()
         for start in starts:
-            yield reader.pieces(_blocks(path, np.dtype(dtype), start, n if n <= most else stretch))
+            yield reader.pieces(_blocks(path, np.dtype(dtype), start, n if n <= most else stretch), "replace")
 
     texts = ["".join(pieces) for pieces in learned(val, n_val, SAMPLE, STRETCH)]
     copied = verbatim(texts, learned(train, n_train, TRAINING, READ))

@@ -71,9 +71,9 @@ class LearnedText:
             pieces[added_tokens(tokenizer)[chat.END if kind == "answers" else END_OF_TEXT]] = b"\n"
         self._tokenizer, self._kind, self._spelling = tokenizer, kind, Spelling(pieces)
 
-    def pieces(self, blocks: Iterable[Tokens]) -> Iterator[str]:
-        """The text of tokens that are given in blocks, in pieces."""
-        return self._spelling.pieces(_answers(blocks, self._tokenizer) if self._kind == "answers" else blocks)
+    def pieces(self, blocks: Iterable[Tokens], errors: Literal["strict", "replace"] = "strict") -> Iterator[str]:
+        """The text of tokens that are given in blocks, in pieces; `errors` as in Spelling.pieces."""
+        return self._spelling.pieces(_answers(blocks, self._tokenizer) if self._kind == "answers" else blocks, errors)
 
 
 def _answers(blocks: Iterable[Tokens], tokenizer: Tokenizer) -> Iterator[Tokens]:

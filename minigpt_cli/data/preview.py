@@ -63,7 +63,7 @@ def _counted(dataset: Dataset) -> npt.NDArray[np.int64]:
     """How often each code point occurs, (0x110000,)."""
     counts, spelling = np.zeros(0x110000, np.int64), Spelling(dataset.tokenizer.token_bytes())
     for split in dataset.splits().values():
-        for text in spelling.pieces(split.blocks()):
+        for text in spelling.pieces(split.blocks(), "replace"):
             found = np.bincount(code_points(text.replace(END_OF_TEXT, "") if dataset.in_documents else text))
             counts[: len(found)] += found
     return counts

@@ -13,10 +13,12 @@ import numpy as np
 import numpy.typing as npt
 
 from minigpt_cli.errors import MiniGPTError
-from minigpt_cli.tokenization.contract import text_pieces
+from minigpt_cli.tokenization.contract import Spelling
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+
+_BLOCK = 1 << 16  # tokens whose text is made at once
 
 
 def token_lengths(token_bytes: Sequence[bytes]) -> Ints:
@@ -27,7 +29,7 @@ def token_lengths(token_bytes: Sequence[bytes]) -> Ints:
 def spelled(ids: npt.NDArray[np.integer], token_bytes: Sequence[bytes]) -> str:
     """The text that `ids` spell. Raises MiniGPTError where they end or begin inside a character."""
     try:
-        return "".join(text_pieces(ids, token_bytes))
+        return "".join(Spelling(token_bytes).pieces(ids[start : start + _BLOCK] for start in range(0, len(ids), _BLOCK)))
     except UnicodeDecodeError as error:
         raise MiniGPTError("the tokens are not whole UTF-8 text: tokenize the text again") from error
 

@@ -6,7 +6,7 @@ import codecs
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from typing import Any, Literal, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -106,11 +106,6 @@ def checked_ids(ids: npt.ArrayLike, vocab_size: int) -> npt.NDArray[np.int64]:
     return index
 
 
-def text_pieces(ids: npt.NDArray[np.integer], token_bytes: Sequence[bytes], at_once: int = 1 << 16) -> Iterator[str]:
-    """The text that `ids` spell, in pieces of `at_once` tokens; a character that two pieces share is in the second."""
-    return Spelling(token_bytes).pieces(ids[start : start + at_once] for start in range(0, len(ids), at_once))
-
-
 class Spelling:
     """The bytes that each id of a vocabulary stands for, ready to read many ids."""
 
@@ -119,10 +114,10 @@ class Spelling:
         self._lengths = np.array([len(token) for token in token_bytes], np.int64)
         self._starts = self._lengths.cumsum() - self._lengths
 
-    def pieces(self, blocks: Iterable[npt.NDArray[np.integer]]) -> Iterator[str]:
-        """The text that blocks of ids spell, a piece for each; a character that two share is in the second, and half of one at the end
-        becomes U+FFFD."""
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    def pieces(self, blocks: Iterable[npt.NDArray[np.integer]], errors: Literal["strict", "replace"] = "strict") -> Iterator[str]:
+        """The text that blocks of ids spell, a piece for each; a character that two share is in the second. Raises UnicodeDecodeError
+        for ids that begin or end inside a character, or with `replace` makes it U+FFFD."""
+        decoder = codecs.getincrementaldecoder("utf-8")(errors)
         for block in blocks:
             n, ends = self._lengths[block], self._lengths[block].cumsum()
             places = np.arange(n.sum()) + np.repeat(self._starts[block] - (ends - n), n)  # of each byte in the table

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from minigpt_cli.errors import MiniGPTError, UsageError
 from minigpt_cli.evaluation import scoring
-from minigpt_cli.evaluation.characters import per_character
+from minigpt_cli.evaluation.characters import per_character, spelled
 from minigpt_cli.evaluation.scoring import score_ids, score_text, token_nats
 
 V, T = 11, 8
@@ -144,3 +144,11 @@ def test_nats_of_tokens_are_shared_over_the_characters_they_touch() -> None:
 def test_tokens_that_do_not_spell_the_text_are_refused() -> None:
     with pytest.raises(MiniGPTError, match="changes the text"):
         per_character([1.0], [2], b"abc")
+
+
+@pytest.mark.parametrize("ids", [[1, 2], [0], [0, 1], [0, 1, 2, 0, 1]])
+def test_tokens_that_begin_or_end_inside_a_character_are_refused(ids: list[int]) -> None:
+    euro = [bytes([byte]) for byte in "€".encode()]
+    assert spelled(np.array([0, 1, 2]), euro) == "€"
+    with pytest.raises(MiniGPTError, match="not whole UTF-8"):
+        spelled(np.array(ids), euro)

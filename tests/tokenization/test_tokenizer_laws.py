@@ -16,7 +16,7 @@ from minigpt_cli import registry
 from minigpt_cli.config import DataConfig
 from minigpt_cli.errors import MiniGPTError, UsageError
 from minigpt_cli.tokenization import segments as segments_module
-from minigpt_cli.tokenization.contract import Tokenizer, TrainingText, text_pieces
+from minigpt_cli.tokenization.contract import Spelling, Tokenizer, TrainingText
 from minigpt_cli.tokenization.pretrained import GPT2_DIR, load_tokenizer
 
 TEXT = "The cat sat on the mat.\r\n\tDon't — naïve façade, 日本語 😀 e\u0301 \x00\ufeff 12345   \n\n" * 20
@@ -46,7 +46,9 @@ def test_decoding_gives_back_the_text(tokenizer: Tokenizer, text: str) -> None:
 @LAWS
 @given(FROM_TEXT, st.integers(1, 9))
 def test_text_read_in_pieces_is_the_text_wherever_a_character_is_cut(tokenizer: Tokenizer, text: str, at_once: int) -> None:
-    assert "".join(text_pieces(tokenizer.encode(text), tokenizer.token_bytes(), at_once)) == text
+    ids = tokenizer.encode(text)
+    blocks = (ids[start : start + at_once] for start in range(0, len(ids), at_once))
+    assert "".join(Spelling(tokenizer.token_bytes()).pieces(blocks)) == text
 
 
 @LAWS
