@@ -240,6 +240,9 @@ class DataConfig(_Frozen):
         return self
 
 
+READING = ("documents", "text_field", "encoding", "include", "exclude")
+"""The settings that say how a source is read."""
+
 CLEANING = ("normalize", "lowercase", "ascii_only")
 """The settings that change the characters of a text."""
 

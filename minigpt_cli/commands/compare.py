@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from minigpt_cli.commands.config_fields import READING
 from minigpt_cli.commands.config_flags import with_settings
 from minigpt_cli.commands.evaluate import device_chooser, target_of, text_of
 from minigpt_cli.commands.options import CheckpointOption, JsonFlag, MarkdownFlag, RunArguments, RunsDir, complete_source, option, switch
 from minigpt_cli.commands.plot import mean_of_runs
 from minigpt_cli.commands.run_fields import differences, shown_differences
+from minigpt_cli.config import CLEANING, READING
 from minigpt_cli.display import console, format, waiting
 from minigpt_cli.errors import UsageError
 from minigpt_cli.runstore.directory import Run
@@ -35,7 +35,7 @@ Groups = Sequence[tuple[str, Sequence[Run]]]
 """The sides of a comparison: each has a name and its runs."""
 
 
-@with_settings(only=READING)
+@with_settings(only=(*READING, *CLEANING))
 def compare(
     run: RunArguments,
     data: Annotated[str | None, option("FILE", "Score this text, not the validation split.", autocompletion=complete_source)] = None,

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from minigpt_cli.config import ARCHITECTURES, CLEANING, ModernConfig, RunConfig
+from minigpt_cli.config import ARCHITECTURES, ModernConfig, RunConfig
 
 PANELS = {
     "model": "Model",
@@ -21,7 +21,6 @@ PANELS = {
     "lora": "Fine-tuning",
     "": "Run",
 }
-READING = ("documents", "text_field", "encoding", "include", "exclude", *CLEANING)  # settings that say how a source is read
 DEFAULT_ARCH = ModernConfig.model_fields["arch"].default
 
 

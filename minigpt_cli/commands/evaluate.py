@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from minigpt_cli.commands.config_fields import READING
 from minigpt_cli.commands.config_flags import with_settings
 from minigpt_cli.commands.config_sources import resolve
 from minigpt_cli.commands.options import CheckpointOption, JsonFlag, OptionalRun, RunsDir, complete_source, option, switch
-from minigpt_cli.config import CLEANING
+from minigpt_cli.config import CLEANING, READING
 from minigpt_cli.display import console, waiting
 from minigpt_cli.errors import UsageError
 from minigpt_cli.runstore.directory import Run
@@ -29,7 +28,7 @@ _SCORE_FIELDS = ("nats_per_token", "nats_per_char", "bits_per_byte", "perplexity
 _ONE = "Print this one number alone"
 
 
-@with_settings(only=READING)
+@with_settings(only=(*READING, *CLEANING))
 def evaluate(
     run: OptionalRun = None,
     split: Annotated[Literal["val", "test", "train"], typer.Option(help="Which split of the run's own text.")] = "val",

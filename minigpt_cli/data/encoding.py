@@ -19,13 +19,14 @@ from typing import Any
 
 from minigpt_cli import registry
 from minigpt_cli.bounds import line
-from minigpt_cli.config import CLEANING, DataConfig
+from minigpt_cli.config import CLEANING, READING, DataConfig
 from minigpt_cli.data.atomic_folder import Preparing, atomic_folder, put_in_place, watched
 from minigpt_cli.data.dataset import RECORD, SPLITS, TOKENIZER, Dataset, DatasetRecord, cached, open_dataset, read_record
 from minigpt_cli.data.leak import leak_of
 from minigpt_cli.data.origins import origins_of
 from minigpt_cli.data.parts import PartKind
 from minigpt_cli.data.sources.contract import Document, Source
+from minigpt_cli.data.sources.folder import holds_tokens, names_in
 from minigpt_cli.data.sources.open_source import check_output, data_folder, open_sources
 from minigpt_cli.data.splitting import Splitter
 from minigpt_cli.data.text_reader import Counted, Text
@@ -103,7 +104,7 @@ def prepare(
 def prepared_folder(config: DataConfig) -> Path | None:
     """The folder of token files that the source is, as `tokenize` writes them; None where it is a text."""
     folder = Path(config.sources[0]).expanduser() if len(config.sources) == 1 and config.sources[0] else None
-    return folder if folder is not None and (folder / RECORD).is_file() else None
+    return folder if folder is not None and folder.is_dir() and holds_tokens(names_in(folder)) else None
 
 
 def _opened(folder: Path, config: DataConfig, out: Path | None, *, verify: bool) -> Dataset:
@@ -120,6 +121,10 @@ def _opened(folder: Path, config: DataConfig, out: Path | None, *, verify: bool)
         if value not in (getattr(record, name), DataConfig.model_fields[name].default):
             made, flag = f"{name} {getattr(record, name)}", f"--{name.replace('_', '-')}" + f" {value}" * (value is not True)
             raise UsageError(f"{folder} holds token files made with {made}: leave out {flag}, or give the text itself")
+    ignored = [f"--{name.replace('_', '-')}" for name in READING if getattr(config, name) != DataConfig.model_fields[name].default]
+    if ignored:
+        said = f"{folder} holds token files, made already: {' and '.join(ignored)} do{'es' * (len(ignored) == 1)} nothing"
+        return replace(dataset, notices=(said,))
     return dataset
 
 

@@ -78,6 +78,39 @@ def test_a_split_from_another_source_has_the_name_of_that_source(cli, home: Path
     assert "--val cannot change when resuming (it was 'held.txt')" in resumed.err
 
 
+def test_token_files_are_scored_as_their_text(cli, trained: Path, tiny: list[str]) -> None:
+    (trained / "other.txt").write_text("to suffer the question:\n" * 9, encoding="utf-8")
+    assert cli("train", "text.txt", "--tokenizer", "byte", "--name", "bytes", *tiny).code == 0
+    for tokenizer in ("char", "bpe"):
+        assert cli("tokenize", "other.txt", "--tokenizer", tokenizer, "--out", f"by-{tokenizer}").code == 0
+    for run in ("first", "bytes"):
+        expected = cli("eval", run, "--data", "other.txt", "--json").json
+        for folder in ("by-char", "by-bpe"):
+            done = cli("eval", run, "--data", folder, "--json")
+            assert done.json == expected
+            assert f"{folder} holds token files: their whole text is read, train 194 and val 22 characters" in done.err
+    found = cli("compare", "first", "bytes", "--data", "by-bpe", "--json").json
+    assert found["text_sha256"] == cli("compare", "first", "bytes", "--data", "other.txt", "--json").json["text_sha256"]
+
+
+def test_a_run_or_a_model_is_no_text(cli, trained: Path) -> None:
+    assert cli("runs", "export", "first", "--format", "hf", "--out", "model").code == 0
+    (trained / "model" / "README.md").write_text("A model of this and that. " * 99)
+    for command in (["train"], ["tokenize"], ["eval", "--data"], ["train", "text.txt", "--val"]):
+        for source, what in (
+            ("runs/first", "a run, not a text: train it further with --resume runs/first, start"),
+            ("model", "a model, not"),
+        ):
+            done = cli(*command, source)
+            assert (done.code, done.out) == (2, "")
+            assert f"Error: {source} is {what}" in done.err
+            assert f"--init-from {source}" in done.err.splitlines()[-1]
+    (trained / "notes").mkdir()
+    (trained / "notes" / "a.txt").write_text("to be or not to be\n" * 20)
+    (trained / "model").rename(trained / "notes" / "model")
+    assert cli("eval", "--data", "notes", "--json").json["n_chars"] == 380
+
+
 def test_memorisation_finds_copies(cli, trained: Path) -> None:
     document = cli("eval", "--memorisation", "--json").json["memorisation"]
     assert document["n_samples"] == 10

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from harness.tiny import chats
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -473,11 +474,61 @@ def test_token_files_are_a_source_and_give_what_the_text_gives(text: Path) -> No
     assert prepared(config("t", tokenizer="bpe")).key == made.key
 
 
-@pytest.mark.parametrize("sources", [{"source": ("text.txt", "t")}, {"val": ["t"]}])
-def test_token_files_are_trained_on_alone(sources: dict[str, Any], text: Path) -> None:
-    prepared(config(), out=Path("t"))
-    with pytest.raises(UsageError, match="t holds token files, which are trained on alone"):
-        prepared(config(**sources))
+SOURCES = {
+    "one text": {"t.txt": TEXT},
+    "one text that holds the end of documents": {"t.txt": TEXT + "<|endoftext|>" + TEXT},
+    "a few documents": {"a.txt": TEXT, "b.txt": TEXT[:100], "c.txt": "é" * 20},
+    "many documents": {f"{i}.txt": TEXT[i : 3 * i + 1] for i in range(40)},
+    "conversations": {"chats.jsonl": chats(30)},
+}
+
+
+def documents(source: str | tuple[str, ...]) -> list[str]:
+    """The texts of a source, what is not learned in brackets."""
+    return ["".join(text if learned else f"[{text}]" for text, learned in doc.pieces) for doc in open_source(source).documents()]
+
+
+@pytest.mark.parametrize("tokenizer", ["char", "byte"])
+@pytest.mark.parametrize("what", SOURCES)
+@pytest.mark.parametrize("settings", [{}, {"train_frac": 0.6, "test_frac": 0.2}])
+def test_token_files_are_read_as_the_text_that_they_were_made_from(tokenizer: str, what: str, settings: dict[str, Any]) -> None:
+    Path("texts").mkdir()
+    for name, content in SOURCES[what].items():
+        Path("texts", name).write_text(content, encoding="utf-8", newline="")
+    made = prepared(config("texts", tokenizer=tokenizer, **settings), out=Path("t"))
+    found, expected = documents("t"), documents("texts")
+    assert sorted(found) == sorted(expected) if made.cut == "document" else found == expected
+
+
+def test_of_a_document_too_short_for_a_part_in_each_split_no_character_is_lost() -> None:
+    Path("texts").mkdir()
+    for name, content in {"a.txt": TEXT, "b.txt": "é"}.items():
+        Path("texts", name).write_text(content, encoding="utf-8", newline="")
+    made = prepared(config("texts"), out=Path("t"))
+    assert documents("t") == [made.text("train").removesuffix("<|endoftext|>"), *made.text("val").split("<|endoftext|>")[:2]]
+    assert "".join(documents("t")) == TEXT + "é"
+
+
+def test_token_files_may_be_one_of_several_sources_or_a_split(text: Path) -> None:
+    Path("other.txt").write_text("another text, of one line\n" * 20)
+    prepared(config("other.txt", tokenizer="byte"), out=Path("t"))
+    assert documents(("text.txt", "t")) == documents(("text.txt", "other.txt"))
+    together = prepared(config(("text.txt", "t")))
+    assert (together.n_documents, together.sha256) == (2, prepared(config(("text.txt", "other.txt"))).sha256)
+    held = prepared(config(val=["t"]))
+    assert (held.text("train"), held.text("val")) == (TEXT, "another text, of one line\n" * 20)
+    assert held.tokenizer.name == "char"
+    assert "t holds token files: their whole text is read, train 468 and val 52 characters" in held.notices
+    with pytest.raises(UsageError, match="--out t would replace the source t"):
+        prepared(config(val=["t"]), out=Path("t"))
+
+
+def test_an_empty_or_foreign_dataset_json_makes_no_token_folder() -> None:
+    Path("texts").mkdir()
+    Path("texts/dataset.json").write_text('["a row of text, and another one"]')
+    Path("texts/a.txt").write_text(TEXT)
+    assert sorted(documents("texts")) == sorted(["a row of text, and another one", TEXT])
+    assert prepared(config("texts")).n_documents == 2
 
 
 @pytest.mark.parametrize("other", [{"tokenizer": "byte"}, {"train_frac": 0.5}, {"test_frac": 0.05}, {"val": ["v.txt"]}])
@@ -487,6 +538,24 @@ def test_settings_that_token_files_were_not_made_with_are_refused(other: dict[st
         prepared(config("t", **other))
     with pytest.raises(UsageError, match="leave out --out"):
         prepared(config("t"), out=Path("u"))
+
+
+def test_flags_that_say_how_to_read_a_text_do_nothing_to_token_files_and_that_is_said(text: Path) -> None:
+    prepared(config(), out=Path("t"))
+    found = prepared(config("t", documents="lines", encoding="cp1252"))
+    assert found.n_documents == 1
+    assert found.notices == ("t holds token files, made already: --documents and --encoding do nothing",)
+    assert prepared(config("t")).notices == ()
+
+
+@pytest.mark.parametrize("missing", ["tokenizer.json", "val.bin", "train.bin"])
+def test_incomplete_token_files_are_never_read_as_text(missing: str, text: Path) -> None:
+    prepared(config(), out=Path("t"))
+    Path("t", missing).unlink()
+    with pytest.raises(RunDamaged, match="cannot read"):
+        prepared(config("t"))
+    with pytest.raises(RunDamaged, match="cannot read"):
+        documents("t")
 
 
 def test_damaged_token_files_are_never_read_as_text(text: Path) -> None:

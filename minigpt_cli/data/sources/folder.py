@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 from pathspec import GitIgnoreSpec
@@ -11,13 +12,33 @@ from minigpt_cli.config import DataConfig
 from minigpt_cli.data.sources.files import File
 from minigpt_cli.errors import UsageError
 
-_OURS = ({"dataset.json", "tokenizer.json"}, {"run.json", "config.json"})  # a folder of token files, and a run
 _Ignored = tuple[Path, GitIgnoreSpec]
 
 
+def holds_tokens(names: Collection[str]) -> bool:
+    """Whether a folder with files of these names is one of token files, damaged ones included; people call a text dataset.json too."""
+    return "dataset.json" in names and not {"train.bin", "val.bin", "tokenizer.json"}.isdisjoint(names)
+
+
+def model_in(names: Collection[str]) -> str:
+    """What a folder with files of these names is, if not one of texts: a run, or the model of another program; else empty."""
+    if {"run.json", "config.json"} <= set(names):
+        return "a run"
+    weights = any(name.endswith(".safetensors") or name.startswith("pytorch_model") for name in names)
+    return "a model" if weights and "config.json" in names else ""
+
+
+def names_in(folder: Path) -> list[str]:
+    """What is in a folder. Raises UsageError if it cannot be read."""
+    try:
+        return os.listdir(folder)
+    except OSError as error:
+        raise UsageError(f"cannot read the folder {folder}: {error.strerror}") from error
+
+
 def files_below(folder: Path, label: str, options: DataConfig) -> list[File]:
-    """The files, sorted by path. Hidden ones, those that a .gitignore in the folder or below names, and folders of tokens and runs stay
-    out; `include` and `exclude` choose among the others. Raises UsageError if none is left."""
+    """The files, sorted by path. Hidden ones, those that a .gitignore in the folder or below names, and folders of tokens, runs and models
+    stay out; `include` and `exclude` choose among the others. Raises UsageError if none is left."""
     found: list[Path] = []
     _walk(folder, [], found)
     include, exclude = _globs(options.include), _globs(options.exclude)
@@ -26,8 +47,6 @@ def files_below(folder: Path, label: str, options: DataConfig) -> list[File]:
         inside = path.relative_to(folder).as_posix()
         if (not options.include or include.match_file(inside)) and not exclude.match_file(inside):
             chosen.append(path)
-    if not chosen and "dataset.json" in os.listdir(folder):
-        raise UsageError(f"{label} holds token files, which are trained on alone: give the text that they were made from")
     if not chosen:
         hint = f": none of its {len(found)} files is chosen by --include and --exclude" if found else ""
         raise UsageError(f"the folder {label} has no text files{hint}")
@@ -44,7 +63,7 @@ def _walk(folder: Path, ignored: list[_Ignored], found: list[Path]) -> None:
         except OSError as error:
             raise UsageError(f"cannot read the folder {folder}: {error.strerror}") from error
         names = {entry.name for entry in entries}
-        if any(ours <= names for ours in _OURS):
+        if holds_tokens(names) or model_in(names):
             continue
         if ".gitignore" in names:
             ignored = [*ignored, (folder, _gitignore(folder / ".gitignore"))]

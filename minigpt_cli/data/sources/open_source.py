@@ -16,10 +16,11 @@ from minigpt_cli.config import DataConfig
 from minigpt_cli.data.sources.contract import Document, Source, SplitBy, SplitName
 from minigpt_cli.data.sources.corpora import EMBEDDED, named_corpus
 from minigpt_cli.data.sources.files import File, Stream
-from minigpt_cli.data.sources.folder import files_below
+from minigpt_cli.data.sources.folder import files_below, holds_tokens, model_in, names_in
 from minigpt_cli.data.sources.hub import PREFIX, dataset_files
 from minigpt_cli.data.sources.spool import Spool
 from minigpt_cli.data.sources.texts import Files, not_together
+from minigpt_cli.data.sources.token_folder import TokenFolder
 from minigpt_cli.data.sources.urls import downloaded, is_url
 from minigpt_cli.errors import UsageError, unknown_name
 from minigpt_cli.runstore.records import Fetched
@@ -57,14 +58,14 @@ def open_source(source: str | Sequence[str], data_dir: Path | None = None, optio
 
 def check_output(out: Path | None, options: DataConfig) -> None:
     """Raise UsageError if what is written would replace a source."""
-    for source in options.sources:
+    for source in (*options.sources, *options.val, *options.test):
         path = Path(source).expanduser()
         if out is not None and source and path.exists() and out.resolve() in (path.resolve(), *path.resolve().parents):
             raise UsageError(f"--out {out} would replace the source {source}: name another folder")
 
 
-def open_path(path: Path, label: str, options: DataConfig) -> Files:
-    """The documents of a file, pipe or folder. Raises UsageError if there is none."""
+def open_path(path: Path, label: str, options: DataConfig) -> Source:
+    """The documents of a file, pipe or folder. Raises UsageError if there is none, or a model where a text was meant."""
     try:
         path = path.expanduser()
         mode = path.stat().st_mode
@@ -75,6 +76,12 @@ def open_path(path: Path, label: str, options: DataConfig) -> Files:
     except (OSError, ValueError, RuntimeError) as error:
         raise UsageError(f"cannot read {label!r}: {getattr(error, 'strerror', None) or error}") from error
     if stat.S_ISDIR(mode):
+        names = names_in(path)
+        if holds_tokens(names):
+            return TokenFolder(path, label, options)
+        if what := model_in(names):
+            resume = f"train it further with --resume {label}, " if what == "a run" else ""
+            raise UsageError(f"{label} is {what}, not a text: {resume}start from its weights with --init-from {label}, or give a text")
         return Files(label, lambda report: files_below(path, label, options), options, lenient=True)
     if stat.S_ISFIFO(mode):
         pipe = Stream(label, path, Spool(File(label, path).open))
