@@ -25,22 +25,6 @@ from minigpt_cli.verify import verify
 
 from .runs import LETTERS, SETTINGS, problems, save
 
-ALL_TYPES = {
-    "f64": torch.randn(3, dtype=torch.float64),
-    "f32": torch.randn(2, 3),
-    "f16": torch.randn(5).half(),
-    "bf16": torch.randn(1).bfloat16(),
-    "i64": torch.arange(3),
-    "i32": torch.arange(3, dtype=torch.int32),
-    "i16": torch.arange(3, dtype=torch.int16),
-    "i8": torch.arange(3, dtype=torch.int8),
-    "u8": torch.arange(5, dtype=torch.uint8),
-    "bool": torch.tensor([True, False, True]),
-    "scalar": torch.tensor(1.5),
-    "empty": torch.empty(0, 4),
-    "strided": torch.arange(6.0).reshape(2, 3).T,
-}
-
 
 def test_a_model_survives_its_run_directory(run: Run) -> None:
     save(run, 3)

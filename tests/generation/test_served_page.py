@@ -17,11 +17,16 @@ def server() -> Iterator[Server]:
         yield running
 
 
+def open_page(tab: browser.Page, url: str) -> None:
+    """Open the server's page and wait until it can be used."""
+    tab.open(url)
+    tab.wait("document.body && document.body.hasAttribute('data-ready')")
+
+
 @browser.needed
 def test_the_page_writes_two_runs_side_by_side(server: Server, tmp_path: Path) -> None:
     with browser.browser(tmp_path / "profile") as tab:
-        tab.open(server.url)
-        tab.wait("document.body && document.body.hasAttribute('data-ready')")
+        open_page(tab, server.url)
         assert tab.evaluate("[...document.querySelectorAll('.pane select')].map((s) => s.value)") == ["first", "second"]
         assert tab.evaluate("document.getElementById('key_label').hidden")
         settings = {"prompt": "abc", "max_tokens": "50", "temperature": "0.8", "seed": "5", "top_k": "6"}
@@ -43,8 +48,7 @@ def test_the_page_writes_two_runs_side_by_side(server: Server, tmp_path: Path) -
 @browser.needed
 def test_the_page_says_what_went_wrong_and_can_be_stopped(server: Server, tmp_path: Path) -> None:
     with browser.browser(tmp_path / "profile") as tab:
-        tab.open(server.url)
-        tab.wait("document.body && document.body.hasAttribute('data-ready')")
+        open_page(tab, server.url)
         tab.evaluate("document.getElementById('prompt').value = 'XYZ'; document.getElementById('start').click()")
         tab.wait("document.querySelector('.figures').textContent.includes('does not know')")
         tab.evaluate("document.getElementById('prompt').value = 'a'; document.getElementById('max_tokens').value = 8000")
@@ -66,8 +70,7 @@ def test_each_writing_takes_a_new_seed_unless_one_is_given(server: Server, tmp_p
         return tab.evaluate("[...document.querySelectorAll('.figures')].map((f) => f.textContent.match(/seed (\\d+)/)[1])")
 
     with browser.browser(tmp_path / "profile") as tab:
-        tab.open(server.url)
-        tab.wait("document.body && document.body.hasAttribute('data-ready')")
+        open_page(tab, server.url)
         tab.evaluate("document.getElementById('max_tokens').value = 5")
         first, second = seeds(tab), seeds(tab)
         assert first[0] == first[1]
@@ -89,9 +92,9 @@ def test_prompts_from_the_text_are_offered(server: Server, tmp_path: Path) -> No
 @browser.needed
 def test_a_wrong_key_is_said_and_asked_for_again(tmp_path: Path) -> None:
     with Server(api_key="right") as closed, browser.browser(tmp_path / "profile") as tab:
-        tab.open(closed.url)
+        open_page(tab, closed.url)
         said = "document.querySelector('.figures').textContent"
-        tab.wait(f"document.body && document.body.hasAttribute('data-ready') && {said}.includes('asks for an API key')")
+        tab.wait(f"{said}.includes('asks for an API key')")
         for key in ("wrong", "right"):
             tab.evaluate(f"document.getElementById('key').value = {key!r}")
             tab.evaluate("document.getElementById('start').click()")
@@ -109,8 +112,7 @@ def test_one_run_has_the_page_to_itself(server: Server, tmp_path: Path, monkeypa
     all_runs = server.models.list_runs()
     monkeypatch.setattr(server.models, "list_runs", lambda: all_runs[:1])
     with browser.browser(tmp_path / "profile") as tab:
-        tab.open(server.url)
-        tab.wait("document.body && document.body.hasAttribute('data-ready')")
+        open_page(tab, server.url)
         assert tab.evaluate("document.getElementById('right').hidden && document.querySelector('#left select').hidden")
         assert tab.evaluate("document.querySelector('h1').textContent") == "first"
 
