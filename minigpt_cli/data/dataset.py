@@ -102,10 +102,8 @@ class Split:
     sha256: str  # of its UTF-8
 
     def blocks(self, at_once: int = 1 << 16) -> Iterator[npt.NDArray[Any]]:
-        """All tokens in order, so many at once, read into memory of their own: what a memory map has read counts as used memory."""
-        with self.path.open("rb") as file:
-            while len(block := np.fromfile(file, self.tokens.dtype, at_once)):
-                yield block
+        """All tokens in order, so many at once."""
+        return token_blocks(self.path, self.tokens.dtype, 0, len(self.tokens), at_once)
 
 
 @dataclass(frozen=True)
@@ -155,6 +153,16 @@ class Dataset:
     def text(self, name: str) -> str:
         """The text of a split."""
         return self.tokenizer.decode(self.split(name).tokens)
+
+
+def token_blocks(path: Path, dtype: npt.DTypeLike, start: int, count: int, at_once: int = 1 << 16) -> Iterator[npt.NDArray[Any]]:
+    """`count` tokens of a file from `start` on, so many at once, read into memory of their own: what a memory map has read counts as
+    used memory."""
+    with path.open("rb") as file:
+        file.seek(start * np.dtype(dtype).itemsize)
+        while count and len(block := np.fromfile(file, dtype, min(count, at_once))):
+            count -= len(block)
+            yield block
 
 
 def preceding(cut: str, name: str) -> str | None:

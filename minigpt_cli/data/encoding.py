@@ -30,7 +30,7 @@ from minigpt_cli.data.sources.folder import holds_tokens, names_in
 from minigpt_cli.data.sources.open_source import check_output, data_folder, open_sources
 from minigpt_cli.data.splitting import Splitter
 from minigpt_cli.data.text_reader import Counted, Text
-from minigpt_cli.data.token_files import PROGRESS, TokenFiles, progress_in, tokenizer_in
+from minigpt_cli.data.token_files import PROGRESS, TokenFiles, tokenizer_in, unfinished_in
 from minigpt_cli.data.verified import VERIFIED
 from minigpt_cli.errors import TextTooShort, UsageError, unknown_name
 from minigpt_cli.escaping import file_name
@@ -170,11 +170,11 @@ def _build(
     folder: Path, config: DataConfig, text: Text, splitter: Splitter, tokenizer_kind: _TokenizerKind, key: str
 ) -> Generator[Preparing, None, None]:
     """Write the files of a dataset into `folder`, its record last."""
-    progress = progress_in(folder, key)
-    tokenizer = tokenizer_in(folder, progress) if progress else (yield from _made(config, text, splitter, tokenizer_kind))
+    found = unfinished_in(folder, key)
+    tokenizer = tokenizer_in(folder, found.progress) if found else (yield from _made(config, text, splitter, tokenizer_kind))
     end = END_OF_TEXT if text.many else None
     splits = {name: Counted(end) for name in splitter.names}
-    files = TokenFiles(folder, key, tokenizer, splits, progress)
+    files = TokenFiles(folder, key, tokenizer, splits, found)
     with explained("write"), files.opened():
         for batch, (name, pieces) in enumerate(_gathered(splitter.parts(), splits)):
             for _ in files.encode(name, batch, pieces, tokenizer):

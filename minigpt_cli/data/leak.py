@@ -11,12 +11,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from minigpt_cli.data.dataset import Dtype
+from minigpt_cli.data.dataset import Dtype, token_blocks
 from minigpt_cli.data.parts import LearnedText, PartKind
 from minigpt_cli.runstore.records import Leak
 from minigpt_cli.tokenization.char import code_points
@@ -30,7 +29,6 @@ MATTERS = 0.01  # of the validation text. This much lowers a score by up to 1 %,
 Hashes = npt.NDArray[np.uint64]
 _BASE, _MIX = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9  # odd
 _TABLE_BITS = 26
-_TOGETHER = 1 << 16  # tokens
 
 
 def leak_of(train: Path, val: Path, dtype: Dtype, tokenizer: Tokenizer, kind: PartKind | None) -> Leak:
@@ -42,7 +40,7 @@ def leak_of(train: Path, val: Path, dtype: Dtype, tokenizer: Tokenizer, kind: Pa
         """All of a file's `n` tokens, or stretches from all over them, `most` in all; read like this, since a memory map counts as used."""
         starts = [0] if n <= most else np.linspace(0, n - stretch, most // stretch).astype(np.int64).tolist()
         for start in starts:
-            yield reader.pieces(_blocks(path, np.dtype(dtype), start, n if n <= most else stretch), "replace")
+            yield reader.pieces(token_blocks(path, dtype, start, n if n <= most else stretch), "replace")
 
     texts = ["".join(pieces) for pieces in learned(val, n_val, SAMPLE, STRETCH)]
     copied = verbatim(texts, learned(train, n_train, TRAINING, READ))
@@ -59,15 +57,6 @@ def warnings(leak: Leak | None) -> list[str]:
     if leak is None or leak.share < MATTERS:
         return []
     return [f"warning: {leak.in_words}: a model can recite it, so expect a higher loss on new text"]
-
-
-def _blocks(path: Path, dtype: np.dtype[Any], start: int, count: int) -> Iterator[npt.NDArray[Any]]:
-    """`count` tokens of a file from `start` on."""
-    with path.open("rb") as file:
-        file.seek(start * dtype.itemsize)
-        while count and len(block := np.fromfile(file, dtype, min(count, _TOGETHER))):
-            count -= len(block)
-            yield block
 
 
 def verbatim(texts: Sequence[str], training: Iterable[Iterable[str]], run: int = RUN) -> npt.NDArray[np.bool_]:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from minigpt_cli.config import DataConfig
 from minigpt_cli.data import chat
 from minigpt_cli.data.dataset import Dataset
-from minigpt_cli.tokenization.contract import END_OF_TEXT, Spelling, Tokenizer, added_tokens
+from minigpt_cli.tokenization.contract import END_OF_TEXT, Spelling, Tokenizer, added_tokens, end_of_text
 
 PartKind = Literal["answers", "documents"]
 Tokens = npt.NDArray[Any]
@@ -30,11 +30,6 @@ class Parts:
     scored: npt.NDArray[np.bool_]  # (N,) tokens of parts, the one that ends each among them
     marks: npt.NDArray[np.bool_]  # (N,) tokens that are no characters
     starts: npt.NDArray[np.intp]  # (n_parts,) first token of each
-
-
-def end_of_text(tokenizer: Tokenizer) -> int | None:
-    """The id of the token that ends a document; None for a tokenizer without it."""
-    return added_tokens(tokenizer).get(END_OF_TEXT)
 
 
 def masked_after(config: DataConfig, tokenizer: Tokenizer) -> int | None:
@@ -66,10 +61,7 @@ class LearnedText:
     """Reads what training learns of a tokenized text; what ends an answer or a document is a line break."""
 
     def __init__(self, tokenizer: Tokenizer, kind: PartKind | None) -> None:
-        pieces = tokenizer.token_bytes()
-        if kind is not None:
-            pieces[added_tokens(tokenizer)[chat.END if kind == "answers" else END_OF_TEXT]] = b"\n"
-        self._tokenizer, self._kind, self._spelling = tokenizer, kind, Spelling(pieces)
+        self._tokenizer, self._kind, self._spelling = tokenizer, kind, Spelling(_learned_bytes(tokenizer, kind))
 
     def pieces(self, blocks: Iterable[Tokens], errors: Literal["strict", "replace"] = "strict") -> Iterator[str]:
         """The text of tokens that are given in blocks, in pieces; `errors` as in Spelling.pieces."""
@@ -87,11 +79,17 @@ def _answers(blocks: Iterable[Tokens], tokenizer: Tokenizer) -> Iterator[Tokens]
 
 
 def learned_text(dataset: Dataset, name: str) -> tuple[Tokens, list[bytes]]:
-    """The tokens of a split that training learns, and the bytes that each id stands for: of conversations the answers; what ends a part
-    is a line break."""
+    """The tokens of a split that training learns, of conversations the answers, and the bytes that each id stands for."""
     tokens, tokenizer = dataset.split(name).tokens, dataset.tokenizer
-    pieces, found = tokenizer.token_bytes(), parts_of(tokens, tokenizer, documents=dataset.in_documents)
+    found = parts_of(tokens, tokenizer, documents=dataset.in_documents)
     if found is None:
-        return tokens, pieces
-    pieces[added_tokens(tokenizer)[chat.END if found.kind == "answers" else END_OF_TEXT]] = b"\n"
-    return np.asarray(tokens)[found.scored], pieces
+        return tokens, tokenizer.token_bytes()
+    return np.asarray(tokens)[found.scored], _learned_bytes(tokenizer, found.kind)
+
+
+def _learned_bytes(tokenizer: Tokenizer, kind: PartKind | None) -> list[bytes]:
+    """The bytes that each id stands for; what ends an answer or a document is a line break."""
+    pieces = tokenizer.token_bytes()
+    if kind is not None:
+        pieces[added_tokens(tokenizer)[chat.END if kind == "answers" else END_OF_TEXT]] = b"\n"
+    return pieces

@@ -12,7 +12,7 @@ from collections.abc import Generator, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -22,7 +22,7 @@ from minigpt_cli.data.dataset import TOKENIZER, Dtype, dtype_for
 from minigpt_cli.data.text_reader import Counted
 from minigpt_cli.errors import RunDamaged
 from minigpt_cli.storage.atomic_io import open_regular, read_bounded, read_json, write_atomic
-from minigpt_cli.tokenization.contract import Tokenizer
+from minigpt_cli.tokenization.contract import Tokenizer, token_lengths
 from minigpt_cli.tokenization.json_format import SIZE_LIMIT
 from minigpt_cli.tokenization.pretrained import load_tokenizer
 
@@ -45,16 +45,24 @@ class Progress(BaseModel):
     files: dict[Line, tuple[Count, Line]]  # bytes and hash of each token file
 
 
-def progress_in(folder: Path, key: str) -> Progress | None:
-    """How far a killed preparation of this key came; None where there is nothing to go on from."""
+class Unfinished(NamedTuple):
+    """What a killed preparation left behind."""
+
+    progress: Progress
+    hashes: dict[str, hashlib._Hash]  # of each token file, up to where it is gone on from
+
+
+def unfinished_in(folder: Path, key: str) -> Unfinished | None:
+    """What a killed preparation of this key left behind; None where there is nothing to go on from."""
     try:
         found = Progress.model_validate(read_json(folder / PROGRESS))
         if (found.version, found.key) != (version("minigpt-cli"), key):
             return None
         if hashlib.sha256(read_bounded(folder / TOKENIZER, SIZE_LIMIT)).hexdigest() != found.tokenizer_sha256:
             return None
-        whole = all(_hash(folder / name, n_bytes).hexdigest() == sha256 for name, (n_bytes, sha256) in found.files.items())
-        return found if whole else None
+        hashes = {name: _hash(folder / name, n_bytes) for name, (n_bytes, _) in found.files.items()}
+        whole = all(hashes[name].hexdigest() == sha256 for name, (_, sha256) in found.files.items())
+        return Unfinished(found, hashes) if whole else None
     except (RunDamaged, ValidationError, OSError):
         return None
 
@@ -79,12 +87,13 @@ def tokenizer_in(folder: Path, progress: Progress) -> Tokenizer:
 class TokenFiles:
     """The open token files of each split, and the notes of what is written to them."""
 
-    def __init__(self, folder: Path, key: str, tokenizer: Tokenizer, splits: Mapping[str, Counted], progress: Progress | None) -> None:
-        """With `progress` they go on from there; else they are empty."""
+    def __init__(self, folder: Path, key: str, tokenizer: Tokenizer, splits: Mapping[str, Counted], found: Unfinished | None) -> None:
+        """They go on from what was `found`; else they are empty."""
         self.dtype: Dtype = dtype_for(tokenizer.vocab_size)
         self._folder, self._splits, self._unsaved = folder, splits, 0
-        self._progress = progress or self._beginning(key, tokenizer)
-        self._lengths = np.array([len(token) for token in tokenizer.token_bytes()], np.uint32)
+        self._progress = found.progress if found else self._beginning(key, tokenizer)
+        self._hashes = found.hashes if found else {}
+        self._lengths = token_lengths(tokenizer.token_bytes())
         self._files: dict[str, BinaryIO] = {}
 
     def _beginning(self, key: str, tokenizer: Tokenizer) -> Progress:
@@ -109,7 +118,7 @@ class TokenFiles:
                 n_bytes, _ = self._progress.files.get(path.name, (0, ""))
                 file = self._files[name] = stack.enter_context(path.open("r+b" if n_bytes else "wb"))
                 file.seek(file.truncate(n_bytes))
-                counted.resume(_hash(path, n_bytes), n_bytes // np.dtype(self.dtype).itemsize)
+                counted.resume(self._hashes.get(path.name, hashlib.sha256()), n_bytes // np.dtype(self.dtype).itemsize)
             yield
         (self._folder / PROGRESS).unlink(missing_ok=True)
 

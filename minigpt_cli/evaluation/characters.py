@@ -21,11 +21,6 @@ Ints = npt.NDArray[np.int64]
 _BLOCK = 1 << 16  # tokens whose text is made at once
 
 
-def token_lengths(token_bytes: Sequence[bytes]) -> Ints:
-    """Bytes that each id of a vocabulary stands for, (V,)."""
-    return np.fromiter((len(piece) for piece in token_bytes), dtype=np.int64, count=len(token_bytes))
-
-
 def spelled(ids: npt.NDArray[np.integer], token_bytes: Sequence[bytes]) -> str:
     """The text that `ids` spell. Raises MiniGPTError where they end or begin inside a character."""
     try:

@@ -23,11 +23,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from minigpt_cli.data.dataset import Dataset
-from minigpt_cli.data.parts import Parts, context_of, end_of_text, parts_of
+from minigpt_cli.data.parts import Parts, context_of, parts_of
 from minigpt_cli.errors import MiniGPTError, UsageError
-from minigpt_cli.evaluation.characters import per_character, spelled, token_lengths
+from minigpt_cli.evaluation.characters import per_character, spelled
 from minigpt_cli.evaluation.scores import PartsScored, Score, make_score
-from minigpt_cli.tokenization.contract import Tokenizer
+from minigpt_cli.tokenization.contract import Tokenizer, end_of_text, token_lengths
 
 Advance = Callable[[int, int], None]
 """Called now and then while a text is scored, with the tokens done and all its tokens. An error that it raises ends the work."""

@@ -28,7 +28,7 @@ from minigpt_cli.runstore.records import RunRecord
 from minigpt_cli.storage import safetensors
 from minigpt_cli.storage.memory import check_memory
 from minigpt_cli.storage.safetensors import TensorInfo
-from minigpt_cli.tokenization.contract import END_OF_TEXT, Tokenizer, added_tokens
+from minigpt_cli.tokenization.contract import END_OF_TEXT, Tokenizer, end_of_text
 from minigpt_cli.tokenization.pretrained import saved_tokenizer
 
 
@@ -114,7 +114,7 @@ def _as_learned(record: RunRecord, config: RunConfig, tokenizer: Tokenizer) -> d
 def _bounds(record: RunRecord, tokenizer: Tokenizer) -> dict[str, Any]:
     if learned_chats(record) and token_ids(tokenizer) is not None:
         return {"ends": (END,)}
-    if record.corpus is None or (end := added_tokens(tokenizer).get(END_OF_TEXT)) is None:
+    if record.corpus is None or (end := end_of_text(tokenizer)) is None:
         return {}
     start = (end,) if record.corpus.n_documents > 1 else ()
     return {"start": start, "ends": (END_OF_TEXT,)}

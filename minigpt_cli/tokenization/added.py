@@ -6,7 +6,6 @@ The base tokenizer never gets their texts, so it stays fast. Other tokenizers le
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 
@@ -15,7 +14,7 @@ import numpy.typing as npt
 
 from minigpt_cli.tokenization.bpe import ByteTokenizer
 from minigpt_cli.tokenization.char import CharTokenizer
-from minigpt_cli.tokenization.contract import Ids, checked_ids
+from minigpt_cli.tokenization.contract import Ids, added_pattern, checked_ids
 from minigpt_cli.tokenization.json_format import check
 
 _BATCH = 1 << 18  # characters given to the base at once
@@ -29,7 +28,7 @@ class AddedTokens:
     def __init__(self, base: CharTokenizer | ByteTokenizer, contents: Sequence[str]) -> None:
         self.name, self.base = base.name, base
         self._ids = {content: base.vocab_size + i for i, content in enumerate(contents)}
-        self._pattern = re.compile(f"({'|'.join(map(re.escape, sorted(contents, key=len, reverse=True)))})")
+        self._pattern = added_pattern(contents)
 
     @property
     def vocab_size(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, Self
@@ -47,6 +48,11 @@ class Tokenizer(Protocol):
 def added_tokens(tokenizer: Tokenizer) -> dict[str, int]:
     """The added tokens of a tokenizer, and their ids."""
     return {token["content"]: int(token["id"]) for token in json.loads(tokenizer.to_json())["added_tokens"]}
+
+
+def end_of_text(tokenizer: Tokenizer) -> int | None:
+    """The id of the token that ends a document; None for a tokenizer without it."""
+    return added_tokens(tokenizer).get(END_OF_TEXT)
 
 
 def hugging_face_json(model: Json, pre_tokenizer: Json | None, decoder: Json, indent: int | None = None, **options: Any) -> str:
@@ -106,12 +112,22 @@ def checked_ids(ids: npt.ArrayLike, vocab_size: int) -> npt.NDArray[np.int64]:
     return index
 
 
+def added_pattern(contents: Iterable[str]) -> re.Pattern[str]:
+    """Splits a text at added tokens, as the tokenizers library does: at the first, and of those that begin there at the longest."""
+    return re.compile(f"({'|'.join(map(re.escape, sorted(contents, key=len, reverse=True)))})")
+
+
+def token_lengths(token_bytes: Sequence[bytes]) -> npt.NDArray[np.int64]:
+    """Bytes that each id of a vocabulary stands for, (V,)."""
+    return np.fromiter(map(len, token_bytes), np.int64, count=len(token_bytes))
+
+
 class Spelling:
     """The bytes that each id of a vocabulary stands for, ready to read many ids."""
 
     def __init__(self, token_bytes: Sequence[bytes]) -> None:
         self._table = np.frombuffer(b"".join(token_bytes), np.uint8)
-        self._lengths = np.array([len(token) for token in token_bytes], np.int64)
+        self._lengths = token_lengths(token_bytes)
         self._starts = self._lengths.cumsum() - self._lengths
 
     def pieces(self, blocks: Iterable[npt.NDArray[np.integer]], errors: Literal["strict", "replace"] = "strict") -> Iterator[str]:

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from minigpt_cli.errors import UsageError
 from minigpt_cli.storage.atomic_io import one_line
 from minigpt_cli.tokenization.char import unknown_characters
-from minigpt_cli.tokenization.contract import Ids, checked_ids, encoded
+from minigpt_cli.tokenization.contract import Ids, added_pattern, checked_ids, encoded
 from minigpt_cli.tokenization.segments import segments
 from minigpt_cli.tokenization.words import Words, library
 
@@ -141,8 +141,7 @@ class LibraryTokenizer:
 
     @cached_property
     def _added_pattern(self) -> re.Pattern[str]:
-        """Finds added tokens as the library does: the first, and of those the longest."""
-        return re.compile(f"({'|'.join(map(re.escape, sorted(self._added, key=len, reverse=True)))})")
+        return added_pattern(self._added)
 
     def _checked(self, texts: list[str]) -> list[list[int]]:
         """The library's ids of each text. Raises UsageError if their bytes are not the text's."""

@@ -21,11 +21,11 @@ from minigpt_cli import cli
 from minigpt_cli.checkpoints import load
 from minigpt_cli.config import RunConfig
 from minigpt_cli.data.dataset import Dataset
-from minigpt_cli.data.parts import end_of_text
 from minigpt_cli.evaluation.evaluate_run import dataset_of
 from minigpt_cli.evaluation.scoring import score_split
 from minigpt_cli.runstore.directory import Run
 from minigpt_cli.runstore.store import RunStore
+from minigpt_cli.tokenization.contract import end_of_text
 from minigpt_cli.training.device_batches import DeviceBatches
 from minigpt_cli.training.distributed import World
 from minigpt_cli.training.state import TrainingState

@@ -17,14 +17,14 @@ from minigpt_cli import registry
 from minigpt_cli.config import DataConfig
 from minigpt_cli.data.dataset import Dataset
 from minigpt_cli.data.encoding import prepared
-from minigpt_cli.data.parts import end_of_text, learned_text, parts_of
+from minigpt_cli.data.parts import learned_text, parts_of
 from minigpt_cli.data.sources.contract import Document, Piece
 from minigpt_cli.data.splitting import FEW, by_hash
 from minigpt_cli.errors import TextTooShort, UsageError
 from minigpt_cli.evaluation.characters import spelled
 from minigpt_cli.runstore.records import Fetched
 from minigpt_cli.storage.downloads import Report
-from minigpt_cli.tokenization.contract import END_OF_TEXT
+from minigpt_cli.tokenization.contract import END_OF_TEXT, end_of_text
 
 
 @dataclass

@@ -12,10 +12,10 @@ import torch
 from minigpt_cli import registry
 from minigpt_cli.config import ARCHITECTURES, BigramConfig, ClassicConfig, DataConfig, ModernConfig, MoEConfig
 from minigpt_cli.data.encoding import prepared
-from minigpt_cli.data.parts import end_of_text
 from minigpt_cli.evaluation import scoring
 from minigpt_cli.evaluation.scoring import score_ids, token_nats
 from minigpt_cli.models.contract import build_model
+from minigpt_cli.tokenization.contract import end_of_text
 
 TEXT = "Über den Wolken muß die Freiheit — grenzenlos sein. 자유 \U0001f600\n" * 40
 V, T = 11, 8
