@@ -14,6 +14,7 @@ from minigpt_cli.display.console import progress
 
 if TYPE_CHECKING:
     from minigpt_cli.config import DataConfig
+    from minigpt_cli.data.atomic_folder import Preparing
     from minigpt_cli.data.dataset import Dataset
     from minigpt_cli.data.preview import Preview
     from minigpt_cli.tokenization.contract import Tokenizer
@@ -39,7 +40,7 @@ def tokenize(
     A text that was prepared with the same settings before is not prepared again.
     """
     config = resolve(settings if not sources else {**settings, "source": sources}).config.data
-    dataset = _prepared(config, out, quiet=json)
+    dataset = prepared_data(config, out=out, quiet=json)
     if config.tokenizer == "bpe" and dataset.tokenizer.vocab_size < config.vocab_size:
         found = dataset.tokenizer.vocab_size
         console.notice(f"the text has pairs for {found} tokens only, fewer than --vocab-size {config.vocab_size}; see --min-pair-freq")
@@ -61,8 +62,8 @@ def tokenize(
         print_pieces(pieces)
 
 
-def _prepared(config: DataConfig, out: Path | None, *, quiet: bool) -> Dataset:
-    from minigpt_cli.data.atomic_folder import Preparing
+def prepared_data(config: DataConfig, *, out: Path | None = None, verify: bool = False, quiet: bool = False) -> Dataset:
+    """The token files of a text, with a progress bar while they are made; `quiet` shows none."""
     from minigpt_cli.data.encoding import prepared
 
     with progress(in_bytes=True, quiet=quiet) as advance:
@@ -70,7 +71,7 @@ def _prepared(config: DataConfig, out: Path | None, *, quiet: bool) -> Dataset:
         def show(step: Preparing) -> None:
             advance(f"{step.phase} the text", step.done_bytes, step.total_bytes)
 
-        return prepared(config, None, show, out=out)
+        return prepared(config, None, show, out=out, verify=verify)
 
 
 def _summary(dataset: Dataset) -> dict[str, Any]:

@@ -18,7 +18,6 @@ from minigpt_cli.commands.samples import resume_command
 from minigpt_cli.commands.signals import StopSignals
 from minigpt_cli.config import DataConfig, RunConfig, leaves
 from minigpt_cli.display import console
-from minigpt_cli.display.console import progress
 from minigpt_cli.display.group_screen import Standings
 from minigpt_cli.display.live_training import TrainingView, training_view
 from minigpt_cli.display.reading import reading_report
@@ -30,7 +29,6 @@ from minigpt_cli.runstore.store import RunStore, check_name
 
 if TYPE_CHECKING:
     from minigpt_cli.checkpoints import ResumePoint
-    from minigpt_cli.data.atomic_folder import Preparing
     from minigpt_cli.data.dataset import Dataset
     from minigpt_cli.training.distributed import World
     from minigpt_cli.training.trainer import Job
@@ -53,15 +51,11 @@ class Context:
     def dataset(self, config: DataConfig) -> Dataset:
         """The prepared data, with a progress bar while it is made; consecutive runs on the same data share it."""
         if config not in self.datasets:
-            from minigpt_cli.data.encoding import prepared
+            from minigpt_cli.commands.tokenize import prepared_data
 
             self.datasets.clear()  # a search over data settings would keep too many files open
-            with explained_characters(self.origin), progress(in_bytes=True, quiet=self.json) as advance:
-
-                def show(step: Preparing) -> None:
-                    advance(f"{step.phase} the text", step.done_bytes, step.total_bytes)
-
-                dataset = prepared(config, None, show, verify=self.verify_data)
+            with explained_characters(self.origin):
+                dataset = prepared_data(config, verify=self.verify_data, quiet=self.json)
             for notice in () if self.json else (*dataset.notices, *reading_report(dataset)):
                 console.notice(notice)
             self.datasets[config] = dataset

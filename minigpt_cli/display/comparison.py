@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from minigpt_cli.display import console, format
 from minigpt_cli.display.charts import chart_on_screen
 from minigpt_cli.display.run_tables import print_differences
-from minigpt_cli.display.tables import Column, as_markdown, print_columns, print_table
+from minigpt_cli.display.tables import PAIR, Column, as_markdown, print_columns, print_table
 from minigpt_cli.display.terminal_chart import Curve
 from minigpt_cli.escaping import markdown, one_line, printable
 
@@ -21,10 +21,6 @@ if TYPE_CHECKING:
     from minigpt_cli.evaluation.comparison import Pair, Part, Passage, Side
     from minigpt_cli.evaluation.seeds import Outlook
 
-PAIR = (
-    "color(32)",
-    "color(166)",
-)  # blue and orange of the first two sides, as in charts: clear on black, on white and to colour-blind people
 _SOME, _MUCH = 0.3, 1.0  # nats
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from minigpt_cli.display import console
+from minigpt_cli.display.terminal_chart import COLOURS
 from minigpt_cli.escaping import csv_cell, latex, markdown, one_line
 
 if TYPE_CHECKING:
@@ -44,15 +45,16 @@ def cells_of(fields: Fields[R], records: Sequence[R]) -> tuple[list[Column], lis
     return [column for column, _ in fields], [[show(record) for _, show in fields] for record in records]
 
 
+PAIR = (f"color({COLOURS[0]})", f"color({COLOURS[1]})")  # of the two sides of a comparison, in the colours of their curves
 Style = Literal["best", "dim", "bad", "a", "b", ""]
 _STYLES = {
     "best": "bold green",
     "dim": "dim",
     "bad": "red",
-    "a": "color(32)",
-    "b": "color(166)",
+    "a": PAIR[0],
+    "b": PAIR[1],
     "": None,
-}  # a and b: the sides of a comparison
+}
 
 
 def print_table(columns: Sequence[Column], rows: Sequence[Sequence[str]], *, styles: Sequence[Style] = (), title: str = "") -> None:

@@ -12,7 +12,7 @@ from itertools import groupby
 
 from minigpt_cli.escaping import one_line
 
-_COLOURS = (32, 166, 36, 170, 178, 38)  # of 256: blue and orange first, clear on black and on white
+COLOURS = (32, 166, 36, 170, 178, 38)  # of 256: blue and orange first: clear on black, on white and to colour-blind people
 _PATTERNS = ((1, 0), (1, 1), (3, 2), (5, 2))  # dot columns drawn and left out
 _DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))  # of a character, by row and column
 _LONGEST_LABEL = 20
@@ -60,7 +60,7 @@ def terminal_chart(curves: Sequence[Curve], *, width: int, height: int, colour: 
 
 
 def _paint(text: str, number: int, colour: bool) -> str:
-    return f"\x1b[38;5;{_COLOURS[number % len(_COLOURS)]}m{text}\x1b[0m" if colour and text.strip() else text
+    return f"\x1b[38;5;{COLOURS[number % len(COLOURS)]}m{text}\x1b[0m" if colour and text.strip() else text
 
 
 def _ticks(low: float, high: float, height: int) -> dict[int, str]:

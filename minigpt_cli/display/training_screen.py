@@ -212,7 +212,7 @@ class TrainingScreen:
         state = self.state
         parts = [f"step {now.step:,}/{total:,}"]
         if state.stopped is not None:
-            parts.append(REASONS.get(state.stopped.stop_reason, state.stopped.stop_reason))
+            parts.append(REASONS[state.stopped.stop_reason])
         elif (left := state.remaining_s) is not None:
             parts.append(f"{format.duration(left)} left")
         if state.evaluations and (patience := state.evaluations[-1].patience_left) is not None:

@@ -20,7 +20,7 @@ def chosen_sides(store: RunStore, names: Sequence[str], *, by_config: bool = Fal
     Each name is one side: a run or, with `*`, all runs that match, as seeds of one recipe. `by_config` sorts all these runs into recipes
     instead. Raises RunNotFound, and UsageError for fewer than two sides, a run on two of them, or a side that mixes recipes.
     """
-    sides = [(name, [*store.matching(name)] if "*" in name else [store.find(name)]) for name in names]
+    sides = [(name, [*store.find_all([name])]) for name in names]
     if by_config:
         sides = named_recipes(list({run.name: run for _, runs in sides for run in runs}.values()))
         if len(sides) < 2:
