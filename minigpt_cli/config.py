@@ -172,7 +172,30 @@ class MoEConfig(ModernConfig):
         return self
 
 
-ModelConfig = Annotated[BigramConfig | ClassicConfig | ModernConfig | MoEConfig, Field(discriminator="arch")]
+REMOVABLE = ("mask", "positions", "attention", "mlp", "residual", "norm", "scale")
+"""What can be left out of every layer of a transformer."""
+
+
+class PlainConfig(ModernConfig):
+    """modern without the parts that --without names, to see what each is for; never ranked."""
+
+    arch: Literal["plain"] = "plain"  # type: ignore[assignment]
+    without: str = Field("", max_length=100)
+    """Parts to leave out, joined by +: mask, positions, attention, mlp, residual, norm, scale."""
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The parts that are left out."""
+        return tuple(self.without.split("+")) if self.without else ()
+
+    @model_validator(mode="after")
+    def _parts_are_known(self) -> PlainConfig:
+        if unknown := [part for part in self.parts if part not in REMOVABLE]:
+            raise ValueError(f"--without {self.without}: {unknown[0]!r} is no part: join some of {', '.join(REMOVABLE)} by +")
+        return self
+
+
+ModelConfig = Annotated[BigramConfig | ClassicConfig | ModernConfig | MoEConfig | PlainConfig, Field(discriminator="arch")]
 
 ARCHITECTURES: dict[str, type[_Architecture]] = {c.model_fields["arch"].default: c for c in get_args(get_args(ModelConfig)[0])}
 """The configuration class of each architecture by its name: the union, as a table."""

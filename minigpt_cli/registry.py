@@ -16,6 +16,7 @@ ARCHITECTURES = {
     "classic": "minigpt_cli.models.classic:Classic",
     "modern": "minigpt_cli.models.modern:Modern",
     "moe": "minigpt_cli.models.moe:MixtureOfExperts",
+    "plain": "minigpt_cli.models.plain:Plain",
 }
 
 TOKENIZERS = {

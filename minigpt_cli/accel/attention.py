@@ -67,9 +67,9 @@ class CausalAttention(textbook.CausalAttention):
 class ClassicAttention(classic.Attention):
     attend: CausalAttention
 
-    def forward(self, x: Tensor, cache: KVCache | None, begins: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, cache: KVCache | None, angles: None, begins: Tensor | None) -> Tensor:
         if cache is not None or not self.attend.goes_in_chunks(x, self.n_head):
-            return super().forward(x, cache, begins)
+            return super().forward(x, cache, angles, begins)
         B, T, C = x.shape
         heads = self.qkv(x).view(B, T, 3 * self.n_head, C // self.n_head)
         y: Tensor = self.out(self.attend.in_chunks(heads, self.n_head, begins))  # (B, T, C)

@@ -16,6 +16,7 @@ from torch import nn
 from minigpt_cli.models import attention as plain_attention
 from minigpt_cli.models import classic, modern, moe
 from minigpt_cli.models import layers as plain_layers
+from minigpt_cli.models.plain import Plain
 
 _PACKAGE = "minigpt_cli.accel"
 
@@ -54,7 +55,10 @@ if experts:
 
 
 def install(model: nn.Module, attention_path: str = "plain") -> nn.Module:
-    """`model`, made fast; attention by "plain" products or by torch's fused "sdpa". May be called again to change the path."""
+    """`model`, made fast; attention by "plain" products or by torch's fused "sdpa". May be called again to change the path. A model from
+    which parts are left out stays as it is."""
+    if isinstance(model, Plain):
+        return model
     for module in model.modules():
         if fast := FAST.get(type(module)):
             module.__class__ = fast

@@ -99,7 +99,7 @@ def _help(setting: Setting) -> str:
         text = "Architecture: " + "; ".join(f"{arch}: {(model.__doc__ or '').rstrip('.')}" for arch, model in ARCHITECTURES.items()) + "."
     else:
         text = setting.info.description or ""
-    if setting.section == "model" and len(setting.fields) <= len(ARCHITECTURES) / 2:
+    if setting.section == "model" and len(setting.fields) < len(ARCHITECTURES) - 1:
         text += f" ({', '.join(setting.fields)} only.)"
     text = text.replace("[", "\\[")
     return f"{text} [dim]\\[{_default_text(setting)}][/dim]"

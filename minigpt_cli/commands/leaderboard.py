@@ -53,6 +53,8 @@ def leaderboard(
     everything = RunStore(runs_dir).list()
     warn_of_unreadable(everything)
     chosen = select((run for run in everything if isinstance(run, Run)), where=where, tags=tag or [])
+    if broken := [run.name for run in chosen if run.without]:
+        console.notice(f"trained without a part of the model, so not ranked: {', '.join(broken)}")
     if fold_seeds:
         recipes = by_field(folded(within(chosen, budget)), sort, list(Folded.__dataclass_fields__))
         show_folded(chosen, _first(recipes, top), form)

@@ -23,6 +23,7 @@ _OF_RECORD = (
 _LISTED = (
     "run", "status", "arch", "tokenizer", "corpus", "nats_per_char", "ci95", "val_loss", "best_step", "stop_step", "stop_reason",
     "n_params", "n_active_params", "tokens_seen", "elapsed_s", "created_at", "preset", "group", "text_sha256",
+    "without",
 )  # fmt: skip
 _WARNINGS = 5  # at most so many lines about single runs: hundreds may be damaged
 _OF_BEST = {"nats_per_char": "nats_per_char", "val_loss": "nats_per_token", "best_step": "step", "ci95": "ci95"}

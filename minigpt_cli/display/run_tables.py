@@ -20,7 +20,7 @@ _LIST: Fields[Mapping[str, Any]] = (
     (Column("run", most=40), lambda run: run["run"]),
     (Column("status"), lambda run: run["status"]),
     (Column("arch"), lambda run: run["arch"]),
-    (Column("nats/char", right=True), lambda run: format.loss(run["nats_per_char"])),
+    (Column("nats/char", right=True), lambda run: format.loss(run["nats_per_char"]) + " †" * bool(run["without"])),
     (Column("params", 2, right=True), lambda run: format.count(run["n_params"])),
     (Column("steps", 4, right=True), lambda run: f"{run['stop_step']:,}"),
     (Column("time", 3, right=True), lambda run: format.duration(run["elapsed_s"])),
@@ -42,6 +42,8 @@ def print_list(runs: Sequence[Mapping[str, Any]]) -> None:
     print_table([column for column, _ in _LIST], rows, styles=[_STATUS_STYLE.get(run["status"], "") for run in runs])
     for run in damaged:
         console.notice(f"{run['run']}: {run['reason']}")
+    if broken := [f"{run['run']} ({run['without'].replace('+', ', ')})" for run in runs if run not in damaged and run["without"]]:
+        console.notice(f"† was trained without a part of the model and is never ranked: {'; '.join(broken)}")
 
 
 def _is_tied(row: Row) -> bool:

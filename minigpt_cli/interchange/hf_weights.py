@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minigpt_cli.config import ARCHITECTURES, ClassicConfig, ModelConfig, ModernConfig, MoEConfig
+from minigpt_cli.config import ARCHITECTURES, ClassicConfig, ModelConfig, ModernConfig, MoEConfig, PlainConfig
 from minigpt_cli.errors import UsageError, unknown_name
 from minigpt_cli.registry import check_declared
 
@@ -49,7 +49,8 @@ def family(config: ModelConfig) -> str:
     """The Hugging Face `model_type` that computes exactly what `config` does. Raises UsageError if there is none."""
     if config.hugging_face is None:
         known = ", ".join(arch for arch, each in ARCHITECTURES.items() if each.hugging_face)
-        raise UsageError(f"Hugging Face has no architecture like --arch {config.arch}: only runs of {known} can be written in its format")
+        arch = f"plain --without {config.without}" if isinstance(config, PlainConfig) and config.without else config.arch
+        raise UsageError(f"Hugging Face has no architecture like --arch {arch}: only runs of {known} can be written in its format")
     check_declared(config, "hugging_face", _NEEDS)
     if isinstance(config, MoEConfig):
         return "qwen3_moe" if config.qk_norm else "mixtral" if config.moe_norm_topk else "qwen2_moe"

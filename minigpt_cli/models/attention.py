@@ -20,6 +20,9 @@ from minigpt_cli.models.layers import Dropout
 class CausalAttention(nn.Module):
     """softmax(q kᵀ / √D + mask) v."""
 
+    causal = True  # False, for plain.py: a token sees those after it too
+    scaled = True  # False, for plain.py: without the division by √D
+
     def __init__(self, dropout: float = 0.0) -> None:
         super().__init__()
         self.dropout = Dropout(dropout)  # of attention weights
@@ -31,8 +34,8 @@ class CausalAttention(nn.Module):
         (H, T, D), (K, N) = q.shape[1:], k.shape[1:3]
         if K < H:  # each key and value serves H // K queries
             k, v = k.repeat_interleave(H // K, dim=1), v.repeat_interleave(H // K, dim=1)  # (B, H, N, D)
-        scores = (q @ k.mT) * D**-0.5  # (B, H, T, N)
-        hidden = is_future(T, N, q.device)  # (T, N)
+        scores = (q @ k.mT) * (D**-0.5 if self.scaled else 1.0)  # (B, H, T, N)
+        hidden = is_future(T, N, q.device) & self.causal  # (T, N)
         if begins is not None:
             hidden = hidden | is_earlier(begins, N)  # (B, 1, T, N)
         scores = scores.masked_fill(hidden, float("-inf"))

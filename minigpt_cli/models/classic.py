@@ -17,7 +17,7 @@ from minigpt_cli.errors import UsageError
 from minigpt_cli.models.attention import CausalAttention, KVCache
 from minigpt_cli.models.contract import MatrixParts
 from minigpt_cli.models.layers import Dropout, Embedding, FeedForward, LayerNorm, Linear
-from minigpt_cli.models.transformer import Transformer
+from minigpt_cli.models.transformer import Block, Transformer
 
 
 class Attention(nn.Module):
@@ -31,7 +31,7 @@ class Attention(nn.Module):
         self.attend = CausalAttention(config.dropout)
         self.out = Linear(config.n_embd, config.n_embd, bias=config.bias)
 
-    def forward(self, x: Tensor, cache: KVCache | None, begins: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, cache: KVCache | None, angles: None, begins: Tensor | None) -> Tensor:
         B, T, C = x.shape
         qkv = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, H, T, D) each
@@ -42,21 +42,15 @@ class Attention(nn.Module):
         return self.out(y)  # type: ignore[no-any-return]
 
 
-class Block(nn.Module):
-    """Attention, then feed-forward; each reads a normed copy of the residual stream and adds to it."""
+class ClassicBlock(Block):
+    """LayerNorm, and a feed-forward with one non-linearity."""
 
     def __init__(self, config: ClassicConfig, layer: int) -> None:
-        super().__init__()
+        super().__init__(config.dropout)
         self.norm1 = LayerNorm(config.n_embd, config.bias)
         self.attention = Attention(config, layer)
         self.norm2 = LayerNorm(config.n_embd, config.bias)
         self.mlp = FeedForward(config.n_embd, config.hidden, config.activation, config.bias)
-        self.dropout = Dropout(config.dropout)
-
-    def forward(self, x: Tensor, cache: KVCache | None, angles: None, begins: Tensor | None) -> tuple[Tensor, float]:
-        x = x + self.dropout(self.attention(self.norm1(x), cache, begins))
-        x = x + self.dropout(self.mlp(self.norm2(x)))
-        return x, 0.0
 
     def matrices(self) -> Iterator[MatrixParts]:
         yield MatrixParts(self.attention.qkv.weight, 3)
@@ -69,7 +63,7 @@ class Classic(Transformer):
     """GPT-2 of any size."""
 
     def __init__(self, config: ClassicConfig, vocab_size: int) -> None:
-        blocks = [Block(config, layer) for layer in range(config.n_layer)]
+        blocks = [ClassicBlock(config, layer) for layer in range(config.n_layer)]
         super().__init__(config, vocab_size, blocks, LayerNorm(config.n_embd, config.bias))
         self.position_embedding = Embedding(config.block_size, config.n_embd)
         self.embedding_dropout = Dropout(config.dropout)
@@ -78,7 +72,8 @@ class Classic(Transformer):
         end = start + ids.size(1)
         if end > self.config.block_size:
             raise UsageError(f"{end} tokens are more than the {self.config.block_size} positions this model has learned: give it fewer")
-        return self.embedding_dropout(self.token_embedding(ids) + self.position_embedding.weight[start:end])  # type: ignore[no-any-return]
+        positions = torch.arange(start, end, device=ids.device)
+        return self.embedding_dropout(self.token_embedding(ids) + self.position_embedding(positions))  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator) -> None:

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from minigpt_cli.config import ModernConfig
 from minigpt_cli.models.attention import CausalAttention, KVCache, rotate
 from minigpt_cli.models.contract import MatrixParts
-from minigpt_cli.models.layers import Dropout, Linear, RMSNorm, SwiGLU
-from minigpt_cli.models.transformer import Transformer
+from minigpt_cli.models.layers import Linear, RMSNorm, SwiGLU
+from minigpt_cli.models.transformer import Block, Transformer
 
 
 class Attention(nn.Module):
@@ -49,21 +49,15 @@ class Attention(nn.Module):
         return self.out(y)  # type: ignore[no-any-return]
 
 
-class Block(nn.Module):
-    """Attention, then SwiGLU; each reads a normed copy of the residual stream and adds to it."""
+class ModernBlock(Block):
+    """RMSNorm and SwiGLU."""
 
     def __init__(self, config: ModernConfig, layer: int) -> None:
-        super().__init__()
+        super().__init__(config.dropout)
         self.norm1 = RMSNorm(config.n_embd, config.rms_norm_eps)
         self.attention = Attention(config, layer)
         self.norm2 = RMSNorm(config.n_embd, config.rms_norm_eps)
         self.mlp = SwiGLU(config.n_embd, config.hidden)
-        self.dropout = Dropout(config.dropout)
-
-    def forward(self, x: Tensor, cache: KVCache | None, angles: Tensor, begins: Tensor | None) -> tuple[Tensor, float]:
-        x = x + self.dropout(self.attention(self.norm1(x), cache, angles, begins))
-        x = x + self.dropout(self.mlp(self.norm2(x)))
-        return x, 0.0
 
     def matrices(self) -> Iterator[MatrixParts]:
         yield from attention_matrices(self.attention)
@@ -80,7 +74,7 @@ def attention_matrices(attention: Attention) -> Iterator[MatrixParts]:
 class Modern(Transformer):
     """Llama or Qwen3 of any size."""
 
-    block_class: type[nn.Module] = Block
+    block_class: type[nn.Module] = ModernBlock
 
     def __init__(self, config: ModernConfig, vocab_size: int) -> None:
         blocks = [self.block_class(config, layer) for layer in range(config.n_layer)]

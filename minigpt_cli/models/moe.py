@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from minigpt_cli.config import MoEConfig
-from minigpt_cli.models.attention import KVCache
 from minigpt_cli.models.contract import MatrixParts
-from minigpt_cli.models.layers import Dropout, Linear, RMSNorm, swiglu
+from minigpt_cli.models.layers import Linear, RMSNorm, swiglu
 from minigpt_cli.models.modern import Attention, Modern, attention_matrices
+from minigpt_cli.models.transformer import Block
 
 BIAS_STEP = 1e-3  # DeepSeek-V3's; router probabilities are around 1 / E
 
@@ -100,21 +100,18 @@ class Experts(nn.Module):
         self.balance_bias += BIAS_STEP * ((load.mean() - load).sign() * kept)
 
 
-class Block(nn.Module):
+class MoEBlock(Block):
     """The modern block with experts for its feed-forward."""
 
     def __init__(self, config: MoEConfig, layer: int) -> None:
-        super().__init__()
+        super().__init__(config.dropout)
         self.norm1 = RMSNorm(config.n_embd, config.rms_norm_eps)
         self.attention = Attention(config, layer)
         self.norm2 = RMSNorm(config.n_embd, config.rms_norm_eps)
         self.moe = Experts(config)
-        self.dropout = Dropout(config.dropout)
 
-    def forward(self, x: Tensor, cache: KVCache | None, angles: Tensor, begins: Tensor | None) -> tuple[Tensor, Tensor]:
-        x = x + self.dropout(self.attention(self.norm1(x), cache, angles, begins))
-        y, aux_loss = self.moe(self.norm2(x))
-        return x + self.dropout(y), aux_loss
+    def feed_forward(self, x: Tensor) -> tuple[Tensor, Tensor | float]:
+        return self.moe(x)  # type: ignore[no-any-return]
 
     def matrices(self) -> Iterator[MatrixParts]:
         yield from attention_matrices(self.attention)
@@ -125,7 +122,7 @@ class Block(nn.Module):
 class MixtureOfExperts(Modern):
     """Mixtral, Qwen3-MoE or Qwen2-MoE of any size."""
 
-    block_class = Block
+    block_class = MoEBlock
 
     def n_active_params(self) -> int:
         idle: float = 1 - self.config.moe_top_k / self.config.n_experts

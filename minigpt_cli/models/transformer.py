@@ -2,7 +2,7 @@
 
 An architecture is a subclass with its blocks, its final norm and its initial weights. A block maps (x, cache, angles, begins) to
 (x, auxiliary loss); angles are those of rotary positions, or None; begins says where documents begin if attention stays inside them,
-or is None.
+or is None. plain.py shows what happens inside, and what happens without one of the parts.
 Shapes: B batch, T tokens, C channels, D head size, V vocabulary.
 """
 
@@ -17,7 +17,34 @@ from torch import Tensor, nn
 
 from minigpt_cli.models.attention import KVCache, document_begins, rotary_angles
 from minigpt_cli.models.contract import MatrixParts, Output
-from minigpt_cli.models.layers import Embedding, Linear
+from minigpt_cli.models.layers import Dropout, Embedding, Linear
+
+
+class Block(nn.Module):
+    """Attention, then feed-forward; each reads a normed copy of the residual stream and adds to it. A subclass makes the parts."""
+
+    norm1: Any
+    attention: Any
+    norm2: Any
+    mlp: Any
+    residual = True  # False, for plain.py: the branch in place of the stream
+
+    def __init__(self, dropout: float) -> None:
+        super().__init__()
+        self.dropout = Dropout(dropout)
+
+    def forward(self, x: Tensor, cache: KVCache | None, angles: Tensor | None, begins: Tensor | None) -> tuple[Tensor, Tensor | float]:
+        x = self.add(x, self.attention(self.norm1(x), cache, angles, begins))
+        y, aux_loss = self.feed_forward(self.norm2(x))
+        return self.add(x, y), aux_loss
+
+    def feed_forward(self, x: Tensor) -> tuple[Tensor, Tensor | float]:
+        """What the block computes on each token alone, and its auxiliary loss."""
+        return self.mlp(x), 0.0
+
+    def add(self, x: Tensor, branch: Tensor) -> Tensor:
+        y: Tensor = self.dropout(branch)
+        return x + y if self.residual else y
 
 
 class Transformer(nn.Module):

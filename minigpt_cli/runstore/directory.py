@@ -74,6 +74,16 @@ class Run:
         except RunDamaged as error:
             return self._record_before(error)
 
+    @property
+    def without(self) -> str:
+        """The parts that the model was trained without, as --without names them; empty for a whole model."""
+        if self.record.arch != "plain":
+            return ""
+        try:
+            return str(getattr(self.config.model, "without", ""))
+        except RunDamaged:
+            return "unknown parts"
+
     def read(self) -> RunRecord:
         """Read the newest record now. Raises RunDamaged, also if the save before can be read."""
         record = read_record(self.file(RECORD)).model_copy(update={"name": self.name})

@@ -70,10 +70,11 @@ def run_at(path: Path) -> Run | None:
 
 
 def by_text(runs: Iterable[Run]) -> list[list[Run]]:
-    """Scored runs in lists, one for each validation text, best first; the text of the most recently saved run comes first."""
+    """Scored runs in lists, one for each validation text, best first; the text of the most recently saved run comes first. Runs that were
+    trained without a part, such as the mask, are left out: without it a model sees what it has to predict."""
     groups: dict[str, list[tuple[float, int, str, Run]]] = defaultdict(list)
     for run in runs:
-        if (best := run.record.best) is not None:
+        if (best := run.record.best) is not None and not run.without:
             groups[run.record.text_sha256].append((best.nats_per_char, run.record.n_params, run.name, run))
     ordered = [[run for *_, run in sorted(group, key=lambda entry: entry[:3])] for group in groups.values()]
     return sorted(ordered, key=lambda group: max((r.record.place, r.record.created_at) for r in group), reverse=True)

@@ -45,7 +45,7 @@ class TorchDecoder:
         self.vocab_size: int = model.vocab_size
         self.window: int = model.config.block_size
         self.slots = slots
-        self.endless = isinstance(model, Transformer) and model.rope_theta > 0
+        self.endless = isinstance(model, Transformer) and model.rope_theta > 0 and model.new_cache(1, 1) is not None
         self._device = next(model.parameters()).device
         self._caches: list[Any] = [None] * slots
         self._ids: list[list[int]] = [[] for _ in range(slots)]  # of models without a cache
