@@ -63,6 +63,11 @@ class Loaded:
     step: int
     notices: list[str] = field(default_factory=list)
 
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return self.record.name
+
 
 @dataclass(frozen=True)
 class ResumePoint:

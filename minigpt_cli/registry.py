@@ -42,6 +42,7 @@ SCHEDULES = {
 EXPORT_FORMATS = {
     "hf": "minigpt_cli.interchange.huggingface:export",
     "gguf": "minigpt_cli.interchange.gguf:export",
+    "html": "minigpt_cli.commands.export_page:export",
 }
 
 CORPORA = {

@@ -88,6 +88,7 @@ def test_ci_runs_the_test_command_of_the_readme() -> None:
     install, run = re.search(r"^(pip install -e \S+) && (pytest)$", README, re.M).groups()  # type: ignore[union-attr]
     ci = (ROOT / ".ci" / "run").read_text("utf-8").splitlines()
     assert run in ci
+    assert any(line.startswith("export MINIGPT_NEED_BROWSER=1") for line in ci[: ci.index(run)])  # no page goes untested
     assert any(line.startswith("pip install") and line.endswith(install.removeprefix("pip install")) for line in ci)
 
 

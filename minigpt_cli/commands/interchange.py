@@ -19,14 +19,17 @@ from minigpt_cli.runstore.store import RunStore, check_name
 if TYPE_CHECKING:
     from minigpt_cli.tokenization.contract import Tokenizer
 
-_DEFAULT_DTYPE = {"hf": "f32", "gguf": "f16"}
+_DEFAULT_DTYPE = {"hf": "f32", "gguf": "f16", "html": "auto"}
 
 
 def export(
     run: RunArgument,
-    out: Annotated[Path, option("DIR", "A new or empty folder to write.", "--out", "-o")],
-    format: Annotated[str, option("hf|gguf", "For Hugging Face, or for llama.cpp and Ollama.")] = "hf",
-    dtype: Annotated[str | None, option("TYPE", "f32 (default), f16 or bf16 for hf; f32, f16 (default) or q8_0 for gguf.")] = None,
+    out: Annotated[Path, option("PATH", "A new or empty folder to write; for html a file.", "--out", "-o")],
+    format: Annotated[str, option("hf|gguf|html", "For Hugging Face, for llama.cpp and Ollama, or a page that writes.")] = "hf",
+    dtype: Annotated[
+        str | None,
+        option("TYPE", "hf: f32 (default), f16, bf16; gguf: f32, f16 (default), q8_0; html: f16 up to 4 M parameters, else int8."),
+    ] = None,
     ckpt: CheckpointOption = "best",
     runs_dir: RunsDir = None,
     json: JsonFlag = False,
@@ -36,9 +39,11 @@ def export(
       minigpt runs export top --out hf-model           for transformers
       minigpt runs export top --format gguf --out gg   for llama.cpp and Ollama
       minigpt runs export top --format gguf --dtype q8_0 --out small
+      minigpt runs export top --format html --out friend.html   a page that writes
 
-    Writes a run as a folder that other programs open, with a model card. A setting that the format cannot express is an error that
-    names the setting, before anything is written.
+    Writes a run as a folder that other programs open, with a model card; with html as one page that holds the model and writes in any
+    browser, without a network (up to 32 M parameters). What the format cannot express is an error that names it, before anything is
+    written.
     """
     write = registry.load("export format", format)
     from minigpt_cli import checkpoints
@@ -53,8 +58,8 @@ def export(
         facts = {"run": found.name, "ckpt": ckpt, "step": loaded.step, "format": format, "architecture": exported.architecture}
         console.write_json(facts | {"out": str(exported.out), "files": exported.files})
         return
-    files = ", ".join(exported.files)
-    console.write(one_line(f"{found.name} (step {loaded.step}) is in {exported.out} as {exported.architecture}: {files}"))
+    files = f": {', '.join(exported.files)}" if exported.out.is_dir() else ""
+    console.write(one_line(f"{found.name} (step {loaded.step}) is in {exported.out} as {exported.architecture}{files}"))
 
 
 @with_settings(only=("model",))

@@ -119,7 +119,7 @@ Tag = Annotated[list[str] | None, option("TAG", "Only runs with this tag; may be
 Where = Annotated[str | None, option("CONDITION", "Only runs that meet this condition, e.g. 'arch=moe and lr<2e-4'.")]
 
 
-def check_page(path: Path | None) -> None:
+def check_page(path: Path | None, flag: str = "--html") -> None:
     """Raise UsageError unless the path is an HTML file's: a mistyped one must not replace a run's files."""
     if path is not None and path.suffix.lower() not in (".html", ".htm"):
-        raise UsageError(f"--html {path} does not end in .html: name a page")
+        raise UsageError(f"{flag} {path} does not end in .html: name a page")

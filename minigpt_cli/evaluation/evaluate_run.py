@@ -7,9 +7,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from minigpt_cli.config import DataConfig
+from minigpt_cli.config import DataConfig, RunConfig
 from minigpt_cli.data.cleaning import Cleaning
 from minigpt_cli.data.dataset import Dataset, open_dataset
 from minigpt_cli.data.parts import learned_text
@@ -21,6 +21,7 @@ from minigpt_cli.evaluation.characters import spelled
 from minigpt_cli.evaluation.eval_target import Target, check_readable, score_key, weights_file
 from minigpt_cli.evaluation.scores import Score
 from minigpt_cli.runstore.directory import Run
+from minigpt_cli.runstore.records import RunRecord
 from minigpt_cli.tokenization.contract import END_OF_TEXT
 
 ChooseDevice = Callable[[], str]
@@ -65,7 +66,18 @@ def read_text(source: str, options: DataConfig | None = None) -> Target:
     return replace(target, text="".join(document + END_OF_TEXT for document in documents), kind="documents")
 
 
-def dataset_of(run: Run) -> Dataset:
+class Trained(Protocol):
+    """A run, or what is in memory of one."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def record(self) -> RunRecord: ...
+    @property
+    def config(self) -> RunConfig: ...
+
+
+def dataset_of(run: Trained) -> Dataset:
     """The data that a run was trained on, prepared again if need be. Raises UsageError if the text is missing or changed."""
     corpus = run.record.corpus
     if corpus is None:
@@ -77,7 +89,7 @@ def dataset_of(run: Run) -> Dataset:
     return _prepared_again(run, run.config.data, corpus.sha256)
 
 
-def _prepared_again(run: Run, config: DataConfig, sha256: str) -> Dataset:
+def _prepared_again(run: Trained, config: DataConfig, sha256: str) -> Dataset:
     from minigpt_cli.data.encoding import prepared
 
     text = f"the text of run {run.name!r} ({' '.join(config.sources) or 'the default text'})"

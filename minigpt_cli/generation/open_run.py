@@ -108,10 +108,11 @@ def _read(folder: Path, record: RunRecord, run: Run, which: str, engine: str) ->
 
 def _as_learned(record: RunRecord, config: RunConfig, tokenizer: Tokenizer) -> dict[str, Any]:
     """`reading`, `start` and `ends` of a run's texts, by what it was trained on."""
-    return {"reading": config.data, **_bounds(record, tokenizer)}
+    return {"reading": config.data, **text_bounds(record, tokenizer)}
 
 
-def _bounds(record: RunRecord, tokenizer: Tokenizer) -> dict[str, Any]:
+def text_bounds(record: RunRecord, tokenizer: Tokenizer) -> dict[str, Any]:
+    """`start` (token ids) and `ends` (texts of tokens) of the texts that a run learned; without an entry where they have none."""
     if learned_chats(record) and token_ids(tokenizer) is not None:
         return {"ends": (END,)}
     if record.corpus is None or (end := end_of_text(tokenizer)) is None:

@@ -138,6 +138,7 @@ COMMANDS = {
     "comparison.html": (["compare", *NAMES, "--prompt", ALL, "--plot"], 0),
     "report.html": (["runs", "plot", NAMES[0], "--html"], 0),
     "reports.html": (["runs", "plot", *NAMES, "--html"], 0),
+    "friend.html": (["runs", "export", NAMES[0], "--format", "html", "--out"], 2),
 }
 
 

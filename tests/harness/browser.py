@@ -11,6 +11,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,18 @@ FLAGS = [
 ]  # fmt: skip
 
 
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "microsoft-edge")
+PLACES = (  # where it is not on PATH: what `playwright install chromium` makes, and a Mac's
+    "~/.cache/ms-playwright/chromium-*/chrome-linux*/chrome",
+    "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
+)
+
+
 def executable() -> str | None:
-    """The path of a Chromium, if there is one."""
-    return next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
+    """The path of a Chromium, if there is one; MINIGPT_BROWSER may name it."""
+    named = os.environ.get("MINIGPT_BROWSER", "")
+    on_path = (found for name in (named, *NAMES) if name and (found := shutil.which(name)))
+    return next((*on_path, *(found for place in PLACES for found in sorted(glob(os.path.expanduser(place)))[-1:])), None)
 
 
 def _is_missing() -> bool:
@@ -123,7 +133,7 @@ class Page:
 def browser(profile: Path) -> Iterator[Page]:
     """A page in a browser of its own, with a new profile in `profile`."""
     chromium = executable()
-    assert chromium is not None, "no Chromium is installed, and MINIGPT_NEED_BROWSER=1 asks for one"
+    assert chromium is not None, "no Chromium is found: install one, or name it in MINIGPT_BROWSER"
     (child_reads, we_write), (we_read, child_writes) = os.pipe(), os.pipe()
     script = f'exec "$@" 3<&{child_reads} 4>&{child_writes}'
     command = ["bash", "-c", script, "bash", chromium, *FLAGS, f"--user-data-dir={profile}"]

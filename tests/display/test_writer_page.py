@@ -1,0 +1,243 @@
+"""The page of `runs export --format html`: what it computes is what Python computes with the same weights."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from harness import browser, tiny
+
+from minigpt_cli import checkpoints
+from minigpt_cli.cli import run as minigpt
+from minigpt_cli.config import DataConfig, RunConfig
+from minigpt_cli.evaluation.evaluate_run import dataset_of
+from minigpt_cli.evaluation.scoring import score_split
+from minigpt_cli.interchange import javascript
+from minigpt_cli.models.contract import build_model
+from minigpt_cli.runstore.records import Best, Corpus, RunRecord, SplitRecord, now
+from minigpt_cli.runstore.store import RunStore
+from minigpt_cli.tokenization.bpe import BPETokenizer, ByteTokenizer
+from minigpt_cli.tokenization.char import CharTokenizer
+from minigpt_cli.tokenization.contract import Tokenizer, TrainingText
+
+TEXTS = [
+    "a", "\n", "To be, or not to be", "</script><script>x</script>", "<!-- <script> -->", "🙂", "a🙂b 👨‍👩‍👧 c", "漢字",
+    "春風 不知 何處去", "né à Zürich", "don't I'll we've", "  two  spaces ", "tab\there\r\nand there", "1234 5.6e-7",
+    "\u2028\u2029", "e\u0301 \u00e9", "שלום עולם", "“quoted” — dashed…", "long " * 6, "\\n \\u003c ${x} `y`",
+]  # fmt: skip
+SIZES: dict[str, Any] = {"block_size": 32, "n_layer": 2, "n_head": 4, "n_embd": 32}
+MODELS: dict[str, dict[str, Any]] = {
+    "classic": {"arch": "classic", "bias": True, **SIZES},
+    "classic-tied": {"arch": "classic", "activation": "gelu_tanh", "tie_weights": True, **SIZES},
+    "classic-relu": {"arch": "classic", "activation": "relu", "ffn_mult": 1.3, **SIZES},
+    "modern": {"arch": "modern", **SIZES},
+    "modern-grouped": {"arch": "modern", "n_kv_head": 2, "qk_norm": False, "tie_weights": True, **SIZES},
+    "moe": {"arch": "moe", **SIZES},
+    "moe-top1": {"arch": "moe", "moe_top_k": 1, "moe_balance": "bias", "n_kv_head": 1, **SIZES},
+    "moe-norm": {"arch": "moe", "moe_norm_topk": True, **SIZES},
+}
+
+
+def tokenizer(kind: str) -> Tokenizer:
+    text = TrainingText(TrainingText.of("".join(TEXTS)).alphabet, 100, lambda: iter(TEXTS))
+    if kind == "byte":
+        return ByteTokenizer()
+    return CharTokenizer.build(DataConfig(), text) if kind == "char" else BPETokenizer.build(DataConfig(vocab_size=300), text)
+
+
+def make_run(store: RunStore, name: str, model: dict[str, Any], words: Tokenizer) -> None:
+    """A finished run whose weights float16 holds exactly, large enough for clear decisions."""
+    config = RunConfig.model_validate({"model": model, "data": {"tokenizer": words.name}})
+    generator = torch.Generator().manual_seed(7)
+    state = build_model(config.model, words.vocab_size, 0).state_dict()
+    for key, tensor in state.items():
+        if "balance_bias" in key:
+            tensor.copy_(torch.linspace(-0.1, 0.1, len(tensor)))
+        else:
+            tensor.normal_(0, 0.3, generator=generator).add_(1.0 if "norm" in key and key.endswith("weight") else 0.0)
+        tensor.copy_(tensor.half().float())
+    run = store.create(name)
+    run.write_config(config)
+    run.write_tokenizer(words.to_json())
+    split = SplitRecord(sha256="0" * 64, n_tokens=10, n_chars=10, n_bytes=10)
+    record = RunRecord(
+        name=name, status="finished", created_at=now(), arch=config.model.arch, tokenizer=words.name, stop_step=9,
+        best=Best(step=7, nats_per_token=1.5, nats_per_char=1.5, whole_split=True), vocab_size=words.vocab_size,
+        corpus=Corpus(label="text.txt", sha256="1" * 64, splits={"train": split, "val": split}),
+    )  # fmt: skip
+    checkpoints.save(run, record, last=state, resume={}, resume_state={}, best=state)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with a run of every model, and of every tokenizer."""
+    folder = tmp_path_factory.mktemp("writer")
+    store = RunStore(folder / "runs")
+    for name, model in MODELS.items():
+        make_run(store, name, model, tokenizer("char"))
+    for kind in ("byte", "bpe"):
+        make_run(store, kind, MODELS["modern"], tokenizer(kind))
+    make_run(store, "table", {"arch": "bigram", "block_size": 32}, tokenizer("char"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[browser.Page]:
+    with browser.browser(tmp_path_factory.mktemp("profile")) as page:
+        page.call("Network.emulateNetworkConditions", offline=True, latency=0, downloadThroughput=0, uploadThroughput=0)
+        page.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-reduced-motion", "value": "reduce"}])
+        yield page
+
+
+def opened(tab: browser.Page, home: Path, name: str, *flags: str) -> None:
+    """Export a run and open its page."""
+    out = home / f"{name}.html"
+    assert minigpt(["runs", "export", name, "--format", "html", "--out", str(out), *flags]) == 0
+    tab.requests.clear(), tab.complaints.clear()
+    tab.open(out.as_uri())
+    tab.wait(f"location.href === {out.as_uri()!r} && document.body && document.body.hasAttribute('data-ready')")
+
+
+def page_probabilities(tab: browser.Page, text: str) -> tuple[list[int], np.ndarray[Any, Any]]:
+    """The ids of a text and the probabilities after each of them, as the page has them."""
+    expression = f"""(() => {{ const ids = tokenizer.encode({json.dumps(text)}), V = tokenizer.vocabSize, logits = forward(model, ids);
+      return {{ ids, p: ids.map((_, t) => Array.from(probabilities(logits.subarray(t * V, t * V + V)))) }} }})()"""
+    found = tab.evaluate(expression)
+    return found["ids"], np.array(found["p"])
+
+
+@browser.needed
+@pytest.mark.parametrize("name", [*MODELS, "byte", "bpe"])
+def test_the_page_computes_the_probabilities_of_python(home: Path, tab: browser.Page, name: str) -> None:
+    opened(tab, home, name)
+    loaded = checkpoints.load(RunStore(home / "runs").find(name))
+    for text in TEXTS:
+        ids, p = page_probabilities(tab, text)
+        assert ids == loaded.tokenizer.encode(text).tolist()
+        with torch.no_grad():
+            expected = torch.softmax(loaded.model(torch.tensor([ids])).logits[0].double(), -1).numpy()
+        assert np.abs(p - expected).max() < 1e-4, text
+    assert tab.complaints == []
+    assert [url for url in tab.requests if not url.startswith(("file:", "data:"))] == []
+
+
+@browser.needed
+@pytest.mark.parametrize("name", ["classic", "modern", "moe", "bpe"])
+def test_greedy_text_of_200_characters_is_that_of_generate(
+    home: Path, tab: browser.Page, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    opened(tab, home, name)
+    capsys.readouterr()
+    assert minigpt(["generate", name, "--prompt", "To be", "--greedy", "--max-new-tokens", "220", "--json"]) == 0
+    expected = json.loads(capsys.readouterr().out)["samples"][0]["text"]
+    tab.evaluate("byId('prompt').value = 'To be'; byId('temperature').value = 0; byId('length').value = 200; byId('start').click()")
+    tab.wait("byId('status').textContent.startsWith('Wrote')")
+    written = tab.evaluate("byId('text').textContent")
+    assert len(written.encode("utf-16-le")) // 2 >= 205
+    assert ("To be" + expected).startswith(written)
+
+
+@browser.needed
+def test_int8_weights_are_those_whose_cost_is_measured(home: Path, tab: browser.Page) -> None:
+    opened(tab, home, "moe", "--dtype", "int8")
+    loaded = checkpoints.load(RunStore(home / "runs").find("moe"))
+    ids, p = page_probabilities(tab, TEXTS[2])
+    with torch.no_grad():
+        exact, page = (
+            torch.softmax(model(torch.tensor([ids])).logits[0].double(), -1).numpy()
+            for model in (loaded.model, javascript.rounded(loaded, "int8"))
+        )
+    assert np.abs(p - page).max() < 1e-4
+    assert np.abs(page - exact).max() > 1e-3  # they are other weights
+    assert "costs was not measured" in tab.evaluate("document.body.innerText")  # the text of this run is not there
+
+
+def test_the_page_says_what_its_8_bits_cost_on_the_validation_text(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (home / "tiny.txt").write_text(tiny.text(), "utf-8")
+    assert minigpt(["train", "tiny.txt", "--name", "tiny", *tiny.training(30, 30, 32)]) == 0
+    capsys.readouterr()
+    assert minigpt(["runs", "export", "tiny", "--format", "html", "--out", "tiny.html", "--dtype", "int8"]) == 0
+    said = re.search(r"which costs ([+-][\d.]+) nats", (home / "tiny.html").read_text("utf-8"))
+    assert said is not None
+    loaded = checkpoints.load(run := RunStore(home / "runs").find("tiny"))
+    before = score_split(loaded.model, loaded.tokenizer, dataset_of(run), "val", block_size=8).nats_per_char
+    with torch.no_grad():
+        for p in loaded.model.parameters():
+            step = p.abs().amax(-1, keepdim=True) / 127 if p.dim() == 2 else None
+            p.copy_(p.half().float() if step is None else (p / step.clamp(min=1e-30)).round() * step)
+    after = score_split(loaded.model, loaded.tokenizer, dataset_of(run), "val", block_size=8).nats_per_char
+    assert float(said[1]) == pytest.approx(after - before, abs=1e-4)
+
+
+@browser.needed
+def test_the_page_is_used_with_keys_alone_and_says_what_it_does(home: Path, tab: browser.Page) -> None:
+    opened(tab, home, "modern")
+
+    def press(key: str, **more: Any) -> None:
+        for kind in ("keyDown", "keyUp"):
+            tab.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, **more)
+
+    for _ in range(20):
+        if tab.evaluate("document.activeElement.id") == "prompt":
+            break
+        press("Tab", windowsVirtualKeyCode=9)
+    tab.evaluate("byId('prompt').value = ''")
+    tab.call("Input.insertText", text="To be")
+    press("Enter", windowsVirtualKeyCode=13, modifiers=2)
+    tab.wait("byId('status').textContent.startsWith('Wrote 500 ')")
+    assert tab.evaluate("byId('text').textContent.startsWith('To be')")
+    tab.evaluate("byId('prompt').value = 'what is Ω?'; byId('form').requestSubmit()")
+    assert "never seen Ω" in tab.evaluate("byId('status').textContent")
+    tab.evaluate("byId('copy').click()")
+    tab.wait("/^(Copied|Selected)/.test(byId('status').textContent)")
+    tab.evaluate("byId('more').click(); byId('stop').click()")
+    tab.wait("byId('status').textContent.startsWith('Stopped')")
+    assert tab.complaints == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["table", "--out", "x.html"], "classic, modern and moe, not --arch bigram"),
+        (["modern", "--out", "x"], "does not end in .html"),
+        (["modern", "--out", "none/x.html"], "make it first"),
+        (["modern", "--out", "x.html", "--dtype", "q8_0"], "no --dtype q8_0: f16, int8"),
+    ],
+)
+def test_what_cannot_be_a_page_is_one_line_and_nothing_is_written(
+    home: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], says: str
+) -> None:
+    assert minigpt(["runs", "export", *arguments, "--format", "html"]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert says in err
+    assert not (home / "x.html").exists()
+
+
+def test_a_model_that_is_too_large_is_refused(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(javascript, "MOST_PARAMS", 1000)
+    assert minigpt(["runs", "export", "modern", "--format", "html", "--out", "x.html"]) == 2
+    assert "too many for a page" in capsys.readouterr().err
+
+
+def test_weights_and_tokenizers_that_a_page_cannot_hold_are_refused(home: Path) -> None:
+    from minigpt_cli.errors import UsageError
+    from minigpt_cli.tokenization.pretrained import load_tokenizer
+
+    loaded = checkpoints.load(RunStore(home / "runs").find("bpe"))
+    spec = json.loads(loaded.tokenizer.to_json())
+    spec["pre_tokenizer"]["use_regex"] = False
+    with pytest.raises(UsageError, match="cannot cut text"):
+        javascript.packed_tokenizer(checkpoints.Loaded(loaded.model, load_tokenizer(json.dumps(spec)), loaded.config, loaded.record, 1))
+    with torch.no_grad():
+        next(loaded.model.parameters()).fill_(1e5)
+    with pytest.raises(UsageError, match="more than the 65504"):
+        javascript.packed(loaded, "f16")
