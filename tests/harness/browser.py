@@ -33,8 +33,9 @@ PLACES = (  # where it is not on PATH: what `playwright install chromium` makes,
 def executable() -> str | None:
     """The path of a Chromium, if there is one; MINIGPT_BROWSER may name it."""
     named = os.environ.get("MINIGPT_BROWSER", "")
-    on_path = (found for name in (named, *NAMES) if name and (found := shutil.which(name)))
-    return next((*on_path, *(found for place in PLACES for found in sorted(glob(os.path.expanduser(place)))[-1:])), None)
+    found = [path for name in (named, *NAMES) if name and (path := shutil.which(name))]
+    found += [path for place in PLACES for path in sorted(glob(os.path.expanduser(place)))[-1:]]
+    return found[0] if found else None
 
 
 def _is_missing() -> bool:
