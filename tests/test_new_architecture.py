@@ -131,9 +131,8 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str, 
         classes[other] = f"class {other.title()}Config({base}):\n{body.format(other)}"
     config = (copy / "config.py").read_text(encoding="utf-8")
     config = config.replace("ModelConfig = Annotated[", "\n\n".join([*classes.values(), "ModelConfig = Annotated["]), 1)
-    config = config.replace(
-        "Annotated[BigramConfig", " | ".join(["Annotated[BigramConfig", *(f"{name.title()}Config" for name in classes)]), 1
-    )
+    added = "".join(f" | {name.title()}Config" for name in classes)
+    config = re.sub(r"(ModelConfig = Annotated\[[\w |]+)", rf"\1{added}", config, count=1)
     (copy / "config.py").write_text(config, encoding="utf-8")
     (copy / "training/signs.py").write_text(OPTIMIZER, encoding="utf-8")
     registry = (copy / "registry.py").read_text(encoding="utf-8")
