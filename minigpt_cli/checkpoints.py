@@ -114,8 +114,8 @@ def save(
 
 
 def continue_from(run: Run, point: ResumePoint, record: RunRecord, config: RunConfig) -> RunRecord:
-    """Make the generation of `point` the newest, with this record and configuration, and remove later metrics. Returns the record as
-    written. Raises MiniGPTError with nothing lost."""
+    """Make the generation of `point` the newest, with this record and configuration, and remove later metrics and samples. Returns the
+    record as written. Raises MiniGPTError with nothing lost."""
     files = dict(point.record.files)
     with run.writing(), atomic_io.explained(f"continue run {run.name!r}"), snapshots.Staging(run) as staging:
         for name in (n for n in files if n not in (METRICS, CONFIG)):
@@ -128,6 +128,7 @@ def continue_from(run: Run, point: ResumePoint, record: RunRecord, config: RunCo
         record = record.model_copy(update={"files": files, "metrics_bytes": point.record.metrics_bytes})
         record = _commit(run, record, staging)
         run.truncate_metrics(record.metrics_bytes)
+        run.truncate_samples(point.resume_state["step"])
     return record
 
 

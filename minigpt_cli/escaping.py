@@ -43,6 +43,11 @@ def _written_out(text: str) -> str:
     return text.encode("unicode_escape").decode("ascii")
 
 
+def unix_lines(text: str) -> str:
+    """`text` with its lines ended as this system shows them, where it learned them from Windows or an old Mac."""
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
 def one_line(text: str) -> str:
     """`text` on one line, safe to show."""
     return printable(" ".join(text.splitlines()).strip(), keep="")

@@ -1,6 +1,7 @@
-"""The events of training. Each is a line of `train --json`; `Evaluated` is also a line of metrics.jsonl.
+"""The events of training. Each is a line of `train --json`; `Evaluated` is also a line of metrics.jsonl,
+and `Sampled` one of samples.jsonl.
 
-The screen, the run directory and scripts read the same objects. The values in metrics.jsonl are bounded (bounds.py). Times are seconds,
+The screen, the run directory and scripts read the same objects. The values in these files are bounded (bounds.py). Times are seconds,
 losses nats per token.
 """
 
@@ -12,7 +13,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from minigpt_cli.bounds import Count, Figure, Line, MaybeFigure, MaybeNats, Seconds
+from minigpt_cli.bounds import Count, Figure, Line, MaybeFigure, MaybeNats, Seconds, Text
 
 
 class StopReason(StrEnum):
@@ -96,6 +97,22 @@ class Scoring(_Event):
     total: int
 
 
+class Sampling(_Event):
+    """A sample so far, only for the screen: never stored, never in --json."""
+
+    event: Literal["sampling"] = "sampling"
+    prompt: str
+    text: str
+
+
+class Sampled(_Event):
+    """What the model writes at this step: a line of samples.jsonl."""
+
+    event: Literal["sampled"] = "sampled"
+    prompt: Text
+    text: Text  # the continuation alone
+
+
 class Evaluated(_Event):
     """One evaluation."""
 
@@ -154,4 +171,4 @@ class Stopped(_Event):
     tokens_seen: int
 
 
-Event = Started | Progress | Scoring | Evaluated | Planned | Saved | Resumed | Skipped | Stopped
+Event = Started | Progress | Scoring | Sampling | Sampled | Evaluated | Planned | Saved | Resumed | Skipped | Stopped

@@ -14,26 +14,19 @@ from minigpt_cli.runstore.store import resolve_runs_dir
 if TYPE_CHECKING:
     from minigpt_cli.data.opening import Opening
 
-_TOKENS = 200
-
 
 def sample_of(run: Run) -> str:
     """A sample with the run's own seed; a question and its answer if the run was trained on chats. Empty, with a warning, if the weights
     cannot be read."""
     if not run.record.files:
         return ""
-    from minigpt_cli.data.chat import TOKENS
     from minigpt_cli.data.opening import opening_of
-    from minigpt_cli.generation.engine import GenerationRequest
-    from minigpt_cli.generation.open_run import open_model
+    from minigpt_cli.generation.open_run import open_model, sample_request
 
     try:
         loaded = open_model(run)
         opening = opening_of(run.record, loaded.tokenizer)
-        asked = opening.raw if opening.chat else ""
-        stop = TOKENS if opening.chat else loaded.ends
-        request = GenerationRequest(loaded.prompt_ids(asked), max_new_tokens=_TOKENS, seed=run.config.seed, stop=stop)
-        text = "".join(step.text for step in loaded.steps(request)).strip("\n")
+        text = "".join(step.text for step in loaded.steps(sample_request(loaded, opening))).strip("\n")
         return f"{opening.text}\n{text}" if opening.chat else text
     except MiniGPTError as error:
         console.warn(f"no sample of {run.name}: {error}")

@@ -188,7 +188,7 @@ def _fit(job: Job, signals: StopSignals, context: Context) -> Outcome:
                 if isinstance(event, Scoring) and event.final:
                     signals.promise = "Ending the final score; the run is finished."
 
-            for event in fit(job, signals.poll, show):
+            for event in fit(replace(job, samples_on_screen=view.shows_samples), signals.poll, show):
                 show(event)
                 trackers.show(event)
                 if context.watch and (reason := context.watch(event)):

@@ -53,7 +53,14 @@ def _updates(every: float, *, once: bool) -> Iterator[None]:
 def _observe(runs: list[Run]) -> list[Observed]:
     """The present state of each run, read from its files."""
     return [
-        Observed(replay.started(run.record, run.config), list(run.metrics()), _stopped(run), run.config.eval.time_limit, run.status)
+        Observed(
+            replay.started(run.record, run.config),
+            list(run.metrics()),
+            max(run.samples(), key=lambda sample: sample.step, default=None),
+            _stopped(run),
+            run.config.eval.time_limit,
+            run.status,
+        )
         for run in (run.refresh() for run in runs)
     ]
 

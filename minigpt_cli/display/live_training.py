@@ -13,6 +13,7 @@ from minigpt_cli.display.charts import curve_of
 from minigpt_cli.display.group_screen import GroupScreen, Standings
 from minigpt_cli.display.terminal_chart import terminal_chart
 from minigpt_cli.display.training_screen import (
+    LINE_BREAK,
     REASONS,
     TrainingScreen,
     TrainingState,
@@ -21,8 +22,8 @@ from minigpt_cli.display.training_screen import (
     describe_start,
     evaluation_line,
 )
-from minigpt_cli.escaping import one_line, printable
-from minigpt_cli.events import Evaluated, Event, Planned, Progress, Resumed, Scoring, Skipped, Started, Stopped
+from minigpt_cli.escaping import one_line, printable, unix_lines
+from minigpt_cli.events import Evaluated, Event, Planned, Progress, Resumed, Sampled, Sampling, Scoring, Skipped, Started, Stopped
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType
@@ -44,6 +45,8 @@ def training_view(
 
 class TrainingView:
     """Shows training events. This one shows nothing: nobody reads its output any more."""
+
+    shows_samples = False  # also those that nobody asked for
 
     def __enter__(self) -> Self:
         return self
@@ -67,7 +70,7 @@ class JsonLines(_Lines):
     """One JSON object a line on stdout, without the events that are only for the screen."""
 
     def show(self, event: Event) -> None:
-        if not isinstance(event, Progress | Scoring):
+        if not isinstance(event, Progress | Scoring | Sampling):
             console.write_event(event)
 
 
@@ -92,6 +95,8 @@ class PlainLines(_Lines):
             console.warn(describe_skip(event))
         elif isinstance(event, Evaluated):
             console.notice(evaluation_line(event, self.max_steps))
+        elif isinstance(event, Sampled):
+            console.notice(f"step {event.step:,} writes: {unix_lines(event.prompt + event.text)}".replace("\n", LINE_BREAK))
         elif isinstance(event, Scoring) and event.final and event.done == 0:
             console.notice(f"scoring the best checkpoint on the whole validation text, {event.total:,} tokens")
 
@@ -122,6 +127,7 @@ class LiveTable(TrainingView):
     def __init__(self, screen: Console, time_limit_s: float = 0.0, standings: Standings | None = None) -> None:
         self.state = TrainingState(time_limit_s=time_limit_s)
         view = GroupScreen(self.state, standings) if standings else TrainingScreen(self.state)  # of a group only its last table stays
+        self.shows_samples = standings is None
         self.live = resizable_live(view, screen, transient=standings is not None)
 
     def __enter__(self) -> Self:
@@ -133,7 +139,7 @@ class LiveTable(TrainingView):
 
     def show(self, event: Event) -> None:
         self.state.add(event)
-        if not isinstance(event, Progress | Scoring):
+        if not isinstance(event, Progress | Scoring | Sampling):
             self.live.refresh()
 
     def announce(self, message: str) -> None:
@@ -145,6 +151,7 @@ class Observed(NamedTuple):
 
     started: Started
     evaluations: list[Evaluated]
+    sample: Sampled | None  # the latest
     stopped: Stopped | None  # None while the run trains
     time_limit_s: float
     status: str
@@ -162,7 +169,12 @@ def show_live(observations: Iterable[Sequence[Observed]], *, several: bool) -> N
 def _state(observed: Observed) -> TrainingState:
     notices = [] if observed.status in ("running", "finished") else [f"this run is {observed.status}"]
     return TrainingState(
-        observed.started, observed.evaluations, stopped=observed.stopped, notices=notices, time_limit_s=observed.time_limit_s
+        started=observed.started,
+        evaluations=observed.evaluations,
+        sample=observed.sample,
+        stopped=observed.stopped,
+        notices=notices,
+        time_limit_s=observed.time_limit_s,
     )
 
 
@@ -237,6 +249,6 @@ def print_ending(run: Run, stopped: Stopped, commands: Sequence[str], sample: st
         console.write_labelled("", f"{per_token}on {where}, at step {best.step:,}")
     if sample:
         console.write("sample")
-        for line in printable(sample).splitlines():
+        for line in printable(unix_lines(sample)).splitlines():
             console.write_wrapped(f"  {line}".rstrip(), "  ")
     console.write("next    " + "\n        ".join(map(one_line, commands)))

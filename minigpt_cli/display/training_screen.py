@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from minigpt_cli.display import format
 from minigpt_cli.display.charts import curve_of
 from minigpt_cli.display.terminal_chart import Curve, terminal_chart
-from minigpt_cli.escaping import one_line
-from minigpt_cli.events import Evaluated, Event, Planned, Progress, Resumed, Scoring, Skipped, Started, Stopped
+from minigpt_cli.escaping import one_line, printable, unix_lines
+from minigpt_cli.events import Evaluated, Event, Planned, Progress, Resumed, Sampled, Sampling, Scoring, Skipped, Started, Stopped
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType
@@ -34,6 +34,9 @@ REASONS = {
     "failed": "failed",
     "imported": "imported",
 }  # why a run ended, as people say it
+LINE_BREAK = " ⏎ "  # in a text that is shown in one line
+_FEW_ROWS, _MOST_CURVE, _MOST_SAMPLE = 5, 8, 9  # lines of the table, the curves and the sample where all are shown
+_LEAST_SAMPLE = 3
 _LEVELS = " ▁▂▃▄▅▆▇█"
 
 
@@ -75,6 +78,7 @@ class TrainingState:
     started: Started | None = None
     evaluations: list[Evaluated] = field(default_factory=list)
     progress: Progress | None = None
+    sample: Sampling | Sampled | None = None  # the latest, which may still grow
     stopped: Stopped | None = None
     notices: list[str] = field(default_factory=list)
     time_limit_s: float = 0.0
@@ -89,6 +93,9 @@ class TrainingState:
             self.scoring = event
             return
         self.scoring = None
+        if isinstance(event, Sampling | Sampled):
+            self.sample = event
+            return
         if isinstance(event, Started):
             self.started = event
             self.notices += event.notices
@@ -103,7 +110,7 @@ class TrainingState:
         elif isinstance(event, Skipped):
             self.notices.append(describe_skip(event))
         elif isinstance(event, Stopped):
-            self.stopped = event
+            self.stopped, self.sample = event, None  # a sample of the best weights follows
 
     @property
     def latest(self) -> Progress | Evaluated | None:
@@ -156,14 +163,19 @@ class TrainingScreen:
         head += [Text(f"  {one_line(notice)}", "dim", overflow="ellipsis", no_wrap=True) for notice in state.notices[-3:]]
         yield from head
         room = height - len(head) - _TABLE_FRAME - 1
-        if width >= _WIDE and len(state.evaluations) >= 3:
+        wide, curves = width >= _WIDE, len(state.evaluations) >= 3
+        others = _FEW_ROWS + _CHART_FRAME + (0 if wide else _MOST_CURVE)
+        sample = [] if state.sample is None else sample_lines(state.sample, screen, width, min(_MOST_SAMPLE, room - others - 1))
+        room -= len(sample)
+        if wide and curves:
             yield self._side_by_side(max(3, room), width, not screen.no_color)
-            return
-        chart_height = min(8, room - 5 - _CHART_FRAME) if len(state.evaluations) >= 3 else 0
-        rows = max(3, room - (chart_height + _CHART_FRAME if chart_height >= 4 else 0))
-        yield evaluation_table(state.evaluations, min(rows, 12), width)
-        if chart_height >= 4 and (chart := self._chart(width, chart_height, not screen.no_color)):
-            yield chart
+        else:
+            chart_height = min(_MOST_CURVE, room - _FEW_ROWS - _CHART_FRAME) if curves else 0
+            rows = max(3, room - (chart_height + _CHART_FRAME if chart_height >= 4 else 0))
+            yield evaluation_table(state.evaluations, min(rows, 12), width)
+            if chart_height >= 4 and (chart := self._chart(width, chart_height, not screen.no_color)):
+                yield chart
+        yield from sample
 
     def _side_by_side(self, room: int, width: int, colour: bool) -> RenderableType:
         """The evaluations with the curves to their right, for a wide screen."""
@@ -218,6 +230,20 @@ class TrainingScreen:
         if state.evaluations and (patience := state.evaluations[-1].patience_left) is not None:
             parts.append(f"patience {patience}")
         return [*parts, f"{format.duration(now.elapsed_s)} elapsed"]
+
+
+def sample_lines(sample: Sampling | Sampled, screen: Console, width: int, most: int) -> list[Text]:
+    """What the model writes, under a heading, in at most so many lines; none where there is room for less than a few."""
+    from rich.text import Text
+
+    if most < _LEAST_SAMPLE:
+        return []
+    text = printable(unix_lines(sample.prompt + sample.text)).strip("\n").expandtabs(4)
+    lines = Text(text).wrap(screen, width - 2)
+    if len(lines) >= most:
+        lines = Text(text.replace("\n", LINE_BREAK)).wrap(screen, width - 2)
+    shown = [Text.assemble("  ", line, no_wrap=True) for line in lines[: most - 1]]
+    return [Text(f"what it writes after {sample.step:,} steps", "dim"), *shown]
 
 
 def progress_bar(done: int, total: int, parts: Sequence[str], width: int) -> Table:

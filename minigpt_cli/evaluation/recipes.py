@@ -1,9 +1,9 @@
 """What a recipe is, and which runs are observations of it, for compare, the leaderboard and sweeps. No torch.
 
 A recipe is what the seeds of one experiment share (a preset is something else: a named file of settings). It is every setting that was
-asked for, the training text and the initial weights, without the seed. It excludes what depends on the machine (device, threads, attention
-path, how a step's windows are divided), and a value that was left open counts as open, whatever was chosen for it: seeds planned for
-three minutes have one recipe although their numbers of steps differ.
+asked for, the training text and the initial weights, without the seed. It excludes samples and what depends on the machine (device,
+threads, attention path, how a step's windows are divided), and a value that was left open counts as open, whatever was chosen for it:
+seeds planned for three minutes have one recipe although their numbers of steps differ.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from minigpt_cli.evaluation.eval_target import weights_file
 from minigpt_cli.resume_changes import parse_changes
 from minigpt_cli.runstore.directory import Run
 
-_OF_THE_MACHINE = (
+_NOT_LEARNED = (
     "compute.device", "compute.threads", "compute.attention", "compute.compile", "compute.fsdp", "compute.grad_checkpoint",
-    "optim.auto_batch", "eval.save_every",
+    "optim.auto_batch", "eval.save_every", "eval.sample_every", "eval.sample_prompt",
 )  # fmt: skip
 _SAME_RECIPE = {  # what may change in the middle of a run: the windows of a step are only divided differently, a budget is kept
-    *(name.rpartition(".")[2] for name in _OF_THE_MACHINE), "batch_size", "grad_accum", "time_limit", "time_budget",
+    *(name.rpartition(".")[2] for name in _NOT_LEARNED), "batch_size", "grad_accum", "time_limit", "time_budget",
     "budget_steps",
 }  # fmt: skip
 _SHOWN = 4  # differing settings in one line
@@ -44,7 +44,7 @@ def _recipe(run: Run) -> dict[str, Any]:
         settings |= left_open
     elif record.group is not None:  # from a version that did not record it: the steps of a group may have been planned
         settings |= {"optim.max_steps": 0, "eval.eval_every": 0, "group": record.group}
-    for name in ("seed", *_OF_THE_MACHINE):
+    for name in ("seed", *_NOT_LEARNED):
         settings.pop(name)
     settings["windows a step"] = settings.pop("optim.batch_size") * settings.pop("optim.grad_accum") * record.world_size
     if settings["optim.max_steps"]:

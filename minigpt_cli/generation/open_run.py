@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from minigpt_cli.config import DataConfig, RunConfig
-from minigpt_cli.data.chat import END, learned_chats, token_ids
+from minigpt_cli.data.chat import END, TOKENS, learned_chats, token_ids
 from minigpt_cli.data.cleaning import cleaned_prompt
+from minigpt_cli.data.opening import Opening
 from minigpt_cli.errors import UsageError
 from minigpt_cli.generation.decoders.contract import Decoder
 from minigpt_cli.generation.decoders.weights import check_declared_weights, decoder_weights, expected_shapes
@@ -30,6 +31,8 @@ from minigpt_cli.storage.memory import check_memory
 from minigpt_cli.storage.safetensors import TensorInfo
 from minigpt_cli.tokenization.contract import END_OF_TEXT, Tokenizer, end_of_text
 from minigpt_cli.tokenization.pretrained import saved_tokenizer
+
+_SAMPLE_TOKENS = 200
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,20 @@ def open_model(run: Run, which: str = "best", engine: str = "auto") -> LoadedMod
     if writer is None:
         return _open_with_torch(run, which, engine)
     return LoadedModel(**{**vars(writer), "notices": [*writer.notices, *notices]})
+
+
+def in_training(model: Any, config: RunConfig, record: RunRecord, tokenizer: Tokenizer, step: int) -> LoadedModel:
+    """A torch model that is being trained, to generate with; C decodes a copy of its present weights where it can."""
+    engine = "torch" if config.lora.lora_rank else "auto"  # C does not know adapters
+    bounds = _as_learned(record, config, tokenizer)
+    return LoadedModel(record.name, step, config, tokenizer, tokenizer.token_bytes(), model, engine, **bounds)
+
+
+def sample_request(loaded: LoadedModel, opening: Opening, prompt: str = "") -> GenerationRequest:
+    """A sample with the run's own seed. It continues `prompt`, or begins a document; of conversations it answers `prompt` or `opening`."""
+    asked = (opening._replace(text=prompt) if prompt else opening).raw if opening.chat else prompt
+    stop = TOKENS if opening.chat else loaded.ends
+    return GenerationRequest(loaded.prompt_ids(asked), max_new_tokens=_SAMPLE_TOKENS, seed=loaded.config.seed, stop=stop)
 
 
 def _read(folder: Path, record: RunRecord, run: Run, which: str, engine: str) -> LoadedModel | None:

@@ -18,19 +18,19 @@ from pydantic import ValidationError
 
 from minigpt_cli.config import RunConfig
 from minigpt_cli.errors import RunDamaged, UsageError
-from minigpt_cli.events import Evaluated, Skipped
+from minigpt_cli.events import Evaluated, Sampled, Skipped
 from minigpt_cli.runstore import locks
 from minigpt_cli.runstore.records import Annotations, RunRecord, later_than, now
 from minigpt_cli.storage import atomic_io
 from minigpt_cli.storage.atomic_io import write_atomic
 
-CONFIG, RECORD, TOKENIZER, METRICS, ANNOTATIONS, LOCK, ANNOTATIONS_LOCK = (
-    "config.json", "run.json", "tokenizer.json", "metrics.jsonl", "annotations.json", ".lock", ".annotations.lock",
+CONFIG, RECORD, TOKENIZER, METRICS, SAMPLES, ANNOTATIONS, LOCK, ANNOTATIONS_LOCK = (
+    "config.json", "run.json", "tokenizer.json", "metrics.jsonl", "samples.jsonl", "annotations.json", ".lock", ".annotations.lock",
 )  # fmt: skip
 PREVIOUS = "previous"
 PATIENCE_S = 10.0  # several may tag a run at once; each takes as long as the disk does
 TOKENIZER_LIMIT = 64 << 20  # bytes
-LINE_LIMIT = 1 << 20  # bytes of one line in metrics.jsonl
+LINE_LIMIT = 1 << 20  # bytes of one line in metrics.jsonl or samples.jsonl
 
 
 class Run:
@@ -193,10 +193,10 @@ class Run:
         self.refresh()
         return record
 
-    def append(self, event: Evaluated | Skipped) -> None:
-        """Add one line to metrics.jsonl. Raises MiniGPTError, with the file unchanged."""
+    def append(self, event: Evaluated | Skipped | Sampled) -> None:
+        """Add one line to metrics.jsonl, of a sample to samples.jsonl. Raises MiniGPTError, with the file unchanged."""
         line = (event.model_dump_json() + "\n").encode("utf-8")
-        path = self.file(METRICS)
+        path = self.file(SAMPLES if isinstance(event, Sampled) else METRICS)
         with atomic_io.explained("write"):
             fd = atomic_io.open_regular(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
             try:
@@ -211,7 +211,20 @@ class Run:
 
     def truncate_metrics(self, n_bytes: int) -> None:
         """Remove lines of metrics.jsonl that are later than the generation that training continues from."""
-        path = self.file(METRICS)
+        self._truncate(self.file(METRICS), n_bytes)
+
+    def truncate_samples(self, step: int) -> None:
+        """Remove the samples after `step`, and all from the first line on that cannot be read."""
+        kept = 0
+        with suppress(RunDamaged):
+            for line, sample in self._samples():
+                if sample.step > step:
+                    break
+                kept += len(line)
+        self._truncate(self.file(SAMPLES), kept)
+
+    @staticmethod
+    def _truncate(path: Path, n_bytes: int) -> None:
         if not os.path.lexists(path):
             return
         with atomic_io.explained("write"):
@@ -225,7 +238,7 @@ class Run:
 
     def metrics(self) -> Iterator[Evaluated]:
         """The evaluations so far, without a last line that is still being written. Raises RunDamaged."""
-        for number, line in enumerate(self._metric_lines(), 1):
+        for number, line in enumerate(self._lines(METRICS), 1):
             where = f"{self.file(METRICS)} line {number}"
             content = atomic_io.parse_json(line, where)
             if isinstance(content, dict) and content.get("event") == "evaluated":
@@ -234,9 +247,22 @@ class Run:
                 except ValidationError as error:
                     raise RunDamaged(f"{where} is not valid: {atomic_io.first_line_of(error.errors())}") from error  # type: ignore[arg-type]
 
-    def _metric_lines(self) -> Iterator[bytes]:
+    def samples(self) -> Iterator[Sampled]:
+        """What the model wrote while it was trained, oldest first. Raises RunDamaged."""
+        for _, sample in self._samples():
+            yield sample
+
+    def _samples(self) -> Iterator[tuple[bytes, Sampled]]:
+        for number, line in enumerate(self._lines(SAMPLES), 1):
+            where = f"{self.file(SAMPLES)} line {number}"
+            try:
+                yield line, Sampled.model_validate(atomic_io.parse_json(line, where))
+            except ValidationError as error:
+                raise RunDamaged(f"{where} is not a sample: {atomic_io.first_line_of(error.errors())}") from error  # type: ignore[arg-type]
+
+    def _lines(self, name: str) -> Iterator[bytes]:
         try:
-            fd = atomic_io.open_regular(self.file(METRICS))
+            fd = atomic_io.open_regular(self.file(name))
         except FileNotFoundError:
             return
         except OSError as error:
@@ -245,7 +271,7 @@ class Run:
             while line := stream.readline(LINE_LIMIT):
                 if not line.endswith(b"\n"):
                     if len(line) == LINE_LIMIT:
-                        raise RunDamaged(f"{self.file(METRICS)} has a line of more than {LINE_LIMIT:,} bytes")
+                        raise RunDamaged(f"{self.file(name)} has a line of more than {LINE_LIMIT:,} bytes")
                     return
                 yield line
 

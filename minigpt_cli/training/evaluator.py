@@ -8,8 +8,6 @@ only by the model.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -55,7 +53,7 @@ class Evaluator:
 
     def __call__(self, advance: Advance = lambda done, total: None) -> Measured:
         val = self._dataset.val.tokens
-        with self._averaged():
+        with self._state.measured():
             train = self._mean(self._sampled(self._dataset.train.tokens, self._train_starts, self._train_learned, advance))
             val_nats = self._sampled(val, self._val_starts, self._val_learned, advance) if self._iters else self._whole(advance)
         loss = self._mean(val_nats)
@@ -101,22 +99,6 @@ class Evaluator:
         context = context_of(self._dataset, "val", self._block)
         nats = token_nats(self._state.model, val, context=context, block_size=self._block, advance=advance)
         return nats if self._val_learned is None else nats[self._val_learned]
-
-    @contextmanager
-    def _averaged(self) -> Iterator[None]:
-        """Evaluation mode, with the averaged weights if the run keeps averages."""
-        state, raw = self._state, {}
-        state.model.eval()
-        parameters = dict(state.model.named_parameters())
-        for name, average in state.average.items():
-            raw[name] = parameters[name].data
-            parameters[name].data = average
-        try:
-            yield
-        finally:
-            for name, data in raw.items():
-                parameters[name].data = data
-            state.model.train()
 
     @staticmethod
     def _mean(nats: npt.NDArray[np.float64]) -> float | None:

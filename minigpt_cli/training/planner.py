@@ -14,8 +14,10 @@ from minigpt_cli import registry
 from minigpt_cli.accel import install
 from minigpt_cli.config import RunConfig
 from minigpt_cli.data import leak
+from minigpt_cli.data.cleaning import cleaned_prompt
 from minigpt_cli.data.dataset import Dataset, check_long_enough
 from minigpt_cli.errors import UsageError
+from minigpt_cli.generation.samples import prompt_ids
 from minigpt_cli.models.attention import CausalAttention
 from minigpt_cli.models.contract import meta_model
 from minigpt_cli.storage.memory import check_threads
@@ -118,6 +120,7 @@ def _choose_compute(config: RunConfig, dataset: Dataset, world: World) -> tuple[
     notices: list[str] = []
     _check_sharding(config, world)
     _check_document_mask(config, dataset)
+    _check_sample_prompt(config, dataset)
     check_long_enough(dataset, config.model.block_size)
     device, why = choose_device(config.compute.device)
     chosen, reason = precision.choose(config.compute.precision, device)
@@ -149,6 +152,8 @@ def _check_sharding(config: RunConfig, world: World) -> None:
         raise UsageError(f"--fsdp splits every matrix, and --optimizer {config.optim.optimizer} needs them whole: add --optimizer adamw")
     if config.optim.ema:
         raise UsageError("--fsdp keeps no average of the weights: add --ema 0")
+    if config.eval.sample_prompt or config.eval.sample_every not in ("auto", 0):
+        raise UsageError("--fsdp splits every matrix, and samples need them whole: leave out --sample-every and --sample-prompt")
 
 
 def _check_document_mask(config: RunConfig, dataset: Dataset) -> None:
@@ -161,6 +166,14 @@ def _check_document_mask(config: RunConfig, dataset: Dataset) -> None:
         raise UsageError("--document-mask needs a token between documents, and conversations have none: leave it out")
     if not dataset.in_documents:
         raise UsageError(f"--document-mask: {dataset.label} is one document, so nothing would be hidden: leave it out, or see --documents")
+
+
+def _check_sample_prompt(config: RunConfig, dataset: Dataset) -> None:
+    """Raise UsageError for a prompt with characters that the tokenizer does not know."""
+    try:
+        prompt_ids(dataset.tokenizer, cleaned_prompt(config.data, config.eval.sample_prompt))
+    except UsageError as error:
+        raise UsageError(f"--sample-prompt: {error}") from None
 
 
 def choose_device(requested: str) -> tuple[str, str]:

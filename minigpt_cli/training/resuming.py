@@ -13,6 +13,7 @@ from minigpt_cli.training.schedules import join_steps, lr_factor
 from minigpt_cli.training.stopping import Counters
 
 _MAY_CHANGE = {"optim.max_steps", "optim.time_budget"}
+_ONLY_SHOWS = {"eval.sample_every", "eval.sample_prompt"}
 _CHANGES_BITS = {"compute.device", "compute.threads", "compute.attention", "compute.compile", "compute.fsdp", "optim.auto_batch"}
 
 
@@ -51,7 +52,7 @@ def changes(point: ResumePoint, wanted: RunConfig, processes: int) -> Changes:
     step = point.resume_state["step"]
     inexact = check_changes(saved, wanted, step)
     differing = _differing(point.config, wanted)
-    notes = [f"{step}:{name.rpartition('.')[2]}={before}" for name, (before, _) in differing.items()]
+    notes = [f"{step}:{name.rpartition('.')[2]}={before}" for name, (before, _) in differing.items() if name not in _ONLY_SHOWS]
     if "optim.max_steps" in differing and (scale := _tail_factor(point)) != 1:
         notes.append(f"{step}:lr_scale={scale}")
     noted = " ".join([point.config.resume_changes, *notes]).strip()

@@ -6,7 +6,8 @@ B windows in a batch, T tokens in a window, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -214,6 +215,22 @@ class TrainingState:
         """The weights that are evaluated and kept as best: averaged, if the run keeps averages."""
         weights = self.weights()
         return weights | {n: distributed.whole(t).cpu().clone() for n, t in self.average.items()}
+
+    @contextmanager
+    def measured(self) -> Iterator[nn.Module]:
+        """The model in evaluation mode, with the averaged weights if the run keeps averages."""
+        raw = {}
+        self.model.eval()
+        parameters = dict(self.model.named_parameters())
+        for name, average in self.average.items():
+            raw[name] = parameters[name].data
+            parameters[name].data = average
+        try:
+            yield self.model
+        finally:
+            for name, data in raw.items():
+                parameters[name].data = data
+            self.model.train()
 
     def resume_tensors(self) -> dict[str, Tensor]:
         """Everything besides the weights that the next step depends on."""

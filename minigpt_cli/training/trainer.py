@@ -22,7 +22,7 @@ from minigpt_cli.data.dataset import Dataset
 from minigpt_cli.data.parts import masked_after
 from minigpt_cli.errors import Diverged, Interrupted, RunDamaged
 from minigpt_cli.evaluation.evaluate_run import evaluate_run
-from minigpt_cli.events import Evaluated, Event, Planned, Progress, Resumed, Saved, Scoring, Skipped, StopReason
+from minigpt_cli.events import Evaluated, Event, Planned, Progress, Resumed, Sampled, Sampling, Saved, Scoring, Skipped, StopReason
 from minigpt_cli.resume_changes import parse_changes
 from minigpt_cli.runstore import replay
 from minigpt_cli.runstore.directory import Run
@@ -35,6 +35,7 @@ from minigpt_cli.training.distributed import World
 from minigpt_cli.training.evaluator import Evaluator, Measured
 from minigpt_cli.training.memory import OutOfMemory, explained_out_of_memory, release_memory, smaller, smaller_notice
 from minigpt_cli.training.meter import Meter
+from minigpt_cli.training.sampler import Sampler
 from minigpt_cli.training.state import Figures, StartWeights, StepResult, TrainingState
 from minigpt_cli.training.stopping import Counters, Judge
 
@@ -44,8 +45,8 @@ _REFUSED_LIMIT = 10  # steps in a row with non-finite numbers after which a run 
 ShouldStop = Callable[[], StopReason | None]
 """The reason why the caller asks training to stop after this step, or None."""
 
-ShowScoring = Callable[[Scoring], None]
-"""Called while the model is evaluated or scored, which is one step of the generator."""
+ShowWork = Callable[[Scoring | Sampling], None]
+"""Called while the model is evaluated or scored or writes a sample, each of which is one step of the generator."""
 
 
 @dataclass(frozen=True)
@@ -61,9 +62,10 @@ class Job:
     inexact: list[str] = field(default_factory=list)  # why a resumed run is not exact to the bit
     notices: list[str] = field(default_factory=list)
     begun: float | None = None  # when the time budget that training is to keep began, by time.perf_counter; None: only the steps count
+    samples_on_screen: bool = False  # a live view shows them
 
 
-def fit(job: Job, should_stop: ShouldStop = lambda: None, show: ShowScoring = lambda event: None) -> Iterator[Event]:
+def fit(job: Job, should_stop: ShouldStop = lambda: None, show: ShowWork = lambda event: None) -> Iterator[Event]:
     """Train and yield events, `Stopped` last; `show` gets those that come during one piece of work.
 
     Raises Diverged after the last good state is saved, and a one-line MiniGPTError when memory or disk space runs out.
@@ -93,6 +95,7 @@ def _with_smaller_batch(job: Job, config: RunConfig) -> Job:
         changes = resuming.changes(point, config, job.world.size)
         return replace(restarted, config=changes.config, resume=point, inexact=changes.inexact)
     job.run.truncate_metrics(0)
+    job.run.truncate_samples(0)
     job.run.write_config(config)
     return restarted
 
@@ -107,6 +110,7 @@ class _Trainer:
         self.state = TrainingState(self.config, vocab_size, self.device, self.world, job.start, end)
         self.batches = DeviceBatches(self.config, self.dataset, self.device, self.world)
         self.evaluator = Evaluator(self.config, self.dataset, self.state)
+        self.sampler = Sampler(self.config, self.dataset.tokenizer, self.state, on_screen=job.samples_on_screen)
         self.judge = Judge(self.config)
         self.meter = Meter(self.config.optim.windows * self.world.size * self.config.model.block_size)
         self.inexact = job.inexact
@@ -124,7 +128,7 @@ class _Trainer:
 
     # ---- the loop
 
-    def train(self, should_stop: ShouldStop, show: ShowScoring) -> Iterator[Event]:
+    def train(self, should_stop: ShouldStop, show: ShowWork) -> Iterator[Event]:
         self.meter.start()
         reason = self._reason()
         while reason is None:
@@ -135,6 +139,7 @@ class _Trainer:
             if self._evaluation_due():
                 begun = time.perf_counter()
                 yield from self._evaluate(show)
+                yield from self._sample(should_stop, show, evaluated=True)
                 self.state.lr_scale = self.judge.tail_factor(self.meter.steps)
                 yield from self._save()
                 yield from self._keep_time(evaluation_s=time.perf_counter() - begun)
@@ -143,6 +148,8 @@ class _Trainer:
                 yield progress
                 if self.world.size == 1:  # several processes do not measure at the same steps
                     yield from self._keep_time()
+            if not self._evaluation_due():
+                yield from self._sample(should_stop, show, evaluated=False)
             save_every = self.config.eval.save_every
             if self.saved_step != self.meter.steps and save_every and self.meter.steps % save_every == 0:
                 yield from self._save()
@@ -250,7 +257,7 @@ class _Trainer:
         loss = float(result.loss.item())
         return Progress(train_loss=loss if np.isfinite(loss) else None, **self._common())
 
-    def _evaluate(self, show: ShowScoring) -> Iterator[Evaluated]:
+    def _evaluate(self, show: ShowWork) -> Iterator[Evaluated]:
         def advance(done: int, total: int) -> None:
             show(Scoring(run=self.run.name, step=self.meter.steps, final=False, done=done, total=total))
 
@@ -263,6 +270,27 @@ class _Trainer:
             self.new_best = self.state.measured_weights()
         self.judge.evaluated_step = self.meter.steps
         yield event
+
+    def _sample(self, should_stop: ShouldStop, show: ShowWork, *, evaluated: bool) -> Iterator[Event]:
+        """A sample, if one is due; the first process writes it and the others wait."""
+        step, elapsed_s = self.meter.steps, self.meter.elapsed_s()
+        if not evaluated:
+            if not self.sampler.is_due(step, elapsed_s, evaluated=False):
+                return
+            if self.result is not None and not self.meter.is_fresh():
+                yield self._progress(self.result)
+
+        def written() -> Sampled | None:
+            if not self.sampler.is_due(step, elapsed_s, evaluated=evaluated):
+                return None
+            sample = self.sampler(self.record, step, show, lambda: should_stop() is not None)
+            if sample is not None:
+                self.run.append(sample)
+            return sample
+
+        if (sample := self.world.lead(written)) is not None:
+            yield sample
+        self.meter.restart()  # this is not part of the training speed
 
     def _judged(self, measured: Measured | None, figures: Figures) -> tuple[Evaluated, Counters, RunRecord]:
         """The event of an evaluation, and the changed counters and record. Only the first process decides."""
@@ -317,7 +345,7 @@ class _Trainer:
         self.new_best = None
         yield Saved(run=self.run.name, step=self.meter.steps)
 
-    def _finish(self, reason: StopReason, should_stop: ShouldStop, show: ShowScoring) -> Iterator[Event]:
+    def _finish(self, reason: StopReason, should_stop: ShouldStop, show: ShowWork) -> Iterator[Event]:
         if reason.status != "finished":  # a signal, or numbers that are not finite
             self.record = self.record.model_copy(update={"status": reason.status, "stop_reason": reason})
             yield from self._save()
@@ -326,6 +354,7 @@ class _Trainer:
                 if not self.meter.is_fresh() and self.result is not None:
                     self._progress(self.result)  # measures the speed of the last steps
                 yield from self._evaluate(show)
+                yield from self._sample(should_stop, show, evaluated=True)
                 if reason is StopReason.MAX_STEPS:
                     reason = self._reason() or reason  # that evaluation may have reached the target
             yield from self._save()  # still "running": if it is killed before the final score, it can be resumed for it
@@ -334,7 +363,7 @@ class _Trainer:
         if reason is StopReason.DIVERGED:
             self.world.lead(self._raise_diverged)
 
-    def _scored(self, reason: StopReason, should_stop: ShouldStop, show: ShowScoring) -> RunRecord:
+    def _scored(self, reason: StopReason, should_stop: ShouldStop, show: ShowWork) -> RunRecord:
         """The final record, written: why training stopped, and the best checkpoint's score on the whole validation split in float32.
 
         A signal ends the scoring: the run is finished all the same, with the score that training measured.

@@ -40,10 +40,10 @@ def run_on_terminal(
     if not pid:
         try:
             os.chdir(cwd)
-            os.environ["TERM"] = "xterm-256color"
-            for name in ("COLUMNS", "NO_COLOR"):
-                os.environ.pop(name, None)
-            os.execv(sys.executable, [sys.executable, "-m", "minigpt_cli", *arguments])
+            # Not the environment of C, in which readline, loaded by pytest, has set COLUMNS and LINES.
+            environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES", "NO_COLOR")}
+            environment["TERM"] = "xterm-256color"
+            os.execve(sys.executable, [sys.executable, "-m", "minigpt_cli", *arguments], environment)
         finally:
             os._exit(127)
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))
