@@ -48,15 +48,16 @@ class Context:
     watch: Callable[[Event], StopReason | None] | None = None  # called with every event; a returned reason stops the run
     datasets: dict[DataConfig, Dataset] = field(default_factory=dict)  # the last dataset that was read
 
-    def dataset(self, config: DataConfig) -> Dataset:
-        """The prepared data, with a progress bar while it is made; consecutive runs on the same data share it."""
+    def dataset(self, config: DataConfig, *, again: bool = False) -> Dataset:
+        """The prepared data, with a progress bar while it is made; consecutive runs on the same data share it. What the preparation did is
+        not said `again` to the person who resumes a run."""
         if config not in self.datasets:
             from minigpt_cli.commands.tokenize import prepared_data
 
             self.datasets.clear()  # a search over data settings would keep too many files open
             with explained_characters(self.origin):
                 dataset = prepared_data(config, verify=self.verify_data, quiet=self.json)
-            for notice in () if self.json else (*dataset.notices, *reading_report(dataset)):
+            for notice in () if self.json else (*(() if again else dataset.notices), *reading_report(dataset)):
                 console.notice(notice)
             self.datasets[config] = dataset
         return self.datasets[config]
@@ -149,7 +150,7 @@ def _data_to_resume(context: Context, point: ResumePoint) -> Dataset:
     data = point.config.data
     has_tokenizer = data.tokenizer in registry.TOKENIZERS or Path(data.tokenizer).exists()  # that of --init-from may be gone
     if corpus is None or (has_tokenizer and all(map(_readable, data.sources))):
-        dataset = context.dataset(data)
+        dataset = context.dataset(data, again=True)
     elif Path(corpus.dataset_dir).is_dir():
         dataset = open_dataset(Path(corpus.dataset_dir), verify=context.verify_data)
     else:

@@ -56,7 +56,7 @@ def warnings(leak: Leak | None) -> list[str]:
     """What to say before training: nothing below MATTERS."""
     if leak is None or leak.share < MATTERS:
         return []
-    return [f"warning: {leak.in_words}: a model can recite it, so expect a higher loss on new text"]
+    return [f"Warning: {leak.in_words}: a model can recite it, so expect a higher loss on new text"]
 
 
 def verbatim(texts: Sequence[str], training: Iterable[Iterable[str]], run: int = RUN) -> npt.NDArray[np.bool_]:

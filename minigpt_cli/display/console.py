@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 Advance = Callable[[str, float, float | None], None]
 """Called with the name of the work, the amount done, and the total amount (None: not known)."""
 
+_WARNING = "Warning: "
 _PLAIN_WIDTH = 400  # in a pipe lines are not wrapped: a file or a program reads them
 
 
@@ -109,13 +110,16 @@ def write_now(message: str) -> None:
 
 
 def notice(message: str) -> None:
-    """Print a notice to stderr, one line."""
-    _print_line(message, "", "2")
+    """Print a notice to stderr, one line; one that begins with "Warning: " is printed as `warn` prints it."""
+    if message.startswith(_WARNING):
+        warn(message.removeprefix(_WARNING))
+    else:
+        _print_line(message, "", "2")
 
 
 def warn(message: str) -> None:
     """Print a warning to stderr, one line."""
-    _print_line(message, "Warning: ", "33")
+    _print_line(message, _WARNING, "33")
 
 
 def error(message: str) -> None:

@@ -100,10 +100,10 @@ def _warnings(config: RunConfig, dataset: Dataset) -> list[str]:
     chars, windows = dataset.train.n_chars, len(dataset.val.tokens) / config.model.block_size
     warnings = leak.warnings(dataset.leak)
     if config.model.is_sized and n_params > 4 * chars:
-        warnings.append(f"warning: {n_params:,} parameters for {chars:,} characters: expect overfitting; try more text or a smaller model")
+        warnings.append(f"Warning: {n_params:,} parameters for {chars:,} characters: expect overfitting; try more text or a smaller model")
     if windows < 8:
         warnings.append(
-            f"warning: the validation split holds only {windows:.1f} windows of {config.model.block_size} tokens: its loss will be noisy"
+            f"Warning: the validation split holds only {windows:.1f} windows of {config.model.block_size} tokens: its loss will be noisy"
         )
     return warnings
 

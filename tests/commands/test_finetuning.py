@@ -251,6 +251,9 @@ def test_new_characters_extend_the_vocabulary_and_leave_the_old_score(
     assert new.decode(new.encode("où été on a mat, 你好".replace(",", ""))) == "où été on a mat 你好"
     assert [new.token_bytes()[i] for i in range(old.vocab_size)] == old.token_bytes()
     assert minigpt(["train", "--resume", name, "--max-steps", "3"]) == 0
+    again = capsys.readouterr().err
+    assert "accents.txt: " in again
+    assert "extended" not in again
     assert minigpt(["generate", name, "--prompt", "été", "--max-new-tokens", "3"]) == 0
     huggingface.export(checkpoints.load(store.find(name)), tmp_path / "hf")
     assert huggingface.read(tmp_path / "hf").tokenizer is not None

@@ -294,7 +294,7 @@ def test_what_cannot_be_trained_is_one_line_and_leaves_no_run(
 def test_validation_text_that_stands_in_the_training_text_is_warned_of_and_recorded(cli: Any, tiny: list[str]) -> None:
     Path("known.txt").write_text("the same line again and again, with no end to it at all.\n" * 60)
     done = cli("train", "known.txt", "--name", "known", *tiny)
-    assert "warning: 100.0% of the validation text stands word for word in the training text" in done.err
+    assert "Warning: 100.0% of the validation text stands word for word in the training text" in done.err
     corpus = json.loads(Path("runs/known/run.json").read_text())["corpus"]
     assert "100.0% of the validation text stands" in cli("runs", "show", "known").out.replace("\n", " ")
     assert corpus["leak"] == {"share": 1.0, "n_chars": corpus["splits"]["val"]["n_chars"], "of_val": 1.0, "of_train": 1.0}

@@ -69,7 +69,7 @@ def test_it_is_measured_when_tokens_are_made_and_kept(tokenizer: str, tmp_path: 
     assert dataset.leak.n_chars == dataset.val.n_chars == 1000
     assert dataset.leak.share == pytest.approx(0.5, abs=0.01)  # a letter beside it may happen to fit too
     assert open_dataset(dataset.dir).leak == dataset.leak
-    assert leak.warnings(dataset.leak)[0].startswith("warning: 50.")
+    assert leak.warnings(dataset.leak)[0].startswith("Warning: 50.")
 
 
 def test_an_old_record_without_it_opens(tmp_path: Path) -> None:
