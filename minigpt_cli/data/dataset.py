@@ -55,10 +55,13 @@ class Origins(_Record):
     """Where the documents of a text come from."""
 
     kinds: dict[Line, Count] = Field({}, max_length=100)  # characters in files of each kind
+    encodings: dict[Line, Count] = Field({}, max_length=100)  # characters in files that are read in each, UTF-8 left out
     skipped: dict[Line, Count] = Field({}, max_length=1000)  # files that were left out, by what they are
     n_duplicates: Count = 0  # documents that repeat another word for word
     shortest: Count = 0  # characters of a document; 0 in old records, which know one text alone
     longest: Count = 0
+    shortest_name: Line = ""  # empty in old records
+    longest_name: Line = ""
     fetched: list[Fetched] = Field([], max_length=FETCHED)  # what came from the network
     val_from: Line = ""  # the one file or folder that nearly all of the validation text is from, where the training text has others
 

@@ -184,6 +184,8 @@ def _build(
             of, more = ("the answers in ", "conversations") if splitter.cut == "conversation" else ("", "text")
             raise TextTooShort(f"there is no text in {of}the {name} split of {text.name}, so none can be scored: use more {more}")
     kind: PartKind | None = "answers" if splitter.cut == "conversation" else "documents" if text.many else None
+    whole = splitter.cut in ("document", "given")  # else a split has a part of each document
+    n_documents = (sum if whole else max)(counted.n_documents for counted in splits.values())
     n_trained = splits["train"].n_documents if splitter.cut == "conversation" else splits["train"].n_chars
     shortened = splitter.in_order and n_trained < splitter.lengths["train"]
     record = DatasetRecord(
@@ -191,7 +193,7 @@ def _build(
         label=line(text.source.label),
         sha256=text.sha256,
         cut="shortened" if shortened else splitter.cut,
-        n_documents=text.n_documents if text.many else 1,
+        n_documents=n_documents if text.many else 1,
         n_chars=sum(counted.n_chars for counted in splits.values()),
         n_bytes=sum(counted.n_bytes for counted in splits.values()),
         tokenizer=tokenizer.name,
@@ -271,6 +273,8 @@ def _shortened(config: DataConfig, found: Dataset) -> list[str]:
     if not config.max_chars:
         return []
     used = f"the training text is its first {found.train.n_chars:,} characters"
+    if found.in_documents:
+        used += f", of {found.train.n_documents:,} document{'s' * (found.train.n_documents > 1)}"
     return [used + ", fewer than --max-chars" * (found.train.n_chars < config.max_chars)]
 
 

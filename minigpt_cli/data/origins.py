@@ -21,10 +21,13 @@ def origins_of(text: Text, splitter: Splitter) -> Origins:
     skipped = sorted(text.source.skipped.items(), key=lambda entry: -entry[1])[:_SKIPPED]
     return Origins(
         kinds={kind: n for kind, n in text.kinds.most_common() if kind},
+        encodings=dict(text.encodings.most_common()),
         skipped={line(what): n for what, n in skipped},
         n_duplicates=text.n_duplicates,
-        shortest=min(text.lengths),
-        longest=max(text.lengths),
+        shortest=text.shortest[0],
+        shortest_name=line(text.shortest[1]),
+        longest=text.longest[0],
+        longest_name=line(text.longest[1]),
         fetched=text.source.fetched[:FETCHED],
         val_from=line(_val_from(text, splitter)),
     )

@@ -25,6 +25,8 @@ class Preview:
     documents: dict[str, int]  # by split
     shortest: int  # characters of a document
     longest: int
+    shortest_name: str  # where the document stands; empty where token files do not say
+    longest_name: str
     alphabet: int  # different characters
     rare: list[str]  # characters that occur less than RARE times, the most frequent first
     scripts: dict[str, float]  # share of the letters by script, the largest first
@@ -49,6 +51,8 @@ def preview(dataset: Dataset, seed: int = 0) -> Preview:
         documents={name: split.n_documents for name, split in dataset.splits().items()},
         shortest=dataset.origins.shortest or dataset.n_chars,
         longest=dataset.origins.longest or dataset.n_chars,
+        shortest_name=dataset.origins.shortest_name,
+        longest_name=dataset.origins.longest_name,
         alphabet=len(points),
         rare=[chr(p) for p in rare],
         scripts={name: n / letters for name, n in scripts.most_common()},

@@ -39,9 +39,12 @@ class Text:
         self.alphabet: npt.NDArray[np.uint32] = np.empty(0, np.uint32)  # every distinct code point but those of marks, ascending
         self.hashes = array("Q")  # the first 64 bits of each document's SHA-256
         self.lengths = array("Q")  # characters of each document
+        self.shortest = (1 << 63, "")  # characters and name of a document
+        self.longest = (0, "")
         self.files: dict[str, int] = {}  # the files that documents are in, numbered
         self.file_of = array("I")  # the number of each document's file
         self.kinds: Counter[str] = Counter()  # characters in files of each kind
+        self.encodings: Counter[str] = Counter()  # characters in files that are read in each, UTF-8 left out
         self.given: Counter[str] = Counter()  # documents of each split, where the source says so
         self._ascii_only = config.ascii_only
         self.cleaning = Cleaning(config)
@@ -93,9 +96,15 @@ class Text:
                 if document.split is not None:
                     self.given[document.split] += 1
                 self.hashes.append(int.from_bytes(own.digest()[:8], "big"))
-                self.lengths.append(self.n_chars - before)
+                self.lengths.append(length := self.n_chars - before)
+                if length < self.shortest[0]:
+                    self.shortest = (length, document.name)
+                if length > self.longest[0]:
+                    self.longest = (length, document.name)
                 self.file_of.append(self.files.setdefault(document.file, len(self.files)))
-                self.kinds[document.kind] += self.lengths[-1]
+                self.kinds[document.kind] += length
+                if document.encoding:
+                    self.encodings[document.encoding] += length
         if not self.n_chars:
             kind = "has no ASCII character" if self._ascii_only else "is empty"
             raise TextTooShort(f"{self.name} {kind}: give a text with at least a few thousand characters")

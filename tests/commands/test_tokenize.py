@@ -85,6 +85,7 @@ def test_the_preview_says_what_the_data_hold(cli: Any) -> None:
     found = json.loads(done.out)["preview"]
     assert sum(found["documents"].values()) == 80
     assert (found["shortest"], found["longest"]) == (5, 8)
+    assert (found["shortest_name"], found["longest_name"]) == ("names.txt:2", "names.txt:11")
     assert found["alphabet"] == len(set("annamüller0123456789"))
     assert found["scripts"] == {"Latin": 1.0}
     assert all("<|endoftext|>" in window for window in found["windows"])
@@ -92,6 +93,7 @@ def test_the_preview_says_what_the_data_hold(cli: Any) -> None:
     assert "80 documents, split by a hash of their text" in shown.err
     assert "40 documents repeat another" in shown.err
     assert "alphabet" in shown.out
+    assert "; 5 (names.txt:2) to 8 characters (names.txt:11)" in shown.out
 
 
 def test_a_document_that_is_cut_has_its_whole_length_in_the_preview(cli: Any) -> None:

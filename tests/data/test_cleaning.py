@@ -137,6 +137,8 @@ def test_max_chars_of_documents_are_the_first_ones_each_with_its_end(tmp_path: P
     assert whole.text("train").startswith(kept)
     assert len(kept.replace(end, "")) == 30
     assert part.val.sha256 == whole.val.sha256
+    assert part.n_documents == (3 if n_documents == 3 else part.train.n_documents + whole.val.n_documents)  # those that are used
+    assert any("first 30 characters, of " in notice for notice in part.notices)
 
 
 def test_max_chars_of_conversations_are_whole_conversations(tmp_path: Path) -> None:
