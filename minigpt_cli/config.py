@@ -212,7 +212,7 @@ class DataConfig(_Frozen):
     text_field: Line = "text"
     """The field of a row, or column of a table, that holds the text."""
     encoding: Encoding = ""
-    """Encoding of texts, such as cp1251; empty: UTF-8, or UTF-16 and UTF-32 by their byte-order mark."""
+    """Encoding of texts that are not UTF-8, or UTF-16 or UTF-32 with a byte-order mark; such as cp1251."""
     include: Lines = ()
     """Of a folder, read only the files that match this pattern, such as '*.md'; may be repeated."""
     exclude: Lines = ()

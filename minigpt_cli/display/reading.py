@@ -12,11 +12,14 @@ _SAMPLE = 20_000  # tokens in which line ends are looked for
 
 
 def reading_report(dataset: Dataset) -> list[str]:
-    """Three lines: documents, characters, kinds of files and line ends; then size and first words of training and of validation."""
+    """Three lines: documents, characters, kinds of files, encodings and line ends; then size and first words of training and validation."""
     kinds = dataset.origins.kinds
     parts = [f"{dataset.n_chars:,} characters", f"{dataset.n_documents:,} documents" if dataset.n_documents > 1 else ""]
     if len(kinds) > 1:
         parts.append(", ".join(f"{kind} {n / sum(kinds.values()):.0%}" for kind, n in sorted(kinds.items(), key=lambda pair: -pair[1])))
+    parts += [
+        f"{n:,} characters read as {encoding} (--encoding reads them as another)" for encoding, n in dataset.origins.encodings.items()
+    ]
     parts.append(_line_ends(dataset))
     if skipped := dataset.origins.skipped:
         parts.append(f"left out: {', '.join(f'{n:,} × {kind}' for kind, n in skipped.items())}")

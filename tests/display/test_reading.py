@@ -22,6 +22,17 @@ def test_the_first_words_of_both_splits_are_shown(tmp_path: Path) -> None:
     assert "buy milk and honey" in validation
 
 
+def test_the_report_names_encodings_other_than_utf_8_and_how_to_choose(tmp_path: Path) -> None:
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "a.txt").write_bytes(("Größe " * 50).encode("utf-16"))
+    (tmp_path / "text" / "b.html").write_bytes(b"<meta charset=windows-1251><p>" + "Вот страница. ".encode("cp1251") * 20)
+    (tmp_path / "text" / "c.txt").write_text("Größe " * 50, encoding="utf-8")
+    text = report(tmp_path / "text")[0]
+    assert "300 characters read as utf-16 (--encoding" in text
+    assert "279 characters read as windows-1251 (--encoding reads them as another)" in text
+    assert "utf-8" not in text.lower()
+
+
 def test_the_report_tells_line_ends_and_what_was_left_out(tmp_path: Path) -> None:
     (tmp_path / "text").mkdir()
     (tmp_path / "text" / "a.txt").write_bytes(b"one line\r\n" * 200)

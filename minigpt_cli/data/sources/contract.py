@@ -38,6 +38,7 @@ class Document(NamedTuple):
     split: SplitName | None = None  # where its source says which split it belongs to
     file: str = ""  # the file that it is in
     kind: str = ""  # what this file is
+    encoding: str = ""  # what it is read in; empty for UTF-8, and where the kind decides
 
 
 class Source(Protocol):
@@ -142,6 +143,8 @@ class Kind:
     suffixes: tuple[str, ...] = ()
     is_content: Callable[[bytes, Input], bool] | None = None
     """Whether a file that begins with these bytes is of this kind. Without it the kind is text, and is known by its suffix."""
+    declared: Callable[[bytes], str] | None = None
+    """The encoding that a text of this kind says it is in, by its first bytes; empty where it does not."""
 
 
 class NotText(UsageError):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from minigpt_cli import registry
 from minigpt_cli.data.sources.compressed import SUFFIXES, decompressed
 from minigpt_cli.data.sources.contract import Input, Kind, NotText
-from minigpt_cli.data.sources.decoding import marked_encoding
+from minigpt_cli.data.sources.decoding import encoding_of, extends_ascii, marked_encoding
 from minigpt_cli.errors import UsageError
 
 _HEAD = 1 << 16  # bytes of a file that are looked at
@@ -51,8 +53,16 @@ def kinds() -> dict[str, Kind]:
     return {name: registry.load("kind of file", name) for name in registry.KINDS}
 
 
-def kind_of(source: Input, encoding: str = "") -> tuple[Kind, Input]:
-    """The kind of a file, and the input to read it from: what is in it where it is compressed. Raises NotText for what is not text."""
+class Found(NamedTuple):
+    """How a file is read."""
+
+    kind: Kind
+    input: Input  # what is in it where it is compressed
+    encoding: str = ""  # of a text; empty for UTF-8
+
+
+def kind_of(source: Input, encoding: str = "") -> Found:
+    """How a file is read, a text with this `--encoding` where it needs one. Raises NotText for what is not text."""
     with source.open() as file:
         try:
             head = file.read(_HEAD)
@@ -64,7 +74,7 @@ def kind_of(source: Input, encoding: str = "") -> tuple[Kind, Input]:
     suffix = source.path.suffix.lower()
     for kind in known.values():
         if kind.is_content is not None and kind.is_content(head, source):
-            return kind, source
+            return Found(kind, source)
     named = next((kind for kind in known.values() if suffix in kind.suffixes), known["text"])
     if named.is_content is not None or suffix in SUFFIXES:
         what = named.what if named.is_content else f"a {suffix} file"
@@ -72,12 +82,15 @@ def kind_of(source: Input, encoding: str = "") -> tuple[Kind, Input]:
             raise NotText(source.label, f"not {what}, or a damaged one", "get it again, or give it the suffix .txt if it is text")
     elif what := not_text(head, encoding):
         raise NotText(source.label, what)
-    return (named if head else known["text"]), source
+    if named.is_content is not None:
+        return Found(known["text"], source)  # an empty file
+    found = encoding_of(source, head, encoding or (named.declared(head) if named.declared else ""))
+    return Found(named if head else known["text"], source, "" if found == "utf-8" else found)
 
 
 def not_text(head: bytes, encoding: str = "") -> str:
     """What a file that begins with `head` looks like, if it is not text; else empty."""
-    if encoding or marked_encoding(head) != "utf-8":
+    if (encoding and not extends_ascii(encoding)) or marked_encoding(head) != "utf-8":
         return ""
     if len(head) > 262 and head[257:262] == b"ustar":
         return "a tar archive"

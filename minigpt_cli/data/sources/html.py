@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from minigpt_cli.config import DataConfig
 from minigpt_cli.data.sources.contract import Document, Input, Kind, Piece, refuse_longer
-from minigpt_cli.data.sources.decoding import decoded, marked_encoding
+from minigpt_cli.data.sources.decoding import texts
 from minigpt_cli.data.sources.markup import from_html
 
 _DECLARED = re.compile(rb"<meta[^>]{0,200}charset\s*=\s*[\"']?\s*([\w.:-]{1,40})", re.IGNORECASE)
@@ -15,21 +15,17 @@ _HEAD = 4096  # bytes in which a page declares its encoding
 
 
 def _read(source: Input, options: DataConfig) -> Iterator[Document]:
-    with source.open() as file:
-        head = file.read(_HEAD)
-    with source.open() as file:
-        parts, size = [], 0
-        for chunk in decoded(file, source.label, options.encoding or _encoding(head)):
-            parts.append(chunk)
-            size += len(chunk)
-            refuse_longer(size, source.label)
+    parts, size = [], 0
+    for chunk in texts(source, options.encoding):
+        parts.append(chunk)
+        size += len(chunk)
+        refuse_longer(size, source.label)
     yield Document(source.label, [Piece(from_html("".join(parts).encode("utf-8"), source.label))])
 
 
 def _encoding(head: bytes) -> str:
     """What the page says, if Python knows it; as browsers do, Latin-1 is read as its superset."""
-    declared = _DECLARED.search(head)
-    if marked_encoding(head) != "utf-8" or not declared:
+    if not (declared := _DECLARED.search(head[:_HEAD])):
         return ""
     name = declared[1].decode("ascii", "replace").lower()
     try:
@@ -39,4 +35,4 @@ def _encoding(head: bytes) -> str:
     return "cp1252" if name in ("iso-8859-1", "latin-1", "latin1", "us-ascii", "ascii") else "" if name in ("utf8", "utf-8") else name
 
 
-HTML = Kind("HTML", _read, (".html", ".htm", ".xhtml"))
+HTML = Kind("HTML", _read, (".html", ".htm", ".xhtml"), declared=_encoding)

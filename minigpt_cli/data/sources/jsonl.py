@@ -9,7 +9,7 @@ from minigpt_cli.config import DataConfig
 from minigpt_cli.data.chat import in_pieces
 from minigpt_cli.data.sources.chat import is_conversation, messages_of
 from minigpt_cli.data.sources.contract import DOCUMENT_LIMIT, Document, Input, Kind, Piece
-from minigpt_cli.data.sources.decoding import decoded, lines, marked_encoding
+from minigpt_cli.data.sources.decoding import lines, texts
 from minigpt_cli.data.sources.rows import text_of
 from minigpt_cli.errors import RunDamaged, UsageError
 from minigpt_cli.storage.atomic_io import parse_json
@@ -29,12 +29,10 @@ def rows(source: Input, options: DataConfig) -> Iterator[tuple[int, Any]]:
 
 def _lines(source: Input, options: DataConfig) -> Iterator[bytes]:
     """The lines in UTF-8."""
+    if options.encoding:
+        yield from (line.encode("utf-8") for line in lines(texts(source, options.encoding), source.label))
+        return
     with source.open() as file:
-        encoding = options.encoding or marked_encoding(file.read(4))
-    with source.open() as file:
-        if encoding != "utf-8":
-            yield from (line.encode("utf-8") for line in lines(decoded(file, source.label, encoding), source.label))
-            return
         number = 0
         while line := file.readline(LINE_LIMIT + 1):
             number += 1

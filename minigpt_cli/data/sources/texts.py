@@ -7,7 +7,7 @@ from itertools import chain
 
 from minigpt_cli.config import DataConfig
 from minigpt_cli.data.chat import TOKENS
-from minigpt_cli.data.sources.contract import Document, Input, NotText, SplitBy, noun
+from minigpt_cli.data.sources.contract import Document, Input, Kind, NotText, SplitBy, noun
 from minigpt_cli.data.sources.detect import kind_of
 from minigpt_cli.data.sources.files import File
 from minigpt_cli.data.sources.grouping import not_empty, regrouped
@@ -67,8 +67,8 @@ class Files:
         empty: list[str] = []
         for source in self.inputs():
             try:
-                kind, opened = kind_of(source, self._options.encoding)
-                found = kind.read(opened, self._options)
+                kind, opened, options = self._opened(source)
+                found = kind.read(opened, options)
                 first = next(found, None)
             except NotText as error:
                 if not self._lenient:
@@ -79,11 +79,17 @@ class Files:
             if not chats:
                 documents = regrouped(documents, self._options.documents, source.label)
             for document in not_empty(documents, empty):
-                yield document._replace(file=source.label, kind=noun(kind.what))
+                yield document._replace(file=source.label, kind=noun(kind.what), encoding=options.encoding)
         self.notices = [*self._skipped(skipped), *self._empty(empty)]
         self.skipped = {what: len(files) for what, files in skipped.items()}
         if self._lenient and sum(map(len, skipped.values())) == len(self.inputs()):
             raise UsageError(f"the folder {self.label} has no text files: {self.notices[0]}")
+
+    def _opened(self, source: Input) -> tuple[Kind, Input, DataConfig]:
+        """The kind of a file, what to read it from, and how. Raises NotText for what is not text."""
+        kind, opened, encoding = kind_of(source, self._options.encoding)
+        same = encoding == self._options.encoding
+        return kind, opened, self._options if same else self._options.model_copy(update={"encoding": encoding})
 
     def _skipped(self, skipped: dict[str, list[str]]) -> list[str]:
         if not skipped:
@@ -111,8 +117,8 @@ class Files:
     def _is_chat(self, source: Input) -> bool:
         if not {suffix.lower() for suffix in source.path.suffixes}.intersection(JSONL.suffixes):
             return False
-        kind, opened = kind_of(source, self._options.encoding)
-        return kind is JSONL and holds_conversations(opened, self._options)
+        kind, opened, options = self._opened(source)
+        return kind is JSONL and holds_conversations(opened, options)
 
     def _is_text(self, source: Input) -> bool:
         try:

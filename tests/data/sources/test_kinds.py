@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -290,6 +291,46 @@ def test_another_encoding_is_guessed_and_can_be_named() -> None:
     text = "Съешь же ещё этих мягких французских булок, да выпей чаю.\n" * 20
     with pytest.raises(UsageError, match=r"a\.txt is not UTF-8 at byte 0 .*read it with --encoding cp1251"):
         texts("a.txt", text.encode("cp1251"))
+
+
+@pytest.mark.parametrize(
+    ("encoding", "text"),
+    [
+        ("cp1252", "El niño comió una piña en el jardín; la señora habló después con su compañero. "),
+        ("cp1252", "Le garçon a mangé une pêche près de la forêt; l’été dernier, l’élève était là. "),
+        ("cp1251", "Съешь же ещё этих мягких французских булок, да выпей чаю. "),
+        ("shift_jis", "吾輩は猫である。名前はまだ無い。どこで生れたかとんと見当がつかぬ。"),
+        ("gb18030", "床前明月光，疑是地上霜。举头望明月，低头思故乡。春眠不觉晓，处处闻啼鸟。"),
+    ],
+)
+def test_the_words_of_a_guessed_encoding_are_shown_beside_those_of_the_most_frequent(encoding: str, text: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        texts("a.txt", ((text + "\n") * 300).encode(encoding))
+    assert f"--encoding {encoding}" in str(refused.value)
+    assert next(word for word in re.split(r"[\s。，]", text) if not word.isascii()) in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "latin-1", "shift_jis", "gb18030"])
+def test_a_named_encoding_reads_what_is_in_no_other(encoding: str, tmp_path: Path) -> None:
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    words = "「日本」の" * 20 if encoding in ("shift_jis", "gb18030") else "Größe, façade " * 20
+    (folder / "a.txt").write_bytes(words.encode(encoding))
+    (folder / "b.txt").write_bytes(("x" * 70_000 + words).encode())
+    (folder / "c.txt").write_bytes(words.encode("utf-16"))
+    (folder / "d.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 9)
+    (folder / "e.bin").write_bytes(bytes(range(256)) * 9)
+    (folder / "f.jsonl").write_bytes(json.dumps({"text": words}, ensure_ascii=False).encode())
+    source = open_source("mixed", options=DataConfig(encoding=encoding))
+    found = [(document.encoding, "".join(piece.text for piece in document.pieces)) for document in source.documents()]
+    assert found == [(encoding, words), ("", "x" * 70_000 + words), ("utf-16", words), ("", words)]
+    assert source.skipped == {"PNG image": 1, "binary data, not text": 1}
+
+
+@pytest.mark.parametrize("encoding", ["iso2022_jp", "utf-7", "utf-16-le", "hz"])
+def test_an_encoding_that_writes_ascii_bytes_is_read_where_it_is_named(encoding: str) -> None:
+    assert texts("a.txt", ("床前明月光" * 30).encode(encoding), encoding=encoding) == ["床前明月光" * 30]
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-32"])
