@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -72,36 +72,16 @@ def compare(
         raise UsageError("--md and --json cannot be used together: choose one")
     if plot is not None and plot.suffix.lower() not in (".png", ".svg", ".pdf", ".html"):
         raise UsageError(f"--plot {plot} does not end in .png, .svg, .pdf or .html: choose one")
-    from minigpt_cli.display.comparison import Compared, print_comparison, print_comparison_markdown
-    from minigpt_cli.evaluation.comparison import by_kind, by_position, compare_pairs, most_different
-    from minigpt_cli.evaluation.grouping import chosen_sides
+    from minigpt_cli.display.comparison import print_comparison, print_comparison_markdown
 
-    groups, notices = chosen_sides(RunStore(runs_dir), run, by_config=group_by == "config")
-    for notice in notices:
-        console.warn(notice)
+    groups = sides_named(RunStore(runs_dir), run, by_config=group_by == "config")
     target = target_of(split, data, settings, [one for _, runs in groups for one in runs])
-    sides = _scored(groups, target, ckpt, stride, device)
-    waiting.show("comparing character by character")
+    sides = scored(groups, target, ckpt, stride, device)
     samples = [] if prompt is None else _samples(groups, prompt, ckpt, seed)
     curves = [] if plot is None and (json or md) else _curves(groups, x)
-    differing = differences([runs for _, runs in groups])
-    text = sides[0].scores[0].text.decode()
-    found = Compared(
-        text=_scored_text(groups, sides, target),
-        sides=sides,
-        costs=[(runs[0].record.n_params, sum(run.record.elapsed_s for run in runs) / len(runs)) for _, runs in groups],
-        pairs=compare_pairs(sides),
-        differences=shown_differences(differing),
-        kinds=by_kind(sides, text),
-        positions=by_position(sides),
-        passages=most_different(sides[0], sides[1], text),
-        curves=curves,
-        x=x,
-        prompt=prompt,
-        samples=samples,
-    )
+    found = replace(compared(groups, sides, target), curves=curves, x=x, prompt=prompt, samples=samples)
     if json:
-        console.write_json(_document(found, groups, differing))
+        console.write_json(document(found, groups))
     elif md:
         print_comparison_markdown(found)
     else:
@@ -111,7 +91,36 @@ def compare(
         console.notice(f"wrote {plot}")
 
 
-def _scored(groups: Groups, target: Target, ckpt: str, stride: int, device: str) -> list[Side]:
+def sides_named(store: RunStore, names: Sequence[str], *, by_config: bool = False) -> Groups:
+    """The sides that these names and patterns mean; warns of runs that repeat another and do not count. Raises UsageError, RunNotFound."""
+    from minigpt_cli.evaluation.grouping import chosen_sides
+
+    groups, notices = chosen_sides(store, names, by_config=by_config)
+    for notice in notices:
+        console.warn(notice)
+    return groups
+
+
+def compared(groups: Groups, sides: Sequence[Side], target: Target) -> Compared:
+    """What differs between the sides, and the verdicts; without curves and samples."""
+    from minigpt_cli.display.comparison import Compared
+    from minigpt_cli.evaluation.comparison import by_kind, by_position, compare_pairs, most_different
+
+    waiting.show("comparing character by character")
+    text = sides[0].scores[0].text.decode()
+    return Compared(
+        text=_scored_text(groups, sides, target),
+        sides=sides,
+        costs=[(runs[0].record.n_params, sum(run.record.elapsed_s for run in runs) / len(runs)) for _, runs in groups],
+        pairs=compare_pairs(sides),
+        differences=shown_differences(differences([runs for _, runs in groups])),
+        kinds=by_kind(sides, text),
+        positions=by_position(sides),
+        passages=most_different(sides[0], sides[1], text),
+    )
+
+
+def scored(groups: Groups, target: Target, ckpt: str, stride: int, device: str) -> list[Side]:
     """Every run scored on the same text."""
     from minigpt_cli.evaluation.comparison import Side
     from minigpt_cli.evaluation.eval_target import check_common_text
@@ -119,7 +128,7 @@ def _scored(groups: Groups, target: Target, ckpt: str, stride: int, device: str)
 
     check_common_text([run for _, runs in groups for run in runs], target)
 
-    def scored(run: Run) -> Evaluation:
+    def evaluated(run: Run) -> Evaluation:
         with console.progress("reading the runs") as advance:
             say = partial(advance, f"scoring {run.name}")
             return evaluate_run(
@@ -134,7 +143,7 @@ def _scored(groups: Groups, target: Target, ckpt: str, stride: int, device: str)
 
     sides = []
     for name, runs in groups:
-        evaluations = [scored(run) for run in runs]
+        evaluations = [evaluated(run) for run in runs]
         for notice in (line for evaluation in evaluations for line in evaluation.notices):
             console.warn(notice)
         sides.append(Side(name, tuple(evaluation.score for evaluation in evaluations)))
@@ -182,10 +191,10 @@ def _samples(groups: Groups, prompt: str, ckpt: str, seed: int) -> list[tuple[st
     return out
 
 
-def _document(found: Compared, groups: Groups, differences: dict[str, list[Any]]) -> dict[str, Any]:
+def document(found: Compared, groups: Groups) -> dict[str, Any]:
     """The JSON document. `p_value` is adjusted for the number of pairs, and the verdict depends on it."""
     score = found.sides[0].scores[0]
-    document: dict[str, Any] = {
+    content: dict[str, Any] = {
         "text_sha256": score.text_sha256,
         "n_chars": score.n_chars,
         "n_answers": score.n_answers,
@@ -199,15 +208,15 @@ def _document(found: Compared, groups: Groups, differences: dict[str, list[Any]]
             if len(runs) > 1
         ],
         "pairs": [_pair_document(pair) for pair in found.pairs],
-        "differences": differences,
+        "differences": differences([runs for _, runs in groups]),
         "by_kind": [{"kind": p.name, "share": p.share, "nats_per_char": _by_name(found.names, p)} for p in found.kinds],
         "by_position": [{"tokens_before": p.name, "share": p.share, "nats_per_char": _by_name(found.names, p)} for p in found.positions],
         "passages": [{"start": p.start, "text": p.text, "delta_nats_per_char": p.delta} for p in found.passages],
     }  # fmt: skip
     if found.prompt is not None:
-        document["prompt"] = found.prompt
-        document["samples"] = [{"run": name, "text": text} for name, text in found.samples]
-    return document
+        content["prompt"] = found.prompt
+        content["samples"] = [{"run": name, "text": text} for name, text in found.samples]
+    return content
 
 
 def _by_name(names: Sequence[str], part: Part) -> dict[str, float]:

@@ -90,7 +90,7 @@ def generate(
     _at_most_one({"--chat": chat, "--sweep": sweep is not None, **without_prompt})
     _at_most_one({"--prompt": bool(prompt), **without_prompt})
     given = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "repetition_penalty": repetition_penalty}
-    sampling = _sampling(style_name, greedy, given)
+    sampling = sampling_of(style_name, greedy=greedy, **given)
     settings = None if sweep is None else _sweep_settings(sampling, sweep)
     check_engine(engine)
     store = RunStore(runs_dir)
@@ -128,9 +128,10 @@ def _at_most_one(flags: dict[str, bool]) -> None:
         raise UsageError(f"{given[0]} and {given[1]} cannot be used together: choose one")
 
 
-def _sampling(style_name: str, greedy: bool, given: dict[str, Any]) -> Sampling:
+def sampling_of(style_name: str = "default", *, greedy: bool = False, **given: Any) -> Sampling:
+    """A style with the settings that are `given`; None leaves one as it is. Raises UsageError."""
     if greedy:
-        if given["temperature"]:
+        if given.get("temperature"):
             raise UsageError(f"--greedy means --temperature 0, but --temperature {given['temperature']:g} is given too: leave one out")
         given = {**given, "temperature": 0.0}
     return replace(style(style_name), **{name: value for name, value in given.items() if value is not None})

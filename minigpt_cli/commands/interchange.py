@@ -17,6 +17,9 @@ from minigpt_cli.escaping import one_line
 from minigpt_cli.runstore.store import RunStore, check_name
 
 if TYPE_CHECKING:
+    from minigpt_cli.checkpoints import Loaded
+    from minigpt_cli.interchange.huggingface import Exported
+    from minigpt_cli.runstore.directory import Run
     from minigpt_cli.tokenization.contract import Tokenizer
 
 _DEFAULT_DTYPE = {"hf": "f32", "gguf": "f16", "html": "auto"}
@@ -45,13 +48,10 @@ def export(
     browser, without a network (up to 32 M parameters). What the format cannot express is an error that names it, before anything is
     written.
     """
-    write = registry.load("export format", format)
-    from minigpt_cli import checkpoints
-
+    registry.load("export format", format)  # before the run is looked for
     found = RunStore(runs_dir).find(run)
     ckpt = found.checkpoint or ckpt
-    loaded = checkpoints.load(found, ckpt)
-    exported = write(loaded, out, dtype or _DEFAULT_DTYPE.get(format, "f32"))
+    loaded, exported = export_run(found, out, format, dtype, ckpt)
     for notice in [*loaded.notices, *exported.notices]:
         console.notice(notice)
     if json:
@@ -60,6 +60,14 @@ def export(
         return
     files = f": {', '.join(exported.files)}" if exported.out.is_dir() else ""
     console.write(one_line(f"{found.name} (step {loaded.step}) is in {exported.out} as {exported.architecture}{files}"))
+
+
+def export_run(run: Run, out: Path, format: str, dtype: str | None, ckpt: str) -> tuple[Loaded, Exported]:
+    """Write a run in the format of another program. Raises UsageError for what the format cannot express, before anything is written."""
+    from minigpt_cli import checkpoints
+
+    write, loaded = registry.load("export format", format), checkpoints.load(run, ckpt)
+    return loaded, write(loaded, out, dtype or _DEFAULT_DTYPE.get(format, "f32"))
 
 
 @with_settings(only=("model",))

@@ -15,7 +15,7 @@ from typing import Any
 
 from minigpt_cli.commands.config_fields import Setting, settings, show_value
 from minigpt_cli.commands.config_sources import Resolved, override, resolve
-from minigpt_cli.commands.train_run import Context, Outcome, train_new, train_on
+from minigpt_cli.commands.train_run import Context, Outcome, outcome_of, train_new, train_on
 from minigpt_cli.config import RunConfig
 from minigpt_cli.display import console
 from minigpt_cli.display.group_screen import Standings
@@ -191,7 +191,7 @@ def _train_or_resume(context: Context, group: str, name: str, wanted: Resolved) 
     """The outcome of the run; None if it was finished before. Raises UsageError if a run of that name has other settings."""
     run = Run(context.store.dir / name)
     if not run.dir.exists():
-        return train_new(context, wanted, name, group)
+        return outcome_of(train_new(context, wanted, name, group))
     try:
         record = run.record
     except RunDamaged:
@@ -203,9 +203,9 @@ def _train_or_resume(context: Context, group: str, name: str, wanted: Resolved) 
         if record.stop_reason is StopReason.DIVERGED:
             raise MiniGPTError("the run diverged in an earlier session: remove it to try again")
         if record.files:
-            return train_on(context, run, lambda saved: override(saved, {}))
+            return outcome_of(train_on(context, run, lambda saved: override(saved, {})))
     context.store.remove(run)  # it was killed before its first save
-    return train_new(context, wanted, name, group)
+    return outcome_of(train_new(context, wanted, name, group))
 
 
 def _check_same(run: Run, wanted: Resolved) -> None:

@@ -16,7 +16,7 @@ from minigpt_cli.commands.options import JsonFlag, RunsDir, SourceArguments, com
 from minigpt_cli.commands.processes import Announcement, follow, together
 from minigpt_cli.commands.samples import next_commands, resume_command, sample_of
 from minigpt_cli.commands.sweeping import Group, GroupResults, run_search, run_sweep
-from minigpt_cli.commands.train_run import Context, Outcome, train_new, train_on
+from minigpt_cli.commands.train_run import Context, Outcome, outcome_of, train_new, train_on
 from minigpt_cli.config import RunConfig
 from minigpt_cli.data.sources.open_source import open_sources
 from minigpt_cli.display import console, waiting
@@ -127,7 +127,7 @@ def train(
                 raise UsageError("--merge is for one run: leave it out, and merge the best run afterwards with minigpt runs import RUN")
             results = run_search(group, name, search, trials) if search else run_sweep(group, name, sweep or (), seeds)
             return _finish_group(group, results, seeds)
-        outcome = train_new(context, resolved, name)
+        outcome = outcome_of(train_new(context, resolved, name))
         if merge:
             _merge(outcome, store)
         return _finish(outcome, json=json)
@@ -192,7 +192,7 @@ def _resume(wanted: str, context: Context, settings: dict[str, Any], *, merge: b
         _check_mergeable(context.store, run.name, run.config)
     if not (settings or merge or context.json) and _is_over(run):
         return
-    outcome = train_on(context, run, lambda saved: override(saved, settings))
+    outcome = outcome_of(train_on(context, run, lambda saved: override(saved, settings)))
     if merge:
         _merge(outcome, context.store)
     _finish(outcome, json=context.json)

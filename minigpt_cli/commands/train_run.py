@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -42,6 +42,7 @@ class Context:
     world: World | None = None  # the processes that train together; None: only this one
     origin: Origin | None = None  # the start weights
     json: bool = False  # print each event as a line on stdout
+    quiet: bool = False  # print nothing
     verify_data: bool = False  # hash the token files, whenever they were hashed last
     log: tuple[str, ...] = ()  # trackers
     standings: Standings | None = None  # of the run's group, for the screen
@@ -56,8 +57,8 @@ class Context:
 
             self.datasets.clear()  # a search over data settings would keep too many files open
             with explained_characters(self.origin):
-                dataset = prepared_data(config, verify=self.verify_data, quiet=self.json)
-            for notice in () if self.json else (*(() if again else dataset.notices), *reading_report(dataset)):
+                dataset = prepared_data(config, verify=self.verify_data, quiet=self.json or self.quiet)
+            for notice in () if self.json or self.quiet else (*(() if again else dataset.notices), *reading_report(dataset)):
                 console.notice(notice)
             self.datasets[config] = dataset
         return self.datasets[config]
@@ -78,7 +79,21 @@ class Outcome:
     signal_number: int | None
 
 
-def train_new(context: Context, wanted: Resolved, name: str | None = None, group: str | None = None) -> Outcome:
+Training = Generator[Event, None, Outcome]
+"""A training that goes on as its events are read. Closed before its end, it leaves the run as of its last save."""
+
+
+def outcome_of(training: Training) -> Outcome:
+    """Train to the end."""
+    while True:
+        try:
+            next(training)
+        except StopIteration as end:
+            outcome: Outcome = end.value
+            return outcome
+
+
+def train_new(context: Context, wanted: Resolved, name: str | None = None, group: str | None = None) -> Training:
     """Train a new run. Raises UsageError before anything is written; after that, every save stays."""
     begun = time.perf_counter()
     from minigpt_cli.training.planner import choose_device
@@ -105,7 +120,7 @@ def train_new(context: Context, wanted: Resolved, name: str | None = None, group
         announced = Announcement(config, dataset.dir, dataset.key, origin, origin.base() if origin else None, begun=timed)
         with world.announced(announced):
             job = prepared(announced, world, lambda: (dataset, None), begin)
-            return _fit(replace(job, notices=[*wanted.notices, *job.notices]), signals, context)
+            return (yield from _fit(replace(job, notices=[*wanted.notices, *job.notices]), signals, context))
 
 
 def _write_new(run: Run, wanted: Resolved, planned: RunConfig, context: Context, group: str | None) -> None:
@@ -120,7 +135,7 @@ def _write_new(run: Run, wanted: Resolved, planned: RunConfig, context: Context,
     run.write_record(new_record(run.name, preset=wanted.preset, group=group).model_copy(update=update))
 
 
-def train_on(context: Context, run: Run, change: Callable[[RunConfig], RunConfig]) -> Outcome:
+def train_on(context: Context, run: Run, change: Callable[[RunConfig], RunConfig]) -> Training:
     """Continue `run` from its last save, with the configuration that `change` returns. Raises UsageError for a forbidden change."""
     from minigpt_cli import checkpoints
     from minigpt_cli.training import resuming
@@ -138,7 +153,7 @@ def train_on(context: Context, run: Run, change: Callable[[RunConfig], RunConfig
         announced = Announcement(wanted, dataset.dir, dataset.key, resumed=run.dir, files=point.record.files)
         with world.announced(announced):
             find, begin = (lambda: (dataset, point)), (lambda planned: (run.dir, resuming.changes(point, planned, world.size)))
-            return _fit(prepared(announced, world, find, begin), signals, context)
+            return (yield from _fit(prepared(announced, world, find, begin), signals, context))
 
 
 def _data_to_resume(context: Context, point: ResumePoint) -> Dataset:
@@ -172,14 +187,15 @@ def _readable(source: str) -> bool:
     return source in registry.CORPORA or source == "" or (source != "-" and Path(source).exists())
 
 
-def _fit(job: Job, signals: StopSignals, context: Context) -> Outcome:
+def _fit(job: Job, signals: StopSignals, context: Context) -> Training:
     from minigpt_cli.training.trainer import fit
 
     stopped: Stopped | None = None
     run, config = job.run, job.config
     with ExitStack() as stack:
         trackers = stack.enter_context(tracking(context.log, run.dir, run.name, config.model_dump(mode="json")))
-        view = stack.enter_context(training_view(json=context.json, time_limit_s=config.eval.time_limit, standings=context.standings))
+        shown: dict[str, Any] = {"json": context.json, "quiet": context.quiet}
+        view = stack.enter_context(training_view(**shown, time_limit_s=config.eval.time_limit, standings=context.standings))
         signals.wait_for_save(view.announce)
         try:
 
@@ -196,6 +212,7 @@ def _fit(job: Job, signals: StopSignals, context: Context) -> Outcome:
                     signals.request(reason)
                 if isinstance(event, Stopped):
                     stopped = event
+                yield event
         except Interrupted as error:
             _record_failure(run, error)
             raise Interrupted(_stopped_at_once(run), error.signal_number) from None
@@ -235,7 +252,7 @@ def _record_failure(run: Run, error: BaseException) -> None:
             run.file("run.json").unlink(missing_ok=True)  # new_run removes a directory without a record
             return
         reason = StopReason.FAILED
-        if isinstance(error, Interrupted | KeyboardInterrupt):
+        if isinstance(error, Interrupted | KeyboardInterrupt | GeneratorExit):
             terminated = isinstance(error, Interrupted) and error.exit_code == 128 + signal.SIGTERM
             reason = StopReason.TERMINATED if terminated else StopReason.INTERRUPTED_KEYBOARD
         run.write_record(record.model_copy(update={"status": reason.status, "stop_reason": reason}))

@@ -36,10 +36,10 @@ class Compared:
     kinds: Sequence[Part]
     positions: Sequence[Part]
     passages: Sequence[Passage]  # of the first two sides
-    curves: Sequence[Curve]
-    x: str  # the horizontal axis of the curves
-    prompt: str | None
-    samples: Sequence[tuple[str, str]]  # the continuation of the prompt by each side
+    curves: Sequence[Curve] = ()
+    x: str = "steps"  # the horizontal axis of the curves
+    prompt: str | None = None
+    samples: Sequence[tuple[str, str]] = ()  # the continuation of the prompt by each side
 
     @property
     def names(self) -> list[str]:

@@ -106,7 +106,10 @@ def finite(value: Any) -> Any:
 def write_now(message: str) -> None:
     """Write a line to stderr without a buffer, for signal handlers, which may interrupt a print."""
     waiting.remove()
-    os.write(sys.stderr.fileno(), f"{message}\n".encode())
+    try:
+        os.write(sys.stderr.fileno(), f"{message}\n".encode())
+    except OSError:  # a notebook's stderr has no descriptor
+        sys.stderr.write(f"{message}\n")
 
 
 def notice(message: str) -> None:

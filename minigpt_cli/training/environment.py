@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import minigpt_cli
 from minigpt_cli.accel import install
 from minigpt_cli.bounds import line
 from minigpt_cli.config import RunConfig
@@ -99,7 +98,7 @@ def _content(library: ctypes.CDLL) -> str:
 @cache
 def _code() -> str:
     """A hash of this package's code, since two states of a working copy have the same version."""
-    root = Path(minigpt_cli.__file__).parent
+    root = Path(__file__).parents[1]
     files = sorted(path.relative_to(root) for ending in ("py", "c", "h") for path in root.rglob(f"*.{ending}"))
     digest = hashlib.sha256()
     for file in files:
