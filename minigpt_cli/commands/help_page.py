@@ -16,7 +16,7 @@ from minigpt_cli.display import console
 
 EVERYDAY = {
     "train": (
-        "sources", "preset", "name", "resume", "init_from", "dry_run", "sweep", "seeds", "search", "json", "help_all", "arch",
+        "sources", "preset", "name", "resume", "init_from", "size", "dry_run", "sweep", "seeds", "search", "json", "help_all", "arch",
         "n_layer", "n_head", "n_embd", "block_size", "dropout", "tokenizer", "vocab_size", "batch_size", "lr", "max_steps",
         "time_budget", "eval_every", "patience", "device", "seed",
     )

@@ -13,6 +13,7 @@ from minigpt_cli.commands.config_sources import Resolved, layer_lines, override
 from minigpt_cli.commands.help_page import show_everything
 from minigpt_cli.commands.init_from import Origin
 from minigpt_cli.commands.options import JsonFlag, RunsDir, SourceArguments, complete_preset, complete_run, option, switch
+from minigpt_cli.commands.planning import is_planned, parse_size, planned
 from minigpt_cli.commands.processes import Announcement, follow, together
 from minigpt_cli.commands.samples import next_commands, resume_command, sample_of
 from minigpt_cli.commands.sweeping import Group, GroupResults, run_search, run_sweep
@@ -57,6 +58,7 @@ def train(
     merge: Annotated[bool, switch("--merge", "With --lora-rank: at the end also make NAME-merged, which needs no base.")] = False,
     data: Annotated[str | None, option("SOURCE", "Same as SOURCE.")] = None,
     dry_run: Annotated[bool, switch("--dry-run", "Take a few real steps and print what the run would cost; nothing is saved.")] = False,
+    size: Annotated[str, option("auto|N", "Parameters of the planned model, such as 800k or 2.7M; auto: as many as are best.")] = "auto",
     sweep: Annotated[list[str] | None, option("KEY=A,B,…", "Train a run for each value; several make a grid.", panel=_MANY)] = None,
     seeds: Annotated[int, option("N", "Train each with this many seeds.", min=1, panel=_MANY)] = 1,
     search: Annotated[list[str] | None, option("KEY=LOW..HIGH[:log]", "Let Optuna search for the best value.", panel=_MANY)] = None,
@@ -92,7 +94,7 @@ def train(
         if world is not None and not world.leads:
             return follow(world)
         store = RunStore(runs_dir)
-        context = Context(store, world, json=json, verify_data=verify_data, log=tuple(log or ()))
+        context = Context(store, world, json=json, verify_data=verify_data, log=tuple(log or ()), size=parse_size(size))
         if sources and data is not None:
             raise UsageError("SOURCE and --data mean the same: leave one out")
         source = sources or ([data] if data is not None else None)
@@ -105,6 +107,7 @@ def train(
                 "--init-from": init_from,
             }
             excluded |= {"--sweep": sweep, "--search": search, "--seeds": seeds > 1, "--dry-run": dry_run, "--print-config": print_config}
+            excluded["--size"] = size != "auto"
             if wrong := [flag for flag, value in excluded.items() if value]:
                 raise UsageError(f"--resume continues a run with its own settings: leave out {', '.join(wrong)}")
             return _resume(resume, context, settings, merge=merge)
@@ -117,6 +120,7 @@ def train(
             _check_mergeable(store, name, resolved.config)
         if print_config:
             return _print_config(resolved, json=json)
+        is_planned(context, resolved)  # a --size that cannot be kept is said before torch is loaded
         open_sources(resolved.config.data)  # a source that is not there is said before torch is loaded
         if dry_run:
             return _dry_run(context, resolved)
@@ -156,14 +160,15 @@ def _dry_run(context: Context, resolved: Resolved) -> None:
 
     planner.choose_device(resolved.config.compute.device)
     dataset, world = context.dataset(resolved.config.data), context.processes()
-    with world.announced(Announcement(resolved.config, dataset.dir, dataset.key, dry_run=True)):
-        plan = planner.dry_run(resolved.config, world.each(lambda: dataset), world)
-    for notice in (*resolved.notices, *plan.notices):
+    config, why = planned(context, resolved, resolved.config, dataset)
+    with world.announced(Announcement(config, dataset.dir, dataset.key, dry_run=True)):
+        plan = planner.dry_run(config, world.each(lambda: dataset), world)
+    for notice in (*resolved.notices, *why, *plan.notices):
         console.notice(notice)
     facts = {name: value for name, value in plan._asdict().items() if name not in ("config", "notices")}
     facts |= {"max_steps": plan.config.optim.max_steps, "batch_size": plan.config.optim.batch_size, "device": plan.config.compute.device}
     if context.json:
-        console.write_json({**facts, "notices": plan.notices})
+        console.write_json({"config": plan.config.model_dump(mode="json"), **facts, "why": why, "notices": plan.notices})
     else:
         print_plan(facts)
 

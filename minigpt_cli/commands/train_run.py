@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from minigpt_cli.commands.config_sources import Resolved
 from minigpt_cli.commands.init_from import Origin, check_adapters, check_vocabulary, explained_characters
+from minigpt_cli.commands.planning import left_open, planned
 from minigpt_cli.commands.processes import Announcement, prepared
 from minigpt_cli.commands.provenance import new_record
 from minigpt_cli.commands.samples import resume_command
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from minigpt_cli.checkpoints import ResumePoint
     from minigpt_cli.data.dataset import Dataset
     from minigpt_cli.training.distributed import World
+    from minigpt_cli.training.machine import Machine
     from minigpt_cli.training.trainer import Job
 
 
@@ -47,7 +49,9 @@ class Context:
     log: tuple[str, ...] = ()  # trackers
     standings: Standings | None = None  # of the run's group, for the screen
     watch: Callable[[Event], StopReason | None] | None = None  # called with every event; a returned reason stops the run
+    size: int = 0  # parameters that a plan is to have; 0: as many as are best
     datasets: dict[DataConfig, Dataset] = field(default_factory=dict)  # the last dataset that was read
+    machines: dict[str, Machine] = field(default_factory=dict)  # measured speeds, by the settings of the computation
 
     def dataset(self, config: DataConfig, *, again: bool = False) -> Dataset:
         """The prepared data, with a progress bar while it is made; consecutive runs on the same data share it. What the preparation did is
@@ -108,19 +112,20 @@ def train_new(context: Context, wanted: Resolved, name: str | None = None, group
     with ExitStack() as stack:
         signals, world = stack.enter_context(StopSignals()), context.processes()
 
-        def begin(planned: RunConfig) -> tuple[Path, None]:
-            run = stack.enter_context(store.new_run(name, planned.model.arch))
-            _write_new(run, wanted, planned, context, group)
+        def begin(resolved: RunConfig) -> tuple[Path, None]:
+            run = stack.enter_context(store.new_run(name, resolved.model.arch))
+            _write_new(run, wanted, resolved, context, group)
             return run.dir, None
 
         dataset = context.dataset(config.data)
         config = config.changed(data=dict(dataset.cleaned))  # of prepared tokens: prompts are to be read like their text
         context.datasets[config.data] = dataset
+        config, why = planned(context, wanted, config, dataset)
         timed = begun if config.optim.max_steps == 0 else None
         announced = Announcement(config, dataset.dir, dataset.key, origin, origin.base() if origin else None, begun=timed)
         with world.announced(announced):
             job = prepared(announced, world, lambda: (dataset, None), begin)
-            return (yield from _fit(replace(job, notices=[*wanted.notices, *job.notices]), signals, context))
+            return (yield from _fit(replace(job, notices=[*wanted.notices, *why, *job.notices]), signals, context))
 
 
 def _write_new(run: Run, wanted: Resolved, planned: RunConfig, context: Context, group: str | None) -> None:
@@ -130,7 +135,7 @@ def _write_new(run: Run, wanted: Resolved, planned: RunConfig, context: Context,
     asked, resolved = leaves(wanted.config), leaves(planned)
     update = {
         "base": context.origin.base() if context.origin else None,
-        "left_open": {name: value for name, value in asked.items() if value != resolved[name]},
+        "left_open": {name: value for name, value in asked.items() if value != resolved[name]} | left_open(context, wanted),
     }
     run.write_record(new_record(run.name, preset=wanted.preset, group=group).model_copy(update=update))
 

@@ -15,6 +15,7 @@ from minigpt_cli.config import OptimConfig, RunConfig
 from minigpt_cli.data.dataset import Dataset
 from minigpt_cli.resume_changes import CHANGES_LIMIT
 from minigpt_cli.training.distributed import World
+from minigpt_cli.training.law import LAW, Training
 from minigpt_cli.training.schedules import cooldown_start
 
 MOST_EPOCHS = 30  # within a time budget: a small model memorises a small text long before three minutes are over
@@ -27,9 +28,9 @@ _LEAST = 0.5  # of the budget: what is left for training however long the start 
 
 
 def most_steps(config: RunConfig, dataset: Dataset, world: World) -> int:
-    """The steps after which a time budget ends a run, however much time is left."""
-    tokens_per_step = config.optim.windows * world.size * config.model.block_size
-    return max(1, MOST_EPOCHS * len(dataset.train.tokens) // tokens_per_step)
+    """The steps after which a time budget ends a run, however much time is left: more would only memorise the text."""
+    training = Training.of(config, dataset, processes=world.size)
+    return max(1, int(LAW.enough_tokens(training) / training.step_tokens))
 
 
 def left_s(budget_s: float, begun: float | None) -> float:

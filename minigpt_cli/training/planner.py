@@ -22,7 +22,7 @@ from minigpt_cli.models.attention import CausalAttention
 from minigpt_cli.models.contract import meta_model
 from minigpt_cli.storage.memory import check_threads
 from minigpt_cli.training import choices, memory, precision
-from minigpt_cli.training.clock import MOST_EPOCHS, left_s, most_steps
+from minigpt_cli.training.clock import left_s, most_steps
 from minigpt_cli.training.distributed import World
 from minigpt_cli.training.evaluator import TRAIN_SAMPLE_TOKENS
 from minigpt_cli.training.optimizers import optimizer_class
@@ -301,9 +301,8 @@ def _choose_steps(
         steps, most = max(1, int(fitting)), most_steps(config, dataset, world)
         if steps > most:
             steps = most
-            notices.append(
-                f"{most:,} steps read this text {MOST_EPOCHS} times: the run ends before its time budget (--max-steps overrides)"
-            )
+            epochs = most * config.optim.windows * world.size * config.model.block_size / len(dataset.train.tokens)
+            notices.append(f"{most:,} steps read this text {epochs:.0f} times: the run ends before its time budget (--max-steps overrides)")
         notices.append(
             f"{steps:,} steps for {config.optim.time_budget:g} s: {speed.step_s * 1e3:.1f} ms each, {speed.evaluation_s:.2f} s a check"
         )

@@ -1,0 +1,66 @@
+"""What the command leaves open for the planner, and its plan."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from minigpt_cli.commands.config_sources import Resolved
+from minigpt_cli.config import RunConfig
+from minigpt_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from minigpt_cli.commands.train_run import Context
+    from minigpt_cli.data.dataset import Dataset
+
+_UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9}
+_LARGEST = 10**12
+
+
+def parse_size(text: str) -> int:
+    """The parameters that --size asks for; 0 for auto. Raises UsageError."""
+    if text.strip().lower() == "auto":
+        return 0
+    match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,6})?) ?([kmg]?)", text.strip().lower())
+    size = round(float(match[1]) * _UNITS[match[2]]) if match else 0
+    if not 0 < size <= _LARGEST:
+        raise UsageError(f"--size {text}: give a number of parameters, such as 800k or 2.7M, or auto")
+    return size
+
+
+def is_planned(context: Context, wanted: Resolved) -> bool:
+    """Whether settings that nobody gave are planned. Raises UsageError for a --size that no plan would keep."""
+    model, optim = wanted.config.model, wanted.config.optim
+    why_not = {
+        "--preset": wanted.preset is not None,
+        "--max-steps": optim.max_steps > 0,
+        f"--arch {model.arch}": model.arch != "modern",
+        "--init-from": context.origin is not None,
+        "torchrun": context.world is not None,
+    }
+    if context.size and any(why_not.values()):
+        reasons = " and ".join(name for name, given in why_not.items() if given)
+        raise UsageError(f"--size is planned for a time budget, and {reasons} leaves nothing to plan: use --n-layer and --n-embd")
+    return not any(why_not.values())
+
+
+def planned(context: Context, wanted: Resolved, config: RunConfig, dataset: Dataset) -> tuple[RunConfig, list[str]]:
+    """`config` with what was left open, and why; `config` itself where nothing is planned."""
+    from minigpt_cli.training import plan
+
+    if not is_planned(context, wanted):
+        return config, []
+    key = config.compute.model_dump_json()
+    if key not in context.machines:  # the runs of a group are planned for one machine, and so alike
+        context.machines[key] = plan.this_machine(config, dataset)
+    return plan.plan(config, wanted.explicit, dataset, context.machines[key], context.size)
+
+
+def left_open(context: Context, wanted: Resolved) -> dict[str, str]:
+    """The settings that are planned, by dotted name: two plans that came out differently are of one recipe."""
+    from minigpt_cli.training import plan
+
+    if not is_planned(context, wanted):
+        return {}
+    how = f"about {context.size} parameters" if context.size else "auto"
+    return {name: how for name in plan.SETTINGS if name.rpartition(".")[2] not in wanted.explicit}

@@ -1,0 +1,96 @@
+"""The loss that a training is expected to end with, from its size, its text and its settings: a small fitted law.
+
+The form is that of data-constrained scaling (Muennighoff et al. 2023, "Scaling Data-Constrained Language Models"): what a model is too
+small for, plus what it has not seen,
+
+    loss = E + A / size^a + B / seen^b
+
+in nats per character; size is the number of weights inside the blocks, seen the characters read. Three things make `seen` differ from
+the tokens read. Passes over the same text are worth less each time, the less the larger the model is for the text, and dropout slows
+that down. A batch larger than the critical one wastes tokens (McCandlish et al. 2018, "An Empirical Model of Large-Batch Training"). And
+a learned vocabulary packs several characters into a token. E belongs to the text and is the same for every plan of it.
+
+The coefficients were fitted with `tests/benchmarks/planning.py fit` to the runs in `tests/benchmarks/planning.csv`; RESULTS.md shows how
+well they predict texts that they were not fitted to.
+"""
+
+from __future__ import annotations
+
+from math import exp, pow, sqrt
+from typing import NamedTuple
+
+from minigpt_cli.config import RunConfig
+from minigpt_cli.data.dataset import Dataset
+
+
+class Training(NamedTuple):
+    """What the loss depends on."""
+
+    size: float  # weights inside the blocks
+    tokens: float  # read over the whole run
+    step_tokens: float  # in one step
+    block: int  # tokens in a window
+    dropout: float
+    text_tokens: float  # of the training split
+    chars_per_token: float
+
+    @classmethod
+    def of(cls, config: RunConfig, dataset: Dataset, tokens: float = 0.0, processes: int = 1) -> Training:
+        """The training of a configuration that reads so many tokens."""
+        model, n = config.model, len(dataset.train.tokens)
+        step_tokens = config.optim.windows * processes * model.block_size
+        return cls(weights(model), tokens, step_tokens, model.block_size, getattr(model, "dropout", 0.0), n, dataset.train.n_chars / n)
+
+
+class Law(NamedTuple):
+    """The coefficients."""
+
+    floor: float = 0.9  # E of English prose, nats per character
+    small: float = 12.0  # A
+    small_power: float = 0.309  # a
+    unseen: float = 26.2  # B
+    unseen_power: float = 0.299  # b
+    batch: float = 3460.0  # tokens of the critical batch after a million tokens
+    batch_power: float = 0.224  # by which it grows with the tokens read
+    passes: float = 3.62  # after which a pass is worth little, for as many weights as the text has tokens
+    passes_power: float = 0.182  # by which that number falls with the weights for each token
+    passes_dropout: float = 0.0584  # by which dropout raises it (exponent)
+    useful: float = 6.0  # weights for each token of text that can be of use at most
+    useful_dropout: float = 2.0  # by which dropout raises them (exponent)
+    dropout: float = 3.32  # by which dropout makes a model smaller (exponent)
+    context: float = 0.05  # nats per character lost with windows of 128 characters
+
+    def nats_per_char(self, t: Training) -> float:
+        """The expected loss."""
+        size, useful = t.size * exp(-self.dropout * t.dropout), self.useful * t.text_tokens * exp(self.useful_dropout * t.dropout)
+        size = size * useful / (size + useful)
+        lost = self.small / pow(size, self.small_power) + self.unseen / pow(self._seen(t), self.unseen_power)
+        return self.floor + lost + self.context * sqrt(128 / (t.block * t.chars_per_token))
+
+    def enough_tokens(self, t: Training) -> float:
+        """The tokens after which this training learns nothing more; at least those of ten passes and of 400 steps."""
+        return max(t.text_tokens * (1 + 6 * self._lasting(t)), 10 * t.text_tokens, 400 * t.step_tokens)
+
+    def _seen(self, t: Training) -> float:
+        """Characters of fresh text that would have taught as much."""
+        more, lasting = max(0.0, t.tokens / t.text_tokens - 1), self._lasting(t)  # passes after the first
+        fresh = min(t.tokens, t.text_tokens) + t.text_tokens * lasting * (1 - exp(-more / lasting))
+        critical = self.batch * pow(fresh / 1e6, self.batch_power)
+        return fresh / (1 + t.step_tokens / critical) * t.chars_per_token
+
+    def _lasting(self, t: Training) -> float:
+        return self.passes * pow(t.text_tokens / t.size, self.passes_power) * exp(self.passes_dropout * t.dropout)
+
+
+LAW = Law()
+
+
+def weights(model: object) -> int:
+    """The weights inside the blocks, about; 1 for a table."""
+    return max(1, 12 * getattr(model, "n_layer", 0) * getattr(model, "n_embd", 0) ** 2)
+
+
+def learning_rates(width: int) -> dict[str, float]:
+    """The peak learning rates of Muon and AdamW for a model of this width."""
+    narrower = min(2.0, 128 / width)
+    return {"muon_lr": round(0.03 * narrower**0.5, 4), "lr": round(6e-3 * narrower**0.5, 5)}

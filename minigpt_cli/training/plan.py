@@ -1,0 +1,195 @@
+"""Chooses what a person left open, for this text, this time budget and the speed measured here.
+
+Every combination of shape, window, batch and dropout is given the steps that fit the budget, the law (law.py) says with what loss it
+would end, and the smallest wins; of nearly equal ones the smaller model. A setting that was given stays as it is, and the rest is planned
+around it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from itertools import product
+from typing import Any, NamedTuple
+
+import torch
+
+from minigpt_cli.config import RunConfig
+from minigpt_cli.data.dataset import Dataset
+from minigpt_cli.training import memory, precision
+from minigpt_cli.training.law import LAW, Training, learning_rates
+from minigpt_cli.training.machine import Machine, Work, measured
+from minigpt_cli.training.planner import choose_device
+
+SHAPES = (  # layers, width
+    (2, 64),
+    (2, 96),
+    (3, 96),
+    (3, 128),
+    (4, 128),
+    (4, 160),
+    (5, 192),
+    (6, 192),
+    (6, 256),
+    (8, 256),
+    (6, 384),
+    (8, 384),
+    (8, 512),
+    (12, 512),
+    (12, 768),
+)
+BLOCKS = (128,)  # tokens
+BATCHES = (8, 16, 32, 64, 128, 256)  # windows
+DROPOUTS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4)
+SETTINGS = (  # that are planned where they are not given
+    "model.n_layer",
+    "model.n_embd",
+    "model.n_head",
+    "model.block_size",
+    "model.dropout",
+    "optim.batch_size",
+    "optim.lr",
+    "optim.muon_lr",
+)
+_WEIGHTS_PER_TOKEN = 3  # of the training text, at most; what is larger memorises it before it has learned
+_ALWAYS_WEIGHTS = 100_000
+_HEAD_SIZES = (32, 64, 16, 48, 24, 8, 4, 2)  # in the order in which they are wanted
+_WIDE = 384  # from here on heads are of 64
+_TRAINED_SHARE = 0.92  # of the budget; the rest goes to evaluations, to measuring, and to what the speed differs from the estimate
+_MEASURED_SHARE = 0.03  # of the budget, at most
+_NEARLY = 0.002  # nats per character
+_LEAST_VAL_WINDOWS = 16
+_COPIES = 6  # of the weights while training: gradients, optimizer, average, and what is passing
+_KEPT = 30  # values for each channel, layer and token that the backward pass needs
+_MEMORY_SHARE = 0.5  # of what is free
+
+
+class Plan(NamedTuple):
+    """The chosen configuration, and why, in three lines."""
+
+    config: RunConfig
+    why: list[str]
+
+
+class _Candidate(NamedTuple):
+    """A possible training, and what is expected of it."""
+
+    config: RunConfig
+    training: Training
+    tokens_per_s: float
+    nats_per_char: float
+
+
+def this_machine(config: RunConfig, dataset: Dataset) -> Machine:
+    """The speed here, with the device, precision and threads that `config` asks for."""
+    device, _ = choose_device(config.compute.device)
+    number_format, _ = precision.choose(config.compute.precision, device)
+    threads = config.compute.threads or torch.get_num_threads()
+    torch.set_num_threads(threads)
+    attention = {"auto": "plain" if device == "cpu" else "sdpa"}.get(config.compute.attention, config.compute.attention)
+    here = {"device": device, "precision": number_format, "threads": threads, "attention": attention, "compile": "off"}
+    return measured(config.changed(compute=here), dataset, _MEASURED_SHARE * config.optim.time_budget)
+
+
+def plan(config: RunConfig, given: Collection[str], dataset: Dataset, machine: Machine, size: int = 0) -> Plan:
+    """The best of all candidates. `given`: the settings that stay as they are; `size`: the parameters wanted, or 0."""
+    vocab_size = dataset.tokenizer.vocab_size
+    free = memory.available(torch.device(choose_device(config.compute.device)[0]))
+    configs = [c for c in _configs(config, given, dataset, size) if free is None or _bytes(c, vocab_size) < _MEMORY_SHARE * free]
+    if not configs:  # the planner says later what does not fit
+        return Plan(config, [])
+    candidates = [_candidate(c, dataset, machine, _TRAINED_SHARE * config.optim.time_budget) for c in configs]
+    least = min(c.nats_per_char for c in candidates)
+    chosen = min((c for c in candidates if c.nats_per_char <= least + _NEARLY), key=lambda c: (c.training.size, c.nats_per_char))
+    return Plan(chosen.config, _why(chosen, dataset))
+
+
+def _configs(config: RunConfig, given: Collection[str], dataset: Dataset, size: int) -> Iterator[RunConfig]:
+    """Every configuration that keeps what is given."""
+
+    def choices(name: str, now: Any, wanted: Sequence[Any]) -> Sequence[Any]:
+        return [now] if name in given else wanted
+
+    model, optim = config.model, config.optim
+    longest = len(dataset.val.tokens) // _LEAST_VAL_WINDOWS
+    blocks = choices("block_size", model.block_size, [b for b in BLOCKS if b <= longest] or BLOCKS[:1])
+    batches = choices("batch_size", optim.batch_size, BATCHES)
+    dropouts = choices("dropout", getattr(model, "dropout", 0.0), DROPOUTS)
+    for shape in _shapes(model, given, dataset.tokenizer.vocab_size, len(dataset.train.tokens), size):
+        rates = {name: value for name, value in learning_rates(shape["n_embd"]).items() if name not in given}
+        for block, batch, dropout in product(blocks, batches, dropouts):
+            planned = model.model_copy(update={**shape, "block_size": block, "dropout": dropout})
+            yield config.model_copy(update={"model": planned}).changed(optim={"batch_size": batch, **rates})
+
+
+def _shapes(model: Any, given: Collection[str], vocab_size: int, text_tokens: int, size: int) -> list[dict[str, int]]:
+    """Layers, width and heads, each shape once; with `size` (and so no limit) only the one whose parameters are nearest to it."""
+    found: list[dict[str, int]] = []
+    for layers, width in SHAPES:
+        layers = model.n_layer if "n_layer" in given else layers
+        width = model.n_embd if "n_embd" in given else width
+        heads = model.n_head if "n_head" in given else _heads(width, model.kv_heads if "n_kv_head" in given else 1)
+        shape = {"n_layer": layers, "n_embd": width, "n_head": heads}
+        if shape not in found and width % heads == 0 and (width // heads) % 2 == 0:
+            found.append(shape)
+    if not size:
+        most = max(_ALWAYS_WEIGHTS, _WEIGHTS_PER_TOKEN * text_tokens)
+        return [s for s in found if 12 * s["n_layer"] * s["n_embd"] ** 2 <= most] or found[:1]
+    return [min(found, key=lambda s: abs(_n_params(model.model_copy(update=s), vocab_size) / size - 1))]
+
+
+def _heads(width: int, kv_heads: int) -> int:
+    """Heads of the size that is wanted most among those that divide the width."""
+    sizes = (64, *_HEAD_SIZES) if width >= _WIDE else _HEAD_SIZES
+    return next((width // s for s in sizes if width % s == 0 and (width // s) % kv_heads == 0), 1)
+
+
+def _n_params(model: Any, vocab_size: int) -> int:
+    """The parameters without gains."""
+    C = model.n_embd
+    return model.n_layer * (4 * C * C + 3 * C * model.hidden) + (1 if model.tie_weights else 2) * C * vocab_size  # type: ignore[no-any-return]
+
+
+def _bytes(config: RunConfig, vocab_size: int) -> int:
+    """The memory that a step needs, about."""
+    model: Any = config.model
+    kept = config.optim.batch_size * model.block_size * (_KEPT * model.n_layer * model.n_embd + 3 * vocab_size)
+    return int(4 * (_COPIES * _n_params(model, vocab_size) + kept))
+
+
+def _candidate(config: RunConfig, dataset: Dataset, machine: Machine, seconds: float) -> _Candidate:
+    """The training of `config` for so many seconds, or for as long as it learns something."""
+    training = Training.of(config, dataset)
+    work = Work.of(config.model, config.optim.windows, dataset.tokenizer.vocab_size)  # type: ignore[arg-type]
+    tokens_per_s = training.step_tokens / machine.step_s(work)
+    training = training._replace(tokens=max(training.step_tokens, min(seconds * tokens_per_s, LAW.enough_tokens(training))))
+    return _Candidate(config, training, tokens_per_s, LAW.nats_per_char(training))
+
+
+def _why(chosen: _Candidate, dataset: Dataset) -> list[str]:
+    """What was chosen and why, for a person."""
+    model: Any = chosen.config.model
+    passes = chosen.training.tokens / chosen.training.text_tokens
+    read = f"{_many(passes)} times" if passes >= 1.05 else "in part" if passes < 0.95 else "once"
+    size = _count(_n_params(model, dataset.tokenizer.vocab_size))
+    dropout = f"dropout {model.dropout:g}, because" if model.dropout else "no dropout:"
+    first = f"{size} parameters, {model.n_layer} layers, {model.n_embd} wide"
+    speed = f"{_count(chosen.tokens_per_s)} tokens/s"
+    return [
+        f"plan: {first}: expected to learn most in {_time(chosen.config.optim.time_budget)}, at about {speed}",
+        f"plan: {dropout} this text of {_count(chosen.training.text_tokens)} tokens is read {read}",
+        f"plan: batches of {chosen.config.optim.batch_size} windows of {model.block_size} tokens: smaller ones learn more from a text, "
+        "larger ones are faster",
+    ]
+
+
+def _count(n: float) -> str:
+    value, unit = next(((n / s, u) for s, u in ((1e9, "G"), (1e6, "M"), (1e3, "k")) if n >= 0.9995 * s), (n, ""))
+    return f"{value:.3g} {unit}".strip()
+
+
+def _many(n: float) -> str:
+    return f"{n:.0f}" if n >= 9.95 else f"{n:.1f}"
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.0f} seconds" if seconds < 99.5 else f"{seconds / 60:.0f} minutes"

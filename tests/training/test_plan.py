@@ -1,0 +1,131 @@
+"""What is planned from a text, a time budget and a speed."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from minigpt_cli.config import ModernConfig, RunConfig
+from minigpt_cli.training import memory, plan
+from minigpt_cli.training.law import LAW, Training
+from minigpt_cli.training.machine import Machine, Work, fitted
+
+TWO_CORES = Machine(flops_per_s=600e9, bytes_per_s=20e9, delay_s=1.5e-3)
+GPU = Machine(flops_per_s=200e12, bytes_per_s=2e12, delay_s=2e-4)
+
+
+@pytest.fixture(autouse=True)
+def _much_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "available", lambda device: 64 << 30)
+
+
+def text(chars: int, vocab_size: int = 65) -> Any:
+    """A text of so many characters, of which nothing but the number is read."""
+    train, val = (SimpleNamespace(tokens=np.broadcast_to(np.zeros(1), n), n_chars=n) for n in (chars * 9 // 10, chars // 10))
+    return SimpleNamespace(train=train, val=val, tokenizer=SimpleNamespace(vocab_size=vocab_size))
+
+
+def expected(config: RunConfig, dataset: Any, machine: Machine) -> float:
+    return plan._candidate(config, dataset, machine, plan._TRAINED_SHARE * config.optim.time_budget).nats_per_char
+
+
+def planned(chars: int, budget: float, machine: Machine = TWO_CORES, size: int = 0, **values: Any) -> RunConfig:
+    sections: dict[str, Any] = {"optim": {"time_budget": budget}, "model": {"arch": "modern"}}
+    for name, value in values.items():
+        sections.setdefault("model" if name in ModernConfig.model_fields else "optim", {})[name] = value
+    return plan.plan(RunConfig.model_validate(sections), tuple(values), text(chars), machine, size).config
+
+
+def n_params(config: RunConfig) -> int:
+    return plan._n_params(config.model, 65)
+
+
+@pytest.mark.parametrize("chars", [30_000, 1_100_000, 100_000_000])
+def test_a_longer_budget_is_never_expected_to_be_worse(chars: int) -> None:
+    losses = [expected(planned(chars, budget), text(chars), TWO_CORES) for budget in (5, 20, 60, 180, 600, 1800, 7200)]
+    assert all(later <= earlier + plan._NEARLY for earlier, later in pairwise(losses))
+    assert chars < 100_000 or losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("chars", [465_000, 10_000_000])
+def test_more_time_and_a_faster_machine_train_a_larger_model(chars: int) -> None:
+    sizes = [n_params(planned(chars, *given)) for given in ((20, TWO_CORES), (600, TWO_CORES), (600, GPU))]
+    assert sizes == sorted(sizes)
+    assert sizes[0] < sizes[1]
+
+
+def test_more_text_trains_a_larger_model() -> None:
+    sizes = [n_params(planned(chars, 1800)) for chars in (30_000, 465_000, 10_000_000)]
+    assert sizes == sorted(set(sizes))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"n_layer": 3},
+        {"n_embd": 96, "n_head": 2},
+        {"block_size": 48},
+        {"dropout": 0.37},
+        {"batch_size": 5, "lr": 1e-3},
+        {"muon_lr": 0.011},
+        {"n_head": 4},
+        {"n_layer": 1, "n_embd": 40},
+        {"n_kv_head": 2},
+    ],
+)
+def test_what_is_given_stays_and_the_rest_is_a_valid_configuration(given: dict[str, Any]) -> None:
+    for chars, budget in ((30_000, 20), (1_100_000, 600)):
+        config = planned(chars, budget, **given)
+        kept = {**config.model.model_dump(), **config.optim.model_dump()}
+        assert {name: kept[name] for name in given} == given
+        assert RunConfig.model_validate(config.model_dump()) == config
+
+
+@pytest.mark.parametrize("size", [100_000, 800_000, 10_000_000])
+def test_a_size_that_is_asked_for_is_the_nearest_of_the_ladder(size: int) -> None:
+    found = n_params(planned(1_100_000, 60, size=size))
+    all_sizes = [n_params(planned(1_100_000, 60, n_layer=layers, n_embd=width)) for layers, width in plan.SHAPES]
+    assert abs(found / size - 1) == min(abs(other / size - 1) for other in all_sizes)
+
+
+def test_a_plan_fits_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    large = planned(100_000_000, 3600, GPU)
+    monkeypatch.setattr(memory, "available", lambda device: 1 << 30)
+    small = planned(100_000_000, 3600, GPU)
+    assert n_params(small) * small.optim.batch_size < n_params(large) * large.optim.batch_size
+    assert plan._bytes(small, 65) < 1 << 29
+
+
+def test_three_lines_say_why() -> None:
+    why = plan.plan(RunConfig.model_validate({"optim": {"time_budget": 600}}), (), text(1_100_000), TWO_CORES).why
+    assert len(why) == 3
+    assert "parameters" in why[0]
+    assert "tokens/s" in why[0]
+    assert "is read" in why[1]
+
+
+@pytest.mark.parametrize("tokens", [1e5, 1e6, 1e8])
+def test_the_law_expects_less_loss_of_more_tokens_more_text_and_smaller_batches(tokens: float) -> None:
+    t = Training(size=8e5, tokens=tokens, step_tokens=2048, block=128, dropout=0.0, text_tokens=1e6, chars_per_token=1.0)
+    now = LAW.nats_per_char(t)
+    assert LAW.nats_per_char(t._replace(tokens=2 * tokens)) <= now
+    assert LAW.nats_per_char(t._replace(text_tokens=2e6)) <= now
+    assert LAW.nats_per_char(t._replace(step_tokens=1024)) < now
+    assert LAW.nats_per_char(t._replace(tokens=1e12)) == pytest.approx(
+        LAW.nats_per_char(t._replace(tokens=LAW.enough_tokens(t))), abs=0.005
+    )
+
+
+def test_three_measured_steps_give_the_time_of_others() -> None:
+    def work(layers: int, width: int, windows: int) -> Work:
+        return Work.of(ModernConfig(n_layer=layers, n_embd=width, n_head=width // 32), windows, 65)
+
+    for machine in (TWO_CORES, GPU, Machine(50e9, 30e9, 1e-2)):
+        measured = [(w, machine.step_s(w)) for w in (work(2, 64, 8), work(2, 64, 32), work(2, 256, 16))]
+        found = fitted(measured)
+        for other in (work(4, 128, 16), work(6, 192, 8)):
+            assert found.step_s(other) == pytest.approx(machine.step_s(other), rel=0.25)
