@@ -69,7 +69,7 @@ def train(
     ] = False,
     print_config: Annotated[bool, switch("--print-config", "Show every setting and its source, and exit.")] = False,
     verify_data: Annotated[
-        bool, switch("--verify-data", "Hash the token files anew, not only where size or time of a file changed since they were hashed.")
+        bool, switch("--verify-data", "Read the text and hash the token files anew, not only where size or time of a file changed since.")
     ] = False,
     runs_dir: RunsDir = None,
     json: JsonFlag = False,

@@ -20,6 +20,7 @@ from typing import Any
 from minigpt_cli import registry
 from minigpt_cli.bounds import line
 from minigpt_cli.config import CLEANING, READING, DataConfig
+from minigpt_cli.data import scanned
 from minigpt_cli.data.atomic_folder import Preparing, atomic_folder, put_in_place, watched
 from minigpt_cli.data.dataset import RECORD, SPLITS, TOKENIZER, Dataset, DatasetRecord, cached, open_dataset, read_record
 from minigpt_cli.data.leak import leak_of
@@ -78,6 +79,11 @@ def prepare(
     check_output(out, config)
     with ExitStack() as stack:
         yield from watched(source.fetch, "downloading")
+        first, *more = config.sources if len(config.sources) > 1 else (source.label,)
+        name = _slug(first) + f"-and-{len(more)}-more" * bool(more)
+        state = scanned.state_of(source, config, tokenizer_kind.identity)
+        if state and not verify and (found := scanned.find([out] if out else data_dir.glob(f"{name}-*"), state)):
+            return replace(found, label=line(source.label))
         text = Text(source, config)
         yield from text.scan()
         splitter = Splitter(text, config)
@@ -85,20 +91,20 @@ def prepare(
             tokenizer_kind = tokenizer_kind.extended(text)
         key = _key(config, text, splitter, tokenizer_kind)
         chat = "" if source.split_by == "character" else "chat-"
-        first, *more = config.sources if len(config.sources) > 1 else (source.label,)
-        name = _slug(first) + f"-and-{len(more)}-more" * bool(more)
         target = out or data_dir / f"{name}-{chat}{_slug(tokenizer_kind.name)}-{key[:12]}"
         if (found := cached(target, key, verify=verify)) is None:
             folder = stack.enter_context(atomic_folder(target.parent, key[:16], keep=PROGRESS))
             yield from _build(folder, config, text, splitter, tokenizer_kind, key)
             put_in_place(folder, target, lambda there: cached(there, key) is not None)
             found = open_dataset(target)
-        return replace(
+        found = replace(
             found,
             label=line(source.label),
             origins=origins_of(text, splitter),
             notices=(*source.notices, *text.cleaning.notices, *splitter.notices(), *_shortened(config, found), *tokenizer_kind.notices),
         )
+        scanned.keep(found, state)
+        return found
 
 
 def prepared_folder(config: DataConfig) -> Path | None:
@@ -284,7 +290,7 @@ def _check_out(out: Path | None) -> None:
         return
     if not out.is_dir():
         raise UsageError(f"--out {out} is a file: name a folder")
-    ours = {RECORD, TOKENIZER, VERIFIED, *(f"{name}.bin" for name in SPLITS)}
+    ours = {RECORD, TOKENIZER, VERIFIED, scanned.SCANNED, *(f"{name}.bin" for name in SPLITS)}
     if not {path.name for path in out.iterdir()} <= ours:
         raise UsageError(f"--out {out} holds other files: name a new or empty folder")
 

@@ -77,11 +77,13 @@ class Text:
             for document in self.documents():
                 if self.n_documents and not chats:
                     sha256.update(END_OF_TEXT.encode())  # of the document before
-                own, before, tail = hashlib.sha256(), self.n_chars, ""
+                own = hashlib.sha256() if self.n_documents else sha256  # the first is hashed once
+                before, tail = self.n_chars, ""
                 for piece in document.pieces:
                     data = piece.text.encode("utf-8")
                     sha256.update(data)
-                    own.update(data)
+                    if self.n_documents:
+                        own.update(data)
                     self.n_chars += len(piece.text)
                     self.n_bytes += len(data)
                     if END_OF_TEXT in (near := tail + piece.text):

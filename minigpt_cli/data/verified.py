@@ -21,6 +21,16 @@ VERIFIED = "verified.json"
 _SETTLED_NS = 2 * 10**9  # a file changed later than so long ago may change again within one tick of the file system's clock
 
 
+def stamp_of(file: int | Path) -> list[int]:
+    """What changes when a file does: its size, times and place on the disk. Empty where it may change again unseen, or is not there."""
+    try:
+        stat = os.stat(file)
+    except OSError:
+        return []
+    settled = time.time_ns() - max(stat.st_mtime_ns, stat.st_ctime_ns) > _SETTLED_NS
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino] if settled else []
+
+
 class Verified:
     """The files of a folder whose hashes were found right."""
 
@@ -35,11 +45,9 @@ class Verified:
 
     def has(self, name: str, file: BinaryIO, sha256: str) -> bool:
         """Whether this hash of an open file was found right since the file was last changed. If not, the caller finds it out."""
-        stat = os.fstat(file.fileno())
-        stamp = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, sha256]
-        if time.time_ns() - max(stat.st_mtime_ns, stat.st_ctime_ns) > _SETTLED_NS:
-            self._opened[name] = stamp
-        return self._known.get(name) == stamp
+        if stamp := stamp_of(file.fileno()):
+            self._opened[name] = [*stamp, sha256]
+        return bool(stamp) and self._known.get(name) == self._opened[name]
 
     def save(self) -> None:
         """Every hash that was asked for is right: keep that, where the folder can be written to."""

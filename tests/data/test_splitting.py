@@ -39,6 +39,7 @@ class Documents:
     notices: list[str] = field(default_factory=list)
     skipped: dict[str, int] = field(default_factory=dict)
     fetched: list[Fetched] = field(default_factory=list)
+    on_disk: None = None
 
     def fetch(self, report: Report) -> None:
         pass

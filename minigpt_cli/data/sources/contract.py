@@ -6,7 +6,7 @@ A document of plain text is learned whole. Of a conversation the answers are lea
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO, Literal, NamedTuple, Protocol, TypeAlias
 
@@ -16,7 +16,7 @@ from minigpt_cli.runstore.records import Fetched
 from minigpt_cli.storage.downloads import Report
 
 if TYPE_CHECKING:
-    from pathlib import PurePath
+    from pathlib import Path, PurePath
 
 SplitBy: TypeAlias = Literal["character", "conversation"]
 SplitName: TypeAlias = Literal["train", "val", "test"]
@@ -52,6 +52,9 @@ class Source(Protocol):
 
     @property
     def marks(self) -> tuple[str, ...]: ...  # tokens that a tokenizer gets for this kind of source; each is a piece of its own
+
+    @property
+    def on_disk(self) -> Sequence[Path] | None: ...  # all that is read; None where it is not from files, or not as they are
 
     @property
     def split_by(self) -> SplitBy: ...  # where splits may be cut: in one long document, or between many
@@ -93,6 +96,11 @@ class PlainText(ABC):
     def fetched(self) -> list[Fetched]:
         """Nothing, or a file that is known by its name."""
         return []
+
+    @property
+    def on_disk(self) -> None:
+        """Not known."""
+        return None
 
     @property
     def n_bytes(self) -> int | None:

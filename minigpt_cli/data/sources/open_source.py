@@ -114,6 +114,12 @@ class Several:
         return None if None in sizes else sum(size or 0 for size in sizes)
 
     @property
+    def on_disk(self) -> Sequence[Path] | None:
+        """The files of all."""
+        of_each = [source.on_disk for source in self._sources]
+        return None if None in of_each else [path for paths in of_each for path in paths or ()]
+
+    @property
     def marks(self) -> tuple[str, ...]:
         """Those that all have."""
         return self._sources[0].marks

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
+from pathlib import Path
 
 from minigpt_cli.config import DataConfig
 from minigpt_cli.data.chat import TOKENS
@@ -44,6 +45,12 @@ class Files:
         """The size of all files; not known where the text in one has another size."""
         sizes = [source.size if source.path.suffix.lower() in _PLAIN else None for source in self.inputs()]
         return None if None in sizes else sum(size or 0 for size in sizes)
+
+    @property
+    def on_disk(self) -> Sequence[Path] | None:
+        """All files; None where one is a stream."""
+        paths = [source.path for source in self.inputs() if isinstance(source, File)]
+        return paths if len(paths) == len(self.inputs()) else None
 
     @property
     def fetched(self) -> list[Fetched]:

@@ -46,6 +46,11 @@ class TokenFolder:
         return self._dataset.n_bytes
 
     @property
+    def on_disk(self) -> None:
+        """Token files are no texts."""
+        return None
+
+    @property
     def marks(self) -> tuple[str, ...]:
         """The template's marks for conversations, none for texts."""
         return TOKENS if self._dataset.chats else ()
