@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from minigpt_cli.data import batches as module
 from minigpt_cli.data.batches import Batches
 from minigpt_cli.errors import TextTooShort
 
@@ -71,6 +72,19 @@ def test_epochs_have_orders_of_their_own() -> None:
     batches = make(batch_size=124)
     orders = [np.argsort(batches.starts(step)).tolist() for step in range(4)]
     assert len({str(order) for order in orders}) == 4
+
+
+@pytest.mark.parametrize(("bits", "drawn"), [(21, 1 << 20), (4, 16), (1, 1), (5, 7)])
+def test_the_order_is_that_of_the_random_values_however_many_are_sorted_at_once(bits: int, drawn: int, monkeypatch: Any) -> None:
+    monkeypatch.setattr(module, "_SORTED_BITS", bits)
+    monkeypatch.setattr(module, "_DRAWN", drawn)
+    batches = make(batch_size=5, seed=7)
+    found = np.concatenate([batches.starts(step) for step in range(50)])[: 2 * 124]
+    for epoch in range(2):
+        philox = np.random.Philox(key=np.array([7, 1], np.uint64), counter=np.array([0, epoch, 0, 0], np.uint64))
+        *values, last = philox.random_raw(125).tolist()
+        expected = [T * number + last % T for number in sorted(range(124), key=values.__getitem__)]
+        assert found[epoch * 124 : (epoch + 1) * 124].tolist() == expected
 
 
 @pytest.mark.parametrize("sampling", ["epoch", "random"])
