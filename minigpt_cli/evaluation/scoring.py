@@ -62,7 +62,7 @@ def token_nats(
     was_training = model.training
     model.eval()
     try:
-        with torch.inference_mode(), _exact_products():
+        with torch.inference_mode(), exact_products():
             for windows in _batches(len(tokens), len(before), block_size, stride, batch_rows(block_size, vocab_size)):
                 rows = torch.from_numpy(np.stack([tokens[w.start : w.end] for w in windows])).to(device, non_blocking=True)  # (B, T + 1)
                 logits, targets = model(rows[:, :-1]).logits, rows[:, 1:]  # (B, T, V), (B, T)
@@ -83,7 +83,7 @@ def batch_rows(block_size: int, vocab_size: int) -> int:
 
 
 @contextmanager
-def _exact_products() -> Iterator[None]:
+def exact_products() -> Iterator[None]:
     """Exact float32 products: no TF32 and no bfloat16 passes, whatever training chose."""
     chosen = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")

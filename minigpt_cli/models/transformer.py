@@ -9,6 +9,7 @@ Shapes: B batch, T tokens, C channels, D head size, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Any, cast
 
 import torch
@@ -71,13 +72,17 @@ class Transformer(nn.Module):
         return self.token_embedding.weight if self.head is None else self.head.weight
 
     def forward(self, ids: Tensor, cache: KVCache | None = None) -> Output:
+        x = self.embed(ids, 0 if cache is None else cache.length).to(self.compute_dtype)  # (B, T, C), the residual stream
+        return self.from_layer(0, x, ids, cache)
+
+    def from_layer(self, layer: int, x: Tensor, ids: Tensor, cache: KVCache | None = None) -> Output:
+        """The output for ids (B, T), given the residual stream x (B, T, C) that block `layer` reads."""
         start, T = 0 if cache is None else cache.length, ids.size(1)
         angles = rotary_angles(start, T, self.head_size, self.rope_theta, ids.device) if self.rope_theta else None
         # What a cache holds is one document.
         begins = None if self.end_of_text is None or cache is not None else document_begins(ids, self.end_of_text)
-        x = self.embed(ids, start).to(self.compute_dtype)  # (B, T, C), the residual stream
         aux_loss = torch.zeros((), device=x.device)
-        for block in self.blocks:
+        for block in islice(self.blocks, layer, None):
             x, aux = block(x, cache, angles, begins)
             aux_loss = aux_loss + aux
         if cache is not None:
