@@ -21,12 +21,12 @@ def sample_of(run: Run) -> str:
     if not run.record.files:
         return ""
     from minigpt_cli.data.opening import opening_of
-    from minigpt_cli.generation.open_run import open_model, sample_request
+    from minigpt_cli.generation.open_run import open_model, sample_pieces
 
     try:
         loaded = open_model(run)
         opening = opening_of(run.record, loaded.tokenizer)
-        text = "".join(step.text for step in loaded.steps(sample_request(loaded, opening))).strip("\n")
+        text = "".join(sample_pieces(loaded, opening)).strip("\n")
         return f"{opening.text}\n{text}" if opening.chat else text
     except MiniGPTError as error:
         console.warn(f"no sample of {run.name}: {error}")

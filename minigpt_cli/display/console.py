@@ -152,7 +152,8 @@ def progress(start: str = "", *, in_bytes: bool = False, quiet: bool = False) ->
     from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
     amount = DownloadColumn() if in_bytes else MofNCompleteColumn()
-    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), amount, TimeRemainingColumn())
+    bar_column = BarColumn(style="bright_black", complete_style="cyan", finished_style="green")
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), bar_column, amount, TimeRemainingColumn())
     bar = Progress(*columns, console=stderr(), transient=True)
     task = bar.add_task("", total=None)
     if start:

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
     from minigpt_cli.runstore.directory import Run
 
+_SAMPLE_LINES = 12
+
 
 def training_view(
     *, json: bool = False, quiet: bool = False, time_limit_s: float = 0.0, standings: Standings | None = None
@@ -249,6 +251,6 @@ def print_ending(run: Run, stopped: Stopped, commands: Sequence[str], sample: st
         console.write_labelled("", f"{per_token}on {where}, at step {best.step:,}")
     if sample:
         console.write("sample")
-        for line in printable(unix_lines(sample)).splitlines():
+        for line in printable(unix_lines(sample)).splitlines()[:_SAMPLE_LINES]:
             console.write_wrapped(f"  {line}".rstrip(), "  ")
     console.write("next    " + "\n        ".join(map(one_line, commands)))

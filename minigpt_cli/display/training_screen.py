@@ -260,6 +260,7 @@ def progress_bar(done: int, total: int, parts: Sequence[str], width: int) -> Tab
         total=max(total, 1),
         completed=min(done, total),
         width=max(6, min(30, width - len(text) - 1)),
+        style="bright_black",  # rich's own is black on a light background
         complete_style="cyan",
         finished_style="green",
     )

@@ -6,7 +6,7 @@ weights (not float32, adapters).
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -92,11 +92,14 @@ def in_training(model: Any, config: RunConfig, record: RunRecord, tokenizer: Tok
     return LoadedModel(record.name, step, config, tokenizer, tokenizer.token_bytes(), model, engine, **bounds)
 
 
-def sample_request(loaded: LoadedModel, opening: Opening, prompt: str = "") -> GenerationRequest:
-    """A sample with the run's own seed. It continues `prompt`, or begins a document; of conversations it answers `prompt` or `opening`."""
+def sample_pieces(loaded: LoadedModel, opening: Opening, prompt: str = "") -> Iterator[str]:
+    """A sample with the run's own seed, piece by piece: what follows `prompt`, or short documents, a line each; of conversations, the
+    answer to `prompt` or to `opening`."""
     asked = (opening._replace(text=prompt) if prompt else opening).raw if opening.chat else prompt
-    stop = TOKENS if opening.chat else loaded.ends
-    return GenerationRequest(loaded.prompt_ids(asked), max_new_tokens=_SAMPLE_TOKENS, seed=loaded.config.seed, stop=stop)
+    stop = TOKENS if opening.chat else ()
+    request = GenerationRequest(loaded.prompt_ids(asked), max_new_tokens=_SAMPLE_TOKENS, seed=loaded.config.seed, stop=stop)
+    for step in loaded.steps(request):
+        yield step.text.replace(END_OF_TEXT, "\n")
 
 
 def _read(folder: Path, record: RunRecord, run: Run, which: str, engine: str) -> LoadedModel | None:

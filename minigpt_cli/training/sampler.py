@@ -9,7 +9,7 @@ from minigpt_cli.config import RunConfig
 from minigpt_cli.data.opening import opening_of
 from minigpt_cli.errors import MiniGPTError
 from minigpt_cli.events import Sampled, Sampling
-from minigpt_cli.generation.open_run import in_training, sample_request
+from minigpt_cli.generation.open_run import in_training, sample_pieces
 from minigpt_cli.runstore.records import RunRecord
 from minigpt_cli.tokenization.contract import Tokenizer
 from minigpt_cli.training.state import TrainingState
@@ -44,10 +44,10 @@ class Sampler:
                 loaded = in_training(model, self._config, record, self._tokenizer, step)
                 opening = opening_of(record, self._tokenizer)
                 prompt = self._prompt or (opening.text if opening.chat else "")
-                for piece in loaded.steps(sample_request(loaded, opening, self._prompt)):
+                for piece in sample_pieces(loaded, opening, self._prompt):
                     if stops():
                         return None
-                    text = (text + piece.text)[:_LONGEST]
+                    text = (text + piece)[:_LONGEST]
                     show(Sampling(run=record.name, step=step, prompt=prompt, text=text))
         except MiniGPTError:
             return None

@@ -70,6 +70,15 @@ def test_another_prompt_may_be_given_to_a_resumed_run(trained: Path, cli: Any) -
     assert RunStore("runs").find("first").config.eval.sample_prompt == "that is the"
 
 
+def test_a_sample_of_short_documents_is_several_of_them(home: Path, cli: Any, tiny: list[str]) -> None:
+    Path("names.txt").write_text("".join(f"{a}{b}\n" for a in "abcdefgh" for b in "abcdefgh" * 5), encoding="utf-8")
+    done = cli("train", "names.txt", "--documents", "lines", *tiny, "--max-steps", "60", "--lr", "0.1")
+    assert done.code == 0, done.err
+    sample = done.out.partition("sample\n")[2].partition("next ")[0]
+    assert len(sample.splitlines()) > 5
+    assert "<|" not in sample
+
+
 def test_a_prompt_with_unknown_characters_is_one_line_and_leaves_no_run(trained: Path, cli: Any, tiny: list[str]) -> None:
     done = cli("train", "text.txt", "--name", "none", "--sample-prompt", "été", *tiny)
     assert done.code == 2
