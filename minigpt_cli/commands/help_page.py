@@ -66,7 +66,7 @@ def page(command: Any, ctx: Any, *, everything: bool = False) -> str:
     for name, subcommand in inner.items():
         lines += _entry(name, subcommand.get_short_help_str(200), width)
     if everyday and not everything:
-        lines += ["", f"Values in brackets are the defaults. Every flag: {ctx.command_path} --help-all"]
+        lines += ["", *_wrapped(f"Values in brackets are the defaults. Every flag: {ctx.command_path} --help-all", width)]
     return "\n".join(lines) + "\n"
 
 
@@ -91,14 +91,22 @@ def _choices(parameter: Any) -> str:
 
 
 def _text(help_text: str, width: int) -> list[str]:
-    """A docstring: its block of examples as it is, other paragraphs in lines of whole words."""
+    """A docstring: its block of examples line by line, other paragraphs in lines of whole words."""
     lines: list[str] = []
     for block in help_text.replace("\b\n", "").replace("\\b\n", "").strip().split("\n\n"):
         if block.lstrip().startswith("Examples:"):
-            lines += [line.rstrip() for line in textwrap.dedent(block).splitlines()]
+            lines += [part for line in textwrap.dedent(block).splitlines() for part in _example(line.rstrip(), width)]
         else:
             lines += ["", *_wrapped(_MARKUP.sub("", " ".join(block.split())), width)]
     return lines
+
+
+def _example(line: str, width: int) -> list[str]:
+    """A command with what it does behind it, or under it where both are too long for a line."""
+    command, gap, does = line.strip().partition("  ")
+    if len(line) <= width or not gap:
+        return [line]
+    return [f"  {command}", *(f"      {part}" for part in _wrapped(does.strip(), width - 6))]
 
 
 def _wrapped(text: str, width: int) -> list[str]:

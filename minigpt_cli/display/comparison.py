@@ -13,7 +13,7 @@ from minigpt_cli.display.charts import chart_on_screen
 from minigpt_cli.display.run_tables import print_differences
 from minigpt_cli.display.tables import PAIR, Column, as_markdown, print_columns, print_table
 from minigpt_cli.display.terminal_chart import Curve
-from minigpt_cli.escaping import markdown, one_line, printable
+from minigpt_cli.escaping import markdown, one_line, printable, unix_lines
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -49,7 +49,7 @@ class Compared:
 
 def print_comparison(found: Compared) -> None:
     """Print all sections."""
-    console.write(f"text    {one_line(found.text)}")
+    console.write_labelled("text", found.text)
     _heading("settings that differ")
     print_differences(found.names, found.differences)
     _heading("scores")
@@ -207,7 +207,7 @@ def _print_passages(a: str, b: str, passages: Sequence[Passage]) -> None:
             out.print(Padding(Text(about, style="dim"), (1, 0, 0, 2)))
             out.print(Padding(_coloured(passage), (0, 0, 0, 4)))
         else:
-            text = printable(passage.text.replace("\n", "⏎"), keep="")
+            text = printable(unix_lines(passage.text).replace("\n", "⏎"), keep="")
             console.write_wrapped(f"  {about}", "  ")
             console.write_wrapped(f"    {text}", "    ")
 
@@ -227,7 +227,7 @@ def _coloured(passage: Passage) -> Text:
     for character, difference in zip(passage.text, passage.differences.tolist(), strict=True):
         colour = PAIR[0] if difference < 0 else PAIR[1]
         much, some = Style(color="color(231)", bgcolor=colour, bold=True), Style(color=colour)
-        shown = "⏎\n" if character == "\n" else printable(character, keep="")
+        shown = {"\n": "⏎\n", "\r": ""}.get(character, printable(character, keep=""))
         text.append(shown, much if abs(difference) >= _MUCH else some if abs(difference) >= _SOME else None)
     return text
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TextIO
 
 from minigpt_cli.display import waiting
@@ -27,6 +28,7 @@ Advance = Callable[[str, float, float | None], None]
 """Called with the name of the work, the amount done, and the total amount (None: not known)."""
 
 _WARNING = "Warning: "
+_LABEL = re.compile(r"\w+ {2,}")  # before a notice, such as `text        `
 _PLAIN_WIDTH = 400  # in a pipe lines are not wrapped: a file or a program reads them
 
 
@@ -65,16 +67,24 @@ def write(text: str, end: str = "\n") -> None:
     sys.stdout.flush()
 
 
-def write_labelled(label: str, text: str) -> None:
-    """Print `text`, one line, to stdout behind a label of at most seven characters; a terminal gets it in lines of whole words."""
-    write_wrapped(f"{label:<7} {one_line(text)}", " " * 8)
+def write_labelled(label: str, text: str, width: int = 7) -> None:
+    """Print `text`, one line, to stdout behind a label of at most `width` characters; a terminal gets it in lines of whole words."""
+    write_wrapped(f"{label:<{width}} {one_line(text)}", " " * (width + 1))
 
 
 def write_wrapped(line: str, indent: str = "") -> None:
     """Print `line` to stdout; a terminal gets it in lines of whole words, each but the first with `indent`."""
-    if is_terminal(sys.stdout):
-        line = textwrap.fill(line, max(30, stdout().width), subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
-    write(line)
+    write(_in_whole_words(line, sys.stdout, indent))
+
+
+def _in_whole_words(line: str, stream: TextIO, indent: str) -> str:
+    """`line` in lines of whole words where a terminal shows it; each but the first begins with `indent`."""
+    if not is_terminal(stream):
+        return line
+    width = 80  # of a terminal that does not tell
+    with suppress(OSError, ValueError):
+        width = int(os.environ.get("COLUMNS") or os.get_terminal_size(stream.fileno()).columns or width)
+    return textwrap.fill(line, max(30, width), subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def write_json(value: Any, *, indent: int | None = 2) -> None:
@@ -132,13 +142,12 @@ def error(message: str) -> None:
 
 def _print_line(message: str, label: str, colour: str) -> None:
     waiting.remove()
-    line = one_line(message)
-    if not use_colour(sys.stderr):
-        line = label + line
-    elif label:
-        line = f"\x1b[{colour}m{label}\x1b[0m{line}"
-    else:
-        line = f"\x1b[{colour}m{line}\x1b[0m"
+    line = label + one_line(message)
+    begins = _LABEL.match(line)
+    line = _in_whole_words(line, sys.stderr, " " * (begins.end() if begins else 2))
+    if use_colour(sys.stderr):
+        coloured = label or line
+        line = f"\x1b[{colour}m{coloured}\x1b[0m{line.removeprefix(coloured)}"
     sys.stderr.write(line + "\n")
     sys.stderr.flush()
 

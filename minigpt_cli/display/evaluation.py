@@ -60,7 +60,8 @@ def _bar(share: float) -> str:
 
 def print_test_gap(selected: float, test: float) -> None:
     """Print the difference between the test score and the validation score that selected the checkpoint."""
-    console.write(f"gap     {test - selected:+.4f} nats per character from {selected:.4f}, the validation score that chose this checkpoint")
+    gap = f"{test - selected:+.4f} nats per character from {selected:.4f}"
+    console.write_labelled("gap", f"{gap}, the validation score that chose this checkpoint")
 
 
 def print_memorisation(found: Memorisation) -> None:

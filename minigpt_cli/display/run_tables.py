@@ -132,6 +132,7 @@ def _facts(record: RunRecord, status: str, annotations: Annotations) -> list[tup
     active = "" if record.n_active_params == record.n_params else f", {record.n_active_params:,} active"
     commit = f"{record.git_commit[:12]}{' with changes' if record.git_dirty else ''}" if record.git_commit else ""
     text = f"{corpus.label} (sha256 {corpus.sha256[:12]})" if corpus else ""
+    threads = f"{record.threads} thread{'s' * (record.threads > 1)}" if record.threads else ""
     splits = corpus.splits.items() if corpus else ()
     sizes = ", ".join(f"{name} {split.n_tokens:,} tokens / {split.n_chars:,} characters" for name, split in splits)
     return [
@@ -145,7 +146,7 @@ def _facts(record: RunRecord, status: str, annotations: Annotations) -> list[tup
         ("", sizes),
         ("leak", corpus.leak.in_words if corpus and corpus.leak else ""),
         *(("fetched", line) for line in _fetched(corpus)),
-        ("machine", ", ".join(filter(None, [record.device, record.device_name, f"{record.threads} threads" if record.threads else ""]))),
+        ("machine", ", ".join(filter(None, [record.device, record.device_name, threads]))),
         ("versions", ", ".join(f"{name} {number}" for name, number in record.versions.items())),
         ("commit", commit),
         ("command", shlex.join(record.argv)),

@@ -7,11 +7,12 @@ from typing import Any
 
 from minigpt_cli.data.preview import RARE, Preview
 from minigpt_cli.display import console
-from minigpt_cli.escaping import one_line
+from minigpt_cli.escaping import unix_lines
 from minigpt_cli.runstore.records import Leak
 from minigpt_cli.tokenization.contract import END_OF_TEXT
 
 _WIDTH = 100  # of a window
+_LABEL = 11
 
 
 def print_summary(label: str, summary: Mapping[str, Any]) -> None:
@@ -24,7 +25,7 @@ def print_summary(label: str, summary: Mapping[str, Any]) -> None:
         ("written to", summary["out"]),
         ("sha256", summary["sha256"]),
     ):
-        console.write(one_line(f"{name:<11} {value}"))
+        console.write_labelled(name, value, _LABEL)
 
 
 def print_preview(found: Preview, n_documents: int, leak: Leak | None) -> None:
@@ -45,10 +46,10 @@ def print_preview(found: Preview, n_documents: int, leak: Leak | None) -> None:
     if leak is not None:
         lines.append(("leak", leak.in_words))
     for name, value in lines:
-        console.write(one_line(f"{name:<11} {value}"))
+        console.write_labelled(name, value, _LABEL)
     for window in found.windows:
-        marked = window.replace(END_OF_TEXT, " ■ ").replace("\n", "⏎")
-        console.write(one_line(f"{'window':<11} {marked[:_WIDTH]}"))
+        marked = unix_lines(window).replace(END_OF_TEXT, " ■ ").replace("\n", "⏎")
+        console.write_labelled("window", marked[:_WIDTH], _LABEL)
     for warning in found.warnings:
         console.warn(warning)
 

@@ -34,6 +34,8 @@ REASONS = {
     "failed": "failed",
     "imported": "imported",
 }  # why a run ended, as people say it
+_DEVICES = {"cpu": "on the CPU", "cuda": "on the GPU", "mps": "on Apple's GPU"}
+_PRECISIONS = {"fp32": " in 32 bits", "bf16": " in 16 bits", "fp16": " in 16 bits"}
 LINE_BREAK = " ⏎ "  # in a text that is shown in one line
 _FEW_ROWS, _MOST_CURVE, _MOST_SAMPLE = 5, 8, 9  # lines of the table, the curves and the sample where all are shown
 _LEAST_SAMPLE = 3
@@ -43,10 +45,10 @@ _LEVELS = " ▁▂▃▄▅▆▇█"
 def describe_start(event: Started) -> str:
     """The run in one line: its model, text and device."""
     active = "" if event.n_active_params == event.n_params else f" ({format.count(event.n_active_params)} active)"
-    how = f"{event.precision}, {event.attention} attention{', compiled' if event.compiled else ''}"
+    where = _DEVICES.get(event.device, event.device) + _PRECISIONS.get(event.precision, "") + (", compiled" if event.compiled else "")
     return (
-        f"{event.run}: {event.arch}, {format.count(event.n_params)} parameters{active}, vocabulary {event.vocab_size:,}, "
-        f"{event.train_tokens:,} training tokens; {event.device}, {how}; {event.max_steps:,} steps"
+        f"{event.run}: {event.arch}, {format.count(event.n_params)} parameters{active}, a vocabulary of {event.vocab_size:,}; "
+        f"{event.max_steps:,} steps over {event.train_tokens:,} training tokens, {where}"
     )
 
 

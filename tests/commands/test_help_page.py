@@ -18,8 +18,9 @@ PAGES = ["", "train", "generate", "eval", "compare", "runs", "runs list", "runs 
 def test_help_fits_and_breaks_no_word(command: str, width: int, cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", str(width))
     text = cli(*command.split(), "--help").out
-    body = text[text.index("\n\n", text.index("Examples:")) :]  # examples are lines to copy
-    assert all(len(line) <= max(width, 78) for line in body.splitlines())
+    body = text[text.index("\n\n", text.index("Examples:")) :]
+    commands = [line for line in text.splitlines() if re.match(r"  minigpt \S.*\S$", line) and "   " not in line.strip()]  # lines to copy
+    assert not [line for line in text.splitlines() if len(line) > width and line not in commands]
     assert not re.search(r"<\w+>|<=x|<list|[│╭╰]", body.replace("MINIGPT_<NAME>", ""))
 
 

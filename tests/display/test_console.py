@@ -35,6 +35,20 @@ def test_csv_is_raw_for_a_program_and_harmless_for_a_terminal(capsys: pytest.Cap
         assert capsys.readouterr().out == shown
 
 
+@pytest.mark.parametrize("width", [40, 60])
+def test_notices_break_between_words_on_a_terminal(width: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console, "is_terminal", lambda stream: True)
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("NO_COLOR", "1")
+    words = "the validation split is large: evaluations draw three batches; the best is scored on all of it at the end"
+    for say, begin in ((console.notice, "text        "), (console.error, ""), (console.warn, "")):
+        say(begin + words)
+        lines = capsys.readouterr().err.splitlines()
+        assert max(map(len, lines)) <= width
+        assert " ".join(" ".join(lines).split()).endswith(words)
+        assert {len(line) - len(line.lstrip()) for line in lines[1:]} == {len(begin) or 2}
+
+
 def test_words_say_which_stream_they_belong_to(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
     console.write("result")
