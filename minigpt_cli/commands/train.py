@@ -161,6 +161,7 @@ def _dry_run(context: Context, resolved: Resolved) -> None:
     planner.choose_device(resolved.config.compute.device)
     dataset, world = context.dataset(resolved.config.data), context.processes()
     config, why = planned(context, resolved, resolved.config, dataset)
+    dataset = context.dataset(config.data)  # in the tokens of the plan
     with world.announced(Announcement(config, dataset.dir, dataset.key, dry_run=True)):
         plan = planner.dry_run(config, world.each(lambda: dataset), world)
     for notice in (*resolved.notices, *why, *plan.notices):

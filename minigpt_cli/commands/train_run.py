@@ -121,6 +121,7 @@ def train_new(context: Context, wanted: Resolved, name: str | None = None, group
         config = config.changed(data=dict(dataset.cleaned))  # of prepared tokens: prompts are to be read like their text
         context.datasets[config.data] = dataset
         config, why = planned(context, wanted, config, dataset)
+        dataset = context.dataset(config.data)  # in the tokens of the plan
         timed = begun if config.optim.max_steps == 0 else None
         announced = Announcement(config, dataset.dir, dataset.key, origin, origin.base() if origin else None, begun=timed)
         with world.announced(announced):

@@ -3,12 +3,13 @@
 The form is that of data-constrained scaling (Muennighoff et al. 2023, "Scaling Data-Constrained Language Models"): what a model is too
 small for, plus what it has not seen,
 
-    loss = E + A / size^a + B / seen^b
+    loss = E + (A / size^a + B / seen^b) / characters_per_token^c
 
-in nats per character; size is the number of weights inside the blocks, seen the characters read. Three things make `seen` differ from
-the tokens read. Passes over the same text are worth less each time, the less the larger the model is for the text, and dropout slows
-that down. A batch larger than the critical one wastes tokens (McCandlish et al. 2018, "An Empirical Model of Large-Batch Training"). And
-a learned vocabulary packs several characters into a token. E belongs to the text and is the same for every plan of it.
+in nats per character; size is the number of weights inside the blocks, seen the tokens read. Two things make `seen` differ from what was
+read. Passes over the same text are worth less each time, the less the larger the model is for the text, and dropout slows that down. And
+a batch larger than the critical one wastes tokens (McCandlish et al. 2018, "An Empirical Model of Large-Batch Training"). A learned
+vocabulary packs several characters into a token, which leaves less to learn and makes the text shorter, so that it is read more often. E
+belongs to the text and is the same for every plan of it.
 
 The coefficients were fitted with `tests/benchmarks/planning.py fit` to the runs in `tests/benchmarks/planning.csv`; RESULTS.md shows how
 well they predict texts that they were not fitted to.
@@ -20,7 +21,6 @@ from math import exp, pow, sqrt
 from typing import NamedTuple
 
 from minigpt_cli.config import RunConfig
-from minigpt_cli.data.dataset import Dataset
 
 
 class Training(NamedTuple):
@@ -35,11 +35,12 @@ class Training(NamedTuple):
     chars_per_token: float
 
     @classmethod
-    def of(cls, config: RunConfig, dataset: Dataset, tokens: float = 0.0, processes: int = 1) -> Training:
-        """The training of a configuration that reads so many tokens."""
-        model, n = config.model, len(dataset.train.tokens)
+    def of(cls, config: RunConfig, text_tokens: int, chars_per_token: float, processes: int = 1) -> Training:
+        """The training of a configuration, before its first token."""
+        model = config.model
         step_tokens = config.optim.windows * processes * model.block_size
-        return cls(weights(model), tokens, step_tokens, model.block_size, getattr(model, "dropout", 0.0), n, dataset.train.n_chars / n)
+        dropout = getattr(model, "dropout", 0.0)
+        return cls(weights(model), 0.0, step_tokens, model.block_size, dropout, text_tokens, chars_per_token)
 
 
 class Law(NamedTuple):
@@ -58,6 +59,7 @@ class Law(NamedTuple):
     useful: float = 6.0  # weights for each token of text that can be of use at most
     useful_dropout: float = 2.0  # by which dropout raises them (exponent)
     dropout: float = 3.32  # by which dropout makes a model smaller (exponent)
+    packed: float = 0.24  # c: by which what is lost falls with the characters of a token
     context: float = 0.05  # nats per character lost with windows of 128 characters
 
     def nats_per_char(self, t: Training) -> float:
@@ -65,18 +67,19 @@ class Law(NamedTuple):
         size, useful = t.size * exp(-self.dropout * t.dropout), self.useful * t.text_tokens * exp(self.useful_dropout * t.dropout)
         size = size * useful / (size + useful)
         lost = self.small / pow(size, self.small_power) + self.unseen / pow(self._seen(t), self.unseen_power)
-        return self.floor + lost + self.context * sqrt(128 / (t.block * t.chars_per_token))
+        lost += self.context * sqrt(128 / t.block)
+        return self.floor + lost / pow(t.chars_per_token, self.packed)
 
     def enough_tokens(self, t: Training) -> float:
         """The tokens after which this training learns nothing more; at least those of ten passes and of 400 steps."""
         return max(t.text_tokens * (1 + 6 * self._lasting(t)), 10 * t.text_tokens, 400 * t.step_tokens)
 
     def _seen(self, t: Training) -> float:
-        """Characters of fresh text that would have taught as much."""
+        """Tokens of fresh text that would have taught as much."""
         more, lasting = max(0.0, t.tokens / t.text_tokens - 1), self._lasting(t)  # passes after the first
         fresh = min(t.tokens, t.text_tokens) + t.text_tokens * lasting * (1 - exp(-more / lasting))
         critical = self.batch * pow(fresh / 1e6, self.batch_power)
-        return fresh / (1 + t.step_tokens / critical) * t.chars_per_token
+        return fresh / (1 + t.step_tokens / critical)
 
     def _lasting(self, t: Training) -> float:
         return self.passes * pow(t.text_tokens / t.size, self.passes_power) * exp(self.passes_dropout * t.dropout)

@@ -1,8 +1,8 @@
 """Chooses what a person left open, for this text, this time budget and the speed measured here.
 
-Every combination of shape, window, batch and dropout is given the steps that fit the budget, the law (law.py) says with what loss it
-would end, and the smallest wins; of nearly equal ones the smaller model. A setting that was given stays as it is, and the rest is planned
-around it.
+Every combination of tokens, shape, window, batch and dropout is given the steps that fit the budget, the law (law.py) says with what
+loss it would end, and the smallest wins; of nearly equal ones the smaller model. A setting that was given stays as it is, and the rest is
+planned around it.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from minigpt_cli.training import memory, precision
 from minigpt_cli.training.law import LAW, Training, learning_rates
 from minigpt_cli.training.machine import Machine, Work, measured
 from minigpt_cli.training.planner import choose_device
+from minigpt_cli.training.vocabularies import Text, possible
 
 SHAPES = (  # layers, width
     (2, 64),
@@ -49,6 +50,8 @@ SETTINGS = (  # that are planned where they are not given
     "optim.batch_size",
     "optim.lr",
     "optim.muon_lr",
+    "data.tokenizer",
+    "data.vocab_size",
 )
 _WEIGHTS_PER_TOKEN = 3  # of the training text, at most; what is larger memorises it before it has learned
 _ALWAYS_WEIGHTS = 100_000
@@ -74,6 +77,7 @@ class _Candidate(NamedTuple):
     """A possible training, and what is expected of it."""
 
     config: RunConfig
+    text: Text
     training: Training
     tokens_per_s: float
     nats_per_char: float
@@ -92,36 +96,44 @@ def this_machine(config: RunConfig, dataset: Dataset) -> Machine:
 
 def plan(config: RunConfig, given: Collection[str], dataset: Dataset, machine: Machine, size: int = 0) -> Plan:
     """The best of all candidates. `given`: the settings that stay as they are; `size`: the parameters wanted, or 0."""
-    vocab_size = dataset.tokenizer.vocab_size
+    return best(config, given, possible(config, given, dataset), machine, size)
+
+
+def best(config: RunConfig, given: Collection[str], texts: Sequence[Text], machine: Machine, size: int = 0) -> Plan:
+    """The best of all candidates for a text that is cut in one of several ways."""
     free = memory.available(torch.device(choose_device(config.compute.device)[0]))
-    configs = [c for c in _configs(config, given, dataset, size) if free is None or _bytes(c, vocab_size) < _MEMORY_SHARE * free]
+    most = float("inf") if free is None else _MEMORY_SHARE * free
+    configs = [(c, text) for text in texts for c in _configs(config, given, text, size) if _bytes(c, text.vocab_size) < most]
     if not configs:  # the planner says later what does not fit
         return Plan(config, [])
-    candidates = [_candidate(c, dataset, machine, _TRAINED_SHARE * config.optim.time_budget) for c in configs]
+    candidates = [_candidate(c, text, machine) for c, text in configs]
     least = min(c.nats_per_char for c in candidates)
     chosen = min((c for c in candidates if c.nats_per_char <= least + _NEARLY), key=lambda c: (c.training.size, c.nats_per_char))
-    return Plan(chosen.config, _why(chosen, dataset))
+    return Plan(chosen.config, _why(chosen))
 
 
-def _configs(config: RunConfig, given: Collection[str], dataset: Dataset, size: int) -> Iterator[RunConfig]:
+def _configs(config: RunConfig, given: Collection[str], text: Text, size: int) -> Iterator[RunConfig]:
     """Every configuration that keeps what is given."""
 
     def choices(name: str, now: Any, wanted: Sequence[Any]) -> Sequence[Any]:
         return [now] if name in given else wanted
 
     model, optim = config.model, config.optim
-    longest = len(dataset.val.tokens) // _LEAST_VAL_WINDOWS
+    data = (
+        {"tokenizer": text.tokenizer, "vocab_size": text.vocab_size} if text.tokenizer == "bpe" and config.data.tokenizer != "bpe" else {}
+    )
+    longest = text.val_tokens // _LEAST_VAL_WINDOWS
     blocks = choices("block_size", model.block_size, [b for b in BLOCKS if b <= longest] or BLOCKS[:1])
     batches = choices("batch_size", optim.batch_size, BATCHES)
     dropouts = choices("dropout", getattr(model, "dropout", 0.0), DROPOUTS)
-    for shape in _shapes(model, given, dataset.tokenizer.vocab_size, len(dataset.train.tokens), size):
+    for shape in _shapes(model, given, text, size):
         rates = {name: value for name, value in learning_rates(shape["n_embd"]).items() if name not in given}
         for block, batch, dropout in product(blocks, batches, dropouts):
             planned = model.model_copy(update={**shape, "block_size": block, "dropout": dropout})
-            yield config.model_copy(update={"model": planned}).changed(optim={"batch_size": batch, **rates})
+            yield config.model_copy(update={"model": planned}).changed(data=data, optim={"batch_size": batch, **rates})
 
 
-def _shapes(model: Any, given: Collection[str], vocab_size: int, text_tokens: int, size: int) -> list[dict[str, int]]:
+def _shapes(model: Any, given: Collection[str], text: Text, size: int) -> list[dict[str, int]]:
     """Layers, width and heads, each shape once; with `size` (and so no limit) only the one whose parameters are nearest to it."""
     found: list[dict[str, int]] = []
     for layers, width in SHAPES:
@@ -132,9 +144,9 @@ def _shapes(model: Any, given: Collection[str], vocab_size: int, text_tokens: in
         if shape not in found and width % heads == 0 and (width // heads) % 2 == 0:
             found.append(shape)
     if not size:
-        most = max(_ALWAYS_WEIGHTS, _WEIGHTS_PER_TOKEN * text_tokens)
+        most = max(_ALWAYS_WEIGHTS, _WEIGHTS_PER_TOKEN * text.train_tokens)
         return [s for s in found if 12 * s["n_layer"] * s["n_embd"] ** 2 <= most] or found[:1]
-    return [min(found, key=lambda s: abs(_n_params(model.model_copy(update=s), vocab_size) / size - 1))]
+    return [min(found, key=lambda s: abs(_n_params(model.model_copy(update=s), text.vocab_size) / size - 1))]
 
 
 def _heads(width: int, kv_heads: int) -> int:
@@ -156,27 +168,32 @@ def _bytes(config: RunConfig, vocab_size: int) -> int:
     return int(4 * (_COPIES * _n_params(model, vocab_size) + kept))
 
 
-def _candidate(config: RunConfig, dataset: Dataset, machine: Machine, seconds: float) -> _Candidate:
-    """The training of `config` for so many seconds, or for as long as it learns something."""
-    training = Training.of(config, dataset)
-    work = Work.of(config.model, config.optim.windows, dataset.tokenizer.vocab_size)  # type: ignore[arg-type]
+def _candidate(config: RunConfig, text: Text, machine: Machine) -> _Candidate:
+    """The training of `config` for its time budget, or for as long as it learns something."""
+    training = Training.of(config, text.train_tokens, text.chars_per_token)
+    work = Work.of(config.model, config.optim.windows, text.vocab_size)  # type: ignore[arg-type]
     tokens_per_s = training.step_tokens / machine.step_s(work)
-    training = training._replace(tokens=max(training.step_tokens, min(seconds * tokens_per_s, LAW.enough_tokens(training))))
-    return _Candidate(config, training, tokens_per_s, LAW.nats_per_char(training))
+    fitting = _TRAINED_SHARE * config.optim.time_budget * tokens_per_s
+    training = training._replace(tokens=max(training.step_tokens, min(fitting, LAW.enough_tokens(training))))
+    return _Candidate(config, text, training, tokens_per_s, LAW.nats_per_char(training))
 
 
-def _why(chosen: _Candidate, dataset: Dataset) -> list[str]:
+def _why(chosen: _Candidate) -> list[str]:
     """What was chosen and why, for a person."""
     model: Any = chosen.config.model
     passes = chosen.training.tokens / chosen.training.text_tokens
     read = f"{_many(passes)} times" if passes >= 1.05 else "in part" if passes < 0.95 else "once"
-    size = _count(_n_params(model, dataset.tokenizer.vocab_size))
+    size = _count(_n_params(model, chosen.text.vocab_size))
+    n_tokens = _count(chosen.training.text_tokens)
+    tokens = (
+        f"{n_tokens} tokens" if chosen.text.tokenizer != "bpe" else f"{n_tokens} byte pairs of {chosen.text.chars_per_token:.1f} characters"
+    )
     dropout = f"dropout {model.dropout:g}, because" if model.dropout else "no dropout:"
-    first = f"{size} parameters, {model.n_layer} layers, {model.n_embd} wide"
-    speed = f"{_count(chosen.tokens_per_s)} tokens/s"
+    budget = _time(chosen.config.optim.time_budget)
     return [
-        f"plan: {first}: expected to learn most in {_time(chosen.config.optim.time_budget)}, at about {speed}",
-        f"plan: {dropout} this text of {_count(chosen.training.text_tokens)} tokens is read {read}",
+        f"plan: {size} parameters, {model.n_layer} layers, {model.n_embd} wide: expected to learn most in {budget}, "
+        f"at about {_count(chosen.tokens_per_s)} tokens/s",
+        f"plan: {dropout} this text of {tokens} is read {read}",
         f"plan: batches of {chosen.config.optim.batch_size} windows of {model.block_size} tokens: smaller ones learn more from a text, "
         "larger ones are faster",
     ]

@@ -13,6 +13,7 @@ from minigpt_cli.config import RunConfig
 from minigpt_cli.errors import UsageError
 from minigpt_cli.training import plan
 from minigpt_cli.training.machine import Machine
+from minigpt_cli.training.vocabularies import Text
 
 SLOW = Machine(flops_per_s=5e9, bytes_per_s=1e9, delay_s=1e-3)
 PLANNED = ("n_layer", "n_embd", "n_head", "block_size", "dropout", "batch_size", "lr", "muon_lr")
@@ -99,3 +100,17 @@ def test_a_size_that_no_plan_would_keep_is_refused(trained: Path, cli: Any) -> N
     done = cli("train", "text.txt", "--size", "100k", "--max-steps", "3")
     assert done.code == 2
     assert "--max-steps leaves nothing to plan" in done.err
+
+
+def test_byte_pairs_that_are_planned_are_learned_and_kept(
+    trained: Path, cli: Any, machines: list[Machine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "possible", lambda *given: [Text("bpe", 300, 1000, 300, 1.2)])
+    flags = ("--time-budget", "0.2s", "--threads", "1", "--n-layer", "1", "--block-size", "16")
+    done = cli("train", "text.txt", *flags, "--name", "pairs")
+    assert done.code == 0, done.err
+    config = RunConfig.model_validate_json(Path("runs/pairs/config.json").read_bytes())
+    assert (config.data.tokenizer, config.data.vocab_size) == ("bpe", 300)
+    assert len(json.loads(Path("runs/pairs/tokenizer.json").read_bytes())["model"]["vocab"]) == 300
+    assert cli("train", "--resume", "pairs", "--max-steps", str(config.optim.max_steps + 2)).code == 0
+    assert cli("runs", "verify", "pairs").code == 0

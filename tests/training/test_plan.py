@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 
 from minigpt_cli.config import ModernConfig, RunConfig
 from minigpt_cli.training import memory, plan
 from minigpt_cli.training.law import LAW, Training
 from minigpt_cli.training.machine import Machine, Work, fitted
+from minigpt_cli.training.vocabularies import Text
 
 TWO_CORES = Machine(flops_per_s=600e9, bytes_per_s=20e9, delay_s=1.5e-3)
 GPU = Machine(flops_per_s=200e12, bytes_per_s=2e12, delay_s=2e-4)
@@ -23,21 +22,27 @@ def _much_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "available", lambda device: 64 << 30)
 
 
-def text(chars: int, vocab_size: int = 65) -> Any:
-    """A text of so many characters, of which nothing but the number is read."""
-    train, val = (SimpleNamespace(tokens=np.broadcast_to(np.zeros(1), n), n_chars=n) for n in (chars * 9 // 10, chars // 10))
-    return SimpleNamespace(train=train, val=val, tokenizer=SimpleNamespace(vocab_size=vocab_size))
+def characters(chars: int) -> Text:
+    return Text("char", 65, chars * 9 // 10, chars // 10, 1.0)
 
 
-def expected(config: RunConfig, dataset: Any, machine: Machine) -> float:
-    return plan._candidate(config, dataset, machine, plan._TRAINED_SHARE * config.optim.time_budget).nats_per_char
+def pairs(chars: int) -> Text:
+    return Text("bpe", 1024, chars * 9 // 26, chars // 26, 2.6)
+
+
+def expected(config: RunConfig, text: Text, machine: Machine) -> float:
+    return plan._candidate(config, text, machine).nats_per_char
+
+
+def asked(budget: float, **values: Any) -> RunConfig:
+    sections: dict[str, Any] = {"optim": {"time_budget": budget}, "model": {"arch": "modern"}}
+    for name, value in values.items():
+        sections["model" if name in ModernConfig.model_fields else "optim"][name] = value
+    return RunConfig.model_validate(sections)
 
 
 def planned(chars: int, budget: float, machine: Machine = TWO_CORES, size: int = 0, **values: Any) -> RunConfig:
-    sections: dict[str, Any] = {"optim": {"time_budget": budget}, "model": {"arch": "modern"}}
-    for name, value in values.items():
-        sections.setdefault("model" if name in ModernConfig.model_fields else "optim", {})[name] = value
-    return plan.plan(RunConfig.model_validate(sections), tuple(values), text(chars), machine, size).config
+    return plan.best(asked(budget, **values), tuple(values), [characters(chars)], machine, size).config
 
 
 def n_params(config: RunConfig) -> int:
@@ -46,7 +51,7 @@ def n_params(config: RunConfig) -> int:
 
 @pytest.mark.parametrize("chars", [30_000, 1_100_000, 100_000_000])
 def test_a_longer_budget_is_never_expected_to_be_worse(chars: int) -> None:
-    losses = [expected(planned(chars, budget), text(chars), TWO_CORES) for budget in (5, 20, 60, 180, 600, 1800, 7200)]
+    losses = [expected(planned(chars, budget), characters(chars), TWO_CORES) for budget in (5, 20, 60, 180, 600, 1800, 7200)]
     assert all(later <= earlier + plan._NEARLY for earlier, later in pairwise(losses))
     assert chars < 100_000 or losses[-1] < losses[0]
 
@@ -85,6 +90,13 @@ def test_what_is_given_stays_and_the_rest_is_a_valid_configuration(given: dict[s
         assert RunConfig.model_validate(config.model_dump()) == config
 
 
+def test_byte_pairs_are_planned_where_text_is_plentiful_and_characters_where_it_is_read_often() -> None:
+    for chars, tokenizer in ((100_000_000, "bpe"), (60_000, "char")):
+        chosen = plan.best(asked(600), (), [characters(chars), pairs(chars)], TWO_CORES).config
+        assert chosen.data.tokenizer == tokenizer
+        assert chosen.data.vocab_size == (1024 if tokenizer == "bpe" else RunConfig().data.vocab_size)
+
+
 @pytest.mark.parametrize("size", [100_000, 800_000, 10_000_000])
 def test_a_size_that_is_asked_for_is_the_nearest_of_the_ladder(size: int) -> None:
     found = n_params(planned(1_100_000, 60, size=size))
@@ -101,7 +113,7 @@ def test_a_plan_fits_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_three_lines_say_why() -> None:
-    why = plan.plan(RunConfig.model_validate({"optim": {"time_budget": 600}}), (), text(1_100_000), TWO_CORES).why
+    why = plan.best(asked(600), (), [characters(1_100_000)], TWO_CORES).why
     assert len(why) == 3
     assert "parameters" in why[0]
     assert "tokens/s" in why[0]

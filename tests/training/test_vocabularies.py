@@ -1,0 +1,47 @@
+"""How a text could be cut, estimated from a sample of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minigpt_cli.config import DataConfig, RunConfig
+from minigpt_cli.data.dataset import Dataset
+from minigpt_cli.data.encoding import prepared
+from minigpt_cli.training.vocabularies import SIZES, possible
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> RunConfig:
+    """Of a text of 300,000 characters with words as common as in a language."""
+    rng = np.random.default_rng(0)
+    words = ["".join(rng.choice(list("etaoinshrdlu"), rng.integers(1, 8))) for _ in range(800)]
+    chosen = rng.zipf(1.3, 100_000)
+    text = " ".join(words[i % len(words)] for i in chosen)[:300_000]
+    (tmp_path / "text.txt").write_text(text)
+    return RunConfig(data=DataConfig(source=str(tmp_path / "text.txt"))).changed(optim={"time_budget": 60.0})
+
+
+def data_of(config: RunConfig, tmp_path: Path) -> Dataset:
+    return prepared(config.data, tmp_path / "data")
+
+
+def test_the_tokens_of_byte_pairs_are_foretold(config: RunConfig, tmp_path: Path) -> None:
+    texts = {text.vocab_size: text for text in possible(config, (), data_of(config, tmp_path)) if text.tokenizer == "bpe"}
+    assert tuple(texts) == SIZES
+    for size in SIZES[:2]:
+        real = data_of(config.changed(data={"tokenizer": "bpe", "vocab_size": size}), tmp_path)
+        assert texts[size].train_tokens == pytest.approx(len(real.train.tokens), rel=0.03)
+        assert texts[size].val_tokens == pytest.approx(len(real.val.tokens), rel=0.03)
+
+
+@pytest.mark.parametrize("given", ["tokenizer", "vocab_size"])
+def test_a_tokenizer_that_is_given_stays(given: str, config: RunConfig, tmp_path: Path) -> None:
+    assert [text.tokenizer for text in possible(config, [given], data_of(config, tmp_path))] == ["char"]
+
+
+def test_a_budget_that_learning_byte_pairs_would_eat_keeps_characters(config: RunConfig, tmp_path: Path) -> None:
+    short = config.changed(optim={"time_budget": 1.0})
+    assert [text.tokenizer for text in possible(short, (), data_of(config, tmp_path))] == ["char"]
