@@ -124,7 +124,7 @@ class LibraryTokenizer:
 
     def encode_stream(self, pieces: Iterable[str]) -> Iterator[Ids]:
         """Ids of the concatenated `pieces`, segment by segment."""
-        parts = segments(pieces, _STRANGE_LIMIT if self._is_strange else 0)
+        parts = segments(pieces, _STRANGE_LIMIT if self._is_strange else 0, self._added)
         words = self._words
         while batch := list(islice(parts, _BATCH)):
             if words is None:

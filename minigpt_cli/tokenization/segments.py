@@ -2,13 +2,14 @@
 
 A subword tokenizer is slow on a huge string and needs much memory, and a text of 1 GB must not be in memory at once. Text is cut
 where no token of a byte-level or SentencePiece vocabulary crosses: after a letter and before a space or a mark that is not
-part of a word. `LIMIT` characters without such a place are cut at their end. The cuts depend on the text alone, not on
-how it was read, so the same text always gives the same tokens.
+part of a word. `LIMIT` characters without such a place are cut at their end. Added tokens stay whole. The cuts depend on the text alone,
+not on how it was read, so the same text always gives the same tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
+from itertools import chain, repeat
 
 LIMIT = 1 << 16  # characters in a piece
 
@@ -17,20 +18,29 @@ LIMIT = 1 << 16  # characters in a piece
 _BREAKS = frozenset(' \t,.;:!?()[]{}"/-–—…、。，！？：；「」（）،؛؟।')
 
 
-def segments(pieces: Iterable[str], limit: int = 0) -> Iterator[str]:
-    """The concatenated `pieces`, cut into segments of at most `limit` (or LIMIT) characters that depend on the text alone."""
+def segments(pieces: Iterable[str], limit: int = 0, added: Collection[str] = ()) -> Iterator[str]:
+    """The concatenated `pieces`, cut into segments of at most `limit` (or LIMIT) characters that depend on the text alone, and never inside
+    one of the `added` tokens."""
     limit = limit or LIMIT
-    buffer = ""
-    for piece in pieces:
-        buffer += piece
-        start = 0
-        while len(buffer) - start > limit:
-            end = _last_break(buffer, start, start + limit)
+    ahead = max(map(len, added), default=1) - 1  # characters after a cut that show whether it is in a token
+    buffer, start = "", 0
+    for piece, seen in chain(zip(pieces, repeat(ahead), strict=False), [("", 0)]):
+        buffer, start = buffer[start:] + piece, 0
+        while len(buffer) - start > limit + seen:
+            end = _outside(added, buffer, start, _last_break(buffer, start, start + limit))
             yield buffer[start:end]
             start = end
-        buffer = buffer[start:]
-    if buffer:
-        yield buffer
+    if buffer[start:]:
+        yield buffer[start:]
+
+
+def _outside(added: Collection[str], text: str, start: int, end: int) -> int:
+    """`end`, or where the added token begins that it would cut; where it ends, if that is all that there is."""
+    for token in added:
+        begin = text.find(token, max(start, end - len(token) + 1), end + len(token) - 1)
+        if begin >= 0:
+            end = begin if begin > start else start + len(token)
+    return end
 
 
 def _last_break(text: str, start: int, end: int) -> int:

@@ -24,6 +24,7 @@ from minigpt_cli.errors import TextTooShort, UsageError
 from minigpt_cli.evaluation.characters import spelled
 from minigpt_cli.runstore.records import Fetched
 from minigpt_cli.storage.downloads import Report
+from minigpt_cli.tokenization import segments
 from minigpt_cli.tokenization.contract import END_OF_TEXT, end_of_text
 
 
@@ -113,6 +114,15 @@ def test_a_document_that_holds_the_end_itself_is_named(data: Callable[..., Datas
 def test_documents_too_short_for_a_split_are_refused(data: Callable[..., Dataset]) -> None:
     with pytest.raises(TextTooShort, match="train split"):
         data((["a", "b"]), train_frac=0.3)
+
+
+def test_every_end_of_very_many_short_documents_is_one_token(data: Callable[..., Dataset], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segments, "LIMIT", 32)
+    dataset = data(["".join("abcdefgh"[int(digit)] for digit in f"{i:o}") for i in range(300)], tokenizer="bpe")
+    end = end_of_text(dataset.tokenizer)
+    assert {name: int((split.tokens == end).sum()) for name, split in dataset.splits().items()} == {
+        name: split.n_documents for name, split in dataset.splits().items()
+    }
 
 
 def test_bpe_learns_nothing_across_the_end_of_a_document(data: Callable[..., Dataset]) -> None:

@@ -45,6 +45,20 @@ def test_a_segment_is_its_own_segment(text: str) -> None:
         assert list(segments([segment])) == [segment]
 
 
+ENDS = ["<end>", "[a b]"]
+
+
+@given(st.lists(st.sampled_from(["<end>", "[a b]", "ab", "a", " ", "<e", "日"]), max_size=60), st.lists(st.integers(0, 10_000)))
+@settings(deadline=None)
+def test_an_added_token_is_never_cut(parts: list[str], places: list[int]) -> None:
+    text = "".join(parts)
+    found = list(segments([text], added=ENDS))
+    assert "".join(found) == text
+    assert all(0 < len(segment) <= 16 for segment in found)
+    assert all(sum(segment.count(end) for segment in found) == text.count(end) for end in ENDS)
+    assert list(segments(cut(text, places), added=ENDS)) == found
+
+
 def test_cuts_fall_before_the_space_after_a_letter() -> None:
     assert list(segments(["one two three four"])) == ["one two three", " four"]
 
