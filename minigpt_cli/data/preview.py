@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from minigpt_cli.data.dataset import Dataset
+from minigpt_cli.data.dataset import Dataset, Split
 from minigpt_cli.tokenization.char import code_points
 from minigpt_cli.tokenization.contract import END_OF_TEXT, Spelling
 
@@ -65,12 +67,30 @@ def preview(dataset: Dataset, seed: int = 0) -> Preview:
 
 def _counted(dataset: Dataset) -> npt.NDArray[np.int64]:
     """How often each code point occurs, (0x110000,)."""
-    counts, spelling = np.zeros(0x110000, np.int64), Spelling(dataset.tokenizer.token_bytes())
+    tokens = dataset.tokenizer.token_bytes()
+    texts = ["" if dataset.in_documents and token == END_OF_TEXT.encode() else _whole(token) for token in tokens]
+    is_part = np.array([text is None for text in texts])
+    uses, spelling, counts = np.zeros(len(tokens), np.int64), Spelling(tokens), np.zeros(0x110000, np.int64)
+
+    def parts(split: Split) -> Iterator[npt.NDArray[Any]]:
+        """The tokens that are parts of characters; those between two whole ones spell whole characters together."""
+        for block in split.blocks():
+            np.add(uses, np.bincount(block, minlength=len(uses)), out=uses)
+            yield block[is_part[block]] if is_part.any() else block[:0]
+
     for split in dataset.splits().values():
-        for text in spelling.pieces(split.blocks(), "replace"):
-            found = np.bincount(code_points(text.replace(END_OF_TEXT, "") if dataset.in_documents else text))
-            counts[: len(found)] += found
+        for text in spelling.pieces(parts(split), "replace"):
+            np.add.at(counts, code_points(text), 1)
+    np.add.at(counts, code_points("".join(filter(None, texts))), np.repeat(uses, [len(text or "") for text in texts]))
     return counts
+
+
+def _whole(token: bytes) -> str | None:
+    """The text of a token; None where it begins or ends inside a character."""
+    try:
+        return token.decode("utf-8")
+    except UnicodeDecodeError:
+        return None
 
 
 def _windows(dataset: Dataset, generator: np.random.Generator) -> list[str]:

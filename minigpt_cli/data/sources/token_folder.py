@@ -6,7 +6,6 @@ a document is a question with its answer, since token files do not say where a c
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from itertools import chain, groupby
@@ -19,10 +18,9 @@ from minigpt_cli.data.sources.contract import Document, Piece, SplitBy
 from minigpt_cli.data.sources.grouping import regrouped
 from minigpt_cli.runstore.records import Fetched
 from minigpt_cli.storage.downloads import Report
-from minigpt_cli.tokenization.contract import END_OF_TEXT, Spelling
+from minigpt_cli.tokenization.contract import END_OF_TEXT, Spelling, added_pattern
 
-_MARKS = re.compile(f"({'|'.join(map(re.escape, TOKENS))})")
-_ENDS = re.compile(f"({re.escape(END_OF_TEXT)})")
+_MARKS, _ENDS = added_pattern(TOKENS), added_pattern([END_OF_TEXT])
 
 
 class TokenFolder:
