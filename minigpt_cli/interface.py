@@ -235,9 +235,9 @@ class Run:
         from minigpt_cli.evaluation.eval_target import Target
         from minigpt_cli.evaluation.evaluate_run import evaluate_run
 
-        target = Target(split) if text is None else Target(text=text, label="the given text")
-        how: dict[str, Any] = {"ckpt": self._run.checkpoint or ckpt, "stride": stride, "device": _device}
-        return _text_score(_quietly(lambda: evaluate_run(self._run.refresh(), target, **how).score))
+        ckpt = self._run.checkpoint or ckpt
+        target = Target(split, text, "" if text is None else "the given text", ckpt=ckpt, stride=stride)
+        return _text_score(_quietly(lambda: evaluate_run(self._run.refresh(), target, device=_device).score))
 
     def export(self, format: str, out: Names, *, dtype: str | None = None, ckpt: str = "best") -> Path:
         """The folder or file `out` with the run in the format of another program, as `minigpt runs export` writes it."""
@@ -351,7 +351,7 @@ def compare(
     def work() -> tuple[Compared, dict[str, Any]]:
         groups = sides_named(RunStore(runs_dir), names)
         target = target_of(split, None if data is None else str(data), {}, [run for _, side in groups for run in side])
-        found = compared(groups, scored(groups, target, "best", 0, "auto"), target)
+        found = compared(groups, scored(groups, target, "auto"), target)
         return found, document(found, groups)
 
     found, content = _quietly(work)

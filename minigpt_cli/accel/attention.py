@@ -211,7 +211,7 @@ def _softmax(scores: Tensor, probabilities: Tensor, piece: _Piece, mask: Dropout
     """Causal softmax of scores (b K, R t, e), written to `probabilities`; the result has dropout too. Overwrites scores."""
     p = probabilities[piece.kept].view(piece.shape)
     of_queries = None if begins is None else begins[piece.rows, piece.start : piece.end].contiguous()
-    kernels.softmax_forward(scores, p, piece.start, piece.end - piece.start, piece.groups, mask, of_queries)
+    kernels.softmax_forward(scores, p, slice(piece.start, piece.end), piece.groups, mask, of_queries)
     return scores if mask.threshold else p
 
 
@@ -219,7 +219,7 @@ def _softmax_back(d_p: Tensor, probabilities: Tensor, piece: _Piece, mask: Dropo
     """The probabilities after dropout, and the gradient of the scores, from the gradient d_p of the first. Overwrites d_p."""
     p = probabilities[piece.kept].view(piece.shape)
     dropped = torch.empty_like(p) if mask.threshold else p
-    kernels.softmax_backward(p, d_p, dropped, piece.start, piece.end - piece.start, piece.groups, mask)
+    kernels.softmax_backward(p, d_p, dropped, slice(piece.start, piece.end), piece.groups, mask)
     return dropped, d_p
 
 

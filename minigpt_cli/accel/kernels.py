@@ -284,19 +284,19 @@ class TiledAttention(torch.autograd.Function):
 # ---- attention's softmax, for attention.py
 
 
-def softmax_forward(scores: Tensor, p: Tensor, start: int, t: int, first: int, mask: DropoutMask, begins: Tensor | None = None) -> None:
-    """p = causal softmax of scores (..., R * t, e), each row from the key `begins` (b, t) on; with dropout, scores become p with its
-    mask."""
-    e = scores.size(-1)
+def softmax_forward(scores: Tensor, p: Tensor, queries: slice, first: int, mask: DropoutMask, begins: Tensor | None = None) -> None:
+    """p = causal softmax of scores (..., R * t, e) of t `queries`, each row from the key `begins` (b, t) on; with dropout, scores become
+    p with its mask."""
+    e, t = scores.size(-1), queries.stop - queries.start
     rows = scores.numel() // e
     heads = 1 if begins is None else rows // begins.numel()
-    _call("softmax_forward", scores, scores, p, scores, begins, heads, rows, e, start, t, first, mask.seed, mask.threshold)
+    _call("softmax_forward", scores, scores, p, scores, begins, heads, rows, e, queries.start, t, first, mask.seed, mask.threshold)
 
 
-def softmax_backward(p: Tensor, grad: Tensor, dropped: Tensor, start: int, t: int, first: int, mask: DropoutMask) -> None:
+def softmax_backward(p: Tensor, grad: Tensor, dropped: Tensor, queries: slice, first: int, mask: DropoutMask) -> None:
     """grad, of the dropped probabilities, becomes that of the scores; `dropped` becomes p with its mask again."""
-    e = p.size(-1)
-    _call("softmax_backward", p, p, grad, dropped, p.numel() // e, e, start, t, first, mask.seed, mask.threshold)
+    e, t = p.size(-1), queries.stop - queries.start
+    _call("softmax_backward", p, p, grad, dropped, p.numel() // e, e, queries.start, t, first, mask.seed, mask.threshold)
 
 
 def hash_groups(shape: tuple[int, ...]) -> int:

@@ -75,8 +75,8 @@ def compare(
     from minigpt_cli.display.comparison import print_comparison, print_comparison_markdown
 
     groups = sides_named(RunStore(runs_dir), run, by_config=group_by == "config")
-    target = target_of(split, data, settings, [one for _, runs in groups for one in runs])
-    sides = scored(groups, target, ckpt, stride, device)
+    target = replace(target_of(split, data, settings, [one for _, runs in groups for one in runs]), ckpt=ckpt, stride=stride)
+    sides = scored(groups, target, device)
     samples = [] if prompt is None else _samples(groups, prompt, ckpt, seed)
     curves = [] if plot is None and (json or md) else _curves(groups, x)
     found = replace(compared(groups, sides, target), curves=curves, x=x, prompt=prompt, samples=samples)
@@ -120,7 +120,7 @@ def compared(groups: Groups, sides: Sequence[Side], target: Target) -> Compared:
     )
 
 
-def scored(groups: Groups, target: Target, ckpt: str, stride: int, device: str) -> list[Side]:
+def scored(groups: Groups, target: Target, device: str) -> list[Side]:
     """Every run scored on the same text."""
     from minigpt_cli.evaluation.comparison import Side
     from minigpt_cli.evaluation.eval_target import check_common_text
@@ -130,16 +130,8 @@ def scored(groups: Groups, target: Target, ckpt: str, stride: int, device: str) 
 
     def evaluated(run: Run) -> Evaluation:
         with console.progress("reading the runs") as advance:
-            say = partial(advance, f"scoring {run.name}")
-            return evaluate_run(
-                run,
-                target,
-                ckpt=run.checkpoint or ckpt,
-                stride=stride,
-                device=device_chooser(device),
-                on_model=lambda _: say(0, None),
-                advance=say,
-            )
+            of_run = replace(target, ckpt=run.checkpoint or target.ckpt)
+            return evaluate_run(run, of_run, device=device_chooser(device), advance=partial(advance, f"scoring {run.name}"))
 
     sides = []
     for name, runs in groups:

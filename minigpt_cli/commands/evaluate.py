@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -72,11 +72,10 @@ def evaluate(
         console.notice(f"scoring {chosen.name}" + (f" ({run})" if run else ", the newest run"))
     from minigpt_cli.evaluation.evaluate_run import baselines_of, evaluate_run
 
-    target, choose = target_of(split, data, settings, [chosen]), device_chooser(device)
+    target = replace(target_of(split, data, settings, [chosen]), ckpt=ckpt, stride=stride)
+    choose = device_chooser(device)
     with console.progress("reading the run", quiet=json) as advance:
-        found = evaluate_run(
-            chosen, target, ckpt=ckpt, stride=stride, device=choose, fresh=fresh, advance=partial(advance, f"scoring {chosen.name}")
-        )
+        found = evaluate_run(chosen, target, device=choose, fresh=fresh, advance=partial(advance, f"scoring {chosen.name}"))
     for notice in found.notices:
         console.warn(notice)
     if wanted:
@@ -91,7 +90,7 @@ def evaluate(
     waiting.show("counting the baselines")
     own_training_text = target.text is None and target.split == "train"
     baselines = None if own_training_text else baselines_of(found.run, found.score)
-    (_write_json if json else _print)(found, target, baselines, copied, stride)
+    (_write_json if json else _print)(found, target, baselines, copied)
 
 
 def target_of(split: Literal["val", "test", "train"], data: str | None, reading: dict[str, Any], runs: Sequence[Run]) -> Target:
@@ -149,10 +148,10 @@ def device_chooser(device: str) -> Callable[[], str]:
     return choose
 
 
-def _print(found: Evaluation, target: Target, baselines: Baselines | None, copied: Memorisation | None, stride: int) -> None:
+def _print(found: Evaluation, target: Target, baselines: Baselines | None, copied: Memorisation | None) -> None:
     from minigpt_cli.display.evaluation import print_evaluation, print_memorisation, print_test_gap
 
-    print_evaluation(found, text_of(found.run, target), baselines, stride=stride)
+    print_evaluation(found, text_of(found.run, target), baselines, stride=target.stride)
     best = found.run.record.best
     if target.text is None and target.split == "test" and best is not None:
         print_test_gap(best.nats_per_char, found.score.nats_per_char)
@@ -160,7 +159,7 @@ def _print(found: Evaluation, target: Target, baselines: Baselines | None, copie
         print_memorisation(copied)
 
 
-def _write_json(found: Evaluation, target: Target, baselines: Baselines | None, copied: Memorisation | None, stride: int) -> None:
+def _write_json(found: Evaluation, target: Target, baselines: Baselines | None, copied: Memorisation | None) -> None:
     score, best = found.score, found.run.record.best
     document: dict[str, Any] = {
         "run": found.run.name,
@@ -172,7 +171,7 @@ def _write_json(found: Evaluation, target: Target, baselines: Baselines | None, 
         "n_documents": score.n_documents,
         "nats_per_char_without_eot": score.nats_per_char_without_ends,
         "perplexity_per_word": score.perplexity_per_word,
-        "stride": stride,
+        "stride": target.stride,
         **{name: getattr(score, name) for name in _SCORE_FIELDS},
         "ci95": {"nats_per_char": list(score.ci95)},
         "baselines": None if baselines is None else asdict(baselines),

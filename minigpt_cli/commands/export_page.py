@@ -15,7 +15,7 @@ from minigpt_cli.display.format import size
 from minigpt_cli.display.pages.writer import Writer, writer_page
 from minigpt_cli.errors import UsageError
 from minigpt_cli.evaluation.evaluate_run import dataset_of
-from minigpt_cli.evaluation.scoring import score_split
+from minigpt_cli.evaluation.scoring import Reader, score_split
 from minigpt_cli.generation.open_run import text_bounds
 from minigpt_cli.generation.samples import prompt_ids
 from minigpt_cli.interchange import javascript
@@ -61,8 +61,8 @@ def _rounding(loaded: Loaded, weights: str) -> str:
     scores = []
     with console.progress("measuring what 8 bits cost") as advance:
         for said, model in (("scoring float32", loaded.model), ("scoring int8", javascript.rounded(loaded, weights))):
-            how: dict[str, Any] = {"block_size": loaded.config.model.block_size, "advance": partial(advance, said)}
-            scores.append(score_split(model, loaded.tokenizer, dataset, "val", **how).nats_per_char)
+            reader = Reader(model, loaded.tokenizer, loaded.config.model.block_size, advance=partial(advance, said))
+            scores.append(score_split(reader, dataset, "val").nats_per_char)
     cost = scores[1] - scores[0]
     console.notice(f"8 bits cost {cost:+.4f} nats per character on the validation text")
     return f"{rounded}, which costs {cost:+.4f} nats per character on its validation text, measured with these weights."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -101,10 +102,9 @@ def import_run(
     store = RunStore(runs_dir)
     found = open_source(source, store)
     config = resolve(settings, environment={}, of_weights=(found.label, model_settings(found))).config
-    own_tokenizer = _named_tokenizer(tokenizer)
-    data = config.data.model_copy(update={"tokenizer": tokenizer or (found.tokenizer.name if found.tokenizer else "char")})
-    config = config.model_copy(update={"data": data})
-    run, report = import_source(store, found, config, own_tokenizer, new_record(name or "", preset=None), name=name, partial=partial)
+    found = replace(found, tokenizer=_named_tokenizer(tokenizer) or found.tokenizer)
+    config = config.changed(data={"tokenizer": tokenizer or (found.tokenizer.name if found.tokenizer else "char")})
+    run, report = import_source(store, found, config, new_record(name or "", preset=None), name=name, partial=partial)
     record = run.record
     if json:
         outcome = {"run": run.name, "kind": report.kind, "sha256": report.sha256, "arch": record.arch, "n_params": record.n_params}

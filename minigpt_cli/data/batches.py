@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +16,7 @@ import torch
 from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 
+from minigpt_cli.config import RunConfig
 from minigpt_cli.errors import TextTooShort
 
 Starts = npt.NDArray[np.int64]
@@ -29,24 +29,14 @@ _EPOCH, _RANDOM = 1, 2  # second half of Philox's key: which stream
 class Batches:
     """The training windows of every step."""
 
-    def __init__(
-        self,
-        tokens: npt.NDArray[np.uint16 | np.uint32],
-        block_size: int,
-        batch_size: int,
-        *,
-        seed: int,
-        sampling: Literal["epoch", "random"] = "epoch",
-        grad_accum: int = 1,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        """Raises TextTooShort if the tokens cannot fill one window of block_size and its target."""
+    def __init__(self, tokens: npt.NDArray[np.uint16 | np.uint32], config: RunConfig, *, rank: int = 0, world_size: int = 1) -> None:
+        """Those of process `rank` of `world_size`. Raises TextTooShort if the tokens cannot fill one window and its target."""
+        block_size = config.model.block_size
         if len(tokens) <= block_size:
             raise TextTooShort(f"{len(tokens)} tokens cannot fill block_size {block_size} + 1: use more text or a smaller --block-size")
         self._windows = sliding_window_view(np.asarray(tokens), block_size + 1)  # (N - T, T + 1), a view
-        self._block_size, self._batch_size, self._seed, self._sampling = block_size, batch_size, seed, sampling
-        self._grad_accum, self._rank, self._world_size = grad_accum, rank, world_size
+        self._block_size, self._batch_size, self._grad_accum = block_size, config.optim.batch_size, config.optim.grad_accum
+        self._seed, self._sampling, self._rank, self._world_size = config.seed, config.data.sampling, rank, world_size
         # One window fewer than might fit, where there is more than one, leaves the offset room to move.
         self.windows_per_epoch = max(1, (len(tokens) - block_size) // block_size)
         self._slack = min(block_size - 1, len(tokens) - 1 - self.windows_per_epoch * block_size)

@@ -22,13 +22,15 @@ SplitName = Literal["train", "val", "test"]
 
 @dataclass(frozen=True)
 class Target:
-    """What is to be scored: a split of each run's own data, or one text for all."""
+    """What is to be scored: a split of each run's own data, or one text for all, with which weights and in which windows."""
 
     split: SplitName = "val"
     text: str | None = None  # this text instead of a split
     label: str = ""  # of the text, as typed
     kind: PartKind | None = None  # of the text: "answers" of conversations in their template, or "documents" that each end in END_OF_TEXT
     notices: tuple[str, ...] = ()  # what was left out of the text
+    ckpt: str = "best"
+    stride: int = 0
 
 
 def split_record(run: Run, split: str) -> SplitRecord:
@@ -52,9 +54,9 @@ def weights_file(run: Run, ckpt: str) -> str:
     return "best.safetensors" if ckpt == "best" and "best.safetensors" in run.record.files else "last.safetensors"
 
 
-def score_key(run: Run, target: Target, ckpt: str = "best", stride: int = 0) -> ScoreKey:
+def score_key(run: Run, target: Target) -> ScoreKey:
     """The key of the run's score of this text. Raises RunDamaged if the run has no saved weights."""
-    weights = run.record.files.get(weights_file(run, ckpt))
+    weights = run.record.files.get(weights_file(run, target.ckpt))
     if weights is None:
         raise RunDamaged(f"run {run.name!r} has saved no weights yet")
     if target.text is not None:
@@ -63,7 +65,7 @@ def score_key(run: Run, target: Target, ckpt: str = "best", stride: int = 0) -> 
         text = split_record(run, target.split).sha256
         previous = preceding(run.record.corpus.cut, target.split) if run.record.corpus else None
         before = split_record(run, previous).sha256 if previous else ""
-    return ScoreKey(weights.sha256, text, before, stride, scored=scored_parts(run, target) or "")
+    return ScoreKey(weights.sha256, text, before, target.stride, scored=scored_parts(run, target) or "")
 
 
 def scored_parts(run: Run, target: Target) -> PartKind | None:

@@ -108,38 +108,34 @@ def evaluate_run(
     run: Run,
     target: Target | None = None,
     *,
-    ckpt: str = "best",
-    stride: int = 0,
     device: ChooseDevice = lambda: "cpu",
     fresh: bool = False,
     dataset: Dataset | None = None,
-    on_model: Callable[[str], None] = lambda _: None,
     advance: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:
     """The run's score of `target` (default: its validation split), kept in the run's folder.
 
-    `fresh` computes it even if it is kept; `dataset` is the run's data, if it is open already; `on_model` is called with the run's name
-    before its model is run, `advance` with the tokens scored and all tokens while it runs.
+    `fresh` computes it even if it is kept; `dataset` is the run's data, if it is open already; `advance` is called with the tokens scored
+    and all tokens while the model runs.
     """
     target = target or Target()
+    ckpt, stride = target.ckpt, target.stride
     if stride > (block_size := run.config.model.block_size):
         raise UsageError(f"--stride {stride} is more than {block_size}, the block size of run {run.name!r} (0: consecutive windows)")
     check_readable(run, target)
-    key = score_key(run, target, ckpt, stride)
+    key = score_key(run, target)
     step = run.record.best.step if run.record.best and weights_file(run, ckpt).startswith("best") else run.record.stop_step
     if not fresh and (score := cache.find(run.dir, key)):
         return Evaluation(run, ckpt, step, score, kept=True, notices=list(run.notices))
-    on_model(run.name)
     from minigpt_cli import checkpoints
-    from minigpt_cli.evaluation.scoring import score_split, score_text
+    from minigpt_cli.evaluation.scoring import Reader, score_split, score_text
 
     loaded = checkpoints.load(run, ckpt, device())
-    model, tokenizer = loaded.model, loaded.tokenizer
-    how: dict[str, Any] = {"block_size": block_size, "stride": stride, "advance": advance}
+    reader = Reader(loaded.model, loaded.tokenizer, block_size, stride, advance)
     if target.text is not None:
-        score = score_text(model, tokenizer, target.text, in_parts=target.kind is not None, **how)
+        score = score_text(reader, target.text, in_parts=target.kind is not None)
     else:
-        score = score_split(model, tokenizer, dataset or dataset_of(run), target.split, **how)
+        score = score_split(reader, dataset or dataset_of(run), target.split)
     notices = list(loaded.notices or run.notices)
     if loaded.record.files == run.record.files:  # else an older generation was read, which the key does not name
         try:

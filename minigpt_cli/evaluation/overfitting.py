@@ -12,6 +12,7 @@ from minigpt_cli.data import chat
 from minigpt_cli.data.dataset import Dataset
 from minigpt_cli.data.parts import LearnedText, PartKind, learned_text, parts_of
 from minigpt_cli.evaluation.characters import spelled
+from minigpt_cli.evaluation.eval_target import Target
 from minigpt_cli.evaluation.evaluate_run import ChooseDevice, dataset_of, evaluate_run
 from minigpt_cli.evaluation.memorisation import Copies, copies
 from minigpt_cli.evaluation.scores import Score
@@ -50,7 +51,7 @@ class Memorisation:
 def memorisation(run: Run, *, ckpt: str = "best", seed: int = 0, device: ChooseDevice = lambda: "cpu") -> Memorisation:
     """The run's score on its training text, and what it copies from it when it writes. Raises UsageError if its data are missing."""
     dataset = dataset_of(run)
-    validation = evaluate_run(run, ckpt=ckpt, device=device).score  # of conversations, here and below: the answers
+    validation = evaluate_run(run, Target(ckpt=ckpt), device=device).score  # of conversations, here and below: the answers
     training = _on_training(run, dataset, ckpt, device)
     gap = validation.nats_per_char - training.nats_per_char
     margin = math.hypot(*((score.ci95[1] - score.ci95[0]) / 2 for score in (validation, training)))
@@ -78,7 +79,7 @@ def _whole_documents(samples: Sequence[Sample], dataset: Dataset) -> Written:
 
 def _on_training(run: Run, dataset: Dataset, ckpt: str, device: ChooseDevice) -> Score:
     from minigpt_cli import checkpoints
-    from minigpt_cli.evaluation.scoring import score_ids
+    from minigpt_cli.evaluation.scoring import Reader, score_ids
 
     loaded = checkpoints.load(run, ckpt, device())
     block_size, tokens = loaded.config.model.block_size, dataset.train.tokens
@@ -87,7 +88,7 @@ def _on_training(run: Run, dataset: Dataset, ckpt: str, device: ChooseDevice) ->
         start = min(start, int(answers[-1]) - 1)  # there is an answer to score
     context = tokens[max(0, start - block_size) : start] if start else None
     parts = parts_of(tokens[start:], dataset.tokenizer, documents=dataset.in_documents)
-    return score_ids(loaded.model, loaded.tokenizer, tokens[start:], parts=parts, context=context, block_size=block_size)
+    return score_ids(Reader(loaded.model, loaded.tokenizer, block_size), tokens[start:], parts=parts, context=context)
 
 
 def _at_character(dataset: Dataset, start: int) -> int:

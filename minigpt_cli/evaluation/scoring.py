@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -148,17 +149,18 @@ def _since_document(tokens: npt.NDArray[Any], end: int, n_before: int) -> npt.ND
     return at - before
 
 
-def score_ids(
-    model: nn.Module,
-    tokenizer: Tokenizer,
-    ids: npt.ArrayLike,
-    *,
-    parts: Parts | None = None,
-    context: npt.ArrayLike | None = None,
-    block_size: int,
-    stride: int = 0,
-    advance: Advance = lambda done, total: None,
-) -> Score:
+@dataclass(frozen=True)
+class Reader:
+    """A model with its tokenizer, and the windows in which it reads a text."""
+
+    model: nn.Module
+    tokenizer: Tokenizer
+    block_size: int
+    stride: int = 0
+    advance: Advance = lambda done, total: None
+
+
+def score_ids(reader: Reader, ids: npt.ArrayLike, *, parts: Parts | None = None, context: npt.ArrayLike | None = None) -> Score:
     """The score of a text given as its token ids, or of its `parts` alone.
 
     Raises MiniGPTError if the ids are not whole text or the score is not finite, UsageError if there is nothing to score.
@@ -166,11 +168,13 @@ def score_ids(
     tokens = np.asarray(ids)
     if not len(tokens):
         raise UsageError("there is no text to score: the file or split is empty")
-    pieces = tokenizer.token_bytes()
+    reader.advance(0, len(tokens))
+    model, block_size, stride = reader.model, reader.block_size, reader.stride
+    pieces = reader.tokenizer.token_bytes()
     text = spelled(tokens, pieces).encode()
     if (largest := int(tokens.max())) >= (vocab_size := int(model.vocab_size)):  # type: ignore[arg-type]
         raise MiniGPTError(f"token {largest} is not in the model's vocabulary of {vocab_size}: this tokenizer is not the model's")
-    nats = token_nats(model, tokens, context=context, block_size=block_size, stride=stride, advance=advance)
+    nats = token_nats(model, tokens, context=context, block_size=block_size, stride=stride, advance=reader.advance)
     if not np.isfinite(nats).all():
         raise MiniGPTError("the model's loss on this text is not finite: its weights are damaged, or it diverged")
     n_before = 0 if context is None else min(len(np.asarray(context)), block_size)
@@ -178,13 +182,13 @@ def score_ids(
     if (end := getattr(model, "end_of_text", None)) is not None:  # the model was trained with --document-mask
         in_window = np.minimum(in_window, _since_document(tokens, end, n_before))
     if parts is not None:
-        return _score_parts(tokenizer, tokens, parts, nats, in_window, text)
+        return _score_parts(pieces, tokens, parts, nats, in_window, text)
     char_nats, begun_by = per_character(nats, token_lengths(pieces)[tokens], text)
     return make_score(nats, char_nats, in_window[begun_by], text)
 
 
 def _score_parts(
-    tokenizer: Tokenizer,
+    pieces: list[bytes],
     tokens: npt.NDArray[Any],
     parts: Parts,
     nats: npt.NDArray[np.float64],
@@ -198,7 +202,7 @@ def _score_parts(
         raise UsageError(f"the {parts.kind} hold no text, so nothing can be scored: use longer ones")
     before = np.maximum.accumulate(np.where(is_text, np.arange(len(scored)), -1))  # (n,) the token that each mark's nats are added to
     cost = np.bincount(np.where(before < 0, is_text.argmax(), before), weights=nats[scored], minlength=len(scored))[is_text]
-    kept, pieces = scored[is_text], tokenizer.token_bytes()
+    kept = scored[is_text]
     text = spelled(tokens[kept], pieces).encode()
     char_nats, begun_by = per_character(cost, token_lengths(pieces)[tokens[kept]], text)
     first = np.searchsorted(begun_by, np.searchsorted(kept, parts.starts))  # character of each part
@@ -213,34 +217,15 @@ def _score_parts(
     )
 
 
-def score_split(
-    model: nn.Module,
-    tokenizer: Tokenizer,
-    dataset: Dataset,
-    split: str,
-    *,
-    block_size: int,
-    stride: int = 0,
-    advance: Advance = lambda done, total: None,
-) -> Score:
+def score_split(reader: Reader, dataset: Dataset, split: str) -> Score:
     """The score of a split of a run's own data, read after the split before it: what the record, `eval` and `compare` all show."""
-    tokens, context = dataset.split(split).tokens, context_of(dataset, split, block_size)
-    parts = parts_of(tokens, tokenizer, documents=dataset.in_documents)
-    return score_ids(model, tokenizer, tokens, parts=parts, context=context, block_size=block_size, stride=stride, advance=advance)
+    tokens, context = dataset.split(split).tokens, context_of(dataset, split, reader.block_size)
+    return score_ids(reader, tokens, parts=parts_of(tokens, reader.tokenizer, documents=dataset.in_documents), context=context)
 
 
-def score_text(
-    model: nn.Module,
-    tokenizer: Tokenizer,
-    text: str,
-    *,
-    in_parts: bool = False,
-    block_size: int,
-    stride: int = 0,
-    advance: Advance = lambda done, total: None,
-) -> Score:
+def score_text(reader: Reader, text: str, *, in_parts: bool = False) -> Score:
     """The score of `text`; `in_parts`: of the answers of conversations in their template, or of documents that each end in END_OF_TEXT."""
-    ids = np.asarray(tokenizer.encode(text))
-    parts = parts_of(ids, tokenizer, documents=True) if in_parts else None
-    context = np.asarray([end_of_text(tokenizer)]) if parts is not None and parts.kind == "documents" else None
-    return score_ids(model, tokenizer, ids, parts=parts, context=context, block_size=block_size, stride=stride, advance=advance)
+    ids = np.asarray(reader.tokenizer.encode(text))
+    parts = parts_of(ids, reader.tokenizer, documents=True) if in_parts else None
+    context = np.asarray([end_of_text(reader.tokenizer)]) if parts is not None and parts.kind == "documents" else None
+    return score_ids(reader, ids, parts=parts, context=context)

@@ -90,7 +90,7 @@ def export(loaded: Loaded, out: Path, dtype: str = "f16") -> Exported:
         write(folder / file, name, config, tensors, tokenizer_json, dtype)
         (folder / "Modelfile").write_text(modelfile(file, loaded.config.model.block_size), encoding="utf-8")
         prompt = opening_of(loaded.record, loaded.tokenizer).raw
-        card = gguf_card(loaded.record, loaded.config, loaded.step, arch, file, file_name(name).lower(), prompt)
+        card = gguf_card(loaded, arch, file, file_name(name).lower(), prompt)
         (folder / "README.md").write_text(card, encoding="utf-8")
     return Exported(out, ["Modelfile", "README.md", file], arch)
 

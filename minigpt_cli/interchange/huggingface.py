@@ -54,7 +54,7 @@ def export(loaded: Loaded, out: Path, dtype: str = "f32") -> Exported:
         "generation_config.json": _json({"do_sample": True, "temperature": 0.9, "top_k": 50, "max_new_tokens": 200} | _end(tokenizer_json)),
         "tokenizer.json": tokenizer_json,
         "tokenizer_config.json": _json(_tokenizer_config(tokenizer_json, loaded.config.model.block_size)),
-        "README.md": hf_card(loaded.record, loaded.config, loaded.step, config["model_type"], out.name, prompt),
+        "README.md": hf_card(loaded, config["model_type"], out.name, prompt),
     }
     weights = {name: tensor.detach().to("cpu", DTYPES[dtype]) for name, tensor in tensors.items()}
     atomic_io.check_space(out, 2 * sum(t.numel() * t.element_size() for t in weights.values()))

@@ -10,16 +10,14 @@ from minigpt_cli.models.contract import meta_model
 from minigpt_cli.runstore.directory import RECORD, Run
 from minigpt_cli.runstore.records import Base, RunRecord
 from minigpt_cli.runstore.store import RunStore, check_name
-from minigpt_cli.tokenization.contract import Tokenizer
 
 
 def import_source(
-    store: RunStore, source: Source, config: RunConfig, tokenizer: Tokenizer | None, record: RunRecord, *, name: str | None, partial: bool
+    store: RunStore, source: Source, config: RunConfig, record: RunRecord, *, name: str | None, partial: bool
 ) -> tuple[Run, Report]:
     """A new run with the source's weights as its last ones. Raises UsageError, and leaves no run, unless they fit or `partial`."""
     check_free(store, name)
-    chosen = tokenizer or source.tokenizer
-    if chosen is None:
+    if (chosen := source.tokenizer) is None:
         raise UsageError(f"{source.label} has no tokenizer: name the one it was trained with, --tokenizer char|byte|gpt2|FILE")
     weights, report = initial_weights(source, config.model, chosen, partial=partial, seed=config.seed)
     skeleton = meta_model(config.model, chosen.vocab_size)

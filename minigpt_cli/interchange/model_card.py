@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import shlex
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from minigpt_cli.config import RunConfig
 from minigpt_cli.data.leak import warnings
 from minigpt_cli.escaping import json_text, markdown, markdown_code, one_line
 from minigpt_cli.runstore.records import RunRecord
 from minigpt_cli.tokenization.contract import END_OF_TEXT
+
+if TYPE_CHECKING:
+    from minigpt_cli.checkpoints import Loaded
 
 _HF_USE = """```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -28,18 +31,18 @@ ollama create {name} -f Modelfile && ollama run {name} {prompt}
 """
 
 
-def hf_card(record: RunRecord, config: RunConfig, step: int, family: str, folder: str, prompt: str) -> str:
+def hf_card(loaded: Loaded, family: str, folder: str, prompt: str) -> str:
     """The card of a Hugging Face directory."""
     front = f"---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags:\n- minigpt\n- {family}\n---\n\n"
     use = _HF_USE.format(folder=_string(folder), prompt=_string(prompt))
-    return front + _card(record, config, step, f"a `{family}` model", use)
+    return front + _card(loaded, f"a `{family}` model", use)
 
 
-def gguf_card(record: RunRecord, config: RunConfig, step: int, family: str, file: str, name: str, prompt: str) -> str:
+def gguf_card(loaded: Loaded, family: str, file: str, name: str, prompt: str) -> str:
     """The card of a folder with a GGUF file."""
     front = "---\npipeline_tag: text-generation\ntags:\n- minigpt\n- gguf\n---\n\n"
     use = _GGUF_USE.format(file=file, name=name, prompt=shlex.quote(one_line(prompt)))
-    return front + _card(record, config, step, f"a GGUF file of architecture `{family}`", use)
+    return front + _card(loaded, f"a GGUF file of architecture `{family}`", use)
 
 
 def _string(text: str) -> str:
@@ -53,9 +56,10 @@ def modelfile(file: str, context: int) -> str:
     return f'FROM ./{file}\nTEMPLATE "{{{{ .Prompt }}}}"\n{settings}'
 
 
-def _card(record: RunRecord, config: RunConfig, step: int, what: str, use: str) -> str:
+def _card(loaded: Loaded, what: str, use: str) -> str:
+    record, config = loaded.record, loaded.config
     intro = f"Trained with minigpt: `{config.model.arch}`, {record.n_params:,} parameters, as {what}.\n"
-    parts = [f"# {markdown(record.name)}\n", intro, "## Use\n", use, "## Score\n", _score(record, step)]
+    parts = [f"# {markdown(record.name)}\n", intro, "## Use\n", use, "## Score\n", _score(record, loaded.step)]
     if record.corpus:
         parts += ["## Text\n", _text(record)]
     if record.corpus and record.corpus.n_documents > 1:

@@ -82,13 +82,10 @@ class KVCache:
     keys and values: (layers, B, K, max_tokens, D). Only the first `length` tokens are meaningful.
     """
 
-    def __init__(
-        self, n_layer: int, batch_size: int, n_kv_head: int, max_tokens: int, head_size: int, *, dtype: torch.dtype, device: torch.device
-    ) -> None:
-        shape = (n_layer, batch_size, n_kv_head, max_tokens, head_size)
+    def __init__(self, shape: tuple[int, int, int, int, int], *, dtype: torch.dtype, device: torch.device) -> None:
         self.keys = torch.empty(shape, dtype=dtype, device=device)
         self.values = torch.empty(shape, dtype=dtype, device=device)
-        self.max_tokens = max_tokens
+        self.max_tokens = shape[3]
         self.length = 0
 
     def reset(self) -> None:

@@ -97,7 +97,8 @@ class Transformer(nn.Module):
 
     def new_cache(self, batch_size: int, max_tokens: int) -> KVCache:
         c, device = self.config, self.token_embedding.weight.device
-        return KVCache(c.n_layer, batch_size, c.kv_heads, max_tokens, self.head_size, dtype=self.compute_dtype, device=device)
+        shape = (c.n_layer, batch_size, c.kv_heads, max_tokens, self.head_size)
+        return KVCache(shape, dtype=self.compute_dtype, device=device)
 
     def matrices(self) -> Iterator[MatrixParts]:
         for block in self.blocks:

@@ -23,21 +23,11 @@ class DeviceBatches:
     """(step, micro) → x, y of shape (B, T) on the device; they depend only on the seed and these two numbers."""
 
     def __init__(self, config: RunConfig, dataset: Dataset, device: torch.device, world: World) -> None:
-        optim = config.optim
-        windows = partial(
-            Batches,
-            block_size=config.model.block_size,
-            batch_size=optim.batch_size,
-            seed=config.seed,
-            sampling=config.data.sampling,
-            grad_accum=optim.grad_accum,
-            rank=world.rank,
-            world_size=world.size,
-        )
+        windows = partial(Batches, config=config, rank=world.rank, world_size=world.size)
         self._batches = windows(dataset.train.tokens)
         learned = answers(dataset.train.tokens, dataset.tokenizer)
         self._learned = None if learned is None else windows(learned.astype(np.uint16))  # the same windows, of ones and zeros
-        self._accumulated, self._device = optim.grad_accum, device
+        self._accumulated, self._device = config.optim.grad_accum, device
         self._ahead: tuple[tuple[int, int], tuple[Tensor, Tensor]] | None = None
 
     def __call__(self, step: int, micro: int) -> tuple[Tensor, Tensor]:

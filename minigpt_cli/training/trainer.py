@@ -381,7 +381,6 @@ class _Trainer:
         return self.run.write_record(self.record.model_copy(update=update))
 
     def _final_score(self, step: int, advance: Callable[[int, int], None]) -> Best:
-        advance(0, len(self.dataset.val.tokens))
         score = evaluate_run(self.run, device=lambda: str(self.device), dataset=self.dataset, fresh=True, advance=advance).score
         return Best(step=step, nats_per_token=score.nats_per_token, nats_per_char=score.nats_per_char, ci95=score.ci95, whole_split=True)
 

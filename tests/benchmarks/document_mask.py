@@ -22,7 +22,7 @@ from minigpt_cli.checkpoints import load
 from minigpt_cli.config import RunConfig
 from minigpt_cli.data.dataset import Dataset
 from minigpt_cli.evaluation.evaluate_run import dataset_of
-from minigpt_cli.evaluation.scoring import score_split
+from minigpt_cli.evaluation.scoring import Reader, score_split
 from minigpt_cli.runstore.directory import Run
 from minigpt_cli.runstore.store import RunStore
 from minigpt_cli.tokenization.contract import end_of_text
@@ -58,7 +58,7 @@ def main() -> None:
 def _score(run: Run, *, alone: bool) -> float:
     loaded, dataset = load(run), dataset_of(run)
     loaded.model.end_of_text = end_of_text(loaded.tokenizer) if alone else None  # type: ignore[assignment]
-    return score_split(loaded.model, loaded.tokenizer, dataset, "val", block_size=run.config.model.block_size).nats_per_char
+    return score_split(Reader(loaded.model, loaded.tokenizer, run.config.model.block_size), dataset, "val").nats_per_char
 
 
 def _cost(config: RunConfig, dataset: Dataset) -> float:

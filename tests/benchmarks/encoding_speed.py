@@ -31,7 +31,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # one core on both sid
 import numpy as np
 import tokenizers
 
-from minigpt_cli.config import DataConfig
+from minigpt_cli.config import DataConfig, RunConfig
 from minigpt_cli.data.batches import Batches
 from minigpt_cli.data.sources.corpora import named_corpus
 from minigpt_cli.registry import load
@@ -71,7 +71,8 @@ def compare(name: str, text: str, repeats: int) -> dict[str, Any]:
 
 def batch_ms(repeats: int) -> float:
     """Median milliseconds to assemble a batch of 32 x 128 from a million tokens."""
-    batches = Batches(np.random.default_rng(0).integers(0, 65, 1_000_000).astype(np.uint16), 128, 32, seed=0)
+    config = RunConfig().changed(model={"block_size": 128}, optim={"batch_size": 32})
+    batches = Batches(np.random.default_rng(0).integers(0, 65, 1_000_000).astype(np.uint16), config)
     took = []
     for step in range(100 * repeats):
         started = time.perf_counter()

@@ -13,7 +13,7 @@ import torch
 
 from minigpt_cli import checkpoints
 from minigpt_cli.cli import run as minigpt
-from minigpt_cli.evaluation.scoring import score_text
+from minigpt_cli.evaluation.scoring import Reader, score_text
 from minigpt_cli.interchange import huggingface
 from minigpt_cli.interchange.importing import merge_run
 from minigpt_cli.models import lora
@@ -66,7 +66,7 @@ def train(name: str, *flags: str, text: str = "new.txt", steps: int = 60) -> int
 
 def nats_per_char(run: Run) -> float:
     loaded = checkpoints.load(run)
-    return float(score_text(loaded.model, loaded.tokenizer, NEW[-400:], block_size=16).nats_per_char)
+    return float(score_text(Reader(loaded.model, loaded.tokenizer, 16), NEW[-400:]).nats_per_char)
 
 
 def test_adapters_beat_their_frozen_base_and_leave_it_unchanged(store: RunStore) -> None:

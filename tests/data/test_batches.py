@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from minigpt_cli.config import RunConfig
 from minigpt_cli.data import batches as module
 from minigpt_cli.data.batches import Batches
 from minigpt_cli.errors import TextTooShort
@@ -19,8 +20,13 @@ T = 8
 TOKENS = np.arange(1000, dtype=np.uint16)  # a token says where it stands
 
 
-def make(n: int = 1000, block_size: int = T, batch_size: int = 4, seed: int = 1, **more: Any) -> Batches:
-    return Batches(TOKENS[:n], block_size, batch_size, seed=seed, **more)
+CONFIG = RunConfig().changed(model={"block_size": T})
+
+
+def make(n: int = 1000, *, batch_size: int = 4, grad_accum: int = 1, seed: int = 1, sampling: str = "epoch", **process: int) -> Batches:
+    optim = {"batch_size": batch_size, "grad_accum": grad_accum}
+    config = CONFIG.changed(optim=optim, data={"sampling": sampling}).model_copy(update={"seed": seed})
+    return Batches(TOKENS[:n], config, **process)
 
 
 @pytest.mark.parametrize("sampling", ["epoch", "random"])
@@ -118,7 +124,7 @@ def test_one_window_is_enough_and_fewer_tokens_are_refused() -> None:
 
 def test_wide_tokens_stay_what_they_are() -> None:
     tokens = np.full(20, 4_000_000_000, np.uint32)
-    assert Batches(tokens, T, 2, seed=0)(0)[0].unique().tolist() == [4_000_000_000]
+    assert Batches(tokens, CONFIG)(0)[0].unique().tolist() == [4_000_000_000]
 
 
 def test_the_order_is_pinned() -> None:

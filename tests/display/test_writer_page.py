@@ -17,7 +17,7 @@ from minigpt_cli import checkpoints
 from minigpt_cli.cli import run as minigpt
 from minigpt_cli.config import DataConfig, RunConfig
 from minigpt_cli.evaluation.evaluate_run import dataset_of
-from minigpt_cli.evaluation.scoring import score_split
+from minigpt_cli.evaluation.scoring import Reader, score_split
 from minigpt_cli.interchange import javascript
 from minigpt_cli.models.contract import build_model
 from minigpt_cli.runstore.records import Best, Corpus, RunRecord, SplitRecord, now
@@ -168,12 +168,12 @@ def test_the_page_says_what_its_8_bits_cost_on_the_validation_text(home: Path, c
     said = re.search(r"which costs ([+-][\d.]+) nats", (home / "tiny.html").read_text("utf-8"))
     assert said is not None
     loaded = checkpoints.load(run := RunStore(home / "runs").find("tiny"))
-    before = score_split(loaded.model, loaded.tokenizer, dataset_of(run), "val", block_size=8).nats_per_char
+    before = score_split(Reader(loaded.model, loaded.tokenizer, 8), dataset_of(run), "val").nats_per_char
     with torch.no_grad():
         for p in loaded.model.parameters():
             step = p.abs().amax(-1, keepdim=True) / 127 if p.dim() == 2 else None
             p.copy_(p.half().float() if step is None else (p / step.clamp(min=1e-30)).round() * step)
-    after = score_split(loaded.model, loaded.tokenizer, dataset_of(run), "val", block_size=8).nats_per_char
+    after = score_split(Reader(loaded.model, loaded.tokenizer, 8), dataset_of(run), "val").nats_per_char
     assert float(said[1]) == pytest.approx(after - before, abs=1e-4)
 
 

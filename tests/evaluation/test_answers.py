@@ -18,7 +18,7 @@ from minigpt_cli.evaluation.baselines import baselines
 from minigpt_cli.evaluation.cache import ScoreKey
 from minigpt_cli.evaluation.comparison import KINDS, Side, by_kind, by_position, check_same_text, most_different
 from minigpt_cli.evaluation.scores import PartsScored, Score, make_score
-from minigpt_cli.evaluation.scoring import score_text, token_nats
+from minigpt_cli.evaluation.scoring import Reader, score_text, token_nats
 from minigpt_cli.models.contract import build_model
 from minigpt_cli.tokenization.bpe import BPETokenizer, ByteTokenizer
 from minigpt_cli.tokenization.char import CharTokenizer
@@ -51,7 +51,7 @@ def model_of(words: Tokenizer) -> torch.nn.Module:
 @pytest.mark.parametrize("name", BUILDERS)
 def test_answers_cost_what_a_plain_loop_says(name: str) -> None:
     words = tokenizer(name)
-    score = score_text(model_of(words), words, WHOLE, in_parts=True, block_size=T)
+    score = score_text(Reader(model_of(words), words, T), WHOLE, in_parts=True)
     ids = words.encode(WHOLE)
     marks = chat.token_ids(words) or {}
     nats = token_nats(model_of(words), ids, block_size=T)
@@ -80,14 +80,14 @@ def test_answers_cost_what_a_plain_loop_says(name: str) -> None:
 def test_answers_without_any_text_are_refused() -> None:
     words = tokenizer("byte")
     with pytest.raises(UsageError, match="hold no text"):
-        score_text(model_of(words), words, chat.templated([("user", "a"), ("assistant", "")]), in_parts=True, block_size=T)
+        score_text(Reader(model_of(words), words, T), chat.templated([("user", "a"), ("assistant", "")]), in_parts=True)
 
 
 def test_a_plain_text_is_scored_whole_even_where_it_holds_the_marks() -> None:
     words = tokenizer("byte")
-    score = score_text(model_of(words), words, WHOLE, block_size=T)
+    score = score_text(Reader(model_of(words), words, T), WHOLE)
     assert (score.n_chars, score.n_answers) == (len(WHOLE), None)
-    answers = score_text(model_of(words), words, WHOLE, in_parts=True, block_size=T)
+    answers = score_text(Reader(model_of(words), words, T), WHOLE, in_parts=True)
     with pytest.raises(UsageError, match="different texts"):
         check_same_text([Side("a", (score,)), Side("b", (answers,))])
 

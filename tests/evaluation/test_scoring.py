@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from minigpt_cli.errors import MiniGPTError, UsageError
 from minigpt_cli.evaluation import scoring
 from minigpt_cli.evaluation.characters import per_character, spelled
-from minigpt_cli.evaluation.scoring import score_ids, score_text, token_nats
+from minigpt_cli.evaluation.scoring import Reader, score_ids, score_text, token_nats
 
 V, T = 11, 8
 
@@ -115,7 +115,7 @@ def test_impossible_stride_is_a_usage_error(ids: np.ndarray) -> None:
 def test_score_of_text_adds_up() -> None:
     text = "abcabckjihgfedcba" * 5
     ids, context = _Letters().encode(text), _Letters().encode("abc")
-    score = score_ids(_Running(), _Letters(), ids, context=context, block_size=T)
+    score = score_ids(Reader(_Running(), _Letters(), T), ids, context=context)
     nats = token_nats(_Running(), ids, context=context, block_size=T)
     assert score.nats_per_char == pytest.approx(nats.mean())
     assert score.bits_per_byte == pytest.approx(nats.mean() / np.log(2))
@@ -130,7 +130,7 @@ def test_damaged_weights_are_refused() -> None:
     with torch.no_grad():
         model.head.fill_(float("nan"))
     with pytest.raises(MiniGPTError, match="not finite"):
-        score_text(model, _Letters(), "abcabc", block_size=T)
+        score_text(Reader(model, _Letters(), T), "abcabc")
 
 
 def test_nats_of_tokens_are_shared_over_the_characters_they_touch() -> None:

@@ -13,7 +13,7 @@ from minigpt_cli import registry
 from minigpt_cli.config import ARCHITECTURES, BigramConfig, ClassicConfig, DataConfig, ModernConfig, MoEConfig
 from minigpt_cli.data.encoding import prepared
 from minigpt_cli.evaluation import scoring
-from minigpt_cli.evaluation.scoring import score_ids, token_nats
+from minigpt_cli.evaluation.scoring import Reader, score_ids, token_nats
 from minigpt_cli.models.contract import build_model
 from minigpt_cli.tokenization.contract import end_of_text
 
@@ -70,7 +70,7 @@ def test_positions_of_a_masked_score_are_counted_in_the_document(stride: int, tm
     dataset = prepared(DataConfig(source=str(tmp_path / "names.txt"), documents="lines"), tmp_path)
     model = build_model(CONFIGS["modern"], dataset.tokenizer.vocab_size, seed=1)
     model.end_of_text = end_of_text(dataset.tokenizer)  # type: ignore[assignment]
-    score = scoring.score_split(model, dataset.tokenizer, dataset, "val", block_size=T, stride=stride)
+    score = scoring.score_split(scoring.Reader(model, dataset.tokenizer, T, stride), dataset, "val")
     assert score.parts is not None
     in_document = np.arange(score.n_chars) - np.repeat(score.parts.first, np.diff([*score.parts.first, score.n_chars])) + 1
     assert (score.char_position >= 1).all()
@@ -110,7 +110,7 @@ def test_characters_equal_an_explicit_loop(tmp_path: Path, tokenizer: str) -> No
     (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
     dataset = prepared(DataConfig(source=str(tmp_path / "text.txt"), tokenizer=tokenizer, vocab_size=300), tmp_path)
     model = build_model(CONFIGS["modern"], dataset.tokenizer.vocab_size, seed=1)
-    score = score_ids(model, dataset.tokenizer, dataset.val.tokens, context=dataset.train.tokens[-T:], block_size=T)
+    score = score_ids(Reader(model, dataset.tokenizer, T), dataset.val.tokens, context=dataset.train.tokens[-T:])
     nats = token_nats(model, dataset.val.tokens, context=dataset.train.tokens[-T:], block_size=T)
     text, pieces = score.text.decode(), dataset.tokenizer.token_bytes()
     owner = [i for i, character in enumerate(text) for _ in character.encode()]  # the character of each byte
@@ -126,7 +126,7 @@ def test_characters_equal_an_explicit_loop(tmp_path: Path, tokenizer: str) -> No
     assert score.text_sha256 == dataset.val.sha256
     assert (score.n_chars, score.n_bytes) == (dataset.val.n_chars, dataset.val.n_bytes)
     encode = dataset.tokenizer.encode
-    again = score_ids(model, dataset.tokenizer, encode(text), context=encode(dataset.text("train")), block_size=T)
+    again = score_ids(Reader(model, dataset.tokenizer, T), encode(text), context=encode(dataset.text("train")))
     if tokenizer != "bpe":  # whose tokens may differ where a text is cut
         assert again.nats_per_char == pytest.approx(score.nats_per_char, rel=1e-9)
 
@@ -137,6 +137,6 @@ def test_all_tokenizers_are_scored_on_the_same_characters(tmp_path: Path) -> Non
     for tokenizer in ("char", "byte", "bpe"):
         dataset = prepared(DataConfig(source=str(tmp_path / "text.txt"), tokenizer=tokenizer, vocab_size=300), tmp_path)
         model = build_model(CONFIGS["bigram"], dataset.tokenizer.vocab_size, seed=1)
-        found.append(score_ids(model, dataset.tokenizer, dataset.val.tokens, block_size=T))
+        found.append(score_ids(Reader(model, dataset.tokenizer, T), dataset.val.tokens))
     assert len({score.text for score in found}) == 1
     assert len({len(score.char_nats) for score in found}) == 1

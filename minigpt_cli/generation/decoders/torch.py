@@ -86,5 +86,6 @@ class TorchDecoder:
     def _new_cache(self) -> Any:
         if not self.endless:
             return self.model.new_cache(1, self.window)
-        c, dtype = self.model.config, self.model.compute_dtype
-        return SlidingCache(c.n_layer, 1, c.kv_heads, self.window, self.model.head_size, dtype=dtype, device=self._device)
+        c = self.model.config
+        shape = (c.n_layer, 1, c.kv_heads, self.window, self.model.head_size)
+        return SlidingCache(shape, dtype=self.model.compute_dtype, device=self._device)
