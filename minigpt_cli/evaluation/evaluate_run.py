@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from minigpt_cli.config import DataConfig, RunConfig
 from minigpt_cli.data.cleaning import Cleaning
