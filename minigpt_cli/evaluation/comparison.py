@@ -167,14 +167,18 @@ def by_position(sides: Sequence[Side]) -> list[Part]:
 
     Each side has its own positions, since the windows of two models cut the text at different places.
     """
-    longest = max(int(side.scores[0].char_position.max(initial=0)) for side in sides)
-    edges = [1] + [2**k for k in range(1, longest.bit_length() + 1) if 2**k <= longest] + [longest + 1]
     parts = []
-    for low, high in pairwise(edges):
+    for name, low, high in position_ranges(max(int(side.scores[0].char_position.max(initial=0)) for side in sides)):
         masks = [(side.scores[0].char_position >= low) & (side.scores[0].char_position < high) for side in sides]
         means = tuple(float(side.char_nats[mask].mean()) if mask.any() else float("nan") for side, mask in zip(sides, masks, strict=True))
-        parts.append(Part(f"{low}" if high == low + 1 else f"{low}–{high - 1}", float(masks[0].mean()), means))
+        parts.append(Part(name, float(masks[0].mean()), means))
     return parts
+
+
+def position_ranges(longest: int) -> list[tuple[str, int, int]]:
+    """Name, begin and end of doubling ranges of places in a window: 1, 2–3, 4–7, … up to `longest`."""
+    edges = [1] + [2**k for k in range(1, longest.bit_length() + 1) if 2**k <= longest] + [longest + 1]
+    return [(f"{low}" if high == low + 1 else f"{low}–{high - 1}", low, high) for low, high in pairwise(edges)]
 
 
 def most_different(a: Side, b: Side, text: str, *, count: int = 4, length: int = 160) -> list[Passage]:

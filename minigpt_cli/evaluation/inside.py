@@ -11,13 +11,13 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from minigpt_cli.bounds import NATS_LIMIT, Count, Nats
 from minigpt_cli.errors import MiniGPTError
 from minigpt_cli.evaluation.cache import make_folder
-from minigpt_cli.evaluation.comparison import KINDS, Side, by_kind, by_position, verdict_of
-from minigpt_cli.evaluation.comparison import Part as TextPart
+from minigpt_cli.evaluation.comparison import KINDS, character_kinds, position_ranges, verdict_of
 from minigpt_cli.evaluation.eval_target import Target, score_key
 from minigpt_cli.evaluation.evaluate_run import dataset_of
 from minigpt_cli.evaluation.sample import Floats, Sample, sample_of
@@ -77,6 +77,7 @@ class KindLoss(_Record):
     kind: str
     share: Share  # of all characters
     nats_per_char: Nats
+    ci95: Interval
     share_of_loss: Share
 
 
@@ -164,7 +165,8 @@ def measure(loaded: Loaded, sample: Sample, advance: Progress = lambda done, tot
         raise MiniGPTError("the model's loss is not finite: its weights are damaged, or it diverged")
     chars_per_token, by_length = part_costs.context_losses(model, sample, told)
     score = sample.score(whole)
-    side, text = Side("", (score,)), score.text.decode()
+    kinds, place = character_kinds(score.text.decode(), score.parts.first if score.parts else None), score.char_position
+    places = position_ranges(int(place.max()))
     return Inside(
         n_chars=score.n_chars,
         nats_per_char=score.nats_per_char,
@@ -172,8 +174,8 @@ def measure(loaded: Loaded, sample: Sample, advance: Progress = lambda done, tot
         text_sha256=score.text_sha256,
         parts=_part_costs(sample, score, without, watched),
         context=_context(by_length, chars_per_token),
-        kinds=_losses(by_kind([side], text), score),
-        positions=_losses(by_position([side]), score),
+        kinds=_losses(score, [(kind, kinds == i) for i, kind in enumerate(KINDS)]),
+        positions=_losses(score, [(name, (place >= low) & (place < high)) for name, low, high in places]),
         experts=_experts(watched.experts if watched else []),
         dropout=_dropout(loaded, sample),
         copying=Copying(first=copied[0], second=copied[1]) if copied else None,
@@ -221,12 +223,16 @@ def _context(by_length: dict[int, Floats], chars_per_token: float) -> list[Conte
     return found
 
 
-def _losses(parts: Iterable[TextPart], score: Score) -> list[KindLoss]:
-    total = float(score.char_nats.mean()) or 1.0
-    return [
-        KindLoss(kind=p.name, share=p.share, nats_per_char=p.nats_per_char[0], share_of_loss=min(1.0, p.share * p.nats_per_char[0] / total))
-        for p in parts
-    ]
+def _losses(score: Score, places: Iterable[tuple[str, npt.NDArray[np.bool_]]]) -> list[KindLoss]:
+    """The loss at places of the text, given by name; those without a character are left out."""
+    found, total = [], float(score.char_nats.sum()) or 1.0
+    for name, mask in places:
+        if mask.any():
+            nats = score.char_nats[mask]
+            each = mean_interval(nats)
+            shares = {"share": float(mask.mean()), "share_of_loss": min(1.0, float(nats.sum()) / total)}
+            found.append(KindLoss(kind=name, nats_per_char=each.mean, ci95=(each.low, each.high), **shares))
+    return found
 
 
 def _experts(counts: Iterable[Floats]) -> list[LayerExperts]:
