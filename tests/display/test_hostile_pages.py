@@ -72,7 +72,7 @@ def poison(run: Run, name: str) -> None:
     content = run.record.model_dump(mode="json")
     for field in ("argv", "versions", "git_commit", "preset", "device", "device_name", "tokenizer", "group"):
         content[field] = poisoned(content[field] if content[field] is not None else "")
-    content["corpus"] |= {"label": ALL, "dataset_dir": ALL}
+    content["corpus"] |= {"label": ALL} | ({"dataset_dir": ALL} if name == NAMES[0] else {})  # the other is looked into, on its text
     content["base"] = {"run": ALL, "sha256": ALL}
     content["resume_exact_history"] = [{"step": 1, "exact": False, "reasons": [ALL]}]
     config = run.config.model_dump(mode="json")
@@ -138,6 +138,7 @@ COMMANDS = {
     "comparison.html": (["compare", *NAMES, "--prompt", ALL, "--plot"], 0),
     "report.html": (["runs", "plot", NAMES[0], "--html"], 0),
     "reports.html": (["runs", "plot", *NAMES, "--html"], 0),
+    "look.html": (["runs", "look", NAMES[1], "--text", ALL, "--html"], 2),
     "friend.html": (["runs", "export", NAMES[0], "--format", "html", "--out"], 2),
 }
 

@@ -12,66 +12,14 @@ import numpy as np
 import pytest
 import torch
 from harness import browser, tiny
+from harness.page_runs import MODELS, TEXTS, make_run, offline, opened, press, tokenizer
 
 from minigpt_cli import checkpoints
 from minigpt_cli.cli import run as minigpt
-from minigpt_cli.config import DataConfig, RunConfig
 from minigpt_cli.evaluation.evaluate_run import dataset_of
 from minigpt_cli.evaluation.scoring import Reader, score_split
 from minigpt_cli.interchange import javascript
-from minigpt_cli.models.contract import build_model
-from minigpt_cli.runstore.records import Best, Corpus, RunRecord, SplitRecord, now
 from minigpt_cli.runstore.store import RunStore
-from minigpt_cli.tokenization.bpe import BPETokenizer, ByteTokenizer
-from minigpt_cli.tokenization.char import CharTokenizer
-from minigpt_cli.tokenization.contract import Tokenizer, TrainingText
-
-TEXTS = [
-    "a", "\n", "To be, or not to be", "</script><script>x</script>", "<!-- <script> -->", "🙂", "a🙂b 👨‍👩‍👧 c", "漢字",
-    "春風 不知 何處去", "né à Zürich", "don't I'll we've", "  two  spaces ", "tab\there\r\nand there", "1234 5.6e-7",
-    "\u2028\u2029", "e\u0301 \u00e9", "שלום עולם", "“quoted” — dashed…", "long " * 6, "\\n \\u003c ${x} `y`",
-]  # fmt: skip
-SIZES: dict[str, Any] = {"block_size": 32, "n_layer": 2, "n_head": 4, "n_embd": 32}
-MODELS: dict[str, dict[str, Any]] = {
-    "classic": {"arch": "classic", "bias": True, **SIZES},
-    "classic-tied": {"arch": "classic", "activation": "gelu_tanh", "tie_weights": True, **SIZES},
-    "classic-relu": {"arch": "classic", "activation": "relu", "ffn_mult": 1.3, **SIZES},
-    "modern": {"arch": "modern", **SIZES},
-    "modern-grouped": {"arch": "modern", "n_kv_head": 2, "qk_norm": False, "tie_weights": True, **SIZES},
-    "moe": {"arch": "moe", **SIZES},
-    "moe-top1": {"arch": "moe", "moe_top_k": 1, "moe_balance": "bias", "n_kv_head": 1, **SIZES},
-    "moe-norm": {"arch": "moe", "moe_norm_topk": True, **SIZES},
-}
-
-
-def tokenizer(kind: str) -> Tokenizer:
-    text = TrainingText(TrainingText.of("".join(TEXTS)).alphabet, 100, lambda: iter(TEXTS))
-    if kind == "byte":
-        return ByteTokenizer()
-    return CharTokenizer.build(DataConfig(), text) if kind == "char" else BPETokenizer.build(DataConfig(vocab_size=300), text)
-
-
-def make_run(store: RunStore, name: str, model: dict[str, Any], words: Tokenizer) -> None:
-    """A finished run whose weights float16 holds exactly, large enough for clear decisions."""
-    config = RunConfig.model_validate({"model": model, "data": {"tokenizer": words.name}})
-    generator = torch.Generator().manual_seed(7)
-    state = build_model(config.model, words.vocab_size, 0).state_dict()
-    for key, tensor in state.items():
-        if "balance_bias" in key:
-            tensor.copy_(torch.linspace(-0.1, 0.1, len(tensor)))
-        else:
-            tensor.normal_(0, 0.3, generator=generator).add_(1.0 if "norm" in key and key.endswith("weight") else 0.0)
-        tensor.copy_(tensor.half().float())
-    run = store.create(name)
-    run.write_config(config)
-    run.write_tokenizer(words.to_json())
-    split = SplitRecord(sha256="0" * 64, n_tokens=10, n_chars=10, n_bytes=10)
-    record = RunRecord(
-        name=name, status="finished", created_at=now(), arch=config.model.arch, tokenizer=words.name, stop_step=9,
-        best=Best(step=7, nats_per_token=1.5, nats_per_char=1.5, whole_split=True), vocab_size=words.vocab_size,
-        corpus=Corpus(label="text.txt", sha256="1" * 64, splits={"train": split, "val": split}),
-    )  # fmt: skip
-    checkpoints.save(run, record, last=state, resume={}, resume_state={}, best=state)
 
 
 @pytest.fixture(scope="module")
@@ -91,19 +39,14 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[browser.Page]:
-    with browser.browser(tmp_path_factory.mktemp("profile")) as page:
-        page.call("Network.emulateNetworkConditions", offline=True, latency=0, downloadThroughput=0, uploadThroughput=0)
-        page.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-reduced-motion", "value": "reduce"}])
+    with offline(tmp_path_factory.mktemp("profile")) as page:
         yield page
 
 
-def opened(tab: browser.Page, home: Path, name: str, *flags: str) -> None:
+def export(tab: browser.Page, home: Path, name: str, *flags: str) -> None:
     """Export a run and open its page."""
-    out = home / f"{name}.html"
-    assert minigpt(["runs", "export", name, "--format", "html", "--out", str(out), *flags]) == 0
-    tab.requests.clear(), tab.complaints.clear()
-    tab.open(out.as_uri())
-    tab.wait(f"location.href === {out.as_uri()!r} && document.body && document.body.hasAttribute('data-ready')")
+    assert minigpt(["runs", "export", name, "--format", "html", "--out", f"{name}.html", *flags]) == 0
+    opened(tab, home / f"{name}.html")
 
 
 def page_probabilities(tab: browser.Page, text: str) -> tuple[list[int], np.ndarray[Any, Any]]:
@@ -117,7 +60,7 @@ def page_probabilities(tab: browser.Page, text: str) -> tuple[list[int], np.ndar
 @browser.needed
 @pytest.mark.parametrize("name", [*MODELS, "byte", "bpe"])
 def test_the_page_computes_the_probabilities_of_python(home: Path, tab: browser.Page, name: str) -> None:
-    opened(tab, home, name)
+    export(tab, home, name)
     loaded = checkpoints.load(RunStore(home / "runs").find(name))
     for text in TEXTS:
         ids, p = page_probabilities(tab, text)
@@ -134,7 +77,7 @@ def test_the_page_computes_the_probabilities_of_python(home: Path, tab: browser.
 def test_greedy_text_of_200_characters_is_that_of_generate(
     home: Path, tab: browser.Page, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    opened(tab, home, name)
+    export(tab, home, name)
     capsys.readouterr()
     assert minigpt(["generate", name, "--prompt", "To be", "--greedy", "--max-new-tokens", "220", "--json"]) == 0
     expected = json.loads(capsys.readouterr().out)["samples"][0]["text"]
@@ -147,7 +90,7 @@ def test_greedy_text_of_200_characters_is_that_of_generate(
 
 @browser.needed
 def test_int8_weights_are_those_whose_cost_is_measured(home: Path, tab: browser.Page) -> None:
-    opened(tab, home, "moe", "--dtype", "int8")
+    export(tab, home, "moe", "--dtype", "int8")
     loaded = checkpoints.load(RunStore(home / "runs").find("moe"))
     ids, p = page_probabilities(tab, TEXTS[2])
     with torch.no_grad():
@@ -179,19 +122,15 @@ def test_the_page_says_what_its_8_bits_cost_on_the_validation_text(home: Path, c
 
 @browser.needed
 def test_the_page_is_used_with_keys_alone_and_says_what_it_does(home: Path, tab: browser.Page) -> None:
-    opened(tab, home, "modern")
-
-    def press(key: str, **more: Any) -> None:
-        for kind in ("keyDown", "keyUp"):
-            tab.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, **more)
+    export(tab, home, "modern")
 
     for _ in range(20):
         if tab.evaluate("document.activeElement.id") == "prompt":
             break
-        press("Tab", windowsVirtualKeyCode=9)
+        press(tab, "Tab", 9)
     tab.evaluate("byId('prompt').value = ''")
     tab.call("Input.insertText", text="To be")
-    press("Enter", windowsVirtualKeyCode=13, modifiers=2)
+    press(tab, "Enter", 13, modifiers=2)
     tab.wait("byId('status').textContent.startsWith('Wrote 500 ')")
     assert tab.evaluate("byId('text').textContent.startsWith('To be')")
     tab.evaluate("byId('prompt').value = 'what is Ω?'; byId('form').requestSubmit()")

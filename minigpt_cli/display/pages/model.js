@@ -2,6 +2,8 @@
 // A GPT in plain JavaScript: the formulas of minigpt_cli/models, with their names, in Float32.
 // A matrix is a Float32Array, row after row. Shapes: T tokens, C channels, H heads, K key/value heads (each serves H / K heads),
 // D = C / H, F hidden width of a feed-forward, E experts, V vocabulary.
+// As plain.py does, forward() records every value by name in `watch`, and leaves out the parts in the set `without`; there `head 0.1`,
+// `mlp 0` and `layer 0` are replaced by the means that Python measured, model.means.
 
 // ---- weights: float16, or int8 with one float32 factor for each row, as base64
 
@@ -37,7 +39,7 @@ function loadModel(saved) {
     }
     weights[name] = values;
   }
-  return { config: saved.config, weights };
+  return { config: saved.config, weights, means: saved.means ?? {} };
 }
 
 // ---- layers.py
@@ -86,6 +88,11 @@ function rmsNorm(x, weight, eps) {  // (…, C)
   return y;
 }
 
+function norm(x, name, { config: c, weights: w }, without) {
+  if (without.has("norm")) return x;
+  return c.rms_norm ? rmsNorm(x, w[name + ".weight"], c.eps) : layerNorm(x, w[name + ".weight"], w[name + ".bias"], c.eps);
+}
+
 function softmax(x) {  // in place
   let top = -Infinity, sum = 0;
   for (const value of x) if (value > top) top = value;
@@ -123,7 +130,7 @@ function swiglu(x, gateUp, down, C) {  // (T, C) -> (T, 2F) -> (T, F) -> (T, C):
 
 // ---- moe.py
 
-function experts(x, w, at, c, watch) {  // (T, C) -> (T, C): each token's best experts, weighted by the router's probabilities
+function experts(x, w, at, c, see) {  // (T, C) -> (T, C): each token's best experts, weighted by the router's probabilities
   const C = c.n_embd, E = c.n_experts, gateUp = w[at + "gate_up"], down = w[at + "down"], y = new Float32Array(x.length);
   const probs = linear(x, w[at + "router.weight"], C);  // (T, E)
   for (let t = 0; t < x.length / C; t++) {
@@ -137,7 +144,7 @@ function experts(x, w, at, c, watch) {  // (T, C) -> (T, C): each token's best e
       for (let i = 0; i < C; i++) y[t * C + i] += p[e] / total * out[i];
     }
   }
-  watch?.("router", probs);
+  see("router", probs);
   return y;
 }
 
@@ -163,33 +170,34 @@ function newCache(c, window) {
   return { window, length: 0, keys: layers.map(() => new Float32Array(size)), values: layers.map(() => new Float32Array(size)) };
 }
 
-// q (T, H, D) over the keys and values of the cache, which holds this layer's k and v: (T, H, D); weights (H, T, T) where they are watched.
-function attend(q, keys, values, c, cache, begins, seesFuture, watch) {
+// q (T, H, D) over the keys and values of the cache, which holds this layer's k and v: (T, H, D)
+function attend(q, keys, values, c, cache, begins, without, see) {
   const H = c.n_head, K = c.n_kv_head, D = c.n_embd / H, T = q.length / c.n_embd, y = new Float32Array(q.length);
-  const kept = watch && new Float32Array(H * T * T), scores = new Float32Array(cache.window);
+  const kept = see.watches && new Float32Array(H * T * T), scores = new Float32Array(cache.window), scale = without.has("scale") ? 1 : D ** -0.5;
   for (let t = 0; t < T; t++) {
-    const end = seesFuture ? T : Math.min(cache.length + t + 1, cache.window), begin = begins ? begins[t] : 0;
+    const end = without.has("mask") ? T : Math.min(cache.length + t + 1, cache.window), begin = begins ? begins[t] : 0;
     for (let h = 0; h < H; h++) {
       const from = (t * H + h) * D, shared = Math.floor(h / (H / K)) * D, seen = scores.subarray(begin, end);
       for (let n = begin; n < end; n++) {
         const key = n * K * D + shared;
         let dot = 0;
         for (let d = 0; d < D; d++) dot += q[from + d] * keys[key + d];
-        scores[n] = dot / Math.sqrt(D);
+        scores[n] = dot * scale;
       }
       softmax(seen);
       for (let n = begin; n < end; n++) {
         const value = n * K * D + shared, weight = scores[n];
         for (let d = 0; d < D; d++) y[from + d] += weight * values[value + d];
       }
-      kept?.set(seen, (h * T + t) * T + begin);
+      if (kept) kept.set(seen, (h * T + t) * T + begin);
     }
   }
-  watch?.("weights", kept);
+  see("weights", kept);  // (H, T, T)
   return y;
 }
 
-function attention(x, w, at, c, layer, cache, begins, without, watch) {  // (T, C) -> (T, C)
+function attention(x, model, layer, cache, begins, without, see) {  // (T, C) -> (T, C)
+  const { config: c, weights: w, means } = model, at = `blocks.${layer}.attention.`;
   const H = c.n_head, K = c.n_kv_head, D = c.n_embd / H, T = x.length / c.n_embd;
   const qkv = linear(x, w[at + "qkv.weight"], c.n_embd, w[at + "qkv.bias"]);  // (T, (H + 2K) D): the rows of q, k, v
   const cut = (from, heads) => {
@@ -199,30 +207,29 @@ function attention(x, w, at, c, layer, cache, begins, without, watch) {  // (T, 
   };
   let q = cut(0, H), k = cut(H, K);
   const v = cut(H + K, K);
-  if (w[at + "q_norm.weight"]) { q = rmsNorm(q, w[at + "q_norm.weight"], c.eps); k = rmsNorm(k, w[at + "k_norm.weight"], c.eps); }
-  watch?.("q before rotation", q.slice()); watch?.("k before rotation", k.slice());
+  if (w[at + "q_norm.weight"]) { q = norm(q, at + "q_norm", model, without); k = norm(k, at + "k_norm", model, without); }
+  see("q before rotation", q); see("k before rotation", k);
   if (c.rope_theta && !without.has("positions")) {
     const positions = Array.from({ length: T }, (_, t) => cache.length + t);
     rotate(q, positions, H, D, c.rope_theta);
     rotate(k, positions, K, D, c.rope_theta);
   }
-  watch?.("q", q); watch?.("k", k); watch?.("v", v);
+  see("q", q); see("k", k); see("v", v);
   for (let t = 0; t < T; t++) {
     const slot = (cache.length + t) % cache.window * K * D;
     cache.keys[layer].set(k.subarray(t * K * D, (t + 1) * K * D), slot);
     cache.values[layer].set(v.subarray(t * K * D, (t + 1) * K * D), slot);
   }
-  const y = attend(q, cache.keys[layer], cache.values[layer], c, cache, begins, without.has("mask"), watch);
-  for (let h = 0; h < H; h++) replaceByMean(y, h * D, D, c.n_embd, without.get(`head ${layer}.${h}`));
-  watch?.("head_out", y);
+  const y = attend(q, cache.keys[layer], cache.values[layer], c, cache, begins, without, see);
+  see("head_out", y);
+  for (let h = 0; h < H; h++) if (without.has(`head ${layer}.${h}`)) replace(y, h * D, c.n_embd, means[layer + ".head_out"].slice(h * D, (h + 1) * D));
   return linear(y, w[at + "out.weight"], c.n_embd, w[at + "out.bias"]);
 }
 
 // ---- transformer.py
 
-// Taken out of the model: channels `at` to `at + n` of every token become `mean`, which Python measured; nothing where there is none.
-function replaceByMean(x, at, n, C, mean) {
-  if (mean) for (let row = at; row < x.length; row += C) for (let i = 0; i < n; i++) x[row + i] = mean[i];
+function replace(x, at, C, values) {  // in every row of x (T, C), the channels from `at` on become `values`
+  for (let row = at; row < x.length; row += C) x.set(values, row);
 }
 
 // Where the document of each token begins; a token that ends a document is read as the first of the next.
@@ -231,48 +238,56 @@ function documentBegins(ids, endOfText) {
   return ids.map((id, t) => begin = id === endOfText ? t : begin);
 }
 
-// The logits (n, V) of the last n tokens of `ids`, after those that `cache` holds. `without` maps what is taken out to its mean;
-// `watch(layer, name, values)` receives what is computed on the way.
-function forward(model, ids, { cache = null, last = ids.length, without = new Map(), watch = null } = {}) {
-  const { config: c, weights: w } = model, C = c.n_embd, T = ids.length;
+// The logits (n, V) of the last n tokens of `ids`, after those that `cache` holds.
+function forward(model, ids, { cache = null, last = ids.length, without = new Set(), watch = null } = {}) {
+  const { config: c, weights: w, means } = model, C = c.n_embd, T = ids.length;
   const begins = c.end_of_text == null || cache ? null : documentBegins(ids, c.end_of_text);  // what a cache holds is one document
   cache ??= newCache(c, T);
   let x = embed(model, ids, cache.length, without);
+  const add = (y) => { x = without.has("residual") ? y.slice() : x.map((value, i) => value + y[i]); };
   for (let layer = 0; layer < c.n_layer; layer++) {
-    const at = `blocks.${layer}.`, see = watch && ((name, values) => watch(layer, name, values));
-    const add = (y) => { for (let i = 0; i < x.length; i++) x[i] += y[i]; };
-    const norm = (name) => c.rms_norm ? rmsNorm(x, w[at + name + ".weight"], c.eps) : layerNorm(x, w[at + name + ".weight"], w[at + name + ".bias"], c.eps);
-    see?.("stream", x.slice());
-    const normed = norm("norm1");
-    see?.("norm1", normed);
-    const mixed = attention(normed, w, at + "attention.", c, layer, cache, begins, without, see);
-    replaceByMean(mixed, 0, C, C, without.get(`attention ${layer}`));
-    see?.("attention_out", mixed);
+    const at = `blocks.${layer}.`, see = (name, values) => { if (watch) watch[`${layer}.${name}`] = values.slice(); };
+    see.watches = watch !== null;
+    see("stream", x);
+    const normed = norm(x, at + "norm1", model, without);
+    see("norm1", normed);
+    const mixed = attention(normed, model, layer, cache, begins, without, see);
+    if (without.has("attention")) mixed.fill(0);
+    else if (without.has("layer " + layer)) replace(mixed, 0, C, means[layer + ".attention_out"]);
+    see("attention_out", mixed);
     add(mixed);
-    see?.("middle", x.slice());
-    const read = norm("norm2");
-    see?.("norm2", read);
+    see("middle", x);
+    const read = norm(x, at + "norm2", model, without);
+    see("norm2", read);
     const fed = c.n_experts ? experts(read, w, at + "moe.", c, see)
       : c.activation ? feedForward(read, w, at + "mlp.", c) : swiglu(read, w[at + "mlp.gate_up.weight"], w[at + "mlp.down.weight"], C);
-    replaceByMean(fed, 0, C, C, without.get(`mlp ${layer}`));
-    see?.("mlp_out", fed);
+    if (without.has("mlp")) fed.fill(0);
+    else if (without.has("mlp " + layer) || without.has("layer " + layer)) replace(fed, 0, C, means[layer + ".mlp_out"]);
+    see("mlp_out", fed);
     add(fed);
   }
   cache.length += T;
-  watch?.(c.n_layer, "stream", x);
-  return unembed(model, x.subarray((T - last) * C));
+  if (watch) watch[c.n_layer + ".stream"] = x;
+  return unembed(model, x.subarray((T - last) * C), without);
 }
 
-function embed({ config: c, weights: w }, ids, start, without) {  // (T, C)
-  const C = c.n_embd, x = new Float32Array(ids.length * C), positions = without.has("positions") ? null : w["position_embedding.weight"];
+function embed({ config: c, weights: w }, ids, start, without) {  // (T, C): the row of each token and, in classic, that of its position
+  const C = c.n_embd, x = new Float32Array(ids.length * C), rows = w["token_embedding.weight"], positions = w["position_embedding.weight"];
+  const mean = positions && without.has("positions") && meanRow(positions, C);
   ids.forEach((id, t) => {
-    for (let i = 0; i < C; i++) x[t * C + i] = w["token_embedding.weight"][id * C + i] + (positions ? positions[(start + t) * C + i] : 0);
+    for (let i = 0; i < C; i++) x[t * C + i] = rows[id * C + i] + (mean ? mean[i] : positions ? positions[(start + t) * C + i] : 0);
   });
   return x;
 }
 
+function meanRow(matrix, C) {
+  const mean = new Float64Array(C);
+  matrix.forEach((value, i) => { mean[i % C] += value * C / matrix.length; });
+  return mean;
+}
+
 // Logits (T, V) of a residual stream (T, C): its final norm, then the head, which may be the embedding.
-function unembed({ config: c, weights: w }, x) {
-  const y = c.rms_norm ? rmsNorm(x, w["final_norm.weight"], c.eps) : layerNorm(x, w["final_norm.weight"], w["final_norm.bias"], c.eps);
-  return linear(y, w["head.weight"] ?? w["token_embedding.weight"], c.n_embd);
+function unembed(model, x, without = new Set()) {
+  const w = model.weights;
+  return linear(norm(x, "final_norm", model, without), w["head.weight"] ?? w["token_embedding.weight"], model.config.n_embd);
 }

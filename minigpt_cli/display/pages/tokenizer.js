@@ -16,20 +16,24 @@ class Tokenizer {
     this.addedPattern = added.length ? new RegExp("(" + added.map((text) => text.replace(/[\\^$.*+?()[\]{}|]/g, "\\$&")).join("|") + ")") : null;
   }
   get vocabSize() { return this.saved.tokens.length; }
+  clean(text) {  // as the run's text was cleaned
+    if (this.saved.lowercase) text = text.toLowerCase();
+    return this.saved.nfc ? text.normalize("NFC") : text;
+  }
+  knows(character) { return this.saved.kind !== "char" || this.idOf.has(bytesOfText(character)); }
   // Ids of a text. Throws an Error that names characters which the tokenizer does not know.
   encode(text) {
-    if (this.saved.lowercase) text = text.toLowerCase();
-    if (this.saved.nfc) text = text.normalize("NFC");
-    const parts = this.addedPattern ? text.split(this.addedPattern) : [text];
+    const clean = this.clean(text), parts = this.addedPattern ? clean.split(this.addedPattern) : [clean];
     return parts.flatMap((part) => Object.hasOwn(this.saved.added, part) ? [this.saved.added[part]] : this.encodePlain(part));
   }
   encodePlain(text) {
     if (this.saved.kind === "byte") return [...bytesOfText(text)].map((byte) => this.idOf.get(byte));
     if (this.saved.kind === "bpe") return (text.match(GPT2_WORDS) ?? []).flatMap((word) => this.merged([...bytesOfText(word)].map((byte) => this.idOf.get(byte))));
-    const characters = [...text], unknown = new Set(characters.filter((character) => !this.idOf.has(bytesOfText(character))));
-    if (unknown.size) throw new Error("This model has never seen " + [...unknown].slice(0, 8).join(" ") + (unknown.size > 8 ? " …" : ""));
+    const characters = [...text], unknown = new Set(characters.filter((character) => !this.knows(character)));
+    if (unknown.size) throw new Error(this.neverSeen(unknown));
     return characters.map((character) => this.idOf.get(bytesOfText(character)));
   }
+  neverSeen(characters) { return "This model has never seen " + [...characters].slice(0, 8).join(" ") + (characters.size > 8 ? " …" : ""); }
   merged(ids) {  // the pair whose merge was learned first is merged first
     for (;;) {
       let best = Infinity, at = -1;
@@ -42,12 +46,15 @@ class Tokenizer {
     }
   }
   bytes(id) { return Uint8Array.from(this.saved.tokens[id], (byte) => byte.charCodeAt(0)); }
+  text(ids) {  // null where they are not whole characters
+    try {
+      return new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(Uint8Array.from(ids.flatMap((id) => [...this.bytes(id)])));
+    } catch {
+      return null;
+    }
+  }
   // A token as text; one that is no whole character as its bytes, bytes:\xe2\x82.
   name(id) {
-    try {
-      return new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(this.bytes(id));
-    } catch {
-      return "bytes:" + Array.from(this.bytes(id), (byte) => "\\x" + byte.toString(16).padStart(2, "0")).join("");
-    }
+    return this.text([id]) ?? "bytes:" + Array.from(this.bytes(id), (byte) => "\\x" + byte.toString(16).padStart(2, "0")).join("");
   }
 }

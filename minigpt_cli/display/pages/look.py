@@ -1,0 +1,132 @@
+"""The page of `runs look`: it holds the model and computes with it what is shown. It uses model.js and the files beside it."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+from minigpt_cli.config import REMOVABLE
+from minigpt_cli.display import format
+from minigpt_cli.display.pages.intervals import Interval, interval_rows
+from minigpt_cli.display.pages.page import Markup, asset, html_page, remark, tag
+from minigpt_cli.display.pages.writer import MODEL_SCRIPTS
+from minigpt_cli.errors import MiniGPTError
+from minigpt_cli.escaping import one_line
+
+if TYPE_CHECKING:
+    from minigpt_cli.runstore.records import RunRecord
+
+_SCRIPTS = (*MODEL_SCRIPTS, "tokens.js", "look.js", "look_parts.js", "look_steps.js")
+_ROWS = 24  # of the measured parts
+
+
+@dataclass(frozen=True)
+class LookPage:
+    """What the page shows and computes with."""
+
+    record: RunRecord
+    model: Mapping[str, Any]  # as model.js and tokenizer.js read it, with `means`
+    start: Sequence[int]  # ids before every text
+    empty: Sequence[int]  # ids of an empty text
+    text: str  # in the box at first
+    sample: Mapping[str, Any]  # ids of a text whose loss is computed, and how many characters they are
+    parts: Sequence[Mapping[str, Any]]  # as `runs look --json` has them
+
+
+def look_page(page: LookPage) -> str:
+    """The page."""
+    record, config = page.record, page.model["config"]
+    body = Markup(asset("look.html").replace("<!--measured-->", _measured(page.parts)))
+    data = {name: getattr(page, name) for name in ("model", "start", "empty", "text", "sample", "parts")}
+    data |= {"removable": REMOVABLE, "code": code_lines(config, page.model["tokenizer"]["kind"])}
+    return html_page(
+        one_line(f"Inside {record.name}"), [remark(_about(record, config)), body], script=Markup("".join(map(asset, _SCRIPTS))), data=data
+    )
+
+
+def _about(record: RunRecord, config: Mapping[str, Any]) -> str:
+    score = f"; {record.best.nats_per_char:.4f} nats per character" if record.best else ""
+    text = f" of {one_line(record.corpus.label)}" if record.corpus else ""
+    return (
+        f"A {record.arch} GPT{text}: {record.n_params:,} parameters, {config['n_layer']} layers of {config['n_head']} heads{score}; "
+        f"trained in {format.duration(record.elapsed_s)}. It runs inside this page, and every number here is computed by it."
+    )
+
+
+def _measured(parts: Sequence[Mapping[str, Any]]) -> Markup:
+    """What each part is worth, as Python measured it; the largest cost first."""
+    ordered = sorted(parts, key=lambda part: -part["delta_nats_per_char"])
+    rows = [_interval(part) for part in ordered[:_ROWS]]
+    caption = remark("Nats per character without the part minus with it, with 95 % intervals; grey: no measurable effect.")
+    return tag("div", tag("h3", "What each part is worth"), caption, interval_rows(rows)) if rows else Markup()
+
+
+def _interval(part: Mapping[str, Any]) -> Interval:
+    cost, (low, high) = part["delta_nats_per_char"], part["ci95"]
+    return Interval(part["part"], low, high, f"{cost:+.4f}", 1 if part["measurable"] else None, cost)
+
+
+# ---- the lines of Python that compute each step
+
+_NORM = {
+    "rms": [("models/layers.py", "y = x.float() * torch.rsqrt(x.float().square().mean", 2)],
+    "layer": [("models/layers.py", "centered = x.float() - x.float().mean", 3)],
+}
+_EITHER: dict[str, list[tuple[str, str, int]]] = {
+    "rotation": [("models/attention.py", "cos, sin = angles", 3)],
+    "scores": [("models/attention.py", "scores = (q @ k.mT)", 1)],
+    "softmax": [("models/attention.py", "scores = scores.masked_fill", 2)],
+    "mix": [("models/attention.py", "return weights @ v", 1)],
+    "add1": [
+        ("models/transformer.py", "x = self.add(x, self.attention(", 1),
+        ("models/transformer.py", "return x + y if self.residual else y", 1),
+    ],
+    "add2": [("models/transformer.py", "y, aux_loss = self.feed_forward(self.norm2(x))", 2)],
+    "head": [("models/transformer.py", "logits = F.linear(self.final_norm(x)", 1)],
+}
+_CLASSIC = {
+    "embedding": [("models/classic.py", "positions = torch.arange(start, end", 2)],
+    "qkv": [("models/classic.py", "qkv = self.qkv(x).view", 2)],
+    "out": [("models/classic.py", "y = y.transpose(1, 2).reshape", 2)],
+    "mlp": [("models/layers.py", "y: Tensor = self.down(activate(self.up(x)", 1)],
+}
+_MODERN = {
+    "embedding": [("models/transformer.py", "x: Tensor = self.token_embedding(ids)", 1)],
+    "qkv": [("models/modern.py", "heads = self.qkv(x).view", 4)],
+    "out": [("models/modern.py", "y = y.transpose(1, 2).reshape", 2)],
+    "mlp": [
+        ("models/layers.py", "y: Tensor = self.down(swiglu(self.gate_up(x)))", 1),
+        ("models/layers.py", "gate, up = gate_up.chunk(2", 2),
+    ],
+}
+_MOE = _MODERN | {
+    "mlp": [
+        ("models/moe.py", "probs = self.route(flat)", 5),
+        ("models/moe.py", "token, nth = (chosen == expert).nonzero", 3),
+    ]
+}
+_TOKENIZERS = {
+    "char": [("tokenization/char.py", 'ids = self._table.take(points, mode="clip")', 1)],
+    "byte": [("tokenization/bpe.py", "return np.frombuffer(encoded(text), np.uint8)", 1)],
+    "bpe": [("tokenization/library.py", "return [encoding.ids for encoding in", 1)],
+}
+
+
+def code_lines(config: Mapping[str, Any], tokenizer: str) -> dict[str, list[dict[str, Any]]]:
+    """For each step the file, the number of the first line, and the lines, as they stand in the package. Raises MiniGPTError if they do
+    not stand there."""
+    own = _CLASSIC if not config["rms_norm"] else _MOE if config["n_experts"] else _MODERN
+    norm = _NORM["rms" if config["rms_norm"] else "layer"]
+    steps = {"id": _TOKENIZERS[tokenizer], "norm1": norm, "norm2": norm} | own | _EITHER
+    return {name: [_excerpt(*place) for place in places] for name, places in steps.items()}
+
+
+def _excerpt(file: str, begins: str, count: int) -> dict[str, Any]:
+    lines = (files("minigpt_cli") / file).read_text(encoding="utf-8").splitlines()
+    found = [n for n, line in enumerate(lines) if line.strip().startswith(begins)]
+    if len(found) != 1:
+        raise MiniGPTError(f"minigpt_cli/{file} has {len(found)} lines that begin with {begins!r}: the page of runs look wants one")
+    return {"file": file, "line": found[0] + 1, "text": textwrap.dedent("\n".join(lines[found[0] : found[0] + count]))}

@@ -1,0 +1,130 @@
+// Layer by layer, the heads, and what the model does without a part.
+
+// ---- the tower: every row is read with the final norm and the head
+
+const COLUMNS = 24;
+
+function showTower() {
+  const first = Math.max(0, look.at + 1 - COLUMNS), places = Array.from({ length: look.at + 1 - first }, (_, i) => first + i);
+  const rows = [["embedding", "0.stream"]];
+  for (let layer = 0; layer < c.n_layer; layer++) rows.push([`attention ${layer}`, layer + ".middle"], [`mlp ${layer}`, layer + 1 + ".stream"]);
+  const heading = el("tr", {}, el("th", {}), ...places.map((t) => el("th", { scope: "col" }, nameOf(look.ids[t]))));
+  byId("tower").replaceChildren(el("thead", {}, heading), el("tbody", {}, ...rows.map(([label, name]) => {
+    const logits = unembed(model, look.watch[name].subarray(first * c.n_embd, (look.at + 1) * c.n_embd), look.without);
+    return el("tr", {}, el("th", { scope: "row" }, label), ...places.map((t, i) => {
+      const p = probabilities(logits.subarray(i * V, i * V + V)), best = p.indexOf(p.reduce((a, b) => Math.max(a, b)));
+      return el("td", { "data-place": t, class: "tint" + (t === look.at ? " chosen" : ""), style: `--t:${p[best].toFixed(3)};--of:var(--c0)`, title: p[best].toFixed(3) }, nameOf(best));
+    }));
+  })));
+  byId("tower").parentElement.scrollLeft = 1e6;  // the chosen place is the last column
+}
+
+function choosePlace(t) {
+  byId("typed").setSelectionRange(look.ends[t], look.ends[t]);
+  show();
+}
+
+// ---- heads
+
+// What head h of a layer takes from each token, for the chosen place (T,).
+function weightsOf(layer, h) {
+  const T = look.ids.length, from = (h * T + look.at) * T;
+  return look.watch[layer + ".weights"].subarray(from, from + T);
+}
+
+const partOf = new Map(data.parts.map((part) => [part.part, part]));
+const largest = Math.max(1e-9, ...data.parts.filter((part) => part.part.startsWith("head") && part.measurable).map((part) => part.delta_nats_per_char));
+const signed = (x) => (x < 0 ? "−" : "+") + Math.abs(x).toFixed(3);
+const costOf = (name) => !partOf.has(name) ? "not measured" : partOf.get(name).measurable ? signed(partOf.get(name).delta_nats_per_char) : "no effect";
+
+// The colour and the width of a head's frame: its measured cost.
+function frame(name) {
+  const part = partOf.get(name);
+  if (!part?.measurable) return "border-color:var(--rule);border-width:2px";
+  const share = Math.min(1, Math.abs(part.delta_nats_per_char) / largest);
+  return `border-color:var(--c${part.delta_nats_per_char > 0 ? 1 : 2});border-width:${(2 + 4 * share).toFixed(1)}px`;
+}
+
+function partSwitch(name, label) {
+  return el("label", { class: "switch" }, el("input", { type: "checkbox", checked: true, "data-part": name, onchange: takeOut }), label);
+}
+
+function takeOut(e) {
+  look.without[e.target.checked ? "delete" : "add"](e.target.dataset.part);
+  compute();
+  showLoss();
+}
+
+function makeSwitches() {
+  byId("everywhere").append(...data.removable.map((name) => partSwitch(name, name)));
+  byId("heads").append(...Array.from({ length: c.n_layer }, (_, layer) => el("div", { class: "layer" },
+    el("div", { class: "name" }, el("strong", {}, "Layer " + layer), ...["layer", "mlp"].map((part) => el("span", {}, partSwitch(`${part} ${layer}`, part === "mlp" ? "mlp" : "all"), el("small", { class: "dim" }, costOf(`${part} ${layer}`))))),
+    ...Array.from({ length: c.n_head }, (_, h) => makeHead(layer, h)))));
+  for (const place of ["tower", "strip"]) byId(place).addEventListener("click", (e) => { if (e.target.dataset.place) choosePlace(Number(e.target.dataset.place)); });
+}
+
+function makeHead(layer, h) {
+  const name = `head ${layer}.${h}`, roles = Object.keys(partOf.get(name)?.roles ?? {});
+  const point = (head) => { look.head = head; showStrip(); };
+  const picture = el("button", { type: "button", style: frame(name), "aria-label": `${name}: ${costOf(name)}${roles.length ? ", looks at: " + roles.join(", ") : ""}`, title: roles.join(", "),
+    onmouseenter: () => point([layer, h]), onmouseleave: () => point(null), onfocus: () => point([layer, h]), onblur: () => point(null),
+    onclick: () => go(step.at, layer, h) }, el("canvas", { "data-head": `${layer}.${h}` }));
+  return el("figure", { class: "head" }, picture, el("figcaption", {}, partSwitch(name, `${layer}.${h}`), el("small", { class: "dim" }, costOf(name), ...roles.slice(0, 1).flatMap((role) => [el("br"), role]))));
+}
+
+// The text, tinted by where the head that is pointed at looks from the chosen place.
+function showStrip() {
+  const head = look.head, weights = head ? weightsOf(...head) : new Float32Array(look.ids.length);
+  byId("strip").replaceChildren(...tintedText(weights.map(Math.sqrt), 0));
+  byId("strip").scrollTop = byId("strip").children[look.at].offsetTop - byId("strip").offsetTop - 24;
+  if (!head) { byId("about_head").textContent = `The chosen place is after ${nameOf(look.ids[look.at])}. Point at a head to see where it looks.`; return; }
+  const best = [...weights.keys()].sort((a, b) => weights[b] - weights[a]).slice(0, 4).filter((t) => weights[t] > 0.01);
+  byId("about_head").textContent = `Head ${head.join(".")}: from ${nameOf(look.ids[look.at])} it looks at ` + best.map((t) => `${nameOf(look.ids[t])} ${placeOf(t)} (${(100 * weights[t]).toFixed(0)} %)`).join(", ") + ".";
+}
+
+const placeOf = (t) => t === look.at ? "itself" : t > look.at ? `${t - look.at} later` : `${look.at - t} before`;
+
+function showHeads() {
+  const T = look.ids.length, [r, g, b] = rgb("--c0");
+  for (const canvas of document.querySelectorAll("[data-head]")) {
+    const [layer, h] = canvas.dataset.head.split(".").map(Number), weights = look.watch[layer + ".weights"].subarray(h * T * T, (h + 1) * T * T);
+    canvas.width = canvas.height = T;
+    const picture = new ImageData(T, T);
+    weights.forEach((weight, i) => picture.data.set([r, g, b, 255 * Math.sqrt(weight)], 4 * i));  // the root shows small weights too
+    canvas.getContext("2d").putImageData(picture, 0, 0);
+  }
+}
+
+function rgb(name) {
+  const hex = getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+  return [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16));
+}
+
+// ---- the loss without the parts that are taken out, on a text that the page holds
+
+let turn = 0, wholeLoss = null;
+
+// Nats per character of the sample, window by window, so that the page answers meanwhile; null if it is no longer wanted.
+async function sampleLoss(without, wanted) {
+  const { ids, counted, chars } = data.sample;
+  let nats = 0;
+  for (let at = 0; at + 1 < ids.length; at += c.block_size) {
+    const window = ids.slice(at, at + c.block_size + 1), logits = forward(model, window.slice(0, -1), { without });
+    window.slice(1).forEach((id, t) => { nats -= counted[at + t] * Math.log(probabilities(logits.subarray(t * V, t * V + V))[id]); });
+    await new Promise((done) => setTimeout(done));
+    if (!wanted()) return null;
+  }
+  return nats / chars;
+}
+
+async function showLoss() {
+  const mine = ++turn, out = [...look.without], place = byId("loss");
+  delete place.dataset.loss;
+  wholeLoss ??= sampleLoss(new Set(), () => true);
+  const whole = await wholeLoss, now = out.length ? await sampleLoss(new Set(out), () => mine === turn) : whole;
+  if (mine !== turn) return;
+  const change = () => [el("br"), `without ${out.join(", ")}: `, el("strong", {}, signed(now - whole)), ` against the whole model's ${whole.toFixed(4)}`,
+    out.length === 1 && partOf.has(out[0]) ? ` (measured on more text: ${signed(partOf.get(out[0]).delta_nats_per_char)})` : ""];
+  place.replaceChildren(el("strong", {}, now.toFixed(4)), ` nats per character on ${data.sample.chars} characters of its validation text`, ...(out.length ? change() : [": the whole model"]));
+  place.dataset.loss = now;
+}
