@@ -93,6 +93,13 @@ class BPETokenizer(LibraryTokenizer):
         token_bytes = [bytes_of(token_of_id[i]) or b"" for i in range(len(token_of_id))]
         return cls(byte_level_json(model["vocab"], model["merges"], use_regex=True), token_bytes, "bpe")
 
+    def smaller(self, vocab_size: int) -> Self:
+        """What would have been learned for a smaller vocabulary: the merges that came first."""
+        model = json.loads(self.to_json())["model"]
+        vocab = {token: i for token, i in model["vocab"].items() if i < vocab_size}
+        merges = model["merges"][: max(0, len(vocab) - 256)]
+        return type(self)(byte_level_json(vocab, merges, use_regex=True), self.token_bytes()[: len(vocab)], "bpe")
+
 
 def _sample(text: TrainingText) -> Iterator[str]:
     """What merges are learned from: the training text within LEARN_LIMIT and WORDS_LIMIT."""

@@ -24,7 +24,7 @@ _LOGITS_PASSES = 8  # over the logits
 _WEIGHT_PASSES = 10  # over the weights by the optimizer
 _ORTHOGONAL = 310  # floating-point operations of Muon's iteration for one layer, over width³
 _TRIED = ((2, 64, 8), (2, 64, 32), (2, 256, 16), (4, 512, 32), (8, 1024, 64))  # layers, width, windows
-_TRIALS_S = 0.8  # of steps; the shapes after the second are tried while time is left
+_TRIALS_S = 0.5  # of steps; the shapes after the second are tried while time is left
 _LONG_STEP_S = 0.12  # after such a step nothing larger is tried
 
 
@@ -94,7 +94,7 @@ def _step_s(config: RunConfig, dataset: Dataset, limit_s: float) -> float:
     state = TrainingState(config, dataset.tokenizer.vocab_size, device)
     batches, best = DeviceBatches(config, dataset, device, World()), float("inf")
     begun = time.perf_counter()
-    for step in range(6):
+    for step in range(5):
         start = time.perf_counter()
         state.step(step, batches).loss.item()
         if step:

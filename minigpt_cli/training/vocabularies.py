@@ -43,10 +43,10 @@ def possible(config: RunConfig, given: Collection[str], dataset: Dataset) -> lis
         return [now]
     texts = [now]
     learned, counted = _samples(dataset)
+    data = config.data.model_copy(update={"tokenizer": "bpe", "vocab_size": SIZES[-1]})
+    pairs = BPETokenizer.build(data, TrainingText(TrainingText.of(learned).alphabet, len(learned), lambda: iter([learned])))
     for size in SIZES:
-        data = config.data.model_copy(update={"tokenizer": "bpe", "vocab_size": size})
-        pairs = BPETokenizer.build(data, TrainingText(TrainingText.of(learned).alphabet, len(learned), lambda: iter([learned])))
-        rate = len(pairs.encode(counted)) / len(counted)
+        rate = len(pairs.smaller(size).encode(counted)) / len(counted)
         train, val = (round(split.n_chars * rate) + split.n_documents for split in (dataset.train, dataset.val))
         texts.append(Text("bpe", size, train, val, chars / train))
     return texts

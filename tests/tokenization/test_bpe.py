@@ -73,6 +73,17 @@ def test_learning_is_repeatable() -> None:
     assert made[0] == made[1]
 
 
+@pytest.mark.parametrize("size", [256, 270, 300, 400])
+def test_a_smaller_vocabulary_is_what_would_have_been_learned(size: int) -> None:
+    pieces = Pieces("the quick brown fox jumps over the lazy dog and the quicker dogs jump back " * 30)
+    large, learned = (BPETokenizer.build(DataConfig(vocab_size=max(257, n)), pieces) for n in (320, size))
+    small = large.smaller(size)
+    assert small.vocab_size == min(size, large.vocab_size)
+    assert small.decode(small.encode("the dogs")) == "the dogs"
+    if size >= 257:
+        assert small.token_bytes() == learned.token_bytes()[: small.vocab_size]
+
+
 def test_a_long_text_is_sampled_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bpe, "LEARN_LIMIT", 1 << 17)
     corpus = Pieces(*(f"word{n} " * 10_000 for n in range(10)))
