@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
+import signal
 import time
 from typing import Any
 
+import pytest
+
+from minigpt_cli.commands.signals import StopSignals
 from minigpt_cli.display.training_screen import TrainingState
-from minigpt_cli.events import Scoring, StopReason
+from minigpt_cli.events import Event, Scoring, StopReason
 from minigpt_cli.training.trainer import Job, fit
 
 
@@ -24,6 +28,28 @@ def test_a_signal_during_the_final_score_leaves_a_finished_run_with_the_score_of
     assert not record.best.whole_split
     assert min(evaluation.nats_per_char or 9 for evaluation in evaluated) == record.best.nats_per_char
     assert (events[-1].event, evaluated[-1].step) == ("stopped", steps)
+
+
+@pytest.mark.parametrize("presses", [1, 2, 3])
+def test_ctrl_c_again_during_the_final_score_leaves_a_finished_run_too(presses: int, sessions: Any, tiny_config: Any, dataset: Any) -> None:
+    settings = tiny_config(eval__eval_iters=0)
+    run = sessions.begin("run", settings, dataset())
+    left = [presses]
+
+    def press(event: Event) -> None:
+        while isinstance(event, Scoring) and event.final and left[0]:
+            left[0] -= 1
+            signal.raise_signal(signal.SIGINT)
+
+    with sessions.store.lock(run), StopSignals() as signals:
+        signals.wait_for_save(lambda message: None)
+        events = list(fit(Job(run, settings, dataset()), signals.poll, press))
+    record = run.refresh().record
+    assert not left[0] or presses > 2  # the second press ends the score at once
+    assert (record.status, record.stop_reason) == ("finished", StopReason.MAX_STEPS)
+    assert record.best is not None
+    assert record.best.ci95 is None  # the score of training
+    assert events[-1].event == "stopped"
 
 
 def test_the_final_score_and_evaluations_tell_how_far_they_are(sessions: Any, tiny_config: Any, dataset: Any) -> None:
