@@ -183,7 +183,7 @@ def rename(
     Examples:
       minigpt runs rename modern-1 shakespeare-first
 
-    Renames a run.
+    Renames one run.
     """
     store = RunStore(runs_dir)
     found = store.find(run)
@@ -228,14 +228,17 @@ def note(
     Examples:
       minigpt runs note modern-1 "first with the cleaned text"
       minigpt runs note modern-1
+      minigpt runs note 'lr-*' "before the text was cleaned"
 
     Writes a note on a run, or prints it.
     """
-    found = RunStore(runs_dir).find(run)
-    if text is None:
-        console.write(printable(found.annotations.note))
-    else:
-        found.annotate(lambda before: Annotations(tags=before.tags, note=text))
+    chosen = RunStore(runs_dir).find_all([run])
+    for found in chosen:
+        if text is None:
+            name = f"{one_line(found.name)}: " if len(chosen) > 1 else ""
+            console.write(name + printable(found.annotations.note))
+        else:
+            found.annotate(lambda before: Annotations(tags=before.tags, note=text))
 
 
 @app.command(short_help="Check the files of a run.")

@@ -130,7 +130,13 @@ class RunStore:
 
     def find(self, wanted: str = "latest") -> Run:
         """The run of this name or prefix, `latest` (last saved), `top` (first on the leaderboard), or at this path (its folder or one of
-        its checkpoints). Raises RunNotFound, RunDamaged."""
+        its checkpoints), or the one that matches a pattern with `*`. Raises RunNotFound, RunDamaged."""
+        if "*" in wanted and not re.search(r"[/\\]", wanted):
+            first, *others = self.matching(wanted)
+            if others:
+                some = atomic_io.one_line(", ".join(run.name for run in [first, *others[:4]]), 200)
+                raise RunNotFound(f"{atomic_io.one_line(repr(wanted), 80)} matches {1 + len(others)} runs, and this takes one run: {some}")
+            return first
         if not re.search(r"[/\\]", wanted):
             try:
                 return self.find_name(wanted)

@@ -349,5 +349,12 @@ def test_commands_on_runs_take_patterns(make_run: Any, cli: Any) -> None:
     assert cli("runs", "tag", pattern, "all").code == 0
     assert {run.name for run in RunStore("runs").runs() if run.annotations.tags == ["all"]} == {*names}
     assert cli("runs", "rm", "no-such-*", "--yes").code == 2
+    assert cli("runs", "note", pattern, "both").code == 0
+    assert cli("runs", "note", pattern).out == "lr-1: both\nlr-2: both\n"
+    for command in (["runs", "rename", pattern, "lr"], ["runs", "export", pattern, "--out", "there"], ["eval", pattern]):
+        refused = cli(*command)
+        assert refused.code == 2
+        assert refused.err == "Error: 'lr-*' matches 2 runs, and this takes one run: lr-1, lr-2\n"
+    assert cli("runs", "rename", "*-2", "lr-3").err == "lr-2 is now lr-3\n"
     assert cli("runs", "rm", pattern, "--yes").code == 0
     assert RunStore("runs").names() == ["other"]
