@@ -20,10 +20,11 @@ class Change(NamedTuple):
     before: str
 
 
+_CLOCK = "budget_steps"  # the setting of a change that a time budget made
 _CHANGE = re.compile(r"([0-9]{1,15}):([a-z0-9_]+)=(\S*)")
 _COUNTED = {  # what a schedule reads
     "max_steps": re.compile(r"[0-9]{1,15}"),
-    "budget_steps": re.compile(r"[0-9]{1,15}"),
+    _CLOCK: re.compile(r"[0-9]{1,15}"),
     "lr_scale": re.compile(r"[0-9]{1,20}(\.[0-9]{1,20})?(e-[0-9]{1,2})?"),
 }
 
@@ -38,3 +39,13 @@ def parse_changes(text: str) -> tuple[Change, ...]:
             raise ValueError(f"resume_changes has {part!r}: write STEP:setting=VALUE_BEFORE")
         found.append(Change(int(match[1]), match[2], match[3]))
     return tuple(found)
+
+
+def in_words(text: str) -> str:
+    """The changes for people; those of a time budget are one."""
+    changes = parse_changes(text)
+    asked = [change for change in changes if change.setting != _CLOCK]
+    parts = [f"{change.setting} was {change.before or 'empty'} until step {change.step:,}" for change in asked]
+    if steps := [change.step for change in changes if change.setting == _CLOCK]:
+        parts.append(f"the number of steps followed the clock from step {steps[0]:,}")
+    return "; ".join(parts)

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from minigpt_cli.config import ARCHITECTURES, ModernConfig, RunConfig
+from minigpt_cli.resume_changes import in_words
 
 PANELS = {
     "model": "Model",
@@ -78,6 +79,11 @@ def settings() -> dict[str, Setting]:
         elif section != "schema_version":
             add(section, "", {"": info}, info.annotation)
     return found
+
+
+def show_setting(name: str, value: Any) -> str:
+    """The value of a setting for people."""
+    return in_words(value) if name == "resume_changes" and value else show_value(value)
 
 
 def show_value(value: Any) -> str:

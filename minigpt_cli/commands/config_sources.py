@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from minigpt_cli.commands.config_fields import DEFAULT_ARCH, PANELS, settings, show_value
+from minigpt_cli.commands.config_fields import DEFAULT_ARCH, PANELS, settings, show_setting, show_value
 from minigpt_cli.commands.plain_words import plainly
 from minigpt_cli.config import ARCHITECTURES, RunConfig
 from minigpt_cli.errors import RunDamaged, UsageError, unknown_name
@@ -181,4 +181,4 @@ def differing_from_defaults(config: RunConfig) -> list[tuple[str, str]]:
     """Settings that are not the defaults of the configuration's architecture, and their values."""
     plain = resolve({"arch": config.model.arch}, environment={}).config
     own = [s for s in settings().values() if s.section != "model" or config.model.arch in s.fields]
-    return [(s.name, show_value(s.value_in(config))) for s in own if s.value_in(config) != s.value_in(plain)]
+    return [(s.name, show_setting(s.name, s.value_in(config))) for s in own if s.value_in(config) != s.value_in(plain)]

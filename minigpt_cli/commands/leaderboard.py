@@ -112,7 +112,7 @@ def show(runs: Sequence[Run], rows: Sequence[Row], form: Form = "table") -> None
     elif form == "table" and not rows:
         console.notice("no scored runs" + (" that match" if runs else " yet: start with minigpt train"))
     elif form == "table":
-        print_leaderboard(_by_text(runs, rows))
+        print_leaderboard(grouped(runs, rows))
     else:
         _write(runs, rows, list(Row.model_fields), leaderboard_table, form)
 
@@ -125,7 +125,7 @@ def show_folded(runs: Sequence[Run], rows: Sequence[Folded], form: Form = "table
     if form == "json":
         console.write_json([asdict(row) for row in rows])
     elif form == "table":
-        for title, group in _by_text(runs, rows):
+        for title, group in grouped(runs, rows):
             print_table(*folded_table(group), title=title)
     else:
         _write(runs, rows, list(Folded.__dataclass_fields__), folded_table, form)
@@ -147,7 +147,7 @@ def _write(
         console.write_rows(as_csv([*names, "text"], cells))
         return
     make, escape, strong = (as_latex, latex, "% {}") if form == "latex" else (as_markdown, markdown, "**{}**")
-    blocks = [(strong.format(escape(title)) + "\n\n" if title else "") + make(*table(group)) for title, group in _by_text(runs, rows)]
+    blocks = [(strong.format(escape(title)) + "\n\n" if title else "") + make(*table(group)) for title, group in grouped(runs, rows)]
     console.write("\n\n".join(blocks))
 
 
@@ -162,7 +162,7 @@ def _texts(runs: Sequence[Run]) -> dict[str, str]:
     }
 
 
-def _by_text(runs: Sequence[Run], rows: Sequence[AnyRow]) -> list[tuple[str, list[AnyRow]]]:
+def grouped(runs: Sequence[Run], rows: Sequence[AnyRow]) -> list[tuple[str, list[AnyRow]]]:
     """Rows grouped by validation text, each group with a title if there is more than one; alike titles get the beginning of the hash."""
     groups: dict[str, list[AnyRow]] = defaultdict(list)
     for row in rows:

@@ -85,7 +85,9 @@ def _both_losses(runs: list[Run], y: str) -> bool:
 
 
 def _label(runs: list[Run], y: str) -> str:
-    return "loss (nats per token)" if _both_losses(runs, y) else _Y[y][1]
+    from minigpt_cli.display.training_screen import loss_unit
+
+    return f"loss ({loss_unit(list(runs[0].metrics()))})" if _both_losses(runs, y) else _Y[y][1]
 
 
 def mean_of_runs(label: str, runs: Sequence[Run], x: str, y: str) -> Curve:
@@ -131,7 +133,7 @@ def _marks(runs: list[Run], x: str, y: str) -> list[tuple[float, float]]:
 def _write_report(path: Path, runs: list[Run], store: RunStore) -> None:
     """Write the report of `runs` to `path`. Raises UsageError if they have no evaluations or the folder does not exist."""
     from minigpt_cli.commands.config_sources import differing_from_defaults
-    from minigpt_cli.commands.leaderboard import ranked
+    from minigpt_cli.commands.leaderboard import grouped, ranked
     from minigpt_cli.commands.samples import sample_of
     from minigpt_cli.display.pages.report import Reported, report_page
     from minigpt_cli.storage.atomic_io import write_atomic
@@ -142,5 +144,8 @@ def _write_report(path: Path, runs: list[Run], store: RunStore) -> None:
     if not any(run.evaluations for run in reported):
         raise UsageError(f"nothing to report: {_no_evaluations(runs)}")
     differing = shown_differences(differences([[run] for run in runs]))
-    write_atomic(path, report_page(reported, ranked(store.runs())[:_REPORT_ROWS], differing))
+    everyone, names = store.runs(), {run.name for run in runs}
+    boards = [(title, rows) for title, rows in grouped(everyone, ranked(everyone)) if any(row.run in names for row in rows)]
+    shown = [(title, [row for row in rows if row.rank <= _REPORT_ROWS or row.run in names]) for title, rows in boards]
+    write_atomic(path, report_page(reported, shown, differing))
     console.notice(f"wrote {path}")

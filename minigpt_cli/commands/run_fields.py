@@ -149,6 +149,6 @@ def _shared(values: list[Any]) -> Any:
 
 def shown_differences(found: Mapping[str, Sequence[Any]]) -> list[tuple[str, list[str]]]:
     """Differences as text for a table."""
-    from minigpt_cli.commands.config_fields import show_value
+    from minigpt_cli.commands.config_fields import show_setting
 
-    return [(name, ["-" if value is None else show_value(value) for value in row]) for name, row in found.items()]
+    return [(name, ["-" if value is None else show_setting(name, value) for value in row]) for name, row in found.items()]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from minigpt_cli.display import console, format
 from minigpt_cli.errors import MiniGPTError
+from minigpt_cli.escaping import unix_lines
 from minigpt_cli.events import StopReason
 from minigpt_cli.runstore.directory import Run
 from minigpt_cli.runstore.store import resolve_runs_dir
@@ -26,7 +27,7 @@ def sample_of(run: Run) -> str:
     try:
         loaded = open_model(run)
         opening = opening_of(run.record, loaded.tokenizer)
-        text = "".join(sample_pieces(loaded, opening)).strip("\n")
+        text = unix_lines("".join(sample_pieces(loaded, opening))).strip("\n")
         return f"{opening.text}\n{text}" if opening.chat else text
     except MiniGPTError as error:
         console.warn(f"no sample of {run.name}: {error}")

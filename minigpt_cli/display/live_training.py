@@ -251,6 +251,6 @@ def print_ending(run: Run, stopped: Stopped, commands: Sequence[str], sample: st
         console.write_labelled("", f"{per_token}on {where}, at step {best.step:,}")
     if sample:
         console.write("sample")
-        for line in printable(unix_lines(sample)).splitlines()[:_SAMPLE_LINES]:
+        for line in printable(sample).splitlines()[:_SAMPLE_LINES]:
             console.write_wrapped(f"  {line}".rstrip(), "  ")
     console.write("next    " + "\n        ".join(map(one_line, commands)))

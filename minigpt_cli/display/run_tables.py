@@ -176,5 +176,5 @@ def print_differences(names: Sequence[str], rows: Sequence[tuple[str, Sequence[s
     if not rows:
         console.write("no difference")
         return
-    columns = [Column("", most=28), *(Column(one_line(name), most=28) for name in names)]
+    columns = [Column("", most=28), *(Column(one_line(name), most=44) for name in names)]
     print_table(columns, [[label, *values] for label, values in rows])

@@ -288,14 +288,14 @@ def test_watch_shows_a_finished_run_and_ends(trained: Path, cli: Any) -> None:
 
 def test_plot_draws_in_the_terminal_and_to_files(trained: Path, cli: Any) -> None:
     out = cli("runs", "plot", "first").out
-    assert "nats per token" in out
+    assert "loss (nats per character) against steps" in out
     assert "└" in out
     pytest.importorskip("matplotlib")
     for name in ("chart.png", "chart.svg", "chart.pdf"):
         assert cli("runs", "plot", "first", "--out", name).code == 0
     assert Path("chart.png").read_bytes().startswith(b"\x89PNG")
     svg = Path("chart.svg").read_text(encoding="utf-8")
-    assert all(word in svg for word in ("steps", "nats per token", "validation", "best"))
+    assert all(word in svg for word in ("steps", "nats per character", "validation", "best"))
     assert Path("chart.pdf").read_bytes().startswith(b"%PDF")
     assert cli("runs", "plot", "first", "--out", "chart.gif").code == 2
     assert cli("runs", "plot", "first", "--out", "nowhere/chart.png").code == 2
@@ -328,6 +328,14 @@ def test_report_is_one_page_that_needs_nothing_else(trained: Path, cli: Any) -> 
     order = ['class="score"', "first writes", ">Loss<", "Settings of first", ">Learning rate<", ">Leaderboard<"]
     assert sorted(order, key=page.index) == order
     assert cli("runs", "plot", "first", "--html", "nowhere/report.html").code == 2
+
+
+def test_a_report_has_the_leaderboard_of_its_own_text_alone(trained: Path, make_run: Any, cli: Any) -> None:
+    make_run("elsewhere")
+    assert cli("runs", "plot", "first", "--html", "report.html").code == 0
+    board = (trained / "report.html").read_text("utf-8").partition("<h2>Leaderboard: text.txt, ")[2]
+    assert ">first<" in board
+    assert ">elsewhere<" not in board
 
 
 def test_report_escapes_text_from_other_people(make_run: Any, cli: Any) -> None:

@@ -116,6 +116,8 @@ def test_a_run_that_was_extended_is_seen_wherever_settings_are_compared(trained:
     assert cli("runs", "diff", "first", "straight", "--json").json["differences"]["resume_changes"] == [changes, ""]
     assert cli("compare", "first", "straight", "--json").json["differences"]["resume_changes"] == [changes, ""]
     assert cli("runs", "show", "first", "--json").json["config"]["resume_changes"] == changes
+    for command in (["runs", "diff", "first", "straight"], ["runs", "show", "first"]):
+        assert "max_steps was 4 until step 4; eval_every was 2 until step 4" in " ".join(cli(*command).out.split())
     done = cli("compare", "first", "straight", "--group-by", "config", "--json")
     assert done.code == 0  # two recipes
 

@@ -156,7 +156,7 @@ def test_a_written_page_of_hostile_runs_is_harmless(home: Path, tab: browser.Pag
 SMALLEST_TEXT = (
     "Math.min(99, ...[...document.querySelectorAll('svg text')].map((t) => parseFloat(getComputedStyle(t).fontSize) * t.getScreenCTM().a))"
 )
-CLIPPED_LABELS = """[...document.querySelectorAll('svg text')].filter((t) => {
+CLIPPED_LABELS = """[...document.querySelectorAll('svg text')].filter((t) => t.getClientRects().length).filter((t) => {
   const label = t.getBoundingClientRect(), chart = t.ownerSVGElement.getBoundingClientRect();
   return label.left < chart.left - 1 || label.right > chart.right + 1 || label.bottom > chart.bottom + 1; }).map((t) => t.textContent)"""
 

@@ -160,3 +160,41 @@ def test_a_character_split_over_tokens_is_whole_in_the_saved_view(tmp_path: Path
         assert tab.evaluate("[...document.querySelectorAll('.token')].map((t) => t.textContent)") == [" ", "", "€", "é"]
         assert tab.evaluate("document.querySelector('.alternatives .name').textContent") == "\\x20\\xe2"
         assert tab.complaints == []
+
+
+SHOWN = "[...document.querySelectorAll('{}')].filter((e) => e.getClientRects().length).map((e) => e.textContent)"
+
+
+@browser.needed
+def test_curves_are_named_at_their_ends_and_on_a_phone_above_the_chart(tmp_path: Path) -> None:
+    curves = [Curve("a run", [0, 2], [3, 1]), Curve("a run with a name that is far too long", [0, 1], [3, 1.02])]
+    chart = line_chart(curves, x_label="steps", y_label="nats")
+    (tmp_path / "a.html").write_text(html_page("loss", [section("Loss", chart)]), "utf-8")
+    names = [curve.label for curve in curves]
+    with browser.browser(tmp_path / "profile") as tab:
+        tab.open((tmp_path / "a.html").as_uri())
+        tab.wait("document.querySelectorAll && document.querySelectorAll('.ends text').length === 2")
+        assert tab.evaluate(SHOWN.format("figcaption .named")) == []
+        assert tab.evaluate(SHOWN.format(".ends text")) == [names[0], names[1][:27] + "…"]
+        right, boxes = tab.evaluate(
+            "[document.querySelector('figure').getBoundingClientRect().right, "
+            "[...document.querySelectorAll('.ends text')].map((t) => t.getBoundingClientRect()).map((b) => [b.right, b.top, b.bottom])]"
+        )
+        assert max(box[0] for box in boxes) <= right
+        (_, upper_top, upper_bottom), (_, lower_top, _) = sorted(boxes, key=lambda box: box[1])
+        assert upper_top < upper_bottom <= lower_top + 1
+        with tab.phone():
+            assert tab.evaluate(SHOWN.format("figcaption .named")) == names
+            assert tab.evaluate(SHOWN.format(".ends text")) == []
+
+
+@browser.needed
+def test_a_phone_shows_the_important_columns_of_a_table(tmp_path: Path) -> None:
+    columns = [Column("run"), Column("nats/char", right=True), Column("time", 3, right=True), Column("steps", 6, right=True)]
+    (tmp_path / "a.html").write_text(html_page("board", [table(columns, [["a", "1.5", "1:00", "200"]])]), "utf-8")
+    with browser.browser(tmp_path / "profile") as tab:
+        tab.open((tmp_path / "a.html").as_uri())
+        tab.wait("document.querySelectorAll && document.querySelectorAll('th').length === 4")
+        assert tab.evaluate(SHOWN.format("th")) == ["run", "nats/char", "time", "steps"]
+        with tab.phone():
+            assert tab.evaluate(SHOWN.format("th, td")) == ["run", "nats/char", "time", "a", "1.5", "1:00"]

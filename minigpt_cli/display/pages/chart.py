@@ -1,22 +1,24 @@
-"""A line chart as inline SVG with a legend, in the colours of the page. No dependency."""
+"""A line chart as inline SVG in the colours of the page: each curve is named at its end, on a phone above the chart. No dependency."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 
+from minigpt_cli.display.charts import apart
 from minigpt_cli.display.pages.page import COLOURS, Markup, tag
 from minigpt_cli.display.terminal_chart import Curve
 
 _WIDTH, _HEIGHT = 640, 320
-_LEFT, _RIGHT, _TOP, _BOTTOM = 84, 24, 14, 36
+_LEFT, _RIGHT, _TOP, _BOTTOM = 84, 24, 14, 40
 _DASHES = ("", "8 4", "2 4", "10 4 2 4")
+_LETTER, _NAME_GAP, _LONGEST = 7.4, 19, 28  # width of a letter, height between two names at line ends, letters of a name there
 
 Place = Callable[[float, float], tuple[float, float]]
 
 
 def line_chart(curves: Sequence[Curve], *, x_label: str, y_label: str, marks: Sequence[tuple[float, float, str]] = ()) -> Markup:
-    """The curves with marks (x, y, symbol), and a legend if there are several curves; empty if there is nothing to draw."""
+    """The curves with marks (x, y, symbol), and their names if there are several; empty if there is nothing to draw."""
     drawn = [curve for curve in curves if len(curve.xs)]
     ys = [y for curve in drawn for line in (curve.ys, *(curve.band or ())) for y in line if math.isfinite(y)]
     if not ys:
@@ -42,9 +44,23 @@ def line_chart(curves: Sequence[Curve], *, x_label: str, y_label: str, marks: Se
         parts.append(_text(across, down + 6, sign, "mark"))
     about = f"{y_label} against {x_label}"
     described = f"{about}: {', '.join(curve.label for curve in drawn)}"
+    if len(drawn) > 1:
+        parts.append(tag("g", *_names_at_ends(drawn, place), class_="ends"))
     picture = tag("svg", *parts, viewBox=f"0 0 {_WIDTH} {_HEIGHT}", role="img", aria_label=described)
     keys = [_key(number, curve.label) for number, curve in enumerate(drawn)] if len(drawn) > 1 else []
-    return tag("figure", tag("figcaption", tag("span", about, class_="dim"), *keys), picture)
+    room = f"--ends: {_LETTER * min(_LONGEST, max(len(curve.label) for curve in drawn)) + 22:.0f}px" if keys else ""
+    return tag("figure", tag("figcaption", tag("span", about, class_="dim"), *keys), picture, class_="named" if keys else "", style=room)
+
+
+def _names_at_ends(curves: Sequence[Curve], place: Place) -> list[Markup]:
+    """The names right of the chart, each as near to the end of its curve as the others let it, behind a piece of its line."""
+    ends = [place(x, y) for curve in curves for x, y in [(curve.xs[-1], next((y for y in reversed(curve.ys) if math.isfinite(y)), 0.0))]]
+    parts = []
+    for number, (curve, down) in enumerate(zip(curves, apart([down for _, down in ends], _NAME_GAP), strict=True)):
+        name = curve.label if len(curve.label) <= _LONGEST else f"{curve.label[: _LONGEST - 1]}…"
+        left = _WIDTH - _RIGHT + 8
+        parts += [_line(left, down, left + 18, down, class_="end", **_stroke(number)), _text(left + 24, down + 5, name, "name")]
+    return parts
 
 
 def _stroke(number: int) -> dict[str, str]:
@@ -63,7 +79,7 @@ def _axes(x_ticks: Sequence[float], y_ticks: Sequence[float], place: Place) -> l
     parts = []
     for x in x_ticks:
         across, down = place(x, y_ticks[0])
-        parts.append(_text(across, down + 22, _short(x), "x"))
+        parts.append(_text(across, down + 26, _short(x), "x"))
     for y in y_ticks:
         (left, down), (right, _) = place(x_ticks[0], y), place(x_ticks[-1], y)
         parts += [_line(left, down, right, down, class_="rule"), _text(left - 8, down + 5, f"{y:g}", "y")]
@@ -72,7 +88,7 @@ def _axes(x_ticks: Sequence[float], y_ticks: Sequence[float], place: Place) -> l
 
 def _key(number: int, label: str) -> Markup:
     sample = tag("svg", _line(0, 5, 28, 5, **_stroke(number)), viewBox="0 0 28 10", class_="key")
-    return tag("span", sample, label)
+    return tag("span", sample, label, class_="named")
 
 
 def _ticks(low: float, high: float) -> list[float]:

@@ -103,6 +103,8 @@ def _passages(names: Sequence[str], passages: Sequence[Passage]) -> list[Markup]
 def _coloured(passage: Passage, sign: int, colour: int) -> list[str]:
     pieces: list[str] = []
     for character, difference in zip(passage.text, passage.differences.tolist(), strict=True):
+        if character == "\r":  # of a line end on Windows
+            continue
         strength = sign * difference / _STRONG
         about = f"{-abs(difference):.2f} nats"
         pieces.append(tinted(character, strength, colour, about) if strength >= 0.1 else character)

@@ -14,6 +14,8 @@ from importlib.resources import files
 from minigpt_cli.display.tables import Column
 from minigpt_cli.escaping import html
 
+_SHORT = 20  # characters of a cell that stays on one line
+_IMPORTANT = 3  # the highest rank of columns that a phone shows
 COLOURS = 7  # of curves: --c0 to --c6 of style.css
 
 
@@ -68,17 +70,21 @@ def remark(text: str) -> Markup:
 
 
 def table(columns: Sequence[Column], rows: Sequence[Sequence[str]], best: int | None = None) -> Markup:
-    """A table that scrolls if it is too wide, without empty columns; row `best` is highlighted."""
+    """A table that scrolls if it is too wide, without empty columns and on a phone without unimportant ones; row `best` is highlighted."""
     if not rows:
         return Markup()
     used = [i for i in range(len(columns)) if any(row[i] for row in rows)]
 
     def line(kind: str, cells: Sequence[str], css: str = "") -> Markup:
-        shown = (tag(kind, cells[i], class_="right" if columns[i].right else "short" if len(cells[i]) <= 20 else "") for i in used)
-        return tag("tr", *shown, class_=css)
+        return tag("tr", *(tag(kind, cells[i], class_=_classes(columns[i], cells[i])) for i in used), class_=css)
 
     body = (line("td", row, "best" if n == best else "") for n, row in enumerate(rows))
     return tag("div", tag("table", tag("thead", line("th", [column.name for column in columns])), tag("tbody", *body)), class_="wide")
+
+
+def _classes(column: Column, cell: str) -> str:
+    side = "right" if column.right else "short" if len(cell) <= _SHORT else ""
+    return f"{side} extra".strip() if column.rank > _IMPORTANT else side
 
 
 def differences_table(names: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> Markup:

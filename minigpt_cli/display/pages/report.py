@@ -24,7 +24,7 @@ from minigpt_cli.display.pages.page import (
 from minigpt_cli.display.run_tables import leaderboard_table
 from minigpt_cli.display.tables import Column
 from minigpt_cli.display.terminal_chart import Curve
-from minigpt_cli.display.training_screen import REASONS
+from minigpt_cli.display.training_screen import REASONS, loss_unit
 from minigpt_cli.events import Evaluated
 
 if TYPE_CHECKING:
@@ -45,11 +45,11 @@ class Reported:
     sample: str = ""
 
 
-def report_page(runs: Sequence[Reported], rows: Sequence[Row], differences: Sequence[tuple[str, Sequence[str]]]) -> str:
-    """The page: the runs, the first rows of the leaderboard, and the settings in which the runs differ."""
+def report_page(
+    runs: Sequence[Reported], boards: Sequence[tuple[str, Sequence[Row]]], differences: Sequence[tuple[str, Sequence[str]]]
+) -> str:
+    """The page: the runs, the leaderboard of each of their texts (title, rows), and the settings in which the runs differ."""
     names = [run.record.name for run in runs]
-    best = next((n for n, row in enumerate(rows) if row.run in names), None)
-    columns, cells = leaderboard_table(rows)
     samples = [(f"{run.record.name} writes", [run.sample]) for run in runs if run.sample]
     settings = (section(f"Settings of {run.record.name}", table([Column("setting"), Column("value")], run.settings)) for run in runs)
     learning_rate = line_chart(_curves(runs, "lr"), x_label="steps", y_label="learning rate")
@@ -62,9 +62,14 @@ def report_page(runs: Sequence[Reported], rows: Sequence[Row], differences: Sequ
         in_columns(settings),
         in_columns([section("Learning rate", learning_rate), section("Speed", speed)]),
         *(section("Expert load", *_experts(run)) for run in runs),
-        section("Leaderboard", table(columns, cells, best)),
+        *(_leaderboard(title, rows, names) for title, rows in boards),
     ]
     return html_page(" and ".join(names), parts)
+
+
+def _leaderboard(title: str, rows: Sequence[Row], names: Sequence[str]) -> Markup:
+    best = next((n for n, row in enumerate(rows) if row.run in names), None)
+    return section("Leaderboard" + (f": {title}" if title else ""), table(*leaderboard_table(rows), best))
 
 
 def _summary(run: Reported, *, alone: bool) -> Markup:
@@ -88,7 +93,7 @@ def _curves(runs: Sequence[Reported], name: str, scale: float = 1.0) -> list[Cur
 def _losses(runs: Sequence[Reported]) -> Markup:
     """One run: training and validation loss. Several: the validation loss of each, in nats per character."""
     if len(runs) == 1:
-        measure, unit = "val_loss", "nats per token"
+        measure, unit = "val_loss", loss_unit(runs[0].evaluations)
         curves = [curve_of("training", runs[0].evaluations, "train_loss"), curve_of("validation", runs[0].evaluations, measure)]
     else:
         measure, unit = "nats_per_char", "nats per character"
