@@ -56,6 +56,14 @@ def minigpt(
       minigpt runs leaderboard            which run is best
 
     Trains small GPTs from scratch on your own text and machine, and measures honestly which run is really better.
+
+    \b
+    Exit codes of every command:
+      0     done
+      1     failed at work: a full disk, a damaged run
+      2     wrong usage, settings or input
+      3     training diverged; its best weights are kept
+      130   interrupted by Ctrl-C, 143 by SIGTERM: saved
     """
     if version:
         _print_versions(verbose)

@@ -212,10 +212,10 @@ class Run:
         from minigpt_cli.generation.engine import GenerationRequest
 
         loaded = self._model(ckpt)
-        asked, ends = question(loaded, prompt, list(stop)) if chat else (prompt, list(stop))
+        asked, ends = question(loaded, prompt) if chat else (prompt, loaded.ends)
         chosen = sampling_of(sampling.pop("style", "default"), **sampling)
         seed = new_seed() if seed is None else seed
-        request = GenerationRequest(loaded.prompt_ids(asked), chosen, max_new_tokens, seed=seed, stop=(*ends, *loaded.ends))
+        request = GenerationRequest(loaded.prompt_ids(asked), chosen, max_new_tokens, seed=seed, stop=stop, ends=ends)
         pieces = (step.text for step in loaded.steps(request))
         return pieces if stream else "".join(pieces)
 

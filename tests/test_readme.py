@@ -106,6 +106,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / name).write_text(text)
     (tmp_path / "names.txt").write_text("".join(f"{first}{last}\n" for first in ("Emma", "Ada", "Olivia") for last in string.ascii_letters))
     (tmp_path / "poems" / "first.json").write_text(json.dumps([{"title": f"{i}", "paragraphs": [text[i:], text[:i]]} for i in range(30)]))
+    (tmp_path / "asks.txt").write_text("Once\nto be\n")
     (tmp_path / "old.txt").write_bytes("Das Mädchen geht über die Brücke. ".encode("cp1252") * 50)
     (tmp_path / "letters.jsonl").write_bytes(samples.jsonl([{"text": text[i:]} for i in range(20)]))
     (tmp_path / "book.epub").write_bytes(samples.epub({"page.xhtml": text}))

@@ -177,8 +177,8 @@ def _samples(groups: Groups, prompt: str, ckpt: str, seed: int) -> list[tuple[st
     out = []
     for _, runs in groups:
         loaded = open_model(runs[0], runs[0].checkpoint or ckpt)
-        asked, stop = question(loaded, prompt, []) if learned_chats(runs[0].record) else (prompt, list(loaded.ends))
-        request = GenerationRequest(loaded.prompt_ids(asked), max_new_tokens=_SAMPLE_TOKENS, seed=seed, stop=tuple(stop))
+        asked, ends = question(loaded, prompt) if learned_chats(runs[0].record) else (prompt, loaded.ends)
+        request = GenerationRequest(loaded.prompt_ids(asked), max_new_tokens=_SAMPLE_TOKENS, seed=seed, ends=ends)
         out.append((runs[0].name, "".join(step.text for step in loaded.steps(request))))
     return out
 

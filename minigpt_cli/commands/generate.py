@@ -10,6 +10,7 @@ from random import SystemRandom
 from typing import TYPE_CHECKING, Annotated, Any
 
 from minigpt_cli.commands.options import CheckpointOption, JsonFlag, OptionalRun, RunsDir, check_page, option, switch
+from minigpt_cli.data.chat import TOKENS
 from minigpt_cli.display import console
 from minigpt_cli.display.generation import Setting, ShownToken, TextStreamer, print_probabilities, print_sweep
 from minigpt_cli.errors import UsageError
@@ -22,7 +23,7 @@ from minigpt_cli.runstore.store import RunStore
 if TYPE_CHECKING:
     from minigpt_cli.generation.open_run import LoadedModel
 
-_SAMPLING, _VIEW, _OTHER = "Sampling (applied in this order)", "What is shown", "Other ways to run"
+_SAMPLING, _VIEW, _OTHER, _MANY = "Sampling (applied in this order)", "What is shown", "Other ways to run", "Many prompts"
 
 
 def generate(
@@ -33,11 +34,14 @@ def generate(
     num_samples: Annotated[int, option("N", "Continuations of the same prompt.", min=1, max=100_000)] = 1,
     stop: Annotated[list[str] | None, option("TEXT", "End before this text; repeatable.")] = None,
     ignore_eos: Annotated[bool, switch("--ignore-eos", "Go on where a document or an answer ends.")] = False,
+    max_time: Annotated[float, option("SECONDS", "End a text after so long; 0: no limit.", min=0)] = 0.0,
     seed: Annotated[int | None, option("N", "Repeat a text exactly; default: random, and shown.", min=0)] = None,
     ckpt: CheckpointOption = "best",
     style_name: Annotated[
         str, option("conservative|default|creative", "Temperature and top-k: 0.5, 10 | 0.9, 50 | 1.2, 100.", "--style")
     ] = "default",
+    prompts: Annotated[str | None, option("FILE", "Continue every line of a text, or row of a .jsonl; '-': of stdin.", panel=_MANY)] = None,
+    out: Annotated[Path | None, option("FILE", "Write these texts there (JSONL); the same command goes on.", panel=_MANY)] = None,
     greedy: Annotated[bool, switch("--greedy", "The most probable token.", panel=_SAMPLING)] = False,
     repetition_penalty: Annotated[float | None, option("X", "Divide logits of seen tokens; 1: off.", panel=_SAMPLING)] = None,
     temperature: Annotated[float | None, option("X", "Below 1 safer, above 1 wilder; 0: greedy. \\[default: 0.9]", panel=_SAMPLING)] = None,
@@ -70,6 +74,7 @@ def generate(
       minigpt generate -p "To be" --stop . --probs     with probabilities
       minigpt generate --sweep temperature=0.3,0.7,1.5   settings side by side
       minigpt generate --chat -p "How are you?"        ask one trained on chats
+      minigpt generate --prompts asks.txt --out texts.jsonl   many prompts
       minigpt generate -i                              a prompt loop
       minigpt generate --serve                         a server with a page
 
@@ -78,7 +83,7 @@ def generate(
     from minigpt_cli.generation.open_run import open_model
     from minigpt_cli.generation.select_decoder import check_engine
 
-    without_prompt = {"--interactive": interactive, "--serve": serve}
+    without_prompt = {"--interactive": interactive, "--serve": serve, "--prompts": prompts is not None}
     check_page(html)
     special = {
         "--probs, --alternatives or --html": probs or alternatives or html is not None,
@@ -87,7 +92,9 @@ def generate(
     }
     _at_most_one({"--json": json, **special})
     _at_most_one({"--num-samples": num_samples > 1, **special})
-    _at_most_one({"--chat": chat, "--sweep": sweep is not None, **without_prompt})
+    _at_most_one({"--chat": chat, "--sweep": sweep is not None, "--interactive": interactive, "--serve": serve})
+    if out is not None and prompts is None:
+        raise UsageError("--out is for the texts of --prompts FILE: redirect one text with > instead")
     _at_most_one({"--prompt": bool(prompt), **without_prompt})
     given = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "repetition_penalty": repetition_penalty}
     sampling = sampling_of(style_name, greedy=greedy, **given)
@@ -107,10 +114,16 @@ def generate(
         return PromptLoop(store, sampling, max_new_tokens, seed, stop or [], ckpt, engine).run(found)
     prompt = _read_stdin() if prompt == "-" else prompt
     loaded = open_model(found, ckpt, engine)
+    if prompts is not None:
+        from minigpt_cli.commands.prompt_file import write_all
+
+        ends = () if ignore_eos else TOKENS if chat else loaded.ends
+        base = GenerationRequest((), sampling, max_new_tokens, stop=tuple(stop or ()), ends=ends, max_time_s=max_time)
+        return write_all(loaded, prompts, out, base, seed=seed, chat=chat)
     seed = new_seed() if seed is None else seed
-    asked, stop = question(loaded, prompt, stop or []) if chat else (prompt, stop or [])
-    stop = [*stop, *(() if ignore_eos else loaded.ends)]
-    request = GenerationRequest(loaded.prompt_ids(asked), sampling, max_new_tokens, num_samples, seed, tuple(stop))
+    asked, ends = question(loaded, prompt) if chat else (prompt, loaded.ends)
+    ends = () if ignore_eos else ends
+    request = GenerationRequest(loaded.prompt_ids(asked), sampling, max_new_tokens, num_samples, seed, tuple(stop or ()), ends, max_time)
     _print_notices(loaded, wanted, seed, sampling, top_k)
     prompt = f"{prompt}\n" if chat and not json else prompt
     if settings is not None:
@@ -137,15 +150,15 @@ def sampling_of(style_name: str = "default", *, greedy: bool = False, **given: A
     return replace(style(style_name), **{name: value for name, value in given.items() if value is not None})
 
 
-def question(loaded: LoadedModel, prompt: str, stop: list[str]) -> tuple[str, list[str]]:
-    """The prompt in the chat template, and the texts that end the answer. Raises UsageError for a run that was not trained on chats."""
-    from minigpt_cli.data.chat import TOKENS, prompt_for, token_ids
+def question(loaded: LoadedModel, prompt: str) -> tuple[str, tuple[str, ...]]:
+    """The prompt in the chat template, and what ends the answer. Raises UsageError for a run that was not trained on chats."""
+    from minigpt_cli.data.chat import prompt_for, token_ids
 
     if token_ids(loaded.tokenizer) is None:
         raise UsageError(f"run {loaded.run!r} has not learned to chat: train it on a .jsonl of conversations, or leave out --chat")
     if mark := next((token for token in TOKENS if token in prompt), None):
         raise UsageError(f"the prompt contains {mark}, which is reserved for the chat template: leave it out")
-    return prompt_for([("user", prompt)]), [*stop, *TOKENS]
+    return prompt_for([("user", prompt)]), TOKENS
 
 
 def _read_stdin() -> str:

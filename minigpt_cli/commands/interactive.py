@@ -71,9 +71,9 @@ class PromptLoop:
 
     def _write(self, prompt: str) -> None:
         seed = new_seed() if self.seed is None else self.seed
-        ids, stop = self.model.prompt_ids(prompt), (*self.stop, *self.model.ends)
+        ids, ends = self.model.prompt_ids(prompt), self.model.ends
         out = TextStreamer()
-        steps = samples.run(self.decoding, GenerationRequest(ids, self.sampling, self.max_new_tokens, 1, seed, stop))
+        steps = samples.run(self.decoding, GenerationRequest(ids, self.sampling, self.max_new_tokens, 1, seed, self.stop, ends))
         try:
             out.prompt(prompt)
             with suppress(KeyboardInterrupt):

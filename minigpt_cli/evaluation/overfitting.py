@@ -114,7 +114,7 @@ def sampled(run: Run, dataset: Dataset, ckpt: str, seed: int) -> list[Sample]:
         requests = [GenerationRequest(ids, sampling, length, seed=seed + i, stop=(chat.END,)) for i, ids in enumerate(questions)]
     else:
         count = DOCUMENTS if writer.start else SAMPLES
-        requests = [GenerationRequest(writer.prompt_ids(""), sampling, length, num_samples=count, seed=seed, stop=writer.ends)]
+        requests = [GenerationRequest(writer.prompt_ids(""), sampling, length, num_samples=count, seed=seed, ends=writer.ends)]
     engine = writer.new_engine(SAMPLES)
     return [sample for request in requests for sample in samples.collect(samples.run(engine, request), request.num_samples)]
 

@@ -8,6 +8,8 @@ Sequences join and leave between steps (continuous batching: Yu et al. 2022, "Or
 
 from __future__ import annotations
 
+import math
+import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -23,7 +25,8 @@ from minigpt_cli.generation.decoders.contract import Decoder
 from minigpt_cli.generation.sampling import Sampling, nats, probabilities
 from minigpt_cli.generation.streaming import TextStream
 
-StopReason = Literal["length", "stop", "cancelled"]
+StopReason = Literal["length", "stop", "eot", "time"]
+"""All tokens were made; a stop string came; the text, a document or an answer, ended by itself; the time was over."""
 
 BALANCED = Sampling()
 KEPT_OF_WINDOW = 0.5  # what a model of learned positions keeps when its window is full
@@ -39,6 +42,8 @@ class GenerationRequest:
     num_samples: int = 1
     seed: int = 0
     stop: Sequence[str] = ()
+    ends: Sequence[str] = ()  # what ends a text by itself, such as the text of the end-of-text token
+    max_time_s: float = 0.0  # from the first token on; 0: no limit
     alternatives: int = 0  # most probable tokens to report with every step
     score: bool = False  # report nats of every token
     score_prompt: bool = False  # and, with a sample's first step, those of the prompt's tokens
@@ -80,7 +85,16 @@ class _Sequence:
     slot: int = -1
     position: int = 0  # tokens in the slot
     made: int = 0
+    deadline: float = math.inf  # by time.perf_counter
     seen: npt.NDArray[np.bool_] | None = field(default=None, repr=False)
+
+    def stop_reason(self) -> StopReason | None:
+        """Why the text ends here, if it does."""
+        if self.text is not None and self.text.stopped is not None:
+            return "eot" if self.text.stopped in self.request.ends else "stop"
+        if self.made >= self.request.max_new_tokens:
+            return "length"
+        return "time" if time.perf_counter() >= self.deadline else None
 
 
 class Engine:
@@ -159,7 +173,7 @@ class Engine:
         return context[ends[-1] :] if ends else context
 
     def _sequence(self, request: GenerationRequest, sample: int) -> _Sequence:
-        text = TextStream(self.token_bytes, request.stop) if self.token_bytes is not None else None
+        text = TextStream(self.token_bytes, (*request.ends, *request.stop)) if self.token_bytes is not None else None
         seen = None
         if request.sampling.repetition_penalty != 1:
             seen = np.zeros(self.decoder.vocab_size, dtype=bool)
@@ -176,6 +190,8 @@ class Engine:
                 self._waiting.popleft()
             for sequence in admitted:
                 sequence.slot = self._free.pop()
+                if sequence.request.max_time_s:
+                    sequence.deadline = time.perf_counter() + sequence.request.max_time_s
             context = self._context(admitted[0].request.ids, self.decoder.window)
             prompt = self._score_prompt(admitted[0], context) if admitted[0].request.score_prompt else ()
             logits = self.decoder.extend(admitted[0].slot, context, 0)
@@ -239,14 +255,10 @@ class Engine:
         cost = float(nats(logits[None], np.array([token]))[0]) if request.needs_scores else None
         alternatives = most_probable(logits, request.alternatives) if request.alternatives else ()
         text = sequence.text.push(token) if sequence.text is not None else ""
-        reason: StopReason | None = None
-        if sequence.text is not None and sequence.text.stopped:
-            reason = "stop"
-        elif sequence.made >= request.max_new_tokens:
-            reason = "length"
-            if sequence.text is not None:
-                text += sequence.text.finish()
-                reason = "stop" if sequence.text.stopped else "length"
+        reason = sequence.stop_reason()
+        if reason in ("length", "time") and sequence.text is not None:
+            text += sequence.text.finish()
+            reason = sequence.stop_reason()  # an incomplete character may be a stop string
         if reason is not None:
             self._release(sequence)
         return Step(sequence.sample, token, text, cost, alternatives, reason, sequence.number)

@@ -96,8 +96,8 @@ def sample_pieces(loaded: LoadedModel, opening: Opening, prompt: str = "") -> It
     """A sample with the run's own seed, piece by piece: what follows `prompt`, or short documents, a line each; of conversations, the
     answer to `prompt` or to `opening`."""
     asked = (opening._replace(text=prompt) if prompt else opening).raw if opening.chat else prompt
-    stop = TOKENS if opening.chat else ()
-    request = GenerationRequest(loaded.prompt_ids(asked), max_new_tokens=_SAMPLE_TOKENS, seed=loaded.config.seed, stop=stop)
+    ends = TOKENS if opening.chat else ()
+    request = GenerationRequest(loaded.prompt_ids(asked), max_new_tokens=_SAMPLE_TOKENS, seed=loaded.config.seed, ends=ends)
     for step in loaded.steps(request):
         yield step.text.replace(END_OF_TEXT, "\n")
 

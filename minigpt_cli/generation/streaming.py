@@ -13,19 +13,20 @@ class StopStrings:
         self.stops = [stop for stop in stops if stop]
         self._held = ""
 
-    def push(self, text: str) -> tuple[str, bool]:
-        """(text that is certain now, whether a stop string ended it). The stop string is not part of the text."""
+    def push(self, text: str) -> tuple[str, str | None]:
+        """(text that is certain now, the stop string that ended it). The stop string is not part of the text."""
         if not self.stops:
-            return text, False
+            return text, None
         self._held += text
-        found = [at for stop in self.stops if (at := self._held.find(stop)) >= 0]
+        found = [(at, stop) for stop in self.stops if (at := self._held.find(stop)) >= 0]
         if found:
-            out, self._held = self._held[: min(found)], ""
-            return out, True
+            first, stop = min(found, key=lambda pair: pair[0])
+            out, self._held = self._held[:first], ""
+            return out, stop
         hold = max(_overlap(self._held, stop) for stop in self.stops)
         cut = len(self._held) - hold
         out, self._held = self._held[:cut], self._held[cut:]
-        return out, False
+        return out, None
 
     def flush(self) -> str:
         """The text that was held back, at the end."""
@@ -48,7 +49,7 @@ class TextStream:
         self._token_bytes = token_bytes
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._stops = StopStrings(stops)
-        self.stopped = False
+        self.stopped: str | None = None  # the stop string that is complete
 
     def push(self, token: int) -> str:
         """Text that became certain with `token`; sets `stopped` when a stop string is complete."""

@@ -47,7 +47,7 @@ def call(_runs: Path, cli: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_what_is_written_begins_and_ends_as_a_document(call: Any) -> None:
     samples = json.loads(call("generate", "names", "--num-samples", "40", "--seed", "1", "--json").out)["samples"]
-    assert sum(sample["stop_reason"] == "stop" for sample in samples) >= 38
+    assert sum(sample["stop_reason"] == "eot" for sample in samples) >= 38
     assert not [sample for sample in samples if END_OF_TEXT in sample["text"]]
     on = json.loads(call("generate", "names", "--seed", "1", "--ignore-eos", "--max-new-tokens", "60", "--json").out)["samples"][0]
     assert on["n_tokens"] == 60
@@ -60,7 +60,7 @@ def test_a_model_of_documents_that_learned_one_text_since_stops_at_ends_too(call
     Path("one.txt").write_text("annabelle " * 40)
     assert call("train", "one.txt", "--init-from", "names", "--name", "since", "--max-steps", "1", "--eval-every", "1").code == 0
     samples = json.loads(call("generate", "since", "--prompt", "an", "--num-samples", "20", "--seed", "1", "--json").out)["samples"]
-    assert "stop" in {sample["stop_reason"] for sample in samples}
+    assert "eot" in {sample["stop_reason"] for sample in samples}
     assert not [sample for sample in samples if END_OF_TEXT in sample["text"]]
 
 

@@ -129,6 +129,19 @@ def test_stop_strings_end_a_sample_and_are_left_out() -> None:
         assert sample.stop_reason == ("length" if cut < 0 else "stop")
 
 
+def test_what_ends_a_text_by_itself_and_the_time_are_reasons_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = decoder_of(make("modern"), 1, "torch")
+    [free] = collect(generate(decoder, [1], max_new_tokens=40, seed=3, token_bytes=TOKEN_BYTES), 1)
+    [ended] = collect(generate(decoder, [1], max_new_tokens=40, seed=3, token_bytes=TOKEN_BYTES, ends=[free.text[3:5]]), 1)
+    assert (ended.stop_reason, ended.text) == ("eot", free.text[: free.text.find(free.text[3:5])])
+    clock = iter(range(1000))
+    monkeypatch.setattr("minigpt_cli.generation.engine.time.perf_counter", lambda: float(next(clock)))
+    [late] = collect(generate(decoder, [1], max_new_tokens=40, seed=3, token_bytes=TOKEN_BYTES, max_time_s=5.0), 1)
+    assert late.stop_reason == "time"
+    assert 1 <= len(late.tokens) < 40
+    assert late.text == free.text[: len(late.text)]
+
+
 def test_scores_and_alternatives_are_of_the_bare_model() -> None:
     model = make("modern")
     decoder = decoder_of(model, 1, "torch")

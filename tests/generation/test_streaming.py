@@ -44,14 +44,15 @@ def test_stop_strings_are_found_wherever_the_pieces_are_cut(text: str, stops: li
             expected, hit = text[: min(found)], True
             break
     whole = StopStrings(stops)
-    out, stopped = "", False
+    out, stopped = "", None
     for character in text:
         piece, stopped = whole.push(character)
         out += piece
         if stopped:
             break
     assert (out if stopped else out + whole.flush()) == expected
-    assert stopped == hit
+    assert (stopped is not None) == hit
+    assert stopped in [None, *stops]
     rough, position, shown = StopStrings(stops), 0, ""
     for size in [*cuts, len(text) + 1]:
         piece, stopped = rough.push(text[position : position + size])
@@ -59,20 +60,20 @@ def test_stop_strings_are_found_wherever_the_pieces_are_cut(text: str, stops: li
         if stopped:
             break
     shown = shown if stopped else shown + rough.flush()
-    assert stopped == hit
+    assert (stopped is not None) == hit
     assert not any(s in shown for s in stops)
     assert text.startswith(shown)
 
 
 def test_text_that_may_become_a_stop_string_is_held() -> None:
     stops = StopStrings(["END"])
-    assert [stops.push(c) for c in "aENb"] == [("a", False), ("", False), ("", False), ("ENb", False)]
-    assert [stops.push(c) for c in "END"] == [("", False), ("", False), ("", True)]
+    assert [stops.push(c) for c in "aENb"] == [("a", None), ("", None), ("", None), ("ENb", None)]
+    assert [stops.push(c) for c in "END"] == [("", None), ("", None), ("", "END")]
 
 
 def test_stream_stops_across_tokens() -> None:
     stream = TextStream([b"To ", b"be", b"\n", b"\nNext"], ["\n\n"])
     assert [stream.push(0), stream.push(1), stream.push(2)] == ["To ", "be", ""]
     assert stream.push(3) == ""
-    assert stream.stopped
+    assert stream.stopped == "\n\n"
     assert stream.finish() == ""

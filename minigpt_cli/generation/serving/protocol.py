@@ -92,11 +92,11 @@ class CompletionRequest(BaseModel):
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
     def to_request(self, ids: Sequence[int], seed: int, ends: Sequence[str] = ()) -> GenerationRequest:
-        """The engine's request for one of the prompts; `ends` are more stop strings."""
+        """The engine's request for one of the prompts; `ends`: what ends a text by itself."""
         sampling = Sampling(self.temperature, max(0, self.top_k), self.top_p, self.min_p, self.repetition_penalty)
         scored = self.logprobs is not None
         return GenerationRequest(
-            ids, sampling, self.max_tokens, self.n, seed, (*self.stops(), *ends), alternatives=self.logprobs or 0, score=scored,
+            ids, sampling, self.max_tokens, self.n, seed, self.stops(), ends, alternatives=self.logprobs or 0, score=scored,
             score_prompt=scored and self.echo,
         )  # fmt: skip
 
@@ -105,6 +105,9 @@ def problem(status: int, message: str, code: str, headers: dict[str, str] | None
     """An error as OpenAI writes it."""
     kind = "invalid_request_error" if status < 500 else "server_error"
     return JSONResponse({"error": {"message": message, "type": kind, "param": None, "code": code}}, status, headers)
+
+
+_FINISH_REASONS: dict[str | None, str] = {"stop": "stop", "eot": "stop", "length": "length"}  # OpenAI's word for the engine's
 
 
 class Choice:
@@ -126,7 +129,7 @@ class Choice:
                 parts: tuple[Step | Scored, ...] = (*step.prompt, step)
                 for scored in parts:
                     self._add(logprobs, scored)
-        return {"index": self.index, "text": text, "logprobs": logprobs, "finish_reason": steps[-1].stop_reason}
+        return {"index": self.index, "text": text, "logprobs": logprobs, "finish_reason": _FINISH_REASONS.get(steps[-1].stop_reason)}
 
     def _new_logprobs(self) -> dict[str, list[Any]]:
         return {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
