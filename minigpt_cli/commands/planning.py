@@ -13,6 +13,18 @@ if TYPE_CHECKING:
     from minigpt_cli.commands.train_run import Context
     from minigpt_cli.data.dataset import Dataset
 
+_SETTINGS = (  # that are planned where nobody gave them
+    "model.n_layer",
+    "model.n_embd",
+    "model.n_head",
+    "model.block_size",
+    "model.dropout",
+    "optim.batch_size",
+    "optim.lr",
+    "optim.muon_lr",
+    "data.tokenizer",
+    "data.vocab_size",
+)
 _UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9}
 _LARGEST = 10**12
 
@@ -58,9 +70,7 @@ def planned(context: Context, wanted: Resolved, config: RunConfig, dataset: Data
 
 def left_open(context: Context, wanted: Resolved) -> dict[str, str]:
     """The settings that are planned, by dotted name: two plans that came out differently are of one recipe."""
-    from minigpt_cli.training import plan
-
     if not is_planned(context, wanted):
         return {}
     how = f"about {context.size} parameters" if context.size else "auto"
-    return {name: how for name in plan.SETTINGS if name.rpartition(".")[2] not in wanted.explicit}
+    return {name: how for name in _SETTINGS if name.rpartition(".")[2] not in wanted.explicit}

@@ -13,7 +13,7 @@ from minigpt_cli.commands.config_sources import Resolved, layer_lines, override
 from minigpt_cli.commands.help_page import show_everything
 from minigpt_cli.commands.init_from import Origin
 from minigpt_cli.commands.options import JsonFlag, RunsDir, SourceArguments, complete_preset, complete_run, option, switch
-from minigpt_cli.commands.planning import is_planned, parse_size, planned
+from minigpt_cli.commands.planning import is_planned, left_open, parse_size, planned
 from minigpt_cli.commands.processes import Announcement, follow, together
 from minigpt_cli.commands.samples import next_commands, resume_command, sample_of
 from minigpt_cli.commands.sweeping import Group, GroupResults, run_search, run_sweep
@@ -119,7 +119,7 @@ def train(
         if merge:
             _check_mergeable(store, name, resolved.config)
         if print_config:
-            return _print_config(resolved, json=json)
+            return _print_config(context, resolved)
         is_planned(context, resolved)  # a --size that cannot be kept is said before torch is loaded
         open_sources(resolved.config.data)  # a source that is not there is said before torch is loaded
         if dry_run:
@@ -218,16 +218,18 @@ def _is_over(run: Run) -> bool:
     return True
 
 
-def _print_config(resolved: Resolved, *, json: bool) -> None:
+def _print_config(context: Context, resolved: Resolved) -> None:
     from minigpt_cli.display.tables import print_settings
 
     for notice in resolved.notices:
         console.notice(notice)
-    if json:
+    open_names = {name.rpartition(".")[2] for name in left_open(context, resolved)}
+    if context.json:
         values = resolved.config.model_dump(mode="json")
-        console.write_json({"config": values, "sources": resolved.sources})
+        console.write_json({"config": values, "sources": resolved.sources | dict.fromkeys(open_names, "plan")})
     else:
-        print_settings(layer_lines(resolved))
+        lines = layer_lines(resolved)
+        print_settings([(panel, n, "auto", "plan") if n in open_names else (panel, n, value, source) for panel, n, value, source in lines])
 
 
 def _finish(outcome: Outcome, *, json: bool) -> None:

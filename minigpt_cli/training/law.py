@@ -53,6 +53,7 @@ class Law(NamedTuple):
     unseen_power: float = 0.299  # b
     batch: float = 3460.0  # tokens of the critical batch after a million tokens
     batch_power: float = 0.224  # by which it grows with the tokens read
+    batch_steep: float = 2.0  # by which tokens are wasted beyond it (power)
     passes: float = 3.62  # after which a pass is worth little, for as many weights as the text has tokens
     passes_power: float = 0.182  # by which that number falls with the weights for each token
     passes_dropout: float = 0.0584  # by which dropout raises it (exponent)
@@ -79,7 +80,7 @@ class Law(NamedTuple):
         more, lasting = max(0.0, t.tokens / t.text_tokens - 1), self._lasting(t)  # passes after the first
         fresh = min(t.tokens, t.text_tokens) + t.text_tokens * lasting * (1 - exp(-more / lasting))
         critical = self.batch * pow(fresh / 1e6, self.batch_power)
-        return fresh / (1 + t.step_tokens / critical)
+        return fresh / (1 + pow(t.step_tokens / critical, self.batch_steep))
 
     def _lasting(self, t: Training) -> float:
         return self.passes * pow(t.text_tokens / t.size, self.passes_power) * exp(self.passes_dropout * t.dropout)

@@ -41,18 +41,6 @@ SHAPES = (  # layers, width
 BLOCKS = (128,)  # tokens
 BATCHES = (8, 16, 32, 64, 128, 256)  # windows
 DROPOUTS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4)
-SETTINGS = (  # that are planned where they are not given
-    "model.n_layer",
-    "model.n_embd",
-    "model.n_head",
-    "model.block_size",
-    "model.dropout",
-    "optim.batch_size",
-    "optim.lr",
-    "optim.muon_lr",
-    "data.tokenizer",
-    "data.vocab_size",
-)
 _WEIGHTS_PER_TOKEN = 3  # of the training text, at most; what is larger memorises it before it has learned
 _ALWAYS_WEIGHTS = 100_000
 _HEAD_SIZES = (32, 64, 16, 48, 24, 8, 4, 2)  # in the order in which they are wanted

@@ -1,20 +1,27 @@
-"""What the planner knows: a table of short runs, the law fitted to it, and how far plans are from the best of a search.
+"""What the planner knows: a table of short runs, the law fitted to it, what it plans, and how far plans are from the best of a search.
 
 For whoever changes the planner, and whoever doubts it.
 
-    python tests/benchmarks/planning.py table --texts FOLDER --out rows.jsonl
+    python tests/benchmarks/planning.py table --texts FOLDER     trains the rows of `design` that planning.csv lacks
+    python tests/benchmarks/planning.py fit                      fits the law to planning.csv, and shows what it misses
+    python tests/benchmarks/planning.py plans                    what is planned for simulated machines
+    python tests/benchmarks/planning.py regret --text FILE --seconds 20    a plan against a search, at the speed of a quiet machine
 
-`table` trains every row of DESIGN that `--out` lacks, by a number of tokens and not of seconds, so that a busy machine changes nothing,
-and appends a JSON line with the losses along the run.
+Rows are trained by a number of tokens and not of seconds, so that a busy machine changes nothing; several processes share the table. A
+search in seconds is trained by steps too: as many as the measured speed gives each of its configurations.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import hashlib
 import json
 import math
+import random
 import time
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,11 +31,16 @@ import torch
 from minigpt_cli.config import ComputeConfig, DataConfig, EvalConfig, ModernConfig, OptimConfig, RunConfig
 from minigpt_cli.data.dataset import Dataset
 from minigpt_cli.data.encoding import prepared
+from minigpt_cli.training import memory, plan
 from minigpt_cli.training.device_batches import DeviceBatches
 from minigpt_cli.training.distributed import World
 from minigpt_cli.training.evaluator import Evaluator
+from minigpt_cli.training.law import LAW, Law, Training
+from minigpt_cli.training.machine import Machine, Work
 from minigpt_cli.training.state import TrainingState
+from minigpt_cli.training.vocabularies import Text, present
 
+TABLE = Path(__file__).with_suffix(".csv")
 M = 1_000_000
 TEXTS: dict[str, dict[str, Any]] = {
     "shakespeare": {"source": "tinyshakespeare.txt"},
@@ -40,8 +52,8 @@ TEXTS: dict[str, dict[str, Any]] = {
     "tang": {"source": "tang", "text_field": "paragraphs"},
     "prose": {"source": "big.txt"},
 }
-PLAIN = {"tokenizer": "char", "vocab_size": 1024, "max_chars": 0, "block": 128, "batch": 16, "dropout": 0.0, "decay": 0.1}
-PLAIN |= {"muon_lr": 0.03, "lr": 6e-3, "ema": 0.99, "cooldown": 0.6, "kind": "modern", "tie": False, "seed": 1}
+PLAIN: dict[str, Any] = {"tokenizer": "char", "vocab_size": 1024, "max_chars": 0, "block": 128, "batch": 16, "dropout": 0.0, "decay": 0.1}
+PLAIN |= {"muon_lr": 0.03, "lr": 6e-3, "ema": 0.99, "cooldown": 0.6, "seed": 1}
 _LARGE_SPLIT = 150_000  # tokens: of a larger validation split, batches are drawn
 
 
@@ -55,44 +67,73 @@ S, SM, M4, L6 = (2, 64, 2), (3, 96, 3), (4, 128, 4), (6, 192, 6)
 
 def design() -> list[dict[str, Any]]:
     """The rows, those first that say most."""
-    half, one, two, four, eight = (t * M for t in (0.5, 1, 2, 4, 8))
+    fifth, half, one, two, four, eight = (t * M for t in (0.15, 0.5, 1, 2, 4, 8))
     play = partial(row, "shakespeare")
     rows = [play(s, t) for t in (half, one) for s in (S, SM, M4)] + [play(S, two), play(S, four), play(SM, two), play(M4, two)]
     for n, t in ((27_000, half), (135_000, one)):
         rows += [play(s, t, max_chars=n, dropout=d) for s in (S, M4) for d in (0.0, 0.2)]
-    rows += [row("books", s, t, tokenizer=k) for t, s in ((half, S), (half, M4), (two, S), (two, SM)) for k in ("char", "bpe")]
-    rows += [play(s, t, batch=b) for s, t in ((S, one), (S, half), (M4, half)) for b in (4, 8, 32)]
-    rows += [play(s, t, block=b, batch=2048 // b) for s, t in ((S, one), (M4, half)) for b in (64, 256)]
-    rows += [row("books", M4, one, tokenizer="bpe", vocab_size=v) for v in (512, 1024, 2048)] + [row("books", M4, one)]
-    rows += [play(s, one, tokenizer="bpe") for s in (S, M4)]
-    rows += [row(text, s, half) for text in ("names", "latin", "tang") for s in (S, M4)]
-    rows += [play(S, one, muon_lr=x) for x in (0.015, 0.06)] + [play(S, one, lr=x) for x in (3e-3, 1.2e-2)]
-    rows += [play(SM, four), play(M4, four), play(L6, one), play(L6, half), play(L6, one, muon_lr=0.02)]
-    for s, n, t, d in (
-        (S, 27_000, one, 0.2),
-        (SM, 27_000, half, 0.2),
-        (SM, 135_000, one, 0.1),
-        (M4, 27_000, one, 0.4),
-        (M4, 135_000, two, 0.2),
-        (S, 135_000, four, 0.1),
-        (SM, 135_000, two, 0.2),
-    ):
-        rows.append(play(s, t, max_chars=n, dropout=d))
-    rows += [row("tang", S, one, tokenizer="bpe", vocab_size=4096)]
-    rows += [row("names", s, one, dropout=d) for s in (S, SM) for d in (0.0, 0.2)]
-    rows += [row("latin", S, two, tokenizer=k) for k in ("char", "bpe")]
-    rows += [row("persuasion", s, t, dropout=d) for t, d in ((one, 0.0), (four, 0.0), (four, 0.1)) for s in (S, SM)]
-    rows += [row("persuasion", M4, two)]
-    rows += [play(M4, eight), play(M4, eight, dropout=0.1), play(S, eight), play(SM, eight), play(SM, eight, dropout=0.1)]
-    rows += [play(L6, four), play(L6, four, dropout=0.1)]
+    rows += [play(S, half, batch=b) for b in (4, 8, 32)] + [play(S, one, block=b, batch=2048 // b) for b in (64, 256)]
+    rows += [row("books", S, one, tokenizer=k) for k in ("char", "bpe")] + [row("books", SM, half, tokenizer=k) for k in ("char", "bpe")]
+    rows += [play(s, fifth, max_chars=27_000) for s in (S, M4, L6)] + [play(S, one, tokenizer="bpe"), play(SM, half, tokenizer="bpe")]
+    rows += [row(text, S, half) for text in ("names", "latin", "tang")] + [play(S, half, muon_lr=x) for x in (0.015, 0.06)]
+    rows += [play(L6, half), play(L6, half, muon_lr=0.02), play(S, one, batch=4), play(S, one, batch=32), play(M4, half, batch=8)]
+    rows += [play(s, half, max_chars=135_000) for s in (S, SM, M4, L6)] + [row("books", M4, one, tokenizer="bpe"), row("books", M4, one)]
+    rows += [
+        row("names", SM, half),
+        row("latin", S, one, tokenizer="bpe"),
+        row("latin", S, one),
+        row("tang", S, half, tokenizer="bpe", vocab_size=4096),
+    ]
+    rows += [play(SM, two, max_chars=135_000, dropout=d) for d in (0.0, 0.1)] + [
+        row("books", S, one, tokenizer="bpe", vocab_size=v) for v in (512, 2048)
+    ]
+    rows += [play(M4, half, block=256, batch=8), play(M4, half, batch=32), play(S, one, lr=3e-3), play(S, one, lr=1.2e-2), play(SM, four)]
+    rows += [row("persuasion", s, one) for s in (S, SM, M4)] + [
+        row("names", S, one, dropout=0.1),
+        play(S, eight),
+        play(L6, one),
+        play(M4, four),
+    ]
+    rows += [row("persuasion", SM, four, dropout=d) for d in (0.0, 0.1)] + [
+        play(S, four, max_chars=135_000, dropout=0.1),
+        play(M4, eight, dropout=0.1),
+    ]
     rows = [r for i, r in enumerate(rows) if r not in rows[:i]]
     return rows
+
+
+ASKED = ("text", "layers", "width", "heads", "tokens", *PLAIN)
+FOUND = ("steps", "n_params", "vocab", "train_tokens", "train_chars", "best", "best_step", "last", "train_loss", "cpu_s")
+_TEXTUAL = ("text", "tokenizer")
+
+
+def flat(r: dict[str, Any]) -> dict[str, Any]:
+    """A row as the table has it."""
+    return {"text": r["text"], **dict(zip(("layers", "width", "heads"), r["shape"], strict=True)), **{k: r[k] for k in ("tokens", *PLAIN)}}
+
+
+def rows() -> list[dict[str, Any]]:
+    """The rows of the table."""
+    if not TABLE.exists():
+        return []
+    with TABLE.open(newline="") as file:
+        return [{name: v if name in _TEXTUAL else json.loads(v) for name, v in r.items()} for r in csv.DictReader(file)]
+
+
+def write(new: Iterable[dict[str, Any]]) -> None:
+    """Append rows to the table."""
+    first = not TABLE.exists()
+    with TABLE.open("a", newline="") as file:
+        writer = csv.DictWriter(file, (*ASKED, *FOUND), lineterminator="\n")
+        if first:
+            writer.writeheader()
+        writer.writerows(new)
 
 
 def config_of(r: dict[str, Any], n_val_tokens: int) -> RunConfig:
     """The configuration of a row."""
     layers, width, heads = r["shape"]
-    model = ModernConfig(n_layer=layers, n_embd=width, n_head=heads, block_size=r["block"], dropout=r["dropout"], tie_weights=r["tie"])
+    model = ModernConfig(n_layer=layers, n_embd=width, n_head=heads, block_size=r["block"], dropout=r["dropout"])
     optim = OptimConfig(
         batch_size=r["batch"],
         weight_decay=r["decay"],
@@ -108,7 +149,7 @@ def config_of(r: dict[str, Any], n_val_tokens: int) -> RunConfig:
 
 
 def train(r: dict[str, Any], dataset: Dataset) -> dict[str, Any]:
-    """The row with its losses along the run."""
+    """What the training of a row found: the best and the last loss in nats per character, and the training loss at the end."""
     config, device = config_of(r, len(dataset.val.tokens)), torch.device("cpu")
     begun = time.process_time()
     state = TrainingState(config, dataset.tokenizer.vocab_size, device, World())
@@ -122,50 +163,204 @@ def train(r: dict[str, Any], dataset: Dataset) -> dict[str, Any]:
         if step + 1 in due:
             m = evaluator()
             curve.append((step + 1, m.nats_per_char, m.train_loss))
+    best_step, best, _ = min((c for c in curve if c[1] is not None), key=lambda c: c[1])
     return {
-        **r,
         "steps": steps,
         "n_params": sum(p.numel() for p in state.model.parameters()),
         "vocab": dataset.tokenizer.vocab_size,
         "train_tokens": len(dataset.train.tokens),
         "train_chars": dataset.train.n_chars,
-        "best": min((c[1] for c in curve if c[1] is not None), default=None),
-        "last": curve[-1][1],
-        "curve": curve,
+        "best": round(best, 5),
+        "best_step": best_step,
+        "last": round(curve[-1][1], 5),
+        "train_loss": round(curve[-1][2], 5),
         "cpu_s": round(time.process_time() - begun, 1),
     }
 
 
-def table(folder: Path, out: Path) -> None:
-    """Train the rows that `out` lacks; several processes share them."""
+def table(folder: Path) -> None:
+    """Train the rows that the table lacks; several processes share them."""
     torch.set_num_threads(1)
-    claims = out.with_suffix(".claims")
+    done = {tuple(r[name] for name in ASKED) for r in rows()}
+    claims = TABLE.with_suffix(".claims")
     claims.mkdir(exist_ok=True)
     for r in design():
+        key = tuple(flat(r)[name] for name in ASKED)
         try:
-            (claims / hashlib.sha256(json.dumps(r, sort_keys=True).encode()).hexdigest()[:16]).mkdir()
+            (claims / hashlib.sha256(repr(key).encode()).hexdigest()[:16]).mkdir()
         except FileExistsError:
             continue
+        if key in done:
+            continue
         given = TEXTS[r["text"]]
-        data = DataConfig(
-            **{**given, "source": str(folder / given["source"])},
-            tokenizer=r["tokenizer"],
-            vocab_size=r["vocab_size"],
-            max_chars=r["max_chars"],
+        cut = {name: r[name] for name in ("tokenizer", "vocab_size", "max_chars")}
+        data = DataConfig(**{**given, **cut, "source": str(folder / given["source"])})
+        write([{**flat(r), **train(r, prepared(data, None, lambda step: None))}])
+
+
+# ---- the law
+
+
+def training_of(r: dict[str, Any]) -> Training:
+    """What the law needs to know of a row."""
+    size = 12 * r["layers"] * r["width"] ** 2
+    step_tokens = r["batch"] * r["block"]
+    chars_per_token = r["train_chars"] / r["train_tokens"]
+    return Training(size, r["steps"] * step_tokens, step_tokens, r["block"], r["dropout"], r["train_tokens"], chars_per_token)
+
+
+def misses(law: Law, chosen: Sequence[dict[str, Any]]) -> list[float]:
+    """Loss less expected loss of each row; every text, and every part of one that is trained on alone, has a floor of its own."""
+    differences = [r["best"] - law.nats_per_char(training_of(r)) for r in chosen]
+    of_text = defaultdict(list)
+    for r, difference in zip(chosen, differences, strict=True):
+        of_text[r["text"], r["max_chars"]].append(difference)
+    return [d - sum(mine := of_text[r["text"], r["max_chars"]]) / len(mine) for r, d in zip(chosen, differences, strict=True)]
+
+
+def rms(values: Sequence[float]) -> float:
+    """Root of the mean square."""
+    return math.sqrt(sum(v * v for v in values) / max(1, len(values)))
+
+
+def fitted(chosen: Sequence[dict[str, Any]], start: Law, tries: int, seed: int) -> tuple[float, Law]:
+    """The law with the least misses that a random walk from `start` finds, and its cost; coefficients stay positive. A weak pull towards
+    `start` decides what the rows leave open."""
+
+    def cost(law: Law) -> float:
+        pull = sum(math.log(new / old) ** 2 for new, old in zip(law, start, strict=True))
+        return rms(misses(law, chosen)) ** 2 + 1e-6 * pull
+
+    rng, best, least, step = random.Random(seed), start, cost(start), 0.2
+    for _ in range(tries):
+        moved = Law(*(value * math.exp(step * rng.gauss(0, 1) * (rng.random() < 0.4)) for value in best))
+        try:
+            found = cost(moved._replace(floor=best.floor))
+        except (OverflowError, ZeroDivisionError):
+            continue
+        if found < least:
+            best, least, step = moved._replace(floor=best.floor), found, step * 1.3
+        else:
+            step = step * 0.985 if step > 1e-3 else 0.15
+    return least, best
+
+
+def fit(held_out: Sequence[str], tries: int) -> None:
+    """Fit to the texts that are not held out, and print the coefficients and the misses of every text."""
+    known = [r for r in rows() if r["text"] not in held_out and r["muon_lr"] == 0.03 and r["lr"] == 6e-3]
+    law = min(fitted(known, LAW, tries, seed) for seed in range(3))[1]
+    print("| coefficient | fitted | in the package |\n|---|---:|---:|")
+    for name, value in law._asdict().items():
+        print(f"| {name} | {value:.3g} | {getattr(LAW, name):.3g} |")
+    print("\n| text | rows | fitted to | rms miss, fitted | in the package |\n|---|---:|---|---:|---:|")
+    everything = [r for r in rows() if r["muon_lr"] == 0.03 and r["lr"] == 6e-3]
+    for text in sorted({r["text"] for r in everything}):
+        mine = [r for r in everything if r["text"] == text]
+        seen = "no" if text in held_out else "yes"
+        print(f"| {text} | {len(mine)} | {seen} | {rms(misses(law, mine)):.4f} | {rms(misses(LAW, mine)):.4f} |")
+
+
+# ---- plans
+
+MACHINES = {  # rates that a training reaches, about a third of what the makers name; delays of eager PyTorch
+    "two cores, AVX-512 (measured)": Machine(600e9, 20e9, 1.5e-3),
+    "laptop, eight cores, AVX2": Machine(300e9, 20e9, 1e-3),
+    "M1 (GPU)": Machine(1.2e12, 40e9, 1.5e-3),
+    "T4": Machine(15e12, 150e9, 8e-4),
+    "A100": Machine(110e12, 1e12, 6e-4),
+    "H200": Machine(350e12, 3e12, 5e-4),
+}
+PAIRS = {512: 2.05, 1024: 2.6, 2048: 3.05, 4096: 3.45}  # characters of a token in English
+
+
+def simulated(chars: int) -> list[Text]:
+    """English of so many characters, in every way that it may be cut."""
+    texts = [Text("char", 65, chars * 9 // 10, chars // 10, 1.0)]
+    return texts + [Text("bpe", v, round(chars * 0.9 / c), round(chars * 0.1 / c), c) for v, c in PAIRS.items() if chars >= 250_000]
+
+
+def plans() -> None:
+    """Print what is planned for English of three sizes, three budgets and simulated machines."""
+    memory.available = lambda device: 16 << 30
+    print("| machine | text | 1 minute | 10 minutes | 1 hour |\n|---|---|---|---|---|")
+    for name, machine in MACHINES.items():
+        for label, chars in (("30 KB", 30_000), ("1.1 MB", 1_100_000), ("100 MB", 100_000_000)):
+            cells = []
+            for budget in (60, 600, 3600):
+                c = plan.best(RunConfig().changed(optim={"time_budget": float(budget)}), (), simulated(chars), machine).config
+                m: Any = c.model
+                tokens = f"bpe {c.data.vocab_size}" if c.data.tokenizer == "bpe" else "char"
+                dropout = f", dropout {m.dropout:g}" if m.dropout else ""
+                cells.append(f"{m.n_layer} x {m.n_embd}, {tokens}, {c.optim.batch_size} x {m.block_size}{dropout}")
+            print(f"| {name} | {label} | {' | '.join(cells)} |")
+
+
+def regret(source: Path, seconds: float, configurations: int, seed: int) -> None:
+    """Train the plan and random configurations, each for the steps that the same time gives it on a quiet machine, and print the rows."""
+    torch.set_num_threads(1)
+    memory.available = lambda device: 16 << 30
+    machine = MACHINES["two cores, AVX-512 (measured)"]
+    config = RunConfig(data=DataConfig(source=str(source))).changed(optim={"time_budget": seconds})
+    plain = prepared(config.data, None, lambda step: None)
+    rng = random.Random(seed)
+    candidates = [plan.plan(config, (), plain, machine).config]
+    while len(candidates) <= configurations:
+        layers, width = rng.choice(plan.SHAPES[:8])
+        shape = {
+            "n_layer": layers,
+            "n_embd": width,
+            "n_head": width // 32,
+            "block_size": rng.choice((64, 128)),
+            "dropout": rng.choice((0.0, 0.0, 0.1)),
+        }
+        cut = rng.choice(
+            (
+                {},
+                {"tokenizer": "bpe", "vocab_size": 512},
+                {"tokenizer": "bpe", "vocab_size": 1024},
+                {"tokenizer": "bpe", "vocab_size": 2048},
+            )
         )
-        result = train(r, prepared(data, None, lambda step: None))
-        with out.open("a") as file:
-            file.write(json.dumps(result) + "\n")
+        optim = {"batch_size": rng.choice((4, 8, 16, 32)), "muon_lr": rng.choice((0.02, 0.03, 0.045))}
+        candidates.append(config.changed(model=shape, data=cut, optim=optim))
+    for number, candidate in enumerate(candidates):
+        dataset = prepared(candidate.data, None, lambda step: None)
+        c: Any = candidate.model
+        work = Work.of(c, candidate.optim.windows, dataset.tokenizer.vocab_size)
+        text = present(dataset)
+        training = Training.of(candidate, text.train_tokens, text.chars_per_token)
+        steps = int(0.92 * seconds / machine.step_s(work))
+        steps = max(20, min(steps, int(LAW.enough_tokens(training) / training.step_tokens)))
+        r = row("", (c.n_layer, c.n_embd, c.n_head), steps * training.step_tokens, block=c.block_size, batch=candidate.optim.batch_size)
+        r |= {"dropout": c.dropout, "muon_lr": candidate.optim.muon_lr, "lr": candidate.optim.lr}
+        r |= {"tokenizer": candidate.data.tokenizer, "vocab_size": candidate.data.vocab_size}
+        expected = LAW.nats_per_char(training._replace(tokens=steps * training.step_tokens))
+        print(json.dumps({"plan": number == 0, "expected": round(expected, 4), **flat(r), **train(r, dataset)}), flush=True)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    tabled = commands.add_parser("table")
-    tabled.add_argument("--texts", type=Path, required=True)
-    tabled.add_argument("--out", type=Path, required=True)
-    arguments = parser.parse_args()
-    table(arguments.texts, arguments.out)
+    commands.add_parser("table").add_argument("--texts", type=Path, required=True)
+    fits = commands.add_parser("fit")
+    fits.add_argument("--held-out", nargs="*", default=["latin", "names", "persuasion", "tang"])
+    fits.add_argument("--tries", type=int, default=4000)
+    commands.add_parser("plans")
+    searches = commands.add_parser("regret")
+    searches.add_argument("--text", type=Path, required=True)
+    searches.add_argument("--seconds", type=float, default=20)
+    searches.add_argument("--configurations", type=int, default=24)
+    searches.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    match given.command:
+        case "table":
+            table(given.texts)
+        case "fit":
+            fit(given.held_out, given.tries)
+        case "plans":
+            plans()
+        case "regret":
+            regret(given.text, given.seconds, given.configurations, given.seed)
 
 
 if __name__ == "__main__":

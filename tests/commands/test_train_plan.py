@@ -114,3 +114,12 @@ def test_byte_pairs_that_are_planned_are_learned_and_kept(
     assert len(json.loads(Path("runs/pairs/tokenizer.json").read_bytes())["model"]["vocab"]) == 300
     assert cli("train", "--resume", "pairs", "--max-steps", str(config.optim.max_steps + 2)).code == 0
     assert cli("runs", "verify", "pairs").code == 0
+
+
+def test_print_config_names_what_a_plan_will_decide(cli: Any) -> None:
+    sources = cli("train", "--n-layer", "3", "--print-config", "--json").json["sources"]
+    assert sources["n_layer"] == "--n-layer"
+    assert {name: sources[name] for name in ("n_embd", "batch_size", "tokenizer")} == dict.fromkeys(
+        ("n_embd", "batch_size", "tokenizer"), "plan"
+    )
+    assert "plan" not in cli("train", "--max-steps", "3", "--print-config", "--json").json["sources"].values()
