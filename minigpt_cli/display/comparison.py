@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -153,7 +154,7 @@ def _print_verdicts(names: Sequence[str], pairs: Sequence[Pair]) -> None:
         if on_terminal:
             sentence = Text(verdict_sentence(pair), style="bold")
             for name, colour in zip(names, PAIR, strict=False):
-                sentence.highlight_words([one_line(name)], colour)
+                sentence.highlight_regex(rf"(?<!\w){re.escape(one_line(name))}(?!\w)", colour)  # not the s of "is"
             console.stdout().print(Padding(sentence, (0, 0, 0, 2)))
         else:
             console.write("  " + verdict_sentence(pair))

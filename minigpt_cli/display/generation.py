@@ -16,7 +16,7 @@ from minigpt_cli.escaping import printable
 _DIM, _RESET = "\x1b[2m", "\x1b[0m"
 
 # From certain to surprising: blue, green, yellow, orange, magenta. Clear for colour-blind people, on dark and light terminals.
-PROBABILITY_BANDS = ((0.8, 33), (0.5, 35), (0.2, 178), (0.05, 208), (0.0, 199))
+PROBABILITY_BANDS = ((0.8, 33), (0.5, 29), (0.2, 136), (0.05, 166), (0.0, 163))
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from itertools import groupby
 
 from minigpt_cli.escaping import one_line
 
-COLOURS = (32, 166, 36, 170, 178, 38)  # of 256: blue and orange first: clear on black, on white and to colour-blind people
+COLOURS = (32, 166, 29, 170, 136, 244)  # of 256: blue and orange first: clear on black, on white and to colour-blind people
 _PATTERNS = ((1, 0), (1, 1), (3, 2), (5, 2))  # dot columns drawn and left out
 _DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))  # of a character, by row and column
 _LONGEST_LABEL = 20

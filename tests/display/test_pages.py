@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from harness import browser
 
+from minigpt_cli.display import terminal_chart
 from minigpt_cli.display.charts import apart, save_chart
-from minigpt_cli.display.generation import ShownToken
+from minigpt_cli.display.generation import PROBABILITY_BANDS, ShownToken
 from minigpt_cli.display.pages.chart import line_chart
 from minigpt_cli.display.pages.intervals import Interval, interval_rows
 from minigpt_cli.display.pages.page import asset, html_page, section, side_by_side, table, tag, theme_colours, tinted
@@ -102,6 +103,19 @@ def test_text_and_curves_stand_out_in_both_themes(theme: str) -> None:
     strongest = int(re.findall(r"--tint: (\d+)%", asset("style.css"))[theme == "dark"]) / 100
     for tint in ("c0", "c1"):
         assert contrast(colour["ink"], mixed(colour[tint], colour["paper"], strongest)) >= 4.5, tint
+
+
+def of_256(number: int) -> str:
+    """A colour of the terminal's cube of 6 × 6 × 6, or one of its greys."""
+    levels = (0, 95, 135, 175, 215, 255)
+    parts = [8 + 10 * (number - 232)] * 3 if number >= 232 else [levels[(number - 16) // place % 6] for place in (36, 6, 1)]
+    return "#" + "".join(f"{part:02x}" for part in parts)
+
+
+@pytest.mark.parametrize("ground", ["#ffffff", "#1e1e1e", "#000000"])
+def test_colours_of_the_terminal_stand_out_on_light_and_dark(ground: str) -> None:
+    for number in (*terminal_chart.COLOURS, *(colour for _, colour in PROBABILITY_BANDS)):
+        assert contrast(of_256(number), ground) >= 3, number
 
 
 def test_names_at_line_ends_do_not_lie_on_each_other() -> None:
