@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from minigpt_cli.display import console, format
 from minigpt_cli.display.tables import Column, Style, print_table
 from minigpt_cli.escaping import one_line, printable
+from minigpt_cli.tokenization.contract import END_OF_TEXT
 
 if TYPE_CHECKING:
     from minigpt_cli.evaluation.inside import ContextLoss, Inside, KindLoss, LayerExperts, PartCost
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 _BAR = 16  # characters
 _ROWS = 40  # parts that are shown; --json has all
-_NO_EFFECT = "no measurable effect"
+_NO_EFFECT, _HARM = "no measurable effect", "better without it"
 _WHAT = {
     "itself": "itself",
     "previous": "the {} before",
@@ -32,10 +33,12 @@ _WHAT = {
 
 def print_inside(run: Run, text: str, found: Inside) -> None:
     """Print everything that was measured."""
+    corpus = run.record.corpus
+    ends = "; without the ends of documents" if corpus is not None and corpus.n_documents > 1 else ""
     lines = [
         f"run     {one_line(run.name)}, {one_line(run.record.arch)}, best checkpoint",
         f"text    the first {found.n_chars:,} characters of the {one_line(text)}",
-        f"score   {found.nats_per_char:.4f} nats per character (95 %: {format.interval(found.ci95)})",
+        f"score   {found.nats_per_char:.4f} nats per character (95 %: {format.interval(found.ci95)}){ends}",
     ]
     for line in lines:
         console.write_wrapped(line, " " * 8)
@@ -63,7 +66,8 @@ def _print_parts(parts: Sequence[PartCost], unit: str) -> None:
         roles = ", ".join(f"{_WHAT.get(role, role).format(unit)} {share:.0%}" for role, share in part.roles.items())
         half = f"±{(part.ci95[1] - part.ci95[0]) / 2:.4f}"
         cost = [f"{delta:+.4f}", half, _bar(delta / most)] if part.measurable else [f"{delta:+.4f}", half, ""]
-        rows.append([_name(part.part), *cost, roles if part.measurable else _NO_EFFECT + f"; {roles}" * bool(roles)])
+        effect = _NO_EFFECT if not part.measurable else _HARM if delta < 0 else ""
+        rows.append([_name(part.part), *cost, "; ".join(filter(None, [effect, roles]))])
         styles.append("" if part.measurable else "dim")
     columns = [Column("part"), Column("nats", right=True), Column("95 %", 1, right=True), Column("", 3), Column("looks at", most=70)]
     _print_section("what each part is worth: nats per character without it minus with it", columns, rows, styles)
@@ -178,7 +182,7 @@ def print_lens(lens: Lens) -> None:
 
 
 def _visible(token: str) -> str:
-    return printable(token.replace(" ", "·").replace("\n", "⏎").replace("\t", "⇥"), keep="") or "□"
+    return printable(token.replace(END_OF_TEXT, "■").replace(" ", "·").replace("\n", "⏎").replace("\t", "⇥"), keep="") or "□"
 
 
 def _lines(widths: Sequence[int], width: int) -> list[tuple[int, int]]:

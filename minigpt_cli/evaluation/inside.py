@@ -6,7 +6,7 @@ All numbers are of the first 16,384 characters of the run's validation text. The
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated
 
@@ -28,7 +28,7 @@ from minigpt_cli.storage.atomic_io import read_json, write_atomic
 
 if TYPE_CHECKING:
     from minigpt_cli.checkpoints import Loaded
-    from minigpt_cli.evaluation.attention_roles import Watched
+    from minigpt_cli.evaluation.attention_roles import Attended, Copies, Watched
 
 _VERSION = 1
 
@@ -156,10 +156,11 @@ def measure(loaded: Loaded, sample: Sample, advance: Progress = lambda done, tot
         done += tokens
         advance(min(done, total), total)
 
-    watched, copied = None, None
+    watched: Watched | None = None
+    copies: Copies | None = None
     if has_blocks:
         watched = attention_roles.watch_sample(model, sample, loaded.tokenizer.token_bytes(), told)
-        copied = attention_roles.copying(model, sample)
+        copies = attention_roles.read_copies(model, sample)
     whole, without = part_costs.part_losses(model, sample, watched.means if watched else {}, told)
     if not all(np.isfinite(nats).all() for nats in (whole, *without.values())):
         raise MiniGPTError("the model's loss is not finite: its weights are damaged, or it diverged")
@@ -172,24 +173,25 @@ def measure(loaded: Loaded, sample: Sample, advance: Progress = lambda done, tot
         nats_per_char=score.nats_per_char,
         ci95=score.ci95,
         text_sha256=score.text_sha256,
-        parts=_part_costs(sample, score, without, watched),
+        parts=_part_costs(sample, score, without, [found.attends for found in (watched, copies) if found is not None]),
         context=_context(by_length, chars_per_token),
         kinds=_losses(score, [(kind, kinds == i) for i, kind in enumerate(KINDS)]),
         positions=_losses(score, [(name, (place >= low) & (place < high)) for name, low, high in places]),
         experts=_experts(watched.experts if watched else []),
         dropout=_dropout(loaded, sample),
-        copying=Copying(first=copied[0], second=copied[1]) if copied else None,
+        copying=Copying(first=copies.first, second=copies.second) if copies else None,
     )
 
 
-def _part_costs(sample: Sample, score: Score, without: dict[str, Floats], watched: Watched | None) -> list[PartCost]:
+def _part_costs(sample: Sample, score: Score, without: dict[str, Floats], attended: Sequence[Attended]) -> list[PartCost]:
+    from minigpt_cli.evaluation.attention_roles import roles_of
+
     tests = {part: paired_test(sample.per_character(nats), score.char_nats) for part, nats in without.items()}
     adjusted = holm([test.p_value for test in tests.values()])
     found = []
     for (part, test), p in zip(tests.items(), adjusted, strict=True):
         kind, _, place = part.partition(" ")
-        of_head = watched is not None and kind == "head"
-        attends = watched.attends.get(place, {}) if watched is not None and of_head else {}
+        attends = {role: share for each in attended for role, share in each.get(place, {}).items()} if kind == "head" else {}
         found.append(
             PartCost(
                 part=part,
@@ -197,7 +199,7 @@ def _part_costs(sample: Sample, score: Score, without: dict[str, Floats], watche
                 ci95=(test.low, test.high),
                 p_holm=p,
                 measurable=_is_measurable(test, p),
-                roles=watched.roles(place) if watched is not None and attends else {},
+                roles=roles_of(attends),
                 attends={role: Attends(share=share, even=even) for role, (share, even) in attends.items()},
             )
         )

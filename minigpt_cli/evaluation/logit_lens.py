@@ -6,8 +6,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from minigpt_cli.data.cleaning import cleaned_prompt
 from minigpt_cli.errors import UsageError
+from minigpt_cli.generation.open_run import text_bounds
+from minigpt_cli.generation.samples import prompt_ids
 from minigpt_cli.runstore.directory import Run
 from minigpt_cli.tokenization.contract import Spelling
 
@@ -32,7 +36,8 @@ def read_text(run: Run, text: str) -> Lens:
     loaded = checkpoints.load(run)
     model: Any = loaded.model
     pieces = loaded.tokenizer.token_bytes()
-    ids = loaded.tokenizer.encode(cleaned_prompt(run.config.data, text))[: run.config.model.block_size + 1]
+    start = text_bounds(loaded.record, loaded.tokenizer).get("start", ())
+    ids = np.asarray([*start, *prompt_ids(loaded.tokenizer, cleaned_prompt(run.config.data, text))])[: run.config.model.block_size + 1]
     if len(ids) < 2:
         raise UsageError(f"--text {text!r} is too short: give two characters or more")
     if not hasattr(model, "blocks"):

@@ -167,7 +167,7 @@ def test_dropout_changes_the_loss_only_while_it_is_on() -> None:
 def test_keys_of_roles_are_those_that_their_names_say() -> None:
     ids = torch.tensor([[3, 1, 3, 1, 2]])
     keys = role_keys(ids, ids == 1, ids == 2)
-    expected_keys = {"itself": [3], "previous": [2], "one before previous": [1], "same earlier": [1], "induction": [2]}
+    expected_keys = {"itself": [3], "previous": [2], "one before previous": [1], "same earlier": [1]}
     expected_keys |= {"space": [1, 3], "first": [0]}
     for role, expected in expected_keys.items():
         assert keys[role][0, 3].nonzero().flatten().tolist() == expected, role
