@@ -31,8 +31,7 @@ def export(loaded: Loaded, out: Path, dtype: str = "auto") -> Exported:
     check_page(out, "--out")
     if not out.parent.is_dir():
         raise UsageError(f"no folder {out.parent}: make it first")
-    n_params = sum(p.numel() for p in loaded.model.parameters())
-    weights = ("f16" if n_params <= javascript.F16_PARAMS else "int8") if dtype == "auto" else dtype
+    weights = ("f16" if javascript.n_params(loaded) <= javascript.F16_PARAMS else "int8") if dtype == "auto" else dtype
     model = javascript.packed(loaded, weights)
     examples = [opening.text for opening in openings(loaded.record, loaded.tokenizer, _EXAMPLES) if opening.text]
     page = writer_page(Writer(loaded.record, loaded.step, model, _reading(loaded), examples, _rounding(loaded, weights)))
@@ -64,5 +63,5 @@ def _rounding(loaded: Loaded, weights: str) -> str:
             reader = Reader(model, loaded.tokenizer, loaded.config.model.block_size, advance=partial(advance, said))
             scores.append(score_split(reader, dataset, "val").nats_per_char)
     cost = scores[1] - scores[0]
-    console.notice(f"8 bits cost {cost:+.4f} nats per character on the validation text")
-    return f"{rounded}, which costs {cost:+.4f} nats per character on its validation text, measured with these weights."
+    console.notice(f"8 bits cost {cost:+.5f} nats per character on the validation text")
+    return f"{rounded}, which costs {cost:+.5f} nats per character on its validation text, measured with these weights."

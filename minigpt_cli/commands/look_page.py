@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from minigpt_cli.storage.atomic_io import write_atomic
 
 _LOSS_CHARS = 512  # characters whose loss the page computes
 _TEXT_CHARS = 64  # characters in the box at first
+_SEARCHED = 4096  # characters among which a text of words is looked for
 _DIGITS = 7  # of a mean: as many as float32 holds
 
 
@@ -37,11 +38,11 @@ class PageOfRun:
         check_page(out)
         if not out.parent.is_dir():
             raise UsageError(f"no folder {out.parent}: make it first")
-        if run.record.n_params > javascript.F16_PARAMS:
-            many = f"{run.record.n_params:,} parameters are too many to look through in a page, which holds {javascript.F16_PARAMS:,}"
-            raise UsageError(f"{many}: leave out --html")
         self.out = out
         self._loaded = checkpoints.load(run)
+        if (n := javascript.n_params(self._loaded)) > javascript.F16_PARAMS:
+            most = f"a page to look through holds {javascript.F16_PARAMS:,} parameters"
+            raise UsageError(f"{most}, and this run has {n:,}: leave out --html")
         self._model = javascript.packed(self._loaded, "f16")
         self._sample = sample_of(dataset_of(run), run.config.model.block_size)
 
@@ -75,16 +76,14 @@ def _loss_sample(sample: Sample) -> dict[str, Any]:
 
 
 def _beginning(loaded: Loaded, sample: Sample) -> str:
-    """A few words of the validation text from the beginning of a line or document; of conversations a question."""
-    text = sample.text.decode()
+    """A few words of the validation text, from the beginning of a line; of conversations a question."""
     if sample.parts is not None and sample.parts.kind == "answers":
         return opening_of(loaded.record, loaded.tokenizer).raw
-    if sample.parts is not None:
-        return _first_document(text, sample.parts.first.tolist())[:_TEXT_CHARS]
-    begin = text.find("\n", 0, 4 * _TEXT_CHARS) + 1  # the split may begin in the middle of its first line
-    piece = text[begin:][:_TEXT_CHARS].lstrip()
-    return piece.rsplit(" ", 1)[0] if " " in piece else piece
-
-
-def _first_document(text: str, starts: Sequence[int]) -> str:
-    return text[: starts[1]] if len(starts) > 1 else text
+    text = sample.text.decode()
+    if sample.parts is not None and len(sample.parts.first) > 1:
+        text = text[: int(sample.parts.first[1])]  # the first document
+    lines = [match.end() for match in re.finditer("\n", text[:_SEARCHED])]
+    places = lines if sample.parts is None and lines else [0, *lines]  # a split may begin in the middle of a line
+    pieces = [text[place : place + _TEXT_CHARS].strip() for place in places]
+    piece = next((piece for piece in pieces if len("".join(piece.split())) > 0.75 * _TEXT_CHARS), pieces[0])
+    return piece.rsplit(" ", 1)[0] if len(piece) > _TEXT_CHARS // 2 and " " in piece else piece

@@ -35,9 +35,8 @@ def packed(loaded: Loaded, weights: str) -> dict[str, Any]:
     if weights not in FORMATS:
         raise UsageError(f"--format html has no --dtype {weights}: {', '.join(FORMATS)}")
     config, document_tokenizer = _config(loaded), packed_tokenizer(loaded)
-    n_params = sum(p.numel() for p in loaded.model.parameters())
-    if n_params > MOST_PARAMS:
-        raise UsageError(f"{n_params:,} parameters are too many for a page, which holds {MOST_PARAMS:,}: use --format hf or gguf")
+    if (n := n_params(loaded)) > MOST_PARAMS:
+        raise UsageError(f"{n:,} parameters are too many for a page, which holds {MOST_PARAMS:,}: use --format hf or gguf")
     tensors, content = [], []
     for name, tensor in loaded.model.state_dict().items():
         kind = _format(tensor, weights)
@@ -49,6 +48,11 @@ def packed(loaded: Loaded, weights: str) -> dict[str, Any]:
         "weights": base64.b64encode(b"".join(content)).decode("ascii"),
         "tokenizer": document_tokenizer,
     }
+
+
+def n_params(loaded: Loaded) -> int:
+    """How many parameters the model has."""
+    return sum(p.numel() for p in loaded.model.parameters())
 
 
 def rounded(loaded: Loaded, weights: str) -> nn.Module:

@@ -231,7 +231,7 @@ def test_the_page_of_a_run_of_documents_has_its_loss_and_measurements(
 @pytest.mark.parametrize(
     ("arguments", "limit", "says"),
     [(["--html", "look.txt"], 10**7, "does not end in .html"), (["--html", "no/look.html"], 10**7, "make it first"),
-     (["--html", "new.html"], 1000, "too many to look through")],
+     (["--html", "new.html"], 1000, "a page to look through holds")],
 )  # fmt: skip
 def test_what_cannot_be_looked_through_is_one_line(
     home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str], limit: int, says: str

@@ -16,10 +16,13 @@ from harness.page_runs import MODELS, TEXTS, make_run, offline, opened, press, t
 
 from minigpt_cli import checkpoints
 from minigpt_cli.cli import run as minigpt
+from minigpt_cli.data.chat import prompt_for
 from minigpt_cli.evaluation.evaluate_run import dataset_of
 from minigpt_cli.evaluation.scoring import Reader, score_split
 from minigpt_cli.interchange import javascript
 from minigpt_cli.runstore.store import RunStore
+from minigpt_cli.tokenization.contract import END_OF_TEXT
+from minigpt_cli.tokenization.pretrained import with_added_tokens
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +92,46 @@ def test_greedy_text_of_200_characters_is_that_of_generate(
 
 
 @browser.needed
+def test_attention_stays_inside_a_document_where_the_run_learned_so(home: Path, tab: browser.Page) -> None:
+    words = with_added_tokens(tokenizer("char"), [END_OF_TEXT])
+    run = make_run(RunStore(home / "runs"), "masked", MODELS["modern"], words, document_mask=True)
+    export(tab, home, "masked")
+    ids, p = page_probabilities(tab, f"To be{END_OF_TEXT}or not")
+    assert ids == words.encode(f"To be{END_OF_TEXT}or not").tolist()
+    with torch.no_grad():
+        expected = torch.softmax(checkpoints.load(run).model(torch.tensor([ids])).logits[0].double(), -1).numpy()
+    assert np.abs(p - expected).max() < 1e-4
+    assert np.abs(p[6:] - page_probabilities(tab, f"{END_OF_TEXT}or not")[1][1:]).max() < 1e-6  # "To be" is not seen
+    writes = "(() => { const c = new Continuation(model, %s); return Array.from({ length: 9 }, () => c.next({ temperature: 0 })); })()"
+    assert tab.evaluate(writes % ids) == tab.evaluate(writes % ids[5:])
+
+
+@browser.needed
+def test_documents_end_as_in_generate_and_another_can_follow(home: Path, tab: browser.Page, capsys: pytest.CaptureFixture[str]) -> None:
+    (home / "names.txt").write_text("".join(f"{a}{b}\n" for a in ("anna", "bob", "cleo") for b in "abcdefghijklmnopqrstuvwxyz"), "utf-8")
+    assert minigpt(["train", "names.txt", "--documents", "lines", "--name", "names", *tiny.training(60, 60, 32)]) == 0
+    export(tab, home, "names")
+    capsys.readouterr()
+    assert minigpt(["generate", "names", "--prompt", "an", "--greedy", "--max-new-tokens", "200", "--json"]) == 0
+    sample = json.loads(capsys.readouterr().out)["samples"][0]
+    tab.evaluate("byId('prompt').value = 'an'; byId('temperature').value = 0; byId('length').value = 200; byId('start').click()")
+    tab.wait("/^(Wrote|The text)/.test(byId('status').textContent)")
+    assert tab.evaluate("byId('text').textContent").rstrip("\n") == "an" + sample["text"][:200]
+    if sample["stop_reason"] == "stop":
+        assert tab.evaluate("byId('more').textContent") == "Another"
+
+
+@browser.needed
+def test_a_prompt_of_a_run_of_conversations_is_asked_in_their_template(home: Path, tab: browser.Page) -> None:
+    (home / "chats.jsonl").write_text(tiny.chats(), "utf-8")
+    assert minigpt(["train", "chats.jsonl", "--name", "chats", *tiny.training(4, 4, 16)]) == 0
+    export(tab, home, "chats")
+    tab.evaluate("byId('prompt').value = '1+2'; begin()")
+    words = checkpoints.load(RunStore(home / "runs").find("chats")).tokenizer
+    assert tab.evaluate("continuation.ids") == words.encode(prompt_for([("user", "1+2")])).tolist()
+
+
+@browser.needed
 def test_int8_weights_are_those_whose_cost_is_measured(home: Path, tab: browser.Page) -> None:
     export(tab, home, "moe", "--dtype", "int8")
     loaded = checkpoints.load(RunStore(home / "runs").find("moe"))
@@ -117,7 +160,7 @@ def test_the_page_says_what_its_8_bits_cost_on_the_validation_text(home: Path, c
             step = p.abs().amax(-1, keepdim=True) / 127 if p.dim() == 2 else None
             p.copy_(p.half().float() if step is None else (p / step.clamp(min=1e-30)).round() * step)
     after = score_split(Reader(loaded.model, loaded.tokenizer, 8), dataset_of(run), "val").nats_per_char
-    assert float(said[1]) == pytest.approx(after - before, abs=1e-4)
+    assert float(said[1]) == pytest.approx(after - before, abs=2e-5)
 
 
 @browser.needed

@@ -45,9 +45,9 @@ def tokenizer(kind: str) -> Tokenizer:
     return CharTokenizer.build(DataConfig(), text) if kind == "char" else BPETokenizer.build(DataConfig(vocab_size=300), text)
 
 
-def make_run(store: RunStore, name: str, model: dict[str, Any], words: Tokenizer) -> Run:
+def make_run(store: RunStore, name: str, model: dict[str, Any], words: Tokenizer, **data: Any) -> Run:
     """A finished run whose weights float16 holds exactly, large enough for clear decisions."""
-    config = RunConfig.model_validate({"model": model, "data": {"tokenizer": words.name}})
+    config = RunConfig.model_validate({"model": model, "data": {"tokenizer": words.name, **data}})
     generator = torch.Generator().manual_seed(7)
     state = build_model(config.model, words.vocab_size, 0).state_dict()
     for key, tensor in state.items():

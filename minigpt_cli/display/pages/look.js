@@ -89,12 +89,12 @@ function showNext() {
   const order = [...before.keys()].sort((a, b) => before[b] - before[a]).slice(0, 10);
   if (following !== undefined && !order.includes(following)) order.push(following);
   const cell = (text, name = "") => el("span", { role: "cell", class: name }, text);
-  const heading = el("div", { class: "dim", role: "row" }, ...["token", "before", "after", ""].map((name) => el("span", { role: "columnheader" }, name)));
+  const heading = el("div", { class: "dim", role: "row" }, ...["token", "model", "drawn", ""].map((name) => el("span", { role: "columnheader" }, name)));
   byId("after").textContent = nameOf(look.ids[look.at]);
   byId("next").replaceChildren(heading, ...order.map((id) => el("div", { role: "row", class: (id === following ? "is " : "") + (after[id] ? "" : "gone") },
     cell(nameOf(id), "name"), cell(before[id].toFixed(3)), cell(after[id].toFixed(3)),
     el("span", { class: "bars", "aria-hidden": "true" }, el("i", { style: `width:${100 * before[id]}%` }), el("b", { style: `width:${100 * after[id]}%` })))));
-  byId("kept").textContent = `${after.filter((p) => p > 0).length} of ${V} tokens can be drawn` + (following === undefined ? "." : "; bold: what stands in the text.");
+  byId("kept").textContent = `Model: its probability. Drawn: with the settings below, which leave ${after.filter((p) => p > 0).length} of ${V} tokens.` + (following === undefined ? "" : " Bold: what stands in the text.");
   for (const name of SETTINGS) {
     const value = Number(byId(name).value);
     byId(name).parentElement.querySelector("output").textContent = name === "top_k" ? value || "all" : value.toFixed(2);

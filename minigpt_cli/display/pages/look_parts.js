@@ -77,7 +77,7 @@ function showStrip() {
   const head = look.head, weights = head ? weightsOf(...head) : new Float32Array(look.ids.length);
   byId("strip").replaceChildren(...tintedText(weights.map(Math.sqrt), 0));
   byId("strip").scrollTop = byId("strip").children[look.at].offsetTop - byId("strip").offsetTop - 24;
-  if (!head) { byId("about_head").textContent = `The chosen place is after ${nameOf(look.ids[look.at])}. Point at a head to see where it looks.`; return; }
+  if (!head) { byId("about_head").textContent = ""; return; }
   const best = [...weights.keys()].sort((a, b) => weights[b] - weights[a]).slice(0, 4).filter((t) => weights[t] > 0.01);
   byId("about_head").textContent = `Head ${head.join(".")}: from ${nameOf(look.ids[look.at])} it looks at ` + best.map((t) => `${nameOf(look.ids[t])} ${placeOf(t)} (${(100 * weights[t]).toFixed(0)} %)`).join(", ") + ".";
 }

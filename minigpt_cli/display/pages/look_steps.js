@@ -81,6 +81,7 @@ function go(at, layer = step.layer, head = step.head) {
   const clamp = (x, n) => Math.max(0, Math.min(n - 1, x));
   Object.assign(step, { at: clamp(at, NAMES.length), layer: clamp(layer, c.n_layer), head: clamp(head, c.n_head) });
   showStation();
+  byId("step_said").textContent = `Step ${step.at + 1} of ${NAMES.length}: ${STATIONS[NAMES[step.at]][0]}` + (IN_LAYER(NAMES[step.at]) ? `, layer ${step.layer}` : "");
 }
 
 function showStation() {

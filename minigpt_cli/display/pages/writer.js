@@ -45,7 +45,8 @@ async function write(length) {
     byId("text").lastChild.textContent = text.slice(byId("text").firstChild.textContent.length);
   }
   busy(false);
-  byId("more").disabled = ended;
+  if (ended) text += "\n";  // what follows is another text
+  byId("more").textContent = ended ? "Another" : "Go on";
   say((ended ? "The text has ended after " : stopped ? "Stopped after " : "Wrote ") + (text.length - from).toLocaleString("en") + " characters.");
 }
 
