@@ -190,11 +190,14 @@ def _usage_message(error: typer.TyperException, arguments: Sequence[str]) -> str
         ctx: Any = getattr(error, "ctx", None)
         known = [name for param in ctx.command.get_params(ctx) for name in (*param.opts, *param.secondary_opts)] if ctx else []
         here = synonym(flag, [name[2:].replace("-", "_") for name in known])
-        near = [f"--{here.replace('_', '-')}"] if here else get_close_matches(flag, known, n=1, cutoff=0.6)
+        begun = [name for name in known if name.startswith(f"{flag}-")]
+        near = [f"--{here.replace('_', '-')}"] if here else begun[:1] or get_close_matches(flag, known, n=1, cutoff=0.6)
         return f"unknown flag {flag}: " + (f"did you mean {near[0]}?" if near else f"see {ctx.command_path if ctx else 'minigpt'} --help")
     message = plainly(" ".join(error.format_message().split()))
     if match := re.match(r"Invalid value for '(--[\w-]+)'.*?: (.*)", message):
         return f"{match[1]}{_value_of(match[1], arguments)}: {match[2].rstrip('.')}"
     if (match := re.match(r"No such command '([^']*)'", message)) and (where := instead_of(match[1], in_runs=arguments[0] == "runs")):
         return f"no such command {match[1]!r}: it is {where}"
+    if message.startswith("Missing argument"):
+        return f"{message[:1].lower()}{message[1:].rstrip('.')}: see {error.ctx.command_path} --help"  # type: ignore[attr-defined]
     return message[:1].lower() + message[1:]

@@ -81,7 +81,9 @@ _SYNONYMS = {
     "embed_dim": "n_embd", "context": "block_size", "context_length": "block_size", "seq_len": "block_size", "model": "arch",
     "architecture": "arch", "wd": "weight_decay", "warmup": "warmup_steps", "warmup_iters": "warmup_steps", "name": "run",
     "score": "nats_per_char", "loss": "val_loss", "time": "elapsed_s", "params": "n_params", "tags": "tag",
-    "tokeniser": "tokenizer", "opt": "optimizer",
+    "tokeniser": "tokenizer", "opt": "optimizer", "epochs": "max_steps", "batch": "batch_size", "bs": "batch_size", "gpu": "device",
+    "minutes": "time_budget", "max_time": "time_budget", "temp": "temperature", "max_tokens": "max_new_tokens", "length": "max_new_tokens",
+    "samples": "num_samples", "file": "data", "input": "data", "run_name": "name",
 }  # fmt: skip
 _SHOWN = 12  # names in one line
 

@@ -34,6 +34,13 @@ from minigpt_cli.storage.atomic_io import explain, temporary_beside
         (["train", "--device", "gpu"], "--device gpu: must be 'auto', 'cpu', 'mps' or 'cuda'"),
         (["train", "--min-delta", "q"], "--min-delta q: not a number and not 'auto'"),
         (["train", "--dropout", "2"], "--dropout 2: must be less than 1"),
+        (["train", "--epochs", "3"], "did you mean --max-steps?"),
+        (["train", "--batch", "8"], "did you mean --batch-size?"),
+        (["train", "--gpu"], "did you mean --device?"),
+        (["train", "--sample", "8"], "did you mean --sample-every?"),
+        (["generate", "--temprature", "0.5"], "did you mean --temperature?"),
+        (["generate", "--max-tokens", "5"], "did you mean --max-new-tokens?"),
+        (["compare"], "missing argument 'RUN': see minigpt compare --help"),
     ],
 )
 def test_a_wrong_command_is_told_what_was_probably_meant(command: list[str], said: str, cli: Any) -> None:
@@ -41,6 +48,13 @@ def test_a_wrong_command_is_told_what_was_probably_meant(command: list[str], sai
     assert done.code == 2
     assert done.err.rstrip().endswith(said)
     assert not any(phrase in done.err for phrase in ("Input should", "Value error", "unable to parse", "invalid value for"))
+
+
+def test_a_file_that_is_not_there_is_answered_with_names_like_it(home: Path, cli: Any) -> None:
+    (home / "my notes.txt").write_text("a", encoding="utf-8")
+    assert cli("train", "my note.txt").err.rstrip().endswith("no file or folder my note.txt: did you mean 'my notes.txt'?")
+    assert "give a text file" in cli("train", "other.txt").err
+    assert "give a text file" in cli("train", "no/folder/my notes.txt").err
 
 
 def test_values_from_the_environment_are_told_the_same(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from difflib import get_close_matches
 from itertools import chain
 from pathlib import Path
 
@@ -64,6 +65,14 @@ def check_output(out: Path | None, options: DataConfig) -> None:
             raise UsageError(f"--out {out} would replace the source {source}: name another folder")
 
 
+def _names_like(path: Path) -> list[str]:
+    """The files and folders beside `path` whose names are nearly its name, as they are typed."""
+    try:
+        return [repr(str(path.with_name(name))) for name in get_close_matches(path.name, names_in(path.parent), n=2, cutoff=0.7)]
+    except UsageError:
+        return []
+
+
 def open_path(path: Path, label: str, options: DataConfig) -> Source:
     """The documents of a file, pipe or folder. Raises UsageError if there is none, or a model where a text was meant."""
     try:
@@ -72,6 +81,8 @@ def open_path(path: Path, label: str, options: DataConfig) -> Source:
     except (FileNotFoundError, NotADirectoryError):
         if path.parent == Path() and not path.suffix:  # looks like a name
             raise unknown_name("file, folder or corpus", label, registry.CORPORA) from None
+        if near := _names_like(path):
+            raise UsageError(f"no file or folder {label}: did you mean {' or '.join(near)}?") from None
         raise UsageError(f"no file or folder {label}: give a text file, a folder, '-', or one of {', '.join(registry.CORPORA)}") from None
     except (OSError, ValueError, RuntimeError) as error:
         raise UsageError(f"cannot read {label!r}: {getattr(error, 'strerror', None) or error}") from error
