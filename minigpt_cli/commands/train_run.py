@@ -51,6 +51,7 @@ class Context:
     watch: Callable[[Event], StopReason | None] | None = None  # called with every event; a returned reason stops the run
     size: int = 0  # parameters that a plan is to have; 0: as many as are best
     datasets: dict[DataConfig, Dataset] = field(default_factory=dict)  # the last dataset that was read
+    said: set[str] = field(default_factory=set)  # of the texts: with another tokenizer it is still the same text
     machines: dict[str, Machine] = field(default_factory=dict)  # measured speeds, by the settings of the computation
 
     def dataset(self, config: DataConfig, *, again: bool = False) -> Dataset:
@@ -63,7 +64,9 @@ class Context:
             with explained_characters(self.origin):
                 dataset = prepared_data(config, verify=self.verify_data, quiet=self.json or self.quiet)
             for notice in () if self.json or self.quiet else (*(() if again else dataset.notices), *reading_report(dataset)):
-                console.notice(notice)
+                if notice not in self.said:
+                    console.notice(notice)
+                self.said.add(notice)
             self.datasets[config] = dataset
         return self.datasets[config]
 

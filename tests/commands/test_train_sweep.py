@@ -162,3 +162,9 @@ def test_the_screen_of_a_group_fits_and_shows_values_and_the_time_left(width: in
 def test_names_of_recipes_end_with_whole_words() -> None:
     assert _common_name(["g~lr=0.1,seed=1337", "g~lr=0.1,seed=1338"]) == "g~lr=0.1"
     assert _common_name(["modern-1", "modern-12"]) == "modern-*"
+
+
+def test_what_was_read_is_said_once_for_all_tokenizers(trained: Path, cli: Any, tiny: list[str]) -> None:
+    done = cli("train", "text.txt", "--sweep", "tokenizer=char,byte", "--name", "t", *tiny)
+    assert done.code == 0, done.err
+    assert done.err.count("\nvalidation  ") == 1
