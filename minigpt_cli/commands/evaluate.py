@@ -95,7 +95,7 @@ def evaluate(
 
 def target_of(split: Literal["val", "test", "train"], data: str | None, reading: dict[str, Any], runs: Sequence[Run]) -> Target:
     """The text to score: a split of the runs' own text, or another text, which is cleaned as theirs was. Raises UsageError if both are
-    named, or if the runs differ in how and flags do not say."""
+    named, or if the runs' texts were cleaned in different ways and no flag says which to use."""
     from minigpt_cli.evaluation.eval_target import Target
     from minigpt_cli.evaluation.evaluate_run import read_text
 
@@ -120,7 +120,7 @@ def _cleaned_as(runs: Sequence[Run], reading: dict[str, Any]) -> dict[str, Any]:
             (value, a), (_, b) = list(of_run.items())[:2]
             flag, off = f"--{name.replace('_', '-')}", "off" if isinstance(value, str) else ""
             both = f"{flag} nfc or {flag} off" if off else f"{flag} or --no-{flag[2:]}"
-            raise UsageError(f"the texts of {a!r} and {b!r} were not cleaned alike: say how to read this one, with {both}")
+            raise UsageError(f"the texts of {a!r} and {b!r} were cleaned in different ways: say how to read this one, with {both}")
         found[name] = next(iter(of_run))
     return found
 

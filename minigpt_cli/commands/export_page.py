@@ -40,7 +40,7 @@ def export(loaded: Loaded, out: Path, dtype: str = "auto") -> Exported:
 
 
 def _reading(loaded: Loaded) -> dict[str, Any]:
-    """Ids before every text, ids of an empty prompt, what a prompt stands between, and the names of tokens that end a text."""
+    """Ids before every text, ids of an empty prompt, the text before and after a prompt, and the names of tokens that end a text."""
     chat = learned_chats(loaded.record) and token_ids(loaded.tokenizer) is not None
     before, after = prompt_for([("user", _HERE)]).split(_HERE) if chat else ("", "")
     reading = {"start": (), "ends": (), "before": before, "after": after, "empty": prompt_ids(loaded.tokenizer, "")}

@@ -163,7 +163,7 @@ def _texts(runs: Sequence[Run]) -> dict[str, str]:
 
 
 def grouped(runs: Sequence[Run], rows: Sequence[AnyRow]) -> list[tuple[str, list[AnyRow]]]:
-    """Rows grouped by validation text, each group with a title if there is more than one; alike titles get the beginning of the hash."""
+    """Rows grouped by validation text, each group with a title if there is more than one; equal titles get the beginning of the hash."""
     groups: dict[str, list[AnyRow]] = defaultdict(list)
     for row in rows:
         groups[row.text_sha256].append(row)

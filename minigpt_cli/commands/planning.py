@@ -63,7 +63,7 @@ def planned(context: Context, wanted: Resolved, config: RunConfig, dataset: Data
     if not is_planned(context, wanted):
         return config, []
     key = config.compute.model_dump_json()
-    if key not in context.machines:  # the runs of a group are planned for one machine, and so alike
+    if key not in context.machines:  # all runs of a group are planned with the same measured speeds
         context.machines[key] = plan.this_machine(config, dataset)
     return plan.plan(config, wanted.explicit, dataset, context.machines[key], context.size)
 

@@ -26,7 +26,7 @@ class StopSignals:
         self._requested: StopReason | None = None
         self._waits_for_save = False
         self._announce: Callable[[str], None] = console.write_now
-        self.promise = "Finishing the step and saving; press again to stop at once."  # what a first signal leads to
+        self.promise = "Finishing the step and saving; press again to stop at once."  # said after a first signal
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:

@@ -69,7 +69,7 @@ def train(
     ] = False,
     print_config: Annotated[bool, switch("--print-config", "Show every setting and its source, and exit.")] = False,
     verify_data: Annotated[
-        bool, switch("--verify-data", "Read the text and hash the token files anew, not only where size or time of a file changed since.")
+        bool, switch("--verify-data", "Read the text and hash the token files again, even where size and time of every file are unchanged.")
     ] = False,
     runs_dir: RunsDir = None,
     json: JsonFlag = False,
@@ -120,8 +120,8 @@ def train(
             _check_mergeable(store, name, resolved.config)
         if print_config:
             return _print_config(context, resolved)
-        is_planned(context, resolved)  # a --size that cannot be kept is said before torch is loaded
-        open_sources(resolved.config.data)  # a source that is not there is said before torch is loaded
+        is_planned(context, resolved)  # an impossible --size is an error before torch is loaded
+        open_sources(resolved.config.data)  # and so is a missing source
         if dry_run:
             return _dry_run(context, resolved)
         if sweep or search or seeds > 1:

@@ -55,8 +55,8 @@ class Context:
     machines: dict[str, Machine] = field(default_factory=dict)  # measured speeds, by the settings of the computation
 
     def dataset(self, config: DataConfig, *, again: bool = False) -> Dataset:
-        """The prepared data, with a progress bar while it is made; consecutive runs on the same data share it. What the preparation did is
-        not said `again` to the person who resumes a run."""
+        """The prepared data, with a progress bar while it is made; consecutive runs on the same data share it. Where a run is
+        resumed (`again`), what the preparation did is not shown a second time."""
         if config not in self.datasets:
             from minigpt_cli.commands.tokenize import prepared_data
 
@@ -87,7 +87,7 @@ class Outcome:
 
 
 Training = Generator[Event, None, Outcome]
-"""A training that goes on as its events are read. Closed before its end, it leaves the run as of its last save."""
+"""A training that goes on as its events are read. Closed before its end, it keeps the run's last save."""
 
 
 def outcome_of(training: Training) -> Outcome:
@@ -248,7 +248,7 @@ def _stopped_at_once(run: Run) -> str:
     with suppress(MiniGPTError):
         if (record := run.refresh().record).files:
             return f"stopped at once; step {record.stop_step:,} is saved: {resume_command(run)}"
-    return "stopped at once, before the first save: the same command begins anew"
+    return "stopped at once, before the first save: the same command starts again"
 
 
 def _record_failure(run: Run, error: BaseException) -> None:

@@ -81,7 +81,7 @@ def _in_whole_words(line: str, stream: TextIO, indent: str) -> str:
     """`line` in lines of whole words where a terminal shows it; each but the first begins with `indent`."""
     if not is_terminal(stream):
         return line
-    width = 80  # of a terminal that does not tell
+    width = 80  # where the terminal does not say how wide it is
     with suppress(OSError, ValueError):
         width = int(os.environ.get("COLUMNS") or os.get_terminal_size(stream.fileno()).columns or width)
     return textwrap.fill(line, max(30, width), subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)

@@ -104,8 +104,8 @@ class PlainLines(_Lines):
 
 
 def resizable_live(view: RenderableType, screen: Console, **options: Any) -> Live:
-    """rich's live display, which clears the screen when its size changes: the terminal has broken the old lines anew, and rich would
-    erase the wrong ones."""
+    """rich's live display, which clears the screen when its size changes: the terminal has then wrapped the old lines in another
+    way, and rich would erase the wrong ones."""
     from rich.control import Control
     from rich.live import Live
     from rich.live_render import LiveRender

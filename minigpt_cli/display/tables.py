@@ -133,7 +133,7 @@ def _shorten_names(columns: Sequence[Column], cells: list[list[str]], widths: li
     widest = max(names, key=lambda i: widths[i])
     most, whole = max(_LEAST_NAME, widths[widest] - too_wide), [row[widest] for row in cells]
     while most < widths[widest] and len({_cut(cell, most) for cell in whole}) < len(set(whole)):
-        most += 1  # so that names can still be told apart
+        most += 1  # so that shortened names stay different
     for row in cells:
         row[widest] = _cut(row[widest], most)
     widths[widest] = most

@@ -1,6 +1,6 @@
 """Curves on the terminal, in the dots of Braille characters: the y axis on the left, each line named at its end.
 
-Without colour the lines can still be told apart: the first is solid, the others are dotted or dashed.
+Without colour the lines still look different: the first is solid, the others are dotted or dashed.
 """
 
 from __future__ import annotations

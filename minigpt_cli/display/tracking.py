@@ -64,7 +64,7 @@ class Client:
 def open_tracker(kind: str, folder: Path, name: str, config: Mapping[str, Any]) -> TensorBoard | Client:
     """A tracker for a run; `kind` is one of TRACKERS. Raises MissingExtra if it cannot be imported."""
     if kind == "wandb":
-        os.environ.setdefault("WANDB_SILENT", "true")  # stdout belongs to the result
+        os.environ.setdefault("WANDB_SILENT", "true")  # stdout is for the result
     try:
         return TensorBoard(folder) if kind == "tensorboard" else Client(import_module(kind), name, config)
     except ImportError:

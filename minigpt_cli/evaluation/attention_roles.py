@@ -135,7 +135,7 @@ def _served(router: Tensor, bias: Tensor, top_k: int, kinds: Ints) -> Floats:
 
 @dataclass
 class Copies:
-    """How random strings are read when they are repeated at once."""
+    """How random strings are read when they are repeated right after."""
 
     first: float  # nats per token of the strings
     second: float  # and of the same strings when they follow

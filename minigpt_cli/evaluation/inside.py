@@ -59,7 +59,7 @@ class PartCost(_Record):
     p_holm: Share  # adjusted for all parts
     measurable: bool
     roles: dict[str, float] = {}  # of a head: the roles that it clearly has, with their shares
-    attends: dict[str, Attends] = {}  # of a head: every role, had or not
+    attends: dict[str, Attends] = {}  # of a head: every role
 
 
 class ContextLoss(_Record):

@@ -1,9 +1,9 @@
 """Which run is best: rows ranked from records and kept scores, statistical ties marked. No torch; it reads a few kilobytes of each run.
 
-Runs are ranked by the nats per character of their best checkpoint, apart for each validation text. Every run is compared with the first
-run of its text over the same stretches of text (paired), and the p-values are adjusted (Holm) for how many runs are compared. The first
-run is first partly by luck, but with 95 % confidence the truly best run is among the tied rows (multiple comparisons with the best: Hsu
-1984).
+Runs are ranked by the nats per character of their best checkpoint, separately for each validation text. Every run is compared with the
+first run of its text over the same stretches of text (paired), and the p-values are adjusted (Holm) for how many runs are compared. The
+first run is first partly by luck, but with 95 % confidence the truly best run is among the tied rows (multiple comparisons with the best:
+Hsu 1984).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What the parts of a transformer are worth, and how much context it uses: losses on the same characters with and without.
 
-A head, a feed-forward or a layer is replaced by its mean output over the sample, positions are made all alike (models/plain.py). Nothing
-before the layer of a part changes, so the model continues from the stream that it had there.
+A head, a feed-forward or a layer is replaced by its mean output over the sample; positions are replaced by one for all (models/plain.py).
+Nothing before the layer of a part changes, so the model continues from the residual stream that it had there.
 B windows, T tokens, C channels.
 """
 

@@ -77,7 +77,7 @@ def sample_of(dataset: Dataset, block_size: int, characters: int = CHARACTERS) -
     if not text:
         raise UsageError("the validation split holds no text to look at")
     context = np.asarray(context_of(dataset, "val", block_size), dtype=np.int64)
-    if not len(context):  # the text has no beginning to follow: its own end is as good as any
+    if not len(context):  # nothing comes before the text: its last token takes that place
         context = tokens[-1:]
     n_bytes = token_lengths(pieces)[tokens]
     scored = None

@@ -63,7 +63,7 @@ class Score:
 
     @property
     def perplexity_per_word(self) -> float:
-        """exp of the nats of a word: of what stands between blanks, and of each line end, as published figures on WikiText count."""
+        """exp(nats per word). Words are what is between blanks, and each line end, as published figures on WikiText count them."""
         text = self.text.decode()
         per_word = self.nats_per_char * self.n_chars / max(1, len(text.split()) + text.count("\n"))
         return math.exp(per_word) if per_word < 700 else math.inf

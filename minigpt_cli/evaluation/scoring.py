@@ -113,7 +113,7 @@ def _windows(n_tokens: int, n_before: int, block_size: int, stride: int) -> Iter
 
 
 def _batches(n_tokens: int, n_before: int, block_size: int, stride: int, rows: int) -> Iterator[list[_Window]]:
-    """Windows of equal length together, at most `rows` at once; a shorter one goes alone."""
+    """Windows of equal length together, at most `rows` at once; a shorter one is a batch of its own."""
     group: list[_Window] = []
     for window in _windows(n_tokens, n_before, block_size, stride):
         if group and (len(group) == rows or window.end - window.start != group[0].end - group[0].start):

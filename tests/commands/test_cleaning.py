@@ -39,7 +39,7 @@ def test_prompts_and_texts_are_read_as_the_run_knows_them(trained: Path, cli: Cl
     Path("common.txt").write_text("to be, or not to be, that is the question\n" * 40)
     unlike = cli("compare", "first", "lower", "--data", "common.txt", "--json")
     assert unlike.code == 2
-    assert "not cleaned alike: say how to read this one, with --normalize nfc or --normalize off" in unlike.err
+    assert "cleaned in different ways: say how to read this one, with --normalize nfc or --normalize off" in unlike.err
     alike = cli("compare", "first", "lower", "--data", "common.txt", "--lowercase", "--normalize", "off", "--json")
     assert alike.code == 0
     assert cli("runs", "diff", "first", "lower").out.count("lowercase") >= 1
