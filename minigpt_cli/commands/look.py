@@ -40,7 +40,11 @@ def look(
         console.notice(f"looking into {chosen.name}" + (f" ({run})" if run else ", the newest run"))
     from minigpt_cli.evaluation.inside import look as look_inside
 
-    page = _page_of(chosen, html)
+    page, lens = _page_of(chosen, html), None
+    if text is not None:  # before the measurement, so that a text that cannot be read is refused at once
+        from minigpt_cli.evaluation.logit_lens import read_text
+
+        lens = read_text(chosen, text)
     with console.progress("reading the run", quiet=json) as advance:
         found = look_inside(chosen, fresh=fresh, advance=lambda done, total: advance(f"looking into {chosen.name}", done, total))
     if page is not None:
@@ -48,11 +52,6 @@ def look(
         console.notice(f"wrote {html}")
         if not json:
             return
-    lens = None
-    if text is not None:
-        from minigpt_cli.evaluation.logit_lens import read_text
-
-        lens = read_text(chosen, text)
     if json:
         document = {"run": chosen.name, **found.model_dump(mode="json")}
         console.write_json(document | ({"text": asdict(lens)} if lens else {}))

@@ -26,6 +26,7 @@ _WHAT = {
     "same earlier": "the same {} earlier",
     "induction": "what followed it last time (induction)",
     "space": "spaces",
+    "next": "the next {}, which is the answer",
     "line start": "starts of lines",
     "first": "the first {}",
 }

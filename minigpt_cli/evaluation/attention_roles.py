@@ -73,8 +73,9 @@ def roles_of(attends: dict[str, tuple[float, float]]) -> dict[str, float]:
     return dict(sorted(found.items(), key=lambda entry: -entry[1]))
 
 
-def role_keys(ids: Tensor, spaces: Tensor, line_breaks: Tensor) -> dict[str, Tensor]:
-    """For each role the keys (B, T, T) that it is about, for ids (B, T); spaces and line_breaks (B, T) say which tokens are."""
+def role_keys(ids: Tensor, spaces: Tensor, line_breaks: Tensor, causal: bool = True) -> dict[str, Tensor]:
+    """For each role the keys (B, T, T) that it is about, for ids (B, T); spaces and line_breaks (B, T) say which tokens are. Without a
+    mask (`causal` False) there is one more: the next token, which is the answer."""
     T = ids.size(1)
     seen = torch.ones(T, T, dtype=torch.bool).tril()  # (query, key)
     seen[0] = False  # the first token sees itself alone, which says nothing
@@ -82,7 +83,7 @@ def role_keys(ids: Tensor, spaces: Tensor, line_breaks: Tensor) -> dict[str, Ten
     diagonal = torch.eye(T, dtype=torch.bool)
 
     def back(n: int) -> Tensor:
-        return torch.ones(T, T, dtype=torch.bool).tril(-n).triu(-n)
+        return torch.ones(T, T, dtype=torch.bool).tril(-n).triu(-n)  # the token n before each query
 
     keys = {
         "itself": diagonal,
@@ -93,11 +94,13 @@ def role_keys(ids: Tensor, spaces: Tensor, line_breaks: Tensor) -> dict[str, Ten
         "line start": line_breaks[:, None, :],
         "first": torch.zeros(T, T, dtype=torch.bool).index_fill(1, torch.tensor([0]), True),
     }
-    return {role: (found & seen).expand(len(ids), T, T) for role, found in keys.items()}
+    found = {role: (each & seen).expand(len(ids), T, T) for role, each in keys.items()}
+    return found if causal else found | {"next": back(-1).expand(len(ids), T, T)}
 
 
 def watch_sample(model: Any, sample: Sample, pieces: list[bytes], advance: Advance) -> Watched:
     """Read the sample once and keep means, roles and experts."""
+    causal = "mask" not in getattr(model.config, "parts", ())
     is_space = torch.tensor([piece.isspace() and b"\n" not in piece for piece in pieces])
     is_break = torch.tensor([b"\n" in piece or piece == END_OF_TEXT.encode() for piece in pieces])
     kinds = np.concatenate([[OTHER], sample.token_kinds()])
@@ -108,14 +111,14 @@ def watch_sample(model: Any, sample: Sample, pieces: list[bytes], advance: Advan
     shares = _Shares(model.config.n_layer)
     experts: dict[int, Floats] = {}
     with torch.inference_mode():
-        for place, ids in batches(rows, model.vocab_size):
+        for place, ids in batches(rows, max(model.vocab_size, model.config.n_layer * model.config.n_head * window)):
             values: Values = {}
             with opened(model, watch=values):
                 model(ids)
             for name, value in values.items():
                 if name.endswith("_out"):
                     means[name] += value.sum((0, 1)) / n
-            for role, keys in role_keys(ids, is_space[ids], is_break[ids]).items():
+            for role, keys in role_keys(ids, is_space[ids], is_break[ids], causal).items():
                 shares.add(values, role, keys)
             for layer in range(model.config.n_layer):
                 if (router := values.get(f"{layer}.router")) is not None:

@@ -27,14 +27,14 @@ Advance = Callable[[int], None]
 TARGETS = 1024  # tokens that are predicted from contexts of several lengths
 _CONTEXT_TOKENS = 1 << 17  # of the longest contexts together, at most
 _TOKENS = 1 << 12  # in one batch
-_LOGITS = 1 << 22  # elements of logits in one batch
+_NUMBERS = 1 << 24  # of logits, or of attention weights, in one batch: 64 MiB
 READINGS = 5
 _WINDOWS_READ = 8  # in one reading with dropout
 
 
-def batches(rows: Ints, vocab_size: int) -> Iterator[tuple[slice, Tensor]]:
-    """Rows (N, T) a few at a time, with their places."""
-    at_once = max(1, min(_TOKENS, _LOGITS // vocab_size) // rows.shape[1])
+def batches(rows: Ints, per_token: int) -> Iterator[tuple[slice, Tensor]]:
+    """Rows (N, T) a few at a time, with their places; reading a token makes `per_token` numbers."""
+    at_once = max(1, min(_TOKENS, _NUMBERS // per_token) // rows.shape[1])
     for start in range(0, len(rows), at_once):
         place = slice(start, min(start + at_once, len(rows)))
         yield place, torch.from_numpy(np.array(rows[place]))

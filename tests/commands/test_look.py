@@ -139,6 +139,7 @@ def test_a_text_that_cannot_be_read_is_refused(
 ) -> None:
     assert run(folder, "runs", "look", name, "--text", text) == 2
     assert message in capsys.readouterr().err
+    assert not list((folder / "runs" / name / "scores").glob("inside-*"))  # before anything is measured
 
 
 @pytest.mark.parametrize("width", [60, 80, 120])

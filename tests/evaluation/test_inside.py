@@ -173,6 +173,7 @@ def test_keys_of_roles_are_those_that_their_names_say() -> None:
         assert keys[role][0, 3].nonzero().flatten().tolist() == expected, role
     assert keys["line start"][0, 4].nonzero().flatten().tolist() == [4]
     assert not any(found[0, 0].any() for found in keys.values())
+    assert role_keys(ids, ids == 1, ids == 2, causal=False)["next"][0, 1].nonzero().flatten().tolist() == [2]
 
 
 def test_experts_that_ignore_the_character_tell_nothing_and_a_perfect_split_tells_all() -> None:
