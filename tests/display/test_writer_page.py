@@ -73,6 +73,7 @@ def test_the_page_computes_the_probabilities_of_python(home: Path, tab: browser.
         assert np.abs(p - expected).max() < 1e-4, text
     assert tab.complaints == []
     assert [url for url in tab.requests if not url.startswith(("file:", "data:"))] == []
+    assert tab.evaluate("fetch('data:,x').then(() => 'fetched', () => 'refused')") == "refused"  # it could send nothing
 
 
 @browser.needed

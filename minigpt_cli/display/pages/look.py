@@ -9,10 +9,9 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from minigpt_cli.config import REMOVABLE
-from minigpt_cli.display import format
 from minigpt_cli.display.pages.intervals import Interval, interval_rows
 from minigpt_cli.display.pages.page import Markup, asset, html_page, remark, tag
-from minigpt_cli.display.pages.writer import MODEL_SCRIPTS
+from minigpt_cli.display.pages.writer import MODEL_SCRIPTS, NO_CONNECTION, how_made
 from minigpt_cli.errors import MiniGPTError
 from minigpt_cli.escaping import one_line
 
@@ -43,7 +42,11 @@ def look_page(page: LookPage) -> str:
     data = {name: getattr(page, name) for name in ("model", "start", "empty", "text", "sample", "parts")}
     data |= {"removable": REMOVABLE, "code": code_lines(config, page.model["tokenizer"]["kind"])}
     return html_page(
-        one_line(f"Inside {record.name}"), [remark(_about(record, config)), body], script=Markup("".join(map(asset, _SCRIPTS))), data=data
+        one_line(f"Inside {record.name}"),
+        [remark(_about(record, config)), body],
+        head=NO_CONNECTION,
+        script=Markup("".join(map(asset, _SCRIPTS))),
+        data=data,
     )
 
 
@@ -52,7 +55,7 @@ def _about(record: RunRecord, config: Mapping[str, Any]) -> str:
     text = f" of {one_line(record.corpus.label)}" if record.corpus else ""
     return (
         f"A {record.arch} GPT{text}: {record.n_params:,} parameters, {config['n_layer']} layers of {config['n_head']} heads{score}; "
-        f"trained in {format.duration(record.elapsed_s)}. It runs inside this page, and every number here is computed by it."
+        f"{how_made(record)}. It runs inside this page, and every number here is computed by it."
     )
 
 

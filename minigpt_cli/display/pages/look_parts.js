@@ -90,7 +90,10 @@ function showHeads() {
     const [layer, h] = canvas.dataset.head.split(".").map(Number), weights = look.watch[layer + ".weights"].subarray(h * T * T, (h + 1) * T * T);
     canvas.width = canvas.height = T;
     const picture = new ImageData(T, T);
-    weights.forEach((weight, i) => picture.data.set([r, g, b, 255 * Math.sqrt(weight)], 4 * i));  // the root shows small weights too
+    for (let i = 0, at = 0; i < weights.length; i++) {
+      picture.data[at++] = r; picture.data[at++] = g; picture.data[at++] = b;
+      picture.data[at++] = 255 * Math.sqrt(weights[i]);  // the root shows small weights too
+    }
     canvas.getContext("2d").putImageData(picture, 0, 0);
   }
 }

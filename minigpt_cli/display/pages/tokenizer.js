@@ -1,7 +1,7 @@
 // Text to token ids and back, as minigpt_cli/tokenization does: characters, bytes, or byte-level BPE with GPT-2's pattern.
 // A token is a string of its bytes, one character (U+0000 to U+00FF) for each.
 
-const bytesOfText = (text) => String.fromCharCode(...new TextEncoder().encode(text));
+const bytesOfText = (text) => Array.from(new TextEncoder().encode(text), (byte) => String.fromCharCode(byte)).join("");
 const GPT2_WORDS = /'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\p{White_Space}\p{L}\p{N}]+|\p{White_Space}+(?!\P{White_Space})|\p{White_Space}+/gu;
 
 class Tokenizer {
