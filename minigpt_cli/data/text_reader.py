@@ -15,7 +15,7 @@ from minigpt_cli.config import DataConfig
 from minigpt_cli.data.atomic_folder import Preparing
 from minigpt_cli.data.cleaning import Cleaning
 from minigpt_cli.data.dataset import SplitRecord
-from minigpt_cli.data.sources.contract import Document, Piece, Source
+from minigpt_cli.data.sources.contract import Document, Piece, Source, with_text
 from minigpt_cli.errors import TextTooShort, UsageError
 from minigpt_cli.storage.atomic_io import explained
 from minigpt_cli.tokenization.char import code_points
@@ -61,12 +61,11 @@ class Text:
         return (END_OF_TEXT,) if self.many else self.source.marks
 
     def documents(self) -> Iterator[Document]:
-        """The documents, without empty ones and empty pieces."""
+        """The documents, without empty ones."""
+        end = [Piece(END_OF_TEXT)] if self.sha256 and self.many else []
         for document in self.cleaning.documents(self.source):
-            pieces = (piece for piece in document.pieces if piece.text)
-            if (first := next(pieces, None)) is not None:
-                end = [Piece(END_OF_TEXT)] if self.sha256 and self.many else []
-                yield document._replace(pieces=chain([first], pieces, end))
+            if (pieces := with_text(document.pieces)) is not None:
+                yield Document(document.name, chain(pieces, end), document.split, document.file, document.kind, document.encoding)
 
     def scan(self) -> Iterator[Preparing]:
         """Read the documents once: their length, hash and alphabet. Raises TextTooShort if there is none."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, BinaryIO, Literal, NamedTuple, Protocol, TypeAlias
 
 from minigpt_cli.config import DataConfig
@@ -28,6 +29,15 @@ class Piece(NamedTuple):
 
     text: str
     learned: bool = True
+
+
+def with_text(pieces: Iterable[Piece]) -> Iterable[Piece] | None:
+    """The pieces of a document; None if none has any text."""
+    if isinstance(pieces, list):
+        return pieces if any(piece.text for piece in pieces) else None
+    rest = iter(pieces)
+    first = next((piece for piece in rest if piece.text), None)
+    return None if first is None else chain([first], rest)
 
 
 class Document(NamedTuple):

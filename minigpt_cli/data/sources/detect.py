@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import NamedTuple
 
 from minigpt_cli import registry
@@ -48,6 +49,7 @@ _MAGIC = {
 _CONTROLS = bytes(set(range(32)) - set(b"\t\n\v\f\r\x1a\x1b")) + b"\x7f"
 
 
+@cache
 def kinds() -> dict[str, Kind]:
     """Every kind by its name in the registry."""
     return {name: registry.load("kind of file", name) for name in registry.KINDS}
@@ -99,6 +101,8 @@ def not_text(head: bytes, encoding: str = "") -> str:
     if len(head) < _SMALLEST:
         return ""
     binary = controls > 50 and controls > 0.1 * len(head) if in_utf8 else controls > 0.01 * len(head)  # a text may hold some NULs
+    if in_utf8 and not binary and not head.startswith(b"PK"):
+        return ""
     for magic, what in _MAGIC.items():
         if head.startswith(magic) and (binary or (not in_utf8 and not magic.isascii()) or magic.startswith(b"PK")):
             return what

@@ -56,14 +56,3 @@ def _between(document: Document, mark: str) -> Iterator[Document]:
 
 def _without_blank_ends(found: Iterable[str], name: str) -> Document:
     return Document(name, [Piece("".join(found).strip("\r\n"))])
-
-
-def not_empty(documents: Iterator[Document], skipped: list[str]) -> Iterator[Document]:
-    """The documents that have any text; the names of the others are added to `skipped`."""
-    for document in documents:
-        pieces = iter(document.pieces)
-        first = next((piece for piece in pieces if piece.text), None)
-        if first is None:
-            skipped.append(document.name)
-        else:
-            yield document._replace(pieces=chain([first], pieces))

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from minigpt_cli.config import DataConfig
 from minigpt_cli.data.chat import TOKENS
-from minigpt_cli.data.sources.contract import Document, Input, Kind, NotText, SplitBy, noun
+from minigpt_cli.data.sources.contract import Document, Input, Kind, NotText, SplitBy, noun, with_text
 from minigpt_cli.data.sources.detect import kind_of
 from minigpt_cli.data.sources.files import File
-from minigpt_cli.data.sources.grouping import not_empty, regrouped
+from minigpt_cli.data.sources.grouping import regrouped
 from minigpt_cli.data.sources.jsonl import JSONL, holds_conversations
 from minigpt_cli.errors import UsageError
 from minigpt_cli.runstore.records import Fetched
@@ -85,8 +85,12 @@ class Files:
             documents = found if first is None else chain([first], found)
             if not chats:
                 documents = regrouped(documents, self._options.documents, source.label)
-            for document in not_empty(documents, empty):
-                yield document._replace(file=source.label, kind=noun(kind.what), encoding=options.encoding)
+            where = (source.label, noun(kind.what), options.encoding)
+            for document in documents:
+                if (pieces := with_text(document.pieces)) is None:
+                    empty.append(document.name)
+                else:
+                    yield Document(document.name, pieces, None, *where)
         self.notices = [*self._skipped(skipped), *self._empty(empty)]
         self.skipped = {what: len(files) for what, files in skipped.items()}
         if self._lenient and sum(map(len, skipped.values())) == len(self.inputs()):
