@@ -198,6 +198,10 @@ def _usage_message(error: typer.TyperException, arguments: Sequence[str]) -> str
         return f"{match[1]}{_value_of(match[1], arguments)}: {match[2].rstrip('.')}"
     if (match := re.match(r"No such command '([^']*)'", message)) and (where := instead_of(match[1], in_runs=arguments[0] == "runs")):
         return f"no such command {match[1]!r}: it is {where}"
+    path = getattr(getattr(error, "ctx", None), "command_path", "minigpt")
     if message.startswith("Missing argument"):
-        return f"{message[:1].lower()}{message[1:].rstrip('.')}: see {error.ctx.command_path} --help"  # type: ignore[attr-defined]
+        return f"{message[:1].lower()}{message[1:].rstrip('.')}: see {path} --help"
+    if match := re.match(r"Got unexpected extra arguments? \((.*)\)|Got unexpected extra argument\(s\) \((.*)\)", message):
+        hint = "give a prompt with --prompt" if path == "minigpt generate" else f"see {path} --help"
+        return f"unexpected {match[1] or match[2]!r}: {hint}"
     return message[:1].lower() + message[1:]

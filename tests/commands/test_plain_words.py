@@ -40,6 +40,8 @@ from minigpt_cli.storage.atomic_io import explain, temporary_beside
         (["train", "--sample", "8"], "did you mean --sample-every?"),
         (["generate", "--temprature", "0.5"], "did you mean --temperature?"),
         (["generate", "--max-tokens", "5"], "did you mean --max-new-tokens?"),
+        (["generate", "latest", "Once upon"], "unexpected 'Once upon': give a prompt with --prompt"),
+        (["eval", "latest", "x"], "unexpected 'x': see minigpt eval --help"),
         (["compare"], "missing argument 'RUN': see minigpt compare --help"),
     ],
 )
