@@ -5,11 +5,11 @@ small for, plus what it has not seen,
 
     loss = E + (A / size^a + B / seen^b) / characters_per_token^c
 
-in nats per character; size is the number of weights inside the blocks, seen the tokens read. Two things make `seen` differ from what was
-read. Passes over the same text are worth less each time, the less the larger the model is for the text, and dropout slows that down. And
-a batch larger than the critical one wastes tokens (McCandlish et al. 2018, "An Empirical Model of Large-Batch Training"). A learned
-vocabulary packs several characters into a token, which leaves less to learn and makes the text shorter, so that it is read more often. E
-belongs to the text and is the same for every plan of it.
+in nats per character; size is the number of weights inside the blocks, seen the tokens read. Four things make `seen` differ from what
+was read. A larger model learns more from a token. Passes over the same text are worth less each time, the less the larger the model is
+for the text; dropout makes them last longer, and slows learning down. A batch larger than the critical one wastes tokens (McCandlish et
+al. 2018, "An Empirical Model of Large-Batch Training"). A learned vocabulary packs several characters into a token, which leaves less to
+learn and makes the text shorter, so that it is read more often. E belongs to the text and is the same for every plan of it.
 
 The coefficients were fitted with `tests/benchmarks/planning.py fit` to the runs in `tests/benchmarks/planning.csv`; RESULTS.md shows how
 well they predict texts that they were not fitted to.
@@ -17,7 +17,7 @@ well they predict texts that they were not fitted to.
 
 from __future__ import annotations
 
-from math import exp, pow, sqrt
+from math import exp, pow
 from typing import NamedTuple
 
 from minigpt_cli.config import RunConfig
@@ -27,48 +27,44 @@ class Training(NamedTuple):
     """What the loss depends on."""
 
     size: float  # weights inside the blocks
+    table: float  # weights of the embedding and the head
     tokens: float  # read over the whole run
     step_tokens: float  # in one step
-    block: int  # tokens in a window
     dropout: float
     text_tokens: float  # of the training split
     chars_per_token: float
 
     @classmethod
-    def of(cls, config: RunConfig, text_tokens: int, chars_per_token: float, processes: int = 1) -> Training:
+    def of(cls, config: RunConfig, text_tokens: int, chars_per_token: float, vocab_size: int, processes: int = 1) -> Training:
         """The training of a configuration, before its first token."""
         model = config.model
         step_tokens = config.optim.windows * processes * model.block_size
         dropout = getattr(model, "dropout", 0.0)
-        return cls(weights(model), 0.0, step_tokens, model.block_size, dropout, text_tokens, chars_per_token)
+        table = 2 * vocab_size * getattr(model, "n_embd", vocab_size)
+        return cls(weights(model), table, 0.0, step_tokens, dropout, text_tokens, chars_per_token)
 
 
 class Law(NamedTuple):
     """The coefficients."""
 
     floor: float = 0.9  # E of English prose, nats per character
-    small: float = 12.0  # A
-    small_power: float = 0.309  # a
-    unseen: float = 26.2  # B
-    unseen_power: float = 0.299  # b
-    batch: float = 3460.0  # tokens of the critical batch after a million tokens
-    batch_power: float = 0.224  # by which it grows with the tokens read
-    batch_steep: float = 2.0  # by which tokens are wasted beyond it (power)
-    passes: float = 3.62  # after which a pass is worth little, for as many weights as the text has tokens
-    passes_power: float = 0.182  # by which that number falls with the weights for each token
-    passes_dropout: float = 0.0584  # by which dropout raises it (exponent)
-    useful: float = 6.0  # weights for each token of text that can be of use at most
-    useful_dropout: float = 2.0  # by which dropout raises them (exponent)
-    dropout: float = 3.32  # by which dropout makes a model smaller (exponent)
-    packed: float = 0.24  # c: by which what is lost falls with the characters of a token
-    context: float = 0.05  # nats per character lost with windows of 128 characters
+    small: float = 4.47  # A
+    small_power: float = 0.249  # a
+    unseen: float = 10.4  # B
+    unseen_power: float = 0.218  # b
+    quick: float = 0.185  # by which a larger model learns more from a token (power)
+    batch: float = 3470.0  # tokens of the critical batch after a million tokens
+    batch_power: float = 0.452  # by which it grows with the tokens read
+    batch_steep: float = 2.15  # by which tokens are wasted beyond it (power)
+    passes: float = 4.73  # after which a pass is worth little, for as many weights as the text has tokens
+    passes_power: float = 0.264  # by which that number falls with the weights for each token
+    passes_dropout: float = 2.5  # by which dropout raises it (exponent)
+    dropout: float = 3.28  # by which dropout slows learning down (exponent)
+    packed: float = 0.285  # c: by which what is lost falls with the characters of a token
 
     def nats_per_char(self, t: Training) -> float:
         """The expected loss."""
-        size, useful = t.size * exp(-self.dropout * t.dropout), self.useful * t.text_tokens * exp(self.useful_dropout * t.dropout)
-        size = size * useful / (size + useful)
-        lost = self.small / pow(size, self.small_power) + self.unseen / pow(self._seen(t), self.unseen_power)
-        lost += self.context * sqrt(128 / t.block)
+        lost = self.small / pow(t.size, self.small_power) + self.unseen / pow(self._seen(t), self.unseen_power)
         return self.floor + lost / pow(t.chars_per_token, self.packed)
 
     def enough_tokens(self, t: Training) -> float:
@@ -80,10 +76,11 @@ class Law(NamedTuple):
         more, lasting = max(0.0, t.tokens / t.text_tokens - 1), self._lasting(t)  # passes after the first
         fresh = min(t.tokens, t.text_tokens) + t.text_tokens * lasting * (1 - exp(-more / lasting))
         critical = self.batch * pow(fresh / 1e6, self.batch_power)
+        fresh *= pow(t.size / 1e6, self.quick) * exp(-self.dropout * t.dropout)
         return fresh / (1 + pow(t.step_tokens / critical, self.batch_steep))
 
     def _lasting(self, t: Training) -> float:
-        return self.passes * pow(t.text_tokens / t.size, self.passes_power) * exp(self.passes_dropout * t.dropout)
+        return self.passes * pow(t.text_tokens / (t.size + t.table), self.passes_power) * exp(self.passes_dropout * t.dropout)
 
 
 LAW = Law()

@@ -41,6 +41,7 @@ SHAPES = (  # layers, width
 BLOCKS = (128,)  # tokens
 BATCHES = (8, 16, 32, 64, 128, 256)  # windows
 DROPOUTS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4)
+_MOST_PASSES_OF_PAIRS = 10  # over a text in byte pairs; more were not measured
 _WEIGHTS_PER_TOKEN = 3  # of the training text, at most; what is larger memorises it before it has learned
 _ALWAYS_WEIGHTS = 100_000
 _HEAD_SIZES = (32, 64, 16, 48, 24, 8, 4, 2)  # in the order in which they are wanted
@@ -158,11 +159,13 @@ def _bytes(config: RunConfig, vocab_size: int) -> int:
 
 def _candidate(config: RunConfig, text: Text, machine: Machine) -> _Candidate:
     """The training of `config` for its time budget, or for as long as it learns something."""
-    training = Training.of(config, text.train_tokens, text.chars_per_token)
+    training = Training.of(config, text.train_tokens, text.chars_per_token, text.vocab_size)
     work = Work.of(config.model, config.optim.windows, text.vocab_size)  # type: ignore[arg-type]
     tokens_per_s = training.step_tokens / machine.step_s(work)
-    fitting = _TRAINED_SHARE * config.optim.time_budget * tokens_per_s
-    training = training._replace(tokens=max(training.step_tokens, min(fitting, LAW.enough_tokens(training))))
+    fitting = min(_TRAINED_SHARE * config.optim.time_budget * tokens_per_s, LAW.enough_tokens(training))
+    if text.tokenizer == "bpe":
+        fitting = min(fitting, _MOST_PASSES_OF_PAIRS * text.train_tokens)
+    training = training._replace(tokens=max(training.step_tokens, fitting))
     return _Candidate(config, text, training, tokens_per_s, LAW.nats_per_char(training))
 
 

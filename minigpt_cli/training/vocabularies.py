@@ -11,7 +11,7 @@ from minigpt_cli.data.encoding import prepared_folder
 from minigpt_cli.tokenization.bpe import BPETokenizer
 from minigpt_cli.tokenization.contract import END_OF_TEXT, TrainingText
 
-SIZES = (512, 1024, 2048, 4096)  # of learned byte pairs
+SIZES = (512, 1024, 2048)  # of learned byte pairs
 _FEWEST_CHARS = 250_000  # of training text; from less, byte pairs are learned badly
 _SAMPLE, _HELD_BACK, _PIECES = 160_000, 80_000, 8  # characters that pairs are learned from and counted on, in so many pieces
 _SECONDS_A_CHAR = 0.6e-6  # to learn byte pairs and to encode the text

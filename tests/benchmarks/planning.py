@@ -206,7 +206,9 @@ def training_of(r: dict[str, Any]) -> Training:
     size = 12 * r["layers"] * r["width"] ** 2
     step_tokens = r["batch"] * r["block"]
     chars_per_token = r["train_chars"] / r["train_tokens"]
-    return Training(size, r["steps"] * step_tokens, step_tokens, r["block"], r["dropout"], r["train_tokens"], chars_per_token)
+    return Training(
+        size, 2 * r["vocab"] * r["width"], r["steps"] * step_tokens, step_tokens, r["dropout"], r["train_tokens"], chars_per_token
+    )
 
 
 def misses(law: Law, chosen: Sequence[dict[str, Any]]) -> list[float]:
@@ -328,7 +330,7 @@ def regret(source: Path, seconds: float, configurations: int, seed: int) -> None
         c: Any = candidate.model
         work = Work.of(c, candidate.optim.windows, dataset.tokenizer.vocab_size)
         text = present(dataset)
-        training = Training.of(candidate, text.train_tokens, text.chars_per_token)
+        training = Training.of(candidate, text.train_tokens, text.chars_per_token, text.vocab_size)
         steps = int(0.92 * seconds / machine.step_s(work))
         steps = max(20, min(steps, int(LAW.enough_tokens(training) / training.step_tokens)))
         r = row("", (c.n_layer, c.n_embd, c.n_head), steps * training.step_tokens, block=c.block_size, batch=candidate.optim.batch_size)
