@@ -10,7 +10,7 @@ from random import SystemRandom
 from typing import TYPE_CHECKING, Annotated, Any
 
 from minigpt_cli.commands.options import CheckpointOption, JsonFlag, OptionalRun, RunsDir, check_page, option, switch
-from minigpt_cli.data.chat import TOKENS
+from minigpt_cli.data.chat import TOKENS, prompt_for, token_ids
 from minigpt_cli.display import console
 from minigpt_cli.display.generation import Setting, ShownToken, TextStreamer, print_probabilities, print_sweep
 from minigpt_cli.errors import UsageError
@@ -75,7 +75,7 @@ def generate(
       minigpt generate --sweep temperature=0.3,0.7,1.5   settings side by side
       minigpt generate --chat -p "How are you?"        ask one trained on chats
       minigpt generate --prompts asks.txt --out texts.jsonl   many prompts
-      minigpt generate -i                              a prompt loop
+      minigpt generate -i                              a prompt loop; with --chat a conversation
       minigpt generate --serve                         a server with a page
 
     Streams the prompt and its continuation. The same seed gives the same text, however many samples are drawn.
@@ -92,7 +92,7 @@ def generate(
     }
     _at_most_one({"--json": json, **special})
     _at_most_one({"--num-samples": num_samples > 1, **special})
-    _at_most_one({"--chat": chat, "--sweep": sweep is not None, "--interactive": interactive, "--serve": serve})
+    _at_most_one({"--chat": chat, "--sweep": sweep is not None, "--serve": serve})
     if out is not None and prompts is None:
         raise UsageError("--out is for the texts of --prompts FILE: redirect one text with > instead")
     _at_most_one({"--prompt": bool(prompt), **without_prompt})
@@ -111,7 +111,7 @@ def generate(
     if interactive:
         from minigpt_cli.commands.interactive import PromptLoop
 
-        return PromptLoop(store, sampling, max_new_tokens, seed, stop or [], ckpt, engine).run(found)
+        return PromptLoop(store, sampling, max_new_tokens, seed, stop or [], ckpt, engine, chat).run(found)
     prompt = _read_stdin() if prompt == "-" else prompt
     loaded = open_model(found, ckpt, engine)
     if prompts is not None:
@@ -152,13 +152,16 @@ def sampling_of(style_name: str = "default", *, greedy: bool = False, **given: A
 
 def question(loaded: LoadedModel, prompt: str) -> tuple[str, tuple[str, ...]]:
     """The prompt in the chat template, and what ends the answer. Raises UsageError for a run that was not trained on chats."""
-    from minigpt_cli.data.chat import prompt_for, token_ids
+    check_question(loaded, prompt)
+    return prompt_for([("user", prompt)]), TOKENS
 
+
+def check_question(loaded: LoadedModel, text: str) -> None:
+    """Raise UsageError for a run that was not trained on chats, or a text with a mark of the template."""
     if token_ids(loaded.tokenizer) is None:
         raise UsageError(f"run {loaded.run!r} has not learned to chat: train it on a .jsonl of conversations, or leave out --chat")
-    if mark := next((token for token in TOKENS if token in prompt), None):
+    if mark := next((token for token in TOKENS if token in text), None):
         raise UsageError(f"the prompt contains {mark}, which is reserved for the chat template: leave it out")
-    return prompt_for([("user", prompt)]), TOKENS
 
 
 def _read_stdin() -> str:

@@ -101,6 +101,7 @@ def _prompts(store: RunStore, name: str) -> list[tuple[str, str]]:
 
 def listed(store: RunStore, only: str | None = None) -> list[Any]:
     """The readable runs that have weights, newest first; or `only` the one of this name."""
+    from minigpt_cli.data.chat import learned_chats
     from minigpt_cli.generation.serving.models import Listed
 
     runs = [
@@ -116,6 +117,7 @@ def listed(store: RunStore, only: str | None = None) -> list[Any]:
                 "n_params": run.record.n_params,
                 "nats_per_char": run.record.best.nats_per_char if run.record.best else None,
                 "corpus": Path(run.record.corpus.label).name if run.record.corpus else None,
+                "chat": learned_chats(run.record),
             },
         )
         for run in runs

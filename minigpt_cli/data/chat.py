@@ -10,7 +10,7 @@ follows `<|assistant|>`, up to and including `<|end|>`. Nothing but the ids is n
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -55,6 +55,18 @@ def templated(messages: Iterable[Message]) -> str:
 def prompt_for(messages: list[Message]) -> str:
     """A conversation that waits for an answer, as text."""
     return templated(messages) + "<|assistant|>"
+
+
+def recent(messages: Sequence[Message], fits: Callable[[str], bool]) -> tuple[str, int]:
+    """The prompt for as many of the newest messages as fit, after the system's, and how many are left out; the newest is always there."""
+    system = [message for message in messages if message[0] == "system"]
+    turns = [message for message in messages if message[0] != "system"]
+    kept = turns
+    while len(kept) > 1 and not fits(prompt_for([*system, *kept])):
+        kept = kept[1:]
+        while len(kept) > 1 and kept[0][0] == "assistant":  # an answer without its question
+            kept = kept[1:]
+    return prompt_for([*system, *kept]), len(turns) - len(kept)
 
 
 # ---- tokens

@@ -225,3 +225,25 @@ def test_tokens_that_are_no_characters_are_written_as_bytes() -> None:
     assert pieces[97] == "a"
     assert pieces[0xE2] == "bytes:\\xe2"
     assert len(set(pieces)) == 256
+
+
+def test_no_tokens_with_echo_score_a_text(client: Any) -> None:
+    scored = client.completions.create(model="first", prompt="abcde", max_tokens=0, echo=True, logprobs=1)
+    choice = scored.choices[0]
+    assert (choice.text, choice.finish_reason, scored.usage.completion_tokens) == ("abcde", "length", 0)
+    written = client.completions.create(model="first", prompt="abc", max_tokens=2, temperature=0, echo=True, logprobs=1).choices[0]
+    assert choice.logprobs.tokens == list("abcde")
+    assert choice.logprobs.token_logprobs[:3] == written.logprobs.token_logprobs[:3]
+    assert client.completions.create(model="first", prompt="abc", max_tokens=0).choices[0].text == ""
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_log_probabilities_end_where_the_text_ends(client: Any, stream: bool) -> None:
+    free = alone("abc", 40, 3)[0]
+    stop = free[10:13]
+    answer = client.completions.create(model="first", prompt="abc", max_tokens=40, seed=3, stop=stop, logprobs=1, stream=stream)
+    parts = [event.choices[0] for event in answer] if stream else [answer.choices[0]]
+    text = "".join(part.text for part in parts)
+    assert text == free[: free.index(stop)]
+    assert "".join(token for part in parts for token in part.logprobs.tokens) == text
+    assert [at for part in parts for at in part.logprobs.text_offset] == list(range(len(text)))

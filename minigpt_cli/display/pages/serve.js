@@ -13,8 +13,20 @@ class Pane {
     const table = document.createElement("table"); table.className = "alternatives"; table.append(document.createElement("tbody"));
     place.append(this.select, text, this.figures, table);
     this.view = new TokenView(text, table.firstChild);
+    this.turns = document.createElement("div"); this.turns.className = "turns";
+    text.before(this.turns);
+    this.messages = [];  // of a conversation so far
+  }
+  get chats() { return !!this.models?.find((m) => m.id === this.select.value)?.chat; }
+  restart() { this.messages = []; this.turns.replaceChildren(); this.view.clear(""); this.say(""); }
+  // Show what was said before the answer that is being written.
+  tell(role, text) {
+    const line = document.createElement("p"), who = document.createElement("b");
+    who.textContent = role === "user" ? "You: " : "Answer: ";
+    line.append(who, text); this.turns.append(line);
   }
   offer(models, chosen) {
+    this.models = models;
     const none = new Option("(nothing)", "");
     this.select.replaceChildren(...models.map((m) => {
       const score = m.nats_per_char == null ? "" : ", " + m.nats_per_char.toFixed(3) + " nats per character";
@@ -25,35 +37,57 @@ class Pane {
   }
   say(message, wrong) { this.figures.textContent = message; this.figures.classList.toggle("wrong", !!wrong); }
   async write(settings, signal) {
-    this.view.clear(settings.prompt);
+    const chats = this.chats, { prompt, ...sampling } = settings;
+    if (chats) {
+      if (this.messages.length) this.tell("assistant", this.messages.at(-1).content);
+      this.messages.push({ role: "user", content: prompt });
+      this.tell("user", prompt);
+    }
+    this.view.clear(chats ? "" : prompt);
     if (!this.select.value) return this.say("");
     const began = performance.now();
-    let count = 0, nats = 0, reason = "";
+    let count = 0, nats = 0, reason = "", written = "";
     const show = () => {
       const rate = count / (performance.now() - began) * 1000;
       this.say(count + " tokens, " + rate.toFixed(0) + " a second, " + (count ? nats / count : 0).toFixed(3) + " nats per token, seed " + settings.seed + (reason ? ", " + reason : ""));
     };
     this.say("…");
     try {
-      const answer = await fetch("v1/completions", { method: "POST", signal, headers: headers(),
-        body: JSON.stringify({ ...settings, model: this.select.value, stream: true, logprobs: 5 }) });
+      const asked = chats ? { ...sampling, messages: this.messages, logprobs: true, top_logprobs: 5 } : { ...settings, logprobs: 5 };
+      const answer = await fetch(chats ? "v1/chat/completions" : "v1/completions", { method: "POST", signal, headers: headers(),
+        body: JSON.stringify({ ...asked, model: this.select.value, stream: true }) });
       if (answer.status === 401) { this.say(""); return askForKey(); }
       if (!answer.ok) throw new Error((await answer.json()).error.message);
       for await (const event of events(answer.body)) {
         if (event.error) throw new Error(event.error.message);
-        const { logprobs, finish_reason } = event.choices[0];
-        logprobs.tokens.forEach((token, i) => {
-          this.view.add(token, Math.exp(logprobs.token_logprobs[i]), Object.entries(logprobs.top_logprobs[i]).map(([n, l]) => [n, Math.exp(l)]));
-          nats -= logprobs.token_logprobs[i]; count += 1;
-        });
+        const { delta, text, logprobs, finish_reason } = event.choices[0];
+        written += chats ? delta.content : text;
+        for (const [token, logprob, top] of chats ? spoken(logprobs) : continued(logprobs)) {
+          this.view.add(token, Math.exp(logprob), top.map(([n, l]) => [n, Math.exp(l)]));
+          nats -= logprob; count += 1;
+        }
         reason = finish_reason ? { length: "all written", stop: "stopped" }[finish_reason] : "";
         show();
       }
       if (count) this.view.choose(count - 1);
     } catch (error) {
-      if (error.name === "AbortError") { reason = "stopped by you"; show(); } else this.say(error.message, true);
+      if (error.name === "AbortError") { reason = "stopped by you"; show(); } else { this.say(error.message, true); written = null; }
     }
+    if (chats && written === null) this.messages.pop();  // the question was not answered
+    else if (chats) this.messages.push({ role: "assistant", content: written });
   }
+}
+
+// Each token, its log-probability and the most probable ones, in the two forms of the protocol.
+const continued = (l) => l.tokens.map((token, i) => [token, l.token_logprobs[i], Object.entries(l.top_logprobs[i])]);
+const spoken = (l) => l.content.map((c) => [c.token, c.logprob, c.top_logprobs.map((t) => [t.token, t.logprob])]);
+
+// A run that learned conversations is asked, any other one continues a text.
+function setForm() {
+  const chats = panes.some((pane) => pane.chats);
+  byId("prompt").placeholder = chats ? "Ask something" : "The beginning of a text";
+  byId("start").textContent = chats ? "Ask" : "Write";
+  byId("again").hidden = !chats;
 }
 
 function headers() {
@@ -96,6 +130,7 @@ async function list() {
   panes[1].offer(models, models[1]?.id);
   panes[1].place.hidden = models.length === 1;
   document.querySelector("h1").textContent = models.length === 1 ? models[0].id : document.title;
+  setForm();
   panes[0].say(models.length ? "" : "No runs yet: train one with minigpt train.", !models.length);
   await showExamples();
 }
@@ -111,11 +146,13 @@ async function showExamples() {
   byId("examples").replaceChildren("from its text: ", ...prompts.map(({ shown, prompt }) => {
     const button = document.createElement("button");
     button.type = "button"; button.textContent = shown.trim();
-    button.addEventListener("click", () => { byId("prompt").value = prompt; byId("prompt").focus(); });
+    button.addEventListener("click", () => { byId("prompt").value = panes[0].chats ? shown : prompt; byId("prompt").focus(); });
     return button;
   }));
 }
 panes[0].select.addEventListener("change", showExamples);
+for (const pane of panes) pane.select.addEventListener("change", () => { pane.restart(); setForm(); });
+byId("again").addEventListener("click", () => panes.forEach((pane) => pane.restart()));
 
 byId("form").addEventListener("submit", async (e) => {
   e.preventDefault();
@@ -127,6 +164,7 @@ byId("form").addEventListener("submit", async (e) => {
   settings.seed = byId("seed").value === "" ? crypto.getRandomValues(new Uint32Array(1))[0] % 1e6 : Number(byId("seed").value);
   await Promise.all(panes.map((pane) => pane.write(settings, stop.signal)));
   byId("start").disabled = false; byId("stop").disabled = true;
+  if (panes.some((pane) => pane.chats)) { byId("prompt").value = ""; byId("prompt").focus(); }
 });
 byId("stop").addEventListener("click", () => stop?.abort());
 byId("prompt").addEventListener("keydown", (e) => { if (e.key === "Enter" && (e.ctrlKey || e.metaKey)) byId("form").requestSubmit(); });

@@ -1,4 +1,4 @@
-"""The server: OpenAI's /v1/completions and /v1/models, /health, and a page at /.
+"""The server: OpenAI's /v1/completions, /v1/chat/completions and /v1/models, /health, and a page at /.
 
 Bodies, texts and queues are bounded. A request ends when its client leaves, and gets decoding slots only after its complete
 body has arrived. guard.py decides which requests are answered. Only JSON is read, so no HTML form can post.
@@ -24,9 +24,10 @@ from starlette.requests import ClientDisconnect
 from minigpt_cli.errors import MiniGPTError, RunNotFound, UsageError
 from minigpt_cli.generation.open_run import LoadedModel
 from minigpt_cli.generation.serving.batcher import Batcher, Busy, Ticket
+from minigpt_cli.generation.serving.chat_protocol import ChatForm, ChatRequest
 from minigpt_cli.generation.serving.guard import Guard
 from minigpt_cli.generation.serving.models import Models, Opened
-from minigpt_cli.generation.serving.protocol import Choice, CompletionRequest, joined, problem
+from minigpt_cli.generation.serving.protocol import Choice, CompletionRequest, TextForm, joined, problem
 from minigpt_cli.storage.atomic_io import one_line
 
 MAX_BODY = 4 << 20  # bytes
@@ -73,10 +74,17 @@ def create_app(models: Models, page: str, *, api_key: str | None = None, any_hos
 
     @app.post("/v1/completions")
     async def completions(request: Request) -> Response:
+        return await answered(request, CompletionRequest, TextForm())
+
+    @app.post("/v1/chat/completions")
+    async def chat_completions(request: Request) -> Response:
+        return await answered(request, ChatRequest, ChatForm())
+
+    async def answered(request: Request, kind: type[CompletionRequest | ChatRequest], form: TextForm | ChatForm) -> Response:
         try:
-            body = await _read(request)
+            body = await _read(request, kind)
             opened = await _open(models, body.model)
-            work = _Work(body, opened)
+            work = _Work(body.asked(opened.loaded), opened, form)
         except Busy as error:
             return problem(429, str(error), "rate_limit_exceeded", {"retry-after": "1"})
         except RunNotFound as error:
@@ -107,7 +115,7 @@ async def _open(models: Models, name: str) -> Opened:
         raise MiniGPTError(f"run {name[:80]!r} cannot be opened: the server's log says why") from error
 
 
-async def _read(request: Request) -> CompletionRequest:
+async def _read(request: Request, kind: type[CompletionRequest | ChatRequest]) -> CompletionRequest | ChatRequest:
     """The body, bounded and checked. Raises UsageError."""
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise UsageError("send the body as application/json")
@@ -117,7 +125,7 @@ async def _read(request: Request) -> CompletionRequest:
         if len(data) > MAX_BODY:
             raise UsageError(f"the body is larger than {MAX_BODY:,} bytes: send a shorter prompt")
     try:
-        body = CompletionRequest.model_validate_json(data)
+        body = kind.model_validate_json(data)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = str(first["loc"][0]) if first["loc"] else ""  # what follows names pydantic's own types
@@ -129,14 +137,15 @@ async def _read(request: Request) -> CompletionRequest:
 class _Work:
     """A body's prompts, submitted."""
 
-    def __init__(self, body: CompletionRequest, opened: Opened) -> None:
-        tokenizer, self.batcher, self.body = opened.loaded.tokenizer, opened.batcher, body
-        self.id, self.created = f"cmpl-{uuid.uuid4().hex}", int(time.time())
+    def __init__(self, body: CompletionRequest, opened: Opened, form: TextForm | ChatForm) -> None:
+        tokenizer, self.batcher, self.body, self.form = opened.loaded.tokenizer, opened.batcher, body, form
+        self.id, self.created = f"{form.id}-{uuid.uuid4().hex}", int(time.time())
         prompts = body.prompts()
         ids = [_ids(opened.loaded, prompt, body.echo) for prompt in prompts]
         texts = [prompt if isinstance(prompt, str) else tokenizer.decode(prompt) for prompt in prompts]
         self.prompt_tokens = sum(map(len, ids))
-        self.choices = [Choice(i * body.n + s, text, body, opened.pieces) for i, text in enumerate(texts) for s in range(body.n)]
+        vocabulary = opened.pieces, opened.loaded.token_bytes
+        self.choices = [Choice(i * body.n + s, text, body, *vocabulary) for i, text in enumerate(texts) for s in range(body.n)]
         seed = body.seed if body.seed is not None else SystemRandom().randrange(1 << 31)
         self.tickets = _submit_all(self.batcher, [body.to_request(one, seed, opened.loaded.ends) for one in ids])
 
@@ -165,10 +174,12 @@ class _Work:
         for ticket in self.tickets:
             self.batcher.cancel(ticket)
 
-    def answer(self, choices: Sequence[dict[str, Any]], usage: dict[str, int] | None) -> dict[str, Any]:
+    def answer(self, parts: Sequence[dict[str, Any]], usage: dict[str, int] | None) -> dict[str, Any]:
         """A whole answer or a piece of a stream."""
-        envelope = {"id": self.id, "object": "text_completion", "created": self.created, "model": self.body.model}
-        return {**envelope, "choices": list(choices), **({"usage": usage} if usage is not None else {})}
+        streamed = self.body.stream
+        envelope = {"id": self.id, "object": self.form.kind(streamed=streamed), "created": self.created, "model": self.body.model}
+        choices = [self.form.choice(part, streamed=streamed) for part in parts]
+        return {**envelope, "choices": choices, **({"usage": usage} if usage is not None else {})}
 
     def usage(self) -> dict[str, int]:
         """Tokens read and written."""
