@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from minigpt_cli.display import console
-from minigpt_cli.display.terminal_chart import COLOURS
+from minigpt_cli.display.terminal_chart import COLOURS, shortened
 from minigpt_cli.escaping import csv_cell, latex, markdown, one_line
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def print_table(columns: Sequence[Column], rows: Sequence[Sequence[str]], *, sty
     on_terminal = console.is_terminal(sys.stdout)
     cells = [[one_line(cell) for cell in row] for row in rows]
     if on_terminal:
-        cells = [[_cut(cell, column.most) for cell, column in zip(row, columns, strict=True)] for row in cells]
+        cells = [[shortened(cell, column.most) for cell, column in zip(row, columns, strict=True)] for row in cells]
     widths = [max([cell_len(column.name), *(cell_len(row[i]) for row in cells)]) for i, column in enumerate(columns)]
     if on_terminal:
         _shorten_names(columns, cells, widths, out.width)
@@ -118,11 +118,6 @@ def print_columns(texts: Sequence[tuple[str, Text]], *details: Sequence[Text], t
     print_renderable(table)
 
 
-def _cut(cell: str, most: int) -> str:
-    """The cell without its middle, if it is too long: names often differ in their ends."""
-    return cell if len(cell) <= most else f"{cell[: most - 1 - most // 2]}…{cell[-(most // 2) :]}"
-
-
 def _shorten_names(columns: Sequence[Column], cells: list[list[str]], widths: list[int], width: int) -> None:
     """Shorten the widest column of text in the middle before an important column is dropped, in `cells` and `widths`."""
     used = [i for i in range(len(columns)) if columns[i].rank == 0 or (columns[i].rank <= _IMPORTANT and any(row[i] for row in cells))]
@@ -132,10 +127,10 @@ def _shorten_names(columns: Sequence[Column], cells: list[list[str]], widths: li
         return
     widest = max(names, key=lambda i: widths[i])
     most, whole = max(_LEAST_NAME, widths[widest] - too_wide), [row[widest] for row in cells]
-    while most < widths[widest] and len({_cut(cell, most) for cell in whole}) < len(set(whole)):
+    while most < widths[widest] and len({shortened(cell, most) for cell in whole}) < len(set(whole)):
         most += 1  # so that shortened names stay different
     for row in cells:
-        row[widest] = _cut(row[widest], most)
+        row[widest] = shortened(row[widest], most)
     widths[widest] = most
 
 

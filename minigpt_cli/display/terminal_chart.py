@@ -28,6 +28,11 @@ class Curve:
     band: tuple[Sequence[float], Sequence[float]] | None = None  # lowest and highest y of the seeds whose mean this is
 
 
+def shortened(name: str, most: int) -> str:
+    """The name without its middle, if it is longer than `most`: names often differ in their ends."""
+    return name if len(name) <= most else f"{name[: most - 1 - most // 2]}…{name[-(most // 2) :]}"
+
+
 def terminal_chart(curves: Sequence[Curve], *, width: int, height: int, colour: bool) -> str:
     """Curves in at most `width` columns and `height` + 2 lines. Empty if there is nothing to draw or no room."""
     drawn = [curve for curve in curves if len(curve.xs)]
@@ -78,7 +83,7 @@ def _end_labels(curves: Sequence[Curve], low: float, high: float, height: int) -
     for number, curve in enumerate(curves[:height]):
         wanted = min(height - 1, int((high - curve.ys[-1]) / (high - low) * height))
         row = min((row for row in range(height) if row not in labels), key=lambda row: abs(row - wanted))
-        labels[row] = (number, one_line(curve.label)[:_LONGEST_LABEL])
+        labels[row] = (number, shortened(one_line(curve.label), _LONGEST_LABEL))
     return labels
 
 

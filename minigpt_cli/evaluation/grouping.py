@@ -44,8 +44,6 @@ def _check_sides(sides: Sides) -> None:
             if run.name in seen:
                 raise UsageError(f"run {run.name!r} is on two sides, {seen[run.name]!r} and {name!r}: a run cannot be compared with itself")
             seen[run.name] = name
-    if len(sides) < 2:
-        raise UsageError("compare needs two runs or more; for the seeds of several recipes give names with *, or --group-by config")
     for name, runs in sides:
         if len(recipes := by_recipe(runs)) > 1:
             a, b = recipes[0][0], recipes[1][0]
@@ -53,6 +51,9 @@ def _check_sides(sides: Sides) -> None:
                 f"{name!r} matches runs of {len(recipes)} recipes ({a.name!r} and {b.name!r} differ in {differing(a, b)}): "
                 "give a name with * for each recipe, or --group-by config"
             )
+    if len(sides) < 2:
+        one = f"{sides[0][0]!r} matches {len(sides[0][1])} seeds of one recipe: " if len(sides[0][1]) > 1 else ""
+        raise UsageError(f"{one}compare needs two runs or more, or two names with * for the seeds of two recipes")
 
 
 def named_recipes(runs: Sequence[Run]) -> Sides:

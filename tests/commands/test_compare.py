@@ -160,6 +160,8 @@ def test_plots_are_self_contained_files(cli, four: Path, ending: str) -> None:
         (["first", "no*"], "no*"),
         (["first", "f*"], "two sides"),
         (["first", "fit", "--group-by", "config"], "one recipe"),
+        (["fi*"], "'fi*' matches 2 seeds of one recipe: compare needs two runs or more"),
+        (["*"], "give a name with * for each recipe, or --group-by config"),
         (["first", "fit", "--split", "test"], "--test-frac"),
         (["first", "fit", "--plot", "x.gif"], ".png"),
         (["first", "fit", "--md", "--json"], "cannot be used together"),

@@ -121,6 +121,13 @@ def test_a_wide_screen_has_the_curves_beside_the_table(width: int) -> None:
     assert max(map(len, (line.rstrip() for line in lines))) > 0.9 * width
 
 
+def test_a_long_name_of_a_curve_is_shortened_in_its_middle() -> None:
+    curves = [Curve(f"sweep~arch=classic,seed={seed}", [0, 1], [seed, 1]) for seed in (1, 2)]
+    chart = terminal_chart(curves, width=80, height=8, colour=False)
+    assert "sweep~arc…sic,seed=1" in chart
+    assert "sweep~arc…sic,seed=2" in chart
+
+
 def test_curves_differ_without_colour() -> None:
     flat = [Curve(name, [0, 100], [y, y]) for name, y in (("a", 1.0), ("b", 2.0))]
     rows = [line.partition("│")[2] for line in terminal_chart(flat, width=60, height=8, colour=False).splitlines()]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from minigpt_cli.display.charts import apart
 from minigpt_cli.display.pages.page import COLOURS, Markup, tag
-from minigpt_cli.display.terminal_chart import Curve
+from minigpt_cli.display.terminal_chart import Curve, shortened
 
 _WIDTH, _HEIGHT = 640, 320
 _LEFT, _RIGHT, _TOP, _BOTTOM = 84, 24, 14, 40
@@ -57,9 +57,9 @@ def _names_at_ends(curves: Sequence[Curve], place: Place) -> list[Markup]:
     ends = [place(x, y) for curve in curves for x, y in [(curve.xs[-1], next((y for y in reversed(curve.ys) if math.isfinite(y)), 0.0))]]
     parts = []
     for number, (curve, down) in enumerate(zip(curves, apart([down for _, down in ends], _NAME_GAP), strict=True)):
-        name = curve.label if len(curve.label) <= _LONGEST else f"{curve.label[: _LONGEST - 1]}…"
         left = _WIDTH - _RIGHT + 8
-        parts += [_line(left, down, left + 18, down, class_="end", **_stroke(number)), _text(left + 24, down + 5, name, "name")]
+        name = _text(left + 24, down + 5, shortened(curve.label, _LONGEST), "name")
+        parts += [_line(left, down, left + 18, down, class_="end", **_stroke(number)), name]
     return parts
 
 
