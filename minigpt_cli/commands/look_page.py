@@ -57,7 +57,7 @@ class PageOfRun:
             empty=prompt_ids(loaded.tokenizer, ""),
             text=_beginning(loaded, sample) if text is None else text,
             sample=_loss_sample(sample),
-            parts=[part.model_dump(exclude={"attends"}) for part in inside.parts],
+            inside=inside,
         )
         write_atomic(self.out, look_page(page))
 

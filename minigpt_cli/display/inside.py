@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from minigpt_cli.evaluation.inside import ContextLoss, Inside, KindLoss, LayerExperts, PartCost
     from minigpt_cli.evaluation.logit_lens import Lens
     from minigpt_cli.runstore.directory import Run
+    from minigpt_cli.runstore.records import RunRecord
 
 _BAR = 16  # characters
 _ROWS = 40  # parts that are shown; --json has all
@@ -44,13 +45,23 @@ def print_inside(run: Run, text: str, found: Inside) -> None:
     for line in lines:
         console.write_wrapped(line, " " * 8)
     if found.parts:
-        _print_parts(found.parts, "character" if run.record.tokenizer == "char" else "token")
+        _print_parts(found.parts, unit_of(run.record))
     _print_context(found.context)
     _print_losses("where it is surprised", "kind", found.kinds)
     _print_losses("by tokens before it in the window", "tokens", found.positions)
     for layer in found.experts:
         _print_experts(layer)
     _print_remarks(found)
+
+
+def unit_of(record: RunRecord) -> str:
+    """What the model reads one by one."""
+    return "character" if record.tokenizer == "char" else "token"
+
+
+def role_in_words(role: str, unit: str) -> str:
+    """What a head with this role looks at; the model reads `unit`s."""
+    return _WHAT.get(role, role).format(unit)
 
 
 def _print_parts(parts: Sequence[PartCost], unit: str) -> None:
@@ -64,7 +75,7 @@ def _print_parts(parts: Sequence[PartCost], unit: str) -> None:
     styles: list[Style] = []
     for part in sorted(shown, key=_place):
         delta = part.delta_nats_per_char
-        roles = ", ".join(f"{_WHAT.get(role, role).format(unit)} {share:.0%}" for role, share in part.roles.items())
+        roles = ", ".join(f"{role_in_words(role, unit)} {share:.0%}" for role, share in part.roles.items())
         half = f"±{(part.ci95[1] - part.ci95[0]) / 2:.4f}"
         cost = [f"{delta:+.4f}", half, _bar(delta / most)] if part.measurable else [f"{delta:+.4f}", half, ""]
         effect = _NO_EFFECT if not part.measurable else _HARM if delta < 0 else ""

@@ -16,6 +16,7 @@ from harness.page_runs import make_run, offline, opened, tokenizer
 from minigpt_cli import checkpoints
 from minigpt_cli.cli import run as minigpt
 from minigpt_cli.display.pages.look import LookPage, look_page
+from minigpt_cli.evaluation.inside import Inside
 from minigpt_cli.interchange import javascript
 from minigpt_cli.runstore.store import RunStore
 
@@ -50,7 +51,8 @@ def main() -> None:
         make_run(store, "large", LARGE, tokenizer("char"))
         document = javascript.packed(checkpoints.load(small), "f16")
         no_text = {"ids": [0], "counted": [], "chars": 0}
-        (folder / "look.html").write_text(look_page(LookPage(small.record, document, (), (0,), "a", no_text, ())), "utf-8")
+        nothing = Inside(n_chars=1, nats_per_char=1, ci95=(1, 1), text_sha256="", parts=[], context=[], kinds=[], positions=[])
+        (folder / "look.html").write_text(look_page(LookPage(small.record, document, (), (0,), "a", no_text, nothing)), "utf-8")
         with offline(folder / "profile") as tab:
             opened(tab, folder / "look.html")
             found["keystroke, 64 tokens, 4 x 128"] = of_times(tab.evaluate(KEYSTROKE))

@@ -20,6 +20,7 @@ from minigpt_cli.cli import run as minigpt
 from minigpt_cli.config import REMOVABLE
 from minigpt_cli.display.pages.look import LookPage, code_lines, look_page
 from minigpt_cli.evaluation.evaluate_run import dataset_of
+from minigpt_cli.evaluation.inside import Inside, PartCost
 from minigpt_cli.evaluation.sample import sample_of
 from minigpt_cli.generation.sampling import Sampling, filtered, probabilities
 from minigpt_cli.interchange import javascript
@@ -45,13 +46,12 @@ class Looked:
         document = javascript.packed(self.loaded, "f16")
         document["means"] = {key: value.flatten().tolist() for key, value in mean_values(watch).items()}
         self.means = {key: torch.tensor(document["means"][key]).view_as(value) for key, value in mean_values(watch).items()}
-        parts = [
-            {"part": part, "delta_nats_per_char": 0.1, "ci95": (0.0, 0.2), "measurable": part != "head 0.0", "roles": {"previous": 0.5}}
-            for part in [*removable(self.model), "positions"]
-        ]
+        names = [*removable(self.model), "positions"]
+        parts = [PartCost(part=n, delta_nats_per_char=0.1, ci95=(0, 0.2), p_holm=0.1, measurable=n != "head 0.0") for n in names]
+        inside = Inside(n_chars=1, nats_per_char=1, ci95=(1, 1), text_sha256="", parts=parts, context=[], kinds=[], positions=[])
         counted = [1] * 100
         sample = {"ids": self.sample.tolist(), "counted": counted, "chars": 100}
-        page = look_page(LookPage(self.loaded.record, document, (), (0,), TEXT, sample, parts))
+        page = look_page(LookPage(self.loaded.record, document, (), (0,), TEXT, sample, inside))
         self.page.write_text(page, "utf-8")
 
     @torch.no_grad()
@@ -223,8 +223,11 @@ def test_the_page_of_a_run_of_documents_has_its_loss_and_measurements(
     assert tab.evaluate("byId('typed').value") in sample.text.decode()
     capsys.readouterr()
     assert minigpt(["runs", "look", "names", "--json"]) == 0
-    measured = {part["part"]: part["delta_nats_per_char"] for part in json.loads(capsys.readouterr().out)["parts"]}
-    assert tab.evaluate("Object.fromEntries(data.parts.map((part) => [part.part, part.delta_nats_per_char]))") == pytest.approx(measured)
+    found = json.loads(capsys.readouterr().out)
+    shown = tab.evaluate("[...document.querySelectorAll('section')].filter((s) => /context it uses/.test(s.textContent))[0].innerText")
+    assert all(f"{each['nats_per_char']:.3f}" in shown for each in found["context"])
+    measured = {part["part"]: part["delta_nats_per_char"] for part in found["parts"]}
+    assert tab.evaluate("Object.fromEntries(data.parts.map((part) => [part.part, part.cost]))") == pytest.approx(measured)
     assert tab.complaints == []
 
 

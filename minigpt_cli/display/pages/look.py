@@ -9,13 +9,16 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from minigpt_cli.config import REMOVABLE
+from minigpt_cli.display.inside import role_in_words, unit_of
 from minigpt_cli.display.pages.intervals import Interval, interval_rows
-from minigpt_cli.display.pages.page import Markup, asset, html_page, remark, tag
+from minigpt_cli.display.pages.page import Markup, asset, html_page, in_columns, remark, section, table, tag, tinted
 from minigpt_cli.display.pages.writer import MODEL_SCRIPTS, NO_CONNECTION, how_made
+from minigpt_cli.display.tables import Column
 from minigpt_cli.errors import MiniGPTError
 from minigpt_cli.escaping import one_line
 
 if TYPE_CHECKING:
+    from minigpt_cli.evaluation.inside import ContextLoss, Inside, KindLoss, LayerExperts, PartCost
     from minigpt_cli.runstore.records import RunRecord
 
 _SCRIPTS = (*MODEL_SCRIPTS, "tokens.js", "look.js", "look_parts.js", "look_steps.js")
@@ -32,22 +35,20 @@ class LookPage:
     empty: Sequence[int]  # ids of an empty text
     text: str  # in the box at first
     sample: Mapping[str, Any]  # ids of a text whose loss is computed, and how many characters they are
-    parts: Sequence[Mapping[str, Any]]  # as `runs look --json` has them
+    inside: Inside  # what was measured
 
 
 def look_page(page: LookPage) -> str:
     """The page."""
-    record, config = page.record, page.model["config"]
-    body = Markup(asset("look.html").replace("<!--measured-->", _measured(page.parts)))
-    data = {name: getattr(page, name) for name in ("model", "start", "empty", "text", "sample", "parts")}
+    record, config, found = page.record, page.model["config"], page.inside
+    body = Markup(asset("look.html").replace("<!--measured-->", _worth(found.parts)))
+    measured = in_columns([_context(found.context), _losses(found.kinds), *map(_experts, found.experts)])
+    parts = [remark(_about(record, config)), body, measured]
+    data = {name: getattr(page, name) for name in ("model", "start", "empty", "text", "sample")}
     data |= {"removable": REMOVABLE, "code": code_lines(config, page.model["tokenizer"]["kind"])}
-    return html_page(
-        one_line(f"Inside {record.name}"),
-        [remark(_about(record, config)), body],
-        head=NO_CONNECTION,
-        script=Markup("".join(map(asset, _SCRIPTS))),
-        data=data,
-    )
+    data["parts"] = [_part(part, unit_of(record)) for part in found.parts]
+    script = Markup("".join(map(asset, _SCRIPTS)))
+    return html_page(one_line(f"Inside {record.name}"), parts, head=NO_CONNECTION, script=script, data=data)
 
 
 def _about(record: RunRecord, config: Mapping[str, Any]) -> str:
@@ -59,17 +60,48 @@ def _about(record: RunRecord, config: Mapping[str, Any]) -> str:
     )
 
 
-def _measured(parts: Sequence[Mapping[str, Any]]) -> Markup:
-    """What each part is worth, as Python measured it; the largest cost first."""
-    ordered = sorted(parts, key=lambda part: -part["delta_nats_per_char"])
-    rows = [_interval(part) for part in ordered[:_ROWS]]
+def _part(part: PartCost, unit: str) -> dict[str, Any]:
+    """A part as look_parts.js reads it."""
+    roles = [role_in_words(role, unit) for role in part.roles]
+    return {"part": part.part, "cost": part.delta_nats_per_char, "measurable": part.measurable, "roles": roles}
+
+
+def _worth(parts: Sequence[PartCost]) -> Markup:
+    """What each part is worth; the largest cost first."""
+    if not parts:
+        return Markup()
+    ordered = sorted(parts, key=lambda part: -part.delta_nats_per_char)
+    rows = [
+        Interval(part.part, *part.ci95, f"{part.delta_nats_per_char:+.4f}", 1 if part.measurable else None, part.delta_nats_per_char)
+        for part in ordered[:_ROWS]
+    ]
     caption = remark("Nats per character without the part minus with it, with 95 % intervals; grey: no measurable effect.")
-    return tag("div", tag("h3", "What each part is worth"), caption, interval_rows(rows)) if rows else Markup()
+    return tag("div", tag("h3", "What each part is worth"), caption, interval_rows(rows))
 
 
-def _interval(part: Mapping[str, Any]) -> Interval:
-    cost, (low, high) = part["delta_nats_per_char"], part["ci95"]
-    return Interval(part["part"], low, high, f"{cost:+.4f}", 1 if part["measurable"] else None, cost)
+def _context(context: Sequence[ContextLoss]) -> Markup:
+    """How much the context brings."""
+    if not context:
+        return Markup()
+    rows = [Interval(f"{each.tokens:,}", *each.ci95, f"{each.nats_per_char:.3f}", 0, each.nats_per_char) for each in context]
+    caption = remark("The same characters, predicted from so many tokens before them: nats per character, with 95 % intervals.")
+    return section("How much context it uses", caption, interval_rows(rows))
+
+
+def _losses(losses: Sequence[KindLoss]) -> Markup:
+    columns = [Column("kind"), *(Column(name, right=True) for name in ("of text", "of loss", "nats/char"))]
+    rows = [[each.kind, f"{each.share:.1%}", f"{each.share_of_loss:.1%}", f"{each.nats_per_char:.3f}"] for each in losses]
+    return section("Where it is surprised", table(columns, rows)) if rows else Markup()
+
+
+def _experts(layer: LayerExperts) -> Markup:
+    """How the characters of each kind are shared among the experts; equal shares have equal colours."""
+    columns = [Column("kind"), *(Column(str(n), right=True) for n in range(len(layer.shares)))]
+    rows = [
+        [kind, *(tinted(f"{share:.0%}", share * len(shares) / 2, 0) for share in shares)]
+        for kind, shares in {"all": layer.shares, **layer.by_kind}.items()
+    ]
+    return section(f"Experts of layer {layer.layer}", table(columns, rows))
 
 
 # ---- the lines of Python that compute each step

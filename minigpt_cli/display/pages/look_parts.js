@@ -33,16 +33,16 @@ function weightsOf(layer, h) {
 }
 
 const partOf = new Map(data.parts.map((part) => [part.part, part]));
-const largest = Math.max(1e-9, ...data.parts.filter((part) => part.part.startsWith("head") && part.measurable).map((part) => part.delta_nats_per_char));
+const largest = Math.max(1e-9, ...data.parts.filter((part) => part.part.startsWith("head") && part.measurable).map((part) => part.cost));
 const signed = (x) => (x < 0 ? "−" : "+") + Math.abs(x).toFixed(3);
-const costOf = (name) => !partOf.has(name) ? "not measured" : partOf.get(name).measurable ? signed(partOf.get(name).delta_nats_per_char) : "no effect";
+const costOf = (name) => !partOf.has(name) ? "not measured" : partOf.get(name).measurable ? signed(partOf.get(name).cost) : "no effect";
 
 // The colour and the width of a head's frame: its measured cost.
 function frame(name) {
   const part = partOf.get(name);
   if (!part?.measurable) return "border-color:var(--rule);border-width:2px";
-  const share = Math.min(1, Math.abs(part.delta_nats_per_char) / largest);
-  return `border-color:var(--c${part.delta_nats_per_char > 0 ? 1 : 2});border-width:${(2 + 4 * share).toFixed(1)}px`;
+  const share = Math.min(1, Math.abs(part.cost) / largest);
+  return `border-color:var(--c${part.cost > 0 ? 1 : 2});border-width:${(2 + 4 * share).toFixed(1)}px`;
 }
 
 function partSwitch(name, label) {
@@ -64,7 +64,7 @@ function makeSwitches() {
 }
 
 function makeHead(layer, h) {
-  const name = `head ${layer}.${h}`, roles = Object.keys(partOf.get(name)?.roles ?? {});
+  const name = `head ${layer}.${h}`, roles = partOf.get(name)?.roles ?? [];
   const point = (head) => { look.head = head; showStrip(); };
   const picture = el("button", { type: "button", style: frame(name), "aria-label": `${name}: ${costOf(name)}${roles.length ? ", looks at: " + roles.join(", ") : ""}`, title: roles.join(", "),
     onmouseenter: () => point([layer, h]), onmouseleave: () => point(null), onfocus: () => point([layer, h]), onblur: () => point(null),
@@ -127,7 +127,7 @@ async function showLoss() {
   const whole = await wholeLoss, now = out.length ? await sampleLoss(new Set(out), () => mine === turn) : whole;
   if (mine !== turn) return;
   const change = () => [el("br"), `without ${out.join(", ")}: `, el("strong", {}, signed(now - whole)), ` against the whole model's ${whole.toFixed(4)}`,
-    out.length === 1 && partOf.has(out[0]) ? ` (measured on more text: ${signed(partOf.get(out[0]).delta_nats_per_char)})` : ""];
+    out.length === 1 && partOf.has(out[0]) ? ` (measured on more text: ${signed(partOf.get(out[0]).cost)})` : ""];
   place.replaceChildren(el("strong", {}, now.toFixed(4)), ` nats per character on ${data.sample.chars} characters of its validation text`, ...(out.length ? change() : [": the whole model"]));
   place.dataset.loss = now;
 }
