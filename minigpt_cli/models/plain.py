@@ -123,7 +123,7 @@ def _take_out(model: Any, without: Collection[str], means: Mapping[str, Tensor])
             handles.append(block.register_forward_pre_hook(_without_rotation))
         for part, module, found in (("attention", attention, f"{i}.attention_out"), ("mlp", mlp, f"{i}.mlp_out")):
             if part in without:
-                handles.append(module.register_forward_hook(_replace_by(torch.zeros_like)))
+                handles.append(module.register_forward_hook(_replace_by(_nothing)))
             elif f"layer {i}" in without or f"{part} {i}" in without:
                 handles.append(module.register_forward_hook(_replace_by(partial(_expanded, means[found]))))
         heads = [h for h in range(attention.n_head) if f"head {i}.{h}" in without]
@@ -133,7 +133,7 @@ def _take_out(model: Any, without: Collection[str], means: Mapping[str, Tensor])
         handles.append(model.position_embedding.register_forward_hook(_same_for_all_positions))
     if "norm" in without:
         norms = [module for module in model.modules() if isinstance(module, LayerNorm | RMSNorm)]
-        handles += [module.register_forward_hook(lambda _, args, output: args[0]) for module in norms]
+        handles += [module.register_forward_hook(lambda _, args, output: args[0] + _nothing(output)) for module in norms]
     return handles
 
 
@@ -148,6 +148,11 @@ def _replace_by(make: Callable[[Tensor], Tensor]) -> Any:
         return (make(output[0]), *output[1:]) if isinstance(output, tuple) else make(output)
 
     return hook
+
+
+def _nothing(output: Tensor) -> Tensor:
+    """Zeros that depend on the output, so that each parameter behind it has a gradient, zero: training asks for all of them."""
+    return 0 * output
 
 
 def _expanded(mean: Tensor, output: Tensor) -> Tensor:

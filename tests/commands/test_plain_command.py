@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from minigpt_cli import cli
+from minigpt_cli.config import REMOVABLE
 
 TINY = ["--max-steps", "3", "--n-layer", "1", "--n-embd", "16", "--n-head", "2", "--block-size", "8", "--eval-every", "3", "--ema", "0"]
 
@@ -41,6 +42,13 @@ def test_it_is_marked_in_the_list_and_missing_on_the_leaderboard(folder: Path, c
     assert "not ranked: cheat" in shown.err
     assert run(folder, "runs", "show", "top", "--json") == 0
     assert json.loads(capsys.readouterr().out)["run"] == "whole"
+
+
+@pytest.mark.parametrize("part", REMOVABLE)
+def test_every_part_can_be_left_out_of_training(folder: Path, part: str, tmp_path: Path) -> None:
+    train = ["train", str(folder / "text.txt"), "--runs-dir", str(tmp_path), *TINY]
+    assert run(folder, *train, "--arch", "plain", "--without", part) == 0
+    assert run(folder, "runs", "look", "latest", "--runs-dir", str(tmp_path), "--json") == 0
 
 
 def test_it_writes_the_same_text_again(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
