@@ -82,7 +82,7 @@ def run_sweep(group: Group, name: str | None, sweeps: Sequence[str], n_seeds: in
     _check_settings([axis.setting for axis in axes])
     first_seed = group.resolved().config.seed
     trials = grid(axes, range(first_seed, first_seed + n_seeds))
-    group_id = check_name(name) if name else group_name("sweep", group.flags, group.preset, str(group.file), sweeps, n_seeds)
+    group_id = check_name(name) if name else _group_name(group, "sweep", sweeps, n_seeds)
     wanted = {run_name(group_id, trial.name): group.resolved(trial.settings) for trial in trials}
     _check_distinct(wanted)
     swept = list(dict.fromkeys(name for trial in trials for name in trial.settings))
@@ -91,6 +91,12 @@ def run_sweep(group: Group, name: str | None, sweeps: Sequence[str], n_seeds: in
         if not _train_one(group, run, resolved, results):
             break
     return results
+
+
+def _group_name(group: Group, prefix: str, *parts: Any) -> str:
+    """The same for the same command."""
+    size = [group.context.size] if group.context.size else []
+    return group_name(prefix, group.flags, group.preset, str(group.file), *parts, *size)
 
 
 def _check_distinct(wanted: Mapping[str, Resolved]) -> None:
@@ -109,7 +115,7 @@ def run_search(group: Group, name: str | None, searches: Sequence[str], n_trials
     for space in spaces:  # both ends must be valid, so that no trial fails because of its settings
         for value in space.choices or (_as_text(space, space.low), _as_text(space, space.high)):
             group.resolved({space.setting: value})
-    group_id = check_name(name) if name else group_name("search", group.flags, group.preset, str(group.file), searches)
+    group_id = check_name(name) if name else _group_name(group, "search", searches)
     whole = [space.setting for space in spaces if settings()[space.setting].annotation is int]
     study = Study(group.context.store.dir / f".{group_id}.journal", spaces, whole, group.resolved().config.seed)
     swept = tuple(space.setting for space in spaces)

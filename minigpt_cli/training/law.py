@@ -48,19 +48,19 @@ class Law(NamedTuple):
     """The coefficients."""
 
     floor: float = 0.9  # E of English prose, nats per character
-    small: float = 4.47  # A
-    small_power: float = 0.249  # a
-    unseen: float = 10.4  # B
-    unseen_power: float = 0.218  # b
-    quick: float = 0.185  # by which a larger model learns more from a token (power)
-    batch: float = 3470.0  # tokens of the critical batch after a million tokens
-    batch_power: float = 0.452  # by which it grows with the tokens read
-    batch_steep: float = 2.15  # by which tokens are wasted beyond it (power)
+    small: float = 4.22  # A
+    small_power: float = 0.253  # a
+    unseen: float = 9.11  # B
+    unseen_power: float = 0.206  # b
+    quick: float = 0.228  # by which a larger model learns more from a token (power)
+    batch: float = 3630.0  # tokens of the critical batch after a million tokens
+    batch_power: float = 0.539  # by which it grows with the tokens read
+    batch_steep: float = 2.13  # by which tokens are wasted beyond it (power)
     passes: float = 4.73  # after which a pass is worth little, for as many weights as the text has tokens
-    passes_power: float = 0.264  # by which that number falls with the weights for each token
-    passes_dropout: float = 2.5  # by which dropout raises it (exponent)
-    dropout: float = 3.28  # by which dropout slows learning down (exponent)
-    packed: float = 0.285  # c: by which what is lost falls with the characters of a token
+    passes_power: float = 0.258  # by which that number falls with the weights for each token
+    passes_dropout: float = 1.45  # by which dropout raises it (exponent)
+    dropout: float = 2.41  # by which dropout slows learning down (exponent)
+    packed: float = 0.287  # c: by which what is lost falls with the characters of a token
 
     def nats_per_char(self, t: Training) -> float:
         """The expected loss."""
@@ -69,7 +69,7 @@ class Law(NamedTuple):
 
     def enough_tokens(self, t: Training) -> float:
         """The tokens after which this training learns nothing more; at least those of ten passes and of 400 steps."""
-        return max(t.text_tokens * (1 + 6 * self._lasting(t)), 10 * t.text_tokens, 400 * t.step_tokens)
+        return max(t.text_tokens * (1 + 4 * self._lasting(t)), 10 * t.text_tokens, 400 * t.step_tokens)
 
     def _seen(self, t: Training) -> float:
         """Tokens of fresh text that would have taught as much."""

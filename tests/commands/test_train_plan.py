@@ -123,3 +123,12 @@ def test_print_config_names_what_a_plan_will_decide(cli: Any) -> None:
         ("n_embd", "batch_size", "tokenizer"), "plan"
     )
     assert "plan" not in cli("train", "--max-steps", "3", "--print-config", "--json").json["sources"].values()
+
+
+def test_groups_of_another_size_are_other_groups(trained: Path, cli: Any, machines: list[Machine]) -> None:
+    flags = ("--time-budget", "0.1s", "--threads", "1", "--seeds", "2", "--block-size", "16")
+    for size in ("60k", "110k"):
+        assert cli("train", "text.txt", *flags, "--size", size).code == 0
+    records = [json.loads(path.read_text()) for path in Path("runs").glob("*/run.json")]
+    groups = {record["group"]: record["n_params"] for record in records if record["group"]}
+    assert len(groups) == 2
