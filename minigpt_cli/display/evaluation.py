@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from minigpt_cli.display import console, format
+from minigpt_cli.display.generation import expectation
 from minigpt_cli.escaping import one_line, printable
 
 if TYPE_CHECKING:
@@ -14,8 +16,10 @@ if TYPE_CHECKING:
     from minigpt_cli.evaluation.evaluate_run import Evaluation
     from minigpt_cli.evaluation.memorisation import Copies
     from minigpt_cli.evaluation.overfitting import Memorisation
+    from minigpt_cli.evaluation.surprise import Surprising
 
 _BAR = 32  # characters
+_COLUMNS = 60
 
 
 def print_evaluation(found: Evaluation, what: str, baselines: Baselines | None, *, stride: int) -> None:
@@ -64,6 +68,18 @@ def print_test_gap(selected: float, test: float) -> None:
     console.write_labelled("gap", f"{gap}, the validation score that chose this checkpoint")
 
 
+def print_surprising(passages: Sequence[Surprising]) -> None:
+    """Print the most surprising passages, each with what was expected in its most surprising place, in lines of at most 60 columns."""
+    from rich.cells import set_cell_size
+
+    console.write("\nmost surprising\nnats/char  place            passage")
+    for passage in passages:
+        shown = f"{passage.nats_per_char:9.2f}  {passage.place:<15}  {_one_line(passage.text)}"
+        peak = passage.peak
+        for line in (shown, " " * 11 + expectation(peak.token, peak.probability, peak.expected[:3])):
+            console.write(set_cell_size(line, _COLUMNS).rstrip())
+
+
 def print_memorisation(found: Memorisation) -> None:
     """Print the gap between training and validation text, and the lengths of the copies in generated text."""
     low, high = found.gap_ci95
@@ -85,4 +101,8 @@ def print_memorisation(found: Memorisation) -> None:
 
 def _quoted(found: Copies) -> str:
     text = found.longest_text if len(found.longest_text) <= 60 else found.longest_text[:57] + "…"
-    return "“" + printable(text.replace("\n", "⏎"), keep="") + "”"
+    return f"“{_one_line(text)}”"
+
+
+def _one_line(text: str) -> str:
+    return printable(text.replace("\n", "⏎"), keep="")

@@ -77,6 +77,17 @@ def visible(token: str) -> str:
     return printable(token.removeprefix("bytes:").replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥"), keep="")
 
 
+def expectation(token: str, probability: float, expected: Sequence[tuple[str, float]]) -> str:
+    """What a model expected in the place of a token, in one line: “z” 0.0003; expected “e” 0.62, “a” 0.20."""
+    likely = ", ".join(f"“{visible(name)}” {_short(p)}" for name, p in expected)
+    return f"“{visible(token)}” {_short(probability)}" + (f"; expected {likely}" if likely else ", the first: no token before it")
+
+
+def _short(p: float) -> str:
+    """A probability with two digits that tell something."""
+    return f"{p:.2f}" if p >= 0.01 else f"{p:.4f}" if p >= 0.0001 else f"{p:.0e}"
+
+
 def print_probabilities(prompt: str, tokens: Iterable[ShownToken], *, listed: bool = False) -> None:
     """Print the text coloured by probability; `listed`: before it, each token with its most probable alternatives."""
     from rich.text import Text

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from minigpt_cli.errors import UsageError
 from minigpt_cli.evaluation.scores import Score
 from minigpt_cli.evaluation.seeds import Group, Outlook, group_of, grouped_interval, grouped_test, outlook
-from minigpt_cli.evaluation.statistics import Estimate, Floats, holm, paired_test
+from minigpt_cli.evaluation.statistics import Estimate, Floats, holm, largest_windows, paired_test
 
 LEVEL = 0.05
 RARE = 2000  # a character that makes up less than one in this many is rare
@@ -185,18 +185,9 @@ def most_different(a: Side, b: Side, text: str, *, count: int = 4, length: int =
     """The passages of about `length` characters on which the sides differ most: half where a is better, half where b is; none overlap."""
     differences = a.char_nats - b.char_nats
     length = min(length, len(text))
-    sums = np.cumsum(np.concatenate([[0.0], differences]))
-    windows = (sums[length:] - sums[:-length]) / length  # (n_chars - length + 1,)
     taken: list[int] = []
     for sign in (1, -1):
-        order = np.argsort(-sign * windows, kind="stable")
-        half = 0
-        for start in order.tolist():
-            if half == (count + 1) // 2 or sign * windows[start] <= 0:
-                break
-            if all(abs(start - other) >= length for other in taken):
-                taken.append(start)
-                half += 1
+        taken += largest_windows(sign * differences, length, (count + 1) // 2, taken)
     return [_passage(text, differences, start, length, _firsts(a)) for start in taken]
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from minigpt_cli.evaluation.sample import Floats, Ints, Sample
-from minigpt_cli.evaluation.scoring import exact_products
+from minigpt_cli.evaluation.windows import exact_products
 from minigpt_cli.models.layers import Dropout, set_dropout_generator
 from minigpt_cli.models.plain import opened, removable
 

@@ -12,14 +12,13 @@ B batch, T tokens, V vocabulary.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -28,13 +27,12 @@ from minigpt_cli.data.parts import Parts, context_of, parts_of
 from minigpt_cli.errors import MiniGPTError, UsageError
 from minigpt_cli.evaluation.characters import per_character, spelled
 from minigpt_cli.evaluation.scores import PartsScored, Score, make_score
+from minigpt_cli.evaluation.windows import Window, run_windows, windows_of
 from minigpt_cli.tokenization.contract import Tokenizer, end_of_text, token_lengths
 
 Advance = Callable[[int, int], None]
 """Called now and then while a text is scored, with the tokens done and all its tokens. An error that it raises ends the work."""
 
-_TOKENS = 1 << 13  # in one batch
-_LOGITS = 1 << 24  # elements of logits in one batch: 64 MiB at float32, however large the vocabulary
 _PENDING = 64  # batches whose results may wait on the device, so that a GPU is not held up
 
 
@@ -56,75 +54,21 @@ def token_nats(
         raise UsageError(f"--stride {stride} is outside 1 to {block_size}, the model's block size (0: consecutive windows)")
     before = np.asarray([] if context is None else context, dtype=np.int64)[-block_size:]
     tokens = np.concatenate([before, np.asarray(ids, dtype=np.int64)])
-    device, vocab_size = next(model.parameters()).device, int(model.vocab_size)  # type: ignore[arg-type]
-    nats = np.full(len(tokens), np.log(vocab_size))
-    pending: list[tuple[list[_Window], Tensor]] = []
-    most_pending = 1 if device.type == "cpu" else _PENDING
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode(), exact_products():
-            for windows in _batches(len(tokens), len(before), block_size, stride, batch_rows(block_size, vocab_size)):
-                rows = torch.from_numpy(np.stack([tokens[w.start : w.end] for w in windows])).to(device, non_blocking=True)  # (B, T + 1)
-                logits, targets = model(rows[:, :-1]).logits, rows[:, 1:]  # (B, T, V), (B, T)
-                losses = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
-                pending.append((windows, losses.view_as(targets)))
-                if len(pending) >= most_pending:
-                    _collect(pending, nats)
-                    advance(windows[-1].end - len(before), len(tokens) - len(before))
-            _collect(pending, nats)
-    finally:
-        model.train(was_training)
+    nats = np.full(len(tokens), np.log(int(model.vocab_size)))  # type: ignore[arg-type]
+    windows = windows_of(len(tokens), len(before), block_size, stride)
+    pending: list[tuple[list[Window], Tensor]] = []
+    with closing(run_windows(model, tokens, windows, block_size)) as run:  # an error must end inference mode too
+        for batch, logits, targets in run:
+            losses = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
+            pending.append((batch, losses.view_as(targets)))
+            if len(pending) >= (1 if logits.device.type == "cpu" else _PENDING):
+                _collect(pending, nats)
+                advance(batch[-1].end - len(before), len(tokens) - len(before))
+    _collect(pending, nats)
     return nats[len(before) :]
 
 
-def batch_rows(block_size: int, vocab_size: int) -> int:
-    """Windows in one batch."""
-    return max(1, min(_TOKENS, _LOGITS // vocab_size) // block_size)
-
-
-@contextmanager
-def exact_products() -> Iterator[None]:
-    """Exact float32 products: no TF32 and no bfloat16 passes, whatever training chose."""
-    chosen = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(chosen)
-
-
-class _Window(NamedTuple):
-    """Tokens `start` to `end` of a text and its context, of which `first_scored` to `end` are scored."""
-
-    start: int
-    first_scored: int
-    end: int
-
-
-def _windows(n_tokens: int, n_before: int, block_size: int, stride: int) -> Iterator[_Window]:
-    """The windows of `n_tokens` tokens, of which the first `n_before` are context. Without context, scoring begins at token 1."""
-    position = n_before or 1
-    while position < n_tokens:
-        start = max(0, min(position + stride, n_tokens) - 1 - block_size) if stride else position - 1
-        end = min(start + block_size + 1, n_tokens)
-        yield _Window(start, position, end)
-        position = end
-
-
-def _batches(n_tokens: int, n_before: int, block_size: int, stride: int, rows: int) -> Iterator[list[_Window]]:
-    """Windows of equal length together, at most `rows` at once; a shorter one is a batch of its own."""
-    group: list[_Window] = []
-    for window in _windows(n_tokens, n_before, block_size, stride):
-        if group and (len(group) == rows or window.end - window.start != group[0].end - group[0].start):
-            yield group
-            group = []
-        group.append(window)
-    if group:
-        yield group
-
-
-def _collect(pending: list[tuple[list[_Window], Tensor]], out: npt.NDArray[np.float64]) -> None:
+def _collect(pending: list[tuple[list[Window], Tensor]], out: npt.NDArray[np.float64]) -> None:
     """Bring results to the host, in float64, and put each scored token's where it belongs."""
     for windows, nats in pending:
         for window, row in zip(windows, nats.cpu().numpy(), strict=True):
@@ -135,7 +79,7 @@ def _collect(pending: list[tuple[list[_Window], Tensor]], out: npt.NDArray[np.fl
 def _positions(n_tokens: int, n_before: int, block_size: int, stride: int) -> npt.NDArray[np.int64]:
     """How many tokens of its window each token after the context is conditioned on, (n_tokens - n_before,)."""
     out = np.zeros(n_tokens, dtype=np.int64)
-    for window in _windows(n_tokens, n_before, block_size, stride):
+    for window in windows_of(n_tokens, n_before, block_size, stride):
         out[window.first_scored : window.end] = np.arange(window.first_scored - window.start, window.end - window.start)
     return out[n_before:]
 
@@ -217,15 +161,32 @@ def _score_parts(
     )
 
 
+class Reading(NamedTuple):
+    """A text as a model reads it."""
+
+    ids: npt.NDArray[Any]
+    parts: Parts | None = None  # to be scored; None: all of it
+    context: npt.NDArray[Any] | None = None  # tokens before it
+
+
+def reading_of_split(tokenizer: Tokenizer, dataset: Dataset, split: str, block_size: int) -> Reading:
+    """A split of a run's own data, after the split before it."""
+    tokens = dataset.split(split).tokens
+    return Reading(tokens, parts_of(tokens, tokenizer, documents=dataset.in_documents), context_of(dataset, split, block_size))
+
+
+def reading_of_text(tokenizer: Tokenizer, text: str, *, in_parts: bool = False) -> Reading:
+    """A text; `in_parts`: conversations in their template, or documents that each end in END_OF_TEXT."""
+    ids = np.asarray(tokenizer.encode(text))
+    parts = parts_of(ids, tokenizer, documents=True) if in_parts else None
+    return Reading(ids, parts, np.asarray([end_of_text(tokenizer)]) if parts is not None and parts.kind == "documents" else None)
+
+
 def score_split(reader: Reader, dataset: Dataset, split: str) -> Score:
     """The score of a split of a run's own data, read after the split before it: what the record, `eval` and `compare` all show."""
-    tokens, context = dataset.split(split).tokens, context_of(dataset, split, reader.block_size)
-    return score_ids(reader, tokens, parts=parts_of(tokens, reader.tokenizer, documents=dataset.in_documents), context=context)
+    return score_ids(reader, **reading_of_split(reader.tokenizer, dataset, split, reader.block_size)._asdict())
 
 
 def score_text(reader: Reader, text: str, *, in_parts: bool = False) -> Score:
     """The score of `text`; `in_parts`: of the answers of conversations in their template, or of documents that each end in END_OF_TEXT."""
-    ids = np.asarray(reader.tokenizer.encode(text))
-    parts = parts_of(ids, reader.tokenizer, documents=True) if in_parts else None
-    context = np.asarray([end_of_text(reader.tokenizer)]) if parts is not None and parts.kind == "documents" else None
-    return score_ids(reader, ids, parts=parts, context=context)
+    return score_ids(reader, **reading_of_text(reader.tokenizer, text, in_parts=in_parts)._asdict())

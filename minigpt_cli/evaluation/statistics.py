@@ -202,6 +202,20 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
+def largest_windows(values: Floats, length: int, count: int, taken: Sequence[int] = ()) -> list[int]:
+    """Where the `count` windows of `length` values begin that have the largest means above 0, largest first; none overlaps another or a
+    window that begins in `taken`."""
+    sums = np.cumsum(np.concatenate([[0.0], values]))
+    means = sums[length:] - sums[:-length]
+    found: list[int] = []
+    for start in taken:
+        means[max(0, start - length + 1) : start + length] = -np.inf
+    while len(found) < count and means.max(initial=-np.inf) > 0:
+        found.append(int(means.argmax()))
+        means[max(0, found[-1] - length + 1) : found[-1] + length] = -np.inf
+    return found
+
+
 def mean_curve(
     curves: Sequence[tuple[Sequence[float], Sequence[float]]],
 ) -> tuple[list[float], list[float], tuple[list[float], list[float]]]:

@@ -19,7 +19,8 @@ from minigpt_cli.config import RunConfig
 from minigpt_cli.data.chat import answer_chars, answers
 from minigpt_cli.data.dataset import Dataset
 from minigpt_cli.data.parts import context_of
-from minigpt_cli.evaluation.scoring import Advance, batch_rows, token_nats
+from minigpt_cli.evaluation.scoring import Advance, token_nats
+from minigpt_cli.evaluation.windows import batch_rows
 from minigpt_cli.training.state import TrainingState
 
 TRAIN_SAMPLE_TOKENS = 32_768  # of the training split, where the validation split is measured whole

@@ -27,6 +27,7 @@ from minigpt_cli.config import ClassicConfig, ModernConfig, RunConfig
 from minigpt_cli.evaluation import cache, scoring
 from minigpt_cli.evaluation.eval_target import Target, score_key
 from minigpt_cli.evaluation.scores import Score, make_score
+from minigpt_cli.evaluation.windows import batch_rows
 from minigpt_cli.models.contract import build_model
 from minigpt_cli.runstore.directory import Run
 from minigpt_cli.runstore.records import Best, Corpus, FileRecord, RunRecord, SplitRecord
@@ -54,7 +55,7 @@ def score_s(model: torch.nn.Module, ids: np.ndarray, block: int) -> float:
 
 def ratio(config: ModernConfig | ClassicConfig, vocab: int, n_tokens: int, rounds: int) -> dict[str, float]:
     model, block = build_model(config, vocab, seed=1).eval(), config.block_size
-    rows = scoring.batch_rows(block, vocab)
+    rows = batch_rows(block, vocab)
     n_tokens = max(1, n_tokens // (block * rows)) * block * rows
     ids = np.random.default_rng(0).integers(0, vocab, n_tokens)
     forward_s(model, ids, block, rows)

@@ -132,6 +132,13 @@ def test_memorisation_finds_copies(cli, trained: Path) -> None:
         (["--data", "unknown.txt", "--split", "train"], "choose one"),
         (["--nats-per-char", "--json"], "alone"),
         (["--memorisation", "--perplexity"], "choose one"),
+        (["--top", "3", "--perplexity"], "choose one"),
+        (["--html", "page.txt"], "does not end in .html"),
+        (["--text", ""], "empty"),
+        (["--text", "to be", "--data", "latin.txt"], "leave one out"),
+        (["--text", "to be", "--split", "train"], "leave one out"),
+        (["--text", "Ωmega"], "does not know"),
+        (["--text", "\udc80"], "surrogate"),
     ],
 )
 def test_what_cannot_be_scored_is_one_line(cli, trained: Path, arguments: list[str], message: str) -> None:

@@ -135,6 +135,7 @@ def opened(tab: browser.Page, path: Path) -> None:
 
 COMMANDS = {
     "view.html": (["generate", NAMES[0], "--prompt", ALL, "--seed", "1", "--max-new-tokens", "60", "--html"], 2),
+    "surprise.html": (["eval", NAMES[0], "--text", ALL, "--html"], 2),
     "comparison.html": (["compare", *NAMES, "--prompt", ALL, "--plot"], 0),
     "report.html": (["runs", "plot", NAMES[0], "--html"], 0),
     "reports.html": (["runs", "plot", *NAMES, "--html"], 0),

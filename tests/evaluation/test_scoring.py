@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from minigpt_cli.errors import MiniGPTError, UsageError
-from minigpt_cli.evaluation import scoring
+from minigpt_cli.evaluation import windows
 from minigpt_cli.evaluation.characters import per_character, spelled
 from minigpt_cli.evaluation.scoring import Reader, score_ids, score_text, token_nats
 
@@ -96,7 +96,7 @@ def test_the_first_token_without_context_costs_log_v(ids: np.ndarray) -> None:
 def test_score_does_not_depend_on_batch_size(ids: np.ndarray, stride: int, monkeypatch: pytest.MonkeyPatch) -> None:
     totals = []
     for size in (1, T, 3 * T, 10_000):
-        monkeypatch.setattr(scoring, "_TOKENS", size)
+        monkeypatch.setattr(windows, "_TOKENS", size)
         totals.append(token_nats(_Running(), ids, block_size=T, stride=stride).sum())
     assert totals == pytest.approx([totals[0]] * 4, rel=1e-6)
 

@@ -12,7 +12,7 @@ import torch
 from minigpt_cli import registry
 from minigpt_cli.config import ARCHITECTURES, BigramConfig, ClassicConfig, DataConfig, ModernConfig, MoEConfig
 from minigpt_cli.data.encoding import prepared
-from minigpt_cli.evaluation import scoring
+from minigpt_cli.evaluation import scoring, windows
 from minigpt_cli.evaluation.scoring import Reader, score_ids, token_nats
 from minigpt_cli.models.contract import build_model
 from minigpt_cli.tokenization.contract import end_of_text
@@ -41,7 +41,7 @@ def test_score_is_the_same_whatever_the_batch(arch: str, stride: int, monkeypatc
     ids = np.random.default_rng(0).integers(0, V, 4 * T * 17 + 3)
     totals = []
     for tokens_in_batch in (T, 5 * T, 10**6):
-        monkeypatch.setattr(scoring, "_TOKENS", tokens_in_batch)
+        monkeypatch.setattr(windows, "_TOKENS", tokens_in_batch)
         totals.append(token_nats(model, ids, context=ids[:5], block_size=T, stride=stride).sum())
     assert totals == pytest.approx([totals[0]] * 3, rel=1e-6)
 

@@ -11,7 +11,7 @@ const surprise = (p) => Math.min(1, Math.max(0, -Math.log10(Math.max(p, 1e-9)) /
 class TokenView {
   constructor(text, table) {
     this.text = text; this.table = table; this.tokens = []; this.chosen = -1;
-    text.addEventListener("mouseover", (e) => { if (e.target.dataset.at) this.choose(+e.target.dataset.at); });
+    text.addEventListener("mouseover", (e) => { if (e.target.dataset.at) this.choose(+e.target.dataset.at, false); });
     text.addEventListener("keydown", (e) => {
       const step = { ArrowLeft: -1, ArrowRight: 1, Home: -Infinity, End: Infinity }[e.key];
       if (!step || !this.tokens.length) return;
@@ -22,21 +22,25 @@ class TokenView {
   clear(prompt) {
     this.decoder = new TextDecoder("utf-8", { ignoreBOM: true });
     this.tokens = []; this.chosen = -1; this.text.replaceChildren(); this.table.replaceChildren();
-    if (prompt) { const p = document.createElement("span"); p.className = "dim"; p.textContent = safe(prompt); this.text.append(p); }
+    if (prompt) this.context(prompt);
   }
-  add(token, p, alternatives) {
+  context(text) {
+    const p = document.createElement("span"); p.className = "dim"; p.textContent = safe(text); this.text.append(p);
+  }
+  // A text of several tokens comes with its `text` and its mean `strength`; `token` is then the least probable of them.
+  add(token, p, alternatives, text = this.decoder.decode(bytesOf(token), { stream: true }), strength = surprise(p)) {
     const span = document.createElement("span");
-    span.className = "token tint"; span.dataset.at = this.tokens.length; span.style.setProperty("--t", surprise(p).toFixed(3));
-    span.textContent = safe(this.decoder.decode(bytesOf(token), { stream: true }));
+    span.className = "token tint"; span.dataset.at = this.tokens.length; span.style.setProperty("--t", strength.toFixed(3));
+    span.textContent = safe(text);
     this.tokens.push({ token, p, alternatives, span });
     this.text.append(span);
   }
-  choose(at) {
+  choose(at, scroll = true) {
     if (this.tokens[this.chosen]) this.tokens[this.chosen].span.classList.remove("chosen");
     this.chosen = at;
     const one = this.tokens[at];
     one.span.classList.add("chosen");
-    one.span.scrollIntoView({ block: "nearest" });
+    if (scroll) one.span.scrollIntoView({ block: "nearest" });
     const listed = one.alternatives.some(([name]) => name === one.token) ? one.alternatives : [...one.alternatives, [one.token, one.p]];
     this.table.replaceChildren(...listed.map(([name, p]) => {
       const row = document.createElement("tr"), cells = ["name", "p", "bar"].map((kind) => {
@@ -51,10 +55,10 @@ class TokenView {
   }
 }
 
-function legend(place) {
+function legend(place, unit = "probability", marks = [[1, "1"], [0.5, "½"], [0.1, "1/10"], [0.01, "1/100"], [0.001, "1/1000"]]) {
   place.className = "legend dim";
-  place.append("probability ");
-  for (const [p, word] of [[1, "1"], [0.5, "½"], [0.1, "1/10"], [0.01, "1/100"], [0.001, "1/1000"]]) {
+  place.append(unit + " ");
+  for (const [p, word] of marks) {
     const span = document.createElement("span"); span.className = "tint"; span.style.setProperty("--t", surprise(p)); span.textContent = word; place.append(span);
   }
 }
