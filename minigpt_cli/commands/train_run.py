@@ -173,7 +173,7 @@ def _data_to_resume(context: Context, point: ResumePoint) -> Dataset:
     corpus = point.record.corpus
     data = point.config.data
     has_tokenizer = data.tokenizer in registry.TOKENIZERS or Path(data.tokenizer).exists()  # that of --init-from may be gone
-    if corpus is None or (has_tokenizer and all(map(_readable, data.sources))):
+    if corpus is None or (has_tokenizer and all(map(_readable, (*data.sources, *data.val, *data.test)))):
         dataset = context.dataset(data, again=True)
     elif Path(corpus.dataset_dir).is_dir():
         dataset = open_dataset(Path(corpus.dataset_dir), verify=context.verify_data)

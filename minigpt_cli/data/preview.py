@@ -17,6 +17,7 @@ from minigpt_cli.tokenization.contract import END_OF_TEXT, Spelling
 
 RARE = 10  # a character that occurs less often than this is rare
 _MANY_RARE = 500
+_LITTLE = 0.01  # of the text
 _WINDOWS, _WINDOW = 3, 120  # how many are shown, and their tokens
 
 
@@ -113,4 +114,8 @@ def _warnings(dataset: Dataset, n_rare: int, n_characters: int) -> list[str]:
     if dataset.cut in ("document", "given") and dataset.in_documents and dataset.val.n_documents < 5:
         few = f"only {dataset.val.n_documents} document{'s' * (dataset.val.n_documents > 1)} to validate on"
         found.append(f"{few}: the score depends on which they are; see --train-frac and --val")
+    elif dataset.cut == "document" and (share := dataset.val.n_chars / dataset.n_chars) < _LITTLE:
+        found.append(
+            f"only {share:.1%} of the characters are to validate on, since the documents differ in length: see --train-frac and --val"
+        )
     return found

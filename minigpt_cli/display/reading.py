@@ -17,9 +17,9 @@ def reading_report(dataset: Dataset) -> list[str]:
     parts = [f"{dataset.n_chars:,} characters", f"{dataset.n_documents:,} documents" if dataset.n_documents > 1 else ""]
     if len(kinds) > 1:
         parts.append(", ".join(f"{kind} {n / sum(kinds.values()):.0%}" for kind, n in sorted(kinds.items(), key=lambda pair: -pair[1])))
-    parts += [
-        f"{n:,} characters read as {encoding} (--encoding reads them as another)" for encoding, n in dataset.origins.encodings.items()
-    ]
+    for name, n in dataset.origins.encodings.items():
+        is_marked = name in ("utf-16", "utf-32")  # at the beginning of the file
+        parts.append(f"{n:,} characters read as {name}" + " (--encoding reads them as another)" * (not is_marked))
     parts.append(_line_ends(dataset))
     if skipped := dataset.origins.skipped:
         parts.append(f"left out: {', '.join(f'{n:,} × {kind}' for kind, n in skipped.items())}")

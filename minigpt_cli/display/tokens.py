@@ -34,7 +34,8 @@ def print_preview(found: Preview, n_documents: int, leak: Leak | None) -> None:
     if n_documents > 1:
         by_split = ", ".join(f"{name} {n:,}" for name, n in found.documents.items())
         short, long = (f" ({name})" if name else "" for name in (found.shortest_name, found.longest_name))
-        lines.append(("documents", f"{by_split}; {found.shortest:,}{short} to {found.longest:,} characters{long}"))
+        lengths = f"{found.shortest:,}{short} to {found.longest:,} characters{long}"
+        lines.append(("documents", f"{by_split}; " + (lengths if found.shortest < found.longest else f"{found.longest:,} characters each")))
     if len(found.kinds) > 1:
         lines.append(("kinds", ", ".join(f"{kind} {share:.0%}" for kind, share in found.kinds.items())))
     if found.duplicates:

@@ -159,6 +159,7 @@ def test_progress_goes_to_stderr(cli: Any) -> None:
 
 BAD = [
     (["none.txt"], "no file or folder none.txt"),
+    (["dangling"], "dangling is a link to nowhere.txt, which is not there"),
     (["tinyshakespear"], "did you mean 'tinyshakespeare'"),
     (["text.txt", "--tokenizer", "cahr"], "did you mean 'char'"),
     (["text.txt", "--tokenizer", "none.json"], "no tokenizer file none.json"),
@@ -182,6 +183,7 @@ BAD = [
 def test_bad_input_is_exit_2_one_line_and_nothing_left_behind(arguments: list[str], complaint: str, cli: Any) -> None:
     Path("empty.txt").touch()
     Path("one.txt").write_text("a")
+    Path("dangling").symlink_to("nowhere.txt")
     Path("bad.txt").write_bytes(b"abc\xff")
     Path("folder").mkdir()
     before = sorted(str(path) for path in Path().rglob("*"))
@@ -211,6 +213,15 @@ def test_the_preview_counts_kinds_duplicates_and_what_was_skipped(cli: Any) -> N
     assert "kinds" not in cli("tokenize", "text.txt").out
     again = cli("tokenize", found["out"], "--json")  # token files know it too
     assert json.loads(again.out)["duplicates"] == 5
+
+
+def test_a_validation_split_of_short_documents_alone_is_warned_of(cli: Any) -> None:
+    Path("uneven.jsonl").write_text("".join(json.dumps({"text": f"{i} " * (5000 if i == 3 else 1)}) + "\n" for i in range(60)))
+    assert "% of the characters are to validate on, since the documents differ in length" in cli("tokenize", "uneven.jsonl").err
+    Path("even.jsonl").write_text("".join(json.dumps({"text": f"{i:04}"}) + "\n" for i in range(60)))
+    done = cli("tokenize", "even.jsonl")
+    assert "differ in length" not in done.err
+    assert "; 4 characters each" in done.out
 
 
 @pytest.mark.parametrize("grouped", ["file", "folder"])

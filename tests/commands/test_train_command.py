@@ -129,6 +129,13 @@ def test_resume_refuses_a_changed_text(trained: Path, cli: Any, text: str) -> No
     assert "has changed" in done.err
 
 
+def test_resume_finds_the_tokens_of_a_missing_validation_text(trained: Path, cli: Any, text: str, tiny: list[str]) -> None:
+    (trained / "held.txt").write_text(text[:500])
+    assert cli("train", "text.txt", "--val", "held.txt", "--name", "held", *tiny).code == 0
+    (trained / "held.txt").unlink()
+    assert cli("train", "--resume", "held", "--max-steps", "5", "--json").code == 0
+
+
 def test_resume_finds_the_tokens_of_a_missing_text(trained: Path, cli: Any) -> None:
     (trained / "text.txt").unlink()
     assert cli("train", "--resume", "first", "--max-steps", "5", "--json").code == 0

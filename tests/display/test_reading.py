@@ -28,7 +28,7 @@ def test_the_report_names_encodings_other_than_utf_8_and_how_to_choose(tmp_path:
     (tmp_path / "text" / "b.html").write_bytes(b"<meta charset=windows-1251><p>" + "Вот страница. ".encode("cp1251") * 20)
     (tmp_path / "text" / "c.txt").write_text("Größe " * 50, encoding="utf-8")
     text = report(tmp_path / "text")[0]
-    assert "300 characters read as utf-16 (--encoding" in text
+    assert "; 300 characters read as utf-16;" in text  # which its mark says
     assert "279 characters read as windows-1251 (--encoding reads them as another)" in text
     assert "utf-8" not in text.lower()
 

@@ -79,6 +79,8 @@ def open_path(path: Path, label: str, options: DataConfig) -> Source:
         path = path.expanduser()
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
+        if path.is_symlink():
+            raise UsageError(f"{label} is a link to {os.readlink(path)}, which is not there: give the file itself") from None
         if path.parent == Path() and not path.suffix:  # looks like a name
             raise unknown_name("file, folder or corpus", label, registry.CORPORA) from None
         if near := _names_like(path):
