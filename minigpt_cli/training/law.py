@@ -9,7 +9,7 @@ in nats per character; size is the number of weights inside the blocks, seen the
 was read. A larger model learns more from a token. Passes over the same text are worth less each time, the less the larger the model is
 for the text; dropout makes them last longer, and slows learning down. A batch larger than the critical one wastes tokens (McCandlish et
 al. 2018, "An Empirical Model of Large-Batch Training"). A learned vocabulary packs several characters into a token, which leaves less to
-learn and makes the text shorter, so that it is read more often. E belongs to the text and is the same for every plan of it.
+learn, the less so the more often the text is read. E belongs to the text and is the same for every plan of it.
 
 The coefficients were fitted with `tests/benchmarks/planning.py fit` to the runs in `tests/benchmarks/planning.csv`; RESULTS.md shows how
 well they predict texts that they were not fitted to.
@@ -48,24 +48,26 @@ class Law(NamedTuple):
     """The coefficients."""
 
     floor: float = 0.9  # E of English prose, nats per character
-    small: float = 4.22  # A
-    small_power: float = 0.253  # a
-    unseen: float = 9.11  # B
-    unseen_power: float = 0.206  # b
-    quick: float = 0.228  # by which a larger model learns more from a token (power)
-    batch: float = 3630.0  # tokens of the critical batch after a million tokens
-    batch_power: float = 0.539  # by which it grows with the tokens read
-    batch_steep: float = 2.13  # by which tokens are wasted beyond it (power)
-    passes: float = 4.73  # after which a pass is worth little, for as many weights as the text has tokens
-    passes_power: float = 0.258  # by which that number falls with the weights for each token
-    passes_dropout: float = 1.45  # by which dropout raises it (exponent)
-    dropout: float = 2.41  # by which dropout slows learning down (exponent)
-    packed: float = 0.287  # c: by which what is lost falls with the characters of a token
+    small: float = 3.33  # A
+    small_power: float = 0.255  # a
+    unseen: float = 7.04  # B
+    unseen_power: float = 0.184  # b
+    quick: float = 0.341  # by which a larger model learns more from a token (power)
+    batch: float = 3460.0  # tokens of the critical batch after a million tokens
+    batch_power: float = 0.556  # by which it grows with the tokens read
+    batch_steep: float = 2.16  # by which tokens are wasted beyond it (power)
+    passes: float = 5.64  # after which a pass is worth little, for as many weights as the text has tokens
+    passes_power: float = 0.314  # by which that number falls with the weights for each token
+    passes_dropout: float = 1.14  # by which dropout raises it (exponent)
+    dropout: float = 2.15  # by which dropout slows learning down (exponent)
+    packed: float = 0.302  # c: by which what is lost falls with the characters of a token
+    packed_passes: float = 0.126  # by which passes over the text take that advantage away
 
     def nats_per_char(self, t: Training) -> float:
         """The expected loss."""
         lost = self.small / pow(t.size, self.small_power) + self.unseen / pow(self._seen(t), self.unseen_power)
-        return self.floor + lost / pow(t.chars_per_token, self.packed)
+        packed = self.packed / (1 + self.packed_passes * t.tokens / t.text_tokens / self._lasting(t))
+        return self.floor + lost / pow(t.chars_per_token, packed)
 
     def enough_tokens(self, t: Training) -> float:
         """The tokens after which this training learns nothing more; at least those of ten passes and of 400 steps."""

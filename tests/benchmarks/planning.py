@@ -211,13 +211,15 @@ def training_of(r: dict[str, Any]) -> Training:
     )
 
 
-def misses(law: Law, chosen: Sequence[dict[str, Any]]) -> list[float]:
-    """Loss less expected loss of each row; every text, and every part of one that is trained on alone, has a floor of its own."""
+def misses(law: Law, chosen: Sequence[dict[str, Any]]) -> tuple[list[float], dict[tuple[str, int], float]]:
+    """Loss less expected loss of each row, where every text (and every part of one that is trained on alone) has a floor of its own; and
+    these floors, less the law's."""
     differences = [r["best"] - law.nats_per_char(training_of(r)) for r in chosen]
     of_text = defaultdict(list)
     for r, difference in zip(chosen, differences, strict=True):
         of_text[r["text"], r["max_chars"]].append(difference)
-    return [d - sum(mine := of_text[r["text"], r["max_chars"]]) / len(mine) for r, d in zip(chosen, differences, strict=True)]
+    floors = {text: sum(mine) / len(mine) for text, mine in of_text.items()}
+    return [d - floors[r["text"], r["max_chars"]] for r, d in zip(chosen, differences, strict=True)], floors
 
 
 def rms(values: Sequence[float]) -> float:
@@ -226,12 +228,13 @@ def rms(values: Sequence[float]) -> float:
 
 
 def fitted(chosen: Sequence[dict[str, Any]], start: Law, tries: int, seed: int) -> tuple[float, Law]:
-    """The law with the least misses that a random walk from `start` finds, and its cost; coefficients stay positive. A weak pull towards
-    `start` decides what the rows leave open."""
+    """The law with the least misses that a random walk from `start` finds, and its cost; coefficients stay positive. What the rows leave
+    open is decided by weak pulls: towards `start`, and towards a floor of 0.9 nats per character for Tiny Shakespeare."""
 
     def cost(law: Law) -> float:
         pull = sum(math.log(new / old) ** 2 for new, old in zip(law, start, strict=True))
-        return rms(misses(law, chosen)) ** 2 + 1e-6 * pull
+        missed, floors = misses(law, chosen)
+        return rms(missed) ** 2 + 1e-6 * pull + 3e-3 * floors.get(("shakespeare", 0), 0.0) ** 2
 
     rng, best, least, step = random.Random(seed), start, cost(start), 0.2
     for _ in range(tries):
@@ -259,20 +262,20 @@ def fit(held_out: Sequence[str], tries: int) -> None:
     for text in sorted({r["text"] for r in everything}):
         mine = [r for r in everything if r["text"] == text]
         seen = "no" if text in held_out else "yes"
-        print(f"| {text} | {len(mine)} | {seen} | {rms(misses(law, mine)):.4f} | {rms(misses(LAW, mine)):.4f} |")
+        print(f"| {text} | {len(mine)} | {seen} | {rms(misses(law, mine)[0]):.4f} | {rms(misses(LAW, mine)[0]):.4f} |")
 
 
 # ---- plans
 
 MACHINES = {  # rates that a training reaches, about a third of what the makers name; delays of eager PyTorch
-    "two cores, AVX-512 (measured)": Machine(600e9, 20e9, 1.5e-3),
+    "two cores, AVX-512": Machine(600e9, 20e9, 1.5e-3),  # 43 ms for 4 x 128, 16 x 128 tokens; 38 to 54 were measured
     "laptop, eight cores, AVX2": Machine(300e9, 20e9, 1e-3),
     "M1 (GPU)": Machine(1.2e12, 40e9, 1.5e-3),
     "T4": Machine(15e12, 150e9, 8e-4),
     "A100": Machine(110e12, 1e12, 6e-4),
     "H200": Machine(350e12, 3e12, 5e-4),
 }
-PAIRS = {512: 2.05, 1024: 2.6, 2048: 3.05, 4096: 3.45}  # characters of a token in English
+PAIRS = {512: 2.05, 1024: 2.6, 2048: 3.05}  # characters of a token in English
 
 
 def simulated(chars: int) -> list[Text]:
@@ -301,7 +304,7 @@ def regret(source: Path, seconds: float, configurations: int, seed: int) -> None
     """Train the plan and random configurations, each for the steps that the same time gives it on a quiet machine, and print the rows."""
     torch.set_num_threads(1)
     memory.available = lambda device: 16 << 30
-    machine = MACHINES["two cores, AVX-512 (measured)"]
+    machine = MACHINES["two cores, AVX-512"]
     config = RunConfig(data=DataConfig(source=str(source))).changed(optim={"time_budget": seconds})
     plain = prepared(config.data, None, lambda step: None)
     rng = random.Random(seed)

@@ -64,7 +64,7 @@ def test_more_time_and_a_faster_machine_train_a_larger_model(chars: int) -> None
 
 
 def test_more_text_trains_a_larger_model() -> None:
-    sizes = [n_params(planned(chars, 1800)) for chars in (30_000, 465_000, 10_000_000)]
+    sizes = [n_params(planned(chars, 7200)) for chars in (30_000, 465_000, 10_000_000)]
     assert sizes == sorted(set(sizes))
 
 
