@@ -3,6 +3,7 @@ const byId = (id) => document.getElementById(id);
 const data = JSON.parse(byId("data").textContent);
 const tokenizer = new Tokenizer(data.model.tokenizer), model = loadModel(data.model), c = model.config, V = tokenizer.vocabSize;
 const LIMIT = Math.min(c.block_size, 128);  // tokens that the page reads
+const TOO_LONG = `Only the first ${LIMIT} tokens are read.`;
 const SETTINGS = ["temperature", "top_k", "top_p", "min_p"];
 const ADDED = new Set(Object.values(data.model.tokenizer.added));  // such as the end of a document
 
@@ -35,7 +36,7 @@ function read() {
     box.setSelectionRange(caret, caret);
   }
   const ids = [...data.start, ...tokenizer.encode(known)];
-  byId("said").textContent = unknown.size ? tokenizer.neverSeen(unknown) + ": left out." : ids.length > LIMIT ? `Only the first ${LIMIT} tokens are read.` : "";
+  byId("said").textContent = unknown.size ? tokenizer.neverSeen(unknown) + ": left out." : ids.length > LIMIT ? TOO_LONG : "";
   look.ids = ids.length ? ids.slice(0, LIMIT) : data.empty;
   const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
   let end = 0;
@@ -88,17 +89,26 @@ function showNext() {
   const logits = rowOf(look.at), before = probabilities(logits), after = afterSettings(logits), following = look.ids[look.at + 1];
   const order = [...before.keys()].sort((a, b) => before[b] - before[a]).slice(0, 10);
   if (following !== undefined && !order.includes(following)) order.push(following);
-  const cell = (text, name = "") => el("span", { role: "cell", class: name }, text);
-  const heading = el("div", { class: "dim", role: "row" }, ...["token", "model", "drawn", ""].map((name) => el("span", { role: "columnheader" }, name)));
+  const heading = ["token", "model", "drawn", ""].map((name) => el("span", { role: "columnheader" }, name));
+  const rows = order.map((id) => nextRow(id, before[id], after[id], id === following));
+  const left = after.filter((p) => p > 0).length;
   byId("after").textContent = nameOf(look.ids[look.at]);
-  byId("next").replaceChildren(heading, ...order.map((id) => el("div", { role: "row", class: (id === following ? "is " : "") + (after[id] ? "" : "gone") },
-    cell(nameOf(id), "name"), cell(before[id].toFixed(3)), cell(after[id].toFixed(3)),
-    el("span", { class: "bars", "aria-hidden": "true" }, el("i", { style: `width:${100 * before[id]}%` }), el("b", { style: `width:${100 * after[id]}%` })))));
-  byId("kept").textContent = `Model: its probability. Drawn: with the settings below, which leave ${after.filter((p) => p > 0).length} of ${V} tokens.` + (following === undefined ? "" : " Bold: what stands in the text.");
+  byId("next").replaceChildren(el("div", { class: "dim", role: "row" }, ...heading), ...rows);
+  byId("kept").textContent = `Model: its probability. Drawn: with the settings below, which leave ${left} of ${V} tokens.`
+    + (following === undefined ? "" : " Bold: what stands in the text.");
   for (const name of SETTINGS) {
     const value = Number(byId(name).value);
     byId(name).parentElement.querySelector("output").textContent = name === "top_k" ? value || "all" : value.toFixed(2);
   }
+}
+
+function nextRow(id, before, after, isFollowing) {
+  const cell = (text, name = "") => el("span", { role: "cell", class: name }, text), width = (p) => ({ style: `width:${100 * p}%` });
+  const bars = el("span", { class: "bars", "aria-hidden": "true" }, el("i", width(before)), el("b", width(after)));
+  const row = el("div", { role: "row" }, cell(nameOf(id), "name"), cell(before.toFixed(3)), cell(after.toFixed(3)), bars);
+  row.classList.toggle("is", isFollowing);
+  row.classList.toggle("gone", !after);
+  return row;
 }
 
 // Draws tokens and writes them behind the text; bytes wait until they are a whole character.
@@ -106,7 +116,8 @@ async function draw(count) {
   const box = byId("typed");
   let waiting = [];
   for (let i = 0; i < count && look.ids.length + waiting.length < LIMIT; i++) {
-    const logits = waiting.length ? forward(model, [...look.ids, ...waiting], { last: 1, without: look.without }) : rowOf(look.ids.length - 1);
+    const before = [...look.ids, ...waiting];
+    const logits = waiting.length ? forward(model, before, { last: 1, without: look.without }) : rowOf(look.ids.length - 1);
     waiting.push(choose(logits, settings(), Math.random()));
     if (ADDED.has(waiting.at(-1))) { byId("said").textContent = "It ended the text here."; return; }
     const text = tokenizer.text(waiting);

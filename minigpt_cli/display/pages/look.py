@@ -62,7 +62,7 @@ def _about(record: RunRecord, config: Mapping[str, Any]) -> str:
 
 def _part(part: PartCost, unit: str) -> dict[str, Any]:
     """A part as look_parts.js reads it."""
-    roles = [role_in_words(role, unit) for role in part.roles]
+    roles = {role: role_in_words(role, unit) for role in part.roles}
     return {"part": part.part, "cost": part.delta_nats_per_char, "measurable": part.measurable, "roles": roles}
 
 

@@ -6,17 +6,25 @@ const COLUMNS = 24;
 
 function showTower() {
   const first = Math.max(0, look.at + 1 - COLUMNS), places = Array.from({ length: look.at + 1 - first }, (_, i) => first + i);
-  const rows = [["embedding", "0.stream"]];
-  for (let layer = 0; layer < c.n_layer; layer++) rows.push([`attention ${layer}`, layer + ".middle"], [`mlp ${layer}`, layer + 1 + ".stream"]);
-  const heading = el("tr", {}, el("th", {}), ...places.map((t) => el("th", { scope: "col" }, nameOf(look.ids[t]))));
-  byId("tower").replaceChildren(el("thead", {}, heading), el("tbody", {}, ...rows.map(([label, name]) => {
+  const stages = [["embedding", "0.stream"]];
+  for (let layer = 0; layer < c.n_layer; layer++) {
+    stages.push([`attention ${layer}`, layer + ".middle"], [`mlp ${layer}`, layer + 1 + ".stream"]);
+  }
+  const heading = el("tr", {}, el("th"), ...places.map((t) => el("th", { scope: "col" }, nameOf(look.ids[t]))));
+  const rows = stages.map(([label, name]) => {
     const logits = unembed(model, look.watch[name].subarray(first * c.n_embd, (look.at + 1) * c.n_embd), look.without);
-    return el("tr", {}, el("th", { scope: "row" }, label), ...places.map((t, i) => {
-      const p = probabilities(logits.subarray(i * V, i * V + V)), best = p.indexOf(p.reduce((a, b) => Math.max(a, b)));
-      return el("td", { "data-place": t, class: "tint" + (t === look.at ? " chosen" : ""), style: `--t:${p[best].toFixed(3)};--of:var(--c0)`, title: p[best].toFixed(3) }, nameOf(best));
-    }));
-  })));
+    const cells = places.map((t, i) => guess(t, probabilities(logits.subarray(i * V, i * V + V))));
+    return el("tr", {}, el("th", { scope: "row" }, label), ...cells);
+  });
+  byId("tower").replaceChildren(el("thead", {}, heading), el("tbody", {}, ...rows));
   byId("tower").parentElement.scrollLeft = 1e6;  // the chosen place is the last column
+}
+
+function guess(place, p) {
+  const best = p.indexOf(p.reduce((a, b) => Math.max(a, b))), strength = p[best].toFixed(3);
+  const cell = el("td", { "data-place": place, class: "tint", style: `--t:${strength};--of:var(--c0)`, title: strength }, nameOf(best));
+  cell.classList.toggle("chosen", place === look.at);
+  return cell;
 }
 
 function choosePlace(t) {
@@ -33,16 +41,20 @@ function weightsOf(layer, h) {
 }
 
 const partOf = new Map(data.parts.map((part) => [part.part, part]));
-const largest = Math.max(1e-9, ...data.parts.filter((part) => part.part.startsWith("head") && part.measurable).map((part) => part.cost));
+const costs = data.parts.filter((part) => part.part.startsWith("head") && part.measurable).map((part) => Math.abs(part.cost));
+const largest = Math.max(1e-9, ...costs);
 const signed = (x) => (x < 0 ? "−" : "+") + Math.abs(x).toFixed(3);
-const costOf = (name) => !partOf.has(name) ? "not measured" : partOf.get(name).measurable ? signed(partOf.get(name).cost) : "no effect";
+
+function costOf(name) {
+  const part = partOf.get(name);
+  return !part ? "not measured" : part.measurable ? signed(part.cost) : "no effect";
+}
 
 // The colour and the width of a head's frame: its measured cost.
 function frame(name) {
   const part = partOf.get(name);
   if (!part?.measurable) return "border-color:var(--rule);border-width:2px";
-  const share = Math.min(1, Math.abs(part.cost) / largest);
-  return `border-color:var(--c${part.cost > 0 ? 1 : 2});border-width:${(2 + 4 * share).toFixed(1)}px`;
+  return `border-color:var(--c${part.cost > 0 ? 1 : 2});border-width:${(2 + 4 * Math.abs(part.cost) / largest).toFixed(1)}px`;
 }
 
 function partSwitch(name, label) {
@@ -57,19 +69,31 @@ function takeOut(e) {
 
 function makeSwitches() {
   byId("everywhere").append(...data.removable.map((name) => partSwitch(name, name)));
-  byId("heads").append(...Array.from({ length: c.n_layer }, (_, layer) => el("div", { class: "layer" },
-    el("div", { class: "name" }, el("strong", {}, "Layer " + layer), ...["layer", "mlp"].map((part) => el("span", {}, partSwitch(`${part} ${layer}`, part === "mlp" ? "mlp" : "all"), el("small", { class: "dim" }, costOf(`${part} ${layer}`))))),
-    ...Array.from({ length: c.n_head }, (_, h) => makeHead(layer, h)))));
-  for (const place of ["tower", "strip"]) byId(place).addEventListener("click", (e) => { if (e.target.dataset.place) choosePlace(Number(e.target.dataset.place)); });
+  for (let layer = 0; layer < c.n_layer; layer++) byId("heads").append(makeLayer(layer));
+  for (const place of ["tower", "strip"]) {
+    byId(place).addEventListener("click", (e) => { if (e.target.dataset.place) choosePlace(Number(e.target.dataset.place)); });
+  }
+}
+
+function makeLayer(layer) {
+  const whole = [["layer", "all"], ["mlp", "mlp"]].map(([part, label]) => {
+    const name = `${part} ${layer}`;
+    return el("span", {}, partSwitch(name, label), el("small", { class: "dim" }, costOf(name)));
+  });
+  const heads = Array.from({ length: c.n_head }, (_, h) => makeHead(layer, h));
+  return el("div", { class: "layer" }, el("div", { class: "name" }, el("strong", {}, "Layer " + layer), ...whole), ...heads);
 }
 
 function makeHead(layer, h) {
-  const name = `head ${layer}.${h}`, roles = partOf.get(name)?.roles ?? [];
+  const name = `head ${layer}.${h}`, roles = partOf.get(name)?.roles ?? {}, words = Object.values(roles).join(", ");
   const point = (head) => { look.head = head; showStrip(); };
-  const picture = el("button", { type: "button", style: frame(name), "aria-label": `${name}: ${costOf(name)}${roles.length ? ", looks at: " + roles.join(", ") : ""}`, title: roles.join(", "),
-    onmouseenter: () => point([layer, h]), onmouseleave: () => point(null), onfocus: () => point([layer, h]), onblur: () => point(null),
-    onclick: () => go(step.at, layer, h) }, el("canvas", { "data-head": `${layer}.${h}` }));
-  return el("figure", { class: "head" }, picture, el("figcaption", {}, partSwitch(name, `${layer}.${h}`), el("small", { class: "dim" }, costOf(name), ...roles.slice(0, 1).flatMap((role) => [el("br"), role]))));
+  const on = () => point([layer, h]), off = () => point(null);
+  const about = `${name}: ${costOf(name)}` + (words && ", looks at: " + words);
+  const events = { onmouseenter: on, onmouseleave: off, onfocus: on, onblur: off, onclick: () => go(step.at, layer, h) };
+  const picture = el("button", { type: "button", style: frame(name), "aria-label": about, title: words, ...events },
+    el("canvas", { "data-head": `${layer}.${h}` }));
+  const found = el("small", { class: "dim" }, costOf(name), ...Object.keys(roles).slice(0, 1).flatMap((role) => [el("br"), role]));
+  return el("figure", { class: "head" }, picture, el("figcaption", {}, partSwitch(name, `${layer}.${h}`), found));
 }
 
 // The text, tinted by where the head that is pointed at looks from the chosen place.
@@ -78,8 +102,9 @@ function showStrip() {
   byId("strip").replaceChildren(...tintedText(weights.map(Math.sqrt), 0));
   byId("strip").scrollTop = byId("strip").children[look.at].offsetTop - byId("strip").offsetTop - 24;
   if (!head) { byId("about_head").textContent = ""; return; }
-  const best = [...weights.keys()].sort((a, b) => weights[b] - weights[a]).slice(0, 4).filter((t) => weights[t] > 0.01);
-  byId("about_head").textContent = `Head ${head.join(".")}: from ${nameOf(look.ids[look.at])} it looks at ` + best.map((t) => `${nameOf(look.ids[t])} ${placeOf(t)} (${(100 * weights[t]).toFixed(0)} %)`).join(", ") + ".";
+  const order = [...weights.keys()].sort((a, b) => weights[b] - weights[a]).slice(0, 4).filter((t) => weights[t] > 0.01);
+  const places = order.map((t) => `${nameOf(look.ids[t])} ${placeOf(t)} (${(100 * weights[t]).toFixed(0)} %)`);
+  byId("about_head").textContent = `Head ${head.join(".")}: from ${nameOf(look.ids[look.at])} it looks at ${places.join(", ")}.`;
 }
 
 const placeOf = (t) => t === look.at ? "itself" : t > look.at ? `${t - look.at} later` : `${look.at - t} before`;
@@ -126,8 +151,11 @@ async function showLoss() {
   wholeLoss ??= sampleLoss(new Set(), () => true);
   const whole = await wholeLoss, now = out.length ? await sampleLoss(new Set(out), () => mine === turn) : whole;
   if (mine !== turn) return;
-  const change = () => [el("br"), `without ${out.join(", ")}: `, el("strong", {}, signed(now - whole)), ` against the whole model's ${whole.toFixed(4)}`,
-    out.length === 1 && partOf.has(out[0]) ? ` (measured on more text: ${signed(partOf.get(out[0]).cost)})` : ""];
-  place.replaceChildren(el("strong", {}, now.toFixed(4)), ` nats per character on ${data.sample.chars} characters of its validation text`, ...(out.length ? change() : [": the whole model"]));
+  const nodes = [el("strong", {}, now.toFixed(4)), ` nats per character on ${data.sample.chars} characters of its validation text`];
+  const change = () => [`without ${out.join(", ")}: `, el("strong", {}, signed(now - whole)), ` against the whole model's ${whole.toFixed(4)}`];
+  if (out.length) nodes.push(el("br"), ...change());
+  else nodes.push(": the whole model");
+  if (out.length === 1 && partOf.has(out[0])) nodes.push(` (measured on more text: ${signed(partOf.get(out[0]).cost)})`);
+  place.replaceChildren(...nodes);
   place.dataset.loss = now;
 }

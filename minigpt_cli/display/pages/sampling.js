@@ -51,7 +51,8 @@ class Continuation {
   next(settings) {  // the next id
     const id = choose(this.logits, settings, Math.random());
     this.ids.push(id);
-    if (!this.c.rope_theta && this.cache.length >= this.c.block_size || id === this.c.end_of_text) this.read(Math.max(1, Math.floor(this.c.block_size / 2)));
+    const isFull = !this.c.rope_theta && this.cache.length >= this.c.block_size;
+    if (isFull || id === this.c.end_of_text) this.read(Math.max(1, Math.floor(this.c.block_size / 2)));
     else this.logits = forward(this.model, [id], { cache: this.cache, last: 1 });
     return id;
   }

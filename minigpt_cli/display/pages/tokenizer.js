@@ -27,12 +27,13 @@ class Tokenizer {
     return parts.flatMap((part) => Object.hasOwn(this.saved.added, part) ? [this.saved.added[part]] : this.encodePlain(part));
   }
   encodePlain(text) {
-    if (this.saved.kind === "byte") return [...bytesOfText(text)].map((byte) => this.idOf.get(byte));
-    if (this.saved.kind === "bpe") return (text.match(GPT2_WORDS) ?? []).flatMap((word) => this.merged([...bytesOfText(word)].map((byte) => this.idOf.get(byte))));
+    if (this.saved.kind === "byte") return this.byteIds(text);
+    if (this.saved.kind === "bpe") return (text.match(GPT2_WORDS) ?? []).flatMap((word) => this.merged(this.byteIds(word)));
     const characters = [...text], unknown = new Set(characters.filter((character) => !this.knows(character)));
     if (unknown.size) throw new Error(this.neverSeen(unknown));
     return characters.map((character) => this.idOf.get(bytesOfText(character)));
   }
+  byteIds(text) { return [...bytesOfText(text)].map((byte) => this.idOf.get(byte)); }
   neverSeen(characters) { return "This model has never seen " + [...characters].slice(0, 8).join(" ") + (characters.size > 8 ? " …" : ""); }
   merged(ids) {  // the pair whose merge was learned first is merged first
     for (;;) {
