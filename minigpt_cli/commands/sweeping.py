@@ -1,13 +1,15 @@
 """minigpt train --sweep, --seeds and --search: many ordinary runs in one group, one after another in this process.
 
-The same command finds finished runs by name and skips them, and continues interrupted ones. A failed run does not stop the others.
+The same command finds finished runs by name and skips them, and continues interrupted ones. A failed run does not stop the others. Several
+processes, on one machine (--jobs) or on several that share the folder, may run the same command: each takes runs that nobody else trains.
 """
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -21,6 +23,7 @@ from minigpt_cli.display import console
 from minigpt_cli.display.group_screen import Standings
 from minigpt_cli.errors import MiniGPTError, RunDamaged, UsageError, unknown_name
 from minigpt_cli.events import Evaluated, Event, Resumed, StopReason
+from minigpt_cli.runstore import locks
 from minigpt_cli.runstore.directory import Run
 from minigpt_cli.runstore.store import RunStore, check_name
 from minigpt_cli.training.sweeps import Space, Study, grid, group_name, parse_choices, parse_space, run_name
@@ -82,7 +85,7 @@ def run_sweep(group: Group, name: str | None, sweeps: Sequence[str], n_seeds: in
     _check_settings([axis.setting for axis in axes])
     first_seed = group.resolved().config.seed
     trials = grid(axes, range(first_seed, first_seed + n_seeds))
-    group_id = check_name(name) if name else _group_name(group, "sweep", sweeps, n_seeds)
+    group_id = sweep_id(group, name, sweeps, n_seeds)
     wanted = {run_name(group_id, trial.name): group.resolved(trial.settings) for trial in trials}
     _check_distinct(wanted)
     swept = list(dict.fromkeys(name for trial in trials for name in trial.settings))
@@ -97,6 +100,16 @@ def _group_name(group: Group, prefix: str, *parts: Any) -> str:
     """The same for the same command."""
     size = [group.context.size] if group.context.size else []
     return group_name(prefix, group.flags, group.preset, str(group.file), *parts, *size)
+
+
+def sweep_id(group: Group, name: str | None, sweeps: Sequence[str], n_seeds: int) -> str:
+    """The name of a sweep: the same for the same command."""
+    return check_name(name) if name else _group_name(group, "sweep", sweeps, n_seeds)
+
+
+def search_id(group: Group, name: str | None, searches: Sequence[str]) -> str:
+    """The name of a search: the same for the same command, however many trials it asks for."""
+    return check_name(name) if name else _group_name(group, "search", searches)
 
 
 def _check_distinct(wanted: Mapping[str, Resolved]) -> None:
@@ -115,7 +128,7 @@ def run_search(group: Group, name: str | None, searches: Sequence[str], n_trials
     for space in spaces:  # both ends must be valid, so that no trial fails because of its settings
         for value in space.choices or (_as_text(space, space.low), _as_text(space, space.high)):
             group.resolved({space.setting: value})
-    group_id = check_name(name) if name else _group_name(group, "search", searches)
+    group_id = search_id(group, name, searches)
     whole = [space.setting for space in spaces if settings()[space.setting].annotation is int]
     study = Study(group.context.store.dir / f".{group_id}.journal", spaces, whole, group.resolved().config.seed)
     swept = tuple(space.setting for space in spaces)
@@ -169,11 +182,14 @@ def _check_settings(names: Sequence[str]) -> None:
 def _train_one(
     group: Group, name: str, wanted: Resolved, results: GroupResults, watch: Callable[[Event], StopReason | None] | None = None
 ) -> bool:
-    """Train or continue the run of this name unless it is finished; returns whether to go on with the group."""
+    """Train or continue the run of this name unless it is finished or another process has it; returns whether to go on with the group."""
     context = replace(group.context, standings=results.standings(group.context.store, wanted.config), watch=watch)
     began = time.monotonic()
     try:
-        outcome = _train_or_resume(context, results.group, name, wanted)
+        with _claimed(context.store, name) as ours:
+            if not ours:
+                return True
+            outcome = _train_or_resume(context, results.group, name, wanted)
     except MiniGPTError as error:
         if isinstance(error, UsageError) and not results.scores and not results.failures:
             raise  # it is the first run, so the same error is in all of them
@@ -191,6 +207,20 @@ def _train_one(
     if not context.json and not console.is_terminal(sys.stderr) and run.record.best is not None:
         console.notice(f"{name}: {run.record.best.nats_per_char:.4f} nats per character ({len(results.scores)} of {results.total})")
     return outcome.signal_number is None
+
+
+@contextmanager
+def _claimed(store: RunStore, name: str) -> Iterator[bool]:
+    """Whether no other process trains the run of this name now; it is this process' during the block."""
+    store.dir.mkdir(parents=True, exist_ok=True)
+    claim = store.dir / f".{name}.claim"
+    release = locks.acquire(claim, 0.0)
+    try:
+        yield release is not None
+    finally:
+        if release is not None:
+            claim.unlink(missing_ok=True)
+            release()
 
 
 def _train_or_resume(context: Context, group: str, name: str, wanted: Resolved) -> Outcome | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,7 +18,7 @@ from minigpt_cli.commands.options import JsonFlag, RunsDir, SourceArguments, com
 from minigpt_cli.commands.planning import is_planned, left_open, parse_size, planned
 from minigpt_cli.commands.processes import Announcement, follow, together
 from minigpt_cli.commands.samples import next_commands, resume_command, sample_of
-from minigpt_cli.commands.sweeping import Group, GroupResults, run_search, run_sweep
+from minigpt_cli.commands.sweeping import Group, GroupResults, run_search, run_sweep, search_id, sweep_id
 from minigpt_cli.commands.train_run import Context, Outcome, outcome_of, train_new, train_on
 from minigpt_cli.config import RunConfig
 from minigpt_cli.data.sources.open_source import open_sources
@@ -25,6 +27,7 @@ from minigpt_cli.errors import UsageError
 from minigpt_cli.events import StopReason
 from minigpt_cli.runstore.directory import Run
 from minigpt_cli.runstore.store import RunStore
+from minigpt_cli.training.sweeps import parse_choices
 
 _MANY = "Many runs"
 
@@ -63,6 +66,7 @@ def train(
     seeds: Annotated[int, option("N", "Train each with this many seeds.", min=1, panel=_MANY)] = 1,
     search: Annotated[list[str] | None, option("KEY=LOW..HIGH[:log]", "Let Optuna search for the best value.", panel=_MANY)] = None,
     trials: Annotated[int, option("N", "Runs of a search, in all its processes.", min=1, panel=_MANY)] = 30,
+    jobs: Annotated[int, option("N", "Train so many runs side by side, the cores shared between them.", min=1, max=1024, panel=_MANY)] = 1,
     log: Annotated[list[str] | None, option("tensorboard|trackio|wandb", "Write the numbers there too; may be repeated.")] = None,
     help_all: Annotated[
         bool, typer.Option("--help-all", help="Show every flag and exit.", is_eager=True, callback=show_everything)
@@ -86,6 +90,7 @@ def train(
       minigpt train new.txt --init-from latest --lora-rank 8   fine-tune
       minigpt train --lr 1e-3 --print-config       what would be used, and why
       minigpt train --sweep lr=1e-3,3e-3 --seeds 3  a grid, three seeds each
+      minigpt train --seeds 4 --jobs 2              two at a time
 
     Trains a model on a text and keeps it in a run directory: the best weights, the last ones, and everything that --resume needs.
     Settings come from the defaults, then --preset, then --config, then MINIGPT_<NAME>, then flags; 0 switches a setting off.
@@ -107,7 +112,7 @@ def train(
                 "--init-from": init_from,
             }
             excluded |= {"--sweep": sweep, "--search": search, "--seeds": seeds > 1, "--dry-run": dry_run, "--print-config": print_config}
-            excluded["--size"] = size != "auto"
+            excluded |= {"--size": size != "auto", "--jobs": jobs > 1}
             if wrong := [flag for flag, value in excluded.items() if value]:
                 raise UsageError(f"--resume continues a run with its own settings: leave out {', '.join(wrong)}")
             return _resume(resume, context, settings, merge=merge)
@@ -127,14 +132,32 @@ def train(
         if sweep or search or seeds > 1:
             if search and (sweep or seeds > 1):
                 raise UsageError("--search chooses settings itself: leave out --sweep and --seeds, or use them in a separate command")
+            if jobs > 1:
+                if world is not None:
+                    raise UsageError("--jobs trains runs side by side, and torchrun one run in several processes: choose one")
+                _side_by_side(group, name, sweep or (), seeds, search, trials, jobs)
             if merge:
                 raise UsageError("--merge is for one run: leave it out, and merge the best run afterwards with minigpt runs import RUN")
             results = run_search(group, name, search, trials) if search else run_sweep(group, name, sweep or (), seeds)
             return _finish_group(group, results, seeds)
+        if jobs > 1:
+            raise UsageError("--jobs trains several runs side by side: add --sweep, --seeds or --search")
         outcome = outcome_of(train_new(context, resolved, name))
         if merge:
             _merge(outcome, store)
         return _finish(outcome, json=json)
+
+
+def _side_by_side(
+    group: Group, name: str | None, sweeps: Sequence[str], seeds: int, search: Sequence[str] | None, trials: int, jobs: int
+) -> None:
+    """Train the runs of a group in several processes. What they leave, this process finds finished, or tries once more."""
+    from minigpt_cli.commands.jobs import side_by_side
+
+    config = group.resolved().config
+    group_id = search_id(group, name, search) if search else sweep_id(group, name, sweeps, seeds)
+    total = trials if search else seeds * math.prod(len(parse_choices(text).choices) for text in sweeps)
+    side_by_side(jobs, group.context.store, group_id, total, threads=config.compute.threads, json=group.context.json)
 
 
 def _check_mergeable(store: RunStore, name: str | None, config: RunConfig) -> None:
