@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from minigpt_cli.runstore.locks import alone_in, hold_folder
-from minigpt_cli.storage.atomic_io import explained, sweep_abandoned, sync_folder
+from minigpt_cli.storage.atomic_io import explained, leftovers, sweep_abandoned, sync_folder
 from minigpt_cli.storage.downloads import Report
 
 T = TypeVar("T")
@@ -75,6 +75,8 @@ def put_in_place(folder: Path, target: Path, is_good: Callable[[Path], bool]) ->
     Processes that do so in one parent folder wait for each other, so that none removes what another has just finished.
     """
     with explained("write"), alone_in(target.parent):
+        for temporary in leftovers(folder):  # of killed processes that built in it
+            os.unlink(temporary)
         if target.exists():
             if is_good(target):
                 return

@@ -35,7 +35,7 @@ from minigpt_cli.data.token_files import PROGRESS, TokenFiles, tokenizer_in, unf
 from minigpt_cli.data.verified import VERIFIED
 from minigpt_cli.errors import TextTooShort, UsageError, unknown_name
 from minigpt_cli.escaping import file_name
-from minigpt_cli.storage.atomic_io import explained, write_atomic
+from minigpt_cli.storage.atomic_io import explained, leftovers, write_atomic
 from minigpt_cli.tokenization.contract import END_OF_TEXT, Builder, Tokenizer, TrainingText
 from minigpt_cli.tokenization.pretrained import load_tokenizer, with_added_tokens, with_characters
 
@@ -291,7 +291,7 @@ def _check_out(out: Path | None) -> None:
     if not out.is_dir():
         raise UsageError(f"--out {out} is a file: name a folder")
     ours = {RECORD, TOKENIZER, VERIFIED, scanned.SCANNED, *(f"{name}.bin" for name in SPLITS)}
-    if not {path.name for path in out.iterdir()} <= ours:
+    if not {path.name for path in out.iterdir() if str(path) not in leftovers(out)} <= ours:
         raise UsageError(f"--out {out} holds other files: name a new or empty folder")
 
 

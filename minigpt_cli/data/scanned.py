@@ -25,7 +25,7 @@ from minigpt_cli.data.dataset import Dataset, Origins, cached
 from minigpt_cli.data.sources.contract import Source
 from minigpt_cli.data.verified import stamp_of
 from minigpt_cli.errors import MiniGPTError, RunDamaged
-from minigpt_cli.storage.atomic_io import read_json, write_atomic
+from minigpt_cli.storage.atomic_io import read_json, sweep_abandoned, write_atomic
 
 SCANNED = "scanned.json"
 _OWN_KINDS = {"text", "JSONL", "JSON", "CSV"}
@@ -65,6 +65,7 @@ def find(folders: Iterable[Path], state: str) -> Dataset | None:
 def keep(dataset: Dataset, state: str) -> None:
     """Note that `dataset` was made from a text in this state, where its folder can be written to."""
     if state and dataset.origins.kinds.keys() <= _OWN_KINDS:
+        sweep_abandoned(dataset.dir)
         with suppress(MiniGPTError):
             note = _Note(state=state, key=dataset.key, origins=dataset.origins, notices=dataset.notices)
             write_atomic(dataset.dir / SCANNED, note.model_dump_json())

@@ -35,9 +35,11 @@ def test_what_is_good_stays_and_what_is_not_is_replaced(good: bool, kept: str, t
     (tmp_path / "done" / "file").write_text("old")
     with atomic_folder(tmp_path) as folder:
         (folder / "file").write_text("new")
+        (folder / ".file.0a1b2c.tmp").write_text("what a killed process was writing")
         put_in_place(folder, tmp_path / "done", lambda there: good)
     assert (tmp_path / "done" / "file").read_text() == kept
     assert os.listdir(tmp_path) == ["done"]
+    assert os.listdir(tmp_path / "done") == ["file"]
 
 
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
