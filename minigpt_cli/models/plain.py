@@ -40,7 +40,7 @@ class Plain(Modern):
 
     def __init__(self, config: PlainConfig, vocab_size: int) -> None:
         super().__init__(config, vocab_size)
-        _take_out(self, config.parts, {})
+        list(_take_out(self, config.parts, {}))
 
     def new_cache(self, batch_size: int, max_tokens: int) -> Any:
         """None without a mask: each new token changes what every token before it sees, so the whole window is computed again."""
@@ -67,7 +67,8 @@ def opened(
     try:
         for module, kind in fast.items():
             module.__class__ = _formula_class(kind)
-        handles = _take_out(model, without, means or {})
+        for handle in _take_out(model, without, means or {}):
+            handles.append(handle)
         if watch is not None:
             handles += _record(model, watch)
         yield model
@@ -112,29 +113,30 @@ class _SwitchedOff:
         setattr(self.module, self.name, self.before)
 
 
-def _take_out(model: Any, without: Collection[str], means: Mapping[str, Tensor]) -> list[_Removable]:
-    """Leave the parts out of `model` until the handles are removed."""
-    handles: list[_Removable] = []
+def _take_out(model: Any, without: Collection[str], means: Mapping[str, Tensor]) -> Iterator[_Removable]:
+    """Leave the parts out of `model`, one after another, until the handles are removed."""
     for i, block in enumerate(model.blocks):
         attention, mlp = block.attention, _feed_forward(block)
-        switches = (("mask", attention.attend, "causal"), ("scale", attention.attend, "scaled"), ("residual", block, "residual"))
-        handles += [_SwitchedOff(module, name) for part, module, name in switches if part in without]
+        if "mask" in without:
+            yield _SwitchedOff(attention.attend, "causal")
+        if "scale" in without:
+            yield _SwitchedOff(attention.attend, "scaled")
+        if "residual" in without:
+            yield _SwitchedOff(block, "residual")
         if "positions" in without:
-            handles.append(block.register_forward_pre_hook(_without_rotation))
+            yield block.register_forward_pre_hook(_without_rotation)
         for part, module, found in (("attention", attention, f"{i}.attention_out"), ("mlp", mlp, f"{i}.mlp_out")):
             if part in without:
-                handles.append(module.register_forward_hook(_replace_by(_nothing)))
+                yield module.register_forward_hook(_replace_by(_nothing))
             elif f"layer {i}" in without or f"{part} {i}" in without:
-                handles.append(module.register_forward_hook(_replace_by(partial(_expanded, means[found]))))
-        heads = [h for h in range(attention.n_head) if f"head {i}.{h}" in without]
-        if heads:
-            handles.append(attention.out.register_forward_pre_hook(_replace_heads(heads, means[f"{i}.head_out"])))
+                yield module.register_forward_hook(_replace_by(partial(_expanded, means[found])))
+        if heads := [h for h in range(attention.n_head) if f"head {i}.{h}" in without]:
+            yield attention.out.register_forward_pre_hook(_replace_heads(heads, means[f"{i}.head_out"]))
     if "positions" in without and hasattr(model, "position_embedding"):
-        handles.append(model.position_embedding.register_forward_hook(_same_for_all_positions))
-    if "norm" in without:
-        norms = [module for module in model.modules() if isinstance(module, LayerNorm | RMSNorm)]
-        handles += [module.register_forward_hook(lambda _, args, output: args[0] + _nothing(output)) for module in norms]
-    return handles
+        yield model.position_embedding.register_forward_hook(_same_for_all_positions)
+    for module in model.modules():
+        if "norm" in without and isinstance(module, LayerNorm | RMSNorm):
+            yield module.register_forward_hook(lambda _, args, output: args[0] + _nothing(output))
 
 
 def _feed_forward(block: Any) -> Any:

@@ -91,6 +91,8 @@ def test_a_model_is_as_before_once_it_is_closed_also_after_an_error(arch: str) -
     kinds, logits = [type(module) for module in model.modules()], model(tokens(2, T)).logits
     with pytest.raises(ZeroDivisionError), opened(model, without=REMOVABLE, watch={}):
         raise ZeroDivisionError
+    with pytest.raises(KeyError), opened(model, without=["mask", "mlp 1"], means={}):
+        pass
     assert [type(module) for module in model.modules()] == kinds
     assert torch.equal(model(tokens(2, T)).logits, logits)
 
