@@ -104,17 +104,18 @@ def print_renderable(renderable: RenderableType) -> None:
     console.write("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
-def print_columns(texts: Sequence[tuple[str, Text]], *details: Sequence[Text], title: str = "") -> None:
-    """Print texts side by side under their names, and rows of details below them."""
+def print_columns(texts: Sequence[tuple[str, Text]], details: Sequence[Text] = ()) -> None:
+    """Print texts side by side under their names, with `details` of each below it."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE, title=Text(title, style="dim"), title_justify="left", expand=console.is_terminal(sys.stdout))
+    table = Table(box=box.SIMPLE, expand=console.is_terminal(sys.stdout))
     for name, _ in texts:
         table.add_column(Text(one_line(name)), ratio=1)
-    for row in ([text for _, text in texts], *details):
-        table.add_row(*row)
+    table.add_row(*(text for _, text in texts))
+    if details:
+        table.add_row(*details)
     print_renderable(table)
 
 

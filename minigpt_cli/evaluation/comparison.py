@@ -21,6 +21,7 @@ from minigpt_cli.evaluation.statistics import Estimate, Floats, holm, largest_wi
 
 LEVEL = 0.05
 RARE = 2000  # a character that makes up less than one in this many is rare
+_PASSAGES = 2  # that are shown of each side where it is better
 
 Verdict = Literal["a_better", "b_better", "indistinguishable"]
 Question = Literal["weights", "recipes"]
@@ -181,13 +182,13 @@ def position_ranges(longest: int) -> list[tuple[str, int, int]]:
     return [(f"{low}" if high == low + 1 else f"{low}–{high - 1}", low, high) for low, high in pairwise(edges)]
 
 
-def most_different(a: Side, b: Side, text: str, *, count: int = 4, length: int = 160) -> list[Passage]:
+def most_different(a: Side, b: Side, text: str, *, length: int = 160) -> list[Passage]:
     """The passages of about `length` characters on which the sides differ most: half where a is better, half where b is; none overlap."""
     differences = a.char_nats - b.char_nats
     length = min(length, len(text))
     taken: list[int] = []
     for sign in (1, -1):
-        taken += largest_windows(sign * differences, length, (count + 1) // 2, taken)
+        taken += largest_windows(sign * differences, length, _PASSAGES, taken)
     return [_passage(text, differences, start, length, _firsts(a)) for start in taken]
 
 

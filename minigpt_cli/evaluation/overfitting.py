@@ -48,14 +48,14 @@ class Memorisation:
     written: Written | None = None  # of a run that learned documents
 
 
-def memorisation(run: Run, *, ckpt: str = "best", seed: int = 0, device: ChooseDevice = lambda: "cpu") -> Memorisation:
+def memorisation(run: Run, *, ckpt: str = "best", device: ChooseDevice = lambda: "cpu") -> Memorisation:
     """The run's score on its training text, and what it copies from it when it writes. Raises UsageError if its data are missing."""
     dataset = dataset_of(run)
     validation = evaluate_run(run, Target(ckpt=ckpt), device=device).score  # of conversations, here and below: the answers
     training = _on_training(run, dataset, ckpt, device)
     gap = validation.nats_per_char - training.nats_per_char
     margin = math.hypot(*((score.ci95[1] - score.ci95[0]) / 2 for score in (validation, training)))
-    samples = sampled(run, dataset, ckpt, seed)
+    samples = sampled(run, dataset, ckpt)
     written = [sample.text for sample in samples]
     unseen = spelled(*learned_text(dataset, "val"))
     return Memorisation(
@@ -99,7 +99,7 @@ def _at_character(dataset: Dataset, start: int) -> int:
     return start
 
 
-def sampled(run: Run, dataset: Dataset, ckpt: str, seed: int) -> list[Sample]:
+def sampled(run: Run, dataset: Dataset, ckpt: str) -> list[Sample]:
     """What the model writes at temperature 1, unfiltered, after a line break; for conversations, its answers to questions from all over
     the validation split; for documents, whole ones."""
     from minigpt_cli.generation import samples
@@ -111,10 +111,10 @@ def sampled(run: Run, dataset: Dataset, ckpt: str, seed: int) -> list[Sample]:
     chars_per_token = run.record.corpus.splits["val"].n_chars / run.record.corpus.splits["val"].n_tokens if run.record.corpus else 1.0
     sampling, length = Sampling(temperature=1.0, top_k=0), max(1, round(SAMPLE_CHARS / chars_per_token))
     if questions := _questions(dataset, writer.config.model.block_size):
-        requests = [GenerationRequest(ids, sampling, length, seed=seed + i, stop=(chat.END,)) for i, ids in enumerate(questions)]
+        requests = [GenerationRequest(ids, sampling, length, seed=i, stop=(chat.END,)) for i, ids in enumerate(questions)]
     else:
         count = DOCUMENTS if writer.start else SAMPLES
-        requests = [GenerationRequest(writer.prompt_ids(""), sampling, length, num_samples=count, seed=seed, ends=writer.ends)]
+        requests = [GenerationRequest(writer.prompt_ids(""), sampling, length, num_samples=count, seed=0, ends=writer.ends)]
     engine = writer.new_engine(SAMPLES)
     return [sample for request in requests for sample in samples.collect(samples.run(engine, request), request.num_samples)]
 

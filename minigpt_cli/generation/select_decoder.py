@@ -15,11 +15,10 @@ SLOT_MEMORY = 1 << 30  # bytes of keys and values that all slots together may ta
 ENGINES = ("auto", "native", "native-fp32", "torch")
 
 
-def check_engine(engine: str) -> str:
-    """`engine`, if there is one of that name. Raises UsageError."""
+def check_engine(engine: str) -> None:
+    """Raise UsageError unless there is an engine of this name."""
     if engine not in ENGINES:
         raise unknown_name("engine", engine, ENGINES)
-    return engine
 
 
 def needs_torch(config: Any, engine: str = "auto") -> bool:

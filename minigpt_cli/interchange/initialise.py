@@ -81,33 +81,26 @@ class Report:
 
 
 def initial_weights(
-    source: Source | str | Path,
-    config: ModelConfig,
-    tokenizer: Tokenizer,
-    *,
-    partial: bool = False,
-    seed: int = 1337,
-    store: RunStore | None = None,
+    source: Source, config: ModelConfig, tokenizer: Tokenizer, *, partial: bool = False, seed: int = 1337
 ) -> tuple[dict[str, Tensor], Report]:
     """A complete state dict for `config`: a new model drawn from `seed` with the source's tensors copied into it; and a report.
     Raises UsageError if nothing matches, or not everything does without `partial`; RunDamaged for weights that are not finite."""
-    found = source if isinstance(source, Source) else open_source(source, store)
     checkpoints.check_model_fits(config, tokenizer.vocab_size, copies=2)  # one to draw, one to return
     fresh = {name: tensor.clone() for name, tensor in build_model(config, tokenizer.vocab_size, seed).state_dict().items()}
-    tensors, notes = _under_our_names(found, config)
-    rows = None if found.tokenizer is None else _vocabulary_rows(found.tokenizer, tokenizer)
-    tensors, more = adapted(tensors, fresh, found.tokenizer, rows)
-    report = _compared(found, tensors, fresh, [*found.notes, *notes, *more])
+    tensors, notes = _under_our_names(source, config)
+    rows = None if source.tokenizer is None else _vocabulary_rows(source.tokenizer, tokenizer)
+    tensors, more = adapted(tensors, fresh, source.tokenizer, rows)
+    report = _compared(source, tensors, fresh, [*source.notes, *notes, *more])
     if not report.loaded:
-        raise UsageError(f"nothing in {found.label} fits --arch {config.arch} of this size: {report.counts()}")
+        raise UsageError(f"nothing in {source.label} fits --arch {config.arch} of this size: {report.counts()}")
     if not report.matches and not partial:
         first = next(iter([*report.misshaped, *report.missing, *report.unexpected]))
         detail = f"{first[0]} has shape {first[1]} there and {first[2]} here" if len(first) == 3 else f"such as {first[0]} {first[1]}"
-        raise UsageError(f"{found.label} does not fit: {report.counts()} ({detail}); use its own settings, or --partial to take what fits")
+        raise UsageError(f"{source.label} does not fit: {report.counts()} ({detail}); use its own settings, or --partial to take what fits")
     weights = fresh | {name: tensors[name].to(fresh[name].dtype) for name, _ in report.loaded}
-    safetensors.check_finite(found.label, weights)
-    if rows is not None and found.tokenizer is not None and weights.keys() & set(VOCABULARY) <= {name for name, _ in report.loaded}:
-        extended = set(rows).issuperset(range(found.tokenizer.vocab_size))
+    safetensors.check_finite(source.label, weights)
+    if rows is not None and source.tokenizer is not None and weights.keys() & set(VOCABULARY) <= {name for name, _ in report.loaded}:
+        extended = set(rows).issuperset(range(source.tokenizer.vocab_size))
         taken = begin_new_rows(weights, config, torch.tensor(rows), seed, extended=extended)
         if taken > _NOTABLE:
             report.notes.append(f"the new tokens change the score of old text by about {taken:.1g} nats per token")

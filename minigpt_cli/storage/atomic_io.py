@@ -101,10 +101,10 @@ def temporary_beside(path: Path) -> Path:
 
 
 @contextmanager
-def staged(path: Path, mode: int = 0o666) -> Iterator[tuple[int, Path]]:
+def staged(path: Path) -> Iterator[tuple[int, Path]]:
     """A new temporary file beside `path`, open for writing; flushed to disk at the end, removed on failure. The caller renames it."""
     temporary = temporary_beside(path)
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | NOFOLLOW | CLOEXEC | BINARY, mode)
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | NOFOLLOW | CLOEXEC | BINARY, 0o666)
     try:
         try:
             yield fd, temporary

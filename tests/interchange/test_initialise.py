@@ -165,9 +165,9 @@ def test_what_does_not_fit_is_refused_with_counts_unless_partial(make_run: MakeR
     tokenizer = checkpoints.load(run).tokenizer
     deeper = run.config.model.model_copy(update={"n_layer": 3, "ffn_mult": 1.0, "qk_norm": False})
     with pytest.raises(UsageError, match=r"11 loaded, 6 missing, 4 unexpected, 4 wrongly shaped.*--partial") as caught:
-        initial_weights(run.dir, deeper, tokenizer)
+        initial_weights(open_source(run.dir), deeper, tokenizer)
     assert "\n" not in str(caught.value)
-    weights, report = initial_weights(run.dir, deeper, tokenizer, partial=True, seed=5)
+    weights, report = initial_weights(open_source(run.dir), deeper, tokenizer, partial=True, seed=5)
     fresh = build_model(deeper, tokenizer.vocab_size, 5).state_dict()
     state = checkpoints.load(run).model.state_dict()
     assert weights.keys() == fresh.keys()
@@ -187,13 +187,13 @@ def test_weights_that_are_not_finite_in_float32_are_refused_by_name(
     state["final_norm.weight"][0] = value
     torch.save(state, tmp_path / "weights.pt")
     with pytest.raises(RunDamaged, match=r"weights\.pt is damaged: tensor 'final_norm\.weight'"):
-        initial_weights(tmp_path / "weights.pt", loaded.config.model, loaded.tokenizer)
+        initial_weights(open_source(tmp_path / "weights.pt"), loaded.config.model, loaded.tokenizer)
 
 
 def test_nothing_that_fits_is_an_error_even_when_partial(tmp_path: Path) -> None:
     torch.save({"strange": torch.zeros(3)}, tmp_path / "x.pt")
     with pytest.raises(UsageError, match="nothing in"):
-        initial_weights(tmp_path / "x.pt", ModernConfig(), chars("ab"), partial=True)
+        initial_weights(open_source(tmp_path / "x.pt"), ModernConfig(), chars("ab"), partial=True)
 
 
 def row_of(weights: dict[str, torch.Tensor], tokenizer: Tokenizer, character: str) -> torch.Tensor:
@@ -205,7 +205,7 @@ def test_vocabularies_are_matched_by_the_text_of_their_tokens(make_run: MakeRun,
     old = chars("abcdefgh")
     run = make_run(model="llama", kind=old)
     new = chars(new_text)
-    weights, report = initial_weights(run.dir, run.config.model, new)
+    weights, report = initial_weights(open_source(run.dir), run.config.model, new)
     state = checkpoints.load(run).model.state_dict()
     assert report.matches
     assert weights["head.weight"].shape[0] == new.vocab_size
@@ -224,7 +224,7 @@ def nats_per_token(model: torch.nn.Module, ids: torch.Tensor) -> float:
 def test_rows_of_new_tokens_differ_and_are_the_same_for_one_seed(make_run: MakeRun) -> None:
     run = make_run(model="llama", kind=chars("abcdefgh"))
     new = chars("abcdefghxyz")
-    first, again, other = (initial_weights(run.dir, run.config.model, new, seed=seed)[0] for seed in (1, 1, 2))
+    first, again, other = (initial_weights(open_source(run.dir), run.config.model, new, seed=seed)[0] for seed in (1, 1, 2))
     assert all(torch.equal(first[name], again[name]) for name in first)
     for name in ("token_embedding.weight", "head.weight"):
         x, y, z = first[name][8:]
@@ -239,7 +239,7 @@ def test_an_extended_vocabulary_scores_the_old_text_as_before_or_says_that_it_do
     run = make_run(model={"arch": "bigram"} if model == "bigram" else model, kind=chars("abcdefgh"))
     loaded = checkpoints.load(run)
     new = chars("éabcdefgh!?你好")
-    weights, report = initial_weights(run.dir, run.config.model, new)
+    weights, report = initial_weights(open_source(run.dir), run.config.model, new)
     extended = build_model(run.config.model, new.vocab_size)
     extended.load_state_dict(weights)
     text = "".join("abcdefgh"[(i * i + i // 5) % 8] for i in range(800))
@@ -251,15 +251,17 @@ def test_an_extended_vocabulary_scores_the_old_text_as_before_or_says_that_it_do
 
 def test_what_another_tokenizer_forgets_is_said(make_run: MakeRun) -> None:
     run = make_run(model="llama", kind=chars("abcdefghijklmno"))
-    notes = initial_weights(run.dir, run.config.model, chars("abcx"))[1].notes
+    notes = initial_weights(open_source(run.dir), run.config.model, chars("abcx"))[1].notes
     assert any("12 of their 15 tokens, which our tokenizer lacks: 'd' 'e' 'f' 'g' 'h' 'i' 'j' 'k' …" in note for note in notes), notes
-    assert not any("forgotten" in note for note in initial_weights(run.dir, run.config.model, chars("abcdefghijklmnop"))[1].notes)
+    assert not any(
+        "forgotten" in note for note in initial_weights(open_source(run.dir), run.config.model, chars("abcdefghijklmnop"))[1].notes
+    )
 
 
 def test_matched_vocabulary_predicts_the_same_characters(make_run: MakeRun) -> None:
     old, new = chars("abcdefgh"), chars("ghabcdef!?")
     run = make_run(model="gpt2", kind=old)
-    weights, _ = initial_weights(run.dir, run.config.model, new)
+    weights, _ = initial_weights(open_source(run.dir), run.config.model, new)
     before = checkpoints.load(run).model(torch.tensor([old.encode("badge").tolist()])).logits[0].detach()
     after = logits(run.config.model, new.vocab_size, weights, new.encode("badge").tolist())
     torch.testing.assert_close(after[:, new.encode("abcdefgh").tolist()], before)
@@ -269,7 +271,7 @@ def test_matched_vocabulary_predicts_the_same_characters(make_run: MakeRun) -> N
 def test_bigram_tables_are_matched_in_rows_and_columns(make_run: MakeRun) -> None:
     old, new = chars("abcd"), chars("dcbax")
     run = make_run(model={"arch": "bigram"}, kind=old)
-    weights, _ = initial_weights(run.dir, run.config.model, new)
+    weights, _ = initial_weights(open_source(run.dir), run.config.model, new)
     table = checkpoints.load(run).model.state_dict()["table"]
     for a in "abcd":
         for b in "abcd":
@@ -281,7 +283,7 @@ def test_bigram_tables_are_matched_in_rows_and_columns(make_run: MakeRun) -> Non
 def test_vocabularies_without_a_common_token_are_refused(make_run: MakeRun) -> None:
     run = make_run(model="llama", kind=chars("abc"))
     with pytest.raises(UsageError, match="no token in common"):
-        initial_weights(run.dir, run.config.model, chars("xyz"))
+        initial_weights(open_source(run.dir), run.config.model, chars("xyz"))
 
 
 def test_a_smaller_block_cuts_learned_positions_and_a_larger_one_needs_partial(make_run: MakeRun) -> None:
@@ -289,18 +291,18 @@ def test_a_smaller_block_cuts_learned_positions_and_a_larger_one_needs_partial(m
     tokenizer = checkpoints.load(run).tokenizer
     state = checkpoints.load(run).model.state_dict()
     shorter = run.config.model.model_copy(update={"block_size": 8})
-    weights, report = initial_weights(run.dir, shorter, tokenizer)
+    weights, report = initial_weights(open_source(run.dir), shorter, tokenizer)
     assert torch.equal(weights["position_embedding.weight"], state["position_embedding.weight"][:8])
     assert any("32" in note and "8" in note for note in report.notes)
     longer = run.config.model.model_copy(update={"block_size": 64})
     with pytest.raises(UsageError, match=r"position_embedding.weight has shape 32x32 there and 64x32 here"):
-        initial_weights(run.dir, longer, tokenizer)
+        initial_weights(open_source(run.dir), longer, tokenizer)
 
 
 def test_rotary_models_take_any_block(make_run: MakeRun) -> None:
     run = make_run(model="qwen3")
     config = run.config.model.model_copy(update={"block_size": 512})
-    assert initial_weights(run.dir, config, checkpoints.load(run).tokenizer)[1].matches
+    assert initial_weights(open_source(run.dir), config, checkpoints.load(run).tokenizer)[1].matches
 
 
 def test_rows_that_round_a_vocabulary_up_are_left_out(make_run: MakeRun, tmp_path: Path) -> None:
@@ -309,7 +311,7 @@ def test_rows_that_round_a_vocabulary_up_are_left_out(make_run: MakeRun, tmp_pat
     size, width = state["token_embedding.weight"].shape
     padded = torch.cat([state["token_embedding.weight"], torch.full((64 - size % 64, width), 9.0)])
     torch.save(state | {"token_embedding.weight": padded}, tmp_path / "padded.pt")
-    weights, report = initial_weights(tmp_path / "padded.pt", loaded.config.model, loaded.tokenizer)
+    weights, report = initial_weights(open_source(tmp_path / "padded.pt"), loaded.config.model, loaded.tokenizer)
     assert report.matches
     assert torch.equal(weights["token_embedding.weight"], state["token_embedding.weight"])
     assert any("padding" in note for note in report.notes)
@@ -321,13 +323,13 @@ def test_rows_of_another_vocabulary_are_not_removed_as_padding(make_run: MakeRun
     longer = torch.cat([state["token_embedding.weight"]] * 2)[: state["token_embedding.weight"].size(0) + 3]
     torch.save(state | {"token_embedding.weight": longer}, tmp_path / "other.pt")
     with pytest.raises(UsageError, match=r"1 wrongly shaped"):
-        initial_weights(tmp_path / "other.pt", loaded.config.model, loaded.tokenizer)
+        initial_weights(open_source(tmp_path / "other.pt"), loaded.config.model, loaded.tokenizer)
 
 
 def test_the_source_is_never_written_to(make_run: MakeRun) -> None:
     run = make_run()
     before = {p: p.read_bytes() for p in run.dir.rglob("*") if p.is_file()}
-    weights, _ = initial_weights(run.dir, run.config.model, checkpoints.load(run).tokenizer)
+    weights, _ = initial_weights(open_source(run.dir), run.config.model, checkpoints.load(run).tokenizer)
     for tensor in weights.values():
         tensor.zero_()
     assert {p: p.read_bytes() for p in run.dir.rglob("*") if p.is_file()} == before
