@@ -231,6 +231,20 @@ def test_the_page_of_a_run_of_documents_has_its_loss_and_measurements(
     assert tab.complaints == []
 
 
+@browser.needed
+def test_the_page_of_a_run_of_conversations_begins_with_a_question(home: Path, tab: browser.Page) -> None:
+    (home / "chats.jsonl").write_text(tiny.chats(), "utf-8")
+    assert minigpt(["train", "chats.jsonl", "--name", "chats", *tiny.training(4, 4, 16)]) == 0
+    assert minigpt(["runs", "look", "chats", "--html", "chats.html"]) == 0
+    opened(tab, home / "chats.html")
+    words = checkpoints.load(RunStore(home / "runs").find("chats")).tokenizer
+    text = tab.evaluate("byId('typed').value")
+    assert text.startswith("<|user|>")
+    assert text.endswith("<|end|><|assistant|>")  # as added tokens: their characters alone are not in the vocabulary
+    assert tab.evaluate("look.ids") == words.encode(text).tolist()
+    assert tab.complaints == []
+
+
 @pytest.mark.parametrize(
     ("arguments", "limit", "says"),
     [(["--html", "look.txt"], 10**7, "does not end in .html"), (["--html", "no/look.html"], 10**7, "make it first"),

@@ -28,8 +28,7 @@ const nameOf = (id) => ADDED.has(id) ? "■" : visible(tokenizer.name(id));
 // ---- the text
 
 function read() {
-  const box = byId("typed"), known = [...tokenizer.clean(box.value)].filter((character) => tokenizer.knows(character)).join("");
-  const unknown = new Set([...tokenizer.clean(box.value)].filter((character) => !tokenizer.knows(character)));
+  const box = byId("typed"), { text: known, unknown } = tokenizer.readable(box.value);
   if (known !== box.value) {
     const caret = box.selectionStart - (box.value.length - known.length);
     box.value = known;

@@ -2,7 +2,8 @@
 
 // ---- the tower: every row is read with the final norm and the head
 
-const COLUMNS = 24;
+// Fewer columns for a large vocabulary, so that a keystroke is not slow: about 50 million products.
+const COLUMNS = Math.max(4, Math.min(24, Math.floor(5e7 / ((2 * c.n_layer + 1) * V * c.n_embd))));
 
 function showTower() {
   const first = Math.max(0, look.at + 1 - COLUMNS), places = Array.from({ length: look.at + 1 - first }, (_, i) => first + i);

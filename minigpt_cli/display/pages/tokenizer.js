@@ -20,11 +20,20 @@ class Tokenizer {
     if (this.saved.lowercase) text = text.toLowerCase();
     return this.saved.nfc ? text.normalize("NFC") : text;
   }
+  // A cleaned text cut at added tokens, which are parts of their own.
+  parts(text) { return this.addedPattern ? text.split(this.addedPattern) : [text]; }
+  isAdded(part) { return Object.hasOwn(this.saved.added, part); }
   knows(character) { return this.saved.kind !== "char" || this.idOf.has(bytesOfText(character)); }
+  // The text as the model can read it, and the characters that were left out.
+  readable(text) {
+    const unknown = new Set();
+    const known = (character) => this.knows(character) || !unknown.add(character);
+    const kept = this.parts(this.clean(text)).map((part) => this.isAdded(part) ? part : [...part].filter(known).join(""));
+    return { text: kept.join(""), unknown };
+  }
   // Ids of a text. Throws an Error that names characters which the tokenizer does not know.
   encode(text) {
-    const clean = this.clean(text), parts = this.addedPattern ? clean.split(this.addedPattern) : [clean];
-    return parts.flatMap((part) => Object.hasOwn(this.saved.added, part) ? [this.saved.added[part]] : this.encodePlain(part));
+    return this.parts(this.clean(text)).flatMap((part) => this.isAdded(part) ? [this.saved.added[part]] : this.encodePlain(part));
   }
   encodePlain(text) {
     if (this.saved.kind === "byte") return this.byteIds(text);
