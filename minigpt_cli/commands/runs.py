@@ -27,6 +27,7 @@ app = typer.Typer(
             "leaderboard": Mount("minigpt_cli.commands.leaderboard:leaderboard", "Which run is best, and which are tied with it."),
             "watch": Mount("minigpt_cli.commands.watch:watch", "Watch runs while they train."),
             "look": Mount("minigpt_cli.commands.look:look", "What is inside a run: what its parts are worth, and what they do."),
+            "diagnose": Mount("minigpt_cli.commands.diagnose:diagnose", "What is wrong with a run, if anything."),
             "plot": Mount("minigpt_cli.commands.plot:plot", "Draw the curves of runs."),
             "export": Mount("minigpt_cli.commands.interchange:export", "Write a run for Hugging Face or llama.cpp."),
             "import": Mount("minigpt_cli.commands.interchange:import_run", "Make a run from a checkpoint of another program."),

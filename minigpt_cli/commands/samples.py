@@ -36,7 +36,7 @@ def sample_of(run: Run) -> str:
 
 def next_commands(run: Run, stop_reason: StopReason | None = None) -> list[str]:
     """Useful next commands, which work unchanged: the prompt is one that the run's tokenizer knows."""
-    name, runs_dir = format.quoted(run.name), _runs_dir_flag(run)
+    name, runs_dir = format.quoted(run.name), runs_dir_flag(run)
     commands = []
     if stop_reason is not None and (stop_reason.signal_number or stop_reason is StopReason.TIME_LIMIT):
         commands.append(resume_command(run, stop_reason))
@@ -53,7 +53,7 @@ def resume_command(run: Run, stop_reason: StopReason | None = None) -> str:
         StopReason.TARGET_LOSS: " --target-loss 0",
         StopReason.TIME_LIMIT: " --time-limit 0",  # the limit counts all sessions of the run, so a resumed run would stop at once
     }.get(stop_reason or StopReason.PRUNED, "")
-    return f"minigpt train --resume {format.quoted(run.name)}{further}{_runs_dir_flag(run)}"
+    return f"minigpt train --resume {format.quoted(run.name)}{further}{runs_dir_flag(run)}"
 
 
 def generate_command(run: Run) -> str:
@@ -63,7 +63,7 @@ def generate_command(run: Run) -> str:
         command += " --chat"
     if opening.text:
         command += f" --prompt {format.quoted(opening.text)}"
-    return command + _runs_dir_flag(run)
+    return command + runs_dir_flag(run)
 
 
 def _opening(run: Run) -> Opening:
@@ -76,7 +76,7 @@ def _opening(run: Run) -> Opening:
         return Opening("")
 
 
-def _runs_dir_flag(run: Run) -> str:
+def runs_dir_flag(run: Run) -> str:
     """The flag --runs-dir, if the run is not in the default folder."""
     folder = run.dir.parent
     return "" if os.path.abspath(folder) == os.path.abspath(resolve_runs_dir()) else f" --runs-dir {format.quoted(str(folder))}"

@@ -12,6 +12,7 @@ import typer
 
 from minigpt_cli.commands.config_flags import with_settings
 from minigpt_cli.commands.config_sources import Resolved, layer_lines, override
+from minigpt_cli.commands.diagnose import sure_finding
 from minigpt_cli.commands.help_page import show_everything
 from minigpt_cli.commands.init_from import Origin
 from minigpt_cli.commands.options import JsonFlag, RunsDir, SourceArguments, complete_preset, complete_run, option, switch
@@ -262,6 +263,7 @@ def _finish(outcome: Outcome, *, json: bool) -> None:
     if not json:
         waiting.show("writing a sample")
         commands = next_commands(outcome.run, outcome.stopped.stop_reason)
-        print_ending(outcome.run, outcome.stopped, commands, sample_of(outcome.run) if outcome.signal_number is None else "")
+        sample = sample_of(outcome.run) if outcome.signal_number is None else ""
+        print_ending(outcome.run, outcome.stopped, commands, sample, sure_finding(outcome.run))
     if outcome.signal_number is not None:
         raise typer.Exit(128 + outcome.signal_number)

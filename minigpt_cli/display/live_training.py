@@ -235,8 +235,8 @@ def print_plan(facts: Mapping[str, Any]) -> None:
     console.write("\n".join(f"{name:<{width}}  {value}" for name, value in lines.items()))
 
 
-def print_ending(run: Run, stopped: Stopped, commands: Sequence[str], sample: str = "") -> None:
-    """Print the score with its interval, a sample, and the commands that come next, to stdout."""
+def print_ending(run: Run, stopped: Stopped, commands: Sequence[str], sample: str = "", found: str = "") -> None:
+    """Print the score with its interval, a sample, what was found wrong, and the commands that come next, to stdout."""
     name = one_line(run.name)
     reason = REASONS[stopped.stop_reason] + (", saved" if stopped.stop_reason.status == "interrupted" else "")
     console.write_labelled("run", f"{name}: {reason} at step {stopped.step:,}, {format.duration(stopped.elapsed_s)}")
@@ -253,4 +253,6 @@ def print_ending(run: Run, stopped: Stopped, commands: Sequence[str], sample: st
         console.write("sample")
         for line in printable(sample).splitlines()[:_SAMPLE_LINES]:
             console.write_wrapped(f"  {line}".rstrip(), "  ")
+    if found:
+        console.write_labelled("found", found)
     console.write("next    " + "\n        ".join(map(one_line, commands)))

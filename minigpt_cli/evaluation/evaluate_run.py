@@ -145,6 +145,11 @@ def evaluate_run(
     return Evaluation(run, ckpt, loaded.step, score, kept=False, notices=notices)
 
 
+def kept_score(run: Run, target: Target | None = None) -> Score | None:
+    """The run's score of `target` (default: its validation split) if it is kept; no model is run."""
+    return cache.find(run.dir, score_key(run, target or Target())) if run.record.files and run.record.corpus else None
+
+
 def baselines_of(run: Run, score: Score) -> Baselines | None:
     """Baselines of the scored text, fitted on what the run learned and kept in the run's folder; None where its data are missing.
 
