@@ -183,6 +183,14 @@ class PlainConfig(ModernConfig):
     without: str = Field("", max_length=100)
     """Parts to leave out, joined by +: mask, positions, attention, mlp, residual, norm, scale."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _branches_carry_something(cls, values: Any) -> Any:
+        """Without the residual, blocks that begin at zero pass nothing on and learn nothing: unless it is set, zero_init is off."""
+        if isinstance(values, dict) and "residual" in str(values.get("without")).split("+"):
+            return {"zero_init": False} | values
+        return values
+
     @property
     def parts(self) -> tuple[str, ...]:
         """The parts that are left out."""

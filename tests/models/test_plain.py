@@ -219,6 +219,16 @@ def test_a_model_without_a_part_can_be_trained(part: str) -> None:
     assert losses[-1] < losses[0]
 
 
+def test_a_model_without_a_residual_stream_does_not_begin_at_zero() -> None:
+    for config, same in (
+        (PlainConfig(), True),
+        (PlainConfig(without="residual"), False),
+        (PlainConfig(without="residual", zero_init=True), True),
+    ):
+        logits = build_model(config, V, seed=0)(torch.arange(T)[None]).logits[0]
+        assert torch.allclose(logits, logits[:1], atol=1e-6) == same, config
+
+
 def test_a_model_without_a_mask_writes_from_its_whole_window() -> None:
     model = build("plain", {"without": "mask"}, "plain")
     request = GenerationRequest(tokens(3).tolist(), Sampling(temperature=0), max_new_tokens=T - 3)
