@@ -51,7 +51,9 @@ class Splitter:
             if not length:
                 unit = {"conversation": "conversation", "document": "document", "given": "document"}.get(self.cut, "character")
                 n = text.n_chars if unit == "character" else text.n_documents
-                raise TextTooShort(f"{text.name} has {n} {unit}{'s' * (n != 1)}, which leaves none for the {name} split: use more text")
+                repeated = f", {text.n_duplicates} of which repeat another" * (self.cut == "document" and text.n_duplicates > 0)
+                has = f"{n} {unit}{'s' * (n != 1)}{repeated}"
+                raise TextTooShort(f"{text.name} has {has}, which leaves none for the {name} split: use more text")
 
     def _kind(self) -> Cut:
         if self._text.given:

@@ -73,7 +73,7 @@ def memorisation(run: Run, *, ckpt: str = "best", device: ChooseDevice = lambda:
 
 def _whole_documents(samples: Sequence[Sample], dataset: Dataset) -> Written:
     known = set(dataset.text("train").split(END_OF_TEXT))
-    ended = [sample.text for sample in samples if sample.stop_reason == "stop"]
+    ended = [sample.text for sample in samples if sample.stop_reason == "eot"]
     return Written(len(samples), len(ended), sum(text in known for text in ended))
 
 

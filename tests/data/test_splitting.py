@@ -111,6 +111,11 @@ def test_a_document_that_holds_the_end_itself_is_named(data: Callable[..., Datas
         data([*texts(3), f"a{END_OF_TEXT}b", *texts(12)])
 
 
+def test_documents_that_are_all_the_same_are_refused_as_such(data: Callable[..., Dataset]) -> None:
+    with pytest.raises(TextTooShort, match="texts has 40 documents, 39 of which repeat another, which leaves none"):
+        data(["a row of text"] * 40)
+
+
 def test_documents_too_short_for_a_split_are_refused(data: Callable[..., Dataset]) -> None:
     with pytest.raises(TextTooShort, match="train split"):
         data((["a", "b"]), train_frac=0.3)
