@@ -23,6 +23,7 @@ from minigpt_cli.runstore.directory import Run
 
 FEW = 4  # evaluations: with fewer a curve says nothing
 _NEAR, _FAR = 2, 8  # tokens before a character: little context, and enough to be of use
+_WORSE = 0.1  # nats per character above a model that knows nothing: the training did that
 _MUON_LR, _ADAMW_LR = 0.03, 3e-3  # that suit models 64 wide
 _ENDED = (StopReason.EARLY_STOPPING, StopReason.TIME_LIMIT, StopReason.PLATEAU, StopReason.INTERRUPTED_KEYBOARD, StopReason.TERMINATED)
 
@@ -44,7 +45,7 @@ class Symptoms:
     rate: float  # the peak learning rate as a multiple of what suits this optimizer and width
     tokens_per_param: float  # of training text
     leak: float | None  # share of the validation text that stands in the training text
-    noise: float | None  # half the 95 % interval of one evaluation
+    noise: float | None  # half the 95 % interval of one evaluation if its characters were independent, so at least that
     measured: int  # tokens that one evaluation reads
     pairs: float | None  # the loss of counted character pairs
     xz: float | None  # what xz needs for the validation text after the training text, as a share of what it needs without
@@ -94,7 +95,7 @@ def symptoms_of(run: Run, baselines: Baselines | None = None) -> Symptoms:
     sampled = config.eval.eval_iters * config.optim.batch_size * block
     whole = val.n_tokens if val else 0
     measured = min(sampled, whole) if sampled and whole else sampled or whole
-    ci95 = record.best.ci95 if record.best else None
+    score = kept_score(run)
     return Symptoms(
         stop_reason=str(record.stop_reason or ""),
         stop_step=record.stop_step,
@@ -107,11 +108,11 @@ def symptoms_of(run: Run, baselines: Baselines | None = None) -> Symptoms:
         rate=_rate(config),
         tokens_per_param=(train.n_tokens if train else 0) / max(1, record.n_params),
         leak=record.corpus.leak.share if record.corpus and record.corpus.leak else None,
-        noise=None if ci95 is None else (ci95[1] - ci95[0]) / 2 * math.sqrt(max(1.0, whole / max(1, measured))),
+        noise=1.96 * float(score.char_nats.std()) / math.sqrt(max(1.0, measured * chars_per_token)) if score else None,
         measured=measured,
         pairs=baselines.bigram if baselines else None,
         xz=baselines.xz / baselines.xz_alone if baselines and baselines.xz_alone else None,
-        context=_context(kept_score(run), block),
+        context=_context(score, block),
         block_size=block,
         least_expert=_least_expert(evaluations) if isinstance(config.model, MoEConfig) else None,
     )
@@ -169,7 +170,7 @@ def too_little_to_say(shown: Symptoms) -> str:
 def _diverged(s: Symptoms, t: Thresholds) -> str:
     if s.stop_reason == StopReason.DIVERGED:
         return f"training ended at step {s.stop_step:,} because losses were no longer finite"
-    if s.train and s.last_train > s.uniform:
+    if s.train and s.last_train > s.uniform + _WORSE:
         return f"the training loss ended at {s.last_train:.2f} nats per character, and knowing nothing costs {s.uniform:.2f}"
     return ""
 
@@ -185,7 +186,7 @@ def _leak(s: Symptoms, t: Thresholds) -> str:
 def _noisy(s: Symptoms, t: Thresholds) -> str:
     if s.noise is None or s.noise <= t["noise"]:
         return ""
-    return f"an evaluation reads {s.measured:,} tokens, and its loss is uncertain by ±{s.noise:.2f} nats per character"
+    return f"an evaluation reads {s.measured:,} tokens, so its loss is uncertain by ±{s.noise:.2f} nats per character or more"
 
 
 def _experts(s: Symptoms, t: Thresholds) -> str:
