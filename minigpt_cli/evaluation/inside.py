@@ -6,8 +6,8 @@ All numbers are of the first 16,384 characters of the run's validation text. The
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
@@ -15,7 +15,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from minigpt_cli.bounds import NATS_LIMIT, Count, Nats
-from minigpt_cli.errors import MiniGPTError
+from minigpt_cli.errors import MiniGPTError, UsageError
 from minigpt_cli.evaluation.cache import make_folder
 from minigpt_cli.evaluation.comparison import KINDS, character_kinds, position_ranges, verdict_of
 from minigpt_cli.evaluation.eval_target import Target, score_key
@@ -124,8 +124,8 @@ def look(run: Run, *, fresh: bool = False, on_model: Callable[[], None] = lambda
     """What is inside the run's best model: kept from before, else measured and kept. Raises UsageError where its text is missing.
 
     `on_model` is called before the model is loaded, `advance` while it is read; an error that they raise ends the work."""
-    key = score_key(run, Target())
-    path = key.path(run.dir)
+    with _advice():
+        path = score_key(run, Target()).path(run.dir)
     path = path.with_name(f"inside-{path.stem}-{_VERSION}.json")
     if not fresh:
         with suppress(MiniGPTError, ValidationError):
@@ -133,7 +133,8 @@ def look(run: Run, *, fresh: bool = False, on_model: Callable[[], None] = lambda
     on_model()
     from minigpt_cli import checkpoints
 
-    dataset = dataset_of(run)
+    with _advice():
+        dataset = dataset_of(run)
     loaded = checkpoints.load(run)
     found = measure(loaded, sample_of(dataset, run.config.model.block_size), advance)
     if loaded.record.files == run.record.files:  # else an older generation was read, which the key does not name
@@ -141,6 +142,16 @@ def look(run: Run, *, fresh: bool = False, on_model: Callable[[], None] = lambda
             make_folder(path.parent)
             write_atomic(path, json.dumps(found.model_dump(mode="json"), allow_nan=False) + "\n")
     return found
+
+
+@contextmanager
+def _advice() -> Iterator[None]:
+    """Say of a text that is missing what is wrong here; `eval` advises to give another one."""
+    try:
+        yield
+    except UsageError as error:
+        what = str(error).removesuffix(": give a text with --data FILE")
+        raise UsageError(f"{what}: runs look needs the text that a run was trained on") from error
 
 
 def measure(loaded: Loaded, sample: Sample, advance: Progress = lambda done, total: None) -> Inside:

@@ -111,6 +111,20 @@ def test_an_interrupted_look_leaves_nothing(folder: Path, monkeypatch: pytest.Mo
     assert not list((folder / "runs/modern/scores").glob("inside-*"))
 
 
+def test_a_text_that_is_gone_is_asked_for(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from minigpt_cli.evaluation import evaluate_run, inside
+
+    def gone(run: object) -> None:
+        evaluate_run._prepared_again(run, run.config.data.model_copy(update={"source": str(folder / "gone.txt")}), "")  # type: ignore[attr-defined, arg-type]
+
+    monkeypatch.setattr(inside, "dataset_of", gone)
+    assert run(folder, "runs", "look", "modern") == 2
+    error = capsys.readouterr().err
+    assert "is no longer there" in error
+    assert "runs look needs the text that a run was trained on" in error
+    assert "--data" not in error
+
+
 def test_a_run_folder_that_cannot_be_written_is_looked_into_all_the_same(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.rmtree(folder / "runs/modern/scores")
     (folder / "runs/modern/scores").write_text("a file where the folder belongs")
