@@ -55,8 +55,8 @@ class Surprising:
 
     @property
     def peak(self) -> Cell:
-        """The most surprising of its cells."""
-        return max(self.cells, key=lambda cell: cell.nats)
+        """The cell with its least probable token."""
+        return min(self.cells, key=lambda cell: cell.probability)
 
 
 @dataclass(frozen=True)

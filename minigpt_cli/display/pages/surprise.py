@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from minigpt_cli.data.chat import END
 from minigpt_cli.display import format
 from minigpt_cli.display.generation import expectation
 from minigpt_cli.display.pages.page import Markup, asset, html_page, in_columns, remark, section, tag, tinted
 from minigpt_cli.escaping import one_line, printable
+from minigpt_cli.tokenization.contract import END_OF_TEXT
 
 if TYPE_CHECKING:
     from minigpt_cli.evaluation.evaluate_run import Evaluation
@@ -41,7 +43,7 @@ def surprise_page(found: Evaluation, what: str, surprising: Surprise) -> str:
 def _token(cell: Cell) -> object:
     """A cell as saved_view.js shows it; text that is not scored as it is."""
     if not cell.token:
-        return printable(cell.text)
+        return printable(cell.text.replace(END_OF_TEXT, "■\n").replace(END, f"{END}\n"))
     expected = [[printable(name), round(p, 4)] for name, p in cell.expected]
     return [printable(cell.token), round(cell.probability, 4), expected, printable(cell.text), round(_strength(cell), 3)]
 
