@@ -48,20 +48,20 @@ class Law(NamedTuple):
     """The coefficients."""
 
     floor: float = 0.9  # E of English prose, nats per character
-    small: float = 3.33  # A
-    small_power: float = 0.255  # a
-    unseen: float = 7.04  # B
-    unseen_power: float = 0.184  # b
-    quick: float = 0.341  # by which a larger model learns more from a token (power)
-    batch: float = 3460.0  # tokens of the critical batch after a million tokens
-    batch_power: float = 0.556  # by which it grows with the tokens read
-    batch_steep: float = 2.16  # by which tokens are wasted beyond it (power)
-    passes: float = 5.64  # after which a pass is worth little, for as many weights as the text has tokens
-    passes_power: float = 0.314  # by which that number falls with the weights for each token
-    passes_dropout: float = 1.14  # by which dropout raises it (exponent)
-    dropout: float = 2.15  # by which dropout slows learning down (exponent)
-    packed: float = 0.302  # c: by which what is lost falls with the characters of a token
-    packed_passes: float = 0.126  # by which passes over the text take that advantage away
+    small: float = 5.26  # A
+    small_power: float = 0.266  # a
+    unseen: float = 14.9  # B
+    unseen_power: float = 0.243  # b
+    quick: float = 0.141  # by which a larger model learns more from a token (power)
+    batch: float = 4990.0  # tokens of the critical batch after a million tokens
+    batch_power: float = 0.6  # by which it grows with the tokens read
+    batch_steep: float = 1.38  # by which tokens are wasted beyond it (power)
+    passes: float = 4.41  # after which a pass is worth little, for as many weights as the text has tokens
+    passes_power: float = 0.231  # by which that number falls with the weights for each token
+    passes_dropout: float = 1.83  # by which dropout raises it (exponent)
+    dropout: float = 2.35  # by which dropout slows learning down (exponent)
+    packed: float = 0.283  # c: by which what is lost falls with the characters of a token
+    packed_passes: float = 0.0241  # by which passes over the text take that advantage away
 
     def nats_per_char(self, t: Training) -> float:
         """The expected loss."""

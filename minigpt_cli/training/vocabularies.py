@@ -12,10 +12,10 @@ from minigpt_cli.tokenization.bpe import BPETokenizer
 from minigpt_cli.tokenization.contract import END_OF_TEXT, TrainingText
 
 SIZES = (512, 1024, 2048)  # of learned byte pairs
-_FEWEST_CHARS = 250_000  # of training text; from less, byte pairs are learned badly
+FEWEST_CHARS = 250_000  # of training text; read often, less text is worse in byte pairs
 _SAMPLE, _HELD_BACK, _PIECES = 160_000, 80_000, 8  # characters that pairs are learned from and counted on, in so many pieces
 _SECONDS_A_CHAR = 0.6e-6  # to learn byte pairs and to encode the text
-_PREPARED_SHARE = 0.05  # of a time budget, at most
+_PREPARED_SHARE = 0.1  # of a time budget, at most
 
 
 class Text(NamedTuple):
@@ -39,7 +39,7 @@ def possible(config: RunConfig, given: Collection[str], dataset: Dataset) -> lis
     now, chars = present(dataset), dataset.train.n_chars
     fixed = {"tokenizer", "vocab_size"} & set(given) or prepared_folder(config.data) is not None or dataset.chats
     too_long = chars * _SECONDS_A_CHAR > _PREPARED_SHARE * config.optim.time_budget
-    if fixed or too_long or now.tokenizer != "char" or chars < _FEWEST_CHARS:
+    if fixed or too_long or now.tokenizer != "char" or chars < FEWEST_CHARS:
         return [now]
     texts = [now]
     learned, counted = _samples(dataset)
