@@ -52,14 +52,8 @@ def _print_baselines(model: float, baselines: Baselines) -> None:
     console.write_wrapped("nats per character, beside baselines without a neural network (they saw the training split too)")
     colour = console.use_colour(sys.stdout)
     for name, value in sorted(rows, key=lambda row: row[1]):
-        line = f"  {name:<16} {value:7.4f}  {_bar(value / most)}"
+        line = f"  {name:<16} {value:7.4f}  {format.bar(value / most, _BAR)}"
         console.write(f"\x1b[1;32m{line}\x1b[0m" if colour and name == "this model" else line)
-
-
-def _bar(share: float) -> str:
-    """A bar of this share of the longest, to an eighth of a character."""
-    eighths = max(1, round(8 * _BAR * share))
-    return "█" * (eighths // 8) + ("", "▏", "▎", "▍", "▌", "▋", "▊", "▉")[eighths % 8]
 
 
 def print_test_gap(selected: float, test: float) -> None:

@@ -54,6 +54,12 @@ def plus_minus(value: float, ci95: tuple[float, float] | None) -> str:
     return "" if ci95 is None else f"±{max(ci95[1] - value, value - ci95[0]):.3f}"
 
 
+def bar(share: float, width: int) -> str:
+    """A bar of this share of `width` characters, to an eighth of one and at least that."""
+    eighths = max(1, round(8 * width * share))
+    return "█" * (eighths // 8) + ("", "▏", "▎", "▍", "▌", "▋", "▊", "▉")[eighths % 8]
+
+
 def size(n_bytes: int | float) -> str:
     """1.5 MB."""
     value, unit = _scaled(float(n_bytes), ("bytes", "kB", "MB", "GB"))

@@ -77,9 +77,9 @@ def _print_parts(parts: Sequence[PartCost], unit: str) -> None:
         delta = part.delta_nats_per_char
         roles = ", ".join(f"{role_in_words(role, unit)} {share:.0%}" for role, share in part.roles.items())
         half = f"±{(part.ci95[1] - part.ci95[0]) / 2:.4f}"
-        cost = [f"{delta:+.4f}", half, _bar(delta / most)] if part.measurable else [f"{delta:+.4f}", half, ""]
+        bar = format.bar(delta / most, _BAR) if part.measurable and delta > 0 else ""
         effect = _NO_EFFECT if not part.measurable else _HARM if delta < 0 else ""
-        rows.append([_name(part.part), *cost, "; ".join(filter(None, [effect, roles]))])
+        rows.append([_name(part.part), f"{delta:+.4f}", half, bar, "; ".join(filter(None, [effect, roles]))])
         styles.append("" if part.measurable else "dim")
     columns = [Column("part"), Column("nats", right=True), Column("95 %", 1, right=True), Column("", 3), Column("looks at", most=70)]
     _print_section("what each part is worth: nats per character without it minus with it", columns, rows, styles)
@@ -100,12 +100,6 @@ def _name(part: str) -> str:
     return f"· {part}" if part.startswith(("head", "mlp")) else part
 
 
-def _bar(share: float) -> str:
-    """A bar of this share of the longest, to an eighth of a character; nothing for a part that does harm."""
-    eighths = max(0, round(8 * _BAR * share))
-    return "█" * (eighths // 8) + ("", "▏", "▎", "▍", "▌", "▋", "▊", "▉")[eighths % 8]
-
-
 def _print_context(context: Sequence[ContextLoss]) -> None:
     if not context:
         return
@@ -123,7 +117,7 @@ _LOSS_COLUMNS = (Column("nats/char", right=True), Column("95 %", 1, right=True),
 
 
 def _loss_cells(nats: float, ci95: tuple[float, float], most: float) -> list[str]:
-    return [f"{nats:.4f}", format.plus_minus(nats, ci95), _bar(nats / (most or 1.0))]
+    return [f"{nats:.4f}", format.plus_minus(nats, ci95), format.bar(nats / (most or 1.0), _BAR)]
 
 
 def _print_losses(title: str, name: str, losses: Sequence[KindLoss]) -> None:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from minigpt_cli.display import console
-from minigpt_cli.display.evaluation import _bar, _print_baselines
+from minigpt_cli.display import console, format
+from minigpt_cli.display.evaluation import _print_baselines
 from minigpt_cli.evaluation.baselines import Baselines
 
 
 def test_bars_differ_by_an_eighth_of_a_character() -> None:
-    bars = [_bar(eighths / 256) for eighths in range(1, 257)]
+    bars = [format.bar(eighths / 256, 32) for eighths in range(1, 257)]
     assert len(set(bars)) == 256
-    assert len(_bar(1.0)) == 32
+    assert len(format.bar(1.0, 32)) == 32
 
 
 def test_this_model_is_highlighted(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
