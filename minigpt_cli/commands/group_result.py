@@ -33,18 +33,31 @@ class _Combination:
         return sum(run.record.best.nats_per_char for run in self.runs if run.record.best) / len(self.runs)
 
 
-def show_result(group: Group, results: GroupResults, seeds: int) -> None:
-    """Print the combinations best first, the verdict on the first two, the command for the best, and what is not settled."""
-    names = tuple(name for name in results.swept if name != "seed" or seeds == 1) or results.swept
-    found = _combinations([run for run in group.context.store.runs() if run.record.group == results.group], names)
+def show_result(group: Group, results: GroupResults, looks: int = 1) -> None:
+    """Print the combinations best first, the verdict on the first two, the command for the best, and what is not settled.
+
+    `looks`: how often --seeds auto may look at the verdict.
+    """
+    names, found = _found(group, results)
     if not found:
         return
     waiting.show("comparing the best two")
     sides = _sides(found)
-    lines = [("best", _best_line(found[0])), *_verdict_lines(found, sides, seeds)]
+    lines = [("best", _best_line(found[0])), *_verdict_lines(sides, looks)]
     lines += [("open", line) for line in _open_questions(group, found, names)]
     command = _train_command(group, dict(zip(names, found[0].values, strict=True)))
     print_group(names, [_row(combination, side) for combination, side in zip(found, sides, strict=True)], lines, command)
+
+
+def verdict(group: Group, results: GroupResults, looks: int) -> Pair | None:
+    """The verdict on the best two combinations; None where they cannot be compared."""
+    return _verdict(_sides(_found(group, results)[1]), looks)
+
+
+def _found(group: Group, results: GroupResults) -> tuple[tuple[str, ...], list[_Combination]]:
+    """The settings in which the group's recipes differ, and its combinations, best first."""
+    names = tuple(name for name in results.swept if name != "seed" or not results.seeded) or results.swept
+    return names, _combinations([run for run in group.context.store.runs() if run.record.group == results.group], names)
 
 
 def _combinations(runs: Sequence[Run], names: Sequence[str]) -> list[_Combination]:
@@ -93,18 +106,28 @@ def _best_line(best: _Combination) -> str:
     return f"{best.name}: {best.nats_per_char:.4f} nats per character{seeds}"
 
 
-def _verdict_lines(found: Sequence[_Combination], sides: Sequence[Side | None], seeds: int) -> list[tuple[str, str]]:
-    """The verdict on the best and the next, and its scope."""
-    from minigpt_cli.display.comparison import outlook_sentence, scope_lines, verdict_sentence
+def _verdict(sides: Sequence[Side | None], looks: int) -> Pair | None:
+    """The verdict on the first two; None where one has no final score. Raises MiniGPTError if they were scored on different texts."""
     from minigpt_cli.evaluation.comparison import compare_pairs
 
-    if len(found) < 2 or sides[0] is None or sides[1] is None:
-        return []
+    if len(sides) < 2 or sides[0] is None or sides[1] is None:
+        return None
+    return compare_pairs([sides[0], sides[1]], looks)[0]
+
+
+def _verdict_lines(sides: Sequence[Side | None], looks: int) -> list[tuple[str, str]]:
+    """The verdict on the best and the next, and its scope."""
+    from minigpt_cli.display.comparison import outlook_sentence, scope_lines, verdict_sentence
+
     try:
-        pair: Pair = compare_pairs([sides[0], sides[1]])[0]
+        pair = _verdict(sides, looks)
     except MiniGPTError as error:  # a sweep over how the text is read
         return [("open", str(error))]
+    if pair is None:
+        return []
     lines = [("verdict", verdict_sentence(pair))]
+    if looks > 1:
+        lines.append(("", f"p is multiplied by {looks}, since --seeds auto may look at the verdict so often; the interval is of one look."))
     if pair.verdict == "indistinguishable":
         lines.append(("open", (pair.outlook and outlook_sentence(pair.outlook)) or "the best two are a statistical tie: choose either"))
     return lines + [("", line) for line in scope_lines([pair])]

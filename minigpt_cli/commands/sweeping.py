@@ -52,6 +52,7 @@ class GroupResults:
     group: str  # its name
     total: int
     swept: tuple[str, ...] = ()  # the settings in which the runs differ
+    seeded: bool = False  # whether --seeds varies the seed, so that it is no setting of a recipe
     scores: dict[str, float] = field(default_factory=dict)  # nats per character by run
     failures: list[str] = field(default_factory=list)  # names of runs
     signal_number: int | None = None
@@ -89,7 +90,7 @@ def run_sweep(group: Group, name: str | None, sweeps: Sequence[str], n_seeds: in
     wanted = {run_name(group_id, trial.name): group.resolved(trial.settings) for trial in trials}
     _check_distinct(wanted)
     swept = list(dict.fromkeys(name for trial in trials for name in trial.settings))
-    results = GroupResults(group_id, len(wanted), tuple(swept))
+    results = GroupResults(group_id, len(wanted), tuple(swept), seeded=n_seeds > 1)
     for run, resolved in wanted.items():
         if not _train_one(group, run, resolved, results):
             break
@@ -102,7 +103,7 @@ def _group_name(group: Group, prefix: str, *parts: Any) -> str:
     return group_name(prefix, group.flags, group.preset, str(group.file), *parts, *size)
 
 
-def sweep_id(group: Group, name: str | None, sweeps: Sequence[str], n_seeds: int) -> str:
+def sweep_id(group: Group, name: str | None, sweeps: Sequence[str], n_seeds: int | str) -> str:
     """The name of a sweep: the same for the same command."""
     return check_name(name) if name else _group_name(group, "sweep", sweeps, n_seeds)
 
@@ -132,7 +133,8 @@ def run_search(group: Group, name: str | None, searches: Sequence[str], n_trials
     whole = [space.setting for space in spaces if settings()[space.setting].annotation is int]
     study = Study(group.context.store.dir / f".{group_id}.journal", spaces, whole, group.resolved().config.seed)
     swept = tuple(space.setting for space in spaces)
-    results = GroupResults(group_id, n_trials, swept, {run_name(group_id, trial): score for trial, score in study.scores().items()})
+    scores = {run_name(group_id, trial): score for trial, score in study.scores().items()}
+    results = GroupResults(group_id, n_trials, swept, scores=scores)
     while len(results.failures) < n_trials and (given := study.ask(n_trials)) is not None:
         asked, trial = given
         run = run_name(group_id, trial.name)

@@ -64,7 +64,7 @@ def train(
     dry_run: Annotated[bool, switch("--dry-run", "Take a few real steps and print what the run would cost; nothing is saved.")] = False,
     size: Annotated[str, option("auto|N", "Parameters of the planned model, such as 800k or 2.7M; auto: as many as are best.")] = "auto",
     sweep: Annotated[list[str] | None, option("KEY=A,B,…", "Train a run for each value; several make a grid.", panel=_MANY)] = None,
-    seeds: Annotated[int, option("N", "Train each with this many seeds.", min=1, panel=_MANY)] = 1,
+    seeds: Annotated[str, option("N|auto", "Train each with N seeds; auto: until the best is told apart.", panel=_MANY)] = "1",
     search: Annotated[list[str] | None, option("KEY=LOW..HIGH[:log]", "Let Optuna search for the best value.", panel=_MANY)] = None,
     trials: Annotated[int, option("N", "Runs of a search, in all its processes.", min=1, panel=_MANY)] = 30,
     jobs: Annotated[int, option("N", "Train so many runs side by side, the cores shared between them.", min=1, max=1024, panel=_MANY)] = 1,
@@ -92,6 +92,7 @@ def train(
       minigpt train --lr 1e-3 --print-config       what would be used, and why
       minigpt train --sweep lr=1e-3,3e-3 --seeds 3  a grid, three seeds each
       minigpt train --seeds 4 --jobs 2              two at a time
+      minigpt train --sweep lr=1e-3,1e-2 --seeds auto   until one is better
 
     Trains a model on a text and keeps it in a run directory: the best weights, the last ones, and everything that --resume needs.
     Settings come from the defaults, then --preset, then --config, then MINIGPT_<NAME>, then flags; 0 switches a setting off.
@@ -112,7 +113,13 @@ def train(
                 "--name": name,
                 "--init-from": init_from,
             }
-            excluded |= {"--sweep": sweep, "--search": search, "--seeds": seeds > 1, "--dry-run": dry_run, "--print-config": print_config}
+            excluded |= {
+                "--sweep": sweep,
+                "--search": search,
+                "--seeds": seeds != "1",
+                "--dry-run": dry_run,
+                "--print-config": print_config,
+            }
             excluded |= {"--size": size != "auto", "--jobs": jobs > 1}
             if wrong := [flag for flag, value in excluded.items() if value]:
                 raise UsageError(f"--resume continues a run with its own settings: leave out {', '.join(wrong)}")
@@ -130,23 +137,40 @@ def train(
         open_sources(resolved.config.data)  # and so is a missing source
         if dry_run:
             return _dry_run(context, resolved)
-        if sweep or search or seeds > 1:
-            if search and (sweep or seeds > 1):
+        n_seeds = _parse_seeds(seeds)
+        if sweep or search or n_seeds != 1:
+            if search and (sweep or n_seeds != 1):
                 raise UsageError("--search chooses settings itself: leave out --sweep and --seeds, or use them in a separate command")
             if jobs > 1:
+                if n_seeds is None:
+                    raise UsageError("--seeds auto decides after each round whether to go on, in one process: leave out --jobs")
                 if world is not None:
                     raise UsageError("--jobs trains runs side by side, and torchrun one run in several processes: choose one")
-                _side_by_side(group, name, sweep or (), seeds, search, trials, jobs)
+                _side_by_side(group, name, sweep or (), n_seeds, search, trials, jobs)
             if merge:
                 raise UsageError("--merge is for one run: leave it out, and merge the best run afterwards with minigpt runs import RUN")
-            results = run_search(group, name, search, trials) if search else run_sweep(group, name, sweep or (), seeds)
-            return _finish_group(group, results, seeds)
+            if n_seeds is None:
+                from minigpt_cli.commands.seeds_auto import run_until_settled
+                from minigpt_cli.evaluation.seeds import LOOKS
+
+                return _finish_group(group, run_until_settled(group, name, sweep or ()), len(LOOKS))
+            results = run_search(group, name, search, trials) if search else run_sweep(group, name, sweep or (), n_seeds)
+            return _finish_group(group, results)
         if jobs > 1:
             raise UsageError("--jobs trains several runs side by side: add --sweep, --seeds or --search")
         outcome = outcome_of(train_new(context, resolved, name))
         if merge:
             _merge(outcome, store)
         return _finish(outcome, json=json)
+
+
+def _parse_seeds(text: str) -> int | None:
+    """The number of seeds; None for auto. Raises UsageError."""
+    if text == "auto":
+        return None
+    if not text.isdecimal() or not 0 < int(text) <= 10_000:
+        raise UsageError(f"--seeds {text}: give a number of seeds from 1 up, or auto")
+    return int(text)
 
 
 def _side_by_side(
@@ -198,12 +222,12 @@ def _dry_run(context: Context, resolved: Resolved) -> None:
         print_plan(facts)
 
 
-def _finish_group(group: Group, results: GroupResults, seeds: int) -> None:
+def _finish_group(group: Group, results: GroupResults, looks: int = 1) -> None:
     """Show what the group found, and exit with the code of their ends."""
     from minigpt_cli.commands.group_result import show_result
 
     if not group.context.json:
-        show_result(group, results, seeds)
+        show_result(group, results, looks)
         console.notice(
             f"group {results.group}: {len(results.scores)} runs, {len(results.failures)} failed; the same command goes on where it stopped"
         )

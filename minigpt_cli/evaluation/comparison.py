@@ -70,12 +70,12 @@ def check_same_text(sides: Sequence[Side]) -> None:
         raise UsageError("the runs were scored on different texts: give one text for all with --data FILE")
 
 
-def compare_pairs(sides: Sequence[Side]) -> list[Pair]:
-    """A verdict for every pair of sides, adjusted together."""
+def compare_pairs(sides: Sequence[Side], looks: int = 1) -> list[Pair]:
+    """A verdict for every pair of sides, adjusted together, and for how often their growing numbers of seeds may be looked at."""
     check_same_text(sides)
     pairs = list(combinations(sides, 2))
     tests = [_test(a, b) for a, b in pairs]
-    adjusted = holm([test.p_value for test, _ in tests])
+    adjusted = [min(1.0, looks * p) for p in holm([test.p_value for test, _ in tests])]
     return [
         Pair(a.name, b.name, test, p, verdict_of(test, p), _question(a, b), further)
         for (a, b), (test, further), p in zip(pairs, tests, adjusted, strict=True)

@@ -16,6 +16,10 @@ import numpy as np
 from minigpt_cli.evaluation import statistics
 from minigpt_cli.evaluation.statistics import Estimate, Floats, student_975
 
+LOOKS = (3, 5, 8, 12, 16)
+"""Numbers of seeds at which --seeds auto looks at the verdict. Looking until a difference is significant finds one in equal recipes far
+more often than in 5 % of cases; with every p-value multiplied by the number of looks (Bonferroni), all of them together stay below."""
+
 _POWER_80 = 0.8416  # normal quantile of 80 % power
 MOST_SEEDS = 100
 
