@@ -34,7 +34,7 @@ class Piece(NamedTuple):
 def with_text(pieces: Iterable[Piece]) -> Iterable[Piece] | None:
     """The pieces of a document; None if none has any text."""
     if isinstance(pieces, list):
-        return pieces if any(piece.text for piece in pieces) else None
+        return pieces if (pieces and pieces[0].text) or any(piece.text for piece in pieces) else None
     rest = iter(pieces)
     first = next((piece for piece in rest if piece.text), None)
     return None if first is None else chain([first], rest)

@@ -49,13 +49,14 @@ def holds_conversations(source: Input, options: DataConfig) -> bool:
 
 def _read(source: Input, options: DataConfig) -> Iterator[Document]:
     first: tuple[int, bool] | None = None  # the first row's number, and whether it is a conversation
+    field = options.text_field
     for number, row in rows(source, options):
-        where, chat = f"{source.label} line {number}", is_conversation(row, options.text_field)
+        where, chat = f"{source.label} line {number}", is_conversation(row, field)
         first = first or (number, chat)
-        if chat != first[1] and (chat or (isinstance(row, dict) and options.text_field in row)):
+        if chat != first[1] and (chat or (isinstance(row, dict) and field in row)):
             are = "a conversation and line {} a text" if chat else "a text and line {} a conversation"
             raise UsageError(f"{where} is {are.format(first[0])}: keep conversations and texts in files of their own")
-        pieces = in_pieces(messages_of(row, where)) if first[1] else [Piece(text_of(row, options.text_field, where))]
+        pieces = in_pieces(messages_of(row, where)) if first[1] else [Piece(text_of(row, field, where))]
         yield Document(f"{source.label}:{number}", pieces)
 
 
