@@ -95,6 +95,8 @@ def _changes(finding: str, run: Run) -> dict[str, Any]:
     regular = {"weight_decay": max(0.3, 2 * config.optim.weight_decay)}
     if isinstance(model, ClassicConfig | ModernConfig):
         regular = {"dropout": min(0.5, max(0.2, 1.5 * model.dropout))} | regular
+    if finding == "too little text" and config.data.max_chars:
+        return {"max_chars": 0}
     if finding == "too little text" and isinstance(model, ClassicConfig | ModernConfig):
         return regular | {"n_layer": math.ceil(model.n_layer / 2)}
     if finding == "context unused":
@@ -102,7 +104,7 @@ def _changes(finding: str, run: Run) -> dict[str, Any]:
     if finding == "evaluation too noisy":
         return {"eval_iters": 0} if config.eval.eval_iters else {"train_frac": 0.9}
     if finding == "dead experts" and isinstance(model, MoEConfig):
-        return {"moe_balance": "aux" if model.moe_balance == "none" else "bias"}
+        return {"moe_balance": "aux", "moe_aux_loss_coef": max(0.1, min(10.0, 10 * model.moe_aux_loss_coef))}
     if finding in ("leak between splits", "validation unlike training"):
         return {"documents": "lines"}  # equal lines come into one split, and lines of every part into each
     return regular

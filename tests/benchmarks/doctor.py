@@ -19,6 +19,7 @@ import sys
 from collections import Counter
 from contextlib import redirect_stdout
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -92,11 +93,10 @@ class Case:
 def cases(texts: list[Path], seeds: int, out: Path) -> list[Case]:
     """Every case, in an order in which any beginning has a bit of everything."""
     found = []
-    for seed in range(seeds):
-        for t in range(len(texts)):
-            for f, (fault, ways) in enumerate(FAULTS.items()):
-                where = faulty_text(fault, seed % 3, t, texts, out)
-                found.append(Case(f"f{f}-{t}-{seed}", fault, where, ways[seed % 3], 100 * seed + 10 * t + f))
+    for seed, t in sorted(product(range(seeds), range(len(texts))), key=lambda pair: ((pair[1] - pair[0]) % len(texts), pair)):
+        for f, (fault, ways) in enumerate(FAULTS.items()):
+            where = faulty_text(fault, seed % 3, t, texts, out)
+            found.append(Case(f"f{f}-{t}-{seed}", fault, where, ways[seed % 3], 100 * seed + 10 * t + f))
     healthy = [
         Case(f"ok{h}-{t}", "healthy", text, flags, 1000 + 10 * t + h) for h, flags in enumerate(HEALTHY) for t, text in enumerate(texts)
     ]
