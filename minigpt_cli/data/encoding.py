@@ -66,9 +66,9 @@ def prepare(
 ) -> Generator[Preparing, None, Dataset]:
     """The token files of a text, built unless they are there; yields progress.
 
-    They go to `out`, or to a folder of `data_dir` named by content; `source` stands for what config.source names. With `verify`,
-    token files that are there are hashed anew. Raises UsageError for a text that cannot be used and TextTooShort where a split
-    would be empty; nothing is then left behind.
+    They go to `out`, or to a folder of `data_dir` named by content; `source` stands for what config.source names. A text whose files
+    are as they were is not read again; with `verify` it is, and token files that are there are hashed anew. Raises UsageError for a
+    text that cannot be used and TextTooShort where a split would be empty; nothing is then left behind.
     """
     data_dir = data_dir or data_folder()
     if source is None and (folder := prepared_folder(config)) is not None:
