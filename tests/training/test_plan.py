@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from minigpt_cli.config import ModernConfig, RunConfig
-from minigpt_cli.training import memory, plan
+from minigpt_cli.data.encoding import prepared
+from minigpt_cli.training import machine, memory, plan
 from minigpt_cli.training.law import LAW, Training
 from minigpt_cli.training.machine import Machine, Work, fitted
+from minigpt_cli.training.state import TrainingState
 from minigpt_cli.training.vocabularies import Text
 
 TWO_CORES = Machine(flops_per_s=600e9, bytes_per_s=20e9, delay_s=1.5e-3)
@@ -30,8 +34,8 @@ def pairs(chars: int) -> Text:
     return Text("bpe", 1024, chars * 9 // 26, chars // 26, 2.6)
 
 
-def expected(config: RunConfig, text: Text, machine: Machine) -> float:
-    return plan._candidate(config, text, machine).nats_per_char
+def expected(config: RunConfig, text: Text, speed: Machine) -> float:
+    return plan._candidate(config, text, speed).nats_per_char
 
 
 def asked(budget: float, **values: Any) -> RunConfig:
@@ -41,8 +45,8 @@ def asked(budget: float, **values: Any) -> RunConfig:
     return RunConfig.model_validate(sections)
 
 
-def planned(chars: int, budget: float, machine: Machine = TWO_CORES, size: int = 0, **values: Any) -> RunConfig:
-    return plan.best(asked(budget, **values), tuple(values), [characters(chars)], machine, size).config
+def planned(chars: int, budget: float, speed: Machine = TWO_CORES, size: int = 0, **values: Any) -> RunConfig:
+    return plan.best(asked(budget, **values), tuple(values), [characters(chars)], speed, size).config
 
 
 def n_params(config: RunConfig) -> int:
@@ -140,8 +144,37 @@ def test_three_measured_steps_give_the_time_of_others() -> None:
     def work(layers: int, width: int, windows: int) -> Work:
         return Work.of(ModernConfig(n_layer=layers, n_embd=width, n_head=width // 32), windows, 65)
 
-    for machine in (TWO_CORES, GPU, Machine(50e9, 30e9, 1e-2)):
-        measured = [(w, machine.step_s(w)) for w in (work(2, 64, 8), work(2, 64, 32), work(2, 256, 16))]
+    for real in (TWO_CORES, GPU, Machine(50e9, 30e9, 1e-2)):
+        measured = [(w, real.step_s(w)) for w in (work(2, 64, 8), work(2, 64, 32), work(2, 256, 16))]
         found = fitted(measured)
         for other in (work(4, 128, 16), work(6, 192, 8)):
-            assert found.step_s(other) == pytest.approx(machine.step_s(other), rel=0.25)
+            assert found.step_s(other) == pytest.approx(real.step_s(other), rel=0.25)
+
+
+@pytest.mark.parametrize(("step_s", "tried"), [(10.0, 2), (1e-6, len(machine._TRIED))])
+def test_larger_shapes_are_measured_only_where_small_ones_are_quick(step_s: float, tried: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    timed: list[RunConfig] = []
+
+    def step(config: RunConfig, *given: object) -> float:
+        timed.append(config)
+        return step_s
+
+    monkeypatch.setattr(machine, "_step_s", step)
+    dataset: Any = SimpleNamespace(tokenizer=SimpleNamespace(vocab_size=65))
+    machine.measured(RunConfig(), dataset, 1.0)
+    assert len(timed) == tried
+
+
+def test_no_more_than_five_steps_of_a_shape_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "text.txt").write_text("to be or not to be, " * 200)
+    config = RunConfig().changed(
+        data={"source": str(tmp_path / "text.txt")},
+        model={"n_layer": 1, "n_embd": 16, "n_head": 1, "block_size": 8},
+        optim={"max_steps": 10**6, "batch_size": 2},
+        compute={"device": "cpu", "precision": "fp32", "attention": "plain", "compile": "off"},
+    )
+    taken = []
+    step = TrainingState.step
+    monkeypatch.setattr(TrainingState, "step", lambda *given: taken.append(1) or step(*given))
+    assert machine._step_s(config, prepared(config.data, tmp_path / "data"), 60.0) > 0
+    assert len(taken) == 5
