@@ -44,7 +44,7 @@ app = typer.Typer(
 def minigpt(
     ctx: typer.Context,
     version: Annotated[
-        bool, typer.Option("--version", help="Print the version and exit; with -v also torch, device, kernels and decoder.")
+        bool, typer.Option("--version", help="Print the version and exit; with -v all that a bug report needs, and a self-test.")
     ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="With --version: print more.")] = False,
 ) -> None:
@@ -75,8 +75,8 @@ def minigpt(
 
 
 def _print_versions(verbose: bool) -> None:
-    """Print the version; with `verbose` also those of Python and torch, the device of `--device auto`, and the kernels and the decoder in
-    use, or why they are not in use (imports torch)."""
+    """Print the version; with `verbose` also what somebody who helps would ask: machine, kernels and decoder (or why they are not in use),
+    folders, packages, and whether a training step is right here (imports torch)."""
     import platform
     from importlib.metadata import version
 
@@ -84,10 +84,10 @@ def _print_versions(verbose: bool) -> None:
 
     console.write(f"minigpt {version('minigpt-cli')}")
     if verbose:
-        from minigpt_cli.training.environment import describe
+        from minigpt_cli.training.installation import describe
 
         for name, what in {"python": platform.python_version(), **describe()}.items():
-            console.write(f"{name:7} {what}")
+            console.write(f"{name:8} {what}")
 
 
 def main() -> int:

@@ -61,7 +61,7 @@ def _opened(source: Path, flags: tuple[str, ...]) -> ctypes.CDLL:
         raise _NotHere("switched off by MINIGPT_NATIVE=0")
     if os.name != "posix":
         raise _NotHere("nothing is compiled on this system")
-    if (folder := _cache_folder()) is None:
+    if (folder := cache_folder()) is None:
         raise _NotHere("the user's cache folder cannot be used: it must be writable, and by this user alone")
     try:
         path = folder / f"{source.stem}-{_fingerprint(source, flags)}.so"
@@ -120,6 +120,14 @@ def _compiler() -> _Compiler:
         if found := shutil.which("zig", path=str(Path(ziglang.__file__).parent)):
             return _Compiler(found, (found, "cc"), _running_c_library())
     raise _NotHere("there is no C compiler: pip install 'minigpt-cli[native]' brings one; or install cc, gcc or clang, or name one in CC")
+
+
+def compiler() -> str:
+    """The path of the C compiler in use, or why there is none."""
+    try:
+        return _compiler().path
+    except _NotHere as error:
+        return f"none: {error}"
 
 
 def _running_c_library() -> tuple[str, ...]:
@@ -198,8 +206,8 @@ def processor() -> bytes:
 
 
 @cache
-def _cache_folder() -> Path | None:
-    """A folder that only this user may write to; None if there is none."""
+def cache_folder() -> Path | None:
+    """Where compiled code is kept: a folder that only this user may write to; None if there is none."""
     from platformdirs import user_cache_dir
 
     folder = Path(user_cache_dir("minigpt", appauthor=False)) / "native"

@@ -1,4 +1,4 @@
-"""Hardware and software that compute a run: for `minigpt --version -v`, and for its record, since its last bits depend on them."""
+"""Hardware and software that compute a run, for its record: its last bits depend on them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from minigpt_cli.accel import install
 from minigpt_cli.bounds import line
 from minigpt_cli.config import RunConfig
 from minigpt_cli.data.dataset import Dataset
-from minigpt_cli.generation.decoders import c
 from minigpt_cli.runstore.records import Corpus, RunRecord, SplitRecord
 from minigpt_cli.storage import native_build
 from minigpt_cli.storage.atomic_io import one_line
@@ -33,26 +32,6 @@ _LIBRARIES = (
 _SINGLE = {"GLIBC_TUNABLES", "NVIDIA_TF32_OVERRIDE", "OMP_DYNAMIC", "OMP_THREAD_LIMIT", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"}
 _IRRELEVANT = ("VERBOSE", "DEBUG", "CACHE_DIR", "LOG_LEVEL", "MKL_NUM_THREADS", "MKL_THREADING_LAYER")
 _SEEN_ONLY = ("commands", "display")  # of the package: display code cannot change what is computed
-
-
-def describe() -> dict[str, str]:
-    """torch's version, the device that `--device auto` would choose, and the kernels and decoder of this processor; builds the C code."""
-    if torch.cuda.is_available():
-        device = f"cuda, {torch.cuda.get_device_name()}"
-    else:
-        device = "mps" if torch.backends.mps.is_available() else f"cpu, {torch.get_num_threads()} threads"
-    training = {
-        "tiles": "C, attention on the processor's matrix tiles",
-        "c": "C",
-        "torch": f"torch, slower: {install.why_not()}",
-    }[install.in_use()]
-    reason = c.why_not()
-    return {
-        "torch": torch.__version__,
-        "device": device,
-        "kernels": training,
-        "decoder": f"torch, slower: {reason}" if reason else "C",
-    }
 
 
 def computed_by(device: torch.device, *, compiled_graph: bool) -> dict[str, str]:
