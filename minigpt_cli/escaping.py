@@ -2,7 +2,7 @@
 
 terminal   printable, one_line       no escape sequences, which move the cursor, change the title or hide text
 HTML, SVG  html                      no markup, and no characters that a terminal must not get
-Markdown   markdown, markdown_code   no markup, no HTML, one line
+Markdown   markdown…                 no markup, no HTML, one line
 CSV        csv_cell                  no formula that a spreadsheet would compute
 JSON       json_text                 the same document; characters that a terminal must not get are written as \\u0000
 files      file_name                 no folder, no hidden file, no character with a meaning in a shell or a Modelfile
@@ -19,7 +19,8 @@ from typing import Any
 _JOINERS = "\u200c\u200d\ufeff\u00ad"  # they are part of ordinary words
 _ACCENT = r"[\u0300-\u036f\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\ufe20-\ufe2f]"
 _STACKED = re.compile(f"(?<={_ACCENT * 4}){_ACCENT}")  # no language has five on one letter
-_MARKDOWN = re.compile(r"[\\`*_\[\]|~$]|<(?=[A-Za-z/!?])|&(?=[#\w]+;)|^(?:[#>=+-]|\d+(?=[.)]))")
+_MARKDOWN = re.compile(r"[\\`*_\[\]|~$]|<(?=[A-Za-z/!?])|&(?=[#\w]+;)")
+_LINE_START = re.compile(r"^(?:[#>=+-]|\d+(?=[.)]))")  # what begins a heading, a quotation or a list
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 _UNFIT_FOR_FILES = re.compile(r"[^A-Za-z0-9_.]+")
 
@@ -59,8 +60,13 @@ def html(text: str) -> str:
 
 
 def markdown(text: str) -> str:
-    """`text` as plain text on one line of Markdown, also in a table."""
-    return _MARKDOWN.sub(lambda match: f"{match[0]}\\" if match[0].isdigit() else f"\\{match[0]}", one_line(text))
+    """`text` as plain text on a line of Markdown."""
+    return _LINE_START.sub(lambda match: f"{match[0]}\\" if match[0].isdigit() else f"\\{match[0]}", markdown_cell(text))
+
+
+def markdown_cell(text: str) -> str:
+    """`text` as plain text in a cell of a Markdown table, where a number needs no escape."""
+    return _MARKDOWN.sub(r"\\\g<0>", one_line(text))
 
 
 def markdown_code(text: str) -> str:

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 from minigpt_cli.checkpoints import BEST, LAST, RESUME, read_model, read_resume, read_tokenizer
 from minigpt_cli.errors import MiniGPTError, RunDamaged, UsageError
 from minigpt_cli.runstore import snapshots
-from minigpt_cli.runstore.directory import ANNOTATIONS, METRICS, PREVIOUS, RECORD, TOKENIZER, Run, read_record
+from minigpt_cli.runstore.directory import ANNOTATIONS, METRICS, PREVIOUS, RECORD, SAMPLES, TOKENIZER, Run, read_record
 from minigpt_cli.runstore.records import FileRecord, RunRecord
 from minigpt_cli.storage import atomic_io
 
@@ -102,6 +102,7 @@ def _round_trip(folder: Path, record: RunRecord) -> None:
 
 def _verify_surroundings(run: Run) -> Iterator[Finding]:
     yield _try(METRICS, "every line is an evaluation", lambda: sum(1 for _ in run.metrics()))
+    yield _try(SAMPLES, "every line is a sample", lambda: sum(1 for _ in run.samples()))
     yield _try(ANNOTATIONS, "tags and note are readable", lambda: run.annotations)
     if run.is_live():
         yield Finding("note", "", "a process is training here: files that it is writing now may look incomplete")

@@ -62,6 +62,11 @@ def test_markdown_is_plain_words(text: str, shown: str) -> None:
     assert escaping.markdown(text) == shown.replace(r"\\x1b", r"\\x1b")
 
 
+@pytest.mark.parametrize(("text", "shown"), [("2.7898", "2.7898"), ("#", "#"), ("1. a|b_c", r"1. a\|b\_c"), ("-0.1", "-0.1")])
+def test_numbers_in_a_markdown_table_stay_numbers(text: str, shown: str) -> None:
+    assert escaping.markdown_cell(text) == shown
+
+
 @pytest.mark.parametrize("text", ["`", "``a``", "a`b", "", "`a"])
 def test_code_in_markdown_ends_where_it_should(text: str) -> None:
     shown = escaping.markdown_code(text)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from minigpt_cli.display import console
 from minigpt_cli.display.terminal_chart import COLOURS, shortened
-from minigpt_cli.escaping import csv_cell, latex, markdown, one_line
+from minigpt_cli.escaping import csv_cell, latex, markdown_cell, one_line
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -161,7 +161,7 @@ def flat(value: Any) -> Any:
 
 def as_markdown(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> str:
     """Rows as a Markdown table, aligned in the source too."""
-    cells = [[markdown(cell) for cell in row] for row in ([column.name for column in columns], *rows)]
+    cells = [[markdown_cell(cell) for cell in row] for row in ([column.name for column in columns], *rows)]
     widths = [max(3, *(len(row[i]) for row in cells)) for i in range(len(columns))]
     rule = ["-" * (width - 1) + ":" if column.right else "-" * width for column, width in zip(columns, widths, strict=True)]
     lines = [[c.rjust(w) if column.right else c.ljust(w) for c, w, column in zip(row, widths, columns, strict=True)] for row in cells]

@@ -61,6 +61,15 @@ def test_a_resumed_run_has_the_samples_of_the_uninterrupted_one(trained: Path, c
     assert samples("parts") == samples("whole")
 
 
+def test_verify_reads_the_samples(trained: Path, cli: Any) -> None:
+    assert cli("train", "--resume", "first", "--max-steps", "6", "--sample-every", "2").code == 0
+    assert cli("runs", "verify", "first").code == 0
+    Path("runs/first/samples.jsonl").write_text('{"run":"first","step":"two"}\n', encoding="utf-8")
+    done = cli("runs", "verify", "first")
+    assert done.code == 1
+    assert "samples.jsonl" in done.out
+
+
 def test_another_prompt_may_be_given_to_a_resumed_run(trained: Path, cli: Any) -> None:
     done = cli("train", "--resume", "first", "--max-steps", "6", "--sample-prompt", "or not")
     assert done.code == 0, done.err
