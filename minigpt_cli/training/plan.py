@@ -48,6 +48,7 @@ _HEAD_SIZES = (32, 64, 16, 48, 24, 8, 4, 2)  # in the order in which they are wa
 _WIDE = 384  # from here on heads are of 64
 _TRAINED_SHARE = 0.92  # of the budget; the rest goes to evaluations, to measuring, and to what the speed differs from the estimate
 _MEASURED_SHARE = 0.03  # of the budget, at most
+_FEWEST_STEPS = 200  # for fewer the law was seen to be wrong by a tenth of a nat
 _NEARLY = 0.002  # nats per character
 _LEAST_VAL_WINDOWS = 16
 _COPIES = 6  # of the weights while training: gradients, optimizer, average, and what is passing
@@ -96,6 +97,7 @@ def best(config: RunConfig, given: Collection[str], texts: Sequence[Text], machi
     if not configs:  # the planner says later what does not fit
         return Plan(config, [])
     candidates = [_candidate(c, text, machine) for c, text in configs]
+    candidates = [c for c in candidates if c.training.tokens >= _FEWEST_STEPS * c.training.step_tokens] or candidates
     least = min(c.nats_per_char for c in candidates)
     chosen = min((c for c in candidates if c.nats_per_char <= least + _NEARLY), key=lambda c: (c.training.size, c.nats_per_char))
     return Plan(chosen.config, _why(chosen))

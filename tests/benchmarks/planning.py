@@ -46,6 +46,7 @@ TEXTS: dict[str, dict[str, Any]] = {
     "shakespeare": {"source": "tinyshakespeare.txt"},
     "persuasion": {"source": "books/Persuasion.md"},
     "dracula": {"source": "books/Dracula.md"},
+    "emma": {"source": "emma.txt"},  # the first 150,000 bytes of books/Emma.md
     "books": {"source": "allbooks.txt"},
     "names": {"source": "names.txt", "documents": "lines"},
     "latin": {"source": "latin"},
@@ -353,7 +354,7 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("table").add_argument("--texts", type=Path, required=True)
     fits = commands.add_parser("fit")
-    fits.add_argument("--held-out", nargs="*", default=["latin", "names", "persuasion", "tang"])
+    fits.add_argument("--held-out", nargs="*", default=["dracula", "emma", "latin", "names", "persuasion", "tang"])
     fits.add_argument("--tries", type=int, default=4000)
     commands.add_parser("plans")
     searches = commands.add_parser("regret")

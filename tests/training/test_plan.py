@@ -120,6 +120,13 @@ def test_a_plan_fits_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     assert plan._bytes(small, 65) < 1 << 29
 
 
+@pytest.mark.parametrize("chars", [30_000, 100_000_000])
+def test_a_plan_has_steps_enough_for_the_law_to_be_trusted(chars: int) -> None:
+    for budget in (3, 10, 60):
+        training = plan._candidate(planned(chars, budget), characters(chars), TWO_CORES).training
+        assert training.tokens >= 200 * training.step_tokens
+
+
 def test_three_lines_say_why() -> None:
     why = plan.best(asked(600), (), [characters(1_100_000)], TWO_CORES).why
     assert len(why) == 3
