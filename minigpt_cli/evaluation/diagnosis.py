@@ -172,13 +172,15 @@ def _diverged(s: Symptoms, t: Thresholds) -> str:
         return f"training ended at step {s.stop_step:,} because losses were no longer finite"
     if s.train and s.last_train > s.uniform + _WORSE:
         return f"the training loss ended at {s.last_train:.2f} nats per character, and knowing nothing costs {s.uniform:.2f}"
+    if (worst := max((loss for loss in s.train if loss is not None), default=0.0)) > t["blown_up"] * s.uniform:
+        return f"the training loss went up to {worst:.2f} nats per character, and knowing nothing costs {s.uniform:.2f}"
     return ""
 
 
 def _leak(s: Symptoms, t: Thresholds) -> str:
     if s.leak is not None and s.leak > t["leak"]:
         return f"{s.leak:.0%} of the validation text stands word for word in the training text"
-    if s.xz is not None and s.xz < t["xz"]:
+    if s.xz is not None and s.xz < t["xz"] and not _noisy(s, t):  # of a few lines xz mostly writes its header
         return f"after the training text xz needs {s.xz:.0%} of the bytes for the validation text that it needs without"
     return ""
 

@@ -148,6 +148,7 @@ def train(case: Case, out: Path) -> None:
 PACKAGED = Path(diagnosis.__file__).with_name("diagnosis.json")
 KEPT = Path(__file__).resolve().parents[1] / "evaluation" / "diagnosis_cases.jsonl"
 GRIDS: dict[str, list[float]] = {
+    "blown_up": [1.3, 1.6, 2, 3, 5, 8],
     "leak": [0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5],
     "xz": [0.2, 0.3, 0.4, 0.5, 0.6, 0.65, 0.7],
     "noise": [0.03, 0.04, 0.05, 0.06, 0.08, 0.1, 0.12, 0.14],

@@ -83,6 +83,16 @@ def test_a_gap_within_the_noise_of_an_evaluation_is_noise() -> None:
     assert [finding.finding for finding in diagnose(replace(far, noise=0.9))] == ["evaluation too noisy"]
 
 
+def test_a_run_that_blew_up_and_came_back_has_diverged() -> None:
+    blown: list[float | None] = [240.0, 170.0, 90.0, 50.0, 40.0, 30.0, 20.0, 10.0, 5.0, 3.9]
+    assert [finding.finding for finding in diagnose(replace(HEALTHY, train=blown, val=blown))] == ["diverged"]
+
+
+def test_xz_tells_nothing_of_a_few_lines() -> None:
+    assert [finding.finding for finding in diagnose(replace(HEALTHY, xz=0.01))] == ["leak between splits"]
+    assert [finding.finding for finding in diagnose(replace(HEALTHY, xz=0.3, noise=0.2))] == ["evaluation too noisy"]
+
+
 def test_losses_that_were_not_finite_are_passed_over() -> None:
     losses: list[float | None] = [None, *HEALTHY.train[1:-1], None]
     assert diagnose(replace(HEALTHY, train=losses, val=losses)) == []
