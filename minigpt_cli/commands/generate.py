@@ -75,7 +75,7 @@ def generate(
       minigpt generate --sweep temperature=0.3,0.7,1.5   settings side by side
       minigpt generate --chat -p "How are you?"        ask one trained on chats
       minigpt generate --prompts asks.txt --out texts.jsonl   many prompts
-      minigpt generate -i                              a prompt loop; --chat: a conversation
+      minigpt generate -i                              a loop; --chat: to talk
       minigpt generate --serve                         a server with a page
 
     Streams the prompt and its continuation. The same seed gives the same text, however many samples are drawn.
