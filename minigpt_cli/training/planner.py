@@ -28,6 +28,7 @@ from minigpt_cli.training.evaluator import TRAIN_SAMPLE_TOKENS
 from minigpt_cli.training.optimizers import optimizer_class
 from minigpt_cli.training.speed import Speed, measure_speed
 
+_ATTENTION = {"plain": "plain products", "sdpa": "torch's fused function"}
 _EVALUATIONS = 20  # over a run, unless --eval-every says otherwise
 _FEWEST_EVALUATIONS = 4
 _EVALUATION_SHARE = 0.05  # of a time budget
@@ -258,7 +259,8 @@ def _choose_attention(config: RunConfig, dataset: Dataset) -> tuple[RunConfig, l
             dtype, device = precision.DTYPES[compute.precision], torch.device(compute.device)
             seconds = choices.attention_paths(config.model, config.optim.batch_size, dtype, device, config.data.document_mask)
         faster, slower = sorted(seconds, key=lambda path: seconds[path])
-        notices.append(f"attention {faster}: a layer is {seconds[slower] / seconds[faster]:.1f}x as fast as with {slower} here")
+        ratio = seconds[slower] / seconds[faster]
+        notices.append(f"attention by {_ATTENTION[faster]}: a layer is {ratio:.1f}x as fast as by {_ATTENTION[slower]} here")
         config = config.changed(compute={"attention": faster})
     if compute.compile == "auto":
         # It takes about a minute: on a GPU a long run gains more than that; on CPUs and Apple GPUs eager was faster when measured.

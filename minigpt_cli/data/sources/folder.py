@@ -12,6 +12,8 @@ from minigpt_cli.config import DataConfig
 from minigpt_cli.data.sources.files import File
 from minigpt_cli.errors import UsageError
 
+_BACKUPS = ("~", ".bak", ".swp", ".tmp")  # what editors leave beside a text: an older version of it
+
 _Ignored = tuple[Path, GitIgnoreSpec]
 
 
@@ -37,8 +39,10 @@ def names_in(folder: Path) -> list[str]:
 
 
 def files_below(folder: Path, label: str, options: DataConfig) -> list[File]:
-    """The files, sorted by path. Hidden ones, those that a .gitignore in the folder or below names, and folders of tokens, runs and models
-    stay out; `include` and `exclude` choose among the others. Raises UsageError if none is left."""
+    """The files, sorted by path; `include` and `exclude` choose among them. Raises UsageError if none is left.
+
+    Hidden files, editors' backups, those that a .gitignore in the folder or below names, and folders of tokens, runs and models stay out.
+    """
     found: list[Path] = []
     _walk(folder, [], found)
     include, exclude = _globs(options.include), _globs(options.exclude)
@@ -70,7 +74,7 @@ def _walk(folder: Path, ignored: list[_Ignored], found: list[Path]) -> None:
         for entry in entries:
             path = folder / entry.name
             is_folder = entry.is_dir(follow_symlinks=False)
-            if entry.name.startswith(".") or _is_ignored(path, ignored, is_folder=is_folder):
+            if entry.name.startswith(".") or entry.name.endswith(_BACKUPS) or _is_ignored(path, ignored, is_folder=is_folder):
                 continue
             if is_folder:
                 waiting.append((path, ignored))

@@ -252,6 +252,11 @@ def test_files_that_git_ignores_and_folders_of_minigpt_stay_out(tmp_path: Path) 
     ]
 
 
+def test_backups_that_editors_leave_are_no_documents(tmp_path: Path) -> None:
+    put(tmp_path / "books", "a.md", "a.md~", "b.txt", "b.txt.bak", ".b.txt.swp", "c.tmp")
+    assert list(documents(open_source("books"))) == ["books/a.md", "books/b.txt"]
+
+
 def test_include_and_exclude_choose_files(tmp_path: Path) -> None:
     put(tmp_path / "notes", "a.md", "b.txt", "drafts/c.md", "drafts/d.txt")
 
