@@ -8,9 +8,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-from minigpt_cli.bounds import COUNT_LIMIT, NATS_LIMIT, SECONDS_LIMIT, Duration, Encoding, Line, Lines, OneOrSeveral
+from minigpt_cli.bounds import COUNT_LIMIT, NATS_LIMIT, SECONDS_LIMIT, Duration, Line
+from minigpt_cli.data_config import CLEANING as CLEANING
+from minigpt_cli.data_config import READING as READING
+from minigpt_cli.data_config import DataConfig as DataConfig
+from minigpt_cli.data_config import Frozen
 from minigpt_cli.registry import OPTIMIZERS, SCHEDULES
 from minigpt_cli.resume_changes import CHANGES_LIMIT, parse_changes
 
@@ -21,11 +25,7 @@ else:
     OptimizerName, ScheduleName = Literal[tuple(OPTIMIZERS)], Literal[tuple(SCHEDULES)]
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False, protected_namespaces=())
-
-
-class _Architecture(_Frozen):
+class _Architecture(Frozen):
     """What an architecture declares, so that other code does not depend on its name. Subclasses do not inherit these values."""
 
     hugging_face: ClassVar[Literal["gpt2", "llama"] | None] = None
@@ -209,76 +209,7 @@ ARCHITECTURES: dict[str, type[_Architecture]] = {c.model_fields["arch"].default:
 """The configuration class of each architecture by its name: the union, as a table."""
 
 
-class DataConfig(_Frozen):
-    """Which text, cut into which tokens."""
-
-    source: OneOrSeveral = ""
-    """File, folder, '-' for stdin, URL, hf:OWNER/DATASET or named corpus, or several; empty: data/input.txt if there, else python-docs."""
-    documents: Line = "auto"
-    """What one document is: auto (a file, or a row of a file of rows), file, lines (each line), or a MARK: the text between lines that are
-    exactly MARK, without the blank lines around it."""
-    text_field: Line = "text"
-    """The field of a row, or column of a table, that holds the text."""
-    encoding: Encoding = ""
-    """Encoding of texts that are not UTF-8, or UTF-16 or UTF-32 with a byte-order mark; such as cp1251."""
-    include: Lines = ()
-    """Of a folder, read only the files that match this pattern, such as '*.md'; may be repeated."""
-    exclude: Lines = ()
-    """Of a folder, leave out the files that match this pattern; may be repeated."""
-    val: Lines = ()
-    """Validate on this source, and train on all of the other; may be repeated."""
-    test: Lines = ()
-    """With --val: a source that only `eval --split test` reads; may be repeated."""
-    tokenizer: Line = "char"
-    """char, byte, bpe, gpt2, or a tokenizer.json file."""
-    vocab_size: int = Field(512, ge=257, le=1 << 20)
-    """Vocabulary to train; used with --tokenizer bpe."""
-    new_characters: bool = Field(False, json_schema_extra={"flag": False})
-    """Whether a character tokenizer from a file gets the characters of the text that it lacks; written by --init-from."""
-    min_pair_freq: int = Field(2, ge=1, le=COUNT_LIMIT)
-    """Pairs rarer than this are not merged; used with --tokenizer bpe."""
-    lowercase: bool = False
-    """Read the text in lowercase."""
-    normalize: Literal["off", "nfc"] = "off"
-    """Unicode normal form of the text; nfc: a letter and its accents are one character, where there is one."""
-    ascii_only: bool = False
-    """Drop every character outside ASCII."""
-    max_chars: int = Field(0, ge=0, le=COUNT_LIMIT)
-    """Train on the first N characters of the training text only, and validate on the same text as without; 0: on all."""
-    train_frac: float = Field(0.9, gt=0, lt=1)
-    """Share of the text that is trained on: of one document its beginning, of many some of them."""
-    test_frac: float = Field(0.0, ge=0, lt=1)
-    """Share of the text that only `eval --split test` reads."""
-    sampling: Literal["epoch", "random"] = "epoch"
-    """Order of training windows: each once an epoch with a shifting offset, or drawn at random with replacement."""
-    document_mask: bool = False
-    """Of several documents in a window, let no token attend to those of an earlier document, in training and in every score."""
-
-    @property
-    def sources(self) -> tuple[str, ...]:
-        """The sources, one or several."""
-        return (self.source,) if isinstance(self.source, str) else self.source
-
-    @model_validator(mode="after")
-    def _splits_leave_validation(self) -> DataConfig:
-        if self.train_frac + self.test_frac >= 1:
-            both = f"--train-frac {self.train_frac} and --test-frac {self.test_frac}"
-            raise ValueError(f"{both} leave nothing to validate on: lower one, as in --train-frac 0.8")
-        if self.test and not self.val:
-            raise ValueError("--test needs --val too, or use --test-frac")
-        if self.val and (self.train_frac != 0.9 or self.test_frac):
-            raise ValueError("--val stands for --train-frac and --test-frac: leave these out")
-        return self
-
-
-READING = ("documents", "text_field", "encoding", "include", "exclude")
-"""The settings that say how a source is read."""
-
-CLEANING = ("normalize", "lowercase", "ascii_only")
-"""The settings that change the characters of a text."""
-
-
-class OptimConfig(_Frozen):
+class OptimConfig(Frozen):
     """How weights are changed."""
 
     optimizer: OptimizerName = "muon"
@@ -330,7 +261,7 @@ class OptimConfig(_Frozen):
         return self
 
 
-class EvalConfig(_Frozen):
+class EvalConfig(Frozen):
     """When to measure and when to stop."""
 
     eval_every: int = Field(0, ge=0, le=COUNT_LIMIT)
@@ -360,7 +291,7 @@ class EvalConfig(_Frozen):
         return self
 
 
-class ComputeConfig(_Frozen):
+class ComputeConfig(Frozen):
     """On what, and how, it is computed."""
 
     device: Literal["auto", "cpu", "mps", "cuda"] = "auto"
@@ -379,7 +310,7 @@ class ComputeConfig(_Frozen):
     """CPU threads; 0: torch's choice."""
 
 
-class LoraConfig(_Frozen):
+class LoraConfig(Frozen):
     """How a run from other weights (--init-from) learns: small adapters instead of the weights themselves."""
 
     lora_rank: int = Field(0, ge=0, le=1024)
@@ -398,7 +329,7 @@ class LoraConfig(_Frozen):
         return self
 
 
-class RunConfig(_Frozen):
+class RunConfig(Frozen):
     """Everything that a run depends on; `config.json` holds it, resolved."""
 
     schema_version: Literal[1] = 1
