@@ -142,7 +142,10 @@ def run(arguments: Sequence[str]) -> int:
 def _list_presets() -> int:
     from minigpt_cli.commands.presets import show_presets
 
-    show_presets()
+    try:
+        show_presets()
+    except BrokenPipeError:
+        return _after_closed_pipe()
     return 0
 
 

@@ -18,8 +18,6 @@ from minigpt_cli.training.distributed import World
 from minigpt_cli.training.law import LAW, Training
 from minigpt_cli.training.schedules import cooldown_start
 
-MOST_EPOCHS = 30  # within a time budget: a small model memorises a small text long before three minutes are over
-
 _SMOOTHED = 0.03  # of the budget: the time over which speed is averaged
 _SMOOTHED_S = 2.0  # at least: first steps are slow
 _TOLERANCE = 0.02  # of the budget: an end that is off by less changes nothing once the rate falls

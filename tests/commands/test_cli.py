@@ -184,10 +184,11 @@ def test_bad_text_is_one_line_exit_2_and_no_run(content: bytes, hint: str, cli: 
     assert not (home / "runs").exists() or not list((home / "runs").iterdir())
 
 
-def test_closed_pipe_ends_quietly(make_run: Any) -> None:
+@pytest.mark.parametrize("words", [["runs", "list", "--json"], ["train", "--preset"]])
+def test_closed_pipe_ends_quietly(make_run: Any, words: list[str]) -> None:
     for number in range(3):
         make_run(f"run-{number}")
-    script = "import sys; from minigpt_cli.cli import run; sys.exit(run(['runs', 'list', '--json']))"
+    script = f"import sys; from minigpt_cli.cli import run; sys.exit(run({words!r}))"
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None
     process.stdout.close()
