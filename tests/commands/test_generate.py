@@ -263,7 +263,7 @@ def test_a_token_whose_weights_are_not_numbers_is_named_and_nothing_is_written(f
 
 
 def test_an_engine_in_c_without_a_compiler_says_what_to_install(cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native_build, "_cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(native_build, "cache_folder", lambda: tmp_path)
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setitem(sys.modules, "ziglang", None)

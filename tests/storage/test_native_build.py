@@ -23,7 +23,7 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         pytest.skip("nothing is built here")
     cache = tmp_path / "cache"
     cache.mkdir(mode=0o700)
-    monkeypatch.setattr(native_build, "_cache_folder", lambda: cache)
+    monkeypatch.setattr(native_build, "cache_folder", lambda: cache)
     monkeypatch.delenv("MINIGPT_NATIVE", raising=False)
     native_build.forget()
     path = tmp_path / "small.c"
@@ -160,7 +160,7 @@ def test_without_a_compiler_or_a_safe_folder_there_is_no_library(source: Path, r
     elif reason == "no compiler":
         hide_compilers(monkeypatch)
     elif reason == "no folder":
-        monkeypatch.setattr(native_build, "_cache_folder", lambda: None)
+        monkeypatch.setattr(native_build, "cache_folder", lambda: None)
     else:
         if native_build.load(source) is None:
             pytest.skip("no C compiler")
