@@ -1,10 +1,15 @@
-"""How long OpenMP's threads spin before they sleep. No torch."""
+"""The cores that this process may use, and how long OpenMP's threads spin before they sleep. No torch."""
 
 from __future__ import annotations
 
 import os
 
 _SPINS = "6000"
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def share_cores() -> None:

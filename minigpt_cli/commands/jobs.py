@@ -14,6 +14,7 @@ from minigpt_cli.display import console
 from minigpt_cli.errors import Interrupted, RunDamaged
 from minigpt_cli.runstore.directory import Run
 from minigpt_cli.runstore.store import RunStore
+from minigpt_cli.threads import cores
 
 _POLL_S = 1.0
 
@@ -23,7 +24,7 @@ def side_by_side(n: int, store: RunStore, group: str, total: int, *, threads: in
 
     A signal is passed on, so that every process saves. Raises Interrupted then.
     """
-    share = threads or max(1, _cores() // n)
+    share = threads or max(1, cores() // n)
     environment = {**os.environ, "OMP_NUM_THREADS": str(share)}
     console.notice(f"{n} processes of {share} thread{'s' * (share > 1)} train the group {group}")
     command = [sys.executable, "-m", "minigpt_cli", *_of_one_process(sys.argv[1:])]
@@ -35,10 +36,6 @@ def side_by_side(n: int, store: RunStore, group: str, total: int, *, threads: in
                 advance(f"training {group}", _finished(store, group), total)
     if received:
         raise Interrupted(f"group {group} is saved: the same command goes on", received[0])
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _of_one_process(arguments: Sequence[str]) -> list[str]:

@@ -6,7 +6,6 @@ Shapes: R rows, V vocabulary.
 from __future__ import annotations
 
 import ctypes
-import os
 import time
 from collections.abc import Sequence
 from ctypes import POINTER, Structure, c_double, c_int32, c_int64, c_void_p
@@ -162,7 +161,7 @@ class _Threads:
     SMALL = 4 << 20  # bytes of float32 weights; with fewer a step ends before a second thread has helped
 
     def __init__(self, threads: int, weight_bytes: int) -> None:
-        self.most = threads or min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+        self.most = threads or min(8, cores())
         self.best = self.most if threads else 1
         self.fixed = threads > 0 or self.most == 1 or weight_bytes < self.SMALL
         self._count = 0
