@@ -10,7 +10,7 @@ from random import SystemRandom
 from typing import TYPE_CHECKING, Annotated, Any
 
 from minigpt_cli.commands.options import CheckpointOption, JsonFlag, OptionalRun, RunsDir, check_page, option, switch
-from minigpt_cli.data.chat import TOKENS, prompt_for, token_ids
+from minigpt_cli.data.chat import TOKENS, check_unmarked, prompt_for, token_ids
 from minigpt_cli.display import console
 from minigpt_cli.display.generation import Setting, ShownToken, TextStreamer, print_probabilities, print_sweep
 from minigpt_cli.errors import UsageError
@@ -160,8 +160,7 @@ def check_question(loaded: LoadedModel, text: str) -> None:
     """Raise UsageError for a run that was not trained on chats, or a text with a mark of the template."""
     if token_ids(loaded.tokenizer) is None:
         raise UsageError(f"run {loaded.run!r} has not learned to chat: train it on a .jsonl of conversations, or leave out --chat")
-    if mark := next((token for token in TOKENS if token in text), None):
-        raise UsageError(f"the prompt contains {mark}, which is reserved for the chat template: leave it out")
+    check_unmarked(text, "the prompt")
 
 
 def _read_stdin() -> str:

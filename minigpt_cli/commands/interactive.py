@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 from minigpt_cli.commands.generate import check_question, new_seed
-from minigpt_cli.data.chat import TOKENS, Message, recent
+from minigpt_cli.data.chat import TOKENS, Message, recent, room
 from minigpt_cli.display import console
 from minigpt_cli.display.generation import TextStreamer, line_reader
 from minigpt_cli.errors import MiniGPTError, UsageError, unknown_name
@@ -90,8 +90,8 @@ class PromptLoop:
         check_question(self.model, question)
         asked: list[Message] = [*self.messages, ("user", question)]
         window = self.model.config.model.block_size
-        room = window - min(self.max_new_tokens, window // 4)
-        prompt, left_out = recent(asked, lambda text: len(self.model.text_ids(text)) <= room)
+        most = room(window, self.max_new_tokens)
+        prompt, left_out = recent(asked, lambda text: len(self.model.text_ids(text)) <= most)
         if left_out:
             console.notice(f"the window of {window} tokens is full: the oldest {left_out} messages are no longer read")
         self.messages = [*asked, ("assistant", self._write("", prompt, TOKENS))]

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from minigpt_cli.data.sources.contract import Piece
+from minigpt_cli.errors import UsageError
 from minigpt_cli.runstore.records import RunRecord
 from minigpt_cli.tokenization.contract import Tokenizer, added_tokens
 
@@ -55,6 +56,17 @@ def templated(messages: Iterable[Message]) -> str:
 def prompt_for(messages: list[Message]) -> str:
     """A conversation that waits for an answer, as text."""
     return templated(messages) + "<|assistant|>"
+
+
+def check_unmarked(text: str, what: str) -> None:
+    """Raise UsageError for a text with a mark of the template; `what` names the text."""
+    if mark := next((token for token in TOKENS if token in text), None):
+        raise UsageError(f"{what} contains {mark}, which is reserved for the chat template: leave it out")
+
+
+def room(window: int, answer_tokens: int) -> int:
+    """The tokens of a window that a conversation may take: at most a quarter stays free for the answer."""
+    return window - min(answer_tokens, window // 4)
 
 
 def recent(messages: Sequence[Message], fits: Callable[[str], bool]) -> tuple[str, int]:

@@ -12,7 +12,6 @@ from minigpt_cli.generation.open_run import LoadedModel
 from minigpt_cli.generation.serving.protocol import MAX_PROMPT, MAX_TOKENS, CompletionRequest, Settings
 
 MAX_MESSAGES = 4096
-_ANSWER_SHARE = 4  # of the window, one part in so many stays free for the answer
 _DEFAULT_TOKENS = 512  # an answer ends by itself
 
 
@@ -32,8 +31,7 @@ class Message(BaseModel):
     def turn(self) -> chat.Message:
         """Role and text. Raises UsageError for a text with a mark of the template."""
         text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        if mark := next((token for token in chat.TOKENS if token in text), None):
-            raise UsageError(f"a message contains {mark}, which is reserved for the chat template: leave it out")
+        chat.check_unmarked(text, "a message")
         return "system" if self.role == "developer" else self.role, text
 
 
@@ -63,8 +61,7 @@ class ChatRequest(Settings):
         if chat.token_ids(loaded.tokenizer) is None:
             raise UsageError(f"run {loaded.run!r} has not learned to chat: use /v1/completions, or train it on a .jsonl of conversations")
         tokens = self.max_completion_tokens or self.max_tokens or _DEFAULT_TOKENS
-        window = loaded.config.model.block_size
-        room = window - min(tokens, window // _ANSWER_SHARE)
+        room = chat.room(loaded.config.model.block_size, tokens)
         prompt, _ = chat.recent([message.turn() for message in self.messages], lambda text: len(loaded.text_ids(text)) <= room)
         shared = {name: getattr(self, name) for name in Settings.model_fields}
         asked = CompletionRequest(**shared, prompt=prompt, max_tokens=tokens, logprobs=self.top_logprobs if self.logprobs else None)
