@@ -22,6 +22,7 @@ from minigpt_cli.generation.decoders.contract import Logits
 from minigpt_cli.generation.decoders.weights import DecoderWeights
 from minigpt_cli.generation.sampling import NotFinite, Sampling
 from minigpt_cli.storage import native_build
+from minigpt_cli.threads import cores
 
 SOURCE = Path(__file__).with_name("csrc") / "decoder.c"
 _FLAGS = ("-pthread",)
