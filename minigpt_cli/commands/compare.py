@@ -160,10 +160,9 @@ def _write_plot(path: Path, found: Compared, *, dark: bool) -> None:
         save_chart(path, found.curves, x_label=found.x, y_label="validation loss (nats per character)", dark=dark)
         return
     from minigpt_cli.display.pages.comparison import comparison_page
-    from minigpt_cli.storage.atomic_io import write_atomic
+    from minigpt_cli.storage.atomic_io import check_parent, write_atomic
 
-    if not path.parent.is_dir():
-        raise UsageError(f"no folder {path.parent}: make it first")
+    check_parent(path)
     write_atomic(path, comparison_page(found))
 
 

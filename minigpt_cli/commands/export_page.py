@@ -20,7 +20,7 @@ from minigpt_cli.generation.open_run import text_bounds
 from minigpt_cli.generation.samples import prompt_ids
 from minigpt_cli.interchange import javascript
 from minigpt_cli.interchange.huggingface import Exported
-from minigpt_cli.storage.atomic_io import write_atomic
+from minigpt_cli.storage.atomic_io import check_parent, write_atomic
 
 _EXAMPLES = 4  # prompts that the page offers
 _HERE = "\0"  # stands for the prompt in the template of conversations
@@ -29,8 +29,7 @@ _HERE = "\0"  # stands for the prompt in the template of conversations
 def export(loaded: Loaded, out: Path, dtype: str = "auto") -> Exported:
     """Write the page `out`. Raises UsageError if its folder is missing or the run cannot be a page."""
     check_page(out, "--out")
-    if not out.parent.is_dir():
-        raise UsageError(f"no folder {out.parent}: make it first")
+    check_parent(out)
     weights = ("f16" if javascript.n_params(loaded) <= javascript.F16_PARAMS else "int8") if dtype == "auto" else dtype
     model = javascript.packed(loaded, weights)
     examples = [opening.text for opening in openings(loaded.record, loaded.tokenizer, _EXAMPLES) if opening.text]

@@ -22,7 +22,7 @@ from minigpt_cli.generation.open_run import text_bounds
 from minigpt_cli.generation.samples import prompt_ids
 from minigpt_cli.interchange import javascript
 from minigpt_cli.runstore.directory import Run
-from minigpt_cli.storage.atomic_io import write_atomic
+from minigpt_cli.storage.atomic_io import check_parent, write_atomic
 
 _LOSS_CHARS = 512  # characters whose loss the page computes
 _TEXT_CHARS = 64  # characters in the box at first
@@ -36,8 +36,7 @@ class PageOfRun:
     def __init__(self, run: Run, out: Path) -> None:
         """Raises UsageError for what cannot be a page."""
         check_page(out)
-        if not out.parent.is_dir():
-            raise UsageError(f"no folder {out.parent}: make it first")
+        check_parent(out)
         self.out = out
         self._loaded = checkpoints.load(run)
         if (n := javascript.n_params(self._loaded)) > javascript.F16_PARAMS:

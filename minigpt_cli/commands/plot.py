@@ -136,10 +136,9 @@ def _write_report(path: Path, runs: list[Run], store: RunStore) -> None:
     from minigpt_cli.commands.leaderboard import grouped, ranked
     from minigpt_cli.commands.samples import sample_of
     from minigpt_cli.display.pages.report import Reported, report_page
-    from minigpt_cli.storage.atomic_io import write_atomic
+    from minigpt_cli.storage.atomic_io import check_parent, write_atomic
 
-    if not path.parent.is_dir():
-        raise UsageError(f"no folder {path.parent}: make it first")
+    check_parent(path)
     reported = [Reported(run.record, list(run.metrics()), differing_from_defaults(run.config), run.status, sample_of(run)) for run in runs]
     if not any(run.evaluations for run in reported):
         raise UsageError(f"nothing to report: {_no_evaluations(runs)}")

@@ -159,8 +159,7 @@ def _result(row: _Row, sample: Sample) -> dict[str, Any]:
 def _written(out: Path, rows: Sequence[_Row]) -> int:
     """How many rows `out` has; a line that was cut off is removed. Raises UsageError if it is not a beginning of these results."""
     if not out.exists():
-        if not out.parent.is_dir():
-            raise UsageError(f"no folder {out.parent}: make it first")
+        atomic_io.check_parent(out)
         return 0
     data = out.read_bytes()
     whole = data[: data.rfind(b"\n") + 1]

@@ -12,7 +12,7 @@ from minigpt_cli.display.pages.page import COLOURS, theme_colours
 from minigpt_cli.display.terminal_chart import Curve, terminal_chart
 from minigpt_cli.errors import MissingExtra, UsageError
 from minigpt_cli.escaping import one_line
-from minigpt_cli.storage.atomic_io import write_atomic
+from minigpt_cli.storage.atomic_io import check_parent, write_atomic
 
 if TYPE_CHECKING:
     from minigpt_cli.events import Evaluated
@@ -42,8 +42,7 @@ def save_chart(
     ending = path.suffix.lower()
     if ending not in (".png", ".svg", ".pdf"):
         raise UsageError(f"{path} does not end in .png, .svg, .pdf or .html: choose one")
-    if not path.parent.is_dir():
-        raise UsageError(f"no folder {path.parent}: make it first")
+    check_parent(path)
     try:
         import matplotlib
         from matplotlib.figure import Figure

@@ -22,7 +22,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from minigpt_cli.errors import MiniGPTError, RunDamaged
+from minigpt_cli.errors import MiniGPTError, RunDamaged, UsageError
 
 JSON_LIMIT = 4 << 20  # bytes; a run.json is a few kilobytes
 JSON_DEPTH = 100  # lists in lists; ours have five
@@ -115,6 +115,12 @@ def staged(path: Path) -> Iterator[tuple[int, Path]]:
         with suppress(OSError):
             os.unlink(temporary)
         raise
+
+
+def check_parent(path: Path) -> None:
+    """Raise UsageError if the folder of a file that is to be written is not there."""
+    if not path.parent.is_dir():
+        raise UsageError(f"no folder {path.parent}: make it first")
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
