@@ -15,6 +15,7 @@ from minigpt_cli.data.opening import opening_of
 from minigpt_cli.display.pages.look import LookPage, look_page
 from minigpt_cli.errors import UsageError
 from minigpt_cli.evaluation.attention_roles import watch_sample
+from minigpt_cli.evaluation.characters import begins_character
 from minigpt_cli.evaluation.evaluate_run import dataset_of
 from minigpt_cli.evaluation.inside import Inside
 from minigpt_cli.evaluation.sample import Sample, sample_of
@@ -70,7 +71,7 @@ def _loss_sample(sample: Sample) -> dict[str, Any]:
     n_bytes = len(sample.text.decode()[:_LOSS_CHARS].encode())
     so_far = np.cumsum(sample.n_bytes * sample.is_text)
     n = int(np.searchsorted(so_far, n_bytes)) + 1
-    chars = sum(byte & 0xC0 != 0x80 for byte in sample.text[: int(so_far[:n][-1])])
+    chars = int(begins_character(sample.text[: int(so_far[:n][-1])]).sum())
     return {"ids": sample.stream[: n + 1].tolist(), "counted": sample.is_text[:n].astype(int).tolist(), "chars": chars}
 
 

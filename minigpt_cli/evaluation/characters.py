@@ -29,6 +29,12 @@ def spelled(ids: npt.NDArray[np.integer], token_bytes: Sequence[bytes]) -> str:
         raise MiniGPTError("the tokens are not whole UTF-8 text: tokenize the text again") from error
 
 
+def begins_character(text: bytes) -> npt.NDArray[np.bool_]:
+    """Which bytes of the UTF-8 `text` begin a character, (n_bytes,): all but those that continue one."""
+    begins: npt.NDArray[np.bool_] = (np.frombuffer(text, dtype=np.uint8) & 0xC0) != 0x80
+    return begins
+
+
 def per_character(token_nats: npt.ArrayLike, token_bytes: npt.ArrayLike, text: bytes) -> tuple[Floats, Ints]:
     """Nats of every character of the UTF-8 `text`, and the index of the token in which each begins, both (n_chars,).
 
@@ -42,8 +48,7 @@ def per_character(token_nats: npt.ArrayLike, token_bytes: npt.ArrayLike, text: b
         raise MiniGPTError(
             f"the tokens spell {spelled_bytes:,} bytes of a text of {len(text):,}: the tokenizer changes the text, so no score is exact"
         )
-    raw = np.frombuffer(text, dtype=np.uint8)
-    starts = np.flatnonzero((raw & 0xC0) != 0x80)  # (n_chars,) byte where each character begins
+    starts = np.flatnonzero(begins_character(text))  # (n_chars,) byte where each character begins
     n_chars = len(starts)
     if not n_chars:
         return np.zeros(0), np.zeros(0, dtype=np.int64)

@@ -17,7 +17,7 @@ from minigpt_cli.data.sources.open_source import open_source
 from minigpt_cli.errors import MiniGPTError, UsageError
 from minigpt_cli.evaluation import baselines, cache
 from minigpt_cli.evaluation.baselines import Baselines
-from minigpt_cli.evaluation.characters import spelled
+from minigpt_cli.evaluation.characters import begins_character, spelled
 from minigpt_cli.evaluation.eval_target import Target, check_readable, score_key, weights_file
 from minigpt_cli.evaluation.scores import Score
 from minigpt_cli.runstore.directory import Run
@@ -178,5 +178,5 @@ def training_text(dataset: Dataset, max_chars: int) -> str:
     if len(tokens) <= max_chars:
         return spelled(tokens, pieces)[-max_chars:]
     raw = b"".join([pieces[i] for i in tokens[-max_chars:].tolist()])
-    start = next(i for i, byte in enumerate(raw) if byte & 0xC0 != 0x80)  # the cut may lie inside a character
+    start = int(begins_character(raw).argmax())  # the cut may lie inside a character
     return raw[start:].decode()[-max_chars:]

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
 
+from minigpt_cli.evaluation.scoring import Reader
 from minigpt_cli.evaluation.windows import run_windows, windows_of
 
 
@@ -21,18 +21,10 @@ class Guesses(NamedTuple):
     their_probabilities: npt.NDArray[np.float64]  # (N, K)
 
 
-def guesses(
-    model: nn.Module,
-    ids: npt.ArrayLike,
-    wanted: npt.NDArray[np.int64],
-    *,
-    context: npt.ArrayLike | None,
-    block_size: int,
-    stride: int,
-    k: int,
-) -> Guesses:
-    """What the model expected at the `wanted` indexes of `ids` (N,), ascending, read as `token_nats` reads them. The very first token of a
-    text without context has probability 1 / V, and nothing was expected there (token -1)."""
+def guesses(reader: Reader, ids: npt.ArrayLike, wanted: npt.NDArray[np.int64], *, context: npt.ArrayLike | None, k: int) -> Guesses:
+    """What the reader's model expected at the `wanted` indexes of `ids` (N,), ascending, read as `token_nats` reads them. The very
+    first token of a text without context has probability 1 / V, and nothing was expected there (token -1)."""
+    model, block_size = reader.model, reader.block_size
     before = np.asarray([] if context is None else context, dtype=np.int64)[-block_size:]
     tokens, at = np.concatenate([before, np.asarray(ids, dtype=np.int64)]), wanted + len(before)
     vocab_size = int(model.vocab_size)  # type: ignore[arg-type]
@@ -40,7 +32,7 @@ def guesses(
     found = Guesses(np.full(len(at), 1 / vocab_size), np.full((len(at), k), -1), np.zeros((len(at), k)))
     windows = (
         window
-        for window in windows_of(len(tokens), len(before), block_size, stride)
+        for window in windows_of(len(tokens), len(before), block_size, reader.stride)
         if np.searchsorted(at, window.first_scored) < np.searchsorted(at, window.end)
     )
     with closing(run_windows(model, tokens, windows, block_size)) as run:  # an error must end inference mode too

@@ -120,17 +120,16 @@ class Inside(_Record):
     copying: Copying | None = None
 
 
-def look(run: Run, *, fresh: bool = False, on_model: Callable[[], None] = lambda: None, advance: Progress = lambda d, t: None) -> Inside:
+def look(run: Run, *, fresh: bool = False, advance: Progress = lambda d, t: None) -> Inside:
     """What is inside the run's best model: kept from before, else measured and kept. Raises UsageError where its text is missing.
 
-    `on_model` is called before the model is loaded, `advance` while it is read; an error that they raise ends the work."""
+    `advance` is called while the model is read; an error that it raises ends the work."""
     with _advice():
         path = score_key(run, Target()).path(run.dir)
     path = path.with_name(f"inside-{path.stem}-{_VERSION}.json")
     if not fresh:
         with suppress(MiniGPTError, ValidationError):
             return Inside.model_validate(read_json(path))
-    on_model()
     from minigpt_cli import checkpoints
 
     with _advice():

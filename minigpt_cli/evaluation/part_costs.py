@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from minigpt_cli.evaluation.characters import begins_character
 from minigpt_cli.evaluation.sample import Floats, Ints, Sample
 from minigpt_cli.evaluation.windows import exact_products
 from minigpt_cli.models.layers import Dropout, set_dropout_generator
@@ -121,8 +122,7 @@ def context_losses(model: Any, sample: Sample, advance: Advance) -> tuple[float,
                 for _, rows in _told(batches(windows, model.vocab_size), advance)
             ]
             found[length] = np.concatenate(nats)
-    raw = np.frombuffer(sample.text, dtype=np.uint8)
-    return float(((raw & 0xC0) != 0x80).sum() / sample.is_text.sum()), found
+    return float(begins_character(sample.text).sum() / sample.is_text.sum()), found
 
 
 def _told(items: Iterator[tuple[slice, Tensor]], advance: Advance) -> Iterator[tuple[slice, Tensor]]:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from minigpt_cli.data.dataset import Dataset
 from minigpt_cli.data.parts import context_of, parts_of
 from minigpt_cli.errors import UsageError
-from minigpt_cli.evaluation.characters import per_character
+from minigpt_cli.evaluation.characters import begins_character, per_character
 from minigpt_cli.evaluation.comparison import KINDS, character_kinds
 from minigpt_cli.evaluation.scores import PartsScored, Score, make_score
 from minigpt_cli.tokenization.contract import token_lengths
@@ -68,7 +68,7 @@ def sample_of(dataset: Dataset, block_size: int, characters: int = CHARACTERS) -
     tokens = np.asarray(dataset.split("val").tokens[: 8 * characters], dtype=np.int64)
     parts = parts_of(tokens, dataset.tokenizer, documents=dataset.in_documents)
     is_text = np.ones(len(tokens), np.bool_) if parts is None else parts.scored & ~parts.marks
-    begins = np.array([sum(byte & 0xC0 != 0x80 for byte in piece) for piece in pieces])  # characters that each id begins
+    begins = np.array([begins_character(piece).sum() for piece in pieces])  # characters that each id begins
     n = int(np.searchsorted(np.cumsum(begins[tokens] * is_text), characters, side="right"))
     window = max(1, min(block_size, n))
     n = n // window * window

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from minigpt_cli.evaluation.characters import begins_character
 from minigpt_cli.evaluation.eval_target import Target
 from minigpt_cli.evaluation.evaluate_run import ChooseDevice, Evaluation, dataset_of
 from minigpt_cli.evaluation.scores import Score
@@ -80,7 +81,7 @@ def surprise(found: Evaluation, target: Target, *, top: int = 0, shown: int = 0,
     missing."""
     from minigpt_cli import checkpoints
     from minigpt_cli.evaluation.guesses import guesses
-    from minigpt_cli.evaluation.scoring import reading_of_split, reading_of_text
+    from minigpt_cli.evaluation.scoring import Reader, reading_of_split, reading_of_text
     from minigpt_cli.generation.streaming import pieces_of
 
     run: Run = found.run
@@ -97,7 +98,8 @@ def surprise(found: Evaluation, target: Target, *, top: int = 0, shown: int = 0,
     first = range(int(np.searchsorted(cells.chars[:-1], shown)))
     wanted = [i for start, stop, _ in passages for i in range(start, stop)] + list(first)
     tokens = np.unique(np.concatenate([np.arange(0), *(np.arange(cells.tokens[i], cells.tokens[i + 1]) for i in wanted)])).astype(np.int64)
-    expected = guesses(loaded.model, ids, kept[tokens], context=read.context, block_size=block_size, stride=target.stride, k=GUESSES)
+    reader = Reader(loaded.model, tokenizer, block_size, target.stride)
+    expected = guesses(reader, ids, kept[tokens], context=read.context, k=GUESSES)
     text = score.text.decode()
 
     def cell(i: int) -> Cell:
@@ -119,7 +121,7 @@ def _cells_of(tokens: npt.NDArray[np.int64], tokenizer: Tokenizer, score: Score)
     """The cells of scored tokens that are text."""
     lengths = token_lengths(tokenizer.token_bytes())[tokens]
     begins = np.cumsum(lengths) - lengths
-    starts_char = (np.frombuffer(score.text, dtype=np.uint8) & 0xC0) != 0x80  # (n_bytes,)
+    starts_char = begins_character(score.text)  # (n_bytes,)
     n_chars = np.cumsum(starts_char)
     inside = np.minimum(begins, len(starts_char) - 1)
     first = np.flatnonzero((lengths > 0) & starts_char[inside])
