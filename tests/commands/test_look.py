@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from harness.commands import run
 
-from minigpt_cli import checkpoints, cli
+from minigpt_cli import checkpoints
 
 TEXT = "The quick brown fox jumps over the lazy dog. Über 20 Füchse!\n" * 60
 TINY = ["--max-steps", "2", "--eval-every", "2", "--n-layer", "2", "--n-embd", "16", "--n-head", "2", "--block-size", "16", "--ema", "0"]
@@ -42,13 +43,6 @@ def folder(trained: Path, tmp_path: Path) -> Path:
     for kept in tmp_path.glob("runs/*/scores/inside-*"):
         kept.unlink()
     return tmp_path
-
-
-def run(folder: Path, *args: str) -> int:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MINIGPT_DATA_DIR", str(folder / "data"))
-        patch.setenv("MINIGPT_RUNS_DIR", str(folder / "runs"))
-        return cli.run(list(args))
 
 
 def look(folder: Path, capsys: pytest.CaptureFixture[str], *args: str) -> Any:

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
+from harness.commands import run
 
-from minigpt_cli import cli
 from minigpt_cli.config import REMOVABLE
 
 TINY = ["--max-steps", "3", "--n-layer", "1", "--n-embd", "16", "--n-head", "2", "--block-size", "8", "--eval-every", "3", "--ema", "0"]
@@ -21,13 +21,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, more in (("whole", []), ("cheat", ["--arch", "plain", "--without", "mask"])):
         assert run(folder, "train", str(folder / "text.txt"), "--name", name, *TINY, *more) == 0
     return folder
-
-
-def run(folder: Path, *args: str) -> int:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MINIGPT_DATA_DIR", str(folder / "data"))
-        patch.setenv("MINIGPT_RUNS_DIR", str(folder / "runs"))
-        return cli.run(list(args))
 
 
 def test_it_is_marked_in_the_list_and_missing_on_the_leaderboard(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
