@@ -28,6 +28,7 @@ TRAINING_CHARS = 1 << 25  # of a longer training text only the end is used (xz -
 _VERSION = 1
 
 Codes = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,12 @@ def _xz_bytes(data: bytes) -> int:
 
 def count_baselines(training: str, text: str) -> tuple[float, float, float]:
     """Uniform, unigram and bigram nats per character of `text`, fitted on `training`."""
+    uniform, unigram, bigram = (float(nats.mean()) for nats in counted_nats(training, text))
+    return uniform, unigram, bigram
+
+
+def counted_nats(training: str, text: str) -> tuple[Floats, Floats, Floats]:
+    """Nats of every character of `text`, (n_chars,): uniform, unigram and bigram, fitted on `training`, which comes before."""
     known, seen = np.unique(_points(training), return_inverse=True)  # (K,), (n_training,)
     size = len(known) + 1  # the last stands for every unseen character
     coded = np.searchsorted(known, points := _points(text))
@@ -70,10 +77,10 @@ def count_baselines(training: str, text: str) -> tuple[float, float, float]:
     unigram = (np.bincount(seen, minlength=size) + 1) / (len(seen) + size)  # (K + 1,)
     previous = np.concatenate([seen[-1:] if len(seen) else [size - 1], coded[:-1]])
     bigram = _witten_bell(seen, previous, coded, unigram)
-    return math.log(size), float(-np.log(unigram[coded]).mean()), float(-np.log(bigram).mean())
+    return np.full(len(coded), math.log(size)), -np.log(unigram[coded]), -np.log(bigram)
 
 
-def _witten_bell(seen: Codes, previous: Codes, following: Codes, unigram: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def _witten_bell(seen: Codes, previous: Codes, following: Codes, unigram: Floats) -> Floats:
     """P(following | previous) = (pairs + kinds * unigram) / (all + kinds), where `kinds` counts the different characters that followed."""
     size = len(unigram)
     pairs, counts = np.unique(seen[:-1] * size + seen[1:], return_counts=True)
