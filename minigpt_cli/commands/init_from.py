@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from minigpt_cli.commands.config_sources import Resolved
 from minigpt_cli.config import RunConfig
-from minigpt_cli.display import format
+from minigpt_cli.display import format, waiting
 from minigpt_cli.errors import UnknownCharacters, UsageError
+from minigpt_cli.escaping import one_line
 from minigpt_cli.runstore.directory import Run
 from minigpt_cli.runstore.records import Base
 from minigpt_cli.runstore.store import RunStore
+from minigpt_cli.storage.hub import PREFIX
 
 if TYPE_CHECKING:
     from minigpt_cli.checkpoints import ResumePoint
@@ -32,15 +34,14 @@ class Origin:
     partial: bool = False
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Another process gets the name only, and reads the model itself."""
-        return Origin, (self.what, self.store, self.partial)
+        """Another process gets the name only, and reads the model itself: of the hub, the same commit."""
+        what = self.source.label if self.what.startswith(PREFIX) else self.what
+        return Origin, (what, self.store, self.partial)
 
     @cached_property
     def source(self) -> Source:
         """The model, read once. Raises UsageError, RunNotFound or RunDamaged."""
-        from minigpt_cli.interchange.initialise import open_source
-
-        return open_source(self.what, self.store)
+        return open_model(self.what, self.store)
 
     def settings(self) -> dict[str, Any]:
         """Its sizes and its tokenizer. Presets, files and flags override them."""
@@ -62,6 +63,15 @@ class Origin:
         theirs = self.source.tensors
         whole = [n for n, t in tensors.items() if n not in theirs or t.shape != theirs[n].shape or not t.equal(theirs[n])]
         return StartWeights(tensors, whole if config.lora.lora_rank else [], [f"from {report.label}: {report.counts()}", *report.notes])
+
+
+def open_model(what: str, store: RunStore) -> Source:
+    """The model at a path, of a run or of the hub. Raises UsageError, RunNotFound or RunDamaged."""
+    from minigpt_cli.interchange.initialise import open_source
+
+    if what.startswith(PREFIX):
+        waiting.show(f"downloading {one_line(what)}")
+    return open_source(what, store)
 
 
 @contextmanager

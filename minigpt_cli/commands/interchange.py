@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,9 +12,11 @@ import typer
 from minigpt_cli import registry
 from minigpt_cli.commands.config_flags import with_settings
 from minigpt_cli.commands.config_sources import resolve
+from minigpt_cli.commands.init_from import open_model
 from minigpt_cli.commands.options import CheckpointOption, JsonFlag, RunArgument, RunsDir, complete_tokenizer, option, switch
 from minigpt_cli.commands.samples import generate_command
-from minigpt_cli.display import console
+from minigpt_cli.display import console, waiting
+from minigpt_cli.errors import UsageError
 from minigpt_cli.escaping import one_line
 from minigpt_cli.runstore.store import RunStore, check_name
 
@@ -28,7 +31,11 @@ _DEFAULT_DTYPE = {"hf": "f32", "gguf": "f16", "html": "auto"}
 
 def export(
     run: RunArgument,
-    out: Annotated[Path, option("PATH", "A new or empty folder to write; for html a file.", "--out", "-o")],
+    out: Annotated[Path | None, option("PATH", "A new or empty folder to write; for html a file.", "--out", "-o")] = None,
+    push: Annotated[
+        str | None,
+        option("OWNER/NAME", "With hf: also to this repository of the Hugging Face hub, as you are logged in there; a new one is private."),
+    ] = None,
     format: Annotated[str, option("hf|gguf|html", "For Hugging Face, for llama.cpp and Ollama, or a page that writes.")] = "hf",
     dtype: Annotated[
         str | None,
@@ -44,36 +51,66 @@ def export(
       minigpt runs export top --format gguf --out gg   for llama.cpp and Ollama
       minigpt runs export top --format gguf --dtype q8_0 --out small
       minigpt runs export top --format html --out friend.html   a page that writes
+      minigpt runs export top --push me/bard           to the Hugging Face hub
 
     Writes a run as a folder that other programs open, with a model card; with html as one page that holds the model and writes in any
     browser, without a network (up to 32 M parameters). What the format cannot express is an error that names it, before anything is
     written.
     """
     registry.load("export format", format)  # before the run is looked for
+    if out is None and push is None:
+        raise UsageError("nothing says where to write: give --out PATH")
+    if push is not None:
+        _check_push(push, format)
     found = RunStore(runs_dir).find(run)
     ckpt = found.checkpoint or ckpt
-    loaded, exported = export_run(found, out, format, dtype, ckpt)
+    with TemporaryDirectory(prefix="minigpt-") as temporary:
+        loaded, exported = export_run(found, out or Path(temporary), format, dtype, ckpt, push)
     for notice in [*loaded.notices, *exported.notices]:
         console.notice(notice)
     if json:
         facts = {"run": found.name, "ckpt": ckpt, "step": loaded.step, "format": format, "architecture": exported.architecture}
-        console.write_json(facts | {"out": str(exported.out), "files": exported.files})
+        facts |= {"out": str(out) if out is not None else None, "files": exported.files}
+        console.write_json(facts | ({"pushed_to": exported.address} if push is not None else {}))
         return
-    files = f": {', '.join(exported.files)}" if exported.out.is_dir() else ""
-    console.write(one_line(f"{found.name} (step {loaded.step}) is in {exported.out} as {exported.architecture}{files}"))
+    files = f": {', '.join(exported.files)}" if len(exported.files) > 1 else ""
+    place = " and ".join([str(place) for place in (out, exported.address) if place])
+    console.write(one_line(f"{found.name} (step {loaded.step}) is in {place} as {exported.architecture}{files}"))
 
 
-def export_run(run: Run, out: Path, format: str, dtype: str | None, ckpt: str) -> tuple[Loaded, Exported]:
-    """Write a run in the format of another program. Raises UsageError for what the format cannot express, before anything is written."""
+def _check_push(repo: str, format: str) -> None:
+    """Raise UsageError, before any work, for an export that cannot be pushed."""
+    from minigpt_cli.interchange import hub
+
+    if format != "hf":
+        raise UsageError(f"--push is for --format hf, not {format}")
+    hub.check_push(repo)
+
+
+def export_run(run: Run, out: Path, format: str, dtype: str | None, ckpt: str, push: str | None = None) -> tuple[Loaded, Exported]:
+    """Write a run in the format of another program, and with `push` to that repository of the hub. Raises UsageError for what the format
+    cannot express, before anything is written."""
     from minigpt_cli import checkpoints
 
     write, loaded = registry.load("export format", format), checkpoints.load(run, ckpt)
-    return loaded, write(loaded, out, dtype or _DEFAULT_DTYPE.get(format, "f32"))
+    dtype = dtype or _DEFAULT_DTYPE.get(format, "f32")
+    if push is None:
+        return loaded, write(loaded, out, dtype)
+    from minigpt_cli.interchange import hub
+
+    exported = write(loaded, out, dtype, push)
+    waiting.show(f"pushing to {push}")
+    return loaded, replace(exported, address=hub.push(out, push))
 
 
 @with_settings(only=("model",))
 def import_run(
-    source: Annotated[str, typer.Argument(metavar="X", help="A Hugging Face folder, nanoGPT's ckpt.pt, a .pt or .safetensors, a run.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="X", help="A Hugging Face folder, hf:OWNER/NAME[@REVISION] of its hub, nanoGPT's ckpt.pt, a .pt or .safetensors, a run."
+        ),
+    ],
     name: Annotated[str | None, option("NAME", "The run's name; default: its architecture and a number.")] = None,
     tokenizer: Annotated[
         str | None, option("byte|gpt2|FILE", "Its tokenizer, if the source does not name one.", autocompletion=complete_tokenizer)
@@ -87,20 +124,22 @@ def import_run(
     """\b
     Examples:
       minigpt runs import ~/models/gpt2 --name gpt2   a Hugging Face folder
+      minigpt runs import hf:openai-community/gpt2    from the Hugging Face hub
       minigpt runs import out-shakespeare-char        nanoGPT's, with meta.pkl
       minigpt runs import w.safetensors --arch classic --tokenizer gpt2
 
     Makes a run from the weights of another program: GPT-2, Llama, Qwen3, Mixtral, Qwen2-MoE, Qwen3-MoE, nanoGPT. Nothing in a file is
-    executed. Sizes come from the source if it names them; a smaller --block-size removes the learned positions beyond it.
+    executed; from the hub only safetensors, JSON and vocabularies are downloaded, and the run's record names the commit. Sizes come from
+    the source if it names them; a smaller --block-size removes the learned positions beyond it.
     """
     if name is not None:
         check_name(name)
     from minigpt_cli.commands.provenance import new_record
     from minigpt_cli.interchange.importing import import_source
-    from minigpt_cli.interchange.initialise import model_settings, open_source
+    from minigpt_cli.interchange.initialise import model_settings
 
     store = RunStore(runs_dir)
-    found = open_source(source, store)
+    found = open_model(source, store)
     config = resolve(settings, environment={}, of_weights=(found.label, model_settings(found))).config
     found = replace(found, tokenizer=_named_tokenizer(tokenizer) or found.tokenizer)
     config = config.changed(data={"tokenizer": tokenizer or (found.tokenizer.name if found.tokenizer else "char")})
@@ -125,7 +164,6 @@ def _named_tokenizer(name: str | None) -> Tokenizer | None:
     if name is None:
         return None
     from minigpt_cli.config import DataConfig
-    from minigpt_cli.errors import UsageError
     from minigpt_cli.tokenization.contract import TrainingText
     from minigpt_cli.tokenization.pretrained import load_tokenizer
 

@@ -52,8 +52,9 @@ def train(
     init_from: Annotated[
         str | None,
         option(
-            "RUN|PATH",
-            "Start with the weights of a run, a Hugging Face folder, nanoGPT's ckpt.pt, a .pt or .safetensors; sizes come from there.",
+            "RUN|PATH|hf:…",
+            "Start with the weights of a run, a Hugging Face folder, hf:OWNER/NAME[@REVISION] of its hub, nanoGPT's ckpt.pt, a .pt or "
+            ".safetensors; sizes come from there.",
             "--init-from",
             autocompletion=complete_run,
         ),

@@ -6,7 +6,8 @@ hf_weights.py has the names and shapes; this file writes and reads the files. tr
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from minigpt_cli.errors import UsageError
 from minigpt_cli.interchange import pytorch
 from minigpt_cli.interchange.folders import new_folder
 from minigpt_cli.interchange.gguf_vocabulary import END_TOKENS
-from minigpt_cli.interchange.hf_weights import from_hf, to_hf
+from minigpt_cli.interchange.hf_weights import from_hf, model_config, to_hf
 from minigpt_cli.interchange.model_card import hf_card
 from minigpt_cli.storage import atomic_io, safetensors
 from minigpt_cli.tokenization.contract import Tokenizer
@@ -39,10 +40,12 @@ class Exported:
     files: list[str]
     architecture: str
     notices: list[str] = field(default_factory=list)
+    address: str = ""  # on the hub, if it was pushed
 
 
-def export(loaded: Loaded, out: Path, dtype: str = "f32") -> Exported:
-    """Write `out/` with weights, config, tokenizer and model card. Raises UsageError, before writing, for what the format lacks."""
+def export(loaded: Loaded, out: Path, dtype: str = "f32", repo: str = "") -> Exported:
+    """Write `out/` with weights, config, tokenizer and model card, which says how to open it: from `repo` of the hub, else from `out`.
+    Raises UsageError, before writing, for what the format lacks."""
     if dtype not in DTYPES:
         raise UsageError(f"--format hf has no --dtype {dtype}: {', '.join(DTYPES)}")
     config, tensors = to_hf(loaded.config.model, loaded.model.state_dict())
@@ -54,7 +57,7 @@ def export(loaded: Loaded, out: Path, dtype: str = "f32") -> Exported:
         "generation_config.json": _json({"do_sample": True, "temperature": 0.9, "top_k": 50, "max_new_tokens": 200} | _end(tokenizer_json)),
         "tokenizer.json": tokenizer_json,
         "tokenizer_config.json": _json(_tokenizer_config(tokenizer_json, loaded.config.model.block_size)),
-        "README.md": hf_card(loaded, config["model_type"], out.name, prompt),
+        "README.md": hf_card(loaded, config["model_type"], repo or out.name, prompt),
     }
     weights = {name: tensor.detach().to("cpu", DTYPES[dtype]) for name, tensor in tensors.items()}
     atomic_io.check_space(out, 2 * sum(t.numel() * t.element_size() for t in weights.values()))
@@ -107,17 +110,35 @@ class Foreign:
 
 def read(folder: Path) -> Foreign:
     """The model in a Hugging Face directory. Raises UsageError or RunDamaged."""
+    theirs = _read_config(folder)
+    tensors, notes = read_weights(folder)
+    with _readable(folder):
+        config, ours = from_hf(theirs, {name: tensor.float() for name, tensor in tensors.items()})
+    return Foreign(config, ours, read_tokenizer(folder), notes)
+
+
+def check_config(folder: Path) -> None:
+    """Raise UsageError unless config.json in `folder` names a model that can be read."""
+    with _readable(folder):
+        model_config(_read_config(folder), has_bias=False)
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
     theirs = atomic_io.read_json(folder / "config.json")
     if not isinstance(theirs, dict):
         raise UsageError(f"{folder / 'config.json'} is not a table")
-    tensors, notes = read_weights(folder)
+    return theirs
+
+
+@contextmanager
+def _readable(folder: Path) -> Iterator[None]:
+    """Turn what a wrong config.json raises into a UsageError."""
     try:
-        config, ours = from_hf(theirs, {name: tensor.float() for name, tensor in tensors.items()})
+        yield
     # A setting is missing or of the wrong kind (pydantic's error is a ValueError), or tensors have shapes that cannot be concatenated.
     except (KeyError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
         reason = atomic_io.one_line(repr(error), 150)
         raise UsageError(f"{folder / 'config.json'} is not a configuration that can be read: {reason}") from error
-    return Foreign(config, ours, read_tokenizer(folder), notes)
 
 
 def read_weights(folder: Path) -> tuple[dict[str, Tensor], list[str]]:

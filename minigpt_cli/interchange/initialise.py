@@ -1,4 +1,4 @@
-"""Initial weights from a run, a Hugging Face directory, nanoGPT's ckpt.pt, or any .pt or .safetensors file.
+"""Initial weights from a run, a Hugging Face directory or repository, nanoGPT's ckpt.pt, or any .pt or .safetensors file.
 
 Each becomes a `Source`: tensors with our names. `initial_weights` copies them into a new model and reports which fitted. Two
 differences are resolved without asking, because they have one right answer: rows of the vocabulary are matched by the text
@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sized
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,14 @@ from torch import Tensor
 from minigpt_cli import checkpoints
 from minigpt_cli.config import ModelConfig
 from minigpt_cli.errors import RunNotFound, UsageError
-from minigpt_cli.interchange import huggingface, nanogpt, pytorch
+from minigpt_cli.interchange import hub, huggingface, nanogpt, pytorch
 from minigpt_cli.interchange.hf_weights import family, weight_mapping
 from minigpt_cli.interchange.new_rows import begin_new_rows
 from minigpt_cli.models.contract import build_model
 from minigpt_cli.runstore.directory import Run
 from minigpt_cli.runstore.store import RunStore, run_at
 from minigpt_cli.storage import atomic_io, safetensors
+from minigpt_cli.storage.hub import PREFIX
 from minigpt_cli.tokenization.contract import Tokenizer
 
 VOCABULARY = ("token_embedding.weight", "head.weight", "table")
@@ -41,7 +42,7 @@ _BODIES = ("h.", "wte.", "layers.", "embed_tokens.")  # prefixes of names in fil
 class Source:
     """A model from another program or run; what its files do not say is None."""
 
-    label: str  # as it was typed, or the run's name
+    label: str  # as it was typed, the run's name, or an address of the hub with its commit
     kind: str  # run, huggingface, nanogpt, tensors
     sha256: str  # of the weights' file, or of the files of a directory
     tensors: dict[str, Tensor]
@@ -108,7 +109,10 @@ def initial_weights(
 
 
 def open_source(what: str | Path, store: RunStore | None = None) -> Source:
-    """The model at a path or of the run with this name. Raises UsageError, RunNotFound or RunDamaged."""
+    """The model at a path, of the run with this name, or of the hub. Raises UsageError, RunNotFound or RunDamaged."""
+    if isinstance(what, str) and what.startswith(PREFIX):
+        model = hub.fetch(what)
+        return replace(directory_source(model.folder), label=model.address)
     path = Path(what).expanduser()
     if (at := run_at(path)) is not None:
         return run_source(at)

@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 
 from minigpt_cli.bounds import line
 from minigpt_cli.data.sources.files import File
-from minigpt_cli.errors import MiniGPTError, MissingExtra, UsageError
+from minigpt_cli.errors import UsageError
 from minigpt_cli.runstore.records import FETCHED_FILES, Fetched
 from minigpt_cli.storage.downloads import Report
+from minigpt_cli.storage.hub import explained, library
 
-PREFIX = "hf:"
 _CONVERTED = "refs/convert/parquet"
 _ADDRESS = re.compile(r"hf:(?P<repo>[\w.-]+/[\w.-]+)(?:/(?P<config>[^/:]+))?(?::(?P<split>[\w.-]+))?")
 
@@ -33,33 +33,18 @@ def dataset_files(address: str, report: Report) -> Sequence[File]:
     match = _ADDRESS.fullmatch(address)
     if match is None:
         raise UsageError(f"{address} is not a dataset: write hf:OWNER/DATASET, hf:OWNER/DATASET/CONFIG or hf:OWNER/DATASET:SPLIT")
-    try:
-        from huggingface_hub import HfApi, errors
-        from huggingface_hub.utils.tqdm import disable_progress_bars
-    except ImportError:
-        raise MissingExtra("reading datasets of the Hugging Face hub", "documents") from None
-    disable_progress_bars()
-    api, repo = HfApi(), match["repo"]
-    try:
-        revision, parts = _parts(api, repo, errors)
+    hub, repo = library(), match["repo"]
+    api = hub.HfApi()
+    with explained(f"download {address}", repo, "dataset"):
+        revision, parts = _parts(api, repo, hub.errors)
         chosen = _chosen(parts, address, match["config"], match["split"])
         files = []
         for number, part in enumerate(chosen):
             report(number, len(chosen))
             files.append(Path(api.hf_hub_download(repo, part.file, repo_type="dataset", revision=revision)))
-    except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
-        raise UsageError(f"{address}: the hub has no public dataset {repo}; see https://huggingface.co/datasets") from error
-    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, _no_connection(errors), OSError) as error:
-        raise MiniGPTError(f"cannot download {address} ({type(error).__name__}): check the connection to huggingface.co") from error
     names = [line(part.file) for part in chosen]
     fetched = Fetched(address=line(address), commit=line(revision), files=names[:FETCHED_FILES], n_files=len(names))
     return [File(f"{address} {part.file}", path, fetched) for part, path in zip(chosen, files, strict=True)]
-
-
-def _no_connection(errors: Any) -> type[Exception]:
-    """What the library's HTTP client raises, whichever client this version has."""
-    base: type[Exception] = next(base for base in reversed(errors.HfHubHTTPError.__mro__) if base.__name__ == "HTTPError")
-    return base
 
 
 def _parts(api: Any, repo: str, errors: Any) -> tuple[str, list[_Part]]:

@@ -18,7 +18,7 @@ from minigpt_cli.data.sources.contract import Document, Source, SplitBy, SplitNa
 from minigpt_cli.data.sources.corpora import EMBEDDED, named_corpus
 from minigpt_cli.data.sources.files import File, Stream
 from minigpt_cli.data.sources.folder import files_below, holds_tokens, model_in, names_in
-from minigpt_cli.data.sources.hub import PREFIX, dataset_files
+from minigpt_cli.data.sources.hub import dataset_files
 from minigpt_cli.data.sources.spool import Spool
 from minigpt_cli.data.sources.texts import Files, not_together
 from minigpt_cli.data.sources.token_folder import TokenFolder
@@ -26,6 +26,7 @@ from minigpt_cli.data.sources.urls import downloaded, is_url
 from minigpt_cli.errors import UsageError, unknown_name
 from minigpt_cli.runstore.records import Fetched
 from minigpt_cli.storage.downloads import Report
+from minigpt_cli.storage.hub import PREFIX
 
 
 def data_folder() -> Path:

@@ -5,16 +5,15 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 from urllib.parse import unquote
 
 import huggingface_hub.constants as hub
 import pytest
 from harness import samples
+from harness.hub import COMMIT, Answers, served, use_hub
 
 from minigpt_cli.config import DataConfig
 from minigpt_cli.data.dataset import open_dataset
@@ -25,7 +24,6 @@ from minigpt_cli.errors import MiniGPTError, UsageError
 from minigpt_cli.runstore.records import FETCHED, FETCHED_FILES, Corpus, Fetched
 from minigpt_cli.storage import downloads
 
-COMMIT = "1" * 40
 PAGE = b"<!DOCTYPE html><html><body><p>Seen</p></body></html>"
 
 
@@ -59,13 +57,10 @@ DATASETS: dict[tuple[str, str], dict[str, bytes]] = {
 }
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(Answers):
     """Serves PLACES and DATASETS, and counts."""
 
     asked: ClassVar[list[str]] = []
-
-    def do_HEAD(self) -> None:
-        self.do_GET()
 
     def do_GET(self) -> None:
         self.asked.append(self.path)
@@ -87,35 +82,15 @@ class Handler(BaseHTTPRequestHandler):
                 return self.answer(data, 200, {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT})
         return self.answer(b"not here", 404)
 
-    def answer(self, data: bytes, status: int = 200, headers: dict[str, str] | None = None) -> None:
-        self.send_response(status)
-        for name, value in {"Content-Length": str(len(data)), "Content-Type": "application/json", **(headers or {})}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(data)
-
-    def log_message(self, *args: Any) -> None:
-        """Quiet."""
-
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(downloads, "cache_folder", lambda: tmp_path / "cache")
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     Handler.asked.clear()
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
-        thread = threading.Thread(target=http.serve_forever, args=(0.01,))
-        thread.start()
-        address = f"http://127.0.0.1:{http.server_port}"
-        monkeypatch.setattr(hub, "ENDPOINT", address)
-        monkeypatch.setattr(hub, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
-        monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path / "hub"))
-        monkeypatch.setattr(hub, "HF_HUB_DISABLE_XET", True)
+    with served(Handler) as address:
+        use_hub(monkeypatch, address, tmp_path / "hub")
         yield address
-        http.shutdown()
-        thread.join()
 
 
 def texts(source: Source) -> list[str]:
