@@ -71,10 +71,18 @@ def _opened(source: Path, flags: tuple[str, ...]) -> ctypes.CDLL:
         _build(source, flags, path)
     if not _is_ours(path):
         raise _NotHere(f"{path} can be written by others: remove it")
+    if "-fopenmp" in flags:
+        _share_openmp()
     try:
         return ctypes.CDLL(str(path))
     except OSError as error:  # built for another machine with the same home folder, cut off, or without a symbol that it needs
         raise _NotHere(f"{path} cannot be loaded ({one_line(str(error), 120)}): remove it") from error
+
+
+def _share_openmp() -> None:
+    """Let libraries that are loaded from now on see the functions of torch's OpenMP library; on aarch64 torch keeps them to itself."""
+    with suppress(OSError):  # not loaded, or by another name
+        ctypes.CDLL("libgomp.so.1", mode=ctypes.RTLD_GLOBAL | os.RTLD_NOLOAD)
 
 
 def _build(source: Path, flags: tuple[str, ...], path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -194,3 +195,19 @@ def test_a_source_is_built_again_when_a_header_changes_that_its_headers_include(
         if library is None:
             pytest.skip("no C compiler")
         assert library.answer() == number
+
+
+@pytest.mark.skipif(sys.platform != "linux" or shutil.which("gcc") is None, reason="needs gcc on Linux")
+def test_a_parallel_source_finds_an_openmp_library_that_its_owner_keeps_to_itself(source: Path) -> None:
+    """As torch does on aarch64."""
+    source.write_text("int omp_get_thread_num(void); int answer(void) { return 42 + omp_get_thread_num(); }\n", encoding="utf-8")
+    openmp = subprocess.run(["gcc", "-print-file-name=libgomp.so.1"], capture_output=True, text=True, check=True).stdout.strip()
+    program = (
+        "import ctypes, os; from pathlib import Path; from minigpt_cli.storage import native_build\n"
+        f"ctypes.CDLL({openmp!r}, mode=os.RTLD_LOCAL)\n"
+        f"native_build.cache_folder = lambda: Path({str(source.parent / 'cache')!r})\n"
+        f"library = native_build.load(Path({str(source)!r}), ('-fopenmp',))\n"
+        f"print(library.answer() if library else native_build.why_not(Path({str(source)!r}), ('-fopenmp',)))"
+    )
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "42"
