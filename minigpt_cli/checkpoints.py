@@ -39,13 +39,14 @@ from minigpt_cli.runstore.directory import (
     read_record,
 )
 from minigpt_cli.runstore.records import FileRecord, RunRecord
+from minigpt_cli.runstore.weights import BEST, LAST, Weights, all_weights, checkpoint_named, kept_name, remove_unnamed, weights_of
 from minigpt_cli.storage import atomic_io, safetensors
 from minigpt_cli.storage.memory import check_memory
 from minigpt_cli.storage.safetensors import TensorInfo
 from minigpt_cli.tokenization.contract import Tokenizer
 from minigpt_cli.tokenization.pretrained import saved_tokenizer
 
-BEST, LAST, RESUME = "best.safetensors", "last.safetensors", "resume.safetensors"
+RESUME = "resume.safetensors"
 _STATE = "resume_state"  # key of the JSON in resume.safetensors' header
 IMPORTED = "imported"  # the stop_reason of a run that was not trained here and has one set of weights
 _BASES = 8  # the base of adapters may have adapters itself, so many times
@@ -113,9 +114,22 @@ def save(
         return _commit(run, record, staging)
 
 
+def keep(run: Run, record: RunRecord, step: int, weights: Mapping[str, Tensor]) -> RunRecord:
+    """Write the weights of a step into a file that stays. Returns the record that names it, which the next save writes. Raises
+    MiniGPTError with nothing lost."""
+    path = run.file(kept_name(step))
+    with run.writing(), atomic_io.explained(f"keep step {step} of run {run.name!r}"):
+        atomic_io.check_space(run.dir, SLACK + sum(t.numel() * t.element_size() for t in weights.values()))
+        with atomic_io.staged(path) as (fd, temporary):
+            written = safetensors.write(fd, weights, {"format": "pt"})
+        atomic_io.replace(temporary, path)
+    file = FileRecord(sha256=written.sha256, bytes=written.n_bytes)
+    return record.model_copy(update={"kept": record.kept | {path.name: file}})
+
+
 def continue_from(run: Run, point: ResumePoint, record: RunRecord, config: RunConfig) -> RunRecord:
-    """Make the generation of `point` the newest, with this record and configuration, and remove later metrics and samples. Returns the
-    record as written. Raises MiniGPTError with nothing lost."""
+    """Make the generation of `point` the newest, with this record and configuration, and remove later metrics, samples and checkpoints over
+    time. Returns the record as written. Raises MiniGPTError with nothing lost."""
     files = dict(point.record.files)
     with run.writing(), atomic_io.explained(f"continue run {run.name!r}"), snapshots.Staging(run) as staging:
         for name in (n for n in files if n not in (METRICS, CONFIG)):
@@ -125,8 +139,10 @@ def continue_from(run: Run, point: ResumePoint, record: RunRecord, config: RunCo
             staging.keep(CONFIG, files[CONFIG])
         else:
             files[CONFIG] = staging.add_bytes(CONFIG, text)
-        record = record.model_copy(update={"files": files, "metrics_bytes": point.record.metrics_bytes})
+        kept = {name: file for name, file in point.record.kept.items() if os.path.lexists(run.file(name))}  # others were pruned since
+        record = record.model_copy(update={"files": files, "kept": kept, "metrics_bytes": point.record.metrics_bytes})
         record = _commit(run, record, staging)
+        remove_unnamed(run, record)
         run.truncate_metrics(record.metrics_bytes)
         run.truncate_samples(point.resume_state["step"])
     return record
@@ -159,9 +175,9 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def load(run: Run, which: str = "best", device: str | torch.device = "cpu") -> Loaded:
-    """The model of the best or the last step, in eval mode, with its run. Raises RunDamaged if neither generation is complete."""
-    if which not in ("best", "last"):
-        raise UsageError(f"there is no checkpoint {which!r}: choose best or last")
+    """The model of the best, the last or a kept step, in eval mode, with its run. Raises UsageError for a step that is not kept, RunDamaged
+    if neither generation is complete."""
+    which = checkpoint_named(which)
     read = partial(read_model, which=which)
     loaded, notices = snapshots.read_newest(run, read)
     if which == "best" and loaded.record.files.get(BEST) is None and loaded.record.stop_reason != IMPORTED:
@@ -184,8 +200,8 @@ def load_resume(run: Run) -> ResumePoint:
 
 def read_model(folder: Path, record: RunRecord, which: str, depth: int = 0) -> Loaded:
     config, tokenizer = snapshots.read_config(folder, record), read_tokenizer(folder, record)
-    name = BEST if which == "best" and BEST in record.files else LAST
-    tensors = _read_tensors(folder, record, name, config, tokenizer.vocab_size)
+    weights = weights_of(folder, record, which)
+    tensors = _read_tensors(weights, config, tokenizer.vocab_size)
     model = build_model(config.model, tokenizer.vocab_size)
     if (end := masked_after(config.data, tokenizer)) is not None:
         model.end_of_text = end  # type: ignore[assignment]
@@ -194,9 +210,8 @@ def read_model(folder: Path, record: RunRecord, which: str, depth: int = 0) -> L
             tensors = lora.merged(_base_weights(folder, record, depth), tensors, config.lora)
         model.load_state_dict(tensors)
     except (KeyError, RuntimeError) as error:  # only with adapters: the rest is checked against the configuration before it is read
-        raise RunDamaged(f"{folder / name} holds adapters for another model: {atomic_io.one_line(str(error))}") from error
-    step = record.best.step if name == BEST and record.best else record.stop_step
-    return Loaded(install(model.eval()), tokenizer, config, record, step)
+        raise RunDamaged(f"{weights.path} holds adapters for another model: {atomic_io.one_line(str(error))}") from error
+    return Loaded(install(model.eval()), tokenizer, config, record, weights.step)
 
 
 def frozen_weights(run: Run, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -215,11 +230,11 @@ def _base_weights(folder: Path, record: RunRecord, depth: int = 0) -> dict[str, 
     others = sorted(entry.name for entry in runs_dir.iterdir() if entry.name not in (wanted.run, record.name))
     for name in [wanted.run, *others] if Path(wanted.run).name == wanted.run else others:
         for candidate in (runs_dir / name, runs_dir / name / PREVIOUS):
-            with suppress(RunDamaged):
+            with suppress(RunDamaged, FileNotFoundError):
                 found = read_record(candidate / RECORD)
-                which = next((n for n in (BEST, LAST) if n in found.files and found.files[n].sha256 == wanted.sha256), None)
+                which = next((w for w, file in all_weights(found).items() if file.sha256 == wanted.sha256), None)
                 if which is not None:
-                    return dict(read_model(candidate, found, which.partition(".")[0], depth + 1).model.state_dict())
+                    return dict(read_model(candidate, found, which, depth + 1).model.state_dict())
     raise RunDamaged(
         f"run {record.name!r} holds adapters for run {atomic_io.one_line(wanted.run, 80)!r} (weights {wanted.sha256[:12]}), "
         f"and no run in {runs_dir} has those weights"
@@ -230,7 +245,7 @@ def read_resume(folder: Path, record: RunRecord) -> ResumePoint:
     config, tokenizer = snapshots.read_config(folder, record), read_tokenizer(folder, record)
     if BEST in record.files and not snapshots.matches(folder / BEST, record.files[BEST]):
         raise RunDamaged(f"{folder / BEST} does not match its checksum")
-    last = _read_tensors(folder, record, LAST, config, tokenizer.vocab_size)
+    last = _read_tensors(weights_of(folder, record, "last"), config, tokenizer.vocab_size)
     resume = safetensors.read(folder / RESUME, snapshots.recorded(folder, record, RESUME))
     state = atomic_io.parse_json(resume.metadata.get(_STATE, "null").encode("utf-8", "surrogatepass"), f"the state in {folder / RESUME}")
     if state == {} and not resume.infos:
@@ -244,11 +259,10 @@ def read_tokenizer(folder: Path, record: RunRecord) -> Tokenizer:
     return saved_tokenizer(snapshots.read_file(folder, record, TOKENIZER, TOKENIZER_LIMIT), folder / TOKENIZER)
 
 
-def _read_tensors(folder: Path, record: RunRecord, name: str, config: RunConfig, vocab_size: int) -> dict[str, Tensor]:
-    path = folder / name
-    check = partial(_check_against_model, path, config, vocab_size)
-    tensors = safetensors.read(path, snapshots.recorded(folder, record, name), check).tensors()
-    safetensors.check_finite(path, tensors)
+def _read_tensors(weights: Weights, config: RunConfig, vocab_size: int) -> dict[str, Tensor]:
+    check = partial(_check_against_model, weights.path, config, vocab_size)
+    tensors = safetensors.read(weights.path, weights.file, check).tensors()
+    safetensors.check_finite(weights.path, tensors)
     return tensors
 
 

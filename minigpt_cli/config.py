@@ -278,6 +278,8 @@ class EvalConfig(Frozen):
     """Stop and save after this much training time, as 90s, 3m or 1.5h; 0: no limit."""
     save_every: int = Field(0, ge=0, le=COUNT_LIMIT)
     """Steps between saves besides those at evaluations; 0: none."""
+    keep_every: int = Field(0, ge=0, le=COUNT_LIMIT)
+    """Steps between checkpoints that stay, for --checkpoint STEP: the weights as they are evaluated; 0: none."""
     sample_every: Annotated[int, Field(ge=0, le=COUNT_LIMIT)] | Literal["auto"] = "auto"
     """Steps between samples of what the model writes, kept in samples.jsonl; auto: at evaluations, if the live view shows them or
     --sample-prompt is given; 0: none."""

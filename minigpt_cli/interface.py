@@ -129,7 +129,8 @@ class Comparison:
 
 
 class Run:
-    """A run: `Run("bard")`, by the start of its name, "latest", "top", or the path of its folder. Raises MiniGPTError if there is none."""
+    """A run: `Run("bard")`, by the start of its name, "latest", "top", or the path of its folder; `Run("bard@2000")` takes the weights of a
+    step that it keeps. Raises MiniGPTError if there is none."""
 
     def __init__(self, name: Names = "latest", *, runs_dir: Names | None = None) -> None:
         self._run = RunStore(runs_dir).find(str(name))
@@ -163,6 +164,13 @@ class Run:
     def nats_per_char(self) -> float | None:
         """The best checkpoint's score on the validation split; None before the first evaluation."""
         return best.nats_per_char if (best := self.record.best) else None
+
+    @property
+    def kept_steps(self) -> list[int]:
+        """The steps whose weights are kept (`keep_every`), each a `ckpt` for `generate`, `score` and `export`."""
+        from minigpt_cli.runstore.weights import kept_steps
+
+        return kept_steps(self.record)
 
     @property
     def metrics(self) -> Table:
@@ -346,7 +354,7 @@ def compare(
     from minigpt_cli.commands.evaluate import target_of
     from minigpt_cli.display.comparison import verdict_sentence
 
-    names = [str(run.dir) if isinstance(run, Run) else str(run) for run in runs]
+    names = [str(run.dir.with_name(run._run.label)) if isinstance(run, Run) else str(run) for run in runs]
 
     def work() -> tuple[Compared, dict[str, Any]]:
         groups = sides_named(RunStore(runs_dir), names)

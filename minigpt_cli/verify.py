@@ -8,11 +8,12 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from minigpt_cli.checkpoints import BEST, LAST, RESUME, read_model, read_resume, read_tokenizer
+from minigpt_cli.checkpoints import RESUME, read_model, read_resume, read_tokenizer
 from minigpt_cli.errors import MiniGPTError, RunDamaged, UsageError
 from minigpt_cli.runstore import snapshots
 from minigpt_cli.runstore.directory import ANNOTATIONS, METRICS, PREVIOUS, RECORD, SAMPLES, TOKENIZER, Run, read_record
 from minigpt_cli.runstore.records import FileRecord, RunRecord
+from minigpt_cli.runstore.weights import BEST, LAST, checkpoint_of_file, unnamed
 from minigpt_cli.storage import atomic_io
 
 
@@ -50,9 +51,24 @@ def _verify_generation(run: Run, folder: Path, prefix: str) -> Iterator[Finding]
     for name, expected in record.files.items():
         yield _verify_file(run, folder, name, expected, prefix)
     for name in (n for n in (BEST, LAST) if n in record.files):
-        yield _try(prefix + name, "weights fit the configuration", partial(read_model, folder, record, "best" if name == BEST else "last"))
+        yield _verify_weights(folder, record, name, prefix)
+    if folder == run.dir:
+        yield from _verify_kept(run, record)
     yield _verify_resume(folder, record, prefix + RESUME)
     yield _try(prefix + TOKENIZER, "text survives the tokenizer", partial(_round_trip, folder, record))
+
+
+def _verify_weights(folder: Path, record: RunRecord, name: str, prefix: str = "") -> Finding:
+    return _try(prefix + name, "weights fit the configuration", lambda: read_model(folder, record, checkpoint_of_file(name) or name))
+
+
+def _verify_kept(run: Run, record: RunRecord) -> Iterator[Finding]:
+    """The checkpoints over time; only the newest record counts, since pruning changes no other."""
+    for name, expected in record.kept.items():
+        yield _verify_file(run, run.dir, name, expected, "")
+        yield _verify_weights(run.dir, record, name)
+    for path in unnamed(run, record):
+        yield Finding("note", path.name, "is not in the record: it was written after the last save, and resuming writes it again")
 
 
 def _verify_resume(folder: Path, record: RunRecord, name: str) -> Finding:

@@ -61,6 +61,7 @@ def compare(
       minigpt compare modern-1 moe-1 --data book.txt --prompt "The "
       minigpt compare 'modern-*' 'moe-*'           seeds of two recipes
       minigpt compare 'sweep-*' --group-by config  every recipe of a sweep
+      minigpt compare modern-1@1000 modern-1@2000  two steps of one run
       minigpt compare modern-1 moe-1 --plot page.html
       minigpt compare top latest --md              a table to paste
 
@@ -131,7 +132,7 @@ def scored(groups: Groups, target: Target, device: str) -> list[Side]:
     def evaluated(run: Run) -> Evaluation:
         with console.progress("reading the runs") as advance:
             of_run = replace(target, ckpt=run.checkpoint or target.ckpt)
-            return evaluate_run(run, of_run, device=device_chooser(device), advance=partial(advance, f"scoring {run.name}"))
+            return evaluate_run(run, of_run, device=device_chooser(device), advance=partial(advance, f"scoring {run.label}"))
 
     sides = []
     for name, runs in groups:
@@ -178,7 +179,7 @@ def _samples(groups: Groups, prompt: str, ckpt: str, seed: int) -> list[tuple[st
         loaded = open_model(runs[0], runs[0].checkpoint or ckpt)
         asked, ends = question(loaded, prompt) if learned_chats(runs[0].record) else (prompt, loaded.ends)
         request = GenerationRequest(loaded.prompt_ids(asked), max_new_tokens=_SAMPLE_TOKENS, seed=seed, ends=ends)
-        out.append((runs[0].name, "".join(step.text for step in loaded.steps(request))))
+        out.append((runs[0].label, "".join(step.text for step in loaded.steps(request))))
     return out
 
 
@@ -194,7 +195,7 @@ def document(found: Compared, groups: Groups) -> dict[str, Any]:
             for run, run_score in zip(runs, side.scores, strict=True)
         ],
         "groups": [
-            {"group": side.name, "runs": [run.name for run in runs], **asdict(side.group), "ci95": list(side.ci95)}
+            {"group": side.name, "runs": [run.label for run in runs], **asdict(side.group), "ci95": list(side.ci95)}
             for side, (_, runs) in zip(found.sides, groups, strict=True)
             if len(runs) > 1
         ],
@@ -215,7 +216,7 @@ def _by_name(names: Sequence[str], part: Part) -> dict[str, float]:
 
 
 def _run_document(side: Side, run: Run, score: Score) -> dict[str, Any]:
-    own = {"run": run.name, "group": side.name if len(side.scores) > 1 else None, "nats_per_char": score.nats_per_char}
+    own = {"run": run.label, "group": side.name if len(side.scores) > 1 else None, "nats_per_char": score.nats_per_char}
     own |= {"ci95": list(score.ci95)} | {name: getattr(score, name) for name in ("nats_per_token", "bits_per_byte", "n_tokens")}
     of_record = ("arch", "tokenizer", "n_params", "n_active_params", "tokens_seen", "elapsed_s")
     return own | {name: getattr(run.record, name) for name in of_record}

@@ -59,6 +59,7 @@ def evaluate(
       minigpt eval modern-1 --split test   the split not used for any choice
       minigpt eval top --data book.txt     the best run on a text of yours
       minigpt eval --nats-per-char         one number for a script
+      minigpt eval modern-1@2000           as it was after 2,000 steps
       minigpt eval --stride 16             every token with a long context
       minigpt eval --memorisation          what it copies from its text
       minigpt eval --data book.txt --top 20   what surprised it most
@@ -78,7 +79,7 @@ def evaluate(
     store = RunStore(runs_dir)
     chosen = store.find(run or "latest")
     ckpt = chosen.checkpoint or ckpt
-    if chosen.name != run:
+    if chosen.label != run:
         console.notice(f"scoring {chosen.name}" + (f" ({run})" if run else ", the newest run"))
     from minigpt_cli.evaluation.evaluate_run import baselines_of, evaluate_run
 

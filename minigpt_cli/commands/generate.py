@@ -69,6 +69,7 @@ def generate(
     Examples:
       minigpt generate                                 the newest run writes
       minigpt generate top -p "Once upon a"            the best run, your words
+      minigpt generate modern-1@2000                   as it wrote at step 2,000
       minigpt generate --temperature 0.5 --top-k 10    safer
       minigpt generate --num-samples 4 --seed 1 --json   four texts for a script
       minigpt generate -p "To be" --stop . --probs     with probabilities

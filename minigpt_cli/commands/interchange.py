@@ -49,6 +49,7 @@ def export(
     Examples:
       minigpt runs export top --out hf-model           for transformers
       minigpt runs export top --format gguf --out gg   for llama.cpp and Ollama
+      minigpt runs export modern-1@2000 --out early    a step that it keeps
       minigpt runs export top --format gguf --dtype q8_0 --out small
       minigpt runs export top --format html --out friend.html   a page that writes
       minigpt runs export top --push me/bard           to the Hugging Face hub

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from minigpt_cli.commands.options import JsonFlag, OptionalRun, RunsDir, option, switch
+from minigpt_cli.commands.options import CheckpointOption, JsonFlag, OptionalRun, RunsDir, option, switch
 from minigpt_cli.display import console
 from minigpt_cli.runstore.directory import Run
 from minigpt_cli.runstore.store import RunStore
@@ -19,6 +19,7 @@ def look(
     run: OptionalRun = None,
     text: Annotated[str | None, option("TEXT", "Also show what the model expects at each character of this text, layer by layer.")] = None,
     html: Annotated[Path | None, option("FILE.html", "Write a page that holds the model: type, look, and take parts out.")] = None,
+    ckpt: CheckpointOption = "best",
     fresh: Annotated[bool, switch("--fresh", "Measure again, even if results are kept beside the run.")] = False,
     json: JsonFlag = False,
     runs_dir: RunsDir = None,
@@ -28,6 +29,7 @@ def look(
       minigpt runs look                           the newest run
       minigpt runs look modern-1 --text "To be"   its guesses, layer by layer
       minigpt runs look top --html look.html      a page in which the model runs
+      minigpt runs look modern-1@1000             as it was after 1,000 steps
       minigpt runs look top --json                all numbers, for a script
 
     Shows what is inside a model: what each head, feed-forward and layer is worth, which loss it has with how much context, where it is
@@ -36,8 +38,9 @@ def look(
     """
     store = RunStore(runs_dir)
     chosen = store.find(run or "latest")
-    if chosen.name != run:
+    if chosen.label != run:
         console.notice(f"looking into {chosen.name}" + (f" ({run})" if run else ", the newest run"))
+    chosen.checkpoint = chosen.checkpoint or ckpt
     from minigpt_cli.evaluation.inside import look as look_inside
 
     page, lens = _page_of(chosen, html), None

@@ -39,7 +39,7 @@ class PageOfRun:
         check_page(out)
         check_parent(out)
         self.out = out
-        self._loaded = checkpoints.load(run)
+        self._loaded = checkpoints.load(run, run.checkpoint or "best")
         if (n := javascript.n_params(self._loaded)) > javascript.F16_PARAMS:
             most = f"a page to look through holds {javascript.F16_PARAMS:,} parameters"
             raise UsageError(f"{most}, and this run has {n:,}: leave out --html")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
@@ -21,6 +21,7 @@ def complete_run(ctx: typer.Context, incomplete: str) -> Iterator[tuple[str, str
     """Names of runs, newest first, and their architectures."""
     from minigpt_cli.errors import MiniGPTError
     from minigpt_cli.runstore.store import RunStore, resolve_runs_dir
+    from minigpt_cli.runstore.weights import kept_steps
 
     yield from (pair for pair in [("latest", "the newest run"), ("top", "first on the leaderboard")] if pair[0].startswith(incomplete))
     folder = resolve_runs_dir(ctx.params.get("runs_dir"))
@@ -29,8 +30,12 @@ def complete_run(ctx: typer.Context, incomplete: str) -> Iterator[tuple[str, str
     except (MiniGPTError, OSError):
         return
     for run in runs:
+        record = getattr(run, "record", None)
         if run.name.startswith(incomplete):
-            yield run.name, getattr(getattr(run, "record", None), "arch", "")
+            yield run.name, getattr(record, "arch", "")
+        if record is not None and incomplete.startswith(f"{run.name}@"):
+            references = (f"{run.name}@{which}" for which in ("best", "last", *kept_steps(record)))
+            yield from ((reference, "") for reference in references if reference.startswith(incomplete))
 
 
 def complete_preset(incomplete: str) -> Iterator[tuple[str, str]]:
@@ -109,8 +114,22 @@ LatexFlag = Annotated[bool, switch("--latex", "Print a LaTeX table (booktabs).")
 
 CsvFlag = Annotated[bool, switch("--csv", "Print CSV.")]
 
+
+def _checkpoint(value: str) -> str:
+    from minigpt_cli.runstore.weights import checkpoint_named
+
+    return checkpoint_named(value)
+
+
 CheckpointOption = Annotated[
-    Literal["best", "last"], typer.Option("--ckpt", help="The weights of the best validation step, or of the last.")
+    str,
+    option(
+        "best|last|STEP",
+        "The weights of the best validation step, of the last, or of a step that train --keep-every kept. RUN@STEP means the same.",
+        "--checkpoint",
+        "--ckpt",
+        callback=_checkpoint,
+    ),
 ]
 
 Sort = Annotated[str | None, option("FIELD", "Order by a field; -FIELD: largest first.")]

@@ -12,6 +12,7 @@ from minigpt_cli.display import console
 from minigpt_cli.errors import MiniGPTError, MissingExtra, RunNotFound, UsageError
 from minigpt_cli.runstore.directory import RECORD, TOKENIZER, Run
 from minigpt_cli.runstore.store import RunStore
+from minigpt_cli.runstore.weights import weights_of
 
 SLOTS = 64  # sequences that each run decodes at once
 MAX_WAITING = 128  # sequences that may wait for a slot
@@ -72,7 +73,7 @@ def build_app(store: RunStore, *, api_key: str | None, engine: str, only: str | 
 
     models = Models(
         lambda: listed(store, only),
-        lambda name: open_model(_served(store, only, name), ckpt, engine),
+        lambda name: open_model(run := _served(store, only, name), run.checkpoint or ckpt, engine),
         lambda name: _version(_served(store, only, name)),
         slots=SLOTS, max_waiting=MAX_WAITING, prompts=lambda name: _prompts(store, name),
     )  # fmt: skip
@@ -80,10 +81,15 @@ def build_app(store: RunStore, *, api_key: str | None, engine: str, only: str | 
 
 
 def _served(store: RunStore, only: str | None, name: str) -> Run:
-    """The run that a client means. Raises RunNotFound, also for a run that is not the only one served."""
-    if only is not None and name != only:
+    """The run that a client means, or RUN@STEP. Raises RunNotFound, also for a run that is not the only one served."""
+    if only is not None and name != only and not name.startswith(f"{only}@"):
         raise RunNotFound(f"only {only} is served")
-    return store.find_name(name)
+    run = store.find_name(name)
+    try:
+        weights_of(run.dir, run.record, run.checkpoint or "last")
+    except UsageError as error:  # a step that it does not keep
+        raise RunNotFound(str(error)) from error
+    return run
 
 
 def _prompts(store: RunStore, name: str) -> list[tuple[str, str]]:

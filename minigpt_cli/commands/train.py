@@ -90,6 +90,7 @@ def train(
       minigpt train --preset nanogpt-cpu --seed 1  a named preset
       minigpt train --resume latest                continue a stopped run
       minigpt train new.txt --init-from latest --lora-rank 8   fine-tune
+      minigpt train notes.txt --keep-every 500     every 500th step stays
       minigpt train --lr 1e-3 --print-config       what would be used, and why
       minigpt train --sweep lr=1e-3,3e-3 --seeds 3  a grid, three seeds each
       minigpt train --seeds 4 --jobs 2              two at a time
@@ -240,6 +241,8 @@ def _finish_group(group: Group, results: GroupResults, looks: int = 1) -> None:
 
 def _resume(wanted: str, context: Context, settings: dict[str, Any], *, merge: bool) -> None:
     run = context.store.find(wanted)
+    if run.checkpoint is not None and run.checkpoint.isdecimal():
+        raise UsageError(f"--resume continues from the last save, and a kept step has weights alone: use --init-from {wanted}")
     context = replace(context, store=RunStore(run.dir.parent))
     if wanted != run.name and not context.json:
         console.notice(f"resuming {run.name}")

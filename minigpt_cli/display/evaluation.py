@@ -29,7 +29,7 @@ def print_evaluation(found: Evaluation, what: str, baselines: Baselines | None, 
     ppl = f"{score.perplexity:.2f}" if math.isfinite(score.perplexity) else "infinite"
     what = one_line(what) + format.parts_alone(score.n_answers, score.n_documents)
     lines = [
-        f"run     {one_line(found.run.name)}, {found.ckpt} checkpoint, step {found.step:,}",
+        f"run     {one_line(found.run.name)}, {format.checkpoint(found.ckpt, found.step)}",
         f"text    {what}: {score.n_chars:,} characters, {score.n_tokens:,} tokens; {windows}",
         f"score   {score.nats_per_char:.4f} nats per character (95 %: {format.interval(score.ci95)})",
         f"        {score.nats_per_token:.4f} nats per token; {score.bits_per_byte:.4f} bits per byte; perplexity {ppl} per token",

@@ -33,6 +33,11 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
+def checkpoint(which: str, step: int) -> str:
+    """`best checkpoint, step 400`, or `checkpoint of step 2,000`."""
+    return f"checkpoint of step {step:,}" if which.isdecimal() else f"{which} checkpoint, step {step:,}"
+
+
 def loss(value: float | None) -> str:
     """A loss with four decimals; a dash if it was not finite."""
     return "-" if value is None else f"{value:.4f}"

@@ -38,7 +38,7 @@ def print_inside(run: Run, text: str, found: Inside) -> None:
     corpus = run.record.corpus
     ends = "; without the ends of documents" if corpus is not None and corpus.n_documents > 1 else ""
     lines = [
-        f"run     {one_line(run.name)}, {one_line(run.record.arch)}, best checkpoint",
+        f"run     {one_line(run.name)}, {one_line(run.record.arch)}, {_checkpoint(run)}",
         f"text    the first {found.n_chars:,} characters of the {one_line(text)}",
         f"score   {found.nats_per_char:.4f} nats per character (95 %: {format.interval(found.ci95)}){ends}",
     ]
@@ -52,6 +52,11 @@ def print_inside(run: Run, text: str, found: Inside) -> None:
     for layer in found.experts:
         _print_experts(layer)
     _print_remarks(found)
+
+
+def _checkpoint(run: Run) -> str:
+    which = run.checkpoint or "best"
+    return f"checkpoint of step {int(which):,}" if which.isdecimal() else f"{which} checkpoint"
 
 
 def unit_of(record: RunRecord) -> str:

@@ -11,6 +11,8 @@ from minigpt_cli.display import console, format
 from minigpt_cli.display.tables import Column, Fields, Style, cells_of, print_renderable, print_table
 from minigpt_cli.display.training_screen import REASONS
 from minigpt_cli.escaping import one_line, printable
+from minigpt_cli.runstore.weights import kept_steps
+from minigpt_cli.storage.atomic_io import size
 
 if TYPE_CHECKING:
     from minigpt_cli.evaluation.leaderboard import Folded, Row
@@ -33,6 +35,7 @@ _LIST: Fields[Mapping[str, Any]] = (
 _STATUS_STYLE: Mapping[str, Style] = {"damaged": "bad", "crashed": "bad", "failed": "bad", "running": "best"}
 
 _ADDRESSES, _FILES = 5, 3  # that are shown of what came from the network
+_STEPS = 10  # kept steps that are shown
 
 
 def print_list(runs: Sequence[Mapping[str, Any]]) -> None:
@@ -141,6 +144,7 @@ def _facts(record: RunRecord, status: str, annotations: Annotations) -> list[tup
         ("best", score),
         ("at the end", f"train {format.loss(record.final_train_loss)}, validation {format.loss(record.final_val_loss)} nats per token"),
         ("trained", f"{record.stop_step:,} steps, {record.tokens_seen:,} tokens, {format.duration(record.elapsed_s)}"),
+        ("kept", _kept(record)),
         ("model", f"{record.arch}, {record.n_params:,} parameters{active}, vocabulary {record.vocab_size:,} ({record.tokenizer})"),
         ("text", text),
         ("", sizes),
@@ -158,6 +162,14 @@ def _facts(record: RunRecord, status: str, annotations: Annotations) -> list[tup
         ("tags", " ".join(annotations.tags)),
         ("note", annotations.note),
     ]
+
+
+def _kept(record: RunRecord) -> str:
+    """The checkpoints over time, and their size on the disk."""
+    steps = [f"{step:,}" for step in kept_steps(record)]
+    if len(steps) > _STEPS:
+        steps = [*steps[: _STEPS - 1], "…", steps[-1]]
+    return f"the weights of steps {', '.join(steps)}: {size(sum(file.bytes for file in record.kept.values()))}" if steps else ""
 
 
 def _fetched(corpus: Corpus | None) -> list[str]:

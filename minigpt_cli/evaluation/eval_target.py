@@ -14,6 +14,7 @@ from minigpt_cli.errors import RunDamaged, UsageError
 from minigpt_cli.evaluation.cache import ScoreKey
 from minigpt_cli.runstore.directory import TOKENIZER, TOKENIZER_LIMIT, Run
 from minigpt_cli.runstore.records import SplitRecord
+from minigpt_cli.runstore.weights import weights_of
 from minigpt_cli.storage import atomic_io
 from minigpt_cli.tokenization.contract import END_OF_TEXT
 
@@ -49,16 +50,10 @@ def given_source(run: Run, split: str) -> str:
     return " ".join({"val": run.config.data.val, "test": run.config.data.test}.get(split, ()))
 
 
-def weights_file(run: Run, ckpt: str) -> str:
-    """The file that `ckpt` means: the best where there is one, else the last."""
-    return "best.safetensors" if ckpt == "best" and "best.safetensors" in run.record.files else "last.safetensors"
-
-
 def score_key(run: Run, target: Target) -> ScoreKey:
-    """The key of the run's score of this text. Raises RunDamaged if the run has no saved weights."""
-    weights = run.record.files.get(weights_file(run, target.ckpt))
-    if weights is None:
-        raise RunDamaged(f"run {run.name!r} has saved no weights yet")
+    """The key of the run's score of this text. Raises RunDamaged if the run has no saved weights, UsageError for a step that is not
+    kept."""
+    weights = weights_of(run.dir, run.record, target.ckpt).file
     if target.text is not None:
         text, before = hashlib.sha256(target.text.encode()).hexdigest(), ""
     else:

@@ -18,10 +18,11 @@ from minigpt_cli.errors import MiniGPTError, UsageError
 from minigpt_cli.evaluation import baselines, cache
 from minigpt_cli.evaluation.baselines import Baselines
 from minigpt_cli.evaluation.characters import begins_character, spelled
-from minigpt_cli.evaluation.eval_target import Target, check_readable, score_key, weights_file
+from minigpt_cli.evaluation.eval_target import Target, check_readable, score_key
 from minigpt_cli.evaluation.scores import Score
 from minigpt_cli.runstore.directory import Run
 from minigpt_cli.runstore.records import RunRecord
+from minigpt_cli.runstore.weights import weights_of
 from minigpt_cli.tokenization.contract import END_OF_TEXT
 
 ChooseDevice = Callable[[], str]
@@ -124,8 +125,8 @@ def evaluate_run(
         raise UsageError(f"--stride {stride} is more than {block_size}, the block size of run {run.name!r} (0: consecutive windows)")
     check_readable(run, target)
     key = score_key(run, target)
-    step = run.record.best.step if run.record.best and weights_file(run, ckpt).startswith("best") else run.record.stop_step
     if not fresh and (score := cache.find(run.dir, key)):
+        step = weights_of(run.dir, run.record, ckpt).step
         return Evaluation(run, ckpt, step, score, kept=True, notices=list(run.notices))
     from minigpt_cli import checkpoints
     from minigpt_cli.evaluation.scoring import Reader, score_split, score_text

@@ -22,11 +22,11 @@ def chosen_sides(store: RunStore, names: Sequence[str], *, by_config: bool = Fal
     """
     sides = [(name, [*store.find_all([name])]) for name in names]
     if by_config:
-        sides = named_recipes(list({run.name: run for _, runs in sides for run in runs}.values()))
+        sides = named_recipes(list({run.label: run for _, runs in sides for run in runs}.values()))
         if len(sides) < 2:
             raise UsageError("these runs all have one recipe, they differ at most in their seed: name runs of another recipe too")
     else:
-        sides = [(name if "*" in name else runs[0].name, runs) for name, runs in sides]
+        sides = [(name if "*" in name else runs[0].label, runs) for name, runs in sides]
         _check_sides(sides)
     notices = []
     for i, (name, runs) in enumerate(sides):
@@ -41,9 +41,11 @@ def _check_sides(sides: Sides) -> None:
     seen: dict[str, str] = {}
     for name, runs in sides:
         for run in runs:
-            if run.name in seen:
-                raise UsageError(f"run {run.name!r} is on two sides, {seen[run.name]!r} and {name!r}: a run cannot be compared with itself")
-            seen[run.name] = name
+            if run.label in seen:
+                raise UsageError(
+                    f"run {run.label!r} is on two sides, {seen[run.label]!r} and {name!r}: a run cannot be compared with itself"
+                )
+            seen[run.label] = name
     for name, runs in sides:
         if len(recipes := by_recipe(runs)) > 1:
             a, b = recipes[0][0], recipes[1][0]

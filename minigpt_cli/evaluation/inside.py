@@ -121,11 +121,12 @@ class Inside(_Record):
 
 
 def look(run: Run, *, fresh: bool = False, advance: Progress = lambda d, t: None) -> Inside:
-    """What is inside the run's best model: kept from before, else measured and kept. Raises UsageError where its text is missing.
+    """What is inside the run's best model, or the checkpoint that was named with it: kept from before, else measured and kept. Raises
+    UsageError where its text is missing.
 
     `advance` is called while the model is read; an error that it raises ends the work."""
     with _advice():
-        path = score_key(run, Target()).path(run.dir)
+        path = score_key(run, Target(ckpt=run.checkpoint or "best")).path(run.dir)
     path = path.with_name(f"inside-{path.stem}-{_VERSION}.json")
     if not fresh:
         with suppress(MiniGPTError, ValidationError):
@@ -134,7 +135,7 @@ def look(run: Run, *, fresh: bool = False, advance: Progress = lambda d, t: None
 
     with _advice():
         dataset = dataset_of(run)
-    loaded = checkpoints.load(run)
+    loaded = checkpoints.load(run, run.checkpoint or "best")
     found = measure(loaded, sample_of(dataset, run.config.model.block_size), advance)
     if loaded.record.files == run.record.files:  # else an older generation was read, which the key does not name
         with suppress(MiniGPTError):  # a read-only folder: measured again next time

@@ -27,13 +27,14 @@ class Lens:
 
 
 def read_text(run: Run, text: str) -> Lens:
-    """How the run's best model reads the first tokens of `text`, at most a window. Raises UsageError for a text that it cannot read."""
+    """How the run's best model, or the checkpoint that was named with it, reads the first tokens of `text`, at most a window. Raises
+    UsageError for a text that it cannot read."""
     import torch
 
     from minigpt_cli import checkpoints
     from minigpt_cli.models.plain import Values, opened
 
-    loaded = checkpoints.load(run)
+    loaded = checkpoints.load(run, run.checkpoint or "best")
     model: Any = loaded.model
     pieces = loaded.tokenizer.token_bytes()
     start = text_bounds(loaded.record, loaded.tokenizer).get("start", ())

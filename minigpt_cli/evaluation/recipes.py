@@ -11,17 +11,18 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from minigpt_cli.config import leaves
 from minigpt_cli.errors import RunDamaged
-from minigpt_cli.evaluation.eval_target import weights_file
 from minigpt_cli.resume_changes import parse_changes
 from minigpt_cli.runstore.directory import Run
+from minigpt_cli.runstore.weights import weights_of
 
 _NOT_LEARNED = (
     "compute.device", "compute.threads", "compute.attention", "compute.compile", "compute.fsdp", "compute.grad_checkpoint",
-    "optim.auto_batch", "eval.save_every", "eval.sample_every", "eval.sample_prompt",
+    "optim.auto_batch", "eval.save_every", "eval.keep_every", "eval.sample_every", "eval.sample_prompt",
 )  # fmt: skip
 _SAME_RECIPE = {  # what may change in the middle of a run: the windows of a step are only divided differently, a budget is kept
     *(name.rpartition(".")[2] for name in _NOT_LEARNED), "batch_size", "grad_accum", "time_limit", "time_budget",
@@ -82,8 +83,9 @@ def observations(runs: Sequence[Run]) -> tuple[list[Run], list[tuple[Run, Run]]]
     seen: dict[Any, Run] = {}
     counted, repeats = [], []
     for run in runs:
-        weights = run.record.files.get(weights_file(run, "best"))
-        marks = [*filter(None, [_seeded(run)]), *([weights.sha256] if weights else [])]
+        marks: list[object] = [*filter(None, [_seeded(run)])]
+        with suppress(RunDamaged):  # one that saved nothing yet
+            marks.append(weights_of(run.dir, run.record, run.checkpoint or "best").file.sha256)
         earlier = next((seen[mark] for mark in marks if mark in seen), None)
         if earlier is None:
             counted.append(run)

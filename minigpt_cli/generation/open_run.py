@@ -16,7 +16,6 @@ from minigpt_cli.config import DataConfig, RunConfig
 from minigpt_cli.data.chat import END, TOKENS, learned_chats, token_ids
 from minigpt_cli.data.cleaning import cleaned_prompt
 from minigpt_cli.data.opening import Opening
-from minigpt_cli.errors import UsageError
 from minigpt_cli.generation.decoders.contract import Decoder
 from minigpt_cli.generation.decoders.weights import check_declared_weights, decoder_weights, expected_shapes
 from minigpt_cli.generation.engine import Engine, GenerationRequest, Step
@@ -26,6 +25,7 @@ from minigpt_cli.generation.select_decoder import check_engine, decoder_of, need
 from minigpt_cli.runstore import snapshots
 from minigpt_cli.runstore.directory import TOKENIZER, TOKENIZER_LIMIT, Run
 from minigpt_cli.runstore.records import RunRecord
+from minigpt_cli.runstore.weights import BEST, checkpoint_named, weights_of
 from minigpt_cli.storage import safetensors
 from minigpt_cli.storage.memory import check_memory
 from minigpt_cli.storage.safetensors import TensorInfo
@@ -74,11 +74,10 @@ class LoadedModel:
 
 
 def open_model(run: Run, which: str = "best", engine: str = "auto") -> LoadedModel:
-    """The best or last weights of `run`, to be decoded by `engine`. Raises RunDamaged if neither generation is complete, UsageError for
-    an unknown checkpoint or engine."""
+    """The best, last or kept weights of `run`, to be decoded by `engine`. Raises RunDamaged if neither generation is complete, UsageError
+    for an unknown checkpoint or engine."""
     check_engine(engine)
-    if which not in ("best", "last"):
-        raise UsageError(f"there is no checkpoint {which!r}: choose best or last")
+    which = checkpoint_named(which)
     writer, notices = snapshots.read_newest(run, partial(_read, run=run, which=which, engine=engine))
     if writer is None:
         return _open_with_torch(run, which, engine)
@@ -107,22 +106,18 @@ def _read(folder: Path, record: RunRecord, run: Run, which: str, engine: str) ->
     if needs_torch(config.model, engine) or config.lora.lora_rank:  # adapters are added to their base by checkpoints.py
         return None
     tokenizer = saved_tokenizer(snapshots.read_file(folder, record, TOKENIZER, TOKENIZER_LIMIT), folder / TOKENIZER)
-    name = f"{which}.safetensors"
+    file = weights_of(folder, record, which)
     notices = []
-    if which == "best" and name not in record.files:
-        name = "last.safetensors"
-        if record.stop_reason != "imported":  # an imported run has one set of weights
-            notices.append(f"run {run.name!r} has no best checkpoint yet: using its last, of step {record.stop_step}")
-    path = folder / name
-    check = partial(_check, path, config.model, tokenizer.vocab_size)
-    arrays = safetensors.read(path, snapshots.recorded(folder, record, name), check).arrays()
+    if which == "best" and file.path.name != BEST and record.stop_reason != "imported":  # an imported run has one set of weights
+        notices.append(f"run {run.name!r} has no best checkpoint yet: using its last, of step {record.stop_step}")
+    check = partial(_check, file.path, config.model, tokenizer.vocab_size)
+    arrays = safetensors.read(file.path, file.file, check).arrays()
     if arrays is None:
         return None
-    safetensors.check_finite(path, arrays)
-    step = record.best.step if name.startswith("best") and record.best else record.stop_step
+    safetensors.check_finite(file.path, arrays)
     weights = decoder_weights(config.model, arrays)
     return LoadedModel(
-        run.name, step, config, tokenizer, tokenizer.token_bytes(), weights, engine, notices, **_as_learned(record, config, tokenizer)
+        run.name, file.step, config, tokenizer, tokenizer.token_bytes(), weights, engine, notices, **_as_learned(record, config, tokenizer)
     )
 
 

@@ -10,6 +10,7 @@ from minigpt_cli.models.contract import meta_model
 from minigpt_cli.runstore.directory import RECORD, Run
 from minigpt_cli.runstore.records import Base, RunRecord
 from minigpt_cli.runstore.store import RunStore, check_name
+from minigpt_cli.runstore.weights import weights_of
 
 
 def import_source(
@@ -52,8 +53,8 @@ def merge_run(store: RunStore, run: Run) -> Run:
     loaded = checkpoints.load(run)
     config = loaded.config.model_copy(update={"lora": LoraConfig()})
     weights = dict(loaded.model.state_dict())
-    adapters = loaded.record.files.get(checkpoints.BEST) or loaded.record.files[checkpoints.LAST]
-    changes = {"name": name, "base": Base(run=run.name, sha256=adapters.sha256), "files": {}, "metrics_bytes": 0, "placed_at": ""}
+    base = Base(run=run.name, sha256=weights_of(run.dir, loaded.record, "best").file.sha256)
+    changes = {"name": name, "base": base, "files": {}, "kept": {}, "metrics_bytes": 0, "placed_at": ""}
     with store.new_run(name, config.model.arch) as merged:
         merged.write_config(config)
         merged.write_tokenizer(loaded.tokenizer.to_json())

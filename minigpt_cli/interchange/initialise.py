@@ -26,6 +26,7 @@ from minigpt_cli.interchange.new_rows import begin_new_rows
 from minigpt_cli.models.contract import build_model
 from minigpt_cli.runstore.directory import Run
 from minigpt_cli.runstore.store import RunStore, run_at
+from minigpt_cli.runstore.weights import weights_of
 from minigpt_cli.storage import atomic_io, safetensors
 from minigpt_cli.storage.hub import PREFIX
 from minigpt_cli.tokenization.contract import Tokenizer
@@ -130,9 +131,9 @@ def open_source(what: str | Path, store: RunStore | None = None) -> Source:
 
 def run_source(run: Run) -> Source:
     """The best weights of a run, or those that its path names."""
-    loaded = checkpoints.load(run, run.checkpoint or "best")
-    files = loaded.record.files
-    weights = files[checkpoints.LAST] if run.checkpoint == "last" else files.get(checkpoints.BEST) or files[checkpoints.LAST]
+    which = run.checkpoint or "best"
+    loaded = checkpoints.load(run, which)
+    weights = weights_of(run.dir, loaded.record, which).file
     state = dict(loaded.model.state_dict())
     tokenizer_file = run.file("tokenizer.json")
     return Source(loaded.record.name, "run", weights.sha256, state, loaded.config.model, loaded.tokenizer, tokenizer_file, loaded.notices)

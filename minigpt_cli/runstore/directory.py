@@ -12,7 +12,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -39,11 +39,16 @@ class Run:
     def __init__(self, folder: Path) -> None:
         self.dir = Path(folder)
         self.name = self.dir.name
-        self.checkpoint: Literal["best", "last"] | None = None  # "best" or "last", where a path named that file
+        self.checkpoint: str | None = None  # best, last or a step, where RUN@STEP or the path of a file named it
         self.notices: list[str] = []  # a notice if the newest record or configuration is damaged and the save before it is read
 
     def __repr__(self) -> str:
         return f"Run({str(self.dir)!r})"
+
+    @property
+    def label(self) -> str:
+        """The name, with @ and the checkpoint if one was named."""
+        return self.name if self.checkpoint is None else f"{self.name}@{self.checkpoint}"
 
     def file(self, name: str) -> Path:
         """The path of one of the run's files."""
@@ -187,7 +192,7 @@ class Run:
         with self.writing():
             with suppress(RunDamaged):
                 on_disk = read_record(self.file(RECORD))
-                record = record.model_copy(update={"files": on_disk.files, "metrics_bytes": on_disk.metrics_bytes})
+                record = record.model_copy(update={name: getattr(on_disk, name) for name in ("files", "kept", "metrics_bytes")})
             record = self.dated(record)
             write_atomic(self.file(RECORD), record.to_json())
         self.refresh()

@@ -48,6 +48,7 @@ class SplitRecord(_Record):
 
 
 Share = Annotated[float, Field(ge=0, le=1)]
+KEPT_LIMIT = 1000  # checkpoints over time: run.json names each, and is written at every save
 
 
 class Leak(_Record):
@@ -174,6 +175,8 @@ class RunRecord(_Record):
     base: Base | None = None
     files: dict[Line, FileRecord] = Field({}, max_length=100)
     """The generation of files that this record belongs to."""
+    kept: dict[Line, FileRecord] = Field({}, max_length=KEPT_LIMIT)
+    """Checkpoints over time (--keep-every) by file name; they belong to the run, whatever generation is read."""
     metrics_bytes: Count = 0
     """Length of metrics.jsonl in this generation; what is beyond it is dropped on resume."""
     resume_exact_history: list[Session] = Field([], max_length=100_000)

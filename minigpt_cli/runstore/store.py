@@ -17,16 +17,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Literal
 
 from minigpt_cli.errors import RunDamaged, RunNotFound, UsageError, unknown_name
 from minigpt_cli.runstore import locks
 from minigpt_cli.runstore.directory import LOCK, PREVIOUS, RECORD, DamagedRun, Run
+from minigpt_cli.runstore.weights import checkpoint_named, checkpoint_of_file
 from minigpt_cli.storage import atomic_io
 
 RESERVED_NAMES = ("latest", "top")
-_CHECKPOINTS: dict[str, Literal["best", "last"]] = {"best.safetensors": "best", "last.safetensors": "last"}
-
 _NAME = re.compile(r"[^\W_][\w.+=,@~-]{0,99}")
 _TWINS = str.maketrans("авекмнорстухіјѕһԁԛԝαβεικνορτυχ", "abekmhopctyxijshdqwabeikvoptux")  # Cyrillic and Greek that look Latin
 
@@ -58,9 +56,9 @@ def lookalike_key(name: str) -> str:
 
 
 def run_at(path: Path) -> Run | None:
-    """The run at this path, which is its folder or its best.safetensors or last.safetensors; None for any other path."""
+    """The run at this path, which is its folder or one of its checkpoints; None for any other path."""
     path = path.expanduser()
-    checkpoint = _CHECKPOINTS.get(path.name) if os.path.isfile(path) else None
+    checkpoint = checkpoint_of_file(path.name) if os.path.isfile(path) else None
     folder = Path(os.path.abspath(path.parent if checkpoint else path))
     if not os.path.isfile(folder / RECORD) or folder.name == PREVIOUS:
         return None
@@ -88,6 +86,12 @@ def _readable(run: Run) -> Run:
         _ = run.record
     except RunDamaged as error:
         raise RunDamaged(f"run {atomic_io.one_line(run.name, 100)} is damaged: {error}") from error
+    return run
+
+
+def _at(run: Run, checkpoint: str | None) -> Run:
+    """`run`, with the checkpoint that was named, if any."""
+    run.checkpoint = checkpoint or run.checkpoint
     return run
 
 
@@ -130,7 +134,19 @@ class RunStore:
 
     def find(self, wanted: str = "latest") -> Run:
         """The run of this name or prefix, `latest` (last saved), `top` (first on the leaderboard), or at this path (its folder or one of
-        its checkpoints), or the one that matches a pattern with `*`. Raises RunNotFound, RunDamaged."""
+        its checkpoints), or the one that matches a pattern with `*`; RUN@STEP, RUN@best and RUN@last also name a checkpoint of it.
+        Raises RunNotFound, RunDamaged."""
+        name, checkpoint = self.parts(wanted)
+        return _at(self._find(name), checkpoint)
+
+    def parts(self, wanted: str) -> tuple[str, str | None]:
+        """RUN and the checkpoint of RUN@CHECKPOINT; a name without one, and one that a run's own name begins with, stays whole."""
+        match = re.fullmatch(r"(.+)@(best|last|[0-9]{1,15})", wanted, re.DOTALL)
+        if match is None or os.path.lexists(self.dir / wanted) or any(name.startswith(wanted) for name in self.names()):
+            return wanted, None
+        return match[1], checkpoint_named(match[2])
+
+    def _find(self, wanted: str) -> Run:
         if "*" in wanted and not re.search(r"[/\\]", wanted):
             first, *others = self.matching(wanted)
             if others:
@@ -139,13 +155,13 @@ class RunStore:
             return first
         if not re.search(r"[/\\]", wanted):
             try:
-                return self.find_name(wanted)
+                return self._find_name(wanted)
             except RunNotFound:
                 if (run := run_at(Path(wanted))) is None:
                     raise
         elif (run := run_at(Path(wanted))) is None:
             shown = atomic_io.one_line(wanted, 200)
-            raise RunNotFound(f"there is no run at {shown}: name a run's folder, or the best.safetensors or last.safetensors in it")
+            raise RunNotFound(f"there is no run at {shown}: name a run's folder, or a checkpoint in it, such as best.safetensors")
         return _readable(run)
 
     def matching(self, pattern: str) -> Sequence[Run]:
@@ -155,13 +171,20 @@ class RunStore:
         return found
 
     def find_all(self, names: Sequence[str]) -> Sequence[Run]:
-        """The runs of these names and patterns, each once. Raises RunNotFound, RunDamaged."""
-        found = [run for name in names for run in (self.matching(name) if "*" in name else [self.find(name)])]
-        return [*{run.dir: run for run in found}.values()]
+        """The runs of these names and patterns, each once with the same checkpoint. Raises RunNotFound, RunDamaged."""
+        found = []
+        for wanted in names:
+            name, checkpoint = self.parts(wanted)
+            found += [_at(run, checkpoint) for run in (self.matching(name) if "*" in name else [self._find(name)])]
+        return [*{(run.dir, run.checkpoint): run for run in found}.values()]
 
     def find_name(self, wanted: str) -> Run:
-        """The run of this name or prefix, `latest` or `top`, in this folder: for clients that may not choose a path. Raises RunNotFound,
-        RunDamaged."""
+        """The run of this name or prefix, `latest` or `top`, in this folder, also with a checkpoint: for clients that may not choose a
+        path. Raises RunNotFound, RunDamaged."""
+        name, checkpoint = self.parts(wanted)
+        return _at(self._find_name(name), checkpoint)
+
+    def _find_name(self, wanted: str) -> Run:
         if wanted == "latest":
             if not (runs := self.runs()):
                 raise RunNotFound(f"no runs in {self.dir} yet: start with minigpt train")

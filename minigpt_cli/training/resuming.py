@@ -13,7 +13,7 @@ from minigpt_cli.training.schedules import join_steps, lr_factor
 from minigpt_cli.training.stopping import Counters
 
 _MAY_CHANGE = {"optim.max_steps", "optim.time_budget"}
-_ONLY_SHOWS = {"eval.sample_every", "eval.sample_prompt"}
+_ONLY_SHOWS = {"eval.keep_every", "eval.sample_every", "eval.sample_prompt"}
 _CHANGES_BITS = {"compute.device", "compute.threads", "compute.attention", "compute.compile", "compute.fsdp", "optim.auto_batch"}
 
 

@@ -206,6 +206,10 @@ class TrainingState:
         """The weights that training changes, whole, on the CPU."""
         return {n: distributed.whole(t.detach()).cpu().clone() for n, t in self._trained().items()}
 
+    def n_weight_bytes(self) -> int:
+        """The bytes of `weights()`."""
+        return sum(t.numel() * t.element_size() for t in self._trained().values())
+
     def _trained(self) -> dict[str, Tensor]:
         """The model's tensors, without those that adapters leave unchanged."""
         state: dict[str, Tensor] = self.model.state_dict()

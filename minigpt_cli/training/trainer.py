@@ -27,12 +27,14 @@ from minigpt_cli.resume_changes import parse_changes
 from minigpt_cli.runstore import replay
 from minigpt_cli.runstore.directory import Run
 from minigpt_cli.runstore.records import Best, RunRecord, Session
+from minigpt_cli.runstore.weights import remove_unnamed
 from minigpt_cli.storage.atomic_io import check_space, one_line
 from minigpt_cli.training import environment, resuming
 from minigpt_cli.training.clock import Clock, most_steps
 from minigpt_cli.training.device_batches import DeviceBatches
 from minigpt_cli.training.distributed import World
 from minigpt_cli.training.evaluator import Evaluator, Measured
+from minigpt_cli.training.keeping import Keeper
 from minigpt_cli.training.memory import OutOfMemory, explained_out_of_memory, release_memory, smaller, smaller_notice
 from minigpt_cli.training.meter import Meter
 from minigpt_cli.training.sampler import Sampler
@@ -74,7 +76,7 @@ def fit(job: Job, should_stop: ShouldStop = lambda: None, show: ShowWork = lambd
         try:
             with explained_out_of_memory(job.config):
                 trainer = _Trainer(job)
-                yield replay.started(trainer.record, job.config, job.notices)
+                yield replay.started(trainer.record, job.config, [*job.notices, *trainer.keep.notices()])
                 job.world.lead(trainer.check_space)
                 if job.resume is not None:
                     yield trainer.continue_from(job.resume)
@@ -96,6 +98,7 @@ def _with_smaller_batch(job: Job, config: RunConfig) -> Job:
         return replace(restarted, config=changes.config, resume=point, inexact=changes.inexact)
     job.run.truncate_metrics(0)
     job.run.truncate_samples(0)
+    remove_unnamed(job.run, job.run.record)
     job.run.write_config(config)
     return restarted
 
@@ -125,6 +128,7 @@ class _Trainer:
         self.new_best: Mapping[str, Tensor] | None = None  # weights that the next save stores as the best
         record = job.resume.record if job.resume else job.run.record
         self.record = environment.described(record, self.config, self.dataset, self.state.model, self.world)
+        self.keep = Keeper(self.run, self.config, self.record, self.state, timed=self.clock is not None)
 
     # ---- the loop
 
@@ -136,6 +140,7 @@ class _Trainer:
             self.meter.steps += 1
             progress = self._progress(self.result) if self._evaluation_due() or self.meter.is_due() else None
             yield from self._skipped(self.result)
+            self.record = self.keep(self.record, self.meter.steps)
             if self._evaluation_due():
                 begun = time.perf_counter()
                 yield from self._evaluate(show)
@@ -322,7 +327,8 @@ class _Trainer:
         """Raise MiniGPTError before step 0 if the disk has no space for three generations of files: two kept, one being written."""
         weights = sum(p.numel() for p in self.state.model.parameters()) * 4
         generation = weights * (2 + bool(self.config.optim.ema)) + self.state.optimizer.state_bytes  # last and best, average, optimizer
-        check_space(self.run.dir, 3 * generation + checkpoints.SLACK)
+        advice = "free some space, or give --keep-every a larger number" if self.keep.bytes_to_come else ""
+        check_space(self.run.dir, 3 * generation + self.keep.bytes_to_come + checkpoints.SLACK, advice)
 
     def _save(self) -> Iterator[Saved]:
         """Save everything that the next step depends on."""

@@ -54,7 +54,7 @@ def test_a_run_that_never_saved_says_so(run: Run) -> None:
         with pytest.raises(RunDamaged, match="has not saved a checkpoint yet"):
             load(run)
     assert "names no files" in problems(run)["run.json"]
-    with pytest.raises(UsageError, match="choose best or last"):
+    with pytest.raises(UsageError, match="choose best, last or a step"):
         checkpoints.load(run, "first")
 
 

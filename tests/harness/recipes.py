@@ -132,6 +132,7 @@ def _optimizer(draw: _Drawing) -> None:
     draw.one_of("eval-every", 2, 3, 5, 8)
     draw.one_of("eval-iters", 0, 2)
     draw.one_of("save-every", 0, 1, 2, 3)
+    draw.one_of("keep-every", 0, 0, 1, 4, feature="checkpoints over time")
     if draw.one_of("patience", 0, 0, 1, 2, feature="patience"):
         draw.one_of("min-delta", 0, 0.01, 0.1, "auto")
     draw.one_of("target-loss", 0, 0, 0, 0, 0, 2.2, feature="target loss")

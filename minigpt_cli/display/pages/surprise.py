@@ -27,7 +27,7 @@ def surprise_page(found: Evaluation, what: str, surprising: Surprise) -> str:
     parts = [
         tag("p", f"{score.nats_per_char:.4f} ", tag("span", "nats per character"), class_="score"),
         remark(f"{one_line(what)}: {score.n_chars:,} characters; 95 %: {format.interval(score.ci95)}"),
-        remark(f"{run}, {found.ckpt} checkpoint, step {found.step:,}"),
+        remark(f"{run}, {format.checkpoint(found.ckpt, found.step)}"),
         tag("p", id="legend"),
         section("Most surprising passages", in_columns(map(_passage, surprising.passages)) if surprising.passages else ""),
         section(

@@ -1,0 +1,104 @@
+"""--keep-every, and --checkpoint STEP or RUN@STEP wherever a checkpoint is read."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from minigpt_cli import Run, compare
+from minigpt_cli.commands.options import complete_run
+from minigpt_cli.commands.serve import build_app
+from minigpt_cli.runstore.store import RunStore
+from minigpt_cli.runstore.weights import kept_steps
+
+
+@pytest.fixture
+def kept(trained: Path, cli: Any, tiny: list[str]) -> Path:
+    """The working folder with a run `bard` that keeps steps 2 and 4, and a run `first` that keeps none."""
+    if not (saved := trained.parent.parent / "bard").is_dir():
+        assert cli("train", "text.txt", "--name", "bard", *tiny, "--ema", "0.5", "--keep-every", "2").code == 0
+        shutil.copytree("runs/bard", saved)
+    shutil.copytree(saved, "runs/bard", dirs_exist_ok=True)
+    return trained
+
+
+def test_a_flag_a_reference_and_a_path_mean_the_same_weights(kept: Path, cli: Any) -> None:
+    shown = {}
+    for step in ("2", "4", "last", "best"):
+        ways = (["bard", "--checkpoint", step], ["bard", "--ckpt", step], [f"bard@{step}"])
+        documents = [cli("eval", *way, "--json").json for way in ways]
+        assert [document["ckpt"] for document in documents] == [step] * 3
+        shown[step] = {(document["step"], document["nats_per_char"]) for document in documents}
+        assert len(shown[step]) == 1
+    assert shown["2"] != shown["4"]
+    assert shown["4"] == shown["best"]  # the last evaluation was the best
+    assert cli("eval", "runs/bard/step-000002.safetensors", "--nats-per-char").out.strip() == f"{next(iter(shown['2']))[1]:.6f}"
+    assert "checkpoint of step 2" in cli("eval", "bard@2").out
+
+
+def test_every_command_that_reads_a_checkpoint_takes_a_step(kept: Path, cli: Any) -> None:
+    assert ", step 2," in cli("generate", "bard@2", "--max-new-tokens", "2").err
+    assert "checkpoint of step 2" in cli("runs", "look", "bard@2").out
+    assert cli("runs", "export", "bard", "--checkpoint", "2", "--out", "hf", "--json").json["step"] == 2
+    done = cli("train", "text.txt", "--init-from", "bard@2", "--name", "next", "--max-steps", "2", "--eval-every", "2")
+    assert done.code == 0, done.err
+    next_record, record = (RunStore("runs").find(name).record for name in ("next", "bard"))
+    assert next_record.base.sha256 == record.kept["step-000002.safetensors"].sha256
+    for wrong in (
+        ["eval", "bard@3"],
+        ["generate", "bard", "--checkpoint", "3"],
+        ["runs", "look", "first@3"],
+        ["train", "--resume", "bard@2"],
+    ):
+        done = cli(*wrong)
+        assert (done.code, done.err.splitlines()[-1].startswith("Error: ")) == (2, True), done.err
+        assert ("2, 4" in done.err) == ("bard" in wrong[1] and "--resume" not in wrong)
+
+
+def test_two_steps_of_one_run_are_compared(kept: Path, cli: Any) -> None:
+    document = cli("compare", "bard@2", "bard@4", "first", "--prompt", "To be", "--json").json
+    assert [run["run"] for run in document["runs"]] == ["bard@2", "bard@4", "first"]
+    assert document["pairs"][0]["delta_nats_per_char"] > 0  # it has learned
+    assert [sample["run"] for sample in document["samples"]] == ["bard@2", "bard@4", "first"]
+    assert cli("compare", "bard@2", "bard@2").code == 2
+    assert compare(Run("bard@2"), "bard@4").pairs[0]["delta_nats_per_char"] == document["pairs"][0]["delta_nats_per_char"]
+
+
+def test_a_run_says_which_steps_it_keeps(kept: Path, cli: Any) -> None:
+    assert "the weights of steps 2, 4: " in cli("runs", "show", "bard").out
+    assert list(cli("runs", "show", "bard", "--json").json["record"]["kept"]) == ["step-000002.safetensors", "step-000004.safetensors"]
+    run = Run("bard")
+    assert run.kept_steps == [2, 4]
+    assert run.generate("To", max_new_tokens=5, seed=1, ckpt="2") == Run("bard@2").generate("To", max_new_tokens=5, seed=1)
+
+    context: Any = SimpleNamespace(params={"runs_dir": None})
+    assert [name for name, _ in complete_run(context, "bard@")] == ["bard@best", "bard@last", "bard@2", "bard@4"]
+
+
+def test_adapters_are_kept_without_their_base_and_may_begin_from_a_kept_step(kept: Path, cli: Any) -> None:
+    steps = ["--max-steps", "4", "--eval-every", "2", "--batch-size", "4", "--keep-every", "2"]
+    done = cli("train", "text.txt", "--name", "fine", "--init-from", "bard@2", "--lora-rank", "2", *steps)
+    assert done.code == 0, done.err
+    record = RunStore("runs").find("fine").record
+    assert kept_steps(record) == [2, 4]
+    assert record.kept["step-000002.safetensors"].bytes == record.files["best.safetensors"].bytes
+    assert cli("eval", "fine@2", "--nats-per-char").code == 0
+    assert cli("runs", "verify", "fine").code == 0
+    assert cli("runs", "import", "fine@4", "--name", "merged").code == 0
+    assert RunStore("runs").find("merged").record.kept == {}
+
+
+def test_the_server_writes_with_a_kept_step(kept: Path) -> None:
+    pytest.importorskip("fastapi")
+    from starlette.testclient import TestClient
+
+    for only, wanted in ((None, {"bard@2": 200, "bard": 200, "bard@3": 404}), ("bard", {"bard@2": 200, "first@2": 404, "first": 404})):
+        app = build_app(RunStore("runs"), api_key=None, engine="torch", only=only, ckpt="best", local_only=True)
+        with TestClient(app, base_url="http://127.0.0.1") as client:
+            for model, code in wanted.items():
+                answer = client.post("/v1/completions", json={"model": model, "prompt": "To", "max_tokens": 1})
+                assert (model, answer.status_code) == (model, code), answer.text
