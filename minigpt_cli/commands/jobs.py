@@ -80,7 +80,7 @@ def _passed_on(children: Sequence[subprocess.Popen[bytes]]) -> Iterator[list[int
     def pass_on(number: int, frame: FrameType | None) -> None:
         received.append(number)
         for child in children:
-            if child.poll() is None:
+            if child.poll() is None and os.name == "posix":  # on Windows it shares the terminal, and hears Ctrl-C itself
                 child.send_signal(number)
         if len(received) == 1:
             console.write_now("Finishing the steps and saving; press again to stop at once.")

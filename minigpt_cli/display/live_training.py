@@ -222,11 +222,11 @@ class RunsScreen:
 def print_plan(facts: Mapping[str, Any]) -> None:
     """Print a plan in lines of name and value."""
     active = "" if facts["n_active_params"] == facts["n_params"] else f", {facts['n_active_params']:,} active"
-    largest = facts["largest_batch"]
+    largest, peak = facts["largest_batch"], facts["peak_bytes"]
     lines = {
         "parameters": f"{facts['n_params']:,}{active}",
         "speed": f"{facts['step_ms']:.1f} ms a step, {format.count(facts['tokens_per_s'])} tokens/s on {facts['device']}",
-        "memory": f"{format.size(facts['peak_bytes'])} at the peak",
+        "memory": "not known here" if peak is None else f"{format.size(peak)} at the peak",
         "largest batch": "not known here" if largest is None else f"about {largest:,} (chosen: {facts['batch_size']:,})",
         "steps": f"{facts['max_steps']:,}, {facts['epochs']:.2f} times over the training text",
         "time": f"about {format.duration(facts['estimated_s'])}, evaluations included",

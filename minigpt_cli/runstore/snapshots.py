@@ -148,7 +148,7 @@ class Staging:
         if self._temporary.keys() - {RECORD}:
             _keep_previous(self._run)
         for name in sorted(self._temporary, key=lambda n: n == RECORD):
-            os.replace(self._temporary[name], self._run.file(name))
+            atomic_io.rename(self._temporary[name], self._run.file(name))
             del self._temporary[name]
         atomic_io.sync_folder(self._run.dir)
 
@@ -195,7 +195,7 @@ def _put_link(source: Path, target: Path) -> None:
     temporary = atomic_io.temporary_beside(target)
     try:
         _link_or_copy(source, temporary)
-        os.replace(temporary, target)
+        atomic_io.rename(temporary, target)
     except BaseException:
         with suppress(OSError):
             os.unlink(temporary)
@@ -215,7 +215,7 @@ def _copy(source: Path, target: Path) -> None:
     """Copy for file systems without hard links."""
     reading = atomic_io.open_regular(source)
     try:
-        writing = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | atomic_io.NOFOLLOW | atomic_io.CLOEXEC, 0o666)
+        writing = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | atomic_io.NOFOLLOW | atomic_io.CLOEXEC | atomic_io.BINARY, 0o666)
         try:
             while piece := os.read(reading, _CHUNK):
                 atomic_io.write_all(writing, piece)

@@ -28,6 +28,7 @@ JSON_LIMIT = 4 << 20  # bytes; a run.json is a few kilobytes
 JSON_DEPTH = 100  # lists in lists; ours have five
 TEMPORARY = ".tmp"
 _ABANDONED_S = 24 * 3600.0
+RENAME_PATIENCE_S = 1.0 if os.name == "nt" else 0.0
 
 NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
 NONBLOCK = getattr(os, "O_NONBLOCK", 0)
@@ -136,11 +137,23 @@ def write_atomic(path: Path, data: bytes | str) -> None:
 def replace(temporary: Path, path: Path) -> None:
     """Rename `temporary` to `path`; if that fails, `temporary` is removed."""
     try:
-        os.replace(temporary, path)
+        rename(temporary, path)
     except BaseException:
         with suppress(OSError):
             os.unlink(temporary)
         raise
+
+
+def rename(temporary: Path, path: Path) -> None:
+    """Give `temporary` the name `path`. Windows refuses while somebody reads the file at `path`: there it is tried for a while."""
+    deadline = time.monotonic() + RENAME_PATIENCE_S
+    while True:
+        try:
+            return os.replace(temporary, path)
+        except PermissionError:
+            if time.monotonic() >= deadline:
+                raise
+        time.sleep(0.02)
 
 
 def leftovers(folder: Path) -> list[str]:

@@ -76,13 +76,16 @@ def available(device: torch.device) -> int | None:
     return available_memory()
 
 
-def peak(device: torch.device) -> int:
-    """The most memory that this process has held: on a GPU in tensors, on a CPU altogether."""
+def peak(device: torch.device) -> int | None:
+    """The most memory that this process has held: on a GPU in tensors, on a CPU altogether; None where the system does not tell."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     if device.type == "mps":
         return int(torch.mps.driver_allocated_memory())
-    import resource
+    try:
+        import resource
+    except ImportError:
+        return None
     import sys
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -47,7 +47,7 @@ class DryRun(NamedTuple):
     n_active_params: int
     step_ms: float
     tokens_per_s: float
-    peak_bytes: int
+    peak_bytes: int | None  # None where the system does not say
     largest_batch: int | None  # None where the free memory is unknown
     epochs: float
     estimated_s: float

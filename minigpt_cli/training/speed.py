@@ -24,7 +24,7 @@ class Speed(NamedTuple):
 
     step_s: float  # median
     evaluation_s: float
-    peak_bytes: int
+    peak_bytes: int | None  # None where the system does not say
 
 
 def measure_speed(config: RunConfig, dataset: Dataset, world: World) -> Speed:

@@ -82,3 +82,22 @@ def test_one_line_cuts_and_cleans() -> None:
     assert atomic_io.one_line("x" * 10, 5) == "xxxx…"
     assert atomic_io.first_line_of([]) == "not valid"
     assert now().endswith("Z")
+
+
+def test_a_file_that_somebody_reads_on_windows_is_replaced_a_moment_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refusals, replace = iter([PermissionError, PermissionError]), os.replace
+
+    def as_on_windows(source: Path, target: Path) -> None:
+        for error in refusals:
+            raise error(13, "in use", str(target))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", as_on_windows)
+    monkeypatch.setattr(atomic_io, "RENAME_PATIENCE_S", 5.0)
+    atomic_io.write_atomic(tmp_path / "file", "new")
+    assert (tmp_path / "file").read_text() == "new"
+    monkeypatch.setattr(atomic_io, "RENAME_PATIENCE_S", 0.0)
+    refusals = iter([PermissionError])
+    with pytest.raises(MiniGPTError, match="cannot write"):
+        atomic_io.write_atomic(tmp_path / "file", "newer")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
