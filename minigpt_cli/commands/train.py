@@ -36,11 +36,9 @@ _MANY = "Many runs"
 @with_settings(leave_out=("source",))
 def train(
     sources: SourceArguments = None,
-    preset: Annotated[
-        str | None, option("NAME", "Start from a named preset; without a name: list them.", autocompletion=complete_preset)
-    ] = None,
+    preset: Annotated[str | None, option("NAME", "Start from a named preset; no name: list them.", autocompletion=complete_preset)] = None,
     config: Annotated[Path | None, option("FILE", "Settings from a TOML file, or from a run's config.json.")] = None,
-    name: Annotated[str | None, option("NAME", "The run's name; default: its architecture and a number.")] = None,
+    name: Annotated[str | None, option("NAME", "The run's name; default: architecture and number.")] = None,
     resume: Annotated[
         str | None,
         option(
@@ -65,7 +63,7 @@ def train(
     dry_run: Annotated[bool, switch("--dry-run", "Take a few real steps and print what the run would cost; nothing is saved.")] = False,
     size: Annotated[str, option("auto|N", "Parameters of the planned model, such as 800k or 2.7M; auto: as many as are best.")] = "auto",
     sweep: Annotated[list[str] | None, option("KEY=A,B,…", "Train a run for each value; several make a grid.", panel=_MANY)] = None,
-    seeds: Annotated[str, option("N|auto", "Train each with N seeds; auto: until the best is told apart.", panel=_MANY)] = "1",
+    seeds: Annotated[str, option("N|auto", "Train each with N seeds; auto: until one is best.", panel=_MANY)] = "1",
     search: Annotated[list[str] | None, option("KEY=LOW..HIGH[:log]", "Let Optuna search for the best value.", panel=_MANY)] = None,
     trials: Annotated[int, option("N", "Runs of a search, in all its processes.", min=1, panel=_MANY)] = 30,
     jobs: Annotated[int, option("N", "Train so many runs side by side, the cores shared between them.", min=1, max=1024, panel=_MANY)] = 1,
