@@ -82,3 +82,7 @@ def test_the_reference_names_every_command_and_setting() -> None:
         assert f"## minigpt {command}\n" in page
     for setting in settings().values():
         assert (f"`{setting.flag}" in page) is (setting.is_typed and setting.name != "source")
+
+
+def test_no_placeholder_of_a_flag_is_written_in_python() -> None:
+    assert not [line for line in reference.page().splitlines() if "<class" in line or "metadata=" in line]

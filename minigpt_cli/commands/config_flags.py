@@ -81,7 +81,8 @@ def _flag_type(setting: Setting) -> Any:
 
 def _metavar(setting: Setting, kind: Any) -> str | None:
     if get_origin(setting.annotation) in (Union, UnionType):
-        return "|".join(str(choice) for part in get_args(setting.annotation) for choice in (get_args(part) or ("NUMBER",)))
+        parts = get_args(setting.annotation)
+        return "|".join(str(choice) for part in parts for choice in (get_args(part) if get_origin(part) is Literal else ("NUMBER",)))
     if kind is str and setting.annotation is float:
         return "DURATION"
     return "N" if kind is int else "X" if kind is float else None
