@@ -255,6 +255,17 @@ def main() -> None:
 
 def make(sources: list[Path], seeds: int, out: Path) -> None:
     """Train what is not trained yet, and keep what `diagnose` reads of each run; interrupted, it keeps those that are done."""
+    todo = planned(sources, seeds, out)
+    try:
+        train_all(todo, out)
+    finally:
+        done = [case for case in todo if is_done(case, out)]
+        rows = [{"case": case.name, "fault": case.fault, "symptoms": to_json(symptoms(case, out))} for case in done]
+        KEPT.write_text("".join(json.dumps(row, separators=(",", ":")) + "\n" for row in rows), encoding="utf-8")
+
+
+def planned(sources: list[Path], seeds: int, out: Path) -> list[Case]:
+    """Every case, with its text written to `out`, where runs and token files will be too."""
     (out / "texts").mkdir(parents=True, exist_ok=True)
     os.environ["MINIGPT_RUNS_DIR"], os.environ["MINIGPT_DATA_DIR"] = str(out / "runs"), str(out / "data")
     evaluator.TRAIN_SAMPLE_TOKENS = TRAIN_SAMPLE
@@ -262,15 +273,14 @@ def make(sources: list[Path], seeds: int, out: Path) -> None:
     for n, path in enumerate(sources):
         texts.append(out / "texts" / f"{n}.txt")
         texts[-1].write_text(path.read_text(encoding="utf-8")[:CHARS], encoding="utf-8")
-    todo = cases(texts, seeds, out)
-    try:
-        for n, case in enumerate(todo):
-            print(f"{n}/{len(todo)} {case.name} {case.fault}", file=sys.stderr, flush=True)
-            train(case, out)
-    finally:
-        done = [case for case in todo if is_done(case, out)]
-        rows = [{"case": case.name, "fault": case.fault, "symptoms": to_json(symptoms(case, out))} for case in done]
-        KEPT.write_text("".join(json.dumps(row, separators=(",", ":")) + "\n" for row in rows), encoding="utf-8")
+    return cases(texts, seeds, out)
+
+
+def train_all(todo: list[Case], out: Path) -> None:
+    """Make the runs of these cases, one after the other."""
+    for n, case in enumerate(todo):
+        print(f"{n}/{len(todo)} {case.name} {case.fault}", file=sys.stderr, flush=True)
+        train(case, out)
 
 
 if __name__ == "__main__":
