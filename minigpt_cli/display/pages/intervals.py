@@ -34,7 +34,7 @@ def interval_rows(rows: Sequence[Interval], *, ends: tuple[str, str] = ("", ""))
     zero = [_mark("u", (0, 0), low, high)] if around_zero else []
     parts = []
     for row in rows:
-        colour = "var(--dim)" if row.colour is None else f"var(--c{row.colour})"
+        colour = _colour(row)
         marks = [_mark("i", (row.low, row.high), low, high, "bar" if row.at is None else "", colour)]
         if row.at is not None:
             marks.append(_mark("b", (row.at, row.at), low, high, "", colour))
@@ -44,8 +44,21 @@ def interval_rows(rows: Sequence[Interval], *, ends: tuple[str, str] = ("", ""))
     return tag("div", *parts, class_="intervals")
 
 
+def bar_rows(rows: Sequence[Interval], full: float) -> Markup:
+    """Bars from 0; the value `full` has the whole width."""
+    parts = []
+    for row in rows:
+        track = tag("div", _mark("i", (0, row.high), 0, full, "bar", _colour(row)), class_="track", aria_hidden="true")
+        parts += _row(row.label, track, row.figures)
+    return tag("div", *parts, class_="intervals")
+
+
 def _row(label: str, track: Markup, figures: str) -> list[Markup]:
     return [tag("span", label, class_="label"), track, tag("span", figures, class_="figures")]
+
+
+def _colour(row: Interval) -> str:
+    return "var(--dim)" if row.colour is None else f"var(--c{row.colour})"
 
 
 def _mark(name: str, between: tuple[float, float], low: float, high: float, css: str = "", colour: str = "") -> Markup:
