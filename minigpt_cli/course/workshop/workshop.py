@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from minigpt_cli.course.journal import Journal
 from minigpt_cli.course.workshop.blanks import BLANKS, Blank, blanked
 from minigpt_cli.errors import MiniGPTError, RunDamaged, UsageError
 from minigpt_cli.escaping import one_line, printable
 from minigpt_cli.runstore.directory import Run
+from minigpt_cli.runstore.journal import Journal
 from minigpt_cli.runstore.store import RunStore
 from minigpt_cli.storage import atomic_io
 from minigpt_cli.tokenization.contract import END_OF_TEXT

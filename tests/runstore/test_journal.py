@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from minigpt_cli.course.journal import JOURNAL, Journal
 from minigpt_cli.errors import RunDamaged, RunLocked
+from minigpt_cli.runstore.journal import JOURNAL, Journal
 from minigpt_cli.runstore.store import RunStore
 
 
