@@ -189,9 +189,9 @@ def read_record(folder: Path) -> DatasetRecord:
     return record
 
 
-def open_dataset(folder: Path, record: DatasetRecord | None = None, *, verify: bool = False) -> Dataset:
-    """The dataset in `folder`, every file checked against its hash, token files once (see verified.py) or with `verify` anew; `record`,
-    where it is read already. Raises RunDamaged."""
+def open_dataset(folder: Path, record: DatasetRecord | None = None, *, verify: bool = False, just_written: bool = False) -> Dataset:
+    """The dataset in `folder`, every file checked against its hash, token files once (see verified.py), with `verify` anew, or not where
+    this process has `just_written` them; `record`, where it is read already. Raises RunDamaged."""
     record = record or read_record(folder)
     try:
         json_bytes = read_bounded(folder / TOKENIZER, SIZE_LIMIT)
@@ -204,7 +204,7 @@ def open_dataset(folder: Path, record: DatasetRecord | None = None, *, verify: b
         raise RunDamaged(f"{folder / TOKENIZER}: {error}") from error
     if tokenizer.vocab_size != record.vocab_size or record.dtype != dtype_for(record.vocab_size):
         raise RunDamaged(f"{folder}: {TOKENIZER} and {RECORD} disagree about the vocabulary")
-    verified = Verified(folder, anew=verify)
+    verified = Verified(folder, anew=verify, just_written=just_written)
     splits = {name: _open_split(folder / f"{name}.bin", split, record.dtype, verified) for name, split in record.splits.items()}
     verified.save()
     return Dataset(

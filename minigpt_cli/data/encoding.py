@@ -96,7 +96,7 @@ def prepare(
             folder = stack.enter_context(atomic_folder(target.parent, key[:16], keep=PROGRESS))
             yield from _build(folder, config, text, splitter, tokenizer_kind, key)
             put_in_place(folder, target, lambda there: cached(there, key) is not None)
-            found = open_dataset(target)
+            found = open_dataset(target, just_written=True)
         found = replace(
             found,
             label=line(source.label),

@@ -16,10 +16,12 @@ import numpy.typing as npt
 from minigpt_cli.config import DataConfig
 from minigpt_cli.data import chat
 from minigpt_cli.data.dataset import Dataset
+from minigpt_cli.tokenization.char import code_points
 from minigpt_cli.tokenization.contract import END_OF_TEXT, Spelling, Tokenizer, added_tokens, end_of_text
 
 PartKind = Literal["answers", "documents"]
 Tokens = npt.NDArray[Any]
+Points = npt.NDArray[np.uint32]
 
 
 @dataclass(frozen=True)
@@ -61,11 +63,22 @@ class LearnedText:
     """Reads what training learns of a tokenized text; what ends an answer or a document is a line break."""
 
     def __init__(self, tokenizer: Tokenizer, kind: PartKind | None) -> None:
-        self._tokenizer, self._kind, self._spelling = tokenizer, kind, Spelling(_learned_bytes(tokenizer, kind))
+        self._tokenizer, self._kind = tokenizer, kind
+        token_bytes = _learned_bytes(tokenizer, kind)
+        self._spelling = Spelling(token_bytes)
+        characters = [token.decode("utf-8", "replace") for token in token_bytes]
+        whole = all(len(c) == 1 and c.encode("utf-8") == token for c, token in zip(characters, token_bytes, strict=True))
+        self._points = code_points("".join(characters)) if whole else None  # of each id, where each is a character
 
     def pieces(self, blocks: Iterable[Tokens], errors: Literal["strict", "replace"] = "strict") -> Iterator[str]:
         """The text of tokens that are given in blocks, in pieces; `errors` as in Spelling.pieces."""
         return self._spelling.pieces(_answers(blocks, self._tokenizer) if self._kind == "answers" else blocks, errors)
+
+    def points(self, blocks: Iterable[Tokens]) -> Iterator[Points]:
+        """The code points of the same, U+FFFD for what is no character."""
+        if self._points is None or self._kind == "answers":
+            return map(code_points, self.pieces(blocks, "replace"))
+        return map(self._points.__getitem__, blocks)
 
 
 def _answers(blocks: Iterable[Tokens], tokenizer: Tokenizer) -> Iterator[Tokens]:

@@ -11,7 +11,6 @@ shortened     as character or conversation, with the training text ended early (
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from math import floor
@@ -20,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from minigpt_cli.config import DataConfig
+from minigpt_cli.data.background import BackgroundHash
 from minigpt_cli.data.dataset import IN_ORDER, SPLITS, Cut
 from minigpt_cli.data.sources.contract import Document, Piece
 from minigpt_cli.data.text_reader import FEW, Text
@@ -138,7 +138,7 @@ class Splitter:
                 _drain(iter(document.pieces))
 
     def _whole_parts(self) -> Iterator[tuple[str, Document]]:
-        sha256 = hashlib.sha256()
+        sha256 = BackgroundHash()
 
         def hashed(pieces: Iterable[Piece]) -> Iterator[Piece]:
             for piece in pieces:

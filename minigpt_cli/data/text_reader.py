@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from minigpt_cli.config import DataConfig
 from minigpt_cli.data.atomic_folder import Preparing
+from minigpt_cli.data.background import BackgroundHash
 from minigpt_cli.data.cleaning import Cleaning
 from minigpt_cli.data.dataset import SplitRecord
 from minigpt_cli.data.sources.contract import Document, Piece, Source, with_text
@@ -69,7 +70,7 @@ class Text:
 
     def scan(self) -> Iterator[Preparing]:
         """Read the documents once: their length, hash and alphabet. Raises TextTooShort if there is none."""
-        sha256, alphabet, reported = hashlib.sha256(), _Alphabet(), 0
+        sha256, alphabet, reported = BackgroundHash(), _Alphabet(), 0
         chats, end_in = self.source.split_by == "conversation", ""
         with explained("read the text"):
             total = self.source.n_bytes
@@ -96,7 +97,7 @@ class Text:
                 self.n_documents += 1
                 if document.split is not None:
                     self.given[document.split] += 1
-                self.hashes.append(int.from_bytes(own.digest()[:8], "big"))
+                self.hashes.append(int(own.hexdigest()[:16], 16))
                 self.lengths.append(length := self.n_chars - before)
                 if length < self.shortest[0]:
                     self.shortest = (length, document.name)
@@ -145,7 +146,7 @@ class Counted:
 
     def __init__(self, end: str | None = None) -> None:
         self._end = end  # what ends a document: hashed and not counted
-        self._text, self._file = hashlib.sha256(), hashlib.sha256()
+        self._text, self._file = BackgroundHash(), BackgroundHash()
         self.n_documents = self.n_chars = self.n_bytes = self.n_tokens = self.n_learned = 0
 
     def passing(self, document: Document) -> Iterator[str]:
@@ -162,7 +163,7 @@ class Counted:
 
     def resume(self, file: hashlib._Hash, n_tokens: int) -> None:
         """Begin with a token file that has this hash and so many tokens."""
-        self._file, self.n_tokens = file, n_tokens
+        self._file, self.n_tokens = BackgroundHash(file), n_tokens
 
     @property
     def file_sha256(self) -> str:

@@ -18,7 +18,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from minigpt_cli.bounds import Count, Line
-from minigpt_cli.data.dataset import TOKENIZER, Dtype, dtype_for
+from minigpt_cli.data.dataset import TOKENIZER, Dtype, dtype_for, token_blocks
 from minigpt_cli.data.text_reader import Counted
 from minigpt_cli.errors import RunDamaged
 from minigpt_cli.storage.atomic_io import open_regular, read_bounded, read_json, write_atomic
@@ -41,7 +41,7 @@ class Progress(BaseModel):
     tokenizer: Line
     tokenizer_sha256: Line
     batch: Count  # the number of the batch of text that was encoded last,
-    n_bytes: Count  # and how much of it, in UTF-8
+    begin: Count  # and where in its token file it begins, in bytes
     files: dict[Line, tuple[Count, Line]]  # bytes and hash of each token file
 
 
@@ -101,7 +101,7 @@ class TokenFiles:
         write_atomic(self._folder / TOKENIZER, json_text)
         sha256 = hashlib.sha256(json_text.encode("utf-8")).hexdigest()
         return Progress(
-            version=version("minigpt-cli"), key=key, tokenizer=tokenizer.name, tokenizer_sha256=sha256, batch=0, n_bytes=0, files={}
+            version=version("minigpt-cli"), key=key, tokenizer=tokenizer.name, tokenizer_sha256=sha256, batch=0, begin=0, files={}
         )
 
     @property
@@ -130,22 +130,30 @@ class TokenFiles:
                 pass
             yield
             return
-        n_bytes = self._progress.n_bytes if batch == self._progress.batch else 0
-        for ids in tokenizer.encode_stream(_after(n_bytes, pieces)):
-            data = ids.astype(self.dtype).tobytes()
-            self._files[name].write(data)
-            self._splits[name].written(data, len(ids))
-            n_bytes += int(self._lengths[ids].sum())
+        file, counted, begin = self._files[name], self._splits[name], self._files[name].tell()
+        if batch == self._progress.batch and begin:
+            begin, end = self._progress.begin, begin
+            pieces = _after(self._spelled(name, begin, end), pieces)
+        for ids in tokenizer.encode_stream(pieces):
+            data = ids.astype(self.dtype, copy=False).tobytes()
+            file.write(data)
+            counted.written(data, len(ids))
             self._unsaved += len(data)
             if self._unsaved >= _SAVE_EVERY:
-                self._save(batch, n_bytes)
+                self._save(batch, begin)
             yield
 
-    def _save(self, batch: int, n_bytes: int) -> None:
+    def _spelled(self, name: str, begin: int, end: int) -> int:
+        """How many bytes of text the tokens in a part of a token file stand for."""
+        size = np.dtype(self.dtype).itemsize
+        blocks = token_blocks(self._folder / f"{name}.bin", self.dtype, begin // size, (end - begin) // size)
+        return sum(int(self._lengths[ids].sum()) for ids in blocks)
+
+    def _save(self, batch: int, begin: int) -> None:
         for file in self._files.values():
             file.flush()
         files = {f"{name}.bin": (file.tell(), self._splits[name].file_sha256) for name, file in self._files.items()}
-        self._progress = self._progress.model_copy(update={"batch": batch, "n_bytes": n_bytes, "files": files})
+        self._progress = self._progress.model_copy(update={"batch": batch, "begin": begin, "files": files})
         write_atomic(self._folder / PROGRESS, self._progress.model_dump_json())
         self._unsaved = 0
 

@@ -34,9 +34,9 @@ def stamp_of(file: int | Path) -> list[int]:
 class Verified:
     """The files of a folder whose hashes were found right."""
 
-    def __init__(self, folder: Path, *, anew: bool = False) -> None:
-        """With `anew` none was."""
-        self._path = folder / VERIFIED
+    def __init__(self, folder: Path, *, anew: bool = False, just_written: bool = False) -> None:
+        """With `anew` none was; with `just_written` all were, by the process that has written them."""
+        self._path, self._just_written = folder / VERIFIED, just_written
         self._known: dict[str, Any] = {}
         self._opened: dict[str, list[Any]] = {}
         with suppress(RunDamaged):
@@ -47,7 +47,7 @@ class Verified:
         """Whether this hash of an open file was found right since the file was last changed. If not, the caller finds it out."""
         if stamp := stamp_of(file.fileno()):
             self._opened[name] = [*stamp, sha256]
-        return bool(stamp) and self._known.get(name) == self._opened[name]
+        return self._just_written or (bool(stamp) and self._known.get(name) == self._opened[name])
 
     def save(self) -> None:
         """Every hash that was asked for is right: keep that, where the folder can be written to."""

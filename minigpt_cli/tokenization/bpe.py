@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from minigpt_cli.config import DataConfig
 from minigpt_cli.tokenization.bytelevel import CHARACTER_OF_BYTE, bytes_of
-from minigpt_cli.tokenization.contract import Ids, TrainingText, checked_ids, encoded, hugging_face_json
+from minigpt_cli.tokenization.contract import Ids, NarrowIds, TrainingText, checked_ids, encoded, hugging_face_json
 from minigpt_cli.tokenization.library import LibraryTokenizer, library_errors
 from minigpt_cli.tokenization.segments import segments
 
@@ -50,9 +50,9 @@ class ByteTokenizer:
         """The bytes of the text's UTF-8."""
         return np.frombuffer(encoded(text), np.uint8).astype(np.uint32)
 
-    def encode_stream(self, pieces: Iterable[str]) -> Iterator[Ids]:
+    def encode_stream(self, pieces: Iterable[str]) -> Iterator[NarrowIds]:
         """Ids piece by piece."""
-        return map(self.encode, pieces)
+        return (np.frombuffer(encoded(piece), np.uint8) for piece in pieces)
 
     def decode(self, ids: npt.ArrayLike) -> str:
         """The text of `ids`; bytes that are not (yet) UTF-8 become U+FFFD."""

@@ -16,6 +16,7 @@ from minigpt_cli.config import DataConfig
 from minigpt_cli.errors import MiniGPTError, UsageError
 
 Ids = npt.NDArray[np.uint32]
+NarrowIds = npt.NDArray[np.uint8] | npt.NDArray[np.uint16] | npt.NDArray[np.uint32]  # in no more bytes than they need, for speed
 Json = dict[str, Any]
 
 END_OF_TEXT = "<|endoftext|>"  # the added token that ends a document, as GPT-2 writes it
@@ -32,7 +33,7 @@ class Tokenizer(Protocol):
     def encode(self, text: str) -> Ids:
         """Ids of `text`. Raises UsageError that lists the characters it does not know."""
 
-    def encode_stream(self, pieces: Iterable[str]) -> Iterator[Ids]:
+    def encode_stream(self, pieces: Iterable[str]) -> Iterator[NarrowIds]:
         """Ids of the concatenated `pieces`, in bounded memory; their concatenation equals `encode` of the whole."""
 
     def decode(self, ids: npt.ArrayLike) -> str:
