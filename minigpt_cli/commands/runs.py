@@ -30,6 +30,7 @@ app = typer.Typer(
             "diagnose": Mount("minigpt_cli.commands.diagnose:diagnose", "What is wrong with a run, if anything."),
             "plot": Mount("minigpt_cli.commands.plot:plot", "Draw the curves of runs."),
             "export": Mount("minigpt_cli.commands.interchange:export", "Write a run for Hugging Face or llama.cpp."),
+            "prune": Mount("minigpt_cli.commands.prune:prune", "Thin the checkpoints that runs keep over time."),
             "import": Mount("minigpt_cli.commands.interchange:import_run", "Make a run from a checkpoint of another program."),
         }
     ),

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from minigpt_cli.errors import UsageError
-from minigpt_cli.runstore.directory import PREVIOUS, Run
+from minigpt_cli.runstore.directory import PREVIOUS, RECORD, Run
 from minigpt_cli.runstore.records import KEPT_LIMIT as KEPT_LIMIT
 from minigpt_cli.runstore.records import FileRecord, RunRecord
 from minigpt_cli.runstore.snapshots import recorded
@@ -105,4 +106,25 @@ def remove_unnamed(run: Run, record: RunRecord) -> None:
     """Remove the files of kept checkpoints that the record does not name. The caller must hold the run's lock."""
     for path in unnamed(run, record):
         with atomic_io.explained("remove"):
-            path.unlink(missing_ok=True)
+            os.unlink(path)
+
+
+def thinned(steps: Sequence[int], keep: int | None, every: int | None) -> list[int]:
+    """The steps that stay: the multiples of `every`, or `keep` of them, evenly spread, with the last."""
+    if every is not None:
+        return [step for step in steps if step % every == 0]
+    n = len(steps) if keep is None else min(keep, len(steps))
+    return [steps[(i + 1) * len(steps) // n - 1] for i in range(n)]
+
+
+def prune_kept(run: Run, keep: int | None, every: int | None) -> None:
+    """Remove the kept checkpoints that `thinned` leaves out, and those that the record does not name. The caller must hold the run's lock.
+
+    The record is written first: a kill before the files are removed leaves files that it does not name, which do no harm.
+    """
+    record = run.read()
+    stay = {kept_name(step) for step in thinned(kept_steps(record), keep, every)}
+    record = record.model_copy(update={"kept": {name: file for name, file in record.kept.items() if name in stay}})
+    atomic_io.write_atomic(run.file(RECORD), record.to_json())  # of the same time: the run is not the latest for that
+    run.refresh()
+    remove_unnamed(run, record)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from harness.sabotage import Saboteur
 
 from minigpt_cli.runstore.directory import Run
 from minigpt_cli.runstore.records import RunRecord
@@ -12,6 +13,11 @@ from minigpt_cli.runstore.store import RunStore
 from minigpt_cli.tokenization.char import CharTokenizer
 
 from .runs import LETTERS, SETTINGS
+
+
+@pytest.fixture
+def saboteur() -> Saboteur:
+    return Saboteur()
 
 
 @pytest.fixture

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import pytest
 import torch
+from harness.sabotage import Killed, Saboteur
 
 from minigpt_cli import checkpoints
 from minigpt_cli.errors import RunDamaged, UsageError
@@ -11,7 +14,7 @@ from minigpt_cli.models.contract import build_model
 from minigpt_cli.runstore.directory import Run
 from minigpt_cli.runstore.records import RunRecord
 from minigpt_cli.runstore.store import RunStore
-from minigpt_cli.runstore.weights import kept_steps
+from minigpt_cli.runstore.weights import kept_steps, prune_kept, thinned
 from minigpt_cli.verify import verify
 
 from .runs import SETTINGS, problems, save
@@ -90,3 +93,43 @@ def test_a_reference_names_a_checkpoint_of_a_run(run: Run) -> None:
     save_as.write_record(RunRecord(name="run@2"))
     assert store.find("run@2").label == "run@2"
     assert store.find("run@2").dir == save_as.dir  # a run with this name
+
+
+@pytest.mark.parametrize(
+    ("rule", "stay"),
+    [
+        ({"keep": 0}, []),
+        ({"keep": 1}, [12]),
+        ({"keep": 3}, [4, 8, 12]),
+        ({"keep": 5}, [2, 4, 7, 9, 12]),
+        ({"keep": 99}, list(range(1, 13))),
+        ({"every": 5}, [5, 10]),
+        ({"every": 13}, []),
+    ],
+)
+def test_thinning_spreads_what_stays(rule: dict[str, int], stay: list[int]) -> None:
+    assert thinned(range(1, 13), rule.get("keep"), rule.get("every")) == stay
+
+
+def test_pruning_leaves_best_last_and_resuming_and_keeps_the_place_among_the_runs(run: Run) -> None:
+    keep(run, 2, 4, 6, 8)
+    before = run.record
+    prune_kept(run, 1, None)
+    assert kept_steps(run.record) == [8]
+    assert [path.name for path in run.dir.glob("step-*")] == ["step-000008.safetensors"]
+    assert run.record.model_copy(update={"kept": before.kept}) == before
+    assert checkpoints.load_resume(run).notices == []
+    assert checkpoints.load(run, "best").step == 8
+    assert not problems(run)
+
+
+@pytest.mark.parametrize("nth", range(9))
+def test_pruning_that_is_killed_anywhere_leaves_a_sound_run_and_the_next_finishes_it(run: Run, saboteur: Saboteur, nth: int) -> None:
+    keep(run, 2, 4, 6)
+    with suppress(Killed), saboteur.strikes(nth, "kill"):
+        prune_kept(run, 1, None)
+    killed = Run(run.dir)
+    assert not problems(killed)
+    assert kept_steps(killed.record) in ([2, 4, 6], [6])
+    prune_kept(killed, 1, None)
+    assert [path.name for path in run.dir.glob("step-*")] == ["step-000006.safetensors"]

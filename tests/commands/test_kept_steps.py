@@ -102,3 +102,26 @@ def test_the_server_writes_with_a_kept_step(kept: Path) -> None:
             for model, code in wanted.items():
                 answer = client.post("/v1/completions", json={"model": model, "prompt": "To", "max_tokens": 1})
                 assert (model, answer.status_code) == (model, code), answer.text
+
+
+def test_prune_says_asks_and_removes(kept: Path, cli: Any) -> None:
+    folder = Path("runs/bard")
+    assert "say which" in cli("runs", "prune", "bard").err
+    for flags in (["--keep", "1", "--every", "2"], ["--keep", "-1"], ["--every", "0"], ["--keep", "1"]):
+        assert cli("runs", "prune", "bard", *flags).code == 2  # the last one needs --yes
+    assert "full name" in cli("runs", "prune", "bar", "--keep", "1", "--yes").err
+    assert "one checkpoint" in cli("runs", "prune", "bard@2", "--keep", "1", "--yes").err
+    done = cli("runs", "prune", "*", "--keep", "1", "--dry-run")
+    assert "bard: would remove steps 2 (" in done.err
+    assert "first: nothing to remove" in done.err
+    assert len(list(folder.glob("step-*"))) == 2
+    (folder / "step-000099.safetensors").write_bytes(b"of a killed process")
+    with RunStore("runs").lock(RunStore("runs").find("bard")):
+        assert "being trained" in cli("runs", "prune", "bard", "--keep", "1", "--yes").err
+    done = cli("runs", "prune", "bard", "--every", "4", "--yes")
+    assert "removes steps 2 and 1 that the record does not name (" in done.err
+    assert "; 1 of 2 stay" in done.err
+    assert [path.name for path in folder.glob("step-*")] == ["step-000004.safetensors"]
+    assert cli("runs", "verify", "bard").code == 0
+    assert cli("train", "--resume", "bard", "--max-steps", "6").code == 0
+    assert kept_steps(RunStore("runs").find("bard").record) == [4, 6]

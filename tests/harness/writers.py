@@ -59,6 +59,13 @@ def _scores(store: Path, out: Path) -> Any:
     return {name: sha for name, sha in files(store).items() if "/scores/" not in name}
 
 
+def _kept(store: Path, out: Path) -> Any:
+    """The record names all checkpoints over time or those that stay, and each is there as it says."""
+    run = Run(store / MODERN)
+    kept = run.read().kept
+    return {name: [file.sha256, atomic_io.sha256(run.file(name).read_bytes())] for name, file in kept.items()}
+
+
 def _imported(store: Path, out: Path) -> Any:
     """The weights of the imported run, and its record without the times."""
     run = Run(store / "imported")
@@ -68,6 +75,7 @@ def _imported(store: Path, out: Path) -> Any:
     return None if not run.record.files else [record, {n: r.sha256 for n, r in run.record.files.items() if n.startswith("last")}]
 
 
+_KEEPING = ("train", "--resume", MODERN, "--max-steps=12", "--keep-every=1")
 _EXPORT = ("runs", "export", CLASSIC, "--out", "OUT/hf")
 SCENES = (
     Scene("tokenize", ("tokenize", "FOLDER/text.txt", "--out", "OUT/tokens", "--test-frac=0.05"), _in_results),
@@ -76,6 +84,7 @@ SCENES = (
     Scene("tag", ("runs", "tag", MODERN, "keep", "baseline"), _marks, (("runs", "note", MODERN, "first"),)),
     Scene("untag", ("runs", "tag", MODERN, "keep", "--remove"), _marks, (("runs", "tag", MODERN, "keep", "other"),)),
     Scene("note", ("runs", "note", MODERN, "a note"), _marks, (("runs", "tag", MODERN, "keep"),)),
+    Scene("prune", ("runs", "prune", MODERN, "--keep=2", "--yes"), _kept, (_KEEPING,)),
     Scene("rename", ("runs", "rename", CLASSIC, "other"), _in_store, again=False),
     Scene("rm", ("runs", "rm", CLASSIC, "--yes"), _in_store, again=False),
     Scene("export", _EXPORT, _in_results, again=False),
