@@ -36,7 +36,7 @@ class DataConfig(Frozen):
     test: Lines = ()
     """With --val: a source that only `eval --split test` reads; may be repeated."""
     tokenizer: Line = "char"
-    """char, byte, bpe, gpt2, or a tokenizer.json file."""
+    """char, byte, bpe, gpt2, or a tokenizer.json or SentencePiece .model file."""
     vocab_size: int = Field(512, ge=257, le=1 << 20)
     """Vocabulary to train; used with --tokenizer bpe."""
     new_characters: bool = Field(False, json_schema_extra={"flag": False})

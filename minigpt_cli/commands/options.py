@@ -60,9 +60,9 @@ def complete_source(incomplete: str) -> Iterator[str]:
 
 
 def complete_tokenizer(incomplete: str) -> Iterator[str]:
-    """Names of tokenizers, then tokenizer.json files."""
+    """Names of tokenizers, then tokenizer.json and .model files."""
     yield from (name for name in registry.TOKENIZERS if name.startswith(incomplete))
-    yield from (path for path in complete_source(incomplete) if path.endswith((".json", "/")))
+    yield from (path for path in complete_source(incomplete) if path.endswith((".json", ".model", "/")))
 
 
 def option(metavar: str, help: str, *names: str, panel: str | None = None, **more: Any) -> Any:

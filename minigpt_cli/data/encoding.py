@@ -168,7 +168,7 @@ def _tokenizer_kind(config: DataConfig) -> _TokenizerKind:
     if not path.exists():
         if path.parent == Path() and not path.suffix:
             raise unknown_name("tokenizer", name, registry.TOKENIZERS)
-        raise UsageError(f"no tokenizer file {name}: give a tokenizer.json, or one of {', '.join(registry.TOKENIZERS)}")
+        raise UsageError(f"no tokenizer file {name}: give a tokenizer.json or .model, or one of {', '.join(registry.TOKENIZERS)}")
     return _TokenizerKind.of(load_tokenizer(path))
 
 

@@ -27,7 +27,7 @@ from minigpt_cli.interchange.hf_weights import from_hf, model_config, to_hf
 from minigpt_cli.interchange.model_card import hf_card
 from minigpt_cli.storage import atomic_io, safetensors
 from minigpt_cli.tokenization.contract import Tokenizer
-from minigpt_cli.tokenization.pretrained import load_tokenizer
+from minigpt_cli.tokenization.pretrained import load_tokenizer, tokenizer_file
 
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 
@@ -160,6 +160,5 @@ def read_weights(folder: Path) -> tuple[dict[str, Tensor], list[str]]:
 
 
 def read_tokenizer(folder: Path) -> Tokenizer | None:
-    """The tokenizer of a directory: tokenizer.json, or GPT-2's older vocab.json and merges.txt; None without them."""
-    present = (folder / "tokenizer.json").is_file() or ((folder / "vocab.json").is_file() and (folder / "merges.txt").is_file())
-    return load_tokenizer(folder) if present else None
+    """The tokenizer of a directory: tokenizer.json, GPT-2's older vocab.json and merges.txt, or tokenizer.model; None without them."""
+    return load_tokenizer(folder) if tokenizer_file(folder) else None

@@ -25,7 +25,7 @@ SIZE_LIMIT = 48 << 20  # bytes; the largest in common use (256,000 tokens) has 3
 _VALUE_LIMIT = 4_000_000  # JSON values, so that parsing takes a few hundred megabytes at most
 VOCAB_LIMIT = 1 << 20  # ids
 _REGEX_LIMIT = 10_000  # characters
-_SPACE_MARK = "\u2581"  # what SentencePiece writes for a space
+SPACE_MARK = "\u2581"  # what SentencePiece writes for a space
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
@@ -192,8 +192,8 @@ class _Checker:
             return {"type": "Sequence", "normalizers": kept} if kept else None
         if kind in ("NFC", "Prepend"):
             return None
-        if kind == "Replace" and part.get("pattern") == {"String": " "} and part.get("content") == _SPACE_MARK:
-            return {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE_MARK}
+        if kind == "Replace" and part.get("pattern") == {"String": " "} and part.get("content") == SPACE_MARK:
+            return {"type": "Replace", "pattern": {"String": " "}, "content": SPACE_MARK}
         raise self._wrong(f"its normalizer {kind!r} changes the text")
 
     def _pre_tokenizer(self, part: Any) -> Json | None:
@@ -240,26 +240,26 @@ class _Checker:
         if kinds == ["ByteLevel"]:
             return {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}, _byte_level
         if kinds == ["Metaspace"]:
-            return _metaspace(steps[0]), lambda token: token.replace(_SPACE_MARK, " ").encode("utf-8")
+            return _metaspace(steps[0]), lambda token: token.replace(SPACE_MARK, " ").encode("utf-8")
         replaces = [step for step in steps if step["type"] == "Replace"]
-        marks = [(step.get("pattern"), step.get("content")) for step in replaces] == [({"String": _SPACE_MARK}, " ")]
+        marks = [(step.get("pattern"), step.get("content")) for step in replaces] == [({"String": SPACE_MARK}, " ")]
         falls_back = "ByteFallback" in kinds
         if not set(kinds) <= {"Replace", "ByteFallback", "Fuse", "Strip"} or len(replaces) != marks:
             raise self._wrong(f"its decoder {'+'.join(kinds)} does not give back the text")
-        clean: list[Json] = [{"type": "Replace", "pattern": {"String": _SPACE_MARK}, "content": " "}] if marks else []
+        clean: list[Json] = [{"type": "Replace", "pattern": {"String": SPACE_MARK}, "content": " "}] if marks else []
         clean += [{"type": "ByteFallback"}] if falls_back else []
         clean += [{"type": "Fuse"}]
 
         def to_bytes(token: str) -> bytes:
             if falls_back and (match := _BYTE_TOKEN.fullmatch(token)):
                 return bytes.fromhex(match[1])
-            return (token.replace(_SPACE_MARK, " ") if marks else token).encode("utf-8")
+            return (token.replace(SPACE_MARK, " ") if marks else token).encode("utf-8")
 
         return clean[0] if len(clean) == 1 else {"type": "Sequence", "decoders": clean}, to_bytes
 
 
 def _metaspace(part: Json) -> Json:
-    return {"type": "Metaspace", "replacement": _SPACE_MARK, "prepend_scheme": "never", "split": bool(part.get("split", True))}
+    return {"type": "Metaspace", "replacement": SPACE_MARK, "prepend_scheme": "never", "split": bool(part.get("split", True))}
 
 
 def _byte_level(token: str) -> bytes:

@@ -1,4 +1,4 @@
-"""Tokenizers from files: GPT-2's, any Hugging Face tokenizer.json, and those of runs.
+"""Tokenizers from files: GPT-2's, any Hugging Face tokenizer.json, SentencePiece's .model, and those of runs.
 
 A char or byte tokenizer is recognised and opened with its NumPy table. Files are untrusted: see json_format.py.
 """
@@ -18,6 +18,7 @@ from minigpt_cli.config import DataConfig
 from minigpt_cli.errors import RunDamaged, UsageError
 from minigpt_cli.storage.atomic_io import one_line, parse_json
 from minigpt_cli.storage.downloads import RemoteFile, download
+from minigpt_cli.tokenization import sentencepiece
 from minigpt_cli.tokenization.added import AddedTokens
 from minigpt_cli.tokenization.bpe import ByteTokenizer, byte_level_json
 from minigpt_cli.tokenization.char import CharTokenizer, listed
@@ -44,19 +45,27 @@ _GPT2_FILES = (
 def load_tokenizer(source: Path | str, name: str = "") -> Tokenizer:
     """The tokenizer of a tokenizer.json: its path, its folder, or the JSON text itself (which begins with a brace).
 
-    A folder or a vocab.json may also hold the older pair vocab.json and merges.txt. Raises UsageError.
+    A folder or a vocab.json may also hold the older pair vocab.json and merges.txt, and a folder SentencePiece's tokenizer.model, or the
+    path be of such a file. Raises UsageError.
     """
     if isinstance(source, str) and source.lstrip().startswith("{"):
         return _from_json(source, name or "tokenizer.json")
     path = Path(source)
     if path.is_dir():
-        inside = path / "tokenizer.json"
-        path, name = (inside if inside.exists() else path / "vocab.json"), name or path.resolve().name
+        path, name = tokenizer_file(path) or path / "tokenizer.json", name or path.resolve().name
     data = _read(path)
     merges = path.with_name("merges.txt")
     if path.name == "vocab.json" and merges.exists():
         return _from_pair(data, _read(merges), name or path.resolve().parent.name)
+    if path.suffix == ".model":
+        return _from_json(sentencepiece.to_json(data, name or path.name), name or path.name)
     return _from_json(data, name or path.name)
+
+
+def tokenizer_file(folder: Path) -> Path | None:
+    """The file in `folder` that holds its tokenizer; None without one."""
+    kinds = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("tokenizer.model",))
+    return next((folder / kind[0] for kind in kinds if all((folder / file).is_file() for file in kind)), None)
 
 
 def with_added_tokens(tokenizer: Tokenizer, contents: Sequence[str]) -> Tokenizer:
@@ -98,7 +107,9 @@ def _read(path: Path) -> bytes:
     """The content of a tokenizer file. Raises UsageError if it is missing or larger than any tokenizer."""
     try:
         if not path.is_file():
-            raise UsageError(f"no tokenizer file {path}: give a tokenizer.json, or a folder with one or with vocab.json and merges.txt")
+            raise UsageError(
+                f"no tokenizer file {path}: give a tokenizer.json or .model, or a folder with one or with vocab.json and merges.txt"
+            )
         with path.open("rb") as file:
             data = file.read(SIZE_LIMIT + 1)
     except OSError as error:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from harness.vocabularies import sentencepiece_model
 
 from minigpt_cli import checkpoints
 from minigpt_cli.cli import run as minigpt
@@ -74,6 +75,20 @@ def test_an_imported_run_is_whole_and_has_no_training_to_continue(runs: RunStore
     assert "no training to continue" in capsys.readouterr().out
     assert minigpt(["train", "--resume", "back", "--max-steps", "9"]) == 2
     assert "--init-from" in capsys.readouterr().err
+
+
+def test_a_hugging_face_folder_with_only_a_sentencepiece_vocabulary_is_imported(
+    runs: RunStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pieces = [("<unk>", 0.0, 2), *((letter, -1.0 - i, 1) for i, letter in enumerate("▁helowr"))]
+    assert minigpt(["runs", "export", "small", "--out", "hf"]) == 0
+    (tmp_path / "hf" / "tokenizer.json").unlink()
+    (tmp_path / "hf" / "tokenizer.model").write_bytes(sentencepiece_model(pieces))
+    assert minigpt(["runs", "import", "hf", "--name", "back"]) == 0
+    assert minigpt(["runs", "import", "hf", "--name", "same", "--tokenizer", "hf/tokenizer.model"]) == 0
+    for name in ("back", "same"):
+        tokenizer = checkpoints.load(runs.find(name)).tokenizer
+        assert tokenizer.encode("hello wo").tolist() == [2, 3, 4, 4, 5, 1, 6, 5]
 
 
 def test_export_gguf_writes_file_card_and_modelfile(runs: RunStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
