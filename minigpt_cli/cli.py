@@ -47,6 +47,7 @@ def minigpt(
         bool, typer.Option("--version", help="Print the version and exit; with -v all that a bug report needs, and a self-test.")
     ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="With --version: print more.")] = False,
+    learn: Annotated[bool, typer.Option("--learn", help="A guided hour: bet, train, see, and explain a GPT, on your own text.")] = False,
 ) -> None:
     """\b
     Examples:
@@ -54,6 +55,7 @@ def minigpt(
       minigpt train notes.txt --arch moe  your own text, a mixture of experts
       minigpt generate --prompt "Once"    continue a text with the newest model
       minigpt runs leaderboard            which run is best
+      minigpt --learn                     an hour that explains a GPT
 
     Trains small GPTs from scratch on your own text and machine, and measures honestly which run is really better.
 
@@ -67,6 +69,10 @@ def minigpt(
     """
     if version:
         _print_versions(verbose)
+    elif learn:
+        from minigpt_cli.course.tutor import learn as hold_course
+
+        raise typer.Exit(hold_course(run))
     elif ctx.invoked_subcommand is None:
         typer.echo(ctx.get_help())
     else:

@@ -40,6 +40,9 @@ _ELSEWHERE = {
     "diff": "minigpt runs diff A B",
     "version": "minigpt --version",
     "help": "minigpt --help",
+    "learn": "minigpt --learn",
+    "course": "minigpt --learn",
+    "tutorial": "minigpt --learn",
 }
 _IN_RUNS = ("list", "leaderboard", "show", "diff", "watch", "plot", "rm", "rename", "tag", "note", "verify", "export", "import", "prune")
 _OTHER_NAMES = {

@@ -1,0 +1,60 @@
+"""The guessing game as it is played: a line for each try. No torch."""
+
+from __future__ import annotations
+
+from minigpt_cli.course.guessing import TRIES, Game
+from minigpt_cli.course.session import Session
+from minigpt_cli.display import course as screen
+from minigpt_cli.display.course import Screen
+from minigpt_cli.errors import UsageError
+from minigpt_cli.escaping import printable
+
+_TAIL, _ROW = 36, 70  # characters before the one that is guessed, and in a row of the passage
+_FOOTER = (
+    f"Type the next character and Enter, or several while you are sure. A space counts, \\n is a line end. {TRIES} tries for each. "
+    "Enter alone: show it."
+)
+
+
+def play(session: Session, shown: Screen, game: Game) -> None:
+    """Play a game to its end. Raises Left and Moved."""
+    passage = visible(game.context)
+    rows = [f"  {passage[i : i + _ROW]}" for i in range(0, len(passage), _ROW)]
+    screen.show(Screen(shown.heading, shown.text, rows=rows, footer=_FOOTER))
+    while not game.done:
+        typed = session.line(f"{len(game.target) - game.position:>2} left  {visible(game.shown[-_TAIL:])}", raw=True)
+        if typed.startswith("minigpt "):
+            session.ran(typed)
+            continue
+        position = game.position
+        try:
+            came = _try_all(game, typed)
+        except UsageError as error:
+            screen.say(f"{str(error).capitalize()}.")
+            continue
+        if came == "":
+            screen.say("No." if game.position == position else "Up to there.")
+        elif came is not None:
+            screen.say(f"It was {visible(came)}")
+
+
+def _try_all(game: Game, typed: str) -> str | None:
+    """Try the characters of a line up to the first that is wrong: None where all are right, empty where there are more tries for that one,
+    else the character that came. An empty line gives one up."""
+    if typed == "":
+        came = game.target[game.position]
+        game.give_up()
+        return came
+    for char in typed.replace("\\n", "\n").replace("⏎", "\n"):
+        if game.done:
+            break
+        position = game.position
+        if not game.guess(char):
+            return game.target[position] if game.position > position else ""
+    return None
+
+
+def visible(text: str) -> str:
+    """A passage on one line: line ends as ⏎, a space at its end as ␣."""
+    flat = text.replace("\r\n", "⏎").replace("\n", "⏎").replace("\r", "").replace("\t", " ")
+    return printable(f"{flat[:-1]}␣" if flat.endswith(" ") else flat, keep="")

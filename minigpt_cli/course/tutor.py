@@ -1,0 +1,289 @@
+"""minigpt --learn: a guided hour. The steps of the lessons one after the other, each shown, answered, and written into the journal.
+
+The place in the course is always that of the journal, so a session that is killed continues at the same step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from minigpt_cli.course import checks
+from minigpt_cli.course.lesson import Ask, Bet, Guess, Lesson, Reveal, Run, Step, Tell, View, lesson_named, lessons
+from minigpt_cli.course.outcomes import OUTCOMES, Measured
+from minigpt_cli.course.progress import Progress, following
+from minigpt_cli.course.session import Left, Moved, RunCommand, Session
+from minigpt_cli.course.text import SHORT, dataset, source_in
+from minigpt_cli.display import course as screen
+from minigpt_cli.display import waiting
+from minigpt_cli.display.course import Screen
+from minigpt_cli.display.format import bar
+from minigpt_cli.errors import MiniGPTError
+from minigpt_cli.runstore.journal import Journal
+from minigpt_cli.runstore.store import RunStore
+
+GUESS, OPPONENTS = "guess", ("pairs", "mine")  # the lesson of the game, and who plays it too
+CONFIDENCE = {2: 0.60, 3: 0.80, 4: 0.95}  # what the chosen option gets; 1: all options alike
+_SURE = "How sure are you? 1: a guess, 2: 60 %, 3: 80 %, 4: 95 %."
+_RUN = "Enter runs it. Or type a command of your own. /hint /skip /help"
+
+
+def learn(command: RunCommand) -> int:
+    """Run a session of the course until it is ended, with `command` as what runs a command line; the exit code."""
+    store = RunStore()
+    journal = Journal(store.dir)
+    with journal.held():
+        tutor = Tutor(command, store, journal)
+        try:
+            tutor.begin()
+            while True:
+                try:
+                    tutor.step()
+                except Moved:
+                    continue
+        except Left as end:
+            screen.say("The course is kept: minigpt --learn continues here.")
+            return end.code
+
+
+class Tutor(Session):
+    """A session that shows and judges the steps."""
+
+    def begin(self) -> None:
+        """Greet; ask for the learner's text at the first time."""
+        if self.progress.is_started:
+            screen.say("Welcome back. /list shows the lessons, /help what you can type.")
+            if self.progress.is_building:
+                self.build()
+            return
+        screen.show(Screen("minigpt --learn", _WELCOME))
+        while True:
+            source = source_in(self.line("text: "))
+            waiting.show("reading the text")
+            try:
+                found = dataset(source)
+            except MiniGPTError as error:
+                screen.say(f"{error}. Type another path, or Enter for the default text.")
+                continue
+            finally:
+                waiting.remove()
+            break
+        screen.say(f"{found.label}: {found.train.n_chars:,} characters to train on, {found.val.n_chars:,} to test with.")
+        if found.train.n_chars < SHORT:
+            screen.say("It is short, so that models soon know it by heart; a whole book shows more.")
+        self.start(source)
+
+    def step(self) -> None:
+        """Show the step that comes now, and wait until it is done. Raises Moved and Left."""
+        place = self.progress.place
+        lesson = _lesson(place.lesson)
+        self.hints = ()
+        if place.step == len(lesson.steps):
+            self._finish(lesson)
+            return
+        if not self.progress.since:
+            self.record("entered")
+        step = lesson.steps[place.step]
+        if missing := [part for part in lesson.uses if self.run_of(part) is None]:
+            self._make_first(lesson, missing[0])
+            return
+        match step:
+            case Tell():
+                screen.show(self._screen(lesson, step))
+                self.pause()
+                self.record("passed", {"runs": []})
+            case Run() | View():
+                self._run_step(step, self._screen(lesson, step))
+            case Bet():
+                self._bet(lesson, step)
+            case Reveal():
+                self._reveal(lesson, step)
+            case Ask():
+                self._ask(lesson, step)
+            case Guess():
+                self._guess(self._screen(lesson, step))
+
+    def _screen(self, lesson: Lesson, step: Step, *, options: Sequence[str] = (), command: str = "", footer: str = "") -> Screen:
+        """The screen of a step; at the beginning of a lesson it says why first."""
+        number = self.progress.place.step
+        text = f"{lesson.why}\n\n{step.words}" if number == 0 else step.words
+        heading = f"{lesson.number} {lesson.title} · {number + 1} of {len(lesson.steps)}"
+        return Screen(heading, text, options=options, command=command, footer=footer)
+
+    def _finish(self, lesson: Lesson) -> None:
+        """The end of a lesson, or of the course."""
+        if following(lesson) == lesson:
+            if lesson.name not in self.progress.finished:
+                self.record("finished")
+            screen.show(Screen("The end", _END))
+            while True:
+                if not self.ran(self.line()):
+                    screen.say("/goto NAME goes to a lesson, /list shows them, /quit ends.")
+        screen.say(f"Lesson {lesson.number} is done. Next: {following(lesson).title}.")
+        self.pause()
+        self.record("finished")
+
+    # ---- commands
+
+    def _make_first(self, lesson: Lesson, part: str) -> None:
+        """Make the run that another lesson makes, and that this one uses."""
+        maker, step = next((other, step) for other in lessons() for step in other.steps if isinstance(step, Run) and step.makes == part)
+        text = f"This lesson uses the run of lesson {maker.number}, {maker.title}, which is not there. So that comes first."
+        self._run_step(step, Screen(f"{lesson.number} {lesson.title}", text))
+
+    def _run_step(self, step: Run | View, shown: Screen) -> None:
+        """Show a command, run what is typed until the step is passed, and record that. A run that was made before a kill passes at once."""
+        command, before = self.filled(step.command), len(self.progress.since)
+        self.hints = [*step.hints, f"Type, or press Enter for: {command}"]
+        if before > 1 and self._passed(step):
+            return
+        screen.show(Screen(shown.heading, shown.text, command=command, footer=_RUN))
+        while True:
+            line = self.line() or self.filled(step.command)
+            if not self.ran(line):
+                screen.say("That is no command. Enter runs the one that is shown; /help lists what you can type.")
+            elif self._passed(step, tell=True):
+                return
+
+    def _passed(self, step: Run | View, *, tell: bool = False) -> bool:
+        """Whether the step is passed, which is recorded; with `tell` what is missing is said."""
+        try:
+            names = self._passing(step)
+        except checks.Missing as missing:
+            if tell:
+                screen.say(f"Not yet: {missing}.")
+            return False
+        plays = isinstance(step, Run) and step.makes in OPPONENTS and self._play_against(names[0])
+        self.record("passed", {"runs": list(names)} | ({"part": step.makes} if isinstance(step, Run) else {}))
+        if plays and isinstance(step, Run) and step.makes == OPPONENTS[-1]:
+            screen.show(Screen("The characters that you guessed, in nats each", rows=score_rows(self.progress)))
+            self.pause()
+        return True
+
+    def _play_against(self, name: str) -> bool:
+        """Score a new run on the characters that the learner guessed; whether there are such."""
+        if (game := self.progress.last("guessed", GUESS)) is None:
+            return False
+        from minigpt_cli.course.guessing import model_data
+
+        waiting.show("scoring it on your characters")
+        self.record("guessed", model_data(self.store.find(name), game.data))
+        waiting.remove()
+        return True
+
+    def _passing(self, step: Run | View) -> Sequence[str]:
+        """The runs that pass the step. Raises Missing."""
+        if isinstance(step, Run):
+            like = self.run_of(step.needs.like) if step.needs.like else None
+            return checks.passing(self.store, self.progress.since, step.needs, self.progress.text, like)
+        wanted = step.command.split()[1]
+        if not any(
+            event.event == "ran" and event.data["code"] == 0 and event.data["argv"][:1] == [wanted] for event in self.progress.since
+        ):
+            raise checks.Missing(f"this step needs a minigpt {wanted} that ends well")
+        return []
+
+    # ---- questions
+
+    def _guess(self, shown: Screen) -> None:
+        """Play Shannon's game on the learner's unseen text."""
+        from minigpt_cli.course.guessing import game_on
+        from minigpt_cli.course.play import play
+
+        waiting.show("reading the text")
+        game = game_on(dataset(self.progress.text), self.progress.seed)
+        play(self, shown, game)
+        self.record("guessed", game.data)
+        screen.show(Screen("Your score, in nats for each character: less is better", rows=score_rows(self.progress)))
+        self.pause()
+
+    def _bet(self, lesson: Lesson, step: Bet) -> None:
+        screen.show(self._screen(lesson, step, options=[option.text for option in step.options]))
+        chosen = self.choice(len(step.options), "Your bet: ") - 1
+        screen.say(_SURE)
+        confidence = self.choice(4, "Confidence: ")
+        p = shares([option.id for option in step.options], chosen, confidence)
+        data = {"question": f"{lesson.name}.{step.id}", "options": list(p), "choice": step.options[chosen].id, "confidence": confidence}
+        self.record("bet", {**data, "p": p})
+
+    def _reveal(self, lesson: Lesson, step: Reveal) -> None:
+        """Say what happened, as it was measured, and what the bet cost."""
+        bet = next(other for other in lesson.steps if isinstance(other, Bet) and other.id == step.bet)
+        question = f"{lesson.name}.{step.bet}"
+        waiting.show("measuring")
+        try:
+            outcome = OUTCOMES[step.outcome][0](Measured(self.store, self.progress))
+        except MiniGPTError as error:
+            screen.say(f"Nothing was measured for this bet, so nothing is revealed: {error}.")
+            self.record("skipped")
+            return
+        finally:
+            waiting.remove()
+        happened = next(option for option in bet.options if option.id == outcome.option)
+        placed = self.progress.bet(question)
+        p = float(placed.data["p"][happened.id]) if placed else None
+        said = happened.after.format(**outcome.figures)
+        paid = "" if p is None else cost_sentence(p, len(bet.options))
+        screen.show(self._screen(lesson, step.model_copy(update={"words": f"{said}\n\n{paid}\n\n{step.words}".strip()})))
+        self.record("revealed", {"question": question, "outcome": happened.id, "nats": None if p is None else cost(p)})
+        self.pause()
+
+    def _ask(self, lesson: Lesson, step: Ask) -> None:
+        screen.show(self._screen(lesson, step, options=[answer.text for answer in step.answers]))
+        chosen = step.answers[self.choice(len(step.answers), "Your answer: ") - 1]
+        right = next(answer for answer in step.answers if answer.right)
+        screen.say(
+            f"Yes. {chosen.reply}" if chosen.right else f"No. {chosen.reply}\n\nRight is {step.answers.index(right) + 1}: {right.reply}"
+        )
+        choice = step.answers.index(chosen) + 1
+        self.record("asked", {"question": f"{lesson.name}.{step.id}", "choice": str(choice), "right": chosen.right})
+        self.pause()
+
+
+def score_rows(progress: Progress) -> list[str]:
+    """The learner's nats per character, beside counts and models on the same characters."""
+    game = progress.last("guessed", GUESS)
+    assert game is not None
+    scores = [("you", game.data["nats_per_char"]), ("all characters alike", game.data["uniform"]), ("counted pairs", game.data["bigram"])]
+    models = {
+        event.data["run"]: event.data["nats_per_char"] for event in progress.events if event.event == "guessed" and "run" in event.data
+    }
+    longest = max(value for _, value in [*scores, *models.items()])
+    rows = sorted([*scores, *models.items()], key=lambda row: row[1])
+    return [f"  {name[:24]:24} {value:5.2f}  {bar(value / longest, 30)}" for name, value in rows]
+
+
+def shares(options: Sequence[str], chosen: int, confidence: int) -> dict[str, float]:
+    """The probability of each option: the chosen one gets what the confidence says, the others share the rest."""
+    if confidence not in CONFIDENCE:
+        return {option: 1 / len(options) for option in options}
+    rest = (1 - CONFIDENCE[confidence]) / (len(options) - 1)
+    return {option: CONFIDENCE[confidence] if i == chosen else rest for i, option in enumerate(options)}
+
+
+def cost(p: float) -> float:
+    """The loss of a bet, in nats, that gave p to what happened."""
+    return -math.log(p)
+
+
+def cost_sentence(p: float, n: int) -> str:
+    """What a bet cost beside a guess among n options."""
+    return f"You gave {p:.0%} to this, so your bet costs −ln {p:.2f} = {cost(p):.2f} nats; a guess costs {math.log(n):.2f}."
+
+
+def _lesson(name: str) -> Lesson:
+    found = lesson_named(name)
+    assert found is not None  # places are those of lessons
+    return found
+
+
+_WELCOME = """\
+An hour after which you can explain a GPT, on a text of your own. You bet, you run, you see, you answer one why.
+
+Which text? Type or drag the path of a file here: a book or your notes, 100,000 characters or more. Enter alone takes the default text.
+
+Nothing is lost when you stop: minigpt --learn continues at the same step. /help lists what you can type."""
+_END = """\
+You have done the whole course.
+
+Go on with a model of your own: minigpt train with your text trains a better one in three minutes. /goto build writes a GPT yourself."""

@@ -1,0 +1,97 @@
+"""The screens of the course: at most 80 columns, plain lines off a terminal. Reading a line is here too."""
+
+from __future__ import annotations
+
+import os
+import sys
+import textwrap
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from minigpt_cli.display import console, waiting
+from minigpt_cli.escaping import printable
+
+COLUMNS, ROWS = 80, 18
+_COLOURS = {"heading": "1;36", "command": "1", "dim": "2", "good": "32", "": ""}
+
+Lines = list[tuple[str, str]]
+"""Lines of a screen, each with its style."""
+
+
+@dataclass(frozen=True)
+class Screen:
+    """What is shown at once."""
+
+    heading: str
+    text: str = ""  # paragraphs with blank lines between them
+    rows: Sequence[str] = ()  # shown as they are, such as a table
+    options: Sequence[str] = ()  # numbered from 1
+    command: str = ""
+    footer: str = ""
+
+
+def lines_of(screen: Screen, width: int) -> Lines:
+    """The lines of a screen that is so wide."""
+    lines: Lines = [(f"── {screen.heading} "[:width].ljust(width, "─"), "heading")]
+    for number, paragraph in enumerate(filter(None, screen.text.strip().split("\n\n"))):
+        lines += [("", "")] * bool(number) + [(line, "") for line in wrapped(paragraph, width)]
+    if screen.rows:
+        lines += [("", ""), *((printable(row, keep="")[:width], "") for row in screen.rows)]
+    lines += [("", "")] * bool(screen.options)
+    for number, option in enumerate(screen.options, 1):
+        lines += [(line, "") for line in wrapped(option, width, f"  {number}  ", "     ")]
+    if screen.command:
+        parts = wrapped(screen.command, width - 2, "  ", "      ")
+        lines += [("", ""), *((f"{part} \\" if part is not parts[-1] else part, "command") for part in parts)]
+    if screen.footer:
+        lines += [("", ""), *((line, "dim") for line in wrapped(screen.footer, width))]
+    return lines
+
+
+def wrapped(text: str, width: int, first: str = "", others: str = "") -> list[str]:
+    """`text` in lines of whole words; a longer word is cut."""
+    flat = printable(" ".join(text.split()), keep="")
+    return textwrap.wrap(flat, width, initial_indent=first, subsequent_indent=others, break_long_words=True, break_on_hyphens=False) or [""]
+
+
+def width() -> int:
+    """The columns that are used."""
+    if console.is_terminal(sys.stdout):
+        with suppress(OSError):
+            return max(40, min(COLUMNS, os.get_terminal_size(sys.stdout.fileno()).columns))
+    return COLUMNS
+
+
+def show(screen: Screen) -> None:
+    """Print a screen."""
+    waiting.remove()
+    colour = console.use_colour(sys.stdout)
+    for text, style in [("", ""), *lines_of(screen, width())]:
+        code = _COLOURS[style] if colour else ""
+        console.write(f"\x1b[{code}m{text}\x1b[0m" if code else text)
+
+
+def show_rows(rows: Sequence[str]) -> None:
+    """Print lines as they are, cut to the width."""
+    for row in rows:
+        console.write(printable(row, keep="")[: width()])
+
+
+def say(text: str) -> None:
+    """Print paragraphs."""
+    for paragraph in text.strip().split("\n\n"):
+        console.write("\n".join(wrapped(paragraph, width())))
+
+
+def read(prompt: str = "> ") -> str:
+    """A line that was typed, without its line end. Raises EOFError at the end of input, KeyboardInterrupt for Ctrl-C."""
+    waiting.remove()
+    if console.is_terminal(sys.stdin) and console.is_terminal(sys.stdout):
+        with suppress(ImportError):  # gives input() history and editing; Windows does not have it
+            import readline  # noqa: F401
+        return input(prompt)
+    console.write(prompt.rstrip())
+    if not (line := sys.stdin.readline()):
+        raise EOFError
+    return line.rstrip("\r\n")

@@ -1,0 +1,172 @@
+"""The whole course, played once by a scripted learner at tiny size; the laws are then read off what it wrote and kept."""
+
+from __future__ import annotations
+
+import re
+import string
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from harness.learner import Learner
+
+from minigpt_cli.cli import run as run_command
+from minigpt_cli.course import tutor
+from minigpt_cli.course.lesson import Bet, Reveal, Run, View, lessons
+from minigpt_cli.course.outcomes import OUTCOMES
+from minigpt_cli.course.progress import Place, Progress
+from minigpt_cli.display import course as screen
+from minigpt_cli.runstore.journal import Event, Journal
+
+TINY = {
+    "MINIGPT_BLOCK_SIZE": "16", "MINIGPT_BATCH_SIZE": "4", "MINIGPT_EVAL_ITERS": "1", "MINIGPT_MAX_STEPS": "20", "MINIGPT_DEVICE": "cpu",
+    "MINIGPT_PRECISION": "fp32", "MINIGPT_ATTENTION": "plain", "MINIGPT_THREADS": "1",
+}  # fmt: skip
+TEXT = "".join(f"{string.ascii_letters}?. ROMEO: Once upon {i * i % 97} days to be,\nor not: {i % 7}!\n" for i in range(300))
+OTHER_WORDS = {"count": "minigpt train --name other --lr 0.05 --max-steps 30 'my text.txt' --arch bigram"}  # that do the same
+KILLED_AT = "3 Attention"
+
+
+class Played(NamedTuple):
+    """The folder of the course, everything that was written, and the events."""
+
+    folder: Path
+    lines: list[str]
+    events: list[Event]
+    at_kill: tuple[str, str]  # the headings before the kill and after it
+
+
+class Script:
+    """What the learner types: everywhere a wrong thing first, then the third hint, or other words that do the same."""
+
+    def __init__(self) -> None:
+        self.typed: dict[str, int] = {}  # lines that were typed under a heading
+
+    def __call__(self, prompt: str, lines: list[str]) -> str:
+        heading = next(line for line in reversed(lines) if line.startswith("── "))
+        turn = self.typed[heading] = self.typed.get(heading, -1) + 1
+        assert turn < 150, "\n".join(lines[-30:])
+        if prompt == "text:":
+            return ["no such file", "'my text.txt' "][turn]
+        if "left" in prompt:
+            return "e" if turn % 2 else ""
+        if prompt != ">":
+            return "x" if turn == 0 and prompt != "Enter continues:" else "" if prompt == "Enter continues:" else "2"
+        if turn < 5:
+            return ["minigpt runs list", "nonsense", "/hint", "/hint", "/hint"][turn]
+        assert turn < 8, "\n".join(lines[-30:])
+        hint = " ".join(lines[max(i for i, line in enumerate(lines) if line.startswith("Type, or press Enter")) : -1])
+        lesson = next(lesson for lesson in lessons() if heading.startswith(f"── {lesson.number} "))
+        return OTHER_WORDS.get(lesson.name) or hint.partition("Enter for: ")[2]
+
+
+@pytest.fixture(scope="module")
+def played(tmp_path_factory: pytest.TempPathFactory) -> Played:
+    folder = tmp_path_factory.mktemp("course")
+    (folder / "my text.txt").write_text(TEXT)
+    script = Script()
+    first = Learner(folder, TINY)
+    first.play(lambda prompt, lines: None if prompt == ">" and first.heading.startswith(KILLED_AT) else script(prompt, lines))
+    first.kill()
+    second = Learner(folder, TINY)
+    second.prompt()
+    heading_after = second.heading
+    second.type("/again")
+    second.play(lambda prompt, lines: None if second.heading == "The end" else script(prompt, lines))
+    assert second.end() == 0, "\n".join(second.lines[-30:])
+    return Played(folder, [*first.lines, *second.lines], list(Journal(folder / "runs").events()), (first.heading, heading_after))
+
+
+def test_every_lesson_is_finished(played: Played) -> None:
+    assert Progress(played.events).finished == {lesson.name for lesson in lessons()}
+
+
+def test_each_command_passes_its_step_and_nothing_before_it_does(played: Played) -> None:
+    for lesson in lessons():
+        for number, step in enumerate(lesson.steps):
+            if not isinstance(step, Run | View):
+                continue
+            of_step = [event for event in played.events if (event.lesson, event.step) == (lesson.name, number)]
+            kinds = [event.event for event in of_step if event.event != "guessed"]
+            assert kinds[:6] == ["entered", "ran", "hint", "hint", "hint", "ran"], lesson.name
+            assert [event.data["code"] for event in of_step if event.event == "ran"] == [0, 0], lesson.name
+            assert kinds[6] == "passed", lesson.name
+
+
+def test_every_bet_is_revealed_as_it_was_measured(played: Played) -> None:
+    bets = {event.data["question"]: event.data for event in played.events if event.event == "bet"}
+    revealed = {event.data["question"]: event.data for event in played.events if event.event == "revealed"}
+    assert (
+        bets.keys()
+        == revealed.keys()
+        == {f"{lesson.name}.{step.id}" for lesson in lessons() for step in lesson.steps if isinstance(step, Bet)}
+    )
+    for question, data in revealed.items():
+        assert data["nats"] == pytest.approx(tutor.cost(bets[question]["p"][data["outcome"]]))
+        assert sum(bets[question]["p"].values()) == pytest.approx(1)
+
+
+def test_the_place_after_any_event_is_where_the_next_one_happens(played: Played) -> None:
+    """So a session that is killed anywhere continues at the same step."""
+    for count in range(1, len(played.events)):
+        following = played.events[count]
+        assert Progress(played.events[:count]).place == Place(following.lesson, following.step), following
+
+
+def test_a_killed_session_shows_the_same_screen_again(played: Played) -> None:
+    before, after = played.at_kill
+    assert before.startswith(KILLED_AT)
+    assert after == before
+
+
+def test_a_session_begins_again_after_every_event(
+    played: Played, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where a kill cut the last line of the journal in half."""
+    monkeypatch.chdir(played.folder)
+    journal = played.folder / "runs" / ".course.jsonl"
+    whole = journal.read_bytes()
+    ends = [match.end() for match in re.finditer(rb"\n", whole)]
+
+    def closed(prompt: str) -> str:
+        raise EOFError
+
+    monkeypatch.setattr(screen, "read", closed)
+    try:
+        for count in range(1, len(ends)):
+            journal.write_bytes(whole[: (ends[count - 1] + ends[count]) // 2])
+            place = Progress(played.events[:count]).place
+            assert tutor.learn(run_command) == 0
+            now = Progress(Journal(played.folder / "runs").events()).place
+            assert now.lesson == place.lesson
+            assert now.step - place.step in (0, 1, 2)  # a run that was made before the kill passes its step, and its bet is revealed
+            shown = capsys.readouterr().out
+            assert "\n── " in shown or "is done. Next" in shown
+    finally:
+        journal.write_bytes(whole)
+
+
+def test_no_screen_is_larger_than_80_columns_and_18_rows(played: Played) -> None:
+    screens = "\n".join(played.lines).split("\n── ")[1:]
+    assert len(screens) > 20
+    for text in screens:
+        rows = re.split(r"\n(?:>|Enter continues:|Your (?:bet|answer):|40 left.*|text:)(?:\n|$)", text)[0].rstrip("\n").splitlines()
+        assert len(rows) <= screen.ROWS, text
+        assert max(map(len, rows)) <= screen.COLUMNS, text
+
+
+def test_an_hour_is_enough_by_construction() -> None:
+    assert sum(lesson.minutes for lesson in lessons()) <= 60
+
+
+def test_every_outcome_that_can_be_measured_has_its_text() -> None:
+    for lesson in lessons():
+        bets = {step.id: step for step in lesson.steps if isinstance(step, Bet)}
+        for step in lesson.steps:
+            if isinstance(step, Reveal):
+                assert {option.id for option in bets[step.bet].options} == set(OUTCOMES[step.outcome][1]), lesson.name
+
+
+def test_before_acting_there_are_at_most_60_words_of_why() -> None:
+    for lesson in lessons():
+        assert len(lesson.why.split()) <= 60, lesson.name
