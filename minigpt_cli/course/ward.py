@@ -25,7 +25,7 @@ from minigpt_cli.runstore.directory import Run
 
 HEALTHY = "healthy"
 SAMPLE = 200  # characters
-_COLUMNS, _WIDTH, _ROWS = 6, 78, 12
+_COLUMNS, _WIDTH, _ROWS = 6, 78, 10
 
 
 @dataclass(frozen=True)
@@ -148,12 +148,11 @@ class Case:
 
     @property
     def screen(self) -> list[str]:
-        """What there is to see: at most 12 lines of at most 78 characters."""
-        window = f"{self.block_size} token{'s' * (self.block_size != 1)}"
+        """What there is to see: at most 10 lines of at most 78 characters."""
+        size = f"{self.arch}, {format.count(self.n_params)} parameters, window {self.block_size}"
         rows = {
             "text": f"{self.text}: training {self.train_chars:,} characters, validation {self.val_chars:,}",
-            "model": f"{self.arch}, {format.count(self.n_params)} parameters, a window of {window}",
-            "training": f"{self.steps} of {self.max_steps} steps; the text was read {self.epochs:.1f} times",
+            "model": f"{size}; {self.steps}/{self.max_steps} steps, {self.epochs:.3g} epochs",
             "step": "".join(f"{int(row[0] or 0):>9}" for row in self.curve),
             "train": "".join(f"{_loss(row[1]):>9}" for row in self.curve) + "  nats/char",
             "validation": "".join(f"{_loss(row[2]):>9}" for row in self.curve),

@@ -27,7 +27,7 @@ def test_the_pool_has_two_cases_of_every_kind_that_diagnose_knows() -> None:
 
 @pytest.mark.parametrize("case", pool(), ids=lambda case: case.name)
 def test_a_case_fits_on_a_screen_and_does_not_name_what_it_has(case: Case) -> None:
-    assert 9 <= len(case.screen) <= 12
+    assert 8 <= len(case.screen) <= 10
     assert max(map(len, case.screen)) <= 78
     shown = "\n".join(case.screen).lower()
     assert case.answer not in shown
@@ -88,7 +88,7 @@ def test_a_run_that_was_made_sick_is_a_case(tmp_path: Path, monkeypatch: pytest.
     assert found.answer in ("rate too high", "diverged")
     assert found.evidence
     assert "--lr" in found.mend
-    assert len(found.screen) <= 12
+    assert len(found.screen) <= 10
     assert 2 <= len(found.curve) <= 6
     assert found.answer in [option.id for option in found.options]
     assert case_of(RunStore(tmp_path / "runs").find("sick"), "dead experts").answer in (
