@@ -37,7 +37,7 @@ COURSE = Course(
 def test_the_mean_of_bets_is_beside_that_of_guessing() -> None:
     page = course_page(COURSE)
     assert f"2 bets cost {(-log(0.8) - log(0.1)) / 2:.2f} nats each, more than always guessing, {log(3):.2f}. 1 more had" in page
-    assert "less than always guessing" in course_page(replace(COURSE, bets=[BET]))
+    assert "One bet cost 0.22 nats, less than always guessing" in course_page(replace(COURSE, bets=[BET]))
     alike = replace(BET, nats=log(3))
     assert "as much as always guessing" in course_page(replace(COURSE, bets=[alike]))
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from minigpt_cli.display.pages.intervals import Interval, bar_rows
 from minigpt_cli.display.pages.page import Markup, html_page, remark, section, table, tag, tinted
 from minigpt_cli.display.tables import Column
+from minigpt_cli.escaping import unix_lines
 
 _STRONG = 4.0  # nats: a character that costs this much gets full colour
 _HAPPENED, _NOT = 2, None  # chart colours
@@ -107,13 +108,13 @@ def _game(game: Game | None) -> list[Markup]:
     rows = [Interval(p.name, 0, p.nats_per_char, f"{p.nats_per_char:.2f}", 1 if p.difference is None else 0) for p in ordered]
     tries = [f"{game.ranks.count(rank)} at the {word} try" for rank, word in ((1, "first"), (2, "second"), (3, "third"))]
     apart = [_difference(player) for player in ordered if player.difference is not None]
-    text = [tag("span", game.context, class_="dim"), *map(_tinted_nats, game.target, game.nats)]
+    text = [tag("span", unix_lines(game.context), class_="dim"), *map(_tinted_nats, game.target, game.nats)]
     return [
         tag("p", f"Nats per character on the same {len(game.target)} characters of unseen text; less is better."),
         bar_rows(rows, full=ordered[-1].nats_per_char),
         tag("p", f"Your guesses: {', '.join(tries)}, {game.ranks.count(4)} not at all."),
         table([Column("compared with you"), Column("nats", right=True), Column("95 %", right=True), Column("")], apart),
-        remark("So few characters leave much to luck: only a difference whose interval does not hold 0 can be told from none."),
+        remark("So few characters leave much to luck: where the interval holds 0, it cannot be told who is better."),
         tag("pre", *text),
         remark("The last characters are those you guessed; a stronger colour cost you more."),
     ]
@@ -127,7 +128,7 @@ def _difference(player: Player) -> list[str]:
 
 
 def _tinted_nats(char: str, nats: float) -> Markup:
-    return tinted("⏎\n" if char == "\n" else char, nats / _STRONG, about=f"{nats:.2f} nats")
+    return tinted({"\n": "⏎\n", "\r": ""}.get(char, char), nats / _STRONG, about=f"{nats:.2f} nats")
 
 
 def _bets(course: Course) -> list[Markup]:
@@ -136,9 +137,18 @@ def _bets(course: Course) -> list[Markup]:
     n = len(course.bets)
     mean, guess = (sum(values) / n for values in ([bet.nats for bet in course.bets], [bet.guess_nats for bet in course.bets]))
     verdict = "less than" if mean < guess - 0.005 else "more than" if mean > guess + 0.005 else "as much as"
+    bets = "One bet" if n == 1 else f"{n} bets"
     still_open = f" {course.open_bets} more had no outcome yet." if course.open_bets else ""
     parts = [
-        tag("p", f"{n} bets cost {mean:.2f} nats each, {verdict} always guessing, {guess:.2f}.{still_open}", class_="verdict"),
+        tag(
+            "p",
+            tag(
+                "p",
+                f"{bets} cost {mean:.2f} nats{' each' * (n > 1)}, {verdict} always guessing, {guess:.2f}.{still_open}",
+                class_="verdict",
+            ),
+            class_="verdict",
+        ),
         remark("A bet costs −ln p, where p is what it gave to what happened: the loss that also trains the model. Green is what happened."),
     ]
     for bet in course.bets:
