@@ -129,8 +129,8 @@ def run(arguments: Sequence[str]) -> int:
     except typer.Abort:
         return _fail("cancelled", 1)
     except typer.TyperException as error:
-        if getattr(error, "option_name", "") == "--preset":  # without a value
-            return _list_presets()
+        if (flag := getattr(error, "option_name", "")) in ("--preset", "--experiment"):  # without a value
+            return _list(flag)
         return _fail(_usage_message(error, arguments), error.exit_code)
     except MiniGPTError as error:
         return _fail(str(error), error.exit_code)
@@ -145,11 +145,12 @@ def run(arguments: Sequence[str]) -> int:
     return _as_code(code)
 
 
-def _list_presets() -> int:
+def _list(flag: str) -> int:
+    from minigpt_cli.commands.experiments import show_experiments
     from minigpt_cli.commands.presets import show_presets
 
     try:
-        show_presets()
+        show_presets() if flag == "--preset" else show_experiments()
     except BrokenPipeError:
         return _after_closed_pipe()
     return 0

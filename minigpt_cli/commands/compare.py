@@ -199,7 +199,7 @@ def document(found: Compared, groups: Groups) -> dict[str, Any]:
             for side, (_, runs) in zip(found.sides, groups, strict=True)
             if len(runs) > 1
         ],
-        "pairs": [_pair_document(pair) for pair in found.pairs],
+        "pairs": [pair_document(pair) for pair in found.pairs],
         "differences": differences([runs for _, runs in groups]),
         "by_kind": [{"kind": p.name, "share": p.share, "nats_per_char": _by_name(found.names, p)} for p in found.kinds],
         "by_position": [{"tokens_before": p.name, "share": p.share, "nats_per_char": _by_name(found.names, p)} for p in found.positions],
@@ -222,7 +222,7 @@ def _run_document(side: Side, run: Run, score: Score) -> dict[str, Any]:
     return own | {name: getattr(run.record, name) for name in of_record}
 
 
-def _pair_document(pair: Pair) -> dict[str, Any]:
+def pair_document(pair: Pair) -> dict[str, Any]:
     return {
         "a": pair.a,
         "b": pair.b,

@@ -48,15 +48,15 @@ def resolve(
     preset: str | None = None,
     file: Path | None = None,
     environment: Mapping[str, str] | None = None,
-    of_weights: tuple[str, Mapping[str, Any]] | None = None,
+    base: tuple[str, Mapping[str, Any]] | None = None,
 ) -> Resolved:
     """Merge all sources and check the result. Raises UsageError, one line that names the flag, variable or file.
 
-    `of_weights` is the label and the settings of start weights; they override the defaults only.
+    `base` is the label and the settings of start weights or of an experiment; they override the defaults only.
     """
     environment = os.environ if environment is None else environment
     layers = [
-        _Layer(of_weights[0], dict(of_weights[1]), strict=False) if of_weights else None,
+        _Layer(base[0], dict(base[1]), strict=False) if base else None,
         _Layer(f"preset {preset}", flatten(read_preset(preset), f"preset {preset}"), strict=False) if preset else None,
         _Layer(str(file), flatten(read_settings_file(file), str(file)), strict=False) if file else None,
         _Layer(

@@ -16,9 +16,9 @@ from minigpt_cli.display import console
 
 EVERYDAY = {
     "train": (
-        "sources", "preset", "name", "resume", "init_from", "size", "dry_run", "sweep", "seeds", "search", "json", "help_all", "arch",
-        "n_layer", "n_head", "n_embd", "block_size", "dropout", "tokenizer", "vocab_size", "batch_size", "lr", "max_steps",
-        "time_budget", "eval_every", "patience", "device", "seed",
+        "sources", "preset", "name", "resume", "init_from", "size", "dry_run", "experiment", "sweep", "seeds", "search", "json", "help_all",
+        "arch", "n_layer", "n_head", "n_embd", "block_size", "dropout", "tokenizer", "batch_size", "lr", "max_steps", "time_budget",
+        "eval_every", "patience", "device", "seed",
     )
 }  # fmt: skip
 _MARKUP = re.compile(r"(?<!\\)\[/?[a-z ]*\]")

@@ -141,7 +141,7 @@ def import_run(
 
     store = RunStore(runs_dir)
     found = open_model(source, store)
-    config = resolve(settings, environment={}, of_weights=(found.label, model_settings(found))).config
+    config = resolve(settings, environment={}, base=(found.label, model_settings(found))).config
     found = replace(found, tokenizer=_named_tokenizer(tokenizer) or found.tokenizer)
     config = config.changed(data={"tokenizer": tokenizer or (found.tokenizer.name if found.tokenizer else "char")})
     run, report = import_source(store, found, config, new_record(name or "", preset=None), name=name, partial=partial)

@@ -17,6 +17,7 @@ from minigpt_cli.runstore.store import RunStore
 from minigpt_cli.threads import cores
 
 _POLL_S = 1.0
+_ONE_OF_JOBS = "MINIGPT_ONE_OF_JOBS"  # set in the processes that --jobs starts
 
 
 def side_by_side(n: int, store: RunStore, group: str, total: int, *, threads: int, json: bool) -> None:
@@ -25,7 +26,7 @@ def side_by_side(n: int, store: RunStore, group: str, total: int, *, threads: in
     A signal is passed on, so that every process saves. Raises Interrupted then.
     """
     share = threads or max(1, cores() // n)
-    environment = {**os.environ, "OMP_NUM_THREADS": str(share)}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(share), _ONE_OF_JOBS: "1"}
     console.notice(f"{n} processes of {share} thread{'s' * (share > 1)} train the group {group}")
     command = [sys.executable, "-m", "minigpt_cli", *_of_one_process(sys.argv[1:])]
     out = None if json else subprocess.DEVNULL
@@ -36,6 +37,11 @@ def side_by_side(n: int, store: RunStore, group: str, total: int, *, threads: in
                 advance(f"training {group}", _finished(store, group), total)
     if received:
         raise Interrupted(f"group {group} is saved: the same command goes on", received[0])
+
+
+def is_one_of_jobs() -> bool:
+    """Whether this process only trains for another, which shows the result."""
+    return _ONE_OF_JOBS in os.environ
 
 
 def _of_one_process(arguments: Sequence[str]) -> list[str]:

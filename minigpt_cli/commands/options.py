@@ -45,6 +45,13 @@ def complete_preset(incomplete: str) -> Iterator[tuple[str, str]]:
     yield from ((name, preset_summary(name)) for name in preset_names() if name.startswith(incomplete))
 
 
+def complete_experiment(incomplete: str) -> Iterator[tuple[str, str]]:
+    """Names of experiments, and their questions."""
+    from minigpt_cli.experiments.catalog import experiment_names, read_experiment
+
+    yield from ((name, read_experiment(name).question) for name in experiment_names() if name.startswith(incomplete))
+
+
 def complete_source(incomplete: str) -> Iterator[str]:
     """Named corpora, then files and folders."""
     yield from (name for name in registry.CORPORA if name.startswith(incomplete))

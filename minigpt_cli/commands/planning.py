@@ -12,6 +12,7 @@ from minigpt_cli.errors import UsageError
 if TYPE_CHECKING:
     from minigpt_cli.commands.train_run import Context
     from minigpt_cli.data.dataset import Dataset
+    from minigpt_cli.training.planner import DryRun
 
 _SETTINGS = (  # that are planned where nobody gave them
     "model.n_layer",
@@ -66,6 +67,19 @@ def planned(context: Context, wanted: Resolved, config: RunConfig, dataset: Data
     if key not in context.machines:  # all runs of a group are planned with the same measured speeds
         context.machines[key] = plan.this_machine(config, dataset)
     return plan.plan(config, wanted.explicit, dataset, context.machines[key], context.size)
+
+
+def measured_plan(context: Context, resolved: Resolved) -> tuple[DryRun, list[str]]:
+    """What a run would cost, from a few real steps in all processes, and why it is planned so."""
+    from minigpt_cli.commands.processes import Announcement
+    from minigpt_cli.training import planner
+
+    planner.choose_device(resolved.config.compute.device)
+    dataset, world = context.dataset(resolved.config.data), context.processes()
+    config, why = planned(context, resolved, resolved.config, dataset)
+    dataset = context.dataset(config.data)  # in the tokens of the plan
+    with world.announced(Announcement(config, dataset.dir, dataset.key, dry_run=True)):
+        return planner.dry_run(config, world.each(lambda: dataset), world), why
 
 
 def left_open(context: Context, wanted: Resolved) -> dict[str, str]:

@@ -8,6 +8,7 @@ from minigpt_cli.display import console, format
 from minigpt_cli.presets.catalog import preset_names, preset_summary
 
 _OPERATIONS_PER_S = 1.5e11  # of training on two CPU cores, in bfloat16 where they have it: a third of that, or ten times
+_STEP_S, _START_S = 0.003, 4.0  # of every step, beside its products; of every run, the final score included
 _LONGEST_S = 2 * 86_400  # that anybody would wait for
 
 
@@ -15,14 +16,26 @@ def show_presets() -> None:
     """Print every preset: name, parameters of its blocks, length, and its purpose below."""
     for name in preset_names():
         config = resolve({}, preset=name, environment={}).config
-        blocks, active = _block_parameters(config)
+        blocks, _ = _block_parameters(config)
         size = f"{format.count(blocks)} parameters" if blocks else "a table of pairs"
-        console.write(f"{name:<20} {size:<20} {_length(config, active)}")
+        console.write(f"{name:<20} {size:<20} {_length(config)}")
         console.write_wrapped(f"    {preset_summary(name)}", "    ")
     console.write("")
     console.write_wrapped(
         "Parameters without embeddings; times are rough, for two CPU cores: minigpt train --preset NAME --dry-run measures yours."
     )
+
+
+def rough_seconds(config: RunConfig) -> float:
+    """About how long two CPU cores take to train a configuration."""
+    optim = config.optim
+    return optim.max_steps * (_STEP_S + _operations(config) / _OPERATIONS_PER_S) + _START_S if optim.max_steps else optim.time_budget
+
+
+def _operations(config: RunConfig) -> float:
+    """Of a training step, about: those in the matrices of its blocks."""
+    _, active = _block_parameters(config)
+    return 6.0 * active * config.optim.windows * config.model.block_size
 
 
 def _block_parameters(config: RunConfig) -> tuple[int, int]:
@@ -35,12 +48,11 @@ def _block_parameters(config: RunConfig) -> tuple[int, int]:
     return model.n_layer * (attention + experts * mlp), model.n_layer * (attention + used * mlp)
 
 
-def _length(config: RunConfig, active: int) -> str:
+def _length(config: RunConfig) -> str:
     optim = config.optim
     if not optim.max_steps:
         return format.duration(optim.time_budget)
-    tokens = optim.max_steps * optim.batch_size * optim.grad_accum * config.model.block_size
-    seconds = 6 * active * tokens / _OPERATIONS_PER_S
+    seconds = optim.max_steps * _operations(config) / _OPERATIONS_PER_S
     if seconds > _LONGEST_S:
         return f"{optim.max_steps:,} steps, for GPUs"
     for least, divisor, unit in ((5400, 3600, "h"), (60, 60, "min")):

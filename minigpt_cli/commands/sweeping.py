@@ -37,12 +37,13 @@ class Group:
     flags: dict[str, Any]
     preset: str | None
     file: Path | None
+    base: tuple[str, Mapping[str, Any]] | None = None  # label and settings of an experiment, which override the defaults only
 
     def resolved(self, settings: Mapping[str, Any] = MappingProxyType({})) -> Resolved:
         """The configuration of the run with these additional settings. Raises UsageError."""
         origin = self.context.origin
-        of_weights = (f"--init-from {origin.what}", origin.settings()) if origin else None
-        return resolve({**self.flags, **settings}, preset=self.preset, file=self.file, of_weights=of_weights)
+        base = (f"--init-from {origin.what}", origin.settings()) if origin else self.base
+        return resolve({**self.flags, **settings}, preset=self.preset, file=self.file, base=base)
 
 
 @dataclass
@@ -90,14 +91,18 @@ def run_sweep(group: Group, name: str | None, sweeps: Sequence[str], n_seeds: in
     wanted = {run_name(group_id, trial.name): group.resolved(trial.settings) for trial in trials}
     _check_distinct(wanted)
     swept = list(dict.fromkeys(name for trial in trials for name in trial.settings))
-    results = GroupResults(group_id, len(wanted), tuple(swept), seeded=n_seeds > 1)
+    return train_all(group, wanted, GroupResults(group_id, len(wanted), tuple(swept), seeded=n_seeds > 1))
+
+
+def train_all(group: Group, wanted: Mapping[str, Resolved], results: GroupResults) -> GroupResults:
+    """Train every unfinished run of `wanted`, by name, until a signal arrives."""
     for run, resolved in wanted.items():
         if not _train_one(group, run, resolved, results):
             break
     return results
 
 
-def _group_name(group: Group, prefix: str, *parts: Any) -> str:
+def name_of_group(group: Group, prefix: str, *parts: Any) -> str:
     """The same for the same command."""
     size = [group.context.size] if group.context.size else []
     return group_name(prefix, group.flags, group.preset, str(group.file), *parts, *size)
@@ -105,12 +110,12 @@ def _group_name(group: Group, prefix: str, *parts: Any) -> str:
 
 def sweep_id(group: Group, name: str | None, sweeps: Sequence[str], n_seeds: int | str) -> str:
     """The name of a sweep: the same for the same command."""
-    return check_name(name) if name else _group_name(group, "sweep", sweeps, n_seeds)
+    return check_name(name) if name else name_of_group(group, "sweep", sweeps, n_seeds)
 
 
 def search_id(group: Group, name: str | None, searches: Sequence[str]) -> str:
     """The name of a search: the same for the same command, however many trials it asks for."""
-    return check_name(name) if name else _group_name(group, "search", searches)
+    return check_name(name) if name else name_of_group(group, "search", searches)
 
 
 def _check_distinct(wanted: Mapping[str, Resolved]) -> None:

@@ -15,9 +15,19 @@ from minigpt_cli.commands.config_sources import Resolved, layer_lines, override
 from minigpt_cli.commands.diagnose import sure_finding
 from minigpt_cli.commands.help_page import show_everything
 from minigpt_cli.commands.init_from import Origin
-from minigpt_cli.commands.options import JsonFlag, RunsDir, SourceArguments, complete_preset, complete_run, option, switch
-from minigpt_cli.commands.planning import is_planned, left_open, parse_size, planned
-from minigpt_cli.commands.processes import Announcement, follow, together
+from minigpt_cli.commands.options import (
+    JsonFlag,
+    RunsDir,
+    SourceArguments,
+    check_page,
+    complete_experiment,
+    complete_preset,
+    complete_run,
+    option,
+    switch,
+)
+from minigpt_cli.commands.planning import is_planned, left_open, measured_plan, parse_size
+from minigpt_cli.commands.processes import follow, together
 from minigpt_cli.commands.samples import next_commands, resume_command, sample_of
 from minigpt_cli.commands.sweeping import Group, GroupResults, run_search, run_sweep, search_id, sweep_id
 from minigpt_cli.commands.train_run import Context, Outcome, outcome_of, train_new, train_on
@@ -62,8 +72,15 @@ def train(
     data: Annotated[str | None, option("SOURCE", "Same as SOURCE.")] = None,
     dry_run: Annotated[bool, switch("--dry-run", "Take a few real steps and print what the run would cost; nothing is saved.")] = False,
     size: Annotated[str, option("auto|N", "Parameters of the planned model, such as 800k or 2.7M; auto: as many as are best.")] = "auto",
+    experiment: Annotated[
+        str | None,
+        option(
+            "NAME", "A group of runs that answers a question; without a name: list them.", autocompletion=complete_experiment, panel=_MANY
+        ),
+    ] = None,
+    html: Annotated[Path | None, option("FILE", "With --experiment: also write the answer as a page.", panel=_MANY)] = None,
     sweep: Annotated[list[str] | None, option("KEY=A,B,…", "Train a run for each value; several make a grid.", panel=_MANY)] = None,
-    seeds: Annotated[str, option("N|auto", "Train each with N seeds; auto: until one is best.", panel=_MANY)] = "1",
+    seeds: Annotated[str | None, option("N|auto", "Train each with N seeds; auto: until one is best.", panel=_MANY)] = None,
     search: Annotated[list[str] | None, option("KEY=LOW..HIGH[:log]", "Let Optuna search for the best value.", panel=_MANY)] = None,
     trials: Annotated[int, option("N", "Runs of a search, in all its processes.", min=1, panel=_MANY)] = 30,
     jobs: Annotated[int, option("N", "Train so many runs side by side, the cores shared between them.", min=1, max=1024, panel=_MANY)] = 1,
@@ -92,6 +109,7 @@ def train(
       minigpt train --lr 1e-3 --print-config       what would be used, and why
       minigpt train --sweep lr=1e-3,3e-3 --seeds 3  a grid, three seeds each
       minigpt train --seeds 4 --jobs 2              two at a time
+      minigpt train --experiment context --jobs 2    what a window buys
       minigpt train --sweep lr=1e-3,1e-2 --seeds auto   until one is better
 
     Trains a model on a text and keeps it in a run directory: the best weights, the last ones, and everything that --resume needs.
@@ -116,7 +134,9 @@ def train(
             excluded |= {
                 "--sweep": sweep,
                 "--search": search,
-                "--seeds": seeds != "1",
+                "--seeds": seeds,
+                "--experiment": experiment,
+                "--html": html,
                 "--dry-run": dry_run,
                 "--print-config": print_config,
             }
@@ -128,6 +148,14 @@ def train(
         origin = Origin(init_from, store, partial) if init_from is not None else None
         context = replace(context, origin=origin)
         group = Group(context, settings, preset, config)
+        if experiment is not None:
+            others: dict[str, object] = {"--sweep": sweep, "--search": search, "--init-from": init_from, "--merge": merge}
+            others |= {"--size": context.size, "--print-config": print_config}
+            if wrong := [flag for flag, value in others.items() if value]:
+                raise UsageError(f"--experiment {experiment} chooses the settings of its runs: leave out {', '.join(wrong)}")
+            return _experiment(group, experiment, name, seeds, jobs, html, dry_run=dry_run)
+        if html is not None:
+            raise UsageError("--html is the page of an experiment: add --experiment NAME, or see minigpt runs plot RUN --out page.html")
         resolved = group.resolved()
         if merge:
             _check_mergeable(store, name, resolved.config)
@@ -137,7 +165,7 @@ def train(
         open_sources(resolved.config.data)  # and so is a missing source
         if dry_run:
             return _dry_run(context, resolved)
-        n_seeds = _parse_seeds(seeds)
+        n_seeds = _parse_seeds(seeds or "1")
         if sweep or search or n_seeds != 1:
             if search and (sweep or n_seeds != 1):
                 raise UsageError("--search chooses settings itself: leave out --sweep and --seeds, or use them in a separate command")
@@ -162,6 +190,22 @@ def train(
         if merge:
             _merge(outcome, store)
         return _finish(outcome, json=json)
+
+
+def _experiment(group: Group, name: str, group_name: str | None, seeds: str | None, jobs: int, html: Path | None, *, dry_run: bool) -> None:
+    from minigpt_cli.commands.experiments import dry_run_experiment, run_experiment
+    from minigpt_cli.experiments.catalog import read_experiment
+
+    experiment = read_experiment(name)
+    n_seeds = _parse_seeds(seeds) if seeds else experiment.seeds
+    if n_seeds is None:
+        raise UsageError(f"--experiment {name} takes a number of seeds, as in --seeds 3")
+    check_page(html)
+    open_sources(group.resolved().config.data)  # a missing source is an error before torch is loaded
+    if dry_run:
+        dry_run_experiment(group, experiment, n_seeds)
+    else:
+        run_experiment(group, experiment, group_name, n_seeds, jobs, html)
 
 
 def _parse_seeds(text: str) -> int | None:
@@ -204,14 +248,8 @@ def _merge(outcome: Outcome, store: RunStore) -> None:
 def _dry_run(context: Context, resolved: Resolved) -> None:
     """Measure a few real steps in all processes, and show what the run would cost."""
     from minigpt_cli.display.live_training import print_plan
-    from minigpt_cli.training import planner
 
-    planner.choose_device(resolved.config.compute.device)
-    dataset, world = context.dataset(resolved.config.data), context.processes()
-    config, why = planned(context, resolved, resolved.config, dataset)
-    dataset = context.dataset(config.data)  # in the tokens of the plan
-    with world.announced(Announcement(config, dataset.dir, dataset.key, dry_run=True)):
-        plan = planner.dry_run(config, world.each(lambda: dataset), world)
+    plan, why = measured_plan(context, resolved)
     for notice in (*resolved.notices, *why, *plan.notices):
         console.notice(notice)
     facts = {name: value for name, value in plan._asdict().items() if name not in ("config", "notices")}

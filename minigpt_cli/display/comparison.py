@@ -123,15 +123,15 @@ def score_rows(found: Compared) -> list[list[str]]:
     return rows
 
 
-def verdict_sentence(pair: Pair) -> str:
-    """The verdict on one pair as a sentence."""
+def verdict_sentence(pair: Pair, unit: str = "", tie: str = "indistinguishable") -> str:
+    """The verdict on one pair as a sentence; `unit` follows the difference, and `tie` is what two sides are that chance may part."""
     a, b, test = one_line(pair.a), one_line(pair.b), pair.test
     p = f"p = {pair.p_holm:.2g}" if pair.p_holm > 0.0004 else "p < 0.0005"
     if pair.verdict == "indistinguishable":
-        return f"{a} and {b} are indistinguishable: {test.mean:+.4f} (95 %: {test.low:+.4f} to {test.high:+.4f}; {p})"
+        return f"{a} and {b} are {tie}: {test.mean:+.4f}{unit} (95 %: {test.low:+.4f} to {test.high:+.4f}; {p})"
     better, worse, sign = (a, b, -1) if pair.verdict == "a_better" else (b, a, 1)
     low, high = sorted((sign * test.low, sign * test.high))
-    return f"{better} is better than {worse} by {abs(test.mean):.4f} (95 %: {low:.4f} to {high:.4f}; {p})"
+    return f"{better} is better than {worse} by {abs(test.mean):.4f}{unit} (95 %: {low:.4f} to {high:.4f}; {p})"
 
 
 def outlook_sentence(found: Outlook) -> str:

@@ -70,10 +70,11 @@ def check_same_text(sides: Sequence[Side]) -> None:
         raise UsageError("the runs were scored on different texts: give one text for all with --data FILE")
 
 
-def compare_pairs(sides: Sequence[Side], looks: int = 1) -> list[Pair]:
-    """A verdict for every pair of sides, adjusted together, and for how often their growing numbers of seeds may be looked at."""
+def compare_pairs(sides: Sequence[Side], looks: int = 1, pairs: Sequence[tuple[Side, Side]] | None = None) -> list[Pair]:
+    """A verdict for every pair of sides, or for these `pairs` of them, adjusted together, and for how often their growing numbers of
+    seeds may be looked at."""
     check_same_text(sides)
-    pairs = list(combinations(sides, 2))
+    pairs = list(combinations(sides, 2)) if pairs is None else pairs
     tests = [_test(a, b) for a, b in pairs]
     adjusted = [min(1.0, looks * p) for p in holm([test.p_value for test, _ in tests])]
     return [

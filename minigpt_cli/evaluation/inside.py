@@ -262,9 +262,9 @@ def _experts(counts: Iterable[Floats]) -> list[LayerExperts]:
 
 
 def _dropout(loaded: Loaded, sample: Sample) -> Dropout | None:
-    from minigpt_cli.evaluation.part_costs import dropout_readings
+    from minigpt_cli.evaluation.part_costs import WINDOWS_READ, dropout_readings
 
     if not getattr(loaded.config.model, "dropout", 0):
         return None
-    on, off = dropout_readings(loaded.model, sample)
+    on, off = dropout_readings(loaded.model, sample.rows[:WINDOWS_READ])
     return Dropout(on=on, off=off)

@@ -17,11 +17,13 @@ from minigpt_cli.evaluation.evaluate_run import ChooseDevice, dataset_of, evalua
 from minigpt_cli.evaluation.memorisation import Copies, copies
 from minigpt_cli.evaluation.scores import Score
 from minigpt_cli.generation.samples import Sample
+from minigpt_cli.generation.sampling import Sampling
 from minigpt_cli.runstore.directory import Run
 from minigpt_cli.tokenization.contract import END_OF_TEXT
 
 SAMPLES, SAMPLE_CHARS = 10, 1000
 DOCUMENTS = 100  # written by a run that learned documents
+AS_LEARNED = Sampling(temperature=1.0, top_k=0)  # the model's own probabilities
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def memorisation(run: Run, *, ckpt: str = "best", device: ChooseDevice = lambda:
         gap=gap,
         gap_ci95=(gap - margin, gap + margin),
         sampled=copies(written, training_pieces(dataset)),
-        unseen=copies(_spread(unseen, len(written), sum(map(len, written))), training_pieces(dataset)),
+        unseen=copies(spread(unseen, len(written), sum(map(len, written))), training_pieces(dataset)),
         n_samples=len(written),
         sample_chars=sum(map(len, written)),
         written=_whole_documents(samples, dataset) if dataset.in_documents else None,
@@ -99,22 +101,21 @@ def _at_character(dataset: Dataset, start: int) -> int:
     return start
 
 
-def sampled(run: Run, dataset: Dataset, ckpt: str) -> list[Sample]:
-    """What the model writes at temperature 1, unfiltered, after a line break; for conversations, its answers to questions from all over
-    the validation split; for documents, whole ones."""
+def sampled(run: Run, dataset: Dataset, ckpt: str, sampling: Sampling = AS_LEARNED) -> list[Sample]:
+    """What the model writes, by default at temperature 1, unfiltered, after a line break, with the nats of every token; for conversations,
+    its answers to questions from all over the validation split; for documents, whole ones."""
     from minigpt_cli.generation import samples
     from minigpt_cli.generation.engine import GenerationRequest
     from minigpt_cli.generation.open_run import open_model
-    from minigpt_cli.generation.sampling import Sampling
 
     writer = open_model(run, ckpt)
     chars_per_token = run.record.corpus.splits["val"].n_chars / run.record.corpus.splits["val"].n_tokens if run.record.corpus else 1.0
-    sampling, length = Sampling(temperature=1.0, top_k=0), max(1, round(SAMPLE_CHARS / chars_per_token))
+    length = max(1, round(SAMPLE_CHARS / chars_per_token))
     if questions := _questions(dataset, writer.config.model.block_size):
-        requests = [GenerationRequest(ids, sampling, length, seed=i, stop=(chat.END,)) for i, ids in enumerate(questions)]
+        requests = [GenerationRequest(ids, sampling, length, seed=i, stop=(chat.END,), score=True) for i, ids in enumerate(questions)]
     else:
         count = DOCUMENTS if writer.start else SAMPLES
-        requests = [GenerationRequest(writer.prompt_ids(""), sampling, length, num_samples=count, seed=0, ends=writer.ends)]
+        requests = [GenerationRequest(writer.prompt_ids(""), sampling, length, num_samples=count, ends=writer.ends, score=True)]
     engine = writer.new_engine(SAMPLES)
     return [sample for request in requests for sample in samples.collect(samples.run(engine, request), request.num_samples)]
 
@@ -126,7 +127,7 @@ def _questions(dataset: Dataset, block_size: int) -> list[list[int]]:
     return [dataset.val.tokens[max(0, start - block_size) : start].tolist() for start in chosen]
 
 
-def _spread(text: str, count: int, total: int) -> list[str]:
+def spread(text: str, count: int, total: int) -> list[str]:
     """`count` pieces from all over `text`, together `total` characters or all that it has."""
     length = min(total, len(text)) // max(1, count)
     starts = np.linspace(0, max(0, len(text) - length), count).astype(int)

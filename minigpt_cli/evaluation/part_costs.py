@@ -30,7 +30,7 @@ _CONTEXT_TOKENS = 1 << 17  # of the longest contexts together, at most
 _TOKENS = 1 << 12  # in one batch
 _NUMBERS = 1 << 24  # of logits, or of attention weights, in one batch: 64 MiB
 READINGS = 5
-_WINDOWS_READ = 8  # in one reading with dropout
+WINDOWS_READ = 8  # in one reading with dropout
 
 
 def batches(rows: Ints, per_token: int) -> Iterator[tuple[slice, Tensor]]:
@@ -131,9 +131,9 @@ def _told(items: Iterator[tuple[slice, Tensor]], advance: Advance) -> Iterator[t
         advance(rows[:, 1:].numel())
 
 
-def dropout_readings(model: nn.Module, sample: Sample) -> tuple[list[float], list[float]]:
-    """Nats per token of the first windows, read several times: with dropout, and without."""
-    rows = torch.from_numpy(np.array(sample.rows[:_WINDOWS_READ]))
+def dropout_readings(model: nn.Module, windows: Ints) -> tuple[list[float], list[float]]:
+    """Nats per token of the windows (B, T + 1), read several times: with dropout, and without."""
+    rows = torch.from_numpy(np.array(windows))
     layers = [module for module in model.modules() if isinstance(module, Dropout)]
 
     def read(seed: int, on: bool) -> float:
