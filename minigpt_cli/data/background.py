@@ -37,10 +37,10 @@ class BackgroundHash:
         self._sha256 = start or hashlib.sha256()
         self._thread = ThreadPoolExecutor(1)  # one, so that parts stay in order; it starts with the first part
         self._running: deque[Future[None]] = deque()
-        self._parts: list[bytes] = []
+        self._parts: list[bytes | memoryview] = []
         self._size = 0
 
-    def update(self, data: bytes) -> None:
+    def update(self, data: bytes | memoryview) -> None:
         """Add `data`, some time before the next `hexdigest`."""
         self._parts.append(data)
         self._size += len(data)
@@ -50,8 +50,8 @@ class BackgroundHash:
             self._running.append(self._thread.submit(self._hash, self._parts))
             self._parts, self._size = [], 0
 
-    def _hash(self, parts: Sequence[bytes]) -> None:
-        self._sha256.update(b"".join(parts))
+    def _hash(self, parts: Sequence[bytes | memoryview]) -> None:
+        self._sha256.update(parts[0] if len(parts) == 1 else b"".join(parts))
 
     def hexdigest(self) -> str:
         """The hash of what was added so far."""

@@ -127,7 +127,7 @@ class Cleaning:
             text = piece.text if piece.text in marks else "".join(self._cleaned([piece.text]))
             if piece.text not in marks and (mark := next((mark for mark in marks if mark in text), None)):
                 raise UsageError(f"{document.name}: a cleaned message holds {mark}, which is reserved for the template")
-            yield piece._replace(text=text)
+            yield Piece(text, piece.learned)
 
     def _cleaned(self, pieces: Iterable[str]) -> Iterator[str]:
         for flag, step in self._steps:

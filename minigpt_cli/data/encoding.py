@@ -245,12 +245,12 @@ def _made(config: DataConfig, text: Text, splitter: Splitter, tokenizer_kind: _T
                     if splitter.in_order:
                         return
                     continue
-                for piece, _ in document.pieces:
-                    if piece not in text.marks:
-                        yield piece
+                for piece in document.pieces:
+                    if piece.text not in text.marks:
+                        yield piece.text
                     elif text.many:
                         yield "\n"  # so that nothing is learned across the end of a document
-                    report(done := done + len(piece.encode("utf-8")), train_bytes)
+                    report(done := done + len(piece.utf8), train_bytes)
 
         return tokenizer_kind.build(config, TrainingText(text.alphabet, train_bytes, train_text))
 

@@ -120,9 +120,9 @@ class Splitter:
                 if self._text.many and piece.text == END_OF_TEXT:
                     yield piece
                 elif left:
-                    head = piece.text[:left]
-                    left -= len(head)
-                    yield piece._replace(text=head)
+                    head = piece.first(left)
+                    left -= len(head.text)
+                    yield head
 
         for name, document in parts:
             if name != "train":
@@ -142,7 +142,7 @@ class Splitter:
 
         def hashed(pieces: Iterable[Piece]) -> Iterator[Piece]:
             for piece in pieces:
-                sha256.update(piece.text.encode("utf-8"))
+                sha256.update(piece.utf8)
                 yield piece
 
         if self.cut == "given":
@@ -200,11 +200,11 @@ class _Pieces:
 
     def take(self, n_chars: int) -> Iterator[Piece]:
         while n_chars and (piece := next(self.left, None)):
-            head, rest = piece.text[:n_chars], piece.text[n_chars:]
-            if rest:
-                self.left = chain([piece._replace(text=rest)], self.left)
-            n_chars -= len(head)
-            yield piece._replace(text=head)
+            head = piece.first(n_chars)
+            if rest := piece.text[n_chars:]:
+                self.left = chain([Piece(rest, piece.learned)], self.left)
+            n_chars -= len(head.text)
+            yield head
 
 
 def by_hash(hashes: Iterable[int], train_frac: float, test_frac: float) -> npt.NDArray[np.uint8]:

@@ -23,6 +23,7 @@ from minigpt_cli.tokenization.char import code_points
 from minigpt_cli.tokenization.contract import END_OF_TEXT
 
 _REPORT = 1 << 18  # bytes between two reports of progress
+_END = END_OF_TEXT.encode()
 FEW = 10  # documents: fewer are each cut in their length
 
 
@@ -78,17 +79,17 @@ class Text:
                 if self.n_documents and not chats:
                     sha256.update(END_OF_TEXT.encode())  # of the document before
                 own = hashlib.sha256() if self.n_documents else sha256  # the first is hashed once
-                before, tail = self.n_chars, ""
+                before, tail = self.n_chars, b""
                 for piece in document.pieces:
-                    data = piece.text.encode("utf-8")
+                    data = piece.utf8
                     sha256.update(data)
                     if self.n_documents:
                         own.update(data)
                     self.n_chars += len(piece.text)
                     self.n_bytes += len(data)
-                    if END_OF_TEXT in (near := tail + piece.text):
+                    if _END in data or (tail and _END in tail + data[: len(_END)]):
                         end_in = end_in or document.name
-                    tail = near[1 - len(END_OF_TEXT) :]
+                    tail = (tail + data)[-len(_END) :] if len(data) < len(_END) else data[-len(_END) :]
                     if piece.text not in self.source.marks:
                         alphabet.add(data)
                     if self.n_bytes >= reported:
@@ -153,7 +154,7 @@ class Counted:
         """The text of a document, noted as it passes."""
         self.n_documents += 1
         for piece in document.pieces:
-            data = piece.text.encode("utf-8")
+            data = piece.utf8
             self._text.update(data)
             if piece.text != self._end:
                 self.n_chars += len(piece.text)
@@ -170,7 +171,7 @@ class Counted:
         """The hash of what went into the token file so far."""
         return self._file.hexdigest()
 
-    def written(self, data: bytes, n_tokens: int) -> None:
+    def written(self, data: memoryview, n_tokens: int) -> None:
         """Note what went into the token file."""
         self._file.update(data)
         self.n_tokens += n_tokens

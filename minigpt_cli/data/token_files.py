@@ -135,7 +135,7 @@ class TokenFiles:
             begin, end = self._progress.begin, begin
             pieces = _after(self._spelled(name, begin, end), pieces)
         for ids in tokenizer.encode_stream(pieces):
-            data = ids.astype(self.dtype, copy=False).tobytes()
+            data = ids.astype(self.dtype, copy=False).view(np.uint8).data
             file.write(data)
             counted.written(data, len(ids))
             self._unsaved += len(data)

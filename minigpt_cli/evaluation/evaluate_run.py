@@ -51,11 +51,11 @@ def read_text(source: str, options: DataConfig | None = None) -> Target:
     size = 0
     for document in cleaning.documents(opened):
         pieces: list[str] = []
-        for piece, _ in document.pieces:
-            size += len(piece)
+        for piece in document.pieces:
+            size += len(piece.text)
             if size > DATA_LIMIT:
                 raise UsageError(f"{source} is longer than {DATA_LIMIT:,} characters: score a part of it")
-            pieces.append(piece)
+            pieces.append(piece.text)
         documents += ["".join(pieces)] if any(pieces) else []
     if not size:
         raise UsageError(f"{source} is empty: there is no character to score")

@@ -16,7 +16,7 @@ from minigpt_cli.config import DataConfig
 from minigpt_cli.errors import UnknownCharacters
 from minigpt_cli.tokenization.contract import Ids, NarrowIds, TrainingText, checked_ids, encoded, hugging_face_json
 
-_NO_BYTE = 0xFF  # in the table of ASCII: no id, or one that is no byte
+_NO_BYTE = 0xFF  # in the table of ASCII: no id, or one that is not a byte
 _MOSTLY_ASCII = 8  # one character in so many may be outside ASCII
 
 
@@ -86,8 +86,9 @@ class CharTokenizer:
     def _narrow(self, text: str) -> NarrowIds:
         points = _points_of(text)
         other = np.flatnonzero(points >= 0x80)
-        mostly_ascii = len(other) * _MOSTLY_ASCII < len(points)
-        data = points.astype(np.uint8).tobytes().translate(self._of_ascii) if mostly_ascii else bytes([_NO_BYTE])
+        data = bytes([_NO_BYTE])
+        if len(other) * _MOSTLY_ASCII < len(points):
+            data = np.minimum(points, 0x80).astype(np.uint8).tobytes().translate(self._of_ascii)
         ids: NarrowIds = np.frombuffer(data, np.uint8)
         if _NO_BYTE in data:
             ids = self._table.take(points, mode="clip")  # "clip" saves NumPy a buffer; no index is out of range

@@ -485,7 +485,7 @@ SOURCES = {
 
 def documents(source: str | tuple[str, ...]) -> list[str]:
     """The texts of a source, what is not learned in brackets."""
-    return ["".join(text if learned else f"[{text}]" for text, learned in doc.pieces) for doc in open_source(source).documents()]
+    return ["".join(piece.text if piece.learned else f"[{piece.text}]" for piece in doc.pieces) for doc in open_source(source).documents()]
 
 
 @pytest.mark.parametrize("tokenizer", ["char", "byte"])

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import TYPE_CHECKING, BinaryIO, Literal, NamedTuple, Protocol, TypeAlias
 
@@ -24,11 +24,24 @@ SplitName: TypeAlias = Literal["train", "val", "test"]
 DOCUMENT_LIMIT = 1 << 26  # bytes, or characters, of a document that a reader must hold in memory
 
 
-class Piece(NamedTuple):
+@dataclass(slots=True)
+class Piece:
     """A part of a document's text."""
 
     text: str
     learned: bool = True
+    _utf8: bytes | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def utf8(self) -> bytes:
+        """The text in UTF-8, encoded once: it is hashed several times, and often comes from UTF-8."""
+        if self._utf8 is None:
+            self._utf8 = self.text.encode("utf-8")
+        return self._utf8
+
+    def first(self, n_chars: int) -> Piece:
+        """Its first characters, or all of it."""
+        return self if n_chars >= len(self.text) else Piece(self.text[:n_chars], self.learned)
 
 
 def with_text(pieces: Iterable[Piece]) -> Iterable[Piece] | None:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from minigpt_cli import registry
-from minigpt_cli.data.sources.contract import Document, Piece, PlainText, SplitName
-from minigpt_cli.data.sources.decoding import texts
+from minigpt_cli.data.sources.contract import Document, PlainText, SplitName
+from minigpt_cli.data.sources.decoding import pieces, texts
 from minigpt_cli.data.sources.files import File
 from minigpt_cli.errors import UsageError
 from minigpt_cli.storage import downloads
@@ -55,7 +55,7 @@ class Download(PlainText):
         if not self.splits:
             yield from super().documents()
         for path, split in zip(self.paths(lambda done, total: None) if self.splits else (), self.splits, strict=True):
-            yield Document(f"{self.label} {split}", map(Piece, texts(File(self.label, path), "")), split)
+            yield Document(f"{self.label} {split}", pieces(File(self.label, path), ""), split)
 
 
 class PythonDocs(PlainText):

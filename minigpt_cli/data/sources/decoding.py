@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from functools import cache
 from typing import BinaryIO
 
-from minigpt_cli.data.sources.contract import Input, refuse_longer
+from minigpt_cli.data.sources.contract import Input, Piece, refuse_longer
 from minigpt_cli.errors import UsageError
 
 BLOCK = 1 << 18  # bytes read at once
@@ -69,14 +69,14 @@ def _is_utf8(source: Input) -> bool:
     return True
 
 
-def decoded(file: BinaryIO, label: str, encoding: str = "") -> Iterator[str]:
+def _decoded(file: BinaryIO, label: str, encoding: str) -> Iterator[Piece]:
     """The text of an open file in pieces, none empty. Raises UsageError naming the first byte that is wrong."""
     block = _read(file, label)
     encoding = encoding or marked_encoding(block)
     decoder = codecs.getincrementaldecoder(encoding)("strict")
     read = 0
     while True:
-        pending = len(decoder.getstate()[0])
+        pending = decoder.getstate()[0]
         try:
             text = decoder.decode(block, final=not block)
             if encoding != "utf-8":
@@ -84,9 +84,10 @@ def decoded(file: BinaryIO, label: str, encoding: str = "") -> Iterator[str]:
         except UnicodeEncodeError:
             raise UsageError(f"{label} holds half of a surrogate pair in {encoding}: name another --encoding") from None
         except UnicodeError as error:
-            raise _undecodable(error, read - pending, label, encoding) from error
+            raise _undecodable(error, read - len(pending), label, encoding) from error
         if text:
-            yield text
+            data = pending + block
+            yield Piece(text, True, data[: len(data) - len(decoder.getstate()[0])] if encoding == "utf-8" else None)
         if not block:
             return
         read += len(block)
@@ -133,10 +134,15 @@ def _words(data: bytes, at: int, encoding: str) -> str:
     return " ".join(data[start : at + 2 * _AROUND].decode(encoding, "replace")[: 2 * _AROUND].split())
 
 
-def texts(source: Input, encoding: str) -> Iterator[str]:
+def pieces(source: Input, encoding: str) -> Iterator[Piece]:
     """The text of a file in pieces."""
     with source.open() as file:
-        yield from decoded(file, source.label, encoding)
+        yield from _decoded(file, source.label, encoding)
+
+
+def texts(source: Input, encoding: str) -> Iterator[str]:
+    """The same as strings."""
+    return (piece.text for piece in pieces(source, encoding))
 
 
 def without_mark(chunks: Iterable[str]) -> Iterator[str]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from minigpt_cli.config import DataConfig
-from minigpt_cli.data.sources.contract import Document, Input, Kind, Piece
-from minigpt_cli.data.sources.decoding import texts
+from minigpt_cli.data.sources.contract import Document, Input, Kind
+from minigpt_cli.data.sources.decoding import pieces
 
 
 def _read(source: Input, options: DataConfig) -> Iterator[Document]:
-    yield Document(source.label, map(Piece, texts(source, options.encoding)))
+    yield Document(source.label, pieces(source, options.encoding))
 
 
 TEXT = Kind("a text", _read, (".txt", ".md"))
