@@ -102,7 +102,8 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     text = "".join(f"{string.ascii_letters}?. ROMEO: Once upon {i * i % 97} days to be,\nor not: {i % 7}!\n" for i in range(80))
     (tmp_path / "notes").mkdir()
     (tmp_path / "poems").mkdir()
-    for name in ("tinyshakespeare", "notes.txt", "sonnets.txt", "notes/first.md"):
+    (tmp_path / "7b" / "anna" / "runs").mkdir(parents=True)
+    for name in ("tinyshakespeare", "notes.txt", "sonnets.txt", "notes/first.md", "book.txt", "last.txt"):
         (tmp_path / name).write_text(text)
     (tmp_path / "names.txt").write_text("".join(f"{first}{last}\n" for first in ("Emma", "Ada", "Olivia") for last in string.ascii_letters))
     (tmp_path / "poems" / "first.json").write_text(json.dumps([{"title": f"{i}", "paragraphs": [text[i:], text[:i]]} for i in range(30)]))

@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from minigpt_cli.commands.options import CsvFlag, JsonFlag, LatexFlag, MarkdownFlag, RunsDir, Sort, Tag, Top, Where, option, switch
+from minigpt_cli.commands.options import (
+    CsvFlag,
+    JsonFlag,
+    LatexFlag,
+    MarkdownFlag,
+    RunsDir,
+    Sort,
+    Tag,
+    Top,
+    Where,
+    check_page,
+    complete_source,
+    option,
+    switch,
+)
 from minigpt_cli.commands.run_fields import one_format, select, warn_of_unreadable
 from minigpt_cli.display import console
+from minigpt_cli.errors import UsageError
 from minigpt_cli.evaluation import leaderboard as evaluation
 from minigpt_cli.evaluation.leaderboard import AnyRow, Folded, Row, by_field
 from minigpt_cli.evaluation.recipes import repeat_notice
@@ -18,6 +34,8 @@ from minigpt_cli.runstore.store import RunStore
 
 if TYPE_CHECKING:
     from minigpt_cli.display.tables import Form
+
+_CLASS = "A class"
 
 
 def leaderboard(
@@ -38,6 +56,11 @@ def leaderboard(
     latex: LatexFlag = False,
     json: JsonFlag = False,
     runs_dir: RunsDir = None,
+    class_: Annotated[
+        Path | None, option("FOLDER", "Rank the runs of a class, FOLDER/STUDENT/runs, and show its bets.", "--class", panel=_CLASS)
+    ] = None,
+    data: Annotated[str | None, option("FILE", "Score them all on this text.", panel=_CLASS, autocompletion=complete_source)] = None,
+    html: Annotated[Path | None, option("FILE", "Also write the class as a page.", panel=_CLASS)] = None,
 ) -> None:
     """\b
     Examples:
@@ -45,11 +68,26 @@ def leaderboard(
       minigpt runs leaderboard --top 10 --where 'n_params<1e6'
       minigpt runs leaderboard --budget seconds=60
       minigpt runs leaderboard --md
+      minigpt runs leaderboard --class 7b --data text.txt --html class.html
 
     Ranks runs by nats per character of their best weights on the whole validation text. Each text has its own ranking;
     runs with a statistical tie with the first are marked ≈.
     """
     form = one_format(json=json, csv=csv, md=md, latex=latex)
+    if class_ is not None:
+        _refuse_beside_class(
+            {
+                "--sort": sort, "--top": top, "--tag": tag, "--where": where, "--budget": budget, "--fold-seeds": fold_seeds,
+                "--csv": csv, "--md": md, "--latex": latex, "--runs-dir": runs_dir,
+            }
+        )  # fmt: skip
+        check_page(html)
+        from minigpt_cli.commands.class_board import class_board
+
+        return class_board(class_, data=data, html=html, json=json)
+    if data is not None or html is not None:
+        flag = "--data" if data is not None else "--html"
+        raise UsageError(f"{flag} is for --class FOLDER: give the folder of a class, or leave {flag} out")
     everything = RunStore(runs_dir).list()
     warn_of_unreadable(everything)
     chosen = select((run for run in everything if isinstance(run, Run)), where=where, tags=tag or [])
@@ -61,6 +99,12 @@ def leaderboard(
     else:
         rows = by_field(ranked(chosen, budget), sort, list(Row.model_fields))
         show(chosen, _first(rows, top), form)
+    return None
+
+
+def _refuse_beside_class(given: Mapping[str, Any]) -> None:
+    if flags := [flag for flag, value in given.items() if value]:
+        raise UsageError(f"{flags[0]} cannot be used with --class: it takes --data, --html and --json")
 
 
 def ranked(runs: Sequence[Run], budget: str | None = None) -> list[Row]:

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -20,6 +20,9 @@ from minigpt_cli.errors import MiniGPTError, UsageError, unknown_name
 from minigpt_cli.runstore.directory import Run
 from minigpt_cli.runstore.records import Best
 from minigpt_cli.runstore.store import by_text
+
+if TYPE_CHECKING:
+    from minigpt_cli.evaluation.statistics import Floats
 
 LEVEL = 0.05
 _RECORDED = ("arch", "tokenizer", "stop_step", "n_params", "n_active_params", "tokens_seen", "elapsed_s", "text_sha256")  # of a row
@@ -94,19 +97,25 @@ def _row(position: int, run: Run, tied_with_best: bool) -> Row:
     )
 
 
-def _intervals_overlap(best: Run, other: Run) -> bool:
-    """Whether the two scores' intervals overlap: a cautious test where no paired test is possible."""
-    a, b = best.record.best, other.record.best
-    return bool(a and b and a.ci95 and b.ci95 and b.ci95[0] <= a.ci95[1])
+def overlap(best: tuple[float, float] | None, other: tuple[float, float] | None) -> bool:
+    """Whether two scores' intervals overlap, that of the better one first: a cautious test where no paired test is possible."""
+    return bool(best and other and other[0] <= best[1])
+
+
+def paired_ties(best: Floats, others: Mapping[str, Floats]) -> set[str]:
+    """Which of `others` are statistically tied with the best, by their mean nats over the same cells of one text."""
+    import numpy as np
+
+    from minigpt_cli.evaluation.statistics import holm, quick_p_values
+
+    p_values = holm(quick_p_values(np.stack(list(others.values())) - best).tolist()) if others else []
+    return {name for name, p in zip(others, p_values, strict=True) if p >= LEVEL}
 
 
 def _tied_with(first: Run, others: Sequence[Run]) -> set[str]:
     """Names of the runs that are statistically tied with the first: by a paired test of the kept scores, else by the intervals."""
-    import numpy as np
-
     from minigpt_cli.evaluation.cache import find_cells
     from minigpt_cli.evaluation.eval_target import Target, score_key
-    from minigpt_cli.evaluation.statistics import Floats, holm, quick_p_values
 
     def cells(run: Run) -> Floats | None:
         try:
@@ -114,15 +123,15 @@ def _tied_with(first: Run, others: Sequence[Run]) -> set[str]:
         except MiniGPTError:
             return None
 
-    tied = {run.name for run in others if _intervals_overlap(first, run)}
+    def interval(run: Run) -> tuple[float, float] | None:
+        return run.record.best.ci95 if run.record.best else None
+
+    tied = {run.name for run in others if overlap(interval(first), interval(run))}
     best = cells(first) if others else None
     if best is None:
         return tied
     paired = {run.name: found for run in others if (found := cells(run)) is not None and len(found) == len(best)}
-    if paired:
-        p_values = holm(quick_p_values(np.stack(list(paired.values())) - best).tolist())
-        tied = (tied - paired.keys()) | {name for name, p in zip(paired, p_values, strict=True) if p >= LEVEL}
-    return tied
+    return (tied - paired.keys()) | paired_ties(best, paired)
 
 
 def fold(runs: Sequence[Run]) -> tuple[list[Folded], list[tuple[Run, Run]]]:
