@@ -118,11 +118,12 @@ class Guess(_Step):
 
 
 class Case(_Step):
-    """A run from the ward, the n-th that is drawn; `own` is trained on the learner's text. `told`: whether the answer is shown."""
+    """A run of the ward: the n-th that is drawn, or, without n, one that is trained on the learner's text."""
 
     kind: Literal["case"]
-    n: int
+    n: int | None = None
     told: bool = True
+    """Whether the answer is shown."""
 
 
 class Page(_Step):

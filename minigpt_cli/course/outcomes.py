@@ -97,7 +97,7 @@ def temperature(m: Measured) -> Outcome:
     loaded = open_model(m.run("mine"))
     nats = {}
     for name, value in {"cold": 0.3, "one": 1.0, "hot": 2.0}.items():
-        request = GenerationRequest(loaded.prompt_ids(""), Sampling(temperature=value), 400, 1, seed=1, score=True)
+        request = GenerationRequest(loaded.prompt_ids(""), Sampling(temperature=value, top_k=0), 400, 1, seed=1, score=True)
         [sample] = samples.collect(loaded.steps(request), 1)
         nats[name] = sample.nats_per_char or 0.0
     return Outcome(min(nats, key=lambda name: nats[name]), nats)

@@ -7,6 +7,7 @@ import re
 import secrets
 import shlex
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from minigpt_cli.course import checks
 from minigpt_cli.course.lesson import Page, lesson_named, lessons
@@ -14,6 +15,7 @@ from minigpt_cli.course.progress import BUILD, Progress
 from minigpt_cli.course.text import shown
 from minigpt_cli.display import course as screen
 from minigpt_cli.display import waiting
+from minigpt_cli.display.course import Screen
 from minigpt_cli.display.format import quoted
 from minigpt_cli.errors import MiniGPTError, RunNotFound, UsageError, unknown_name
 from minigpt_cli.runstore.directory import Run
@@ -51,6 +53,7 @@ class Session:
         self.command, self.store, self.journal = command, store, journal
         self.progress = Progress(journal.events())
         self.hints: Sequence[str] = ()  # of the step that is shown
+        self.passed_on: Sequence[str] = ()  # commands with a slash that are not of the session
 
     def record(self, event: Kind, data: dict[str, object] | None = None) -> None:
         """Write an event of the present step into the journal."""
@@ -78,8 +81,8 @@ class Session:
                 raise Left(130) from None
             word = typed.strip()
             slash = word if word.startswith("/") and len(word) > 1 else "" if raw else _WORDS.get(word.lower(), "")
-            if not slash:
-                return typed if raw else word.removeprefix("$ ")
+            if not slash or slash.split()[0] in self.passed_on:
+                return typed if raw else slash or word.removeprefix("$ ")
             try:
                 self._slash(slash.split())
             except MiniGPTError as error:
@@ -148,8 +151,26 @@ class Session:
         raise Moved
 
     def build(self) -> None:
-        """The part in which the learner writes a GPT."""
-        raise UsageError("building is not here yet")
+        """The part in which the learner writes a GPT, until it is done or left with /goto. Raises Left and Moved."""
+        from minigpt_cli.course.workshop.workshop import Workshop
+
+        workshop = Workshop(Path.cwd(), self.store, self.journal)
+        if not self.progress.is_building:
+            self._append(BUILD, 0, "entered")
+        screen.show(Screen("Build a GPT", rows=workshop.begin(), footer="/goto NAME goes back to the lessons."))
+        self.passed_on = ("/check", "/hint", "/again", "/skip")
+        try:
+            while True:
+                line = self.line()
+                if line == "/again":
+                    screen.show_rows(workshop.begin())
+                elif not self.ran(line):
+                    screen.show_rows(workshop.answer(line))
+                self.progress = Progress(self.journal.events())
+                if not self.progress.is_building:
+                    return
+        finally:
+            self.passed_on = ()
 
     # ---- running
 
@@ -195,14 +216,15 @@ class Session:
             if part == "text":
                 return quoted(shown(self.progress.text)) if self.progress.text else ""
             if kind == "new":
-                return self._free_name(part)
+                return self.free_name(part)
             if (run := self.run_of(part)) is None:
                 raise RunNotFound(f"the run for {part} is not there")
             return checks.flags_like(run) if kind == "like" else quoted(run.name)
 
         return " ".join(re.sub(r"\{([\w:]+)\}", value, command).split())
 
-    def _free_name(self, part: str) -> str:
+    def free_name(self, part: str) -> str:
+        """A name for a run that no run has."""
         number, name = 1, part
         while os.path.lexists(self.store.dir / name):
             number += 1

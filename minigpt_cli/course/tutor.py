@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 
-from minigpt_cli.course import checks
-from minigpt_cli.course.lesson import Ask, Bet, Guess, Lesson, Reveal, Run, Step, Tell, View, lesson_named, lessons
+from minigpt_cli.course import checks, ward
+from minigpt_cli.course.lesson import Ask, Bet, Case, Guess, Lesson, Reveal, Run, Step, Tell, View, lesson_named, lessons
 from minigpt_cli.course.outcomes import OUTCOMES, Measured
 from minigpt_cli.course.progress import Progress, following
 from minigpt_cli.course.session import Left, Moved, RunCommand, Session
 from minigpt_cli.course.text import SHORT, dataset, source_in
+from minigpt_cli.course.text import shown as shown_source
 from minigpt_cli.display import course as screen
 from minigpt_cli.display import waiting
 from minigpt_cli.display.course import Screen
@@ -102,6 +105,8 @@ class Tutor(Session):
                 self._ask(lesson, step)
             case Guess():
                 self._guess(self._screen(lesson, step))
+            case Case():
+                self._case(lesson, step)
 
     def _screen(self, lesson: Lesson, step: Step, *, options: Sequence[str] = (), command: str = "", footer: str = "") -> Screen:
         """The screen of a step; at the beginning of a lesson it says why first."""
@@ -176,11 +181,11 @@ class Tutor(Session):
         if isinstance(step, Run):
             like = self.run_of(step.needs.like) if step.needs.like else None
             return checks.passing(self.store, self.progress.since, step.needs, self.progress.text, like)
-        wanted = step.command.split()[1]
-        if not any(
-            event.event == "ran" and event.data["code"] == 0 and event.data["argv"][:1] == [wanted] for event in self.progress.since
-        ):
-            raise checks.Missing(f"this step needs a minigpt {wanted} that ends well")
+        words = step.command.split()[1:]
+        wanted = words[: next(i for i, word in enumerate(words) if word.startswith(("{", "-")))]
+        ended = [event.data["argv"] for event in self.progress.since if event.event == "ran" and event.data["code"] == 0]
+        if not any(argv[: len(wanted)] == wanted for argv in ended):
+            raise checks.Missing(f"this step needs a minigpt {' '.join(wanted)} that ends well")
         return []
 
     # ---- questions
@@ -238,6 +243,43 @@ class Tutor(Session):
         choice = step.answers.index(chosen) + 1
         self.record("asked", {"question": f"{lesson.name}.{step.id}", "choice": str(choice), "right": chosen.right})
         self.pause()
+
+    # ---- the ward
+
+    def _case(self, lesson: Lesson, step: Case) -> None:
+        """Show a run and ask what it has."""
+        case = self._own_case() if step.n is None else ward.draw(self.progress.seed, 1, after=step.n)[0]
+        heading = self._screen(lesson, step).heading
+        screen.show(Screen(heading, step.words, rows=case.screen, options=[option.text for option in case.options]))
+        chosen = case.options[self.choice(len(case.options), "Your answer: ") - 1]
+        right = next(option for option in case.options if option.id == case.answer)
+        if step.told:
+            screen.show(Screen("Yes." if chosen == right else f"No: {right.text}", "\n\n".join(case.explanation)))
+        data = {"question": f"{lesson.name}.{case.name}", "choice": chosen.id, "right": chosen == right}
+        self.record("asked", {**data, "answer": chosen.text, "right_answer": right.text})
+        if step.told:
+            self.pause()
+
+    def _own_case(self) -> ward.Case:
+        """A run that is trained on the learner's text with a fault. Nothing is shown of the training: it would give the fault away."""
+        source = self.progress.text
+        fault, argv = ward.own_training(self.progress.seed, shown_source(source) if source else None)
+        while not (made := self._hidden_trainings()):
+            screen.say("The next run is trained on your text now, for some seconds.")
+            argv = [*argv, "--name", self.free_name("patient")]
+            with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+                code = self.command(argv)
+            if code in (0, 3):  # finished, or diverged
+                self.record("ran", {"argv": argv, "code": code})
+            else:
+                screen.say(f"It ended with code {code}. Enter tries again; /skip leaves it out.")
+                self.pause()
+        return ward.case_of(self.store.find(made[-1][-1]), fault)
+
+    def _hidden_trainings(self) -> list[list[str]]:
+        """The arguments of the trainings of this step; the last of each is the name of the run."""
+        ran = [event.data["argv"] for event in self.progress.since if event.event == "ran"]
+        return [argv for argv in ran if "--json" in argv and argv[-2] == "--name"]
 
 
 def score_rows(progress: Progress) -> list[str]:
