@@ -43,6 +43,7 @@ EXPORT_FORMATS = {
     "hf": "minigpt_cli.interchange.huggingface:export",
     "gguf": "minigpt_cli.interchange.gguf:export",
     "html": "minigpt_cli.commands.export_page:export",
+    "onnx": "minigpt_cli.interchange.onnx:export",
 }
 
 CORPORA = {

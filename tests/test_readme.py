@@ -33,7 +33,7 @@ TINY = {
 }  # fmt: skip
 STAND_INS = {"tinyshakespeare": "./tinyshakespeare", "400": "4", "800": "6"}  # a text that needs no network; fewer steps
 LATER = {"--serve", "-i", "--search", "watch", "--log", "--push"}  # these wait for somebody, or need an extra or a login
-EXTRAS = {"--quantize-base": "torchao", "gguf": "gguf"}  # run where the extra is installed
+EXTRAS = {"--quantize-base": "torchao", "gguf": "gguf", "onnx": "onnxscript"}  # run where the extra is installed
 ELSEWHERE = {"cat", "pip", "pytest", "torchrun", "llama-cli", "ollama", "tensorboard", "cd", "curl", "export", "git"}
 
 

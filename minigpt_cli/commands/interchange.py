@@ -31,12 +31,14 @@ _DEFAULT_DTYPE = {"hf": "f32", "gguf": "f16", "html": "auto"}
 
 def export(
     run: RunArgument,
-    out: Annotated[Path | None, option("PATH", "A new or empty folder to write; for html a file.", "--out", "-o")] = None,
+    out: Annotated[Path | None, option("PATH", "A new or empty folder to write; for html and onnx a file.", "--out", "-o")] = None,
     push: Annotated[
         str | None,
         option("OWNER/NAME", "With hf: also to this repository of the Hugging Face hub, as you are logged in there; a new one is private."),
     ] = None,
-    format: Annotated[str, option("hf|gguf|html", "For Hugging Face, for llama.cpp and Ollama, or a page that writes.")] = "hf",
+    format: Annotated[
+        str, option("hf|gguf|html|onnx", "For Hugging Face, for llama.cpp and Ollama, a page that writes, or for onnxruntime.")
+    ] = "hf",
     dtype: Annotated[
         str | None,
         option("TYPE", "hf: f32 (default), f16, bf16; gguf: f32, f16 (default), q8_0; html: f16 up to 4 M parameters, else int8."),
@@ -52,11 +54,12 @@ def export(
       minigpt runs export modern-1@2000 --out early    a step that it keeps
       minigpt runs export top --format gguf --dtype q8_0 --out small
       minigpt runs export top --format html --out friend.html   a page that writes
+      minigpt runs export top --format onnx --out friend.onnx   for onnxruntime
       minigpt runs export top --push me/bard           to the Hugging Face hub
 
     Writes a run as a folder that other programs open, with a model card; with html as one page that holds the model and writes in any
-    browser, without a network (up to 32 M parameters). What the format cannot express is an error that names it, before anything is
-    written.
+    browser, without a network (up to 32 M parameters); with onnx as one file, with inputs for the keys and values of earlier tokens. What
+    the format cannot express is an error that names it, before anything is written.
     """
     registry.load("export format", format)  # before the run is looked for
     if out is None and push is None:
