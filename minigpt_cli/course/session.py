@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from minigpt_cli.course import checks
-from minigpt_cli.course.lesson import Page, lesson_named, lessons
+from minigpt_cli.course.lesson import lesson_named, lessons
 from minigpt_cli.course.progress import BUILD, Progress
 from minigpt_cli.course.text import shown
 from minigpt_cli.display import course as screen
@@ -140,15 +140,22 @@ class Session:
         if name == BUILD:
             self.build()
             raise Moved
+        if name == "page":
+            screen.say(self.page())
+            return
         if lesson := lesson_named(name):
             self._append(lesson.name, 0, "entered")
-        elif name == "page":
-            at = next((lesson.name, i) for lesson in lessons() for i, step in enumerate(lesson.steps) if isinstance(step, Page))
-            self._append(*at, "entered")
         else:
             known = [*(lesson.name for lesson in lessons()), BUILD, "page"]
             raise unknown_name("lesson", name, known) if name else UsageError("/goto needs a number or a name: /list shows them")
         raise Moved
+
+    def page(self) -> str:
+        """Write the page to keep, of all that was done so far; where it is."""
+        from minigpt_cli.course.page import write_page
+
+        path = write_page(self.store, self.journal)
+        return f"Your page to keep is {shown(str(path.absolute()))}: open it in a browser. /goto page writes it again."
 
     def build(self) -> None:
         """The part in which the learner writes a GPT, until it is done or left with /goto. Raises Left and Moved."""

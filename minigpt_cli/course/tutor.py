@@ -8,11 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import replace
 from io import StringIO
 
 from minigpt_cli.course import checks, ward
-from minigpt_cli.course.lesson import Ask, Bet, Case, Guess, Lesson, Reveal, Run, Step, Tell, View, lesson_named, lessons
+from minigpt_cli.course.lesson import Ask, Bet, Case, Guess, Lesson, Page, Reveal, Run, Step, Tell, View, lesson_named, lessons
 from minigpt_cli.course.outcomes import OUTCOMES, Measured
+from minigpt_cli.course.page import course_of
 from minigpt_cli.course.progress import Progress, following
 from minigpt_cli.course.session import Left, Moved, RunCommand, Session
 from minigpt_cli.course.text import SHORT, dataset, source_in
@@ -107,6 +109,11 @@ class Tutor(Session):
                 self._guess(self._screen(lesson, step))
             case Case():
                 self._case(lesson, step)
+            case Page():
+                text = f"{step.words}\n\n{self.page()}\n\n{course_of(self.store, self.progress.events).cases_about}"
+                screen.show(replace(self._screen(lesson, step), text=text))
+                self.pause()
+                self.record("passed", {"runs": []})
 
     def _screen(self, lesson: Lesson, step: Step, *, options: Sequence[str] = (), command: str = "", footer: str = "") -> Screen:
         """The screen of a step; at the beginning of a lesson it says why first."""
@@ -120,7 +127,10 @@ class Tutor(Session):
         if following(lesson) == lesson:
             if lesson.name not in self.progress.finished:
                 self.record("finished")
-            screen.show(Screen("The end", _END))
+            if left := [other for other in lessons() if other.name not in self.progress.finished]:
+                screen.show(Screen("The end of the last lesson", f"Not done yet: {', '.join(f'{o.number} {o.title}' for o in left)}."))
+            else:
+                screen.show(Screen("The end", _END))
             while True:
                 if not self.ran(self.line()):
                     screen.say("/goto NAME goes to a lesson, /list shows them, /quit ends.")

@@ -93,6 +93,12 @@ def test_each_command_passes_its_step_and_nothing_before_it_does(played: Played)
             assert kinds[6] == "passed", lesson.name
 
 
+def test_it_ends_with_a_page_to_keep(played: Played) -> None:
+    page = (played.folder / "runs" / "course.html").read_text("utf-8")
+    assert "patient" in page or "parrot" in page
+    assert "runs/course.html" in "\n".join(played.lines)
+
+
 def test_every_bet_is_revealed_as_it_was_measured(played: Played) -> None:
     bets = {event.data["question"]: event.data for event in played.events if event.event == "bet"}
     revealed = {event.data["question"]: event.data for event in played.events if event.event == "revealed"}
