@@ -61,7 +61,9 @@ def generate(
     api_key: Annotated[
         str | None, option("KEY", "Serve only requests that send this key.", envvar="MINIGPT_API_KEY", show_envvar=True, panel=_OTHER)
     ] = None,
-    engine: Annotated[str, option("auto|native|native-fp32|torch", "How to decode; auto: the fastest available.", panel=_OTHER)] = "auto",
+    engine: Annotated[
+        str, option("auto|native|native-fp32|native-int8|torch", "How to decode; auto: the fastest available.", panel=_OTHER)
+    ] = "auto",
     runs_dir: RunsDir = None,
     json: JsonFlag = False,
 ) -> None:

@@ -12,7 +12,8 @@ from minigpt_cli.registry import check_declared
 
 MAX_SLOTS = 64
 SLOT_MEMORY = 1 << 30  # bytes of keys and values that all slots together may take
-ENGINES = ("auto", "native", "native-fp32", "torch")
+ENGINES = ("auto", "native", "native-fp32", "native-int8", "torch")
+_BITS = {"native-fp32": 32, "native-int8": 8}
 
 
 def check_engine(engine: str) -> None:
@@ -62,4 +63,4 @@ def decoder_of(model: Any, slots: int = 1, engine: str = "auto") -> Decoder:
         return BigramDecoder(weights, slots)
     from minigpt_cli.generation.decoders.c import NativeDecoder
 
-    return NativeDecoder(weights, slots, bits=32 if engine == "native-fp32" else 16)
+    return NativeDecoder(weights, slots, bits=_BITS.get(engine, 16))

@@ -176,13 +176,13 @@ def compare(shape: str, options: argparse.Namespace, folder: Path) -> dict[str, 
     """Everybody's single stream inside the block, beyond it, and our sixteen samples."""
     loaded, block = build(shape), SHAPES[shape][3]
     made: dict[str, tuple[Side, Callable[[int], list[int]]]] = {"minigpt": ours(loaded, options.threads)}
-    made |= {f"minigpt {engine}": ours(loaded, options.threads, engine) for engine in ("native-fp32", "torch")}
+    made |= {f"minigpt {engine}": ours(loaded, options.threads, engine) for engine in ("native-fp32", "native-int8", "torch")}
     if options.nanogpt:
         made["nanogpt"] = nanogpt(loaded, options.nanogpt)
     if importlib.util.find_spec("transformers"):
         made["hugging face"] = hugging_face(loaded, folder / shape)
     if importlib.util.find_spec("llama_cpp"):
-        made |= {f"llama.cpp {dtype}": llama_cpp(loaded, folder / shape, dtype, options.threads) for dtype in ("f16", "f32")}
+        made |= {f"llama.cpp {dtype}": llama_cpp(loaded, folder / shape, dtype, options.threads) for dtype in ("f16", "f32", "q8_0")}
     n = min(40, block - 2)
     expected = made["minigpt"][1](n)
     agree = {name: sum(a == b for a, b in zip(greedy(n), expected, strict=True)) for name, (_, greedy) in made.items()}

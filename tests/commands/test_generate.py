@@ -93,7 +93,7 @@ def test_a_prompt_from_stdin(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         (["--max-new-tokens", "0"], "max-new-tokens"),
         (["--style", "wild"], "unknown style 'wild'"),
         (["--ckpt", "middle"], "middle"),
-        (["--engine", "numpy"], "unknown engine 'numpy': known: auto, native, native-fp32, torch"),
+        (["--engine", "numpy"], "unknown engine 'numpy': known: auto, native, native-fp32, native-int8, torch"),
         (["--sweep", "temperature"], "NAME=A,B"),
         (["--sweep", "warmth=1,2"], "unknown sampling setting"),
         (["--sweep", "top_k=1,x"], "not a whole number"),

@@ -164,7 +164,7 @@ def _banded(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, begins: None) -> 
 
 
 @native
-@pytest.mark.parametrize(("bits", "tiles"), [(32, False), (16, False), (16, True)])
+@pytest.mark.parametrize(("bits", "tiles"), [(32, False), (16, False), (16, True), (8, False)])
 @pytest.mark.parametrize("name", [n for n in CONFIGS if n != "bigram"])
 def test_native_results_are_bit_equal_with_any_batch_cut_and_threads(name: str, bits: int, tiles: bool) -> None:
     """With and without the processor's matrix tiles, where it has them."""
@@ -197,12 +197,13 @@ def test_16_bit_weights_stay_near_and_exact_logits_are_float32(name: str, tiles:
     np.testing.assert_allclose(decoder.exact(ids), expected, atol=2e-5)
 
 
-def test_quantised_rows_differ_by_at_most_half_a_level() -> None:
+@pytest.mark.parametrize("bits", [8, 16])
+def test_quantised_rows_differ_by_at_most_half_a_level(bits: int) -> None:
     matrix = np.random.default_rng(5).normal(size=(7, 33)).astype(np.float32)
     matrix[3] = 0
-    numbers, scale = quantised(matrix, 16)
+    numbers, scale = quantised(matrix, bits)
     assert scale is not None
-    assert numbers.dtype == np.int16
+    assert numbers.itemsize == bits // 8
     assert (np.abs(numbers * scale[:, None] - matrix) <= 0.5001 * scale[:, None]).all()
 
 

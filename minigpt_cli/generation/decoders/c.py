@@ -72,7 +72,7 @@ class NativeDecoder:
             raise MiniGPTError(f"no native decoder: {why_not()}; or use --engine torch")
         self._lib = _declared(lib)
         self.weights, self.bits = weights, bits
-        self.greedy_slack = 1e-5 if bits == 32 else 1e-3
+        self.greedy_slack = {32: 1e-5, 16: 1e-3, 8: 0.0}[bits]  # in 8 bits greedy text is that of the rounded weights
         self._sampling: Sampling | None = None  # whose settings C was given last
         self._settings: Any = None
         self._float32: NativeDecoder | None = None  # for `exact`, made when first needed

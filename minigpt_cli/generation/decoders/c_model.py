@@ -1,7 +1,8 @@
-"""DecoderWeights in the form of csrc/model.h: matrices packed in panels of outputs, in float32 or in 16-bit integers (half the traffic).
+"""DecoderWeights in the form of csrc/model.h: matrices packed in panels of outputs, in float32, or as integers of 16 or 8 bits (half or a
+quarter of the traffic).
 
-16-bit: each output's row is scaled to whole numbers up to 32,767, an error of about 3e-5 of a typical weight, a tenth of
-float16's; products and sums stay float32.
+Integers: each output's row is scaled to whole numbers, in 16 bits with an error of about 3e-5 of a typical weight, a tenth of float16's,
+in 8 bits of about one percent; products and sums stay float32.
 Shapes: N outputs and I inputs of a matrix, C channels, F hidden width.
 """
 
@@ -20,7 +21,8 @@ from minigpt_cli.generation.decoders.weights import Array, DecoderWeights, Layer
 MAX_ROWS = 64  # rows in one call
 _TILE_INPUTS = 64  # as in csrc/amx.h
 _ACTIVATIONS = {"gelu": 0, "gelu_tanh": 1, "relu": 2, "swiglu": 3}
-_LEVELS = 32639  # the largest whole number whose halves, 256 h + l, are both bytes: some processors multiply those
+_LEVELS = {8: 127, 16: 32639}  # of 16 bits the largest whole number whose halves, 256 h + l, are both bytes: some processors multiply those
+_TILED = 15  # as in csrc/model.h
 _FLOATS = POINTER(c_float)
 
 
@@ -99,7 +101,7 @@ class PackedWeights:
             packed = self._arena.array((padded // panel, inputs, panel), data.dtype)
             packed[:] = data.reshape(-1, panel, inputs).transpose(0, 2, 1)
         vectors = [None if v is None else self._floats(np.pad(v, (0, padded - outputs))) for v in (scale, bias)]
-        return _Matrix(packed.ctypes.data, *vectors, outputs, inputs, 8 if tiles else bits, padded)
+        return _Matrix(packed.ctypes.data, *vectors, outputs, inputs, _TILED if tiles else bits, padded)
 
     def _floats(self, array: Array | None) -> Any:
         if array is None:
@@ -142,9 +144,9 @@ def quantised(matrix: Array, bits: int) -> tuple[npt.NDArray[Any], Array | None]
     """Whole numbers and the scale of each row, (N, I) and (N,); at 32 bits the matrix itself and None."""
     if bits == 32:
         return matrix, None
-    scale = (np.abs(matrix).max(axis=1) / _LEVELS).astype(np.float32)
+    scale = (np.abs(matrix).max(axis=1) / _LEVELS[bits]).astype(np.float32)
     scale[scale < np.finfo(np.float32).tiny] = 1  # a row of zeros, or so near to zero that its scale is not exact
-    return np.rint(matrix / scale[:, None]).astype(np.int16), scale
+    return np.rint(matrix / scale[:, None]).astype(np.int16 if bits == 16 else np.int8), scale
 
 
 def _gate_beside_up(matrix: Array, panel: int) -> Array:

@@ -60,7 +60,7 @@ static void forward(const Worker *worker) {
     for (int r = 0; r < n; r++) row_scales[r] = inverse_rms(x[skip + r], C, d->eps);
     project(worker, &d->head, n, x + skip, (WriteOut){task->logits, d->V, row_scales, 0, 0, 0});
 #if defined(TILES)
-    if (d->head.bits == 8) _tile_release(); /* eight kilobytes that the system would save at every switch of threads */
+    if (d->head.bits == TILED) _tile_release(); /* eight kilobytes that the system would save at every switch of threads */
 #endif
     barrier(worker);
 }
@@ -69,7 +69,7 @@ static void forward(const Worker *worker) {
 
 int mg_panel(void) { return PANEL; }
 
-/* Whether bits 8 can be used: the processor has tiles and the system lends them. */
+/* Whether TILED can be used: the processor has tiles and the system lends them. */
 int mg_tiles(void) {
 #if defined(TILES)
     enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 };
@@ -89,7 +89,7 @@ int mg_new(const Model *model, int threads, Pool **made) {
     if (!p) return NO_MEMORY;
     p->model = *model;
     p->forks = atomic_load(&forks);
-    p->model.cache_bits = model->head.bits == 32 ? 32 : 16;
+    p->model.cache_bits = model->head.bits == FLOAT32 ? 32 : 16;
     p->model.keys = p->model.values = 0;
     p->model.key_scales = p->model.value_scales = 0;
     pthread_mutex_init(&p->mutex, 0);

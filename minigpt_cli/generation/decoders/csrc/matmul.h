@@ -44,14 +44,15 @@ INLINE void micro_kernel(const void *panel, const char *ahead, int inputs, int R
 
 static void matmul_panels(const Matrix *m, const void *panel, const char *ahead, int rows, int panels, const float *const *x, vec (*acc)[WIDE]) {
     int inputs = m->inputs;
-    if (m->bits == 32) { ROWS(32) }
-    else { ROWS(16) }
+    if (m->bits == FLOAT32) { ROWS(FLOAT32) }
+    else if (m->bits == INT16) { ROWS(INT16) }
+    else { ROWS(INT8) }
 }
 
 /* The outputs of panels [first, last) for any number of rows, handed to `epilogue`. */
 INLINE void matmul(const Matrix *m, int first, int last, int rows, const float *const *x, void *context, Epilogue *epilogue) {
 #if defined(TILES)
-    if (m->bits == 8) {
+    if (m->bits == TILED) {
         matmul_amx(m, first, last, rows, x, context, epilogue);
         return;
     }

@@ -10,13 +10,15 @@
 #endif
 
 enum { PANEL = LANES * WIDE, MAX_THREADS = 16, MAX_TOP_K = 64, MAX_ROWS = 64 };
+/* How the numbers of a matrix are stored, and their bits. TILED: int16_t as matrix tiles of two bytes (amx.h). */
+enum { INT8 = 8, INT16 = 16, FLOAT32 = 32, TILED = 15 };
 enum { LARGEST = 1 << 24 }; /* that any size of a model may be, so that int holds every product of two of a row's sizes */
 
 /* What the functions that Python calls return; c.py has a line for each. */
 enum Status { OK, NO_MEMORY, BAD_MODEL, BAD_ROWS, BAD_TOKEN, BAD_SLOT, BAD_POSITION, NOT_FINITE };
 
 typedef struct {
-    const void *data;    /* packed: float (bits 32), int16_t (16), or int16_t as tiles of bytes (8: amx.h) */
+    const void *data;    /* packed */
     const float *scale;  /* (N padded): one per output; NULL for float */
     const float *bias;   /* (N padded) or NULL */
     int32_t outputs, inputs, bits, padded;
@@ -46,7 +48,7 @@ typedef struct {
 static int is_size(int64_t n) { return n >= 1 && n <= LARGEST; }
 
 static int is_matrix(const Matrix *m, int outputs, int inputs, int bits) {
-    return m->data && (m->scale || bits == 32) && m->bits == bits && m->inputs == inputs && m->outputs == outputs && is_size(m->padded) &&
+    return m->data && (m->scale || bits == FLOAT32) && m->bits == bits && m->inputs == inputs && m->outputs == outputs && is_size(m->padded) &&
            m->padded >= outputs && m->padded % PANEL == 0;
 }
 
@@ -60,15 +62,16 @@ static int sizes_agree(const Model *d) {
     if (d->H % d->K || d->top_k > d->E || d->top_k > MAX_TOP_K || d->max_rows > MAX_ROWS) return 0;
     if (!d->embedding || !d->layers || (d->learned && !d->positions) || !is_matrix(&d->head, d->V, d->C, bits)) return 0;
 #if defined(TILES)
-    if (bits != 8 && bits != 16 && bits != 32) return 0;
+    int tiled = bits == TILED;
 #else
-    if (bits != 16 && bits != 32) return 0;
+    int tiled = 0;
 #endif
+    if (bits != INT8 && bits != INT16 && bits != FLOAT32 && !tiled) return 0;
     for (int i = 0; i < d->L; i++) {
         const Layer *layer = d->layers + i;
         if (!is_matrix(&layer->qkv, (d->H + 2 * d->K) * d->D, d->C, bits) || !is_matrix(&layer->out, d->C, d->H * d->D, bits)) return 0;
         if (d->qk_norm && !layer->qk_gain) return 0;
-        if (layer->router.data ? !is_matrix(&layer->router, d->E, d->C, 32) : d->E != 1) return 0;
+        if (layer->router.data ? !is_matrix(&layer->router, d->E, d->C, FLOAT32) : d->E != 1) return 0;
         for (int e = 0; e < d->E; e++)
             if (!is_matrix(layer->up + e, up, d->C, bits) || !is_matrix(layer->down + e, d->C, d->F, bits)) return 0;
     }

@@ -21,6 +21,7 @@ enum { LANES = 4, WIDE = 4, TILE = 4 };
 #include "../../../accel/simd.h"
 
 typedef int16_t hvec __attribute__((vector_size(LANES * 2)));
+typedef int8_t bvec __attribute__((vector_size(LANES)));
 
 INLINE vec load(const float *p) {
     vec v;
@@ -81,7 +82,7 @@ INLINE int32_t round_to_int(float x) {
 
 static float inverse_rms(const float *x, int n, float eps) { return 1.0f / sqrtf(sum_of_squares(x, n) / n + eps); }
 
-INLINE vec widen(const int16_t *p) { /* compilers make a dozen instructions of the generic form where the processor has two */
+INLINE vec widen_int16(const int16_t *p) { /* compilers make a dozen instructions of the generic form where the processor has two */
 #if defined(__AVX512F__)
     return (vec)_mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(_mm256_loadu_si256((const void *)p)));
 #elif defined(__AVX2__)
@@ -95,7 +96,20 @@ INLINE vec widen(const int16_t *p) { /* compilers make a dozen instructions of t
 #endif
 }
 
-/* LANES numbers of `panel`, floats (bits 32) or int16_t (16), as floats. */
+INLINE vec widen_int8(const int8_t *p) {
+#if defined(__AVX512F__)
+    return (vec)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const void *)p)));
+#elif defined(__AVX2__)
+    return (vec)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const void *)p)));
+#else
+    bvec b;
+    memcpy(&b, p, sizeof b);
+    return __builtin_convertvector(b, vec);
+#endif
+}
+
+/* LANES numbers of `panel`, floats (bits 32), int16_t (16) or int8_t (8), as floats. */
 INLINE vec load_floats(const void *panel, int64_t at, int bits) {
-    return bits == 32 ? load((const float *)panel + at) : widen((const int16_t *)panel + at);
+    if (bits == 32) return load((const float *)panel + at);
+    return bits == 16 ? widen_int16((const int16_t *)panel + at) : widen_int8((const int8_t *)panel + at);
 }
