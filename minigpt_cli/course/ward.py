@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.resources import files
+from pathlib import PurePath
 from typing import Any
 
 from minigpt_cli.commands.diagnose import commands_for
@@ -25,7 +26,7 @@ from minigpt_cli.runstore.directory import Run
 
 HEALTHY = "healthy"
 SAMPLE = 200  # characters
-_COLUMNS, _WIDTH, _ROWS = 6, 78, 10
+_COLUMNS, _WIDTH, _ROWS, _TITLE = 6, 78, 10, 24
 
 
 @dataclass(frozen=True)
@@ -248,7 +249,7 @@ def own_training(seed: int, text: str | None) -> tuple[str, list[str]]:
     """A fault, and the arguments of `minigpt train` that make it on this text (None: the default text). The command is not to be shown,
     nor what it prints: both give the answer away."""
     fault = random.Random(seed).choice(sorted(OWN_FAULTS))
-    command = ["train", *([text] if text else []), "--preset", "tiny-run", "--max-steps", "200", "--eval-every", "20"]
+    command = ["train", *([text] if text else []), "--preset", "tiny-run", "--max-steps", "200", "--eval-every", "25", "--eval-iters", "16"]
     return fault, [*command, *OWN_FAULTS[fault].split(), "--seed", str(seed), "--json"]
 
 
@@ -265,7 +266,7 @@ def case_of(run: Run, made: str) -> Case:
     return Case(
         name=run.name,
         answer=answer,
-        text=record.corpus.label if record.corpus else "",
+        text=PurePath(record.corpus.label).name[:_TITLE] if record.corpus else "",
         arch=record.arch,
         n_params=record.n_params,
         block_size=run.config.model.block_size,

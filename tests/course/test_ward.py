@@ -87,6 +87,7 @@ def test_a_run_that_was_made_sick_is_a_case(tmp_path: Path, monkeypatch: pytest.
     found = case_of(RunStore(tmp_path / "runs").find("sick"), "rate too high")
     assert found.answer in ("rate too high", "diverged")
     assert found.evidence
+    assert found.screen[0].startswith("text       own.txt: training 3,600 characters")
     assert "--lr" in found.mend
     assert len(found.screen) <= 10
     assert 2 <= len(found.curve) <= 6
