@@ -219,7 +219,8 @@ class Tutor(Session):
         confidence = self.choice(4, "Confidence: ")
         p = shares([option.id for option in step.options], chosen, confidence)
         data = {"question": f"{lesson.name}.{step.id}", "options": list(p), "choice": step.options[chosen].id, "confidence": confidence}
-        self.record("bet", {**data, "p": p})
+        sentences = {"prompt": step.words, "labels": {option.id: option.text for option in step.options}}  # for the page of a class
+        self.record("bet", {**data, "p": p, **sentences})
 
     def _reveal(self, lesson: Lesson, step: Reveal) -> None:
         """Say what happened, as it was measured, and what the bet cost."""

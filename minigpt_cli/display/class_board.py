@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from minigpt_cli.display import console, format
 from minigpt_cli.display.tables import Column, Fields, Style, cells_of, print_table
+from minigpt_cli.escaping import one_line
 
 if TYPE_CHECKING:
     from minigpt_cli.evaluation.class_board import Journals, Option, Place, PrePost, Question
@@ -69,10 +70,10 @@ def title_of(board: ClassBoard, number: int) -> str:
 
 def bet_sentence(question: Question) -> str:
     """How sure the class was, and what its bets cost."""
-    sure = f"{question.n} bet{'s' * (question.n != 1)}, {question.mean_confidence:.0%} sure in the mean"
+    sure = f"{question.n} bet{'s' * (question.n != 1)}, on average {question.mean_confidence:.0%} sure"
     if question.mean_nats is None:
         return f"{sure}; no outcome is known yet."
-    cost = f"the bets cost {question.mean_nats:.2f} nats each in the mean; always guessing costs {question.guess_nats:.2f}"
+    cost = f"a bet cost {question.mean_nats:.2f} nats on average; always guessing costs {question.guess_nats:.2f}"
     return f"{sure}; {cost}."
 
 
@@ -103,7 +104,7 @@ def test_sentence(test: PrePost | None) -> str:
     if test.ci95 is None:
         return f"{shares}; one student, so nothing can be said about a class."
     low, high = (100 * end for end in test.ci95)
-    verdict = "they learned to tell them" if low > 0 else "they did worse" if high < 0 else "that may be chance"
+    verdict = "they got better at it" if low > 0 else "they did worse" if high < 0 else "that may be chance"
     return f"{shares} ({test.n} students): {100 * test.difference:+.0f} points (95 %: {low:+.0f} to {high:+.0f}), {verdict}."
 
 
@@ -116,9 +117,9 @@ def print_class(board: ClassBoard) -> None:
         console.notice("no run that was handed in can be ranked")
     for number, question in enumerate(board.journals.questions):
         console.write("\nHow the class bet" if number == 0 else "")
-        console.write_wrapped(f"{question.name}{' *' * is_split(question)}  {question.prompt}")
+        console.write_wrapped(f"{one_line(question.name)}{' *' * is_split(question)}  {one_line(question.prompt)}")
         for option in question.options:
-            console.write_wrapped(f"  {bets_figures(option):22}{option.label}", " " * 24)
+            console.write_wrapped(f"  {bets_figures(option):22}{one_line(option.label)}", " " * 24)
         console.write_wrapped(f"  {bet_sentence(question)}", "  ")
     if board.journals.questions:
         console.write("")

@@ -190,6 +190,8 @@ class Tokenizer:
         tokens = list(text) if self.is_char else [letter[byte] for byte in text.encode("utf-8")]
         for pair in self.merges:
             tokens = merge(tokens, pair)
+        if unknown := set(tokens) - set(self.vocab):
+            sys.exit(f"this run's tokenizer does not know {' '.join(map(repr, sorted(unknown)))}: leave it out of the prompt")
         return [self.vocab[token] for token in tokens]
 
     def decode(self, ids: list[int]) -> str:

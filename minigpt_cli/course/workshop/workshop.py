@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from minigpt_cli.course.workshop.blanks import BLANKS, Blank, blanked
+from minigpt_cli.display import waiting
+from minigpt_cli.display.format import quoted
 from minigpt_cli.errors import MiniGPTError, RunDamaged, UsageError
 from minigpt_cli.escaping import one_line, printable
 from minigpt_cli.runstore.directory import Run
@@ -108,10 +110,13 @@ class Workshop:
         """Check every blank; when all are right, compare what the file writes with what minigpt writes."""
         try:
             _check_syntax(self.path)
+            waiting.show(f"checking {FILE}")
             with Runner(self.path) as runner:
                 return self._checked(runner)
         except Unreadable as error:
             return _wrap(f"{FILE}: {error}")
+        finally:
+            waiting.remove()
 
     def _checked(self, runner: Runner) -> list[str]:
         self._results, before = list(checked(runner)), self._passed()
@@ -131,6 +136,7 @@ class Workshop:
                 "Now let it write: train a model of arch modern, then press Enter again:",
                 "  minigpt train --preset tiny-run --name mine",
             ]
+        waiting.show(f"writing {N_CHARS} characters with run {run.name}")
         try:
             ours, our_tokens, prompt = _reference(run)
             theirs = _written_by_learner(runner, run, prompt, len(our_tokens))
@@ -140,8 +146,8 @@ class Workshop:
         lines = [f"{FILE:39}minigpt generate {_wrap(run.name, 15)[0]} --greedy", *_side_by_side(text, ours), ""]
         if text == ours:
             self._finish()
-            return [*lines, f"The same {len(ours)} characters. You have written a GPT, and it is this one.",
-                    f'Use it: python {FILE} {_wrap(str(run.dir), 40)[0]} "Once upon"']  # fmt: skip
+            same = f"The same {len(ours)} characters. You have written a GPT, and it is this one."
+            return [*lines, same, f'Use it: python {FILE} {self._from_here(run)} "Once upon"']
         place = next((i for i, (a, b) in enumerate(zip(text, ours, strict=False)) if a != b), min(len(text), len(ours)))
         lines += [f"They part at character {place + 1}: yours {text[place : place + 1]!r}, minigpt's {ours[place : place + 1]!r}."]
         token = next((i for i, (a, b) in enumerate(zip(theirs["tokens"], our_tokens, strict=False)) if a != b), None)
@@ -149,6 +155,13 @@ class Workshop:
             self._finish()
             return [*lines, "There the two best guesses are equal but for rounding: your file is right."]
         return [*lines, "Each function is right alone, so look below the line in your file: is", "something changed there?"]
+
+    def _from_here(self, run: Run) -> str:
+        """The path of a run for a command that is typed in the folder of the file."""
+        try:
+            return quoted(os.path.relpath(run.dir, self.path.parent))
+        except ValueError:  # on another drive of Windows
+            return quoted(str(run.dir))
 
     def _finish(self) -> None:
         if not self.done:
