@@ -141,8 +141,7 @@ def _game(events: Sequence[Event]) -> Game | None:
         return None
     game = events[at].data
     you = np.array(game["nats"])
-    alike = np.full(len(you), game["uniform"])
-    others = {"all characters alike": alike, "counted pairs": np.array(game["bigram_nats"])}
+    others = {"uniform": np.full(len(you), game["uniform"]), "character pairs": np.array(game["bigram_nats"])}
     others |= {
         event.data["run"]: np.array(event.data["nats"]) for event in events[at + 1 :] if event.event == "guessed" and "run" in event.data
     }

@@ -20,7 +20,7 @@ from minigpt_cli.commands.diagnose import commands_for
 from minigpt_cli.commands.samples import sample_of
 from minigpt_cli.display import format
 from minigpt_cli.escaping import one_line
-from minigpt_cli.evaluation.diagnosis import FAR, Symptoms, diagnose, symptoms_of
+from minigpt_cli.evaluation.diagnosis import FAR, NEAR, Symptoms, diagnose, symptoms_of
 from minigpt_cli.evaluation.evaluate_run import baselines_of, kept_score
 from minigpt_cli.runstore.directory import Run
 
@@ -42,7 +42,7 @@ class Kind:
 KINDS = {
     "rate too high": Kind(
         "the learning rate is too high",
-        "Each step goes too far, so losses jump, or stay above those of counted pairs.",
+        "Each step goes too far, so losses jump, or stay above those of character pairs.",
         "lower the learning rate",
         ("context unused", "rate too low or stopped early", "evaluation too noisy"),
     ),
@@ -66,13 +66,13 @@ KINDS = {
     ),
     "context unused": Kind(
         "it uses only the last few characters",
-        "It ends near counted pairs, and more characters before the next one save nothing.",
+        "It ends near character pairs, and more characters before the next one save nothing.",
         "give the model a longer window and attention",
         ("rate too low or stopped early", "too little text", "rate too high"),
     ),
     "leak between splits": Kind(
         "the validation text is in the training text too",
-        "xz needs far less for the validation text once it has read the training text.",
+        "xz needs far less for the validation text after the training text than alone.",
         "split the text so that equal lines come into one split",
         ("overfitting", "evaluation too noisy", "context unused"),
     ),
@@ -102,7 +102,7 @@ KINDS = {
     ),
     HEALTHY: Kind(
         "nothing is wrong",
-        "Both losses fall together, end below counted pairs, and stay close.",
+        "Both losses fall together, end below character pairs, and stay close.",
         "",
         ("overfitting", "rate too low or stopped early", "leak between splits", "evaluation too noisy", "context unused"),
     ),
@@ -160,10 +160,10 @@ class Case:
             "best": "no loss was a number" if self.best is None else f"{self.best[0]:.2f} at step {self.best[1]:.0f}; {self._measured}",
         }
         if found := self.baselines:
-            xz = f"xz {found['xz']:.2f} (without training text {found['xz_alone']:.2f})"
-            rows["compare"] = f"all alike {found['uniform']:.2f}, pairs {found['bigram']:.2f}, {xz}"
+            xz = f"xz {found['xz']:.2f}, xz alone {found['xz_alone']:.2f}"
+            rows["baselines"] = f"uniform {found['uniform']:.2f}, character pairs {found['bigram']:.2f}, {xz}"
         if self.context is not None and self.block_size > FAR:
-            rows["context"] = f"with many characters before it, a character costs {self.context:z.2f} less"
+            rows["context"] = f"more than {FAR} tokens before a character save {self.context:z.2f} over at most {NEAR}"
         if self.least_expert is not None:
             rows["experts"] = f"the least used one gets {self.least_expert:.0%} of an even share"
         lines = [f"{name:<11}{value}" for name, value in rows.items()]
@@ -191,9 +191,9 @@ class Case:
 
     @property
     def explanation(self) -> list[str]:
-        """What it has, how it is seen, and the command that mends it: a paragraph each."""
+        """What is wrong, how it is seen, and the command that mends it: a paragraph each."""
         kind = KINDS[self.answer]
-        lines = [f"What it has: {kind.label}. {kind.why}" if self.answer != HEALTHY else f"Nothing is wrong with it. {kind.why}"]
+        lines = [f"What is wrong: {kind.label}. {kind.why}" if self.answer != HEALTHY else f"Nothing is wrong with it. {kind.why}"]
         lines += [f"Here {self.evidence}."] if self.evidence else []
         return [*lines, *([f"To mend it, {kind.mend}: {self.mend}"] if self.mend else [])]
 

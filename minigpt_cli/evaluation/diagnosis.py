@@ -22,7 +22,7 @@ from minigpt_cli.events import Evaluated, StopReason
 from minigpt_cli.runstore.directory import Run
 
 FEW = 4  # evaluations: with fewer a curve says nothing
-_NEAR, FAR = 2, 8  # tokens before a character: little context, and enough to be of use
+NEAR, FAR = 2, 8  # tokens before a character: little context, and enough to be of use
 _WORSE = 0.1  # nats per character above a model that knows nothing: the training did that
 _MUON_LR, _ADAMW_LR = 0.03, 3e-3  # that suit models 64 wide
 _ENDED = (StopReason.EARLY_STOPPING, StopReason.TIME_LIMIT, StopReason.PLATEAU, StopReason.INTERRUPTED_KEYBOARD, StopReason.TERMINATED)
@@ -137,7 +137,7 @@ def _context(score: Score | None, block_size: int) -> float | None:
         return 0.0
     if score is None:
         return None
-    near, far = score.char_position <= _NEAR, score.char_position > FAR
+    near, far = score.char_position <= NEAR, score.char_position > FAR
     return float(score.char_nats[near].mean() - score.char_nats[far].mean()) if near.any() and far.any() else None
 
 
@@ -267,7 +267,7 @@ def _context_unused(s: Symptoms, t: Thresholds) -> str:
     if s.block_size <= FAR:
         gain = f"the window holds {s.block_size} tokens"
     else:
-        gain = f"more than {FAR} tokens before a character save {s.context:.2f} nats over at most {_NEAR}"
+        gain = f"more than {FAR} tokens before a character save {s.context:.2f} nats over at most {NEAR}"
     return f"{gain}, and the loss is {s.last_val:.2f} nats per character beside {s.pairs:.2f} of counted character pairs"
 
 

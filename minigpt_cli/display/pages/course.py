@@ -24,7 +24,7 @@ class Bet:
     choice: int
     outcome: int
     nats: float
-    guess_nats: float  # of options that are all alike
+    guess_nats: float  # of equal probabilities
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ def _questions(course: Course) -> list[Markup]:
 
 def _cases(course: Course) -> list[Markup]:
     rows = [[when, said, had, "right" if said == had else "wrong"] for when, said, had in course.cases]
-    columns = [Column("asked", 4), Column("you said"), Column("what it had"), Column("")]
+    columns = [Column("asked", 4), Column("you said"), Column("what was wrong"), Column("")]
     return [tag("p", course.cases_about), table(columns, rows)] if rows else []
 
 
