@@ -37,12 +37,19 @@ class Place:
 
 
 def ranked(entries: Iterable[Entry]) -> list[list[Place]]:
-    """The best run of each student, best first, a list for each text; the text of most students comes first."""
+    """The best run of each student, best first, a list for each text; the text of most students, and of these the longest, comes
+    first."""
     by_text: dict[str, dict[str, list[Entry]]] = defaultdict(lambda: defaultdict(list))
     for entry in entries:
         by_text[entry.text_sha256][entry.student].append(entry)
     boards = [_board(students) for students in by_text.values()]
-    return sorted(boards, key=lambda board: (-len(board), board[0].entry.student))
+    return sorted(boards, key=lambda board: (-len(board), -_n_chars(board[0].entry), board[0].entry.text_sha256))
+
+
+def _n_chars(entry: Entry) -> int:
+    """Characters of the run's validation text, as its record says."""
+    corpus = entry.run.record.corpus
+    return corpus.splits["val"].n_chars if corpus and "val" in corpus.splits else 0
 
 
 def _board(students: dict[str, list[Entry]]) -> list[Place]:
@@ -150,7 +157,7 @@ class Journals:
 def summary(students: Sequence[Student]) -> Journals:
     """What the journals of the students say."""
     bets: dict[str, list[tuple[_Bet, str | None]]] = defaultdict(list)
-    scores: list[tuple[float, float]] = []
+    answers: list[tuple[list[float], list[float]]] = []
     unreadable: Counter[str] = Counter()
     for student in students:
         read = _Read(student.events)
@@ -158,9 +165,9 @@ def summary(students: Sequence[Student]) -> Journals:
         for question, bet in read.bets.items():
             bets[question].append((bet, read.outcomes.get(question)))
         if read.right[BEFORE] and read.right[AFTER]:
-            scores.append((_mean(read.right[BEFORE]), _mean(read.right[AFTER])))
+            answers.append((read.right[BEFORE], read.right[AFTER]))
     questions = [_question(name, pairs) for name, pairs in bets.items()]
-    return Journals(questions, _pre_post(scores), {name: n for name, n in unreadable.items() if n})
+    return Journals(questions, _pre_post(answers), {name: n for name, n in unreadable.items() if n})
 
 
 class _Read:
@@ -211,13 +218,29 @@ def _most_common(texts: Iterable[str]) -> str:
     return Counter(text for text in texts if text).most_common(1)[0][0] if (texts := list(texts)) and any(texts) else ""
 
 
-def _pre_post(scores: Sequence[tuple[float, float]]) -> PrePost | None:
-    if not scores:
+def _pre_post(answers: Sequence[tuple[list[float], list[float]]]) -> PrePost | None:
+    """Shares and their difference, with Student's interval over students.
+
+    A student answers few cases, so several may have the same difference by chance, and the spread over students would be 0. So the
+    standard error is at least that of so many answers, each right with the class's probability (Agresti & Coull 1998).
+    """
+    if not answers:
         return None
-    before, after = (_mean(values) for values in zip(*scores, strict=True))
-    group = group_of([b - a for a, b in scores])
-    half = None if group.std_error is None else student_975(group.n - 1) * group.std_error
-    return PrePost(group.n, before, after, group.mean, None if half is None else (group.mean - half, group.mean + half))
+    before, after = (_mean([_mean(side[i]) for side in answers]) for i in (0, 1))
+    difference, n = after - before, len(answers)
+    group = group_of([_mean(right_after) - _mean(right_before) for right_before, right_after in answers])
+    if group.std_error is None:
+        return PrePost(n, before, after, difference, None)
+    variance = sum(_variance([side[i] for side in answers]) for i in (0, 1))
+    half = student_975(n - 1) * max(group.std_error, math.sqrt(variance))
+    return PrePost(n, before, after, difference, (max(-1.0, difference - half), min(1.0, difference + half)))
+
+
+def _variance(sides: Sequence[list[float]]) -> float:
+    """Variance of the mean share of right answers, by chance alone: of each student's answers, in one half of the test."""
+    right, total = sum(map(sum, sides)), sum(map(len, sides))
+    p = (right + 2) / (total + 4)
+    return sum(p * (1 - p) / len(side) for side in sides) / len(sides) ** 2
 
 
 def as_document(boards: Sequence[Sequence[Place]], found: Journals, problems: Sequence[tuple[str, str]]) -> dict[str, Any]:

@@ -85,7 +85,7 @@ def _student(folder: Path) -> Student | None:
     for run in _listed(inside, problems):
         if problem := "damaged: " + one_line(run.reason) if isinstance(run, DamagedRun) else _problem(run):
             problems.append(f"run {one_line(run.name, 60)}: {problem}")
-        elif isinstance(run, Run):
+        elif isinstance(run, Run) and not run.without:  # the course makes such runs, and they are never ranked
             runs.append(run)
     return Student(folder.name, runs, events, problems)
 
@@ -107,7 +107,7 @@ def _problem(run: Run) -> str:
     try:
         if run.record.best is None:
             return "has no score yet: it was stopped before its first evaluation"
-        if unfit := _unfit(run.config, run.record.vocab_size or 0):
+        if unfit := "" if run.without else _unfit(run.config, run.record.vocab_size or 0):
             return unfit
         weights = weights_of(run.dir, run.record, "best")
         n_bytes = os.lstat(weights.path).st_size
