@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import shutil
 import sys
@@ -91,14 +92,15 @@ def _choices(parameter: Any) -> str:
 
 
 def _text(help_text: str, width: int) -> list[str]:
-    """A docstring: its block of examples line by line, other paragraphs in lines of whole words."""
+    """A docstring: a block that begins with \\b line by line, other paragraphs in lines of whole words."""
     lines: list[str] = []
-    for block in help_text.replace("\b\n", "").replace("\\b\n", "").strip().split("\n\n"):
-        if block.lstrip().startswith("Examples:"):
-            lines += [part for line in textwrap.dedent(block).splitlines() for part in _example(line.rstrip(), width)]
+    for block in inspect.cleandoc(help_text).split("\n\n"):
+        first, _, rest = block.partition("\n")
+        if first.strip(" ") == "\b":
+            lines += ["", *(part for line in textwrap.dedent(rest).splitlines() for part in _example(line.rstrip(), width))]
         else:
             lines += ["", *_wrapped(_MARKUP.sub("", " ".join(block.split())), width)]
-    return lines
+    return lines[1:]
 
 
 def _example(line: str, width: int) -> list[str]:

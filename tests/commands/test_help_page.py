@@ -30,6 +30,14 @@ def test_descriptions_get_the_width(cli: Any, monkeypatch: pytest.MonkeyPatch) -
     assert sum(len(line) > 65 for line in described) > len(described) / 4
 
 
+@pytest.mark.parametrize("width", [60, 120])
+def test_exit_codes_stand_below_one_another(width: int, cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    lines = cli("--help").out.splitlines()
+    first = lines.index("Exit codes of every command:")
+    assert [line.split()[0] for line in lines[first + 1 : first + 6]] == ["0", "1", "2", "3", "130"]
+
+
 def test_train_shows_its_everyday_flags_and_all_on_request(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     short, whole = cli("train", "--help").out, cli("train", "--help-all").out
