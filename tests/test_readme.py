@@ -16,16 +16,12 @@ from typing import Any
 
 import pytest
 from harness import samples
-from typer.main import get_command
+from harness.pages import DOCS, ROOT, TEXTS, anchors, parsed
 
 from minigpt_cli import cli
 from minigpt_cli.config import RunConfig
 from minigpt_cli.presets import catalog
 
-ROOT = Path(__file__).resolve().parents[1]
-DOCS = ROOT / "minigpt_cli" / "docs"
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
-TEXTS = {page: page.read_text("utf-8") for page in PAGES}
 README = TEXTS[ROOT / "README.md"]
 TINY = {
     "N_LAYER": 1, "N_HEAD": 2, "N_EMBD": 16, "BLOCK_SIZE": 16, "BATCH_SIZE": 4, "MAX_STEPS": 4, "EVAL_EVERY": 2, "EVAL_ITERS": 1,
@@ -38,10 +34,11 @@ ELSEWHERE = {"cat", "pip", "pytest", "torchrun", "llama-cli", "ollama", "tensorb
 
 
 def commands() -> list[str]:
-    """Every command line of the pages' `sh` blocks, the README's first, those joined by && apart."""
+    """Every command line of the pages' `sh` blocks, the README's first, those joined by && apart; each once."""
     blocks = [block for text in TEXTS.values() for block in re.findall(r"^```sh\n(.*?)^```", text, re.M | re.S)]
     lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
-    return [part.strip() for line in lines for part in re.sub(r"(^|\s)#\s.*", "", line).split("&&") if part.strip()]
+    parts = [part.strip() for line in lines for part in re.sub(r"(^|\s)#\s.*", "", line).split("&&")]
+    return list(dict.fromkeys(filter(None, parts)))
 
 
 def sizes(model: Any) -> str:
@@ -75,8 +72,10 @@ def test_the_tests_that_prove_the_promises_exist() -> None:
 
 def test_links_and_pictures_lead_somewhere() -> None:
     for page, text in TEXTS.items():
-        for target in re.findall(r"\]\(([^)#:]+)\)", text):
+        for target, anchor in re.findall(r"(?:\]\(|src=\")([^)#:\"]*)(?:#([^)\"]+))?[)\"]", text):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+            linked = page if not target else (page.parent / target).resolve()
+            assert not anchor or anchor in anchors(TEXTS[linked]), f"{page.name}: {target}#{anchor}"
     assert all(f"docs/{page.name}" in README for page in DOCS.glob("*.md"))  # each page can be found from the front door
 
 
@@ -116,16 +115,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def parsed(words: list[str]) -> None:
-    """Read the flags of a command without running it."""
-    command: Any = get_command(cli.app)
-    ctx = command.make_context("minigpt", [])
-    while hasattr(command, "commands"):
-        name, command, words = command.resolve_command(ctx, words)
-        ctx = command.make_context(name, [*words], parent=ctx, resilient_parsing=hasattr(command, "commands"))
-
-
-def test_the_commands_run_in_their_order(desk: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_commands_run_in_their_order(desk: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     for line in commands():
         words = shlex.split(line)
         if words[0] == "torchrun":
@@ -140,5 +130,8 @@ def test_the_commands_run_in_their_order(desk: Path, capfd: pytest.CaptureFixtur
             parsed(words[1:])
         else:
             words = [STAND_INS.get(word, word) for word in words]
-            code = cli.run(words[1:])
+            with monkeypatch.context() as patch:
+                for name in ("N_LAYER", "N_HEAD", "N_EMBD") if "bigram" in words else ():
+                    patch.delenv(f"MINIGPT_{name}")  # a table has none
+                code = cli.run(words[1:])
             assert code == 0, f"{line}: {capfd.readouterr().err[-500:]}"
