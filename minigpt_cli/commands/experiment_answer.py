@@ -198,15 +198,15 @@ def _sampling(experiment: Experiment, recipes: Sequence[_Recipe], scored: Sequen
 
     waiting.show("writing with every setting")
     settings = [Sampling(temperature=t, top_k=k) for k in experiment.top_ks for t in experiment.temperatures]
-    labels = [f"temperature {s.temperature:g}" + (f", top-k {s.top_k}" if s.top_k else "") for s in settings] + ["unseen text"]
+    labels = [f"temperature {s.temperature:g}" + (f" and top-k {s.top_k}" if s.top_k else "") for s in settings]
     found = writings(scored[0].runs[0], settings)
-    rows = [experiments.writing_row(label, writing) for label, writing in zip(labels, found, strict=True)]
+    rows = [experiments.writing_row(setting, writing) for setting, writing in zip([*settings, None], found, strict=True)]
     n = len(experiment.temperatures)
     curves = [
         Curve(f"top-k {k}" if k else "all tokens", experiment.temperatures, [w.nats_per_char or 0.0 for w in found[i * n : (i + 1) * n]])
         for i, k in enumerate(experiment.top_ks)
     ]
-    facts = {"settings": [{"setting": label, **asdict(writing)} for label, writing in zip(labels, found, strict=True)]}
+    facts = {"settings": [{"setting": label, **asdict(writing)} for label, writing in zip([*labels, "unseen text"], found, strict=True)]}
     chart = Chart(curves, "temperature", "nats per character of what is written")
     return _Measured(experiments.writing_sentences(labels, found, COPY), {}, facts, chart, (experiments.WRITING_COLUMNS, rows))
 

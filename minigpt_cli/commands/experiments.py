@@ -37,10 +37,10 @@ def run_experiment(group: Group, experiment: Experiment, name: str | None, n_see
     every = {run: resolved for runs in wanted.values() for run, resolved in runs.items()}
     if not (context.json or is_one_of_jobs()):
         missing = [resolved.config for run, resolved in every.items() if not (context.store.dir / run).exists()]
-        estimate = format.duration(sum(map(rough_seconds, missing)) / jobs)
+        length = f", about {format.duration(sum(map(rough_seconds, missing)) / jobs)} on two cores" if missing else ""
         console.notice(f"{experiment.name}: {experiment.question}")
         console.notice(f"guess first: {experiment.bet}")
-        console.notice(f"group {group_id}: {len(missing)} of {_runs(len(every))} to train, about {estimate} on two cores")
+        console.notice(f"group {group_id}: {len(missing)} of {_runs(len(every))} to train{length}")
     if jobs > 1:
         threads = group.resolved().config.compute.threads
         side_by_side(jobs, context.store, group_id, len(every), threads=threads, json=context.json)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from minigpt_cli.evaluation.overfitting import Memorisation
     from minigpt_cli.events import Evaluated
     from minigpt_cli.experiments.catalog import Experiment
+    from minigpt_cli.generation.sampling import Sampling
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,8 @@ def rate_sentences(rates: Sequence[tuple[str, float | None]], broke: Sequence[st
 
 
 WRITING_COLUMNS = (
-    Column("setting", most=24),
+    Column("temperature"),
+    Column("top-k"),
     Column("nats/char", right=True),
     Column("distinct words", 1, right=True),
     Column("repeated", 1, right=True),
@@ -152,37 +154,29 @@ WRITING_COLUMNS = (
 )
 
 
-def writing_row(label: str, found: Writing) -> list[str]:
-    """The cells of one setting under WRITING_COLUMNS."""
+def writing_row(sampling: Sampling | None, found: Writing) -> list[str]:
+    """The cells of one setting under WRITING_COLUMNS; of unseen text without a setting."""
     shares = [f"{share:.0%}" for share in (found.distinct_words, found.repeated, found.copied)]
-    return [label, format.loss(found.nats_per_char), *shares, f"{found.longest_copy:,} characters"]
+    setting = ["unseen text", ""] if sampling is None else [f"{sampling.temperature:g}", str(sampling.top_k or "all")]
+    return [*setting, format.loss(found.nats_per_char), *shares, f"{found.longest_copy:,} characters"]
 
 
 def writing_sentences(labels: Sequence[str], found: Sequence[Writing], copy: int) -> list[str]:
-    """Which settings are at the ends of each measure, beside unseen text, which is the last."""
-    written, unseen = list(zip(labels, found, strict=True))[:-1], found[-1]
+    """Which settings are at the ends of each measure, beside unseen text, which is the last of `found`."""
+    written, unseen = list(zip(labels, found, strict=False)), found[-1]
     label, most = min(written, key=lambda pair: _nats(pair[1]))
-    lines = [f"{_capital(label)} writes the most probable text: {_nats(most):.3f} nats per character under the model."]
+    lines = [f"The most probable text comes from {label}: {_nats(most):.3f} nats per character under the model."]
     label, most = max(written, key=lambda pair: pair[1].repeated)
-    lines.append(
-        f"{_capital(label)} repeats itself most: {most.repeated:.0%} of its word triples stood before (unseen text: {unseen.repeated:.0%})."
-    )
+    again = f"of its word triples {most.repeated:.0%} stood before, of those of unseen text {unseen.repeated:.0%}"
+    lines += [f"The text that repeats itself most comes from {label}: {again}."] if most.repeated else ["No text repeats three words."]
     label, most = max(written, key=lambda pair: pair[1].copied)
-    passages = f"passages of {copy} characters and more that stand in the training text"
-    lines.append(
-        f"{_capital(label)} copies most: {most.copied:.0%} of its characters are in {passages} (unseen text: {unseen.copied:.0%})."
-    )
+    passages = f"passages of {copy} characters and more from the training text"
+    share = f"{most.copied:.0%} of its characters are in {passages} (unseen text: {unseen.copied:.0%})"
+    lines += [f"Most is copied with {label}: {share}."] if most.copied else [f"No setting copies {passages}."]
     label, most = min(written, key=lambda pair: abs(_nats(pair[1]) - _nats(unseen)))
     near = f"nearest to it is what the model writes with {label} ({_nats(most):.3f})"
-    lines.append(f"Unseen text has {_nats(unseen):.3f} nats per character under the model; {near}.")
-    if min(map(_nats, found)) < _nats(unseen):
-        lines.append("So the most probable text is not the most natural one.")
-    return lines
+    return [*lines, f"Unseen text has {_nats(unseen):.3f} nats per character under the model; {near}."]
 
 
 def _nats(found: Writing) -> float:
     return found.nats_per_char or 0.0
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]

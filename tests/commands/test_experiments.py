@@ -28,7 +28,7 @@ SAYS = {  # besides its scores
     "dropout": r"With dropout 0\.4 the training loss is \d\.\d{3} nats per token in training mode and \d\.\d{3} in evaluation mode",
     "data": r"Twice the text \(9,180 characters\) would lower the loss by -?\d\.\d{3} .*That is an extrapolation",
     "rate": r"lr \S+ ends lowest, at \d\.\d{3} nats per character",
-    "sampling": r"writes the most probable text: \d\.\d{3} nats per character under the model.*Unseen text has",
+    "sampling": r"The most probable text comes from temperature .*: \d\.\d{3} nats per character under the model.*Unseen text has",
     "ladder": r"modern and bpe are|bpe is better than modern|modern is better than bpe",
     "break": r"(whole|without scale) (and|is better than) (whole|without scale) .*† Without the mask",
 }
