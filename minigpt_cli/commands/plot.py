@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from minigpt_cli.commands.options import JsonFlag, OptionalRunArguments, RunsDir, check_page, option, switch
-from minigpt_cli.commands.run_fields import differences, find_readable, shown_differences
+from minigpt_cli.commands.report import no_evaluations, write_report
+from minigpt_cli.commands.run_fields import find_readable
 from minigpt_cli.display import console
 from minigpt_cli.errors import UsageError
 from minigpt_cli.runstore.directory import Run
@@ -18,7 +19,6 @@ from minigpt_cli.runstore.store import RunStore
 if TYPE_CHECKING:
     from minigpt_cli.display.terminal_chart import Curve
 
-_REPORT_ROWS = 20  # of the leaderboard
 X_FIELDS = {"steps": "step", "tokens": "tokens_seen", "seconds": "elapsed_s"}
 _Y = {  # the field of an evaluation, and its name on the axis
     "val": ("val_loss", "validation loss (nats per token)"),
@@ -37,7 +37,7 @@ def plot(
         typer.Option("--y", help="The vertical axis; of one run the training loss is drawn too."),
     ] = "nats-per-char",
     out: Annotated[Path | None, option("FILE", "Write a .png, .svg, .pdf or .html file instead.", "--out", "-o")] = None,
-    html: Annotated[Path | None, option("FILE", "Write a report page: curves, settings, leaderboard.", "--html")] = None,
+    html: Annotated[Path | None, option("FILE", "Write a report page: curves, samples by step, settings, leaderboard.", "--html")] = None,
     dark: Annotated[bool, switch("--dark/--light", "Background of a .png, .svg or .pdf; a page follows the theme of the browser.")] = False,
     fold_seeds: Annotated[
         bool, switch("--fold-seeds", "One curve for all runs that differ only in their seed: the mean, and a band from lowest to highest.")
@@ -66,7 +66,8 @@ def plot(
     if json:
         console.write_json([{"run": r.name, "evaluations": [e.model_dump(mode="json") for e in r.metrics()]} for r in chosen])
     elif page is not None:
-        _write_report(page, chosen, store)
+        write_report(page, chosen, store)
+        console.notice(f"wrote {page}")
     elif out is not None:
         from minigpt_cli.display.charts import save_chart
 
@@ -111,12 +112,8 @@ def _curves(runs: list[Run], x: str, y: str, fold_seeds: bool) -> list[Curve]:
         groups = named_recipes(runs) if fold_seeds else [(run.name, [run]) for run in runs]
         curves = [mean_of_runs(name, group, x, y) for name, group in groups]
     if not any(curve.xs for curve in curves):
-        raise UsageError(f"nothing to plot: {_no_evaluations(runs)}")
+        raise UsageError(f"nothing to plot: {no_evaluations(runs)}")
     return curves
-
-
-def _no_evaluations(runs: list[Run]) -> str:
-    return f"{', '.join(run.name for run in runs)} {'have' if len(runs) > 1 else 'has'} no evaluations yet"
 
 
 def _marks(runs: list[Run], x: str, y: str) -> list[tuple[float, float]]:
@@ -128,23 +125,3 @@ def _marks(runs: list[Run], x: str, y: str) -> list[tuple[float, float]]:
         if best is not None and (value := getattr(best, field)) is not None:
             marks.append((float(getattr(best, X_FIELDS[x])), float(value)))
     return marks
-
-
-def _write_report(path: Path, runs: list[Run], store: RunStore) -> None:
-    """Write the report of `runs` to `path`. Raises UsageError if they have no evaluations or the folder does not exist."""
-    from minigpt_cli.commands.config_sources import differing_from_defaults
-    from minigpt_cli.commands.leaderboard import grouped, ranked
-    from minigpt_cli.commands.samples import sample_of
-    from minigpt_cli.display.pages.report import Reported, report_page
-    from minigpt_cli.storage.atomic_io import check_parent, write_atomic
-
-    check_parent(path)
-    reported = [Reported(run.record, list(run.metrics()), differing_from_defaults(run.config), run.status, sample_of(run)) for run in runs]
-    if not any(run.evaluations for run in reported):
-        raise UsageError(f"nothing to report: {_no_evaluations(runs)}")
-    differing = shown_differences(differences([[run] for run in runs]))
-    everyone, names = store.runs(), {run.name for run in runs}
-    boards = [(title, rows) for title, rows in grouped(everyone, ranked(everyone)) if any(row.run in names for row in rows)]
-    shown = [(title, [row for row in rows if row.rank <= _REPORT_ROWS or row.run in names]) for title, rows in boards]
-    write_atomic(path, report_page(reported, shown, differing))
-    console.notice(f"wrote {path}")

@@ -23,6 +23,7 @@ from harness import browser
 
 from minigpt_cli.cli import run as minigpt
 from minigpt_cli.commands.serve import build_app
+from minigpt_cli.events import Sampled
 from minigpt_cli.runstore.directory import CONFIG, Run
 from minigpt_cli.runstore.records import Annotations, RunRecord
 from minigpt_cli.runstore.store import RunStore
@@ -82,6 +83,8 @@ def poison(run: Run, name: str) -> None:
     content["files"][CONFIG] = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
     run.file(CONFIG).write_bytes(data)
     run.file("run.json").write_text(RunRecord.model_validate(content).to_json(), "utf-8")
+    for step in (20, 40):
+        run.append(Sampled(run=ALL, step=step, prompt=ALL, text=ALL))
     run.annotate(lambda _: Annotations(tags=[text[:60] for text in HOSTILE], note=ALL))
     run.dir.rename(run.dir.with_name(name))
 
@@ -137,8 +140,8 @@ COMMANDS = {
     "view.html": (["generate", NAMES[0], "--prompt", ALL, "--seed", "1", "--max-new-tokens", "60", "--html"], 2),
     "surprise.html": (["eval", NAMES[0], "--text", ALL, "--html"], 2),
     "comparison.html": (["compare", *NAMES, "--prompt", ALL, "--plot"], 0),
-    "report.html": (["runs", "plot", NAMES[0], "--html"], 0),
-    "reports.html": (["runs", "plot", *NAMES, "--html"], 0),
+    "report.html": (["runs", "plot", NAMES[0], "--html"], 2),
+    "reports.html": (["runs", "plot", *NAMES, "--html"], 2),
     "look.html": (["runs", "look", NAMES[1], "--text", ALL, "--html"], 2),
     "friend.html": (["runs", "export", NAMES[0], "--format", "html", "--out"], 2),
 }

@@ -17,13 +17,21 @@ _LETTER, _NAME_GAP, _LONGEST = 7.4, 19, 28  # width of a letter, height between 
 Place = Callable[[float, float], tuple[float, float]]
 
 
-def line_chart(curves: Sequence[Curve], *, x_label: str, y_label: str, marks: Sequence[tuple[float, float, str]] = ()) -> Markup:
-    """The curves with marks (x, y, symbol), and their names if there are several; empty if there is nothing to draw."""
+def line_chart(
+    curves: Sequence[Curve],
+    *,
+    x_label: str,
+    y_label: str,
+    marks: Sequence[tuple[float, float, str]] = (),
+    moments: Sequence[tuple[float, Sequence[float]]] = (),
+) -> Markup:
+    """The curves with marks (x, y, symbol), and their names if there are several; empty if there is nothing to draw. `moments` are a line
+    across the chart at x and a dot at each y, which are seen only while a script gives one of them the class `chosen`."""
     drawn = [curve for curve in curves if len(curve.xs)]
     ys = [y for curve in drawn for line in (curve.ys, *(curve.band or ())) for y in line if math.isfinite(y)]
     if not ys:
         return Markup()
-    x_ticks, y_ticks = _ticks(0, max(max(curve.xs) for curve in drawn)), _ticks(min(ys), max(ys))
+    x_ticks, y_ticks = _ticks(0, max([max(curve.xs) for curve in drawn] + [x for x, _ in moments])), _ticks(min(ys), max(ys))
     x_low, x_high, y_low, y_high = x_ticks[0], x_ticks[-1], y_ticks[0], y_ticks[-1]
 
     def place(x: float, y: float) -> tuple[float, float]:
@@ -42,6 +50,10 @@ def line_chart(curves: Sequence[Curve], *, x_label: str, y_label: str, marks: Se
     for x, y, sign in marks:
         across, down = place(x, y)
         parts.append(_text(across, down + 6, sign, "mark"))
+    for x, dots in moments:
+        (across, top), (_, bottom) = place(x, y_high), place(x, y_low)
+        circles = (tag("circle", cx=f"{across:.1f}", cy=f"{place(x, y)[1]:.1f}", r="5") for y in dots)
+        parts.append(tag("g", _line(across, top, across, bottom), *circles, class_="moment"))
     about = f"{y_label} against {x_label}"
     described = f"{about}: {', '.join(curve.label for curve in drawn)}"
     if len(drawn) > 1:
