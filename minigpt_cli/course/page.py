@@ -11,7 +11,7 @@ import numpy as np
 
 from minigpt_cli.course import ward
 from minigpt_cli.course.guessing import difference
-from minigpt_cli.course.lesson import Ask, lesson_named, lessons
+from minigpt_cli.course.lesson import Ask, Page, lesson_named, lessons
 from minigpt_cli.course.lesson import Bet as BetStep
 from minigpt_cli.display import format
 from minigpt_cli.display.pages.course import Bet, Course, Game, Made, Player, Question, course_page
@@ -49,7 +49,6 @@ def course_of(store: RunStore, events: Sequence[Event]) -> Course:
         cases_about=about_cases,
         made=list(_made(store, events)),
         built=_built(events),
-        lessons=[(lesson.title, "done" if _is_finished(lesson.name, events) else "") for lesson in lessons()],
     )
 
 
@@ -58,12 +57,11 @@ def _about(events: Sequence[Event]) -> str:
     if started is None:
         return "The course has not been begun."
     text = Path(started.data["text"]).name if started.data.get("text") else "the default text"
-    done = sum(_is_finished(lesson.name, events) for lesson in lessons())
-    return f"On {text}. Begun {events[0].t[:10]}, last used {events[-1].t[:10]}. {done} of {len(lessons())} lessons done."
-
-
-def _is_finished(lesson: str, events: Sequence[Event]) -> bool:
-    return any(event.event == "finished" and event.lesson == lesson for event in events)
+    finished = {event.lesson for event in events if event.event == "finished"}
+    others = [lesson for lesson in lessons() if not isinstance(lesson.steps[-1], Page)]  # the page is the end of its lesson
+    missing = [lesson.title for lesson in others if lesson.name not in finished]
+    done = f"Not done yet: {', '.join(missing)}." if missing else "All lessons are done."
+    return f"On {text}. Begun {events[0].t[:10]}, last used {events[-1].t[:10]}. {done}"
 
 
 # ---- bets and questions

@@ -11,6 +11,7 @@ from harness import tiny
 
 from minigpt_cli.config import RunConfig
 from minigpt_cli.course.guessing import Game
+from minigpt_cli.course.lesson import lessons
 from minigpt_cli.course.page import course_of, write_page
 from minigpt_cli.runstore.journal import Journal
 from minigpt_cli.runstore.records import Best
@@ -136,6 +137,10 @@ def test_the_page_is_written_beside_the_runs(journal: Journal) -> None:
     assert path == journal.dir / "course.html"
     page = path.read_text("utf-8")
     assert "On A Book.txt." in page
+    assert "Not done yet: " in page
     assert "/home/someone" not in page
     assert "You wrote one part of my_gpt.py" in page
     assert RunStore(journal.dir).list() == []
+    for lesson in lessons()[:-1]:  # the last ends with the page
+        journal.append(lesson.name, 9, "finished")
+    assert "All lessons are done." in write_page(RunStore(journal.dir), journal).read_text("utf-8")

@@ -30,7 +30,6 @@ COURSE = Course(
     cases=[("before the course", "nothing is wrong", "its losses are measured on too few characters")],
     cases_about="One case is too few.",
     made=[Made("Counting", HOSTILE, "bigram, 200 steps", "2.4512 ±0.05"), Made("Cheating", "cheat", "without mask", "0.05", is_fair=False)],
-    lessons=[("Counting", "done"), ("Luck", "")],
 )
 
 
@@ -63,7 +62,7 @@ def test_the_page_is_whole_on_a_phone_and_a_screen_without_scripts(tmp_path: Pat
         for theme in ("light", "dark"):
             tab.open(page.as_uri())
             tab.theme(theme)
-            tab.wait("document.readyState === 'complete' && document.querySelectorAll('h2').length === 6")
+            tab.wait("document.readyState === 'complete' && document.querySelectorAll('h2').length === 5")
             for part in ("your bet", "✓", "A bet costs −ln p", HOSTILE, "Right is:", "†", "10 at the first try"):
                 assert part in tab.evaluate("document.body.textContent"), part
             assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from minigpt_cli.display.pages.intervals import Interval, bar_rows
 from minigpt_cli.display.pages.page import Markup, html_page, remark, section, table, tag, tinted
@@ -84,7 +84,6 @@ class Course:
     cases_about: str = ""
     made: Sequence[Made] = ()
     built: str = ""  # about the learner's own my_gpt.py
-    lessons: Sequence[tuple[str, str]] = field(default_factory=tuple)  # title, and whether it is done
 
 
 def course_page(course: Course) -> str:
@@ -96,7 +95,6 @@ def course_page(course: Course) -> str:
         section("Questions", *_questions(course)),
         section("The ward", *_cases(course)),
         section("What you made", *_made(course)),
-        section("Lessons", table([Column("lesson"), Column("")], course.lessons)),
     ]
     return html_page("What I learned about a GPT", parts)
 
