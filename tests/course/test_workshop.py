@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import subprocess
@@ -327,6 +328,27 @@ def test_the_workshop_writes_the_file_once_gives_three_hints_and_fits_the_screen
     assert screens[-1] == ["my_gpt.py: line 1: '(' was never closed (Python cannot read the file)"]
     assert max(len(line) for screen in screens for line in screen) <= 80
     assert max(map(len, screens)) <= 18
+
+
+def test_the_course_leads_to_the_workshop_and_back_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("text.txt").write_text(tiny.text(20000), encoding="utf-8")
+    for typed in ("text.txt\n/goto build\n/hint 7\n/quit\n", "/hint 7\n/quit\n"):
+        monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
+        assert cli.run(["--learn"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.index("my_gpt.py is new") < shown.index("Hint 1 of 3 for blank 7") < shown.index("my_gpt.py is here already")
+    assert "Hint 2 of 3 for blank 7" in shown
+    assert Path("my_gpt.py").read_text(encoding="utf-8") == blanked()
+
+
+def test_a_folder_that_cannot_be_written_to_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    lines = Workshop(tmp_path / "file", RunStore(tmp_path), Journal(tmp_path)).begin()
+    assert " ".join(lines).startswith("cannot write ")
+    assert " ".join(lines).endswith("in a folder of your own.")
 
 
 def test_a_screen_of_seven_mistakes_fits() -> None:

@@ -64,7 +64,10 @@ class Workshop:
     def begin(self) -> list[str]:
         """Write the file if there is none; what to do, as lines."""
         if is_new := not os.path.lexists(self.path):
-            atomic_io.write_atomic(self.path, blanked())
+            try:
+                atomic_io.write_atomic(self.path, blanked())
+            except MiniGPTError as error:
+                return _wrap(f"{error}. Start minigpt --learn in a folder of your own.")
         here = "is new, in this folder" if is_new else "is here already, and stays as it is"
         return [
             f"{FILE} {here}: {_wrap(str(self.path.parent.resolve()), 40)[0]}",
@@ -253,10 +256,12 @@ def _check_syntax(path: Path) -> None:
 
 
 def newest_modern(store: RunStore) -> Run | None:
-    """The newest run that my_gpt.py can read: arch modern, all weights in its own best.safetensors."""
+    """The newest run that my_gpt.py can read: arch modern, a tokenizer that it knows, all weights in its own best.safetensors."""
     for run in reversed(store.runs()):
         try:
-            if run.record.arch == "modern" and "best.safetensors" in run.record.files and not run.config.lora.lora_rank:
+            if run.record.arch != "modern" or run.record.tokenizer not in ("char", "byte", "bpe"):
+                continue
+            if "best.safetensors" in run.record.files and not run.config.lora.lora_rank:
                 return run
         except RunDamaged:
             continue
