@@ -25,6 +25,7 @@ _METAVARS = {
     "encoding": "NAME",
     "include": "GLOB",
     "exclude": "GLOB",
+    "sample_every": "N|auto",
 }
 
 

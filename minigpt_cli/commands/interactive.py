@@ -32,7 +32,7 @@ _COMMON_HELP = f"""\
 /set NAME VALUE   {", ".join(field.name for field in fields(Sampling))} or max_new_tokens
 /style NAME       {", ".join(STYLES)}
 /seed [N]         the seed of the next texts; without N: a new one for each text
-/run NAME         write with another run
+/run NAME         write with another run, or with NAME@STEP
 /show             the settings
 /quit             end the loop"""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from minigpt_cli import checkpoints
-from minigpt_cli.config import RunConfig
+from minigpt_cli.config import EvalConfig, RunConfig
 from minigpt_cli.errors import UsageError
 from minigpt_cli.runstore.directory import Run
 from minigpt_cli.runstore.records import KEPT_LIMIT, RunRecord
@@ -30,13 +30,7 @@ class Keeper:
 
     def notices(self) -> list[str]:
         """What will be kept, and its size on the disk; nothing where --keep-every is not used."""
-        if not self._every:
-            return []
-        may_end = self._eval.patience or self._eval.target_loss or self._eval.time_limit
-        about = "about " if self._timed else "up to " if may_end else ""
-        decided = ", as many as fit the time budget" if self._timed else ""
-        what = f"{self._total} checkpoint{'s' * (self._total != 1)} of {size(self._n_bytes)}"
-        return [f"keeps {about}{what}: {size(self._total * self._n_bytes)}{decided}"]
+        return kept_notices(self._eval, self._total, self._n_bytes, timed=self._timed)
 
     def __call__(self, record: RunRecord, step: int) -> RunRecord:
         """Keep the weights after `step` if it is one of them; the record that names them, which the next save writes. Every process takes
@@ -45,3 +39,12 @@ class Keeper:
             return record
         weights = self._state.measured_weights()
         return self._state.world.lead(lambda: checkpoints.keep(self._run, record, step, weights))
+
+
+def kept_notices(config: EvalConfig, total: int, n_bytes: int, *, timed: bool) -> list[str]:
+    """What a run keeps: `total` checkpoints of `n_bytes` each at the planned number of steps. Nothing where --keep-every is not used."""
+    if not config.keep_every:
+        return []
+    about = "about " if timed else "up to " if config.patience or config.target_loss or config.time_limit else ""
+    decided = ", as many as fit the time budget" if timed else ""
+    return [f"keeps {about}{total} checkpoint{'s' * (total != 1)} of {size(n_bytes)}: {size(total * n_bytes)}{decided}"]

@@ -25,6 +25,7 @@ from minigpt_cli.training import choices, memory, precision
 from minigpt_cli.training.clock import left_s, most_steps
 from minigpt_cli.training.distributed import World
 from minigpt_cli.training.evaluator import TRAIN_SAMPLE_TOKENS
+from minigpt_cli.training.keeping import kept_notices
 from minigpt_cli.training.optimizers import optimizer_class
 from minigpt_cli.training.speed import Speed, measure_speed
 
@@ -73,18 +74,21 @@ def resolve(config: RunConfig, dataset: Dataset, world: World | None = None, beg
 
 def dry_run(config: RunConfig, dataset: Dataset, world: World) -> DryRun:
     """What the run would cost, from a few real steps. Every process calls this."""
+    timed = config.optim.max_steps == 0
     config, notices = resolve(config, dataset, world)
     device = world.device(config.compute.device)
     speed = max(world.gather(measure_speed(config, dataset, world)))
     model = meta_model(config.model, dataset.tokenizer.vocab_size)
     free, need = memory.available(device), memory.measure(config, dataset.tokenizer.vocab_size)
-    optim = config.optim
+    optim, n_params = config.optim, sum(p.numel() for p in model.parameters())
+    if config.eval.keep_every and not config.lora.lora_rank:  # adapters are smaller
+        notices += kept_notices(config.eval, optim.max_steps // config.eval.keep_every, 4 * n_params, timed=timed)
     tokens_per_step = optim.windows * world.size * config.model.block_size
     evaluations = max(1, optim.max_steps // config.eval.eval_every)
     return DryRun(
         config=config,
         notices=notices,
-        n_params=sum(p.numel() for p in model.parameters()),
+        n_params=n_params,
         n_active_params=model.n_active_params(),  # type: ignore[operator]
         step_ms=speed.step_s * 1e3,
         tokens_per_s=tokens_per_step / speed.step_s,

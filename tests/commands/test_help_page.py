@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from minigpt_cli import reference
 from minigpt_cli.commands.config_fields import settings
 from minigpt_cli.presets.catalog import preset_names
 
@@ -54,3 +55,7 @@ def test_a_preset_without_a_name_lists_all_with_purpose_and_time(cli: Any) -> No
     heads = [line for line in done.out.splitlines() if line and not line.startswith(" ")][:-1]
     assert [line.split()[0] for line in heads] == preset_names()
     assert all(re.search(r"parameters .*(steps, about \d|less than a minute|for GPUs|\d:\d\d)", line) for line in heads)
+
+
+def test_no_flag_shows_a_type_of_the_code() -> None:
+    assert not re.findall(r"^- `--.*(?:<class|annotation=).*", reference.page(), re.M)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -125,3 +127,28 @@ def test_prune_says_asks_and_removes(kept: Path, cli: Any) -> None:
     assert cli("runs", "verify", "bard").code == 0
     assert cli("train", "--resume", "bard", "--max-steps", "6").code == 0
     assert kept_steps(RunStore("runs").find("bard").record) == [4, 6]
+
+
+@pytest.mark.parametrize(
+    "flags", [["--max-steps", "40"], ["--max-steps", "40", "--patience", "3"], ["--time-budget", "2s", "--arch", "classic"]]
+)
+def test_a_dry_run_says_what_would_be_kept(flags: list[str], trained: Path, cli: Any, tiny: list[str]) -> None:
+    sizes = [word for pair in zip(tiny[::2], tiny[1::2], strict=True) for word in pair if pair[0] not in ("--max-steps", "--arch")]
+    err = cli("train", "text.txt", *sizes, *flags, "--keep-every", "10", "--dry-run").err
+    said = next(line for line in err.splitlines() if line.startswith("keeps "))
+    expected = {"--patience": "keeps up to 4 checkpoints of ", "--time-budget": "keeps about "}
+    assert said.startswith(next((text for flag, text in expected.items() if flag in flags), "keeps 4 checkpoints of "))
+    assert said.endswith("as many as fit the time budget") == ("--time-budget" in flags)
+
+
+def test_a_record_without_the_field_opens_as_before(kept: Path, cli: Any) -> None:
+    path = Path("runs/first/run.json")
+    content = json.loads(path.read_text("utf-8"))
+    del content["kept"], content["checksum"]
+    canonical = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    path.write_text(json.dumps({**content, "checksum": hashlib.sha256(canonical.encode()).hexdigest()}), "utf-8")
+    assert cli("runs", "verify", "first").code == 0
+    assert cli("train", "--resume", "first", "--max-steps", "6", "--keep-every", "3").code == 0
+    assert kept_steps(RunStore("runs").find("first").record) == [6]
+    assert cli("runs", "rename", "first", "second").code == 0
+    assert cli("eval", "second@6", "--nats-per-char").code == 0

@@ -54,7 +54,7 @@ def record(folder: Path, name: str) -> RunRecord:
 
 
 def test_two_processes_have_the_losses_of_one_over_fifty_steps(tmp_path: Path, text: Path, processes: Processes) -> None:
-    common = ["train", "text.txt", *TINY, "--max-steps", "50", "--eval-every", "10", "--json"]
+    common = ["train", "text.txt", *TINY, "--max-steps", "50", "--eval-every", "10", "--keep-every", "25", "--json"]
     one = evaluations(processes(tmp_path, [*common, "--name", "one", "--batch-size", "8"]))
     two = evaluations(processes(tmp_path, [*common, "--name", "two", "--batch-size", "4"], size=2))
     assert [e["step"] for e in two] == [10, 20, 30, 40, 50]
@@ -62,6 +62,9 @@ def test_two_processes_have_the_losses_of_one_over_fifty_steps(tmp_path: Path, t
         assert a["val_loss"] == pytest.approx(b["val_loss"], abs=1e-3)
         assert a["train_loss"] == pytest.approx(b["train_loss"], abs=1e-3)
         assert a["tokens_seen"] == b["tokens_seen"]
+    kept = record(tmp_path, "two").kept
+    assert list(kept) == list(record(tmp_path, "one").kept) == ["step-000025.safetensors", "step-000050.safetensors"]
+    assert kept["step-000050.safetensors"] == record(tmp_path, "two").files["best.safetensors"]
 
 
 def test_two_processes_mask_documents_as_one_does(tmp_path: Path, text: Path, processes: Processes) -> None:
@@ -90,7 +93,7 @@ def test_a_run_resumed_on_fewer_and_more_processes_takes_the_same_steps(tmp_path
         "5",
         "--json",
     ]
-    common = ["train", "text.txt", *TINY, *settings]
+    common = ["train", "text.txt", *TINY, *settings, "--keep-every", "5"]
     straight = evaluations(processes(tmp_path, [*common, "--name", "straight", "--batch-size", "8", "--max-steps", "15"]))
     for name, sharded in (("whole", []), ("sharded", ["--fsdp"])):
         begin = [*common, *sharded, "--name", name, "--batch-size", "4", "--max-steps", "5"]
@@ -101,6 +104,7 @@ def test_a_run_resumed_on_fewer_and_more_processes_takes_the_same_steps(tmp_path
         assert [e["tokens_seen"] for e in seen] == [e["tokens_seen"] for e in straight]
         moved = record(tmp_path, name)
         assert moved.tokens_seen == 15 * 8 * 16
+        assert list(moved.kept) == ["step-000005.safetensors", "step-000010.safetensors", "step-000015.safetensors"]
         for session, (before, now) in zip(moved.resume_exact_history, ((2, 1), (1, 2)), strict=True):
             assert not session.exact
             assert f"the number of processes was {before} and is now {now}" in session.reasons
