@@ -69,17 +69,22 @@ def _board(students: dict[str, list[Entry]]) -> list[Place]:
 _Probability = Annotated[float, Field(gt=0, le=1)]
 
 
+_Name = Annotated[Line, Field(max_length=100)]
+_Sentence = Annotated[Line, Field(max_length=2000)]
+MOST_QUESTIONS = 50  # that are shown, those of most students
+
+
 class _Bet(BaseModel):
     """The data of a bet in a journal."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
-    question: Line
-    options: Annotated[list[Line], Field(min_length=2, max_length=6)]
-    choice: Line
-    p: dict[Line, _Probability]
-    prompt: Line = ""
-    labels: dict[Line, Line] = {}
+    question: _Name
+    options: Annotated[list[_Name], Field(min_length=2, max_length=6)]
+    choice: _Name
+    p: dict[_Name, _Probability]
+    prompt: _Sentence = ""
+    labels: Annotated[dict[_Name, _Sentence], Field(max_length=6)] = {}
 
     @model_validator(mode="after")
     def _is_about_its_options(self) -> Self:
@@ -93,8 +98,8 @@ class _Revealed(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    question: Line
-    outcome: Line
+    question: _Name
+    outcome: _Name
 
 
 class _Asked(BaseModel):
@@ -102,7 +107,7 @@ class _Asked(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
 
-    question: Line
+    question: _Name
     right: bool
 
 
@@ -166,7 +171,8 @@ def summary(students: Sequence[Student]) -> Journals:
             bets[question].append((bet, read.outcomes.get(question)))
         if read.right[BEFORE] and read.right[AFTER]:
             answers.append((read.right[BEFORE], read.right[AFTER]))
-    questions = [_question(name, pairs) for name, pairs in bets.items()]
+    shown = set(sorted(bets, key=lambda name: -len(bets[name]))[:MOST_QUESTIONS])
+    questions = [_question(name, pairs) for name, pairs in bets.items() if name in shown]
     return Journals(questions, _pre_post(answers), {name: n for name, n in unreadable.items() if n})
 
 

@@ -20,7 +20,7 @@ from minigpt_cli.runstore.journal import Event, Journal
 
 from .conftest import Cli
 
-EVIL = "<script>alert(1)<"  # no folder is named with a slash
+EVIL = "\x1b[2J<script>alert(1)<"  # no folder is named with a slash
 QUESTION = "attention.baseline"
 OPTIONS = ["low", "pairs", "tie"]
 
@@ -55,7 +55,8 @@ def class_folder(trained: Path) -> Path:
     journal = folder / EVIL / "runs" / ".course.jsonl"
     write_journal(journal.parent, "pairs", 0.95, "low", ([], [True]))
     with journal.open("a") as file:
-        for data in ({"question": 3}, bet("low", 0.8) | {"p": {"low": 0.0}}, bet("elsewhere", 0.8)):
+        wrong = [{"question": 3}, bet("low", 0.8) | {"p": {"low": 0.0}}, bet("elsewhere", 0.8)]
+        for data in [*wrong, *(bet("low", 0.8, question=f"flood.{i}") for i in range(60))]:
             file.write(json.dumps({"t": "2026-01-02T03:04:05Z", "lesson": "order", "step": 0, "event": "bet", "data": data}) + "\n")
     runs = folder / EVIL / "runs"
     shutil.copytree(runs / "first", runs / "again")
@@ -100,7 +101,8 @@ def test_a_class_is_scored_on_the_teachers_text_and_nothing_is_written_into_its_
 
 def test_bets_count_once_and_cost_what_they_gave_to_what_happened(class_folder: Path, cli: Cli) -> None:
     found = cli("runs", "leaderboard", "--class", "7b", "--json").json
-    [question] = found["questions"]
+    question, *flood = found["questions"]
+    assert len(flood) == class_board.MOST_QUESTIONS - 1
     assert question["name"] == QUESTION
     assert [option["n_bets"] for option in question["options"]] == [1, 2, 0]
     assert [option["n_happened"] for option in question["options"]] == [1, 2, 0]
@@ -117,6 +119,7 @@ def test_without_a_text_records_are_ranked_each_text_apart(class_folder: Path, c
     assert done.code == 0
     assert done.out.count("first") == 2
     assert "again" in done.out
+    assert "\x1b" not in done.out + done.err
     assert "nothing was measured again" in " ".join(done.err.split())
     assert "cannot be compared" not in done.err
     assert "1 bet, happened 1×    Not even the <b>pairs</b>." in done.out

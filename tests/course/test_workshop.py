@@ -351,6 +351,16 @@ def test_a_folder_that_cannot_be_written_to_is_one_line(tmp_path: Path) -> None:
     assert " ".join(lines).endswith("in a folder of your own.")
 
 
+def test_ctrl_c_ends_a_check_and_not_the_course(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(runner: Runner, limit_s: float = 0) -> Any:
+        raise KeyboardInterrupt
+
+    shop = Workshop(tmp_path, RunStore(tmp_path / "runs"), Journal(tmp_path / "runs"))
+    shop.begin()
+    monkeypatch.setattr(workshop, "checked", interrupted)
+    assert shop.answer("") == ["Stopped. Enter checks again, /quit ends the course."]
+
+
 def test_a_screen_of_seven_mistakes_fits() -> None:
     long = "each row of the weights must sum to 1: " * 9
     lines = workshop._shown([workshop.Result(blank, "wrong", long, "debug " * 40) for blank in BLANKS])

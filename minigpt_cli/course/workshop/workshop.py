@@ -118,6 +118,8 @@ class Workshop:
                 return self._checked(runner)
         except Unreadable as error:
             return _wrap(f"{FILE}: {error}")
+        except KeyboardInterrupt:
+            return ["Stopped. Enter checks again, /quit ends the course."]
         finally:
             waiting.remove()
 
