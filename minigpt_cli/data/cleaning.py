@@ -113,11 +113,12 @@ class Cleaning:
     def documents(self, source: Source) -> Iterator[Document]:
         """The documents of `source`, cleaned. Raises UsageError where a message then holds a mark of the template."""
         self._changed = {flag: (0, 0) for flag, _ in self._steps}
+        return self._cleaned_documents(source) if self._steps else source.documents()
+
+    def _cleaned_documents(self, source: Source) -> Iterator[Document]:
         in_messages = source.split_by == "conversation"
         for document in source.documents():
-            if not self._steps:
-                yield document
-            elif in_messages:
+            if in_messages:
                 yield document._replace(pieces=self._messages(document, source.marks))
             else:
                 yield document._replace(pieces=map(Piece, self._cleaned(piece.text for piece in document.pieces)))

@@ -16,15 +16,22 @@ from minigpt_cli.data.atomic_folder import Preparing
 from minigpt_cli.data.background import BackgroundHash
 from minigpt_cli.data.cleaning import Cleaning
 from minigpt_cli.data.dataset import SplitRecord
-from minigpt_cli.data.sources.contract import Document, Piece, Source, with_text
+from minigpt_cli.data.sources.contract import Document, Piece, Source, SplitName, with_text
 from minigpt_cli.errors import TextTooShort, UsageError
 from minigpt_cli.storage.atomic_io import explained
 from minigpt_cli.tokenization.char import code_points
 from minigpt_cli.tokenization.contract import END_OF_TEXT
 
 _REPORT = 1 << 18  # bytes between two reports of progress
+_TOGETHER = 1 << 16  # bytes of short documents that are looked at together
 _END = END_OF_TEXT.encode()
+KEPT = 1 << 26  # bytes of memory for a text that is kept, to be read once
+_DOCUMENT = 400  # of them for a document beside its text
 FEW = 10  # documents: fewer are each cut in their length
+
+
+# The name and split of a document, and its pieces. A hundred thousand objects of other kinds would keep the garbage collector busy.
+_Kept = tuple[str, SplitName | None, tuple[tuple[str, bool], ...]]
 
 
 class Text:
@@ -49,6 +56,7 @@ class Text:
         self.encodings: Counter[str] = Counter()  # characters in files that are read in each, UTF-8 left out
         self.given: Counter[str] = Counter()  # documents of each split, where the source says so
         self._ascii_only = config.ascii_only
+        self._kept: list[_Kept] | None = None  # all documents of a text that is not large
         self.cleaning = Cleaning(config)
 
     @property
@@ -63,60 +71,91 @@ class Text:
         return (END_OF_TEXT,) if self.many else self.source.marks
 
     def documents(self) -> Iterator[Document]:
-        """The documents, without empty ones."""
-        end = [Piece(END_OF_TEXT)] if self.sha256 and self.many else []
+        """The documents, without empty ones, each with its end."""
+        end = [Piece(END_OF_TEXT)] if self.many else []
+        if self._kept is None:
+            for name, pieces, split, file, kind, encoding in self._read():
+                yield Document(name, chain(pieces, end), split, file, kind, encoding)
+        else:
+            for name, split, texts in self._kept:
+                yield Document(name, [Piece(text, learned) for text, learned in texts] + end, split)
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether all documents are in memory, so that they cannot change."""
+        return self._kept is not None
+
+    def _read(self) -> Iterator[Document]:
         for document in self.cleaning.documents(self.source):
             if (pieces := with_text(document.pieces)) is not None:
-                yield Document(document.name, chain(pieces, end), document.split, document.file, document.kind, document.encoding)
+                yield document if pieces is document.pieces else document._replace(pieces=pieces)
 
     def scan(self) -> Iterator[Preparing]:
         """Read the documents once: their length, hash and alphabet. Raises TextTooShort if there is none."""
         sha256, alphabet, reported = BackgroundHash(), _Alphabet(), 0
-        chats, end_in = self.source.split_by == "conversation", ""
+        chats, marks, end_in = self.source.split_by == "conversation", self.source.marks, ""
+        kept: list[_Kept] = []
+        room = KEPT
         with explained("read the text"):
             total = self.source.n_bytes
-            for document in self.documents():
-                if self.n_documents and not chats:
-                    sha256.update(END_OF_TEXT.encode())  # of the document before
+            for document in self._read():
+                before = _END if self.n_documents and not chats else b""  # the end of the document before
                 own = hashlib.sha256() if self.n_documents else sha256  # the first is hashed once
-                before, tail = self.n_chars, b""
+                length, tail = 0, b""
+                texts: list[tuple[str, bool]] = []
                 for piece in document.pieces:
-                    data = piece.utf8
-                    sha256.update(data)
-                    if self.n_documents:
+                    data, text = piece.utf8, piece.text
+                    sha256.update(before + data)
+                    before = b""
+                    if own is not sha256:
                         own.update(data)
-                    self.n_chars += len(piece.text)
+                    length += len(text)
                     self.n_bytes += len(data)
                     if _END in data or (tail and _END in tail + data[: len(_END)]):
                         end_in = end_in or document.name
-                    tail = (tail + data)[-len(_END) :] if len(data) < len(_END) else data[-len(_END) :]
-                    if piece.text not in self.source.marks:
+                    tail = (tail + data if len(data) < len(_END) else data)[-len(_END) :]
+                    if text not in marks:
                         alphabet.add(data)
+                    room -= len(data)
+                    if room >= 0:
+                        texts.append((text, piece.learned))
                     if self.n_bytes >= reported:
                         yield Preparing(min(self.n_bytes, total or self.n_bytes), total, "reading")
                         reported = self.n_bytes + _REPORT
-                self.n_documents += 1
-                if document.split is not None:
-                    self.given[document.split] += 1
-                self.hashes.append(int(own.hexdigest()[:16], 16))
-                self.lengths.append(length := self.n_chars - before)
-                if length < self.shortest[0]:
-                    self.shortest = (length, document.name)
-                if length > self.longest[0]:
-                    self.longest = (length, document.name)
-                self.file_of.append(self.files.setdefault(document.file, len(self.files)))
-                self.kinds[document.kind] += length
-                if document.encoding:
-                    self.encodings[document.encoding] += length
+                room -= _DOCUMENT
+                if room >= 0:
+                    kept.append((document.name, document.split, tuple(texts)))
+                else:
+                    kept.clear()
+                self._note(document, length, int(own.hexdigest()[:16], 16))
         if not self.n_chars:
             kind = "has no ASCII character" if self._ascii_only else "is empty"
             raise TextTooShort(f"{self.name} {kind}: give a text with at least a few thousand characters")
         if self.many:
-            sha256.update(END_OF_TEXT.encode())
+            sha256.update(_END)
             if end_in:
                 raise UsageError(f"{end_in} holds {END_OF_TEXT}, which ends a document: cut it there, with --documents '{END_OF_TEXT}'")
         self.sha256 = sha256.hexdigest()
         self.alphabet = alphabet.points()
+        self._kept = kept if room >= 0 else None
+
+    def _note(self, document: Document, n_chars: int, first_bits: int) -> None:
+        """Count a document that was read."""
+        name, _, split, file, kind, encoding = document
+        self.n_documents += 1
+        self.n_chars += n_chars
+        self.hashes.append(first_bits)
+        self.lengths.append(n_chars)
+        self.file_of.append(self.files.setdefault(file, len(self.files)))
+        self.kinds[kind] += n_chars
+        if split is not None:
+            self.given[split] += 1
+        if encoding:
+            self.encodings[encoding] += n_chars
+        if n_chars < self.shortest[0]:
+            self.shortest = (n_chars, name)
+        if n_chars > self.longest[0]:
+            self.longest = (n_chars, name)
 
     @property
     def n_duplicates(self) -> int:
@@ -130,15 +169,26 @@ class _Alphabet:
     def __init__(self) -> None:
         self._seen = np.zeros(0x110000, np.bool_)
         self._ascii = b""  # those seen
+        self._waiting: list[bytes] = []
+        self._size = 0
 
     def add(self, data: bytes) -> None:
-        """Note the code points of UTF-8. Nearly all text is ASCII that was seen before, which is dropped first: that is quick."""
-        if new := data.translate(None, self._ascii):
+        """Note the code points of UTF-8."""
+        self._waiting.append(data)
+        self._size += len(data)
+        if self._size >= _TOGETHER:
+            self._note()
+
+    def _note(self) -> None:
+        """Nearly all text is ASCII that was seen before, which is dropped first: that is quick."""
+        if new := b"".join(self._waiting).translate(None, self._ascii):
             self._seen[code_points(new.decode("utf-8"))] = True
             self._ascii = bytes(np.flatnonzero(self._seen[:128]).astype(np.uint8))
+        self._waiting, self._size = [], 0
 
     def points(self) -> npt.NDArray[np.uint32]:
         """All of them, ascending."""
+        self._note()
         return np.flatnonzero(self._seen).astype(np.uint32)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from minigpt_cli.config import DataConfig
-from minigpt_cli.data import chat
+from minigpt_cli.data import chat, text_reader
 from minigpt_cli.data.atomic_folder import Preparing
 from minigpt_cli.data.encoding import prepared
 from minigpt_cli.data.parts import learned_text
@@ -199,7 +199,10 @@ def test_ascii_only_holds_for_conversations_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("rows", [ROWS * 5, ROWS * 2, [*ROWS * 2, *ROWS[:1] * 4]])
-def test_conversations_that_change_while_they_are_read_are_refused(tmp_path: Path, rows: list[Any]) -> None:
+def test_conversations_that_change_while_they_are_read_are_refused(
+    tmp_path: Path, rows: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text_reader, "KEPT", 0)
     path = written(tmp_path, ROWS * 3)
 
     def change(step: Preparing) -> None:

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from minigpt_cli import registry
 from minigpt_cli.config import DataConfig
-from minigpt_cli.data import atomic_folder, encoding
+from minigpt_cli.data import atomic_folder, encoding, text_reader
 from minigpt_cli.data.atomic_folder import Preparing
 from minigpt_cli.data.dataset import RECORD, Dataset, open_dataset
 from minigpt_cli.data.encoding import prepare, prepared
@@ -370,10 +370,19 @@ class Changing(PlainText):
 
 
 @pytest.mark.parametrize("second", [TEXT + "!", TEXT[:-1], TEXT.replace("o", "u"), ""])
-def test_a_text_that_changes_between_two_readings_is_refused(second: str) -> None:
+def test_a_text_that_changes_between_two_readings_is_refused(second: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_reader, "KEPT", 0)
     with pytest.raises(MiniGPTError, match="changed while it was read"):
         prepared(config(tokenizer="byte"), source=Changing([TEXT, second]))
     assert tree() == []
+
+
+def test_a_text_that_is_not_large_is_read_once_and_gives_the_same_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    once = prepared(config(tokenizer="bpe"), Path("once"), source=Changing([TEXT]))
+    monkeypatch.setattr(text_reader, "KEPT", len(TEXT))  # it needs twice as much
+    again = prepared(config(tokenizer="bpe"), Path("again"), source=Changing([TEXT] * 3))
+    assert [split.path.read_bytes() for split in once.splits().values()] == [split.path.read_bytes() for split in again.splits().values()]
+    assert once.sha256 == again.sha256
 
 
 @pytest.mark.parametrize("number", range(1, 5))

@@ -9,7 +9,7 @@ from pathlib import Path
 from minigpt_cli.config import DataConfig
 from minigpt_cli.data.chat import TOKENS
 from minigpt_cli.data.sources.contract import Document, Input, Kind, NotText, SplitBy, noun, with_text
-from minigpt_cli.data.sources.detect import kind_of
+from minigpt_cli.data.sources.detect import Found, kind_of
 from minigpt_cli.data.sources.files import File
 from minigpt_cli.data.sources.grouping import regrouped
 from minigpt_cli.data.sources.jsonl import JSONL, holds_conversations
@@ -29,6 +29,7 @@ class Files:
         self._locate, self._options, self._lenient = locate, options, lenient
         self._located: Sequence[Input] | None = None
         self._chats: bool | None = None
+        self._kinds: dict[int, Found | NotText] = {}  # by the id of each file that was opened so far
 
     def fetch(self, report: Report) -> None:
         """Find the files, or download them."""
@@ -98,9 +99,21 @@ class Files:
 
     def _opened(self, source: Input) -> tuple[Kind, Input, DataConfig]:
         """The kind of a file, what to read it from, and how. Raises NotText for what is not text."""
-        kind, opened, encoding = kind_of(source, self._options.encoding)
+        kind, opened, encoding = self._kind_of(source)
         same = encoding == self._options.encoding
         return kind, opened, self._options if same else self._options.model_copy(update={"encoding": encoding})
+
+    def _kind_of(self, source: Input) -> Found:
+        """What `kind_of` says, which opens each file once. Raises NotText."""
+        if (found := self._kinds.get(id(source))) is None:
+            try:
+                found = kind_of(source, self._options.encoding)
+            except NotText as error:
+                found = error
+            self._kinds[id(source)] = found
+        if isinstance(found, NotText):
+            raise found.with_traceback(None)
+        return found
 
     def _skipped(self, skipped: dict[str, list[str]]) -> list[str]:
         if not skipped:
@@ -133,7 +146,7 @@ class Files:
 
     def _is_text(self, source: Input) -> bool:
         try:
-            kind_of(source, self._options.encoding)
+            self._kind_of(source)
         except NotText:
             return not self._lenient
         return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
 import re
@@ -21,6 +22,7 @@ from minigpt_cli.config import DataConfig
 from minigpt_cli.data.chat import learned_chats
 from minigpt_cli.data.encoding import prepared
 from minigpt_cli.data.sources import decoding
+from minigpt_cli.data.sources import texts as files
 from minigpt_cli.data.sources.contract import NotText, Source
 from minigpt_cli.data.sources.detect import kind_of, kinds
 from minigpt_cli.data.sources.files import File
@@ -228,6 +230,19 @@ def put(folder: Path, *names: str) -> None:
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(name)
+
+
+def test_the_kind_of_each_file_is_found_once_however_often_the_folder_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    contents = {"a.txt": b"text", "b.jsonl": b'"row"\n', "c.png": b"\x89PNG" + bytes(range(256)), "d.gz": gzip.compress(b"in it")}
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    asked: list[str] = []
+    monkeypatch.setattr(files, "kind_of", lambda source, encoding: asked.append(source.path.name) or kind_of(source, encoding))
+    source = open_source(str(tmp_path))
+    read = [[document.name.rpartition("/")[2] for document in source.documents()] for _ in range(3)]
+    assert read == [["a.txt", "b.jsonl:1", "d.gz"]] * 3
+    assert source.skipped == {"PNG image": 1}
+    assert sorted(asked) == ["a.txt", "b.jsonl", "c.png", "d.gz"]
 
 
 def test_files_that_git_ignores_and_folders_of_minigpt_stay_out(tmp_path: Path) -> None:
