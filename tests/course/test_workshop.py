@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import math
 import os
+import re
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -23,6 +25,7 @@ from minigpt_cli.course.workshop.judging import Wrong, undisturbed
 from minigpt_cli.course.workshop.workshop import Runner, Workshop, checked
 from minigpt_cli.runstore.journal import Journal
 from minigpt_cli.runstore.store import RunStore
+from minigpt_cli.tokenization.pretrained import saved_tokenizer
 
 HIDE = -math.inf
 TRIANGLE = my_gpt.future_mask
@@ -303,6 +306,21 @@ def test_the_learners_file_writes_what_minigpt_writes(home: Path, capfd: pytest.
         ours, tokens, prompt = workshop._reference(run)
         assert workshop._written_by_learner(runner, run, prompt, len(tokens))["text"] == ours
         assert len(ours) == 200  # 25 windows of 8
+
+
+def test_the_file_is_a_program_that_writes_with_a_run(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("letters", "pairs"):
+        words = saved_tokenizer(Path("runs", name, "tokenizer.json").read_bytes(), Path("tokenizer.json"))
+        assert my_gpt.load(f"runs/{name}")[2].encode("bej fdd gkf") == words.encode("bej fdd gkf").tolist()
+        monkeypatch.setattr(sys, "argv", ["my_gpt.py", f"runs/{name}", "bej fdd"])
+        runpy.run_path(str(COMPLETE), run_name="__main__")
+        shown = capsys.readouterr().out
+        assert re.fullmatch(r"your prompt costs \d\.\d{3} nats per token\nbej fdd[a-k\s]{200,}", shown), shown
+    monkeypatch.setattr(sys, "argv", ["my_gpt.py", "runs/letters", "bej €"])
+    with pytest.raises(SystemExit, match="does not know '€'"):
+        runpy.run_path(str(COMPLETE), run_name="__main__")
 
 
 def test_a_change_below_the_line_is_shown_where_the_texts_part(home: Path) -> None:
