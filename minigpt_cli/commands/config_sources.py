@@ -31,6 +31,11 @@ class Resolved:
     notices: list[str] = field(default_factory=list)
     preset: str | None = None
 
+    @property
+    def typed(self) -> set[str]:
+        """Settings that come from flags or the environment."""
+        return {name for name, source in self.sources.items() if source.startswith(("--", "MINIGPT_"))}
+
 
 @dataclass(frozen=True)
 class _Layer:

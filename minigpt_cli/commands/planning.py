@@ -75,7 +75,7 @@ def measured_plan(context: Context, resolved: Resolved) -> tuple[DryRun, list[st
     from minigpt_cli.training import planner
 
     planner.choose_device(resolved.config.compute.device)
-    dataset, world = context.dataset(resolved.config.data), context.processes()
+    dataset, world = context.asked_dataset(resolved), context.processes()
     config, why = planned(context, resolved, resolved.config, dataset)
     dataset = context.dataset(config.data)  # in the tokens of the plan
     with world.announced(Announcement(config, dataset.dir, dataset.key, dry_run=True)):

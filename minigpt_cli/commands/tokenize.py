@@ -39,7 +39,11 @@ def tokenize(
     Cuts a text into tokens and writes train.bin, val.bin (and test.bin), tokenizer.json and dataset.json.
     A text that was prepared with the same settings before is not prepared again.
     """
-    config = resolve(settings if not sources else {**settings, "source": sources}).config.data
+    resolved = resolve(settings if not sources else {**settings, "source": sources})
+    config = resolved.config.data
+    from minigpt_cli.data.encoding import check_prepared
+
+    check_prepared(config, resolved.typed)
     dataset = prepared_data(config, out=out, quiet=json)
     if config.tokenizer == "bpe" and dataset.tokenizer.vocab_size < config.vocab_size:
         found = dataset.tokenizer.vocab_size

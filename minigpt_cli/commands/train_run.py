@@ -70,6 +70,13 @@ class Context:
             self.datasets[config] = dataset
         return self.datasets[config]
 
+    def asked_dataset(self, wanted: Resolved) -> Dataset:
+        """The same for a new run. Raises UsageError where its source is token files that were made with other settings."""
+        from minigpt_cli.data.encoding import check_prepared
+
+        check_prepared(wanted.config.data, wanted.typed)
+        return self.dataset(wanted.config.data)
+
     def processes(self) -> World:
         """The processes that train together."""
         from minigpt_cli.training.distributed import World
@@ -120,7 +127,7 @@ def train_new(context: Context, wanted: Resolved, name: str | None = None, group
             _write_new(run, wanted, resolved, context, group)
             return run.dir, None
 
-        dataset = context.dataset(config.data)
+        dataset = context.asked_dataset(wanted)
         config = config.changed(data=dict(dataset.cleaned))  # of prepared tokens: prompts are to be read like their text
         context.datasets[config.data] = dataset
         config, why = planned(context, wanted, config, dataset)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -120,18 +120,32 @@ def _opened(folder: Path, config: DataConfig, out: Path | None, *, verify: bool)
     if config.val or config.test:
         raise UsageError(f"{folder} holds token files, split already: leave out --val and --test, or give the text itself")
     dataset = open_dataset(folder, record := read_record(folder), verify=verify)
-    for name in ("tokenizer", "train_frac", "test_frac", *CLEANING, "max_chars"):
-        value = getattr(config, name)
-        if name == "tokenizer" and config.new_characters and value not in registry.TOKENIZERS:
-            continue  # that of --init-from, which nobody asked for: its rows are matched to these tokens by their text
-        if value not in (getattr(record, name), DataConfig.model_fields[name].default):
-            made, flag = f"{name} {getattr(record, name)}", f"--{name.replace('_', '-')}" + f" {value}" * (value is not True)
-            raise UsageError(f"{folder} holds token files made with {made}: leave out {flag}, or give the text itself")
+    changed = [name for name in _MADE_WITH if getattr(config, name) != DataConfig.model_fields[name].default]
+    if config.new_characters and config.tokenizer not in registry.TOKENIZERS:
+        changed.remove("tokenizer")  # that of --init-from, which nobody asked for: its rows are matched to these tokens by their text
+    _check_made_with(folder, record, config, changed)
     ignored = [f"--{name.replace('_', '-')}" for name in READING if getattr(config, name) != DataConfig.model_fields[name].default]
     if ignored:
         said = f"{folder} holds token files, made already: {' and '.join(ignored)} do{'es' * (len(ignored) == 1)} nothing"
         return replace(dataset, notices=(said,))
     return dataset
+
+
+_MADE_WITH = ("tokenizer", "train_frac", "test_frac", *CLEANING, "max_chars")
+
+
+def check_prepared(config: DataConfig, asked: Collection[str]) -> None:
+    """Raise UsageError where the source is token files, and a setting that was `asked` for is not theirs, if only the usual one."""
+    if asked and (folder := prepared_folder(config)) is not None:
+        _check_made_with(folder, read_record(folder), config, [name for name in _MADE_WITH if name in asked])
+
+
+def _check_made_with(folder: Path, record: DatasetRecord, config: DataConfig, names: Iterable[str]) -> None:
+    for name in names:
+        value, made = getattr(config, name), getattr(record, name)
+        if value != made:
+            flag = "--" + "no-" * (value is False) + name.replace("_", "-") + f" {value}" * (not isinstance(value, bool))
+            raise UsageError(f"{folder} holds token files made with {name} {made}: leave out {flag}, or give the text itself")
 
 
 @dataclass(frozen=True)

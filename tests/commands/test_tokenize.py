@@ -236,3 +236,16 @@ def test_a_validation_split_of_one_author_is_warned_of(cli: Any, grouped: str) -
     err = cli("tokenize", "ann", "bob").err
     assert f"nearly all of the validation text is from {where}, and the training text has others too" in err
     assert "nearly all" not in cli("tokenize", "ann").err
+
+
+@pytest.mark.parametrize(
+    ("asked", "made"),
+    [("--tokenizer char", "tokenizer bpe"), ("--train-frac 0.9", "train_frac 0.5"), ("--no-lowercase", "lowercase True")],
+)
+def test_a_setting_typed_for_token_files_is_theirs_or_an_error_though_it_is_the_usual_one(cli: Any, asked: str, made: str) -> None:
+    assert cli("tokenize", "text.txt", "--tokenizer", "bpe", "--train-frac", "0.5", "--lowercase", "--out", "t").code == 0
+    for command in (["tokenize"], ["train", "--dry-run"], ["train", "--preset", "tiny-run"]):
+        done = cli(*command, "t", *asked.split())
+        assert done.code == 2
+        assert done.err == f"Error: t holds token files made with {made}: leave out {asked}, or give the text itself\n"
+    assert cli("tokenize", "t", "--tokenizer", "bpe").code == 0
