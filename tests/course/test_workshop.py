@@ -22,7 +22,8 @@ from minigpt_cli import cli
 from minigpt_cli.course.workshop import check_guesses, check_layers, my_gpt, workshop
 from minigpt_cli.course.workshop.blanks import BLANKS, COMPLETE, blanked
 from minigpt_cli.course.workshop.judging import Wrong, undisturbed
-from minigpt_cli.course.workshop.workshop import Runner, Workshop, checked
+from minigpt_cli.course.workshop.process import Runner
+from minigpt_cli.course.workshop.workshop import Workshop, checked
 from minigpt_cli.runstore.journal import Journal
 from minigpt_cli.runstore.store import RunStore
 from minigpt_cli.tokenization.pretrained import saved_tokenizer

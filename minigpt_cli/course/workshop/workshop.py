@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import ast
-import json
 import os
-import queue
-import subprocess
-import sys
 import textwrap
-import threading
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from minigpt_cli.course.workshop.blanks import BLANKS, Blank, blanked
+from minigpt_cli.course.workshop.process import Runner, Unreadable, check_syntax
 from minigpt_cli.display import waiting
 from minigpt_cli.display.format import quoted
 from minigpt_cli.errors import MiniGPTError, RunDamaged, UsageError
@@ -28,10 +22,9 @@ from minigpt_cli.storage import atomic_io
 from minigpt_cli.tokenization.contract import END_OF_TEXT
 
 FILE, LESSON = "my_gpt.py", "build"
-CHECK_S, START_S, WRITE_S = 10.0, 120.0, 120.0  # for one blank, for Python and torch, for the text at the end
+CHECK_S, WRITE_S = 10.0, 120.0  # for one blank, for the text at the end
 N_CHARS = 200
-SOURCE_LIMIT = 1 << 20  # bytes
-ALL = range(1, len(BLANKS) + 1)
+_ALL = range(1, len(BLANKS) + 1)
 _ROUNDING = 1e-3  # two logits that are nearer than this share of the largest: rounding may decide
 _WIDTH, _SHOWN = 78, 4  # columns of a line; blanks whose mistake is shown at once
 
@@ -85,7 +78,7 @@ class Workshop:
         word, _, rest = line.strip().partition(" ")
         if word in ("", "/check"):
             return self.check()
-        if word == "/hint" and (not rest or rest.strip() in set(map(str, ALL))):
+        if word == "/hint" and (not rest or rest.strip() in set(map(str, _ALL))):
             return self.hint(int(rest) if rest else None)
         return ["Enter checks your file. /hint N helps with blank N, from 1 to 7."]
 
@@ -112,7 +105,7 @@ class Workshop:
     def check(self) -> list[str]:
         """Check every blank; when all are right, compare what the file writes with what minigpt writes."""
         try:
-            _check_syntax(self.path)
+            check_syntax(self.path)
             waiting.show(f"checking {FILE}")
             with Runner(self.path) as runner:
                 return self._checked(runner)
@@ -173,10 +166,6 @@ class Workshop:
             self.journal.append(LESSON, len(BLANKS) + 1, "finished", {})
 
 
-class Unreadable(Exception):
-    """The learner's file cannot be run; the message is one line."""
-
-
 def checked(runner: Runner, limit_s: float = CHECK_S) -> Iterator[Result]:
     """The result of each blank. Raises Unreadable."""
     for blank in BLANKS:
@@ -186,75 +175,6 @@ def checked(runner: Runner, limit_s: float = CHECK_S) -> Iterator[Result]:
             yield Result(blank, "wrong", "it ended Python itself")
         else:
             yield Result(blank, "wrong", f"it did not end within {limit_s:g} seconds: is there an endless loop?")
-
-
-class Runner:
-    """A process of runner.py for the learner's file, to be used in a `with`. One that does not answer is replaced at the next question."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._process: subprocess.Popen[str] | None = None
-        self._answers: queue.Queue[str] = queue.Queue()
-        self.ended = False  # whether the last process ended by itself
-
-    def __enter__(self) -> Runner:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._process is not None:
-            with suppress(OSError), self._process:  # a pipe that nobody reads any more
-                self._process.kill()
-            self._process = None
-
-    def ask(self, limit_s: float, *task: Any) -> dict[str, Any] | None:
-        """The answer; None if there is none within `limit_s` seconds. Raises Unreadable for a file that cannot be run."""
-        process = self._process or self._start()
-        assert process.stdin is not None
-        with suppress(OSError):  # the process ended
-            process.stdin.write(json.dumps(task) + "\n")
-            process.stdin.flush()
-        if (answer := self._next(limit_s)) is None:
-            self.__exit__()
-        return answer
-
-    def _start(self) -> subprocess.Popen[str]:
-        command = [sys.executable, "-P", "-m", "minigpt_cli.course.workshop.runner", str(self._path)]
-        pipe, answers = subprocess.PIPE, queue.Queue[str]()
-        process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True, encoding="utf-8")
-        self._process, self._answers = process, answers
-        threading.Thread(target=_pass_on, args=(process.stdout, answers), daemon=True).start()
-        if self._next(START_S) is None:
-            raise Unreadable("Python and torch could not be started for the checks: try minigpt --version -v")
-        return process
-
-    def _next(self, limit_s: float) -> dict[str, Any] | None:
-        try:
-            line = self._answers.get(timeout=limit_s)
-        except queue.Empty:
-            line = None
-        self.ended = line == ""
-        answer: dict[str, Any] | None = json.loads(line) if line else None
-        if answer and "broken" in answer:
-            raise Unreadable(answer["broken"])
-        return answer
-
-
-def _pass_on(lines: IO[str], answers: queue.Queue[str]) -> None:
-    """Put the lines that a process writes into the queue, and an empty one at its end."""
-    with suppress(ValueError):  # closed meanwhile
-        for line in lines:
-            answers.put(line)
-    answers.put("")
-
-
-def _check_syntax(path: Path) -> None:
-    """Raise Unreadable for a file that is not there, or that Python cannot read."""
-    try:
-        ast.parse(atomic_io.read_bounded(path, SOURCE_LIMIT))
-    except SyntaxError as error:
-        raise Unreadable(f"line {error.lineno}: {error.msg} (Python cannot read the file)") from error
-    except (OSError, ValueError, RecursionError, MemoryError, RunDamaged) as error:
-        raise Unreadable(f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
 def newest_modern(store: RunStore) -> Run | None:
