@@ -41,7 +41,10 @@ def export(
     ] = "hf",
     dtype: Annotated[
         str | None,
-        option("TYPE", "hf: f32 (default), f16, bf16; gguf: f32, f16 (default), q8_0; html: f16 up to 4 M parameters, else int8."),
+        option(
+            "TYPE",
+            "hf: f32 (default), f16, bf16; gguf: f32, f16 (default), q8_0, q5_0, q4_0; html: f16, above 4 M parameters int8; onnx: f32.",
+        ),
     ] = None,
     ckpt: CheckpointOption = "best",
     runs_dir: RunsDir = None,

@@ -34,9 +34,10 @@ from minigpt_cli.interchange.model_card import gguf_card, modelfile
 from minigpt_cli.storage import atomic_io
 
 Array = npt.NDArray[np.float32]
-DTYPES = ("f32", "f16", "q8_0")
-_FILE_TYPE = {"f32": 0, "f16": 1, "q8_0": 7}
-_BLOCK = 32  # numbers that share one scale in q8_0
+_FILE_TYPE = {"f32": 0, "f16": 1, "q8_0": 7, "q5_0": 8, "q4_0": 2}
+DTYPES = tuple(_FILE_TYPE)
+_ROUNDED = ("q8_0", "q5_0", "q4_0")  # the library reads the k-quants (q4_k, q5_k) but does not write them
+_BLOCK = 32  # numbers that share one scale in them
 
 _ROOTS = {
     "model.embed_tokens.weight": "token_embd.weight",
@@ -118,14 +119,15 @@ def write(path: Path, name: str, config: dict[str, Any], tensors: dict[str, Tens
     writer = gguf.GGUFWriter(path, arch)
     writer.add_name(one_line(name))
     writer.add_file_type(_FILE_TYPE[dtype])
-    if dtype == "q8_0":
+    if dtype in _ROUNDED:
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     _write_shape(writer, arch, config)
     _write_vocabulary(writer, vocab)
     for tensor_name, values in renamed(arch, config, tensors, vocab):
         kind = storage(tensor_name, values, dtype)
-        if kind == "q8_0":
-            writer.add_tensor(tensor_name, gguf.quantize(values, gguf.GGMLQuantizationType.Q8_0), raw_dtype=gguf.GGMLQuantizationType.Q8_0)
+        if kind in _ROUNDED:
+            raw = gguf.GGMLQuantizationType[kind.upper()]
+            writer.add_tensor(tensor_name, gguf.quantize(values, raw), raw_dtype=raw)
         else:
             writer.add_tensor(tensor_name, values.astype(np.float16 if kind == "f16" else np.float32))
     writer.write_header_to_file()
@@ -146,10 +148,13 @@ def library(dtype: str) -> Any:
 
 
 def storage(name: str, values: Array, dtype: str) -> str:
-    """The number format of one tensor: always f32 for gains, biases, positions and routers; f16 for rows that q8_0 cannot divide."""
+    """The number format of one tensor: always f32 for gains, biases, positions and routers; f16 for rows that blocks cannot divide; at
+    least q8_0 for the embedding and the head."""
     if dtype == "f32" or values.ndim == 1 or name.startswith("position_embd") or "ffn_gate_inp" in name:
         return "f32"
-    return "f16" if dtype == "q8_0" and values.shape[-1] % _BLOCK else dtype
+    if dtype in _ROUNDED and values.shape[-1] % _BLOCK:
+        return "f16"
+    return "q8_0" if dtype in _ROUNDED and name in ("token_embd.weight", "output.weight") else dtype
 
 
 def _write_shape(writer: Any, arch: str, config: dict[str, Any]) -> None:

@@ -11,9 +11,11 @@ import pytest
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from minigpt_cli import checkpoints
 from minigpt_cli.errors import UsageError
 from minigpt_cli.interchange import gguf
 from minigpt_cli.interchange.gguf_vocabulary import CONTROL, UNUSED, vocabulary
+from minigpt_cli.interchange.hf_weights import to_hf
 from minigpt_cli.tokenization.bytelevel import CHARACTER_OF_BYTE
 
 TEXT = "Where are  you, old friend? né à Zürich\n\tdon't — 漢字 🙂 1234 , end . "
@@ -183,6 +185,38 @@ def test_tokenizers_that_llama_cpp_would_cut_otherwise_are_refused(change: dict[
     document = json.loads(bpe_json()) | change
     with pytest.raises(UsageError, match=says):
         vocabulary(json.dumps(document), 1000)
+
+
+@pytest.mark.parametrize(("dtype", "steps"), [("q8_0", 127), ("q5_0", 16), ("q4_0", 8)])
+def test_rounded_weights_are_within_a_step_of_those_of_the_run(make_run: Any, tmp_path: Path, dtype: str, steps: int) -> None:
+    library = pytest.importorskip("gguf", reason="the gguf library is not installed")
+    loaded = checkpoints.load(make_run("demo", "qwen3"))
+    gguf.export(loaded, tmp_path / "out", dtype)
+    config, tensors = to_hf(loaded.config.model, loaded.model.state_dict())
+    words = vocabulary(loaded.tokenizer.to_json(), config["vocab_size"])
+    exact = dict(gguf.renamed("qwen3", config, tensors, words))
+    read = {tensor.name: tensor for tensor in library.GGUFReader(tmp_path / "out" / f"demo-{dtype}.gguf").tensors}
+    assert read.keys() == exact.keys()
+    assert read["blk.0.attn_q.weight"].tensor_type.name == dtype.upper()
+    for name, tensor in read.items():
+        kind = tensor.tensor_type.name.lower()
+        assert kind == gguf.storage(name, exact[name], dtype)
+        if name in ("token_embd.weight", "output.weight"):
+            assert kind == "q8_0"  # no coarser, whatever the others are
+        values, wanted = library.dequantize(tensor.data, tensor.tensor_type), exact[name]
+        if kind == "f32":
+            assert (values == wanted).all()
+            continue
+        blocks = wanted.reshape(-1, 32)
+        step = np.abs(blocks).max(axis=1, keepdims=True) / (127 if kind == "q8_0" else steps)
+        assert (np.abs(values.reshape(-1, 32) - blocks) <= 1.01 * step).all(), name
+
+
+@pytest.mark.parametrize("dtype", ["q4_k", "q5_k"])
+def test_what_the_library_cannot_write_is_refused_and_the_formats_are_named(make_run: Any, tmp_path: Path, dtype: str) -> None:
+    with pytest.raises(UsageError, match=f"has no --dtype {dtype}: f32, f16, q8_0, q5_0, q4_0"):
+        gguf.export(checkpoints.load(make_run()), tmp_path / "out", dtype)
+    assert not (tmp_path / "out").exists()
 
 
 def test_activations_and_dtypes_that_gguf_lacks_are_refused_by_name(tmp_path: Path) -> None:
