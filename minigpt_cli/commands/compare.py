@@ -112,7 +112,7 @@ def compared(groups: Groups, sides: Sequence[Side], target: Target) -> Compared:
     return Compared(
         text=_scored_text(groups, sides, target),
         sides=sides,
-        costs=[(runs[0].record.n_params, sum(run.record.elapsed_s for run in runs) / len(runs)) for _, runs in groups],
+        costs=[(runs[0].record.n_params, sum(_spent(run, "elapsed_s") for run in runs) / len(runs)) for _, runs in groups],
         pairs=compare_pairs(sides),
         differences=shown_differences(differences([runs for _, runs in groups])),
         kinds=by_kind(sides, text),
@@ -150,8 +150,20 @@ def _scored_text(groups: Groups, sides: Sequence[Side], target: Target) -> str:
 
 
 def _curves(groups: Groups, x: str) -> list[Curve]:
-    """Validation curves in nats per character, one for each side that has any."""
-    return [curve for name, runs in groups if (curve := mean_of_runs(name, runs, x, "nats-per-char")).xs]
+    """Validation curves in nats per character, one for each side that has any; several checkpoints of one run have one."""
+    sides = {tuple(run.dir for run in runs): (name if len(runs) > 1 else runs[0].name, runs) for name, runs in groups}
+    return [curve for name, runs in sides.values() if (curve := mean_of_runs(name, runs, x, "nats-per-char")).xs]
+
+
+def _spent(run: Run, what: Literal["elapsed_s", "tokens_seen"]) -> float:
+    """Seconds or tokens of the training; of a kept step those until then, between the evaluations around it."""
+    if run.checkpoint is None or not run.checkpoint.isdecimal():
+        return float(getattr(run.record, what))
+    import numpy as np
+
+    points = [(0, 0.0), *((event.step, float(getattr(event, what))) for event in run.metrics())]
+    steps, amounts = zip(*points, strict=True)
+    return float(np.interp(int(run.checkpoint), steps, amounts))
 
 
 def _write_plot(path: Path, found: Compared, *, dark: bool) -> None:
@@ -218,8 +230,9 @@ def _by_name(names: Sequence[str], part: Part) -> dict[str, float]:
 def _run_document(side: Side, run: Run, score: Score) -> dict[str, Any]:
     own = {"run": run.label, "group": side.name if len(side.scores) > 1 else None, "nats_per_char": score.nats_per_char}
     own |= {"ci95": list(score.ci95)} | {name: getattr(score, name) for name in ("nats_per_token", "bits_per_byte", "n_tokens")}
-    of_record = ("arch", "tokenizer", "n_params", "n_active_params", "tokens_seen", "elapsed_s")
-    return own | {name: getattr(run.record, name) for name in of_record}
+    of_record = ("arch", "tokenizer", "n_params", "n_active_params")
+    spent = {"tokens_seen": round(_spent(run, "tokens_seen")), "elapsed_s": _spent(run, "elapsed_s")}
+    return own | {name: getattr(run.record, name) for name in of_record} | spent
 
 
 def pair_document(pair: Pair) -> dict[str, Any]:

@@ -105,7 +105,7 @@ def unnamed(run: Run, record: RunRecord) -> list[Path]:
 def remove_unnamed(run: Run, record: RunRecord) -> None:
     """Remove the files of kept checkpoints that the record does not name. The caller must hold the run's lock."""
     for path in unnamed(run, record):
-        with atomic_io.explained("remove"):
+        with atomic_io.explained("remove"), suppress(FileNotFoundError):  # each process of a training may do this
             os.unlink(path)
 
 

@@ -66,6 +66,10 @@ def test_two_steps_of_one_run_are_compared(kept: Path, cli: Any) -> None:
     assert [run["run"] for run in document["runs"]] == ["bard@2", "bard@4", "first"]
     assert document["pairs"][0]["delta_nats_per_char"] > 0  # it has learned
     assert [sample["run"] for sample in document["samples"]] == ["bard@2", "bard@4", "first"]
+    assert [run["tokens_seen"] for run in document["runs"]] == [64, 128, 128]  # until that step
+    assert 0 < document["runs"][0]["elapsed_s"] < document["runs"][1]["elapsed_s"]
+    chart = cli("compare", "bard@2", "bard@4", "first").out.partition("against steps")[2].partition("verdict")[0]
+    assert ("bard" in chart, "bard@" in chart) == (True, False)  # it has one curve
     assert cli("compare", "bard@2", "bard@2").code == 2
     assert compare(Run("bard@2"), "bard@4").pairs[0]["delta_nats_per_char"] == document["pairs"][0]["delta_nats_per_char"]
 
