@@ -63,6 +63,7 @@ class Loaded:
     record: RunRecord
     step: int
     notices: list[str] = field(default_factory=list)
+    address: str = ""  # by which the run and this checkpoint are found again: its folder, or FOLDER@CHECKPOINT
 
     @property
     def name(self) -> str:
@@ -182,7 +183,8 @@ def load(run: Run, which: str = "best", device: str | torch.device = "cpu") -> L
     loaded, notices = snapshots.read_newest(run, read)
     if which == "best" and loaded.record.files.get(BEST) is None and loaded.record.stop_reason != IMPORTED:
         notices.append(f"run {run.name!r} has no best checkpoint yet: using its last, of step {loaded.step}")
-    return Loaded(loaded.model.to(device), loaded.tokenizer, loaded.config, loaded.record, loaded.step, notices)
+    address = str(run.dir.resolve()) + ("" if which == "best" else f"@{which}")
+    return Loaded(loaded.model.to(device), loaded.tokenizer, loaded.config, loaded.record, loaded.step, notices, address)
 
 
 def load_resume(run: Run) -> ResumePoint:

@@ -44,6 +44,7 @@ EXPORT_FORMATS = {
     "gguf": "minigpt_cli.interchange.gguf:export",
     "html": "minigpt_cli.commands.export_page:export",
     "onnx": "minigpt_cli.interchange.onnx:export",
+    "notebook": "minigpt_cli.interchange.notebook:export",
 }
 
 CORPORA = {

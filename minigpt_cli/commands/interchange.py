@@ -31,13 +31,16 @@ _DEFAULT_DTYPE = {"hf": "f32", "gguf": "f16", "html": "auto"}
 
 def export(
     run: RunArgument,
-    out: Annotated[Path | None, option("PATH", "A new or empty folder to write; for html and onnx a file.", "--out", "-o")] = None,
+    out: Annotated[
+        Path | None, option("PATH", "A new or empty folder to write; for html, onnx and notebook a file.", "--out", "-o")
+    ] = None,
     push: Annotated[
         str | None,
         option("OWNER/NAME", "With hf: also to this repository of the Hugging Face hub, as you are logged in there; a new one is private."),
     ] = None,
     format: Annotated[
-        str, option("hf|gguf|html|onnx", "For Hugging Face, for llama.cpp and Ollama, a page that writes, or for onnxruntime.")
+        str,
+        option("hf|gguf|html|onnx|notebook", "For Hugging Face, llama.cpp and Ollama, a page that writes, onnxruntime, or Jupyter."),
     ] = "hf",
     dtype: Annotated[
         str | None,
@@ -58,11 +61,13 @@ def export(
       minigpt runs export top --format gguf --dtype q8_0 --out small
       minigpt runs export top --format html --out friend.html   a page that writes
       minigpt runs export top --format onnx --out friend.onnx   for onnxruntime
+      minigpt runs export top --format notebook --out top.ipynb   for Jupyter
       minigpt runs export top --push me/bard           to the Hugging Face hub
 
     Writes a run as a folder that other programs open, with a model card; with html as one page that holds the model and writes in any
-    browser, without a network (up to 32 M parameters); with onnx as one file, with inputs for the keys and values of earlier tokens. What
-    the format cannot express is an error that names it, before anything is written.
+    browser, without a network (up to 32 M parameters); with onnx as one file, with inputs for the keys and values of earlier tokens; with
+    notebook as one for Jupyter that opens the run where it is, draws its curves, writes, scores and compares. What the format cannot
+    express is an error that names it, before anything is written.
     """
     registry.load("export format", format)  # before the run is looked for
     if out is None and push is None:
