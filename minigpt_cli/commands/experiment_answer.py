@@ -31,9 +31,10 @@ class _Recipe:
 
     label: str
     what: str
-    runs: list[Run]  # those that have begun
+    runs: list[Run]  # those that are finished, else those that have begun
     side: Side | None  # None without a final score
     note: str
+    reads_ahead: bool  # it has no mask, so its loss cannot be compared
 
     @property
     def broke(self) -> bool:
@@ -59,12 +60,12 @@ def show_answer(group: Group, experiment: Experiment, group_id: str, wanted: Map
     scored = [recipe for recipe in recipes if recipe.side]
     if not scored:
         raise MiniGPTError(f"no run of the group {group_id} has a final score: see minigpt runs list")
-    sides = {recipe.label: recipe.side for recipe in scored if recipe.side and not _reads_ahead(recipe)}
+    sides = {recipe.label: recipe.side for recipe in scored if recipe.side and not recipe.reads_ahead}
     couples = [(sides[other], side) for label, side in sides.items() if (other := experiment.partner(label)) in sides]
     pairs = compare_pairs(list(sides.values()), pairs=couples)
     found = _MEASURES[experiment.measure](experiment, recipes, scored)
     sentences = [*experiments.pair_sentences(pairs), *found.sentences]
-    if any(map(_reads_ahead, scored)):
+    if any(recipe.reads_ahead for recipe in scored):
         sentences.append(
             "† Without the mask a model reads the character that it is to predict: its loss cannot be compared, and it cannot write."
         )
@@ -74,8 +75,13 @@ def show_answer(group: Group, experiment: Experiment, group_id: str, wanted: Map
     chart = found.chart or Chart(curves, "tokens", "nats per character of the validation text")
     answer = Answer(experiment.question, columns, rows, sentences, scores, chart, _next_command(experiment, group_id, recipes))
     if group.context.json:
-        runs = [_run_document(recipe, run) for recipe in recipes for run in recipe.runs]
-        document = {"event": "experiment", "experiment": experiment.name, "group": group_id, "question": experiment.question, "runs": runs}
+        document: dict[str, Any] = {
+            "event": "experiment",
+            "experiment": experiment.name,
+            "group": group_id,
+            "question": experiment.question,
+        }
+        document |= {"runs": [_run_document(recipe, run) for recipe in recipes for run in recipe.runs]}
         document |= {"verdicts": [pair_document(pair) for pair in pairs], **found.facts, "answer": sentences, "next": answer.next}
         console.write_json(document, indent=None)
     else:
@@ -99,9 +105,9 @@ def _recipe(group: Group, experiment: Experiment, label: str, names: Sequence[st
         scores, note = (), str(error)
     if any(run.record.stop_reason is StopReason.DIVERGED for run in runs):
         note = f"diverged at step {min(run.record.stop_step for run in runs):,}"
-    recipe = _Recipe(label, experiment.recipes[label].get("what", ""), done or runs, None, note)
-    name = f"{label} †" if done and _reads_ahead(recipe) else label
-    return _Recipe(name, recipe.what, recipe.runs, Side(name, scores) if scores else None, note)
+    ahead = "mask" in experiment.recipes[label].get("without", "").split("+")
+    name = f"{label} †" if ahead else label
+    return _Recipe(name, experiment.recipes[label].get("what", ""), done or runs, Side(name, scores) if scores else None, note, ahead)
 
 
 def _next_command(experiment: Experiment, group_id: str, recipes: Sequence[_Recipe]) -> str:
@@ -111,10 +117,6 @@ def _next_command(experiment: Experiment, group_id: str, recipes: Sequence[_Reci
     names: dict[str, Any] = {"best": best.name, "other": other.name, "all": f"{group_id}~*"}
     names = {key: format.quoted(name) for key, name in names.items()} | {"runs": [format.quoted(r.runs[0].name) for r in recipes if r.runs]}
     return experiment.next.format(**names) + runs_dir_flag(best)
-
-
-def _reads_ahead(recipe: _Recipe) -> bool:
-    return "mask" in getattr(recipe.runs[0].config.model, "parts", ())
 
 
 def _scores(recipes: Sequence[_Recipe], more: Mapping[str, Sequence[str]]) -> tuple[list[Column], list[list[str]]]:
@@ -127,7 +129,8 @@ def _scores(recipes: Sequence[_Recipe], more: Mapping[str, Sequence[str]]) -> tu
         side, runs = recipe.side, recipe.runs
         cells = [format.loss(side.group.mean), format.plus_minus(side.group.mean, side.ci95)] if side else ["-", ""]
         cells += [cell[number] for cell in more.values()]
-        costs = [format.count(runs[0].record.n_params), format.duration(sum(run.record.elapsed_s for run in runs) / len(runs))]
+        seconds = sum(run.record.elapsed_s for run in runs) / max(1, len(runs))
+        costs = [format.count(runs[0].record.n_params), format.duration(seconds)] if runs else ["", ""]
         rows.append([recipe.label, recipe.what, *cells, str(len(runs)) if len(runs) > 1 else "", *costs, recipe.note])
     return columns, rows
 
@@ -155,7 +158,8 @@ def _overfit(experiment: Experiment, recipes: Sequence[_Recipe], scored: Sequenc
     curves = [mean_of_runs(label, [run], "steps", y) for label, y in (("training text", "train"), ("validation text", "val"))]
     columns = {"train": [f"{found.train_nats_per_char:.4f}"]}
     facts = {"memorisation": asdict(found), "by_heart_at_step": reached and reached.step}
-    sentences = experiments.by_heart_sentences(found, reached, BY_HEART)
+    n_chars = run.record.corpus.splits["train"].n_chars if run.record.corpus else 1
+    sentences = experiments.by_heart_sentences(found, reached, BY_HEART, math.log(n_chars) / run.config.model.block_size)
     return _Measured(sentences, columns, facts, Chart(curves, "steps", "nats per token"))
 
 
@@ -172,7 +176,7 @@ def _dropout(experiment: Experiment, recipes: Sequence[_Recipe], scored: Sequenc
 def _data(experiment: Experiment, recipes: Sequence[_Recipe], scored: Sequence[_Recipe]) -> _Measured:
     from minigpt_cli.evaluation.data_law import fit_data_law
 
-    sizes = {r.label: r.runs[0].record.corpus.splits["train"].n_chars for r in recipes if r.runs[0].record.corpus}
+    sizes = {r.label: r.runs[0].record.corpus.splits["train"].n_chars for r in scored if r.runs[0].record.corpus}
     columns = {"characters": [f"{sizes[r.label]:,}" if r.label in sizes else "" for r in recipes]}
     sides = [r.side for r in scored if r.side]
     xs = [sizes[side.name] for side in sides]

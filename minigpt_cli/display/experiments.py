@@ -78,14 +78,16 @@ def pair_sentences(pairs: Sequence[Pair]) -> list[str]:
     return [*(f"{verdict_sentence(pair, ' nats per character', 'a statistical tie')}." for pair in pairs), *scope_lines(pairs)]
 
 
-def by_heart_sentences(found: Memorisation, reached: Evaluated | None, limit: float) -> list[str]:
-    """Whether the text was learned by heart, and what that means for new text and for what is written."""
+def by_heart_sentences(found: Memorisation, reached: Evaluated | None, limit: float, to_find: float) -> list[str]:
+    """Whether the text was learned by heart, and what that means for new text and for what is written. `to_find`: nats per character of
+    a window that a model needs to find its place in the text."""
     loss = f"The training loss ended at {found.train_nats_per_char:.3f} nats per character"
     if found.train_nats_per_char < limit:
         first = f", below {limit:g} from step {reached.step:,} on" if reached else ""
         lines = [f"{loss}{first}: the model learned the text by heart, so model and training work."]
     else:
-        lines = [f"{loss}, not below {limit:g}: the model did not learn the text by heart. Train longer before you look for a fault."]
+        place = f"About {to_find:.3f} of them find the place of a window in the text, fewer in longer windows (--block-size)."
+        lines = [f"{loss}, not below {limit:g}: the model did not learn the text by heart. Train longer (--max-steps).", place]
     new = f"On new text the same weights need {found.val_nats_per_char:.3f} nats per character"
     copy = f"The longest passage that it writes word for word from the training text has {found.sampled.longest:,} characters"
     return [*lines, f"{new}: what was learned by heart does not help there.", f"{copy}; unseen text has {found.unseen.longest:,} of them."]

@@ -99,6 +99,15 @@ def test_more_seeds_add_to_the_same_group_and_settings_hold_for_every_run(cli: A
     assert len({run.config.model.block_size * run.config.optim.batch_size for run in runs}) == 1  # equal tokens
 
 
+def test_a_recipe_that_cannot_be_trained_leaves_the_answer_of_the_others(cli: Any, desk: Path) -> None:
+    Path("text.txt").write_text("A short text. " * 130)
+    done = cli(*experiment("context", "--seeds", "1"))
+    assert done.code == 1
+    assert "cannot fill block_size 256" in done.err
+    assert re.search(r"^window 256 +- +0 of 1 runs$", done.out, re.M)
+    assert "window 16 and window 64" in done.out or "better than window" in done.out
+
+
 def test_a_rate_at_which_training_breaks_is_part_of_the_answer(cli: Any, desk: Path) -> None:
     command = [*experiment("rate", "--name", "r", "--json"), "--max-steps", "3"]
     answer = cli(*command).events[-1]
