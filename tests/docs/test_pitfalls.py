@@ -23,7 +23,7 @@ def test_each_finding_has_its_entry_and_each_entry_its_finding() -> None:
 @pytest.mark.parametrize("fault", RULES)
 def test_an_entry_has_symptom_reason_commands_and_the_measured_rate(fault: str) -> None:
     entry = SECTIONS[fault]
-    parts = ("**What one sees.**", "```text", "**Why.**", "**What to type.**", "```sh\nminigpt ", "Right in ")
+    parts = ("**What you see.**", "```text", "**Why.**", "**What to type.**", "```sh\nminigpt ", "Right in ")
     assert [entry.count(part) for part in parts] == [1] * len(parts)
     right, of = KNOWN["hit_rates"][fault]
     assert f"Right in {right} of {of} known cases." in entry
