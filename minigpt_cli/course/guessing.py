@@ -4,9 +4,9 @@ The player sees 200 characters of text that no model was trained on, and guesses
 gets the share of its rank, (count of this rank so far + 1) / (characters so far + 4): the first, second and third try, and "none of them".
 That last share is divided among the characters that were not tried, by their counts in the training text; the share of tries that were not
 made is added to it. So at every moment all characters that may come next have probabilities that sum to 1, whatever is tried, and
--ln p of what came is comparable with the nats of any model on the same characters.
-Characters that the training text does not contain count as one, as for the baselines (evaluation/baselines.py); one that is tried has the
-share of its rank.
+-ln p of the character that comes is comparable with the nats of any model on the same characters.
+All characters that the training text does not contain count as one, as for the baselines (evaluation/baselines.py); but one of them that
+is tried gets the share of its rank.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Game:
 
     def __init__(self, context: str, target: str, training: str) -> None:
         self.context, self.target = context, target
-        self.ranks: list[int] = []  # of each character that is over: 1 to 3, or 4 where no try named it
+        self.ranks: list[int] = []  # of each character that is done: 1 to 3, or 4 where no try named it
         self.tried: list[str] = []  # for the character that is guessed now
         self._nats: list[float] = []
         counts = Counter(training)
@@ -50,7 +50,7 @@ class Game:
 
     @property
     def position(self) -> int:
-        """Characters that are over."""
+        """How many characters are done."""
         return len(self.ranks)
 
     @property
@@ -59,7 +59,7 @@ class Game:
 
     @property
     def shown(self) -> str:
-        """The text that the player knows: the context and every character that is over."""
+        """The text that the player knows: the context and every character that is done."""
         return self.context + self.target[: self.position]
 
     @property
@@ -102,12 +102,12 @@ class Game:
 
     @property
     def nats(self) -> Floats:
-        """Nats of each character that is over, (position,)."""
+        """Nats of each character that is done, (position,)."""
         return np.array(self._nats)
 
     @property
     def nats_per_char(self) -> float:
-        """The player's mean over the characters that are over."""
+        """The player's mean over the characters that are done."""
         return float(self.nats.mean())
 
     @property
