@@ -124,7 +124,7 @@ def check_config(folder: Path) -> None:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    theirs = atomic_io.read_json(folder / "config.json")
+    theirs = atomic_io.read_json((folder / "config.json").resolve())  # the hub's own cache holds links to its files
     if not isinstance(theirs, dict):
         raise UsageError(f"{folder / 'config.json'} is not a table")
     return theirs
@@ -144,7 +144,7 @@ def _readable(folder: Path) -> Iterator[None]:
 def read_weights(folder: Path) -> tuple[dict[str, Tensor], list[str]]:
     """All tensors of a directory: one safetensors file, several with an index, else a pickle."""
     if (index := folder / "model.safetensors.index.json").is_file():
-        content = atomic_io.read_json(index, 64 << 20)
+        content = atomic_io.read_json(index.resolve(), 64 << 20)
         table = content.get("weight_map") if isinstance(content, dict) else None
         listed = list(table.values()) if isinstance(table, dict) else []
         if not listed or any(not isinstance(n, str) or Path(n).name != n for n in listed):

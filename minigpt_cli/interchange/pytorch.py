@@ -45,7 +45,7 @@ class TensorSource:
 def read(path: Path) -> TensorSource:
     """The tensors of a file, by suffix, without known prefixes. Raises UsageError or RunDamaged; executes nothing."""
     if path.suffix == ".safetensors":
-        found = TensorSource(load_tensors(path))
+        found = TensorSource(load_tensors(path.resolve()))  # a link in a folder that the hub's library made
     elif path.suffix in PICKLED:
         found = _pickled(path)
     else:

@@ -77,6 +77,15 @@ def test_an_imported_run_is_whole_and_has_no_training_to_continue(runs: RunStore
     assert "--init-from" in capsys.readouterr().err
 
 
+def test_a_folder_of_links_as_in_the_cache_of_the_hub_is_imported(runs: RunStore, tmp_path: Path) -> None:
+    assert minigpt(["runs", "export", "small", "--out", "hf"]) == 0
+    (tmp_path / "snapshot").mkdir()
+    for i, path in enumerate(sorted((tmp_path / "hf").iterdir())):
+        (tmp_path / "snapshot" / path.name).symlink_to(path.rename(tmp_path / f"blob{i}"))
+    assert minigpt(["runs", "import", "snapshot", "--name", "back"]) == 0
+    assert all(torch.equal(tensor, weights(runs, "back")[name]) for name, tensor in weights(runs, "small").items())
+
+
 def test_a_hugging_face_folder_with_only_a_sentencepiece_vocabulary_is_imported(
     runs: RunStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
