@@ -70,7 +70,7 @@ def export(loaded: Loaded, out: Path, dtype: str = "f32") -> Exported:
 def _cells(loaded: Loaded) -> list[tuple[str, str]]:
     """The kind and the text of each cell."""
     record, opening = loaded.record, opening_of(loaded.record, loaded.tokenizer)
-    about = f"{record.arch}, {record.n_params:,} parameters, step {loaded.step:,}"
+    about = f"{markdown(record.arch)}, {record.n_params:,} parameters, step {loaded.step:,}"
     writing = {"prompt": repr(opening.text), "chat": ", chat=True" if opening.chat else "", "between": '"\\n" + ' if opening.chat else ""}
     return [
         ("markdown", f"# {markdown(record.name)}\n\n{about}. Run the cells from the first to the last, with the Python that has minigpt."),

@@ -175,3 +175,16 @@ def test_exports_hold_no_markup_and_no_further_instructions(shown: Callable[...,
         assert path.name == escaping.file_name(path.name)
     if kind == "gguf":
         assert [line.split()[0] for line in Path("exported/Modelfile").read_text().splitlines()] == ["FROM", "TEMPLATE", *["PARAMETER"] * 4]
+
+
+def test_a_notebook_holds_no_markup_and_only_its_own_code(shown: Callable[..., str]) -> None:
+    shown("runs export EVIL --format notebook --out evil.ipynb")
+    document = Path("evil.ipynb").read_text(encoding="utf-8")
+    assert not RAW.search(document)
+    for cell in json.loads(document)["cells"]:
+        text = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            assert not ACTIVE.search(text), text
+        else:
+            compile(text, cell["id"], "exec")
+            assert "=1`" not in re.sub(r"Run\((.*)\)  # change", "", text)  # the name of the folder stands in the path alone
