@@ -56,6 +56,8 @@ class _Step(_Part):
     """What is shown first."""
     seconds: int = 0
     """Computing, and acting where it takes longer than a question does."""
+    about_game: bool = False
+    """Whether it is left out where the guessing game was not played to its end."""
 
     @property
     def n_questions(self) -> int:

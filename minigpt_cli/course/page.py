@@ -57,7 +57,7 @@ def _about(events: Sequence[Event]) -> str:
     if started is None:
         return "The course has not been begun."
     text = Path(started.data["text"]).name if started.data.get("text") else "the default text"
-    finished = {event.lesson for event in events if event.event == "finished"}
+    finished = {event.lesson for event in events if event.event == "finished" and not event.data.get("skipped")}
     others = [lesson for lesson in lessons() if not isinstance(lesson.steps[-1], Page)]  # the page is the end of its lesson
     missing = [lesson.title for lesson in others if lesson.name not in finished]
     done = f"Not done yet: {', '.join(missing)}." if missing else "All lessons are done."

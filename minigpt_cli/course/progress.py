@@ -66,8 +66,19 @@ class Progress:
 
     @property
     def finished(self) -> frozenset[str]:
-        """The names of the lessons that were finished."""
-        return frozenset(event.lesson for event in self.events if event.event == "finished")
+        """The names of the lessons that were finished without a step left out."""
+        return frozenset(event.lesson for event in self.events if event.event == "finished" and not event.data.get("skipped"))
+
+    @property
+    def n_skipped(self) -> int:
+        """The steps of the present lesson that were left out since it was last entered at its first step."""
+        lesson, skipped = self.place.lesson, set[int]()
+        for event in self.events:
+            if event.lesson == lesson and event.event == "entered":
+                skipped = set() if event.step == 0 else skipped - {event.step}
+            elif event.lesson == lesson and event.event == "skipped":
+                skipped.add(event.step)
+        return len(skipped)
 
     def run_names(self, part: str) -> Sequence[str]:
         """The runs that play this part, as the last step that made them recorded it; empty where none did."""

@@ -70,8 +70,9 @@ class Session:
 
     # ---- reading
 
-    def line(self, prompt: str = "> ", *, raw: bool = False) -> str:
-        """The next line that is not a slash command, without blanks around it unless `raw`. Raises Left and Moved."""
+    def line(self, prompt: str = "> ", *, raw: bool = False, path: bool = False) -> str:
+        """The next line that is not a slash command, without blanks around it unless `raw`; with `path` it may begin with a slash.
+        Raises Left and Moved."""
         while True:
             try:
                 typed = screen.read(prompt)
@@ -80,7 +81,8 @@ class Session:
             except KeyboardInterrupt:
                 raise Left(130) from None
             word = typed.strip()
-            slash = word if word.startswith("/") and len(word) > 1 else "" if raw else _WORDS.get(word.lower(), "")
+            is_slash = word.startswith("/") and len(word) > 1 and not (path and word not in _SLASHES)
+            slash = word if is_slash else "" if raw else _WORDS.get(word.lower(), "")
             if not slash or slash.split()[0] in self.passed_on:
                 return typed if raw else slash or word.removeprefix("$ ")
             try:
@@ -90,9 +92,13 @@ class Session:
 
     def pause(self) -> None:
         """Wait for Enter; a command that is typed runs."""
-        while line := self.line("Enter continues: "):
-            if not self.ran(line):
-                screen.say("Enter continues, /quit ends.")
+        self.passed_on = ("/skip",)  # there is nothing to be skipped
+        try:
+            while (line := self.line("Enter continues: ")) not in ("", "/skip"):
+                if not self.ran(line):
+                    screen.say("Enter continues, /quit ends.")
+        finally:
+            self.passed_on = ()
 
     def choice(self, n: int, prompt: str = "> ") -> int:
         """A number from 1 to n; a command that is typed runs, and then the number is asked for again."""

@@ -5,30 +5,30 @@ The place in the course is always that of the journal, so a session that is kill
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 from io import StringIO
 
 from minigpt_cli.course import checks, ward
+from minigpt_cli.course.bets import cost, cost_sentence, shares
+from minigpt_cli.course.guessing import game_on, model_data
 from minigpt_cli.course.lesson import Ask, Bet, Case, Guess, Lesson, Page, Reveal, Run, Step, Tell, View, lesson_named, lessons
 from minigpt_cli.course.outcomes import OUTCOMES, Measured
 from minigpt_cli.course.page import course_of
-from minigpt_cli.course.progress import Progress, following
+from minigpt_cli.course.play import GUESS, play, score_rows
+from minigpt_cli.course.progress import following
 from minigpt_cli.course.session import Left, Moved, RunCommand, Session
 from minigpt_cli.course.text import SHORT, dataset, source_in
 from minigpt_cli.course.text import shown as shown_source
 from minigpt_cli.display import course as screen
 from minigpt_cli.display import waiting
 from minigpt_cli.display.course import Screen
-from minigpt_cli.display.format import bar
-from minigpt_cli.errors import MiniGPTError
+from minigpt_cli.errors import MiniGPTError, RunNotFound
 from minigpt_cli.runstore.journal import Journal
 from minigpt_cli.runstore.store import RunStore
 
-GUESS, OPPONENTS = "guess", ("pairs", "mine")  # the lesson of the game, and who plays it too
-CONFIDENCE = {2: 0.60, 3: 0.80, 4: 0.95}  # what the chosen option gets; 1: all options alike
+OPPONENTS = ("pairs", "mine")  # the parts that are scored on the characters of the game
 _SURE = "How sure are you? 1: a guess, 2: 60 %, 3: 80 %, 4: 95 %."
 _RUN = "Enter runs it. Or type a command of your own. /hint /skip /help"
 
@@ -42,13 +42,13 @@ def learn(command: RunCommand) -> int:
         try:
             tutor.begin()
             while True:
-                try:
-                    tutor.step()
-                except Moved:
-                    continue
+                tutor.next()
         except Left as end:
-            screen.say("The course is kept: minigpt --learn continues here.")
-            return end.code
+            code = end.code
+        except KeyboardInterrupt:  # not at a prompt, but while something is measured
+            code = 130
+        screen.say("The course is kept: minigpt --learn continues it in this folder.")
+        return code
 
 
 class Tutor(Session):
@@ -63,7 +63,7 @@ class Tutor(Session):
             return
         screen.show(Screen("minigpt --learn", _WELCOME))
         while True:
-            source = source_in(self.line("text: "))
+            source = source_in(self.line("text: ", path=True))
             waiting.show("reading the text")
             try:
                 found = dataset(source)
@@ -78,6 +78,17 @@ class Tutor(Session):
             screen.say("It is short, so that models soon know it by heart; a whole book shows more.")
         self.start(source)
 
+    def next(self) -> None:
+        """Take the learner through the step that comes now; what cannot be done may be tried again or left out. Raises Left."""
+        try:
+            try:
+                self.step()
+            except MiniGPTError as error:
+                screen.say(f"{error}.")
+                self.line("Enter tries again, /skip leaves it out: ")
+        except Moved:
+            return
+
     def step(self) -> None:
         """Show the step that comes now, and wait until it is done. Raises Moved and Left."""
         place = self.progress.place
@@ -89,6 +100,10 @@ class Tutor(Session):
         if not self.progress.since:
             self.record("entered")
         step = lesson.steps[place.step]
+        if step.about_game and self.progress.last("guessed", GUESS) is None:
+            screen.say("The next step is about the guessing game, which was not played to its end: it is left out.")
+            self.record("skipped")
+            return
         if missing := [part for part in lesson.uses if self.run_of(part) is None]:
             self._make_first(lesson, missing[0])
             return
@@ -124,19 +139,21 @@ class Tutor(Session):
 
     def _finish(self, lesson: Lesson) -> None:
         """The end of a lesson, or of the course."""
-        if following(lesson) == lesson:
-            if lesson.name not in self.progress.finished:
-                self.record("finished")
-            if left := [other for other in lessons() if other.name not in self.progress.finished]:
-                screen.show(Screen("The end of the last lesson", f"Not done yet: {', '.join(f'{o.number} {o.title}' for o in left)}."))
-            else:
-                screen.show(Screen("The end", _END))
-            while True:
-                if not self.ran(self.line()):
-                    screen.say("/goto NAME goes to a lesson, /list shows them, /quit ends.")
-        screen.say(f"Lesson {lesson.number} is done. Next: {following(lesson).title}.")
-        self.pause()
-        self.record("finished")
+        skipped = self.progress.n_skipped
+        said = f"Lesson {lesson.number} is done" if not skipped else f"Lesson {lesson.number} is over, with {skipped} of its steps left out"
+        if following(lesson) != lesson:
+            screen.say(f"{said}. Next: {following(lesson).title}.")
+            self.pause()
+            self.record("finished", {"skipped": skipped})
+            return
+        if (last := self.progress.last("finished")) is None or last.lesson != lesson.name:
+            self.record("finished", {"skipped": skipped})
+        left = [f"{other.number} {other.title}" for other in lessons() if other.name not in self.progress.finished]
+        done = f"Not done yet, or with steps left out: {', '.join(left)}." if left else "You have done the whole course."
+        screen.show(Screen("The end", f"{done}\n\n{_END}"))
+        while True:
+            if not self.ran(self.line()):
+                screen.say("/goto NAME goes to a lesson, /list shows them, /quit ends.")
 
     # ---- commands
 
@@ -148,7 +165,12 @@ class Tutor(Session):
 
     def _run_step(self, step: Run | View, shown: Screen) -> None:
         """Show a command, run what is typed until the step is passed, and record that. A run that was made before a kill passes at once."""
-        command, before = self.filled(step.command), len(self.progress.since)
+        try:
+            command, before = self.filled(step.command), len(self.progress.since)
+        except RunNotFound as error:
+            screen.say(f"The next step is left out: {error}.")
+            self.record("skipped")
+            return
         self.hints = [*step.hints, f"Type, or press Enter for: {command}"]
         if before > 1 and self._passed(step):
             return
@@ -173,14 +195,14 @@ class Tutor(Session):
         if plays and isinstance(step, Run) and step.makes == OPPONENTS[-1]:
             screen.show(Screen("The characters that you guessed, in nats each", rows=score_rows(self.progress)))
             self.pause()
+        if isinstance(step, View):  # so that the next screen does not push away what it wrote
+            self.pause()
         return True
 
     def _play_against(self, name: str) -> bool:
         """Score a new run on the characters that the learner guessed; whether there are such."""
         if (game := self.progress.last("guessed", GUESS)) is None:
             return False
-        from minigpt_cli.course.guessing import model_data
-
         waiting.show("scoring it on your characters")
         self.record("guessed", model_data(self.store.find(name), game.data))
         waiting.remove()
@@ -202,9 +224,6 @@ class Tutor(Session):
 
     def _guess(self, shown: Screen) -> None:
         """Play Shannon's game on the learner's unseen text."""
-        from minigpt_cli.course.guessing import game_on
-        from minigpt_cli.course.play import play
-
         waiting.show("reading the text")
         game = game_on(dataset(self.progress.text), self.progress.seed)
         play(self, shown, game)
@@ -276,7 +295,9 @@ class Tutor(Session):
         source = self.progress.text
         fault, argv = ward.own_training(self.progress.seed, shown_source(source) if source else None)
         while not (made := self._hidden_trainings()):
-            screen.say("The next run is trained on your text now, for some seconds.")
+            screen.say("The next run is trained on your text, which takes some seconds. Nothing of that is shown.")
+            self.line("Enter trains it: ")
+            waiting.show("training a run on your text")
             argv = [*argv, "--name", self.free_name("patient")]
             with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
                 code = self.command(argv)
@@ -293,37 +314,6 @@ class Tutor(Session):
         return [argv for argv in ran if "--json" in argv and argv[-2] == "--name"]
 
 
-def score_rows(progress: Progress) -> list[str]:
-    """The learner's nats per character, beside counts and models on the same characters."""
-    game = progress.last("guessed", GUESS)
-    assert game is not None
-    scores = [("you", game.data["nats_per_char"]), ("all characters alike", game.data["uniform"]), ("counted pairs", game.data["bigram"])]
-    models = {
-        event.data["run"]: event.data["nats_per_char"] for event in progress.events if event.event == "guessed" and "run" in event.data
-    }
-    longest = max(value for _, value in [*scores, *models.items()])
-    rows = sorted([*scores, *models.items()], key=lambda row: row[1])
-    return [f"  {name[:24]:24} {value:5.2f}  {bar(value / longest, 30)}" for name, value in rows]
-
-
-def shares(options: Sequence[str], chosen: int, confidence: int) -> dict[str, float]:
-    """The probability of each option: the chosen one gets what the confidence says, the others share the rest."""
-    if confidence not in CONFIDENCE:
-        return {option: 1 / len(options) for option in options}
-    rest = (1 - CONFIDENCE[confidence]) / (len(options) - 1)
-    return {option: CONFIDENCE[confidence] if i == chosen else rest for i, option in enumerate(options)}
-
-
-def cost(p: float) -> float:
-    """The loss of a bet, in nats, that gave p to what happened."""
-    return -math.log(p)
-
-
-def cost_sentence(p: float, n: int) -> str:
-    """What a bet cost beside a guess among n options."""
-    return f"You gave {p:.0%} to this, so your bet costs −ln {p:.2f} = {cost(p):.2f} nats; a guess costs {math.log(n):.2f}."
-
-
 def _lesson(name: str) -> Lesson:
     found = lesson_named(name)
     assert found is not None  # places are those of lessons
@@ -337,6 +327,4 @@ Which text? Type or drag the path of a file here: a book or your notes, 100,000 
 
 Nothing is lost when you stop: minigpt --learn continues at the same step. /help lists what you can type."""
 _END = """\
-You have done the whole course.
-
 Go on with a model of your own: minigpt train with your text trains a better one in three minutes. /goto build writes a GPT yourself."""

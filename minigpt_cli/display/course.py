@@ -37,7 +37,7 @@ def lines_of(screen: Screen, width: int) -> Lines:
     for number, paragraph in enumerate(filter(None, screen.text.strip().split("\n\n"))):
         lines += [("", "")] * bool(number) + [(line, "") for line in wrapped(paragraph, width)]
     if screen.rows:
-        lines += [("", ""), *((printable(row, keep="")[:width], "") for row in screen.rows)]
+        lines += [("", ""), *((part, "") for row in screen.rows for part in pieces(row, width))]
     lines += [("", "")] * bool(screen.options)
     for number, option in enumerate(screen.options, 1):
         lines += [(line, "") for line in wrapped(option, width, f"  {number}  ", "     ")]
@@ -53,6 +53,12 @@ def wrapped(text: str, width: int, first: str = "", others: str = "") -> list[st
     """`text` in lines of whole words; a longer word is cut."""
     flat = printable(" ".join(text.split()), keep="")
     return textwrap.wrap(flat, width, initial_indent=first, subsequent_indent=others, break_long_words=True, break_on_hyphens=False) or [""]
+
+
+def pieces(row: str, width: int) -> list[str]:
+    """A line as it is, in pieces where it is longer than the width."""
+    flat = printable(row, keep="")
+    return [flat[i : i + width] for i in range(0, max(1, len(flat)), width)]
 
 
 def width() -> int:
@@ -73,9 +79,9 @@ def show(screen: Screen) -> None:
 
 
 def show_rows(rows: Sequence[str]) -> None:
-    """Print lines as they are, cut to the width."""
+    """Print lines as they are."""
     for row in rows:
-        console.write(printable(row, keep="")[: width()])
+        console.write("\n".join(pieces(row, width())))
 
 
 def say(text: str) -> None:

@@ -11,6 +11,7 @@ import pytest
 from harness.learner import Learner
 
 from minigpt_cli.cli import run as run_command
+from minigpt_cli.course import bets as betting
 from minigpt_cli.course import tutor
 from minigpt_cli.course.lesson import Bet, Reveal, Run, View, lessons
 from minigpt_cli.course.outcomes import OUTCOMES
@@ -51,7 +52,7 @@ class Script:
         if "left" in prompt:
             return "e" if turn % 2 else ""
         if prompt != ">":
-            return "x" if turn == 0 and prompt != "Enter continues:" else "" if prompt == "Enter continues:" else "2"
+            return "" if prompt.startswith("Enter") else "2" if turn else "x"
         if turn < 5:
             return ["minigpt runs list", "nonsense", "/hint", "/hint", "/hint"][turn]
         assert turn < 8, "\n".join(lines[-30:])
@@ -108,7 +109,7 @@ def test_every_bet_is_revealed_as_it_was_measured(played: Played) -> None:
         == {f"{lesson.name}.{step.id}" for lesson in lessons() for step in lesson.steps if isinstance(step, Bet)}
     )
     for question, data in revealed.items():
-        assert data["nats"] == pytest.approx(tutor.cost(bets[question]["p"][data["outcome"]]))
+        assert data["nats"] == pytest.approx(betting.cost(bets[question]["p"][data["outcome"]]))
         assert sum(bets[question]["p"].values()) == pytest.approx(1)
 
 
@@ -147,9 +148,30 @@ def test_a_session_begins_again_after_every_event(
             assert now.lesson == place.lesson
             assert now.step - place.step in (0, 1, 2)  # a run that was made before the kill passes its step, and its bet is revealed
             shown = capsys.readouterr().out
-            assert "\n── " in shown or "is done. Next" in shown
+            assert now != place or "\n── " in shown or ". Next: " in shown or "is trained on your text" in shown
     finally:
         journal.write_bytes(whole)
+
+
+def test_who_leaves_everything_out_is_told_nothing_that_did_not_happen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "t.txt").write_text(TEXT)
+    typed = iter([str(tmp_path / "t.txt"), *["/skip"] * 100])
+
+    def skip(prompt: str) -> str:
+        if prompt == "> " and "── The end" in (told := capsys.readouterr().out):
+            assert "Not done yet, or with steps left out: 0" in told
+            raise EOFError
+        return next(typed)
+
+    monkeypatch.setattr(screen, "read", skip)
+    assert tutor.learn(run_command) == 0
+    events = Journal(tmp_path / "runs").events()
+    assert {event.event for event in events} == {"started", "entered", "skipped", "finished", "passed"}
+    assert not Progress(events).finished
+    assert events[0].data["text"] == str(tmp_path / "t.txt")  # a path that begins with a slash is no command
 
 
 def test_no_screen_is_larger_than_80_columns_and_18_rows(played: Played) -> None:

@@ -9,7 +9,16 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-PROMPTS = {"text:", "Enter continues:", "Your bet:", "Confidence:", "Your answer:", ">"}
+PROMPTS = {
+    "text:",
+    "Enter continues:",
+    "Enter trains it:",
+    "Enter tries again, /skip leaves it out:",
+    "Your bet:",
+    "Confidence:",
+    "Your answer:",
+    ">",
+}
 
 
 class Learner:
