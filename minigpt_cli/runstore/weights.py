@@ -47,7 +47,7 @@ def checkpoint_of_file(name: str) -> str | None:
     """The checkpoint in a file of this name; None for any other file."""
     if name in (BEST, LAST):
         return name.partition(".")[0]
-    return str(int(match[1])) if (match := _KEPT.fullmatch(name)) else None
+    return str(step) if (step := _step_of(name)) is not None else None
 
 
 def kept_name(step: int) -> str:
@@ -55,9 +55,15 @@ def kept_name(step: int) -> str:
     return f"step-{step:06d}.safetensors"
 
 
+def _step_of(name: str) -> int | None:
+    """The step of the file of a kept checkpoint; None for any other file."""
+    match = _KEPT.fullmatch(name)
+    return int(match[1]) if match and kept_name(int(match[1])) == name else None
+
+
 def kept_steps(record: RunRecord) -> list[int]:
     """The steps whose weights are kept, in order."""
-    return sorted(int(match[1]) for name in record.kept if (match := _KEPT.fullmatch(name)))
+    return sorted(step for name in record.kept if (step := _step_of(name)) is not None)
 
 
 def weights_of(folder: Path, record: RunRecord, which: str) -> Weights:
@@ -98,7 +104,7 @@ def all_weights(record: RunRecord) -> dict[str, FileRecord]:
 def unnamed(run: Run, record: RunRecord) -> list[Path]:
     """The files of kept checkpoints that the record does not name."""
     with suppress(OSError):
-        return sorted(run.dir / name for name in os.listdir(run.dir) if _KEPT.fullmatch(name) and name not in record.kept)
+        return sorted(run.dir / name for name in os.listdir(run.dir) if _step_of(name) is not None and name not in record.kept)
     return []
 
 

@@ -133,3 +133,33 @@ def test_pruning_that_is_killed_anywhere_leaves_a_sound_run_and_the_next_finishe
     assert kept_steps(killed.record) in ([2, 4, 6], [6])
     prune_kept(killed, 1, None)
     assert [path.name for path in run.dir.glob("step-*")] == ["step-000006.safetensors"]
+
+
+HOSTILE_NAMES = [
+    "../../outside",
+    "run.json",
+    "best.safetensors",
+    "step-2.safetensors",
+    "step-0000000002.safetensors",
+    "step-000009.safetensors/",
+]
+
+
+def test_a_record_that_names_other_files_reads_and_removes_none_of_them(run: Run) -> None:
+    save(run, 3)
+    file = run.record.files["last.safetensors"]
+    outside = run.dir.parent.parent / "outside"
+    outside.write_text("not ours")
+    hostile = run.record.model_copy(update={"kept": dict.fromkeys(HOSTILE_NAMES, file)})
+    run.file("run.json").write_text(hostile.to_json())
+    run.refresh()
+    assert kept_steps(run.record) == []
+    for step in ("2", "9"):
+        with pytest.raises(UsageError, match="keeps no checkpoint"):
+            checkpoints.load(run, step)
+    assert problems(run).keys() >= {"run.json", "step-2.safetensors", "step-0000000002.safetensors"}
+    prune_kept(run, 0, None)
+    assert outside.read_text() == "not ours"
+    assert checkpoints.load(run).step == 3
+    assert run.record.kept == {}
+    assert not problems(run)

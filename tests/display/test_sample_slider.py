@@ -77,7 +77,7 @@ def test_several_runs_share_the_slider(tab: browser.Page, tmp_path: Path) -> Non
     assert tab.evaluate(papers) == [HOSTILE + " of step 60", HOSTILE + " of step 80"]
     tab.evaluate("choose(0)")
     assert tab.evaluate(papers) == [HOSTILE + " of step 20", ""]
-    assert tab.evaluate("[...document.querySelectorAll('.hint')].map((h) => h.textContent)") == ["", "Nothing yet."]
+    assert tab.evaluate("[...document.querySelectorAll('.hint')].map((h) => h.textContent)") == ["", "has written nothing yet"]
     with tab.phone():
         assert tab.evaluate("document.documentElement.scrollWidth") <= 360
 

@@ -15,8 +15,9 @@ function show() {
     const sample = run.samples[run.newest[at]], [prompt, text] = papers[n].children;
     prompt.textContent = sample ? sample.prompt : "";
     text.textContent = sample ? sample.text : "";
-    const hint = !sample ? "Nothing yet." : sample.step === step ? "" : "Written at step " + sample.step.toLocaleString("en") + ". ";
-    hints[n].textContent = hint + (sample && run.kept.includes(sample.step) ? `These weights are kept: minigpt generate ${run.name}@${sample.step}` : "");
+    const hint = !sample ? "has written nothing yet" : sample.step === step ? "" : "at step " + sample.step.toLocaleString("en");
+    const kept = sample && run.kept.includes(sample.step) ? `(kept: minigpt generate ${run.name}@${sample.step})` : "";
+    hints[n].textContent = [hint, kept].filter(Boolean).join(" ");
   });
 }
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from minigpt_cli.display.format import quoted
-from minigpt_cli.display.pages.page import Markup, in_columns, remark, tag
+from minigpt_cli.display.pages.page import Markup, in_columns, tag
 from minigpt_cli.events import Sampled
 from minigpt_cli.runstore.weights import thinned
 
@@ -41,7 +41,7 @@ def samples_with_slider(runs: Sequence[Written]) -> Markup:
 def _paper(run: Written) -> Markup:
     last = run.samples[-1]
     text = tag("div", tag("span", last.prompt, class_="dim"), tag("span", last.text), class_="paper", role="region", aria_label=run.run)
-    return tag("div", remark(run.run), text, tag("p", class_="dim hint"))
+    return tag("div", tag("p", f"{run.run} ", tag("span", class_="hint"), class_="dim"), text)
 
 
 def slider_data(runs: Sequence[Written], *, reload_s: float = 0.0) -> dict[str, Any]:
