@@ -185,7 +185,8 @@ def _data(experiment: Experiment, recipes: Sequence[_Recipe], scored: Sequence[_
     except ValueError as error:
         return _Measured([f"{error}."], columns, {"law": None})
     fitted = [law.largest * 2 * i / 60 for i in range(1, 61)]
-    curves = [Curve("measured", xs, [side.group.mean for side in sides]), Curve("law", fitted, [law.at(n) for n in fitted])]
+    measured = [side.group.mean for side in sides]
+    curves = [Curve("measured", xs, measured), Curve("law, to twice the text", fitted, [law.at(n) for n in fitted])]
     chart = Chart(curves, "characters of training text", "nats per character of the validation text")
     return _Measured(experiments.law_sentences(law), columns, {"law": asdict(law)}, chart)
 

@@ -89,8 +89,8 @@ def by_heart_sentences(found: Memorisation, reached: Evaluated | None, limit: fl
         place = f"About {to_find:.3f} of them find the place of a window in the text, fewer in longer windows (--block-size)."
         lines = [f"{loss}, not below {limit:g}: the model did not learn the text by heart. Train longer (--max-steps).", place]
     new = f"On new text the same weights need {found.val_nats_per_char:.3f} nats per character"
-    copy = f"The longest passage that it writes word for word from the training text has {found.sampled.longest:,} characters"
-    return [*lines, f"{new}: what was learned by heart does not help there.", f"{copy}; unseen text has {found.unseen.longest:,} of them."]
+    copy = f"The longest passage of the training text in what it writes has {found.sampled.longest:,} characters, in unseen text"
+    return [*lines, f"{new}: what was learned by heart does not help there.", f"{copy} {found.unseen.longest:,}."]
 
 
 def dropout_sentences(modes: Mapping[str, tuple[float, float]]) -> list[str]:
