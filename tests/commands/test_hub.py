@@ -75,7 +75,10 @@ def test_a_model_of_the_hub_becomes_a_run_whose_record_names_the_commit(model: d
     assert downloaded() == ["config.json", "model.safetensors", "tokenizer.json"]
 
 
-def test_a_training_begins_from_a_model_of_the_hub(model: dict[str, bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_training_begins_from_a_model_of_the_hub_and_keeps_no_login(
+    model: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log_in(monkeypatch)
     Path("text.txt").write_text(TEXT)
     arguments = ["--init-from", "hf:me/model", "--name", "tuned", "--max-steps", "1", "--batch-size", "2", "--threads", "1"]
     assert minigpt(["train", "text.txt", *arguments, "--device", "cpu"]) == 0
@@ -83,6 +86,7 @@ def test_a_training_begins_from_a_model_of_the_hub(model: dict[str, bytes], tmp_
     assert base is not None
     assert base.run == PINNED
     assert re.search(rf"from {PINNED}: \d+ loaded, 0 missing", capsys.readouterr().err)
+    assert not any(TOKEN.encode() in path.read_bytes() for path in RunStore().find("tuned").dir.rglob("*") if path.is_file())
 
 
 def test_another_process_reads_the_same_commit(model: dict[str, bytes]) -> None:
