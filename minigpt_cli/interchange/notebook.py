@@ -34,12 +34,12 @@ legend = axes.legend()
 """
 _WRITE = """
 prompt = {prompt}
-for settings in ({{"temperature": 0.3}}, {{"temperature": 1.0}}, {{"temperature": 1.0, "top_k": 10}}, {{"greedy": True}}):
+for settings in ({{"greedy": True}}, {{"temperature": 0.3}}, {{"temperature": 1.0, "top_k": 10}}, {{"temperature": 1.0}}):
     text = run.generate(prompt, max_new_tokens=200, seed=1{chat}, **settings)
     print(settings, prompt + {between}text, sep="\\n", end="\\n\\n")
 """
 _SCORE = """
-score = run.score(text)  # what it wrote last; put a text of yours here
+score = run.score(prompt + text)  # what it wrote last; put a text of yours here
 score
 """
 _SURPRISES = """
