@@ -25,7 +25,7 @@ def parsed(words: list[str]) -> None:
     """Read the flags of a command without running it."""
     command: Any = get_command(cli.app)
     if words[0].startswith("-"):
-        command.make_context("minigpt", words, resilient_parsing=True)
+        assert set(words) <= {flag for option in command.params for flag in option.opts}, words
         return
     ctx = command.make_context("minigpt", [])
     while hasattr(command, "commands"):
