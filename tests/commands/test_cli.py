@@ -63,7 +63,7 @@ def test_every_help_page_begins_with_examples_that_parse(path: list[str], comman
         command_found: Any = get_command(cli_module.app)
         ctx = command_found.make_context("minigpt", [])
         if words[0].startswith("-"):  # an option of minigpt itself
-            command_found.make_context("minigpt", words, resilient_parsing=True)
+            command_found.make_context("minigpt", words)
             continue
         while hasattr(command_found, "commands"):
             name, command_found, words = command_found.resolve_command(ctx, words)
