@@ -5,8 +5,8 @@ Any command that makes such a run counts: with more steps, another name, another
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from minigpt_cli.commands.config_fields import settings, show_value
@@ -121,7 +121,7 @@ def same_source(config: RunConfig, source: str | None) -> bool:
     given = config.data.sources
     if source is None or len(given) != 1 or not given[0]:
         return not any(given) if source is None else False
-    return given[0] == source or Path(given[0]).expanduser().absolute() == Path(source).expanduser().absolute()
+    return given[0] == source or os.path.abspath(os.path.expanduser(given[0])) == os.path.abspath(source)
 
 
 def flags_like(run: Run) -> str:

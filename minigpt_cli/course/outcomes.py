@@ -18,6 +18,7 @@ from minigpt_cli.evaluation.baselines import Baselines
 from minigpt_cli.evaluation.comparison import Pair, Side, compare_pairs
 from minigpt_cli.evaluation.eval_target import Target
 from minigpt_cli.evaluation.evaluate_run import baselines_of, evaluate_run
+from minigpt_cli.evaluation.inside import PartCost, look
 from minigpt_cli.evaluation.recipes import by_recipe
 from minigpt_cli.evaluation.scores import Score
 from minigpt_cli.runstore.directory import Run
@@ -131,21 +132,17 @@ def order(m: Measured) -> Outcome:
 
 
 def costliest(m: Measured) -> Outcome:
-    """The part of the model that costs most when it is taken out."""
-    from minigpt_cli.evaluation.inside import look
-
+    """The kind of the single part that costs most when it is taken out: positions, a head or an MLP. Layers hold several parts."""
     found = look(m.run("mine"))
-    parts = sorted((part for part in found.parts if not part.part.startswith(("head", "mlp"))), key=lambda part: -part.delta_nats_per_char)
-    first, second = parts[0], parts[1]
-    figures = {"first": first.part, "first_nats": first.delta_nats_per_char, "second": second.part}
-    figures |= {"second_nats": second.delta_nats_per_char, "head": min(_heads(found) or [0.0]), "top_head": max(_heads(found) or [0.0])}
-    if not first.measurable or first.ci95[0] <= second.ci95[1]:
-        return Outcome(TIE, figures)
-    return Outcome({"positions": "positions", "layer 0": "first"}.get(first.part, "later"), figures)
-
-
-def _heads(found: Any) -> list[float]:
-    return [part.delta_nats_per_char for part in found.parts if part.part.startswith("head")]
+    best: dict[str, PartCost] = {}
+    for part in sorted(found.parts, key=lambda part: part.delta_nats_per_char):
+        best[part.part.split()[0]] = part
+    kinds = sorted((best[kind] for kind in ("positions", "head", "mlp") if kind in best), key=lambda part: -part.delta_nats_per_char)
+    first, second = kinds[0], kinds[1]
+    figures: dict[str, Any] = {part.part.split()[0]: part.delta_nats_per_char for part in kinds}
+    figures |= {"first": first.part, "second": second.part}
+    apart = first.measurable and first.ci95[0] > second.ci95[1]
+    return Outcome(first.part.split()[0] if apart else TIE, figures)
 
 
 def recipes(m: Measured) -> Outcome:
@@ -196,7 +193,7 @@ OUTCOMES: dict[str, tuple[Callable[[Measured], Outcome], tuple[str, ...]]] = {
     "reciting": (reciting, ("fell", "rose", TIE)),
     "cheating": (cheating, ("better", "worse", TIE)),
     "order": (order, ("same", "between", "pairs", TIE)),
-    "costliest": (costliest, ("positions", "first", "later", TIE)),
+    "costliest": (costliest, ("positions", "head", "mlp", TIE)),
     "recipes": (recipes, ("recipe", TIE)),
     "seeds": (seeds, ("differ", TIE)),
 }

@@ -139,8 +139,9 @@ class Session:
     def _list(self) -> None:
         for lesson in lessons():
             mark = "✓" if lesson.name in self.progress.finished else "▸" if lesson.name == self.progress.place.lesson else " "
-            screen.say(f"{mark} {lesson.number:>2}  {lesson.name:10} {lesson.title}, {max(1, round(lesson.minutes))} min")
-        screen.say("Besides: /goto build (write a GPT yourself), /goto page (the page to keep).")
+            minutes = max(1, round(lesson.minutes))
+            screen.show_rows([f"{mark} {lesson.number:>2}  {lesson.name:10} {lesson.title}, {minutes} min"])
+        screen.show_rows(["Also /goto build: write a GPT yourself; /goto page: the page to keep."])
 
     def _go(self, name: str) -> None:
         if name == BUILD:
@@ -209,6 +210,8 @@ class Session:
         waiting.show(f"minigpt {argv[0] if argv else ''}: starting")
         code = self.command(argv)
         self.record("ran", {"argv": list(argv), "code": code})
+        if code == 143:  # this process was asked to end
+            raise Left(code)
         if code == 130:
             screen.say("Stopped; what was saved is kept. You are back in the course.")
         elif code:

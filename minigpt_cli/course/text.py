@@ -21,7 +21,7 @@ def source_in(typed: str) -> str | None:
     typed = typed.strip()
     for name in _readings(typed):
         if name and (path := Path(name).expanduser()).exists():
-            return str(path.absolute())
+            return os.path.abspath(path)
     return typed or None
 
 

@@ -176,10 +176,10 @@ class Tutor(Session):
             return
         screen.show(Screen(shown.heading, shown.text, command=command, footer=_RUN))
         while True:
-            line = self.line() or self.filled(step.command)
+            line, before = self.line() or self.filled(step.command), len(self.progress.events)
             if not self.ran(line):
                 screen.say("That is no command. Enter runs the one that is shown; /help lists what you can type.")
-            elif self._passed(step, tell=True):
+            elif len(self.progress.events) > before and self._passed(step, tell=True):
                 return
 
     def _passed(self, step: Run | View, *, tell: bool = False) -> bool:

@@ -72,7 +72,7 @@ class Player:
             raise RuntimeError(f"the course stays at {heading!r}")
         if prompt == ">" and self._lines[heading] > 2:
             return "/skip"
-        return "" if prompt in (">", "Enter continues:") else "2"
+        return "" if prompt == ">" or prompt.startswith("Enter") else "2"
 
     def _guess(self, left: str, shown: str) -> str:
         """The likeliest character that was not tried."""

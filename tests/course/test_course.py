@@ -12,12 +12,13 @@ from harness.learner import Learner
 
 from minigpt_cli.cli import run as run_command
 from minigpt_cli.course import bets as betting
-from minigpt_cli.course import tutor
-from minigpt_cli.course.lesson import Bet, Reveal, Run, View, lessons
+from minigpt_cli.course import checks, tutor
+from minigpt_cli.course.lesson import Bet, Needs, Reveal, Run, View, lessons
 from minigpt_cli.course.outcomes import OUTCOMES
 from minigpt_cli.course.progress import Place, Progress
 from minigpt_cli.display import course as screen
 from minigpt_cli.runstore.journal import Event, Journal
+from minigpt_cli.runstore.store import RunStore
 
 TINY = {
     "MINIGPT_BLOCK_SIZE": "16", "MINIGPT_BATCH_SIZE": "4", "MINIGPT_EVAL_ITERS": "1", "MINIGPT_MAX_STEPS": "20", "MINIGPT_DEVICE": "cpu",
@@ -98,6 +99,24 @@ def test_it_ends_with_a_page_to_keep(played: Played) -> None:
     page = (played.folder / "runs" / "course.html").read_text("utf-8")
     assert "patient" in page or "parrot" in page
     assert "runs/course.html" in "\n".join(played.lines)
+
+
+def test_what_is_missing_is_said_as_a_difference(played: Played, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(played.folder)
+    store, text = RunStore(played.folder / "runs"), str(played.folder / "my text.txt")
+    began = played.events[:1]
+
+    def missing(needs: Needs, source: str = text) -> str:
+        with pytest.raises(checks.Missing) as raised:
+            checks.passing(store, [began[0].model_copy(update={"t": store.runs()[-1].record.place})], needs, source, store.find("mine"))
+        return str(raised.value)
+
+    assert checks.passing(store, began, Needs(settings={"without": "mask"}, like="mine"), text, store.find("mine")) == ["cheat"]
+    assert checks.passing(store, began, Needs(settings={"arch": "bigram"}), text, None) == ["other"]
+    assert "this step needs --without mask" in missing(Needs(settings={"without": "mask"}))
+    assert "the course uses book.txt" in missing(Needs(settings={"arch": "modern"}, like="mine"), "book.txt")
+    assert "differs from mine in" in missing(Needs(like="mine"))
+    assert "two recipes with 9 seeds each" in missing(Needs(seeds=9))
 
 
 def test_every_bet_is_revealed_as_it_was_measured(played: Played) -> None:
