@@ -82,7 +82,7 @@ def baseline(m: Measured) -> Outcome:
     """The best baseline that the learner's model is clearly better than; a tie where its interval holds one."""
     score, beside = m.score("mine"), m.baselines("mine")
     low, high = score.ci95
-    figures = {"mine": score.nats_per_char, "chars": beside.unigram, "pairs": beside.bigram, "xz": beside.xz}
+    figures = {"mine": score.nats_per_char, "pairs": beside.bigram, "xz": beside.xz, "steps": m.run("mine").record.stop_step}
     if any(low <= value <= high for value in (beside.bigram, beside.xz)):
         return Outcome(TIE, figures)
     return Outcome("low" if low > beside.bigram else "pairs" if low > beside.xz else "xz", figures)
