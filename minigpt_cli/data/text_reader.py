@@ -95,9 +95,9 @@ class Text:
         sha256, alphabet, reported = BackgroundHash(), _Alphabet(), 0
         chats, marks, end_in = self.source.split_by == "conversation", self.source.marks, ""
         kept: list[_Kept] = []
-        room = KEPT
         with explained("read the text"):
             total = self.source.n_bytes
+            room = KEPT if (total or 0) <= KEPT else 0
             for document in self._read():
                 before = _END if self.n_documents and not chats else b""  # the end of the document before
                 own = hashlib.sha256() if self.n_documents else sha256  # the first is hashed once
@@ -119,6 +119,8 @@ class Text:
                     room -= len(data)
                     if room >= 0:
                         texts.append((text, piece.learned))
+                    else:
+                        texts.clear()
                     if self.n_bytes >= reported:
                         yield Preparing(min(self.n_bytes, total or self.n_bytes), total, "reading")
                         reported = self.n_bytes + _REPORT
@@ -126,7 +128,7 @@ class Text:
                 if room >= 0:
                     kept.append((document.name, document.split, tuple(texts)))
                 else:
-                    kept.clear()
+                    kept.clear()  # with a text of unknown size
                 self._note(document, length, int(own.hexdigest()[:16], 16))
         if not self.n_chars:
             kind = "has no ASCII character" if self._ascii_only else "is empty"

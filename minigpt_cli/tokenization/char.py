@@ -1,6 +1,6 @@
 """Each character is a token: the vocabulary is every distinct code point of the text, in code point order.
 
-Text is encoded with a NumPy table from code point to id, the ASCII in it by `bytes.translate`, which is faster. Other programs use the
+Text is encoded with a NumPy table from code point to id, ASCII by `bytes.translate`, which is faster. Other programs use the
 Hugging Face JSON (a `WordLevel` vocabulary of single characters), which gives the same ids a hundred times slower.
 """
 
@@ -17,7 +17,6 @@ from minigpt_cli.errors import UnknownCharacters
 from minigpt_cli.tokenization.contract import Ids, NarrowIds, TrainingText, checked_ids, encoded, hugging_face_json
 
 _NO_BYTE = 0xFF  # in the table of ASCII: no id, or one that is not a byte
-_MOSTLY_ASCII = 8  # one character in so many may be outside ASCII
 
 
 def code_points(text: str) -> Ids:
@@ -59,7 +58,7 @@ class CharTokenizer:
         self._unknown = np.iinfo(dtype).max
         self._table = np.full(0x110000, self._unknown, dtype)  # code point -> id; it has all, so no look-up is out of range
         self._table[self._points] = np.arange(len(self._points))
-        self._of_ascii = np.minimum(self._table[:0x80], _NO_BYTE).astype(np.uint8).tobytes() + bytes(0x80)
+        self._of_ascii = np.minimum(self._table[:0x80], _NO_BYTE).astype(np.uint8).tobytes() + bytes(0x80)  # as translate wants it
 
     @classmethod
     def build(cls, config: DataConfig, text: TrainingText) -> Self:
@@ -84,17 +83,12 @@ class CharTokenizer:
         return self._narrow(text).astype(np.uint32)
 
     def _narrow(self, text: str) -> NarrowIds:
+        """Ids in few bytes. All its arrays have one length: memory taken and given back in many lengths grew by 100 MB for 1 GB of text."""
         points = _points_of(text)
-        other = np.flatnonzero(points >= 0x80)
-        data = bytes([_NO_BYTE])
-        if len(other) * _MOSTLY_ASCII < len(points):
-            data = np.minimum(points, 0x80).astype(np.uint8).tobytes().translate(self._of_ascii)
+        data = points.tobytes().translate(self._of_ascii) if text.isascii() else bytes([_NO_BYTE])
         ids: NarrowIds = np.frombuffer(data, np.uint8)
         if _NO_BYTE in data:
             ids = self._table.take(points, mode="clip")  # "clip" saves NumPy a buffer; no index is out of range
-        elif len(other):
-            ids = ids.astype(self._table.dtype)
-            ids[other] = self._table[points[other]]
         if ids.size and ids.max() == self._unknown:
             raise unknown_characters((chr(p) for p in np.unique(points[ids == self._unknown])), self.name)
         return ids

@@ -72,7 +72,7 @@ class Files:
         """The documents, file after file. Raises UsageError where one cannot be read."""
         chats = self._are_chats()
         skipped: dict[str, list[str]] = {}  # what a file is → the files
-        empty: list[str] = []
+        n_empty, first_empty = 0, ""
         for source in self.inputs():
             try:
                 kind, opened, options = self._opened(source)
@@ -89,10 +89,10 @@ class Files:
             where = (source.label, noun(kind.what), options.encoding)
             for document in documents:
                 if (pieces := with_text(document.pieces)) is None:
-                    empty.append(document.name)
+                    n_empty, first_empty = n_empty + 1, first_empty or document.name
                 else:
                     yield Document(document.name, pieces, None, *where)
-        self.notices = [*self._skipped(skipped), *self._empty(empty)]
+        self.notices = [*self._skipped(skipped), *self._empty(n_empty, first_empty)]
         self.skipped = {what: len(files) for what, files in skipped.items()}
         if self._lenient and sum(map(len, skipped.values())) == len(self.inputs()):
             raise UsageError(f"the folder {self.label} has no text files: {self.notices[0]}")
@@ -122,10 +122,10 @@ class Files:
         kinds = ", ".join(f"{len(files)} × {what} ({files[0]}{', …' * (len(files) > 1)})" for what, files in most_first)
         return [f"skipped in {self.label}, for they are not text: {kinds}"]
 
-    def _empty(self, empty: list[str]) -> list[str]:
-        if not empty:
+    def _empty(self, count: int, first: str) -> list[str]:
+        if not count:
             return []
-        return [f"skipped in {self.label}: {len(empty):,} empty document{'s' * (len(empty) > 1)}, the first is {empty[0]}"]
+        return [f"skipped in {self.label}: {count:,} empty document{'s' * (count > 1)}, the first is {first}"]
 
     def _are_chats(self) -> bool:
         """Whether the files hold conversations. Raises UsageError if only some do."""

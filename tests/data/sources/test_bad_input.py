@@ -8,6 +8,7 @@ import io
 import json
 import lzma
 import os
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from contextlib import suppress
@@ -253,3 +254,14 @@ def test_a_folder_that_looks_like_tokens_is_not_replaced_by_its_own(tmp_path: Pa
     with pytest.raises(UsageError, match=r"--out notes would replace the source notes/train\.bin: name another folder"):
         prepared(DataConfig(source="notes/train.bin", tokenizer="byte"), out=Path("notes"))
     assert os.listdir("notes") == ["train.bin"]
+
+
+def test_memory_does_not_grow_with_empty_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.txt").write_text("\n" * 100_000 + "one\ntwo\n")
+    source = open_source("a.txt", options=DataConfig(documents="lines"))
+    tracemalloc.start()
+    assert [document.name for document in source.documents()] == ["a.txt:100001", "a.txt:100002"]
+    assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    tracemalloc.stop()
+    assert source.notices == ["skipped in a.txt: 100,000 empty documents, the first is a.txt:1"]
