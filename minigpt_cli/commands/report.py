@@ -18,20 +18,21 @@ if TYPE_CHECKING:
 _ROWS = 20  # of the leaderboard
 
 
-def write_report(path: Path, runs: Sequence[Run], store: RunStore, *, reload_s: float = 0.0) -> None:
+def write_report(path: Path, runs: Sequence[Run], store: RunStore, *, reload_s: float | None = None) -> None:
     """Write the report of `runs` to `path`. With `reload_s` it is one of runs that train: the page loads itself again after so many
-    seconds, and has neither a new sample nor a leaderboard. Raises UsageError if they have no evaluations or the folder does not exist.
+    seconds (0: never), and has neither a new sample nor a leaderboard. Raises UsageError
+    if they have no evaluations or the folder does not exist.
     """
     from minigpt_cli.display.pages.report import report_page
     from minigpt_cli.storage.atomic_io import check_parent, write_atomic
 
     check_parent(path)
-    live = reload_s > 0
+    live = reload_s is not None
     reported = [_reported(run, live=live) for run in runs]
     if not live and not any(run.evaluations for run in reported):
         raise UsageError(f"nothing to report: {no_evaluations(runs)}")
     differing = shown_differences(differences([[run] for run in runs]))
-    write_atomic(path, report_page(reported, [] if live else _boards(runs, store), differing, reload_s=reload_s))
+    write_atomic(path, report_page(reported, [] if live else _boards(runs, store), differing, reload_s=reload_s or 0.0))
 
 
 def no_evaluations(runs: Sequence[Run]) -> str:

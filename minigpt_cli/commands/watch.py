@@ -46,10 +46,15 @@ def watch(
     if not run and not json:
         console.notice(f"watching {chosen[0].name}")
     states = _states(chosen, every, once=once, page=html)
-    if json or not console.is_terminal(sys.stdout):
-        _lines(chosen, states, once=once, json=json)
-    else:
-        show_live(states, several=len(chosen) > 1)
+    try:
+        if json or not console.is_terminal(sys.stdout):
+            _lines(chosen, states, once=once, json=json)
+        else:
+            show_live(states, several=len(chosen) > 1)
+    except BaseException:  # Ctrl-C ends watching: the page must not go on loading itself
+        if html is not None and html.is_file():
+            write_report(html, chosen, store, reload_s=0.0)
+        raise
     if html is not None and (once or all(_stopped(run) for run in chosen)):
         write_report(html, chosen, store)
         console.notice(f"wrote {html}")

@@ -125,8 +125,8 @@ def test_watch_writes_the_page_while_runs_train_and_the_report_at_their_end(
     def page_data() -> dict[str, object]:
         return dict(json.loads((tmp_path / "live.html").read_text("utf-8").partition('id="data">')[2].partition("</script>")[0]))
 
-    class Ended(Exception):
-        pass
+    def interrupted(seconds: float) -> None:
+        raise KeyboardInterrupt
 
     def later(seconds: float) -> None:
         assert page_data()["reload_s"] == 5.0
@@ -135,8 +135,11 @@ def test_watch_writes_the_page_while_runs_train_and_the_report_at_their_end(
         else:
             run.append(Sampled(run="bard", step=100, prompt="", text="later"))
 
-    monkeypatch.setattr("minigpt_cli.commands.watch.time.sleep", later)
     with run.writing():  # it is being trained
+        monkeypatch.setattr("minigpt_cli.commands.watch.time.sleep", interrupted)
+        assert minigpt(["runs", "watch", "bard", "--html", "live.html"]) == 130
+        assert page_data()["reload_s"] == 0.0
+        monkeypatch.setattr("minigpt_cli.commands.watch.time.sleep", later)
         assert minigpt(["runs", "watch", "bard", "--html", "live.html"]) == 0
     assert page_data()["steps"] == [50, 100]
     assert page_data()["reload_s"] == 0.0
