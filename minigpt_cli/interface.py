@@ -192,12 +192,12 @@ class Run:
     @overload
     def generate(
         self, prompt: str = ..., *, stream: Literal[False] = ..., max_new_tokens: int = ..., seed: int | None = ...,
-        stop: Sequence[str] = ..., chat: bool = ..., ckpt: str = ..., **sampling: Unpack[SamplingSettings],
+        stop: Sequence[str] = ..., chat: bool = ..., ckpt: str | None = ..., **sampling: Unpack[SamplingSettings],
     ) -> str: ...  # fmt: skip
     @overload
     def generate(
         self, prompt: str = ..., *, stream: Literal[True], max_new_tokens: int = ..., seed: int | None = ...,
-        stop: Sequence[str] = ..., chat: bool = ..., ckpt: str = ..., **sampling: Unpack[SamplingSettings],
+        stop: Sequence[str] = ..., chat: bool = ..., ckpt: str | None = ..., **sampling: Unpack[SamplingSettings],
     ) -> Iterator[str]: ...  # fmt: skip
     def generate(
         self,
@@ -208,7 +208,7 @@ class Run:
         seed: int | None = None,
         stop: Sequence[str] = (),
         chat: bool = False,
-        ckpt: str = "best",
+        ckpt: str | None = None,
         **sampling: Unpack[SamplingSettings],
     ) -> str | Iterator[str]:
         """The text that continues `prompt` (the answer to it with `chat`), or with `stream` its pieces as they are made.
@@ -227,31 +227,32 @@ class Run:
         pieces = (step.text for step in loaded.steps(request))
         return pieces if stream else "".join(pieces)
 
-    def _model(self, ckpt: str) -> LoadedModel:
+    def _model(self, ckpt: str | None) -> LoadedModel:
         """The weights, read once for every save."""
         from minigpt_cli.generation.open_run import open_model
 
+        ckpt = self._run.checkpoint_to_read(ckpt)
         key = f"{ckpt} {self.record.updated_at}"
         if key not in self._models:
-            self._models = {key: _quietly(lambda: open_model(self._run, self._run.checkpoint or ckpt))}
+            self._models = {key: _quietly(lambda: open_model(self._run, ckpt))}
         return self._models[key]
 
     def score(
-        self, text: str | None = None, *, split: Literal["val", "test", "train"] = "val", stride: int = 0, ckpt: str = "best"
+        self, text: str | None = None, *, split: Literal["val", "test", "train"] = "val", stride: int = 0, ckpt: str | None = None
     ) -> TextScore:
         """The score of `text`, or of a split of the run's own text. Scores of splits and texts are kept, so a second time is quick."""
         from minigpt_cli.evaluation.eval_target import Target
         from minigpt_cli.evaluation.evaluate_run import evaluate_run
 
-        ckpt = self._run.checkpoint or ckpt
+        ckpt = self._run.checkpoint_to_read(ckpt)
         target = Target(split, text, "" if text is None else "the given text", ckpt=ckpt, stride=stride)
         return _text_score(_quietly(lambda: evaluate_run(self._run.refresh(), target, device=_device).score))
 
-    def export(self, format: str, out: Names, *, dtype: str | None = None, ckpt: str = "best") -> Path:
+    def export(self, format: str, out: Names, *, dtype: str | None = None, ckpt: str | None = None) -> Path:
         """The folder or file `out` with the run in the format of another program, as `minigpt runs export` writes it."""
         from minigpt_cli.commands.interchange import export_run
 
-        return _quietly(lambda: export_run(self._run, Path(out), format, dtype, self._run.checkpoint or ckpt)[1].out)
+        return _quietly(lambda: export_run(self._run, Path(out), format, dtype, self._run.checkpoint_to_read(ckpt))[1].out)
 
 
 class Training(Iterator["Event"]):

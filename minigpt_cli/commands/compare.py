@@ -40,7 +40,7 @@ def compare(
     run: RunArguments,
     data: Annotated[str | None, option("FILE", "Score this text, not the validation split.", autocompletion=complete_source)] = None,
     split: Annotated[Literal["val", "test"], typer.Option(help="Which split of the runs' common text.")] = "val",
-    ckpt: CheckpointOption = "best",
+    ckpt: CheckpointOption = None,
     stride: Annotated[int, option("N", "Slide windows by N tokens; 0: consecutive windows.", min=0)] = 0,
     group_by: Annotated[Literal["config"] | None, typer.Option(help="Take runs that differ in their seed alone as one recipe.")] = None,
     prompt: Annotated[str | None, option("TEXT", "Also show how each run continues this text.")] = None,
@@ -76,9 +76,12 @@ def compare(
     from minigpt_cli.display.comparison import print_comparison, print_comparison_markdown
 
     groups = sides_named(RunStore(runs_dir), run, by_config=group_by == "config")
-    target = replace(target_of(split, data, settings, [one for _, runs in groups for one in runs]), ckpt=ckpt, stride=stride)
+    everyone = [one for _, runs in groups for one in runs]
+    for one in everyone:
+        one.checkpoint_to_read(ckpt)
+    target = replace(target_of(split, data, settings, everyone), ckpt=ckpt or "best", stride=stride)
     sides = scored(groups, target, device)
-    samples = [] if prompt is None else _samples(groups, prompt, ckpt, seed)
+    samples = [] if prompt is None else _samples(groups, prompt, target.ckpt, seed)
     curves = [] if plot is None and (json or md) else _curves(groups, x)
     found = replace(compared(groups, sides, target), curves=curves, x=x, prompt=prompt, samples=samples)
     if json:

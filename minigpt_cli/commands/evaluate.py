@@ -37,7 +37,7 @@ def evaluate(
     split: Annotated[Literal["val", "test", "train"], typer.Option(help="Which split of the run's own text.")] = "val",
     data: Annotated[str | None, option("FILE", "Score this text instead.", autocompletion=complete_source)] = None,
     text: Annotated[str | None, option("TEXT", "Score this text, as it stands.")] = None,
-    ckpt: CheckpointOption = "best",
+    ckpt: CheckpointOption = None,
     stride: Annotated[int, option("N", "Slide windows by N tokens, for a longer context; 0: consecutive windows.", min=0)] = 0,
     nats_per_char: Annotated[bool, switch("--nats-per-char", "", panel=_ONE)] = False,
     nats_per_token: Annotated[bool, switch("--nats-per-token", "", panel=_ONE)] = False,
@@ -78,7 +78,7 @@ def evaluate(
     check_page(html)
     store = RunStore(runs_dir)
     chosen = store.find(run or "latest")
-    ckpt = chosen.checkpoint or ckpt
+    ckpt = chosen.checkpoint_to_read(ckpt)
     if chosen.label != run:
         console.notice(f"scoring {chosen.name}" + (f" ({run})" if run else ", the newest run"))
     from minigpt_cli.evaluation.evaluate_run import baselines_of, evaluate_run

@@ -36,7 +36,7 @@ def generate(
     ignore_eos: Annotated[bool, switch("--ignore-eos", "Go on where a document or an answer ends.")] = False,
     max_time: Annotated[float, option("SECONDS", "End a text after so long; 0: no limit.", min=0)] = 0.0,
     seed: Annotated[int | None, option("N", "Repeat a text exactly; default: random, and shown.", min=0)] = None,
-    ckpt: CheckpointOption = "best",
+    ckpt: CheckpointOption = None,
     style_name: Annotated[
         str, option("conservative|default|creative", "Temperature and top-k: 0.5, 10 | 0.9, 50 | 1.2, 100.", "--style")
     ] = "default",
@@ -110,13 +110,13 @@ def generate(
         return serve_runs(store, host=host, port=port, api_key=api_key, engine=engine, only=run, ckpt=ckpt)
     wanted = run or "latest"
     found = store.find(wanted)
-    ckpt = found.checkpoint or ckpt
+    to_read = found.checkpoint_to_read(ckpt)
     if interactive:
         from minigpt_cli.commands.interactive import PromptLoop
 
-        return PromptLoop(store, sampling, max_new_tokens, seed, stop or [], ckpt, engine, chat).run(found)
+        return PromptLoop(store, sampling, max_new_tokens, seed, stop or [], ckpt or "best", engine, chat).run(found)
     prompt = _read_stdin() if prompt == "-" else prompt
-    loaded = open_model(found, ckpt, engine)
+    loaded = open_model(found, to_read, engine)
     if prompts is not None:
         from minigpt_cli.commands.prompt_file import write_all
 

@@ -49,7 +49,7 @@ def export(
             "hf: f32 (default), f16, bf16; gguf: f32, f16 (default), q8_0, q5_0, q4_0; html: f16, above 4 M parameters int8; onnx: f32.",
         ),
     ] = None,
-    ckpt: CheckpointOption = "best",
+    ckpt: CheckpointOption = None,
     runs_dir: RunsDir = None,
     json: JsonFlag = False,
 ) -> None:
@@ -75,7 +75,7 @@ def export(
     if push is not None:
         _check_push(push, format)
     found = RunStore(runs_dir).find(run)
-    ckpt = found.checkpoint or ckpt
+    ckpt = found.checkpoint_to_read(ckpt)
     with TemporaryDirectory(prefix="minigpt-") as temporary:
         loaded, exported = export_run(found, out or Path(temporary), format, dtype, ckpt, push)
     for notice in [*loaded.notices, *exported.notices]:

@@ -19,7 +19,7 @@ def look(
     run: OptionalRun = None,
     text: Annotated[str | None, option("TEXT", "Also show what the model expects at each character of this text, layer by layer.")] = None,
     html: Annotated[Path | None, option("FILE.html", "Write a page that holds the model: type, look, and take parts out.")] = None,
-    ckpt: CheckpointOption = "best",
+    ckpt: CheckpointOption = None,
     fresh: Annotated[bool, switch("--fresh", "Measure again, even if results are kept beside the run.")] = False,
     json: JsonFlag = False,
     runs_dir: RunsDir = None,
@@ -40,7 +40,7 @@ def look(
     chosen = store.find(run or "latest")
     if chosen.label != run:
         console.notice(f"looking into {chosen.name}" + (f" ({run})" if run else ", the newest run"))
-    chosen.checkpoint = chosen.checkpoint or ckpt
+    chosen.checkpoint = chosen.checkpoint_to_read(ckpt)
     from minigpt_cli.evaluation.inside import look as look_inside
 
     page, lens = _page_of(chosen, html), None

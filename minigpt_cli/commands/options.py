@@ -122,14 +122,14 @@ LatexFlag = Annotated[bool, switch("--latex", "Print a LaTeX table (booktabs).")
 CsvFlag = Annotated[bool, switch("--csv", "Print CSV.")]
 
 
-def _checkpoint(value: str) -> str:
+def _checkpoint(value: str | None) -> str | None:
     from minigpt_cli.runstore.weights import checkpoint_named
 
-    return checkpoint_named(value)
+    return None if value is None else checkpoint_named(value)
 
 
 CheckpointOption = Annotated[
-    str,
+    str | None,
     option(
         "best|last|STEP",
         "The weights of the best validation step, of the last, or of a step that train --keep-every kept. RUN@STEP means the same.",

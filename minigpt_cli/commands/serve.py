@@ -20,7 +20,7 @@ EXAMPLES = 4  # prompts from the text of a run
 _ANYWHERE = {"0.0.0.0": "192.0.2.1", "::": "2001:db8::1", "": "192.0.2.1"}  # and an address that routes to the network (RFC 5737, 3849)
 
 
-def serve(store: RunStore, *, host: str, port: int, api_key: str | None, engine: str, only: str | None, ckpt: str) -> None:
+def serve(store: RunStore, *, host: str, port: int, api_key: str | None, engine: str, only: str | None, ckpt: str | None) -> None:
     """Serve every run, or `only` one, until interrupted. Raises MissingExtra, UsageError for a network address without a key,
     MiniGPTError for a port in use."""
     try:
@@ -36,8 +36,9 @@ def serve(store: RunStore, *, host: str, port: int, api_key: str | None, engine:
     if not local and api_key is None:
         raise UsageError(f"--host {host} is open to the network: add --api-key KEY, or leave --host out to serve this machine alone")
     found = store.find(only) if only is not None else None
+    ckpt = found.checkpoint_to_read(ckpt) if found else ckpt or "best"
     if found is not None:
-        store, ckpt = RunStore(found.dir.parent), found.checkpoint or ckpt
+        store = RunStore(found.dir.parent)
     app = build_app(store, api_key=api_key, engine=engine, only=found.name if found else None, ckpt=ckpt, local_only=local)
     listener = _listen(host, port)
     n_runs = len(listed(store))

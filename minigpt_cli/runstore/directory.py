@@ -50,6 +50,13 @@ class Run:
         """The name, with @ and the checkpoint if one was named."""
         return self.name if self.checkpoint is None else f"{self.name}@{self.checkpoint}"
 
+    def checkpoint_to_read(self, asked: str | None) -> str:
+        """The checkpoint that is `asked` for, or that RUN@STEP or a path named; the best if none is. Raises UsageError if both are and
+        differ."""
+        if asked is not None and self.checkpoint not in (None, asked):
+            raise UsageError(f"{atomic_io.one_line(self.label, 100)} and checkpoint {asked} are two checkpoints: name one of them")
+        return asked or self.checkpoint or "best"
+
     def file(self, name: str) -> Path:
         """The path of one of the run's files."""
         return self.dir / name
@@ -82,12 +89,10 @@ class Run:
     @property
     def without(self) -> str:
         """The parts that the model was trained without, as --without names them; empty for a whole model."""
-        if self.record.arch != "plain":
-            return ""
         try:
-            return str(getattr(self.config.model, "without", ""))
+            return str(getattr(self.config.model, "without", ""))  # a record from elsewhere may name another architecture
         except RunDamaged:
-            return "unknown parts"
+            return "unknown parts" if self.record.arch == "plain" else ""
 
     def read(self) -> RunRecord:
         """Read the newest record now. Raises RunDamaged, also if the save before can be read."""

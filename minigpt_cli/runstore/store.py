@@ -90,8 +90,9 @@ def _readable(run: Run) -> Run:
 
 
 def _at(run: Run, checkpoint: str | None) -> Run:
-    """`run`, with the checkpoint that was named, if any."""
-    run.checkpoint = checkpoint or run.checkpoint
+    """`run`, with the checkpoint that was named, if any. Raises UsageError if its path is that of another."""
+    if checkpoint is not None:
+        run.checkpoint = run.checkpoint_to_read(checkpoint)
     return run
 
 

@@ -42,9 +42,12 @@ class Keeper:
 
 
 def kept_notices(config: EvalConfig, total: int, n_bytes: int, *, timed: bool) -> list[str]:
-    """What a run keeps: `total` checkpoints of `n_bytes` each at the planned number of steps. Nothing where --keep-every is not used."""
+    """What a run keeps: `total` checkpoints of `n_bytes` each at the planned number of steps. Nothing where --keep-every is not used; a
+    warning where it keeps nothing."""
     if not config.keep_every:
         return []
     about = "about " if timed else "up to " if config.patience or config.target_loss or config.time_limit else ""
+    if total == 0:
+        return ["Warning: --keep-every is more than the number of steps: no checkpoint is kept"]
     decided = ", as many as fit the time budget" if timed else ""
     return [f"keeps {about}{total} checkpoint{'s' * (total != 1)} of {size(n_bytes)}: {size(total * n_bytes)}{decided}"]

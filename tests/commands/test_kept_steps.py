@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import shutil
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +16,7 @@ import pytest
 from minigpt_cli import Run, compare
 from minigpt_cli.commands.options import complete_run
 from minigpt_cli.commands.serve import build_app
+from minigpt_cli.errors import UsageError
 from minigpt_cli.runstore.store import RunStore
 from minigpt_cli.runstore.weights import kept_steps
 
@@ -156,3 +159,33 @@ def test_a_record_without_the_field_opens_as_before(kept: Path, cli: Any) -> Non
     assert kept_steps(RunStore("runs").find("first").record) == [6]
     assert cli("runs", "rename", "first", "second").code == 0
     assert cli("eval", "second@6", "--nats-per-char").code == 0
+
+
+def test_two_different_checkpoints_in_one_command_are_refused(kept: Path, cli: Any) -> None:
+    for command in (
+        ["eval", "bard@2", "--checkpoint", "4"],
+        ["eval", "runs/bard/step-000002.safetensors", "--checkpoint", "best"],
+        ["eval", "runs/bard/best.safetensors@2"],
+        ["generate", "bard@2", "--checkpoint", "last"],
+        ["generate", "bard@2", "--checkpoint", "last", "--serve"],
+        ["compare", "first", "bard@2", "--checkpoint", "last"],
+        ["runs", "look", "bard@2", "--checkpoint", "best"],
+        ["runs", "export", "bard@2", "--checkpoint", "best", "--out", "hf"],
+    ):
+        done = cli(*command)
+        assert (done.code, done.out) == (2, ""), done.out
+        assert "two checkpoints" in done.err.splitlines()[-1]
+    with pytest.raises(UsageError, match="two checkpoints"):
+        Run("bard@2").generate("To", ckpt="best")
+    assert cli("eval", "bard@2", "--checkpoint", "02", "--nats-per-char").code == 0
+
+
+def test_the_next_run_of_a_loop_is_not_read_at_the_step_of_the_first(kept: Path, cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("/run first\n"))
+    done = cli("generate", "bard@2", "-i", "--max-new-tokens", "2")
+    assert (done.code, "first, step 4" in done.err) == (0, True), done.err
+
+
+def test_keep_every_above_the_number_of_steps_is_a_warning(kept: Path, cli: Any, tiny: list[str]) -> None:
+    done = cli("train", "text.txt", "--name", "none", *tiny, "--keep-every", "5")
+    assert (done.code, "no checkpoint is kept" in done.err) == (0, True), done.err

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 from harness.commands import run
 
 from minigpt_cli.config import REMOVABLE
+from minigpt_cli.runstore.store import RunStore, by_text
 
 TINY = ["--max-steps", "3", "--n-layer", "1", "--n-embd", "16", "--n-head", "2", "--block-size", "8", "--eval-every", "3", "--ema", "0"]
 
@@ -66,3 +68,11 @@ def test_the_flag_belongs_to_the_architecture(folder: Path, capsys: pytest.Captu
     assert "--without belongs to --arch plain" in capsys.readouterr().err
     assert run(folder, "train", str(folder / "text.txt"), "--arch", "plain", "--without", "eyes", *TINY) == 2
     assert "'eyes' is no part: join some of mask, positions" in capsys.readouterr().err
+
+
+def test_a_record_that_names_another_architecture_does_not_bring_it_onto_the_leaderboard(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "runs", tmp_path / "runs")
+    run = RunStore(tmp_path / "runs").find("cheat")
+    run.write_record(run.record.model_copy(update={"arch": "modern"}))
+    groups = by_text(RunStore(tmp_path / "runs").runs())
+    assert [[one.name for one in group] for group in groups] == [["whole"]]
