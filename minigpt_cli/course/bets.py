@@ -23,4 +23,4 @@ def cost(p: float) -> float:
 
 def cost_sentence(p: float, n: int) -> str:
     """What a bet cost beside a guess among n options."""
-    return f"You gave {p:.0%} to this, so your bet costs −ln {p:.2f} = {cost(p):.2f} nats; a guess costs {math.log(n):.2f}."
+    return f"You gave {100 * p:.3g}% to this, so your bet costs −ln {p:.3g} = {cost(p):.2f} nats; a guess costs {math.log(n):.2f}."

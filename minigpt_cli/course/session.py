@@ -76,12 +76,14 @@ class Session:
         while True:
             try:
                 typed = screen.read(prompt)
+                while typed.endswith(" \\") and not (raw or path):  # a command over several lines, pasted as it is shown
+                    typed = typed[:-1] + screen.read("... ")
             except EOFError:
                 raise Left from None
             except KeyboardInterrupt:
                 raise Left(130) from None
             word = typed.strip()
-            is_slash = word.startswith("/") and len(word) > 1 and not (path and word not in _SLASHES)
+            is_slash = word.startswith("/") and len(word) > 1 and not (path and word.split()[0] not in _SLASHES)
             slash = word if is_slash else "" if raw else _WORDS.get(word.lower(), "")
             if not slash or slash.split()[0] in self.passed_on:
                 return typed if raw else slash or word.removeprefix("$ ")
@@ -113,6 +115,8 @@ class Session:
         name = words[0].lower()
         if name not in _SLASHES:
             raise unknown_name("command", name, _SLASHES)
+        if not self.progress.is_started and name not in ("/help", "/list", "/quit"):
+            raise UsageError("the course begins with a text: type the path of a file, or press Enter for the default text")
         if name == "/help":
             screen.show_rows(HELP.splitlines())
         elif name == "/list":
@@ -134,7 +138,11 @@ class Session:
             return
         level = min(1 + sum(event.event == "hint" for event in self.progress.since), len(self.hints))
         self.record("hint", {"level": level})
-        screen.say(self.hints[level - 1])
+        if level < len(self.hints):
+            screen.say(self.hints[level - 1])
+        else:
+            screen.say("Type this, or press Enter:")
+            screen.show_command(self.hints[-1])
 
     def _list(self) -> None:
         for lesson in lessons():
@@ -237,7 +245,7 @@ class Session:
                 raise RunNotFound(f"the run for {part} is not there")
             return checks.flags_like(run) if kind == "like" else quoted(run.name)
 
-        return " ".join(re.sub(r"\{([\w:]+)\}", value, command).split())
+        return " ".join(filter(None, (re.sub(r"\{([\w:]+)\}", value, word) for word in command.split())))
 
     def free_name(self, part: str) -> str:
         """A name for a run that no run has."""

@@ -6,7 +6,7 @@ The place in the course is always that of the journal, so a session that is kill
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import replace
 from io import StringIO
 
@@ -59,7 +59,8 @@ class Tutor(Session):
         if self.progress.is_started:
             screen.say("Welcome back. /list shows the lessons, /help what you can type.")
             if self.progress.is_building:
-                self.build()
+                with suppress(Moved):
+                    self.build()
             return
         screen.show(Screen("minigpt --learn", _WELCOME))
         while True:
@@ -171,7 +172,7 @@ class Tutor(Session):
             screen.say(f"The next step is left out: {error}.")
             self.record("skipped")
             return
-        self.hints = [*step.hints, f"Type, or press Enter for: {command}"]
+        self.hints = [*step.hints, command]
         if before > 1 and self._passed(step):
             return
         screen.show(Screen(shown.heading, shown.text, command=command, footer=_RUN))
@@ -179,7 +180,9 @@ class Tutor(Session):
             line, before = self.line() or self.filled(step.command), len(self.progress.events)
             if not self.ran(line):
                 screen.say("That is no command. Enter runs the one that is shown; /help lists what you can type.")
-            elif len(self.progress.events) > before and self._passed(step, tell=True):
+                continue
+            ran = [event.data["code"] for event in self.progress.events[before:] if event.event == "ran"]
+            if self._passed(step, tell=ran not in ([], [2])):  # a mistake in the command was told already
                 return
 
     def _passed(self, step: Run | View, *, tell: bool = False) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -42,10 +43,20 @@ def lines_of(screen: Screen, width: int) -> Lines:
     for number, option in enumerate(screen.options, 1):
         lines += [(line, "") for line in wrapped(option, width, f"  {number}  ", "     ")]
     if screen.command:
-        parts = wrapped(screen.command, width - 2, "  ", "      ")
-        lines += [("", ""), *((f"{part} \\" if part is not parts[-1] else part, "command") for part in parts)]
+        lines += [("", ""), *((line, "command") for line in command_lines(screen.command, width))]
     if screen.footer:
         lines += [("", ""), *((line, "dim") for line in wrapped(screen.footer, width))]
+    return lines
+
+
+def command_lines(command: str, width: int) -> list[str]:
+    """A command in lines that can be pasted into a shell: broken between its words, never in a word or in quotes, which may be too long."""
+    lines = [" "]
+    for word in re.findall(r"""(?:"[^"]*"|'[^']*'|\S)+""", printable(command, keep="")):
+        if len(f"{lines[-1]} {word} \\") > width and lines[-1].strip():
+            lines[-1] += " \\"
+            lines.append("     ")
+        lines[-1] += f" {word}"
     return lines
 
 
@@ -76,6 +87,12 @@ def show(screen: Screen) -> None:
     for text, style in [("", ""), *lines_of(screen, width())]:
         code = _COLOURS[style] if colour else ""
         console.write(f"\x1b[{code}m{text}\x1b[0m" if code else text)
+
+
+def show_command(command: str) -> None:
+    """Print a command."""
+    for line in command_lines(command, width()):
+        console.write(line)
 
 
 def show_rows(rows: Sequence[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import string
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +19,7 @@ from minigpt_cli.course.outcomes import OUTCOMES
 from minigpt_cli.course.progress import Place, Progress
 from minigpt_cli.course.text import shown, source_in
 from minigpt_cli.display import course as screen
+from minigpt_cli.display.format import quoted
 from minigpt_cli.runstore.journal import Event, Journal
 from minigpt_cli.runstore.store import RunStore
 
@@ -57,9 +59,9 @@ class Script:
         if turn < 5:
             return ["minigpt runs list", "nonsense", "/hint", "/hint", "/hint"][turn]
         assert turn < 8, "\n".join(lines[-30:])
-        hint = " ".join(lines[max(i for i, line in enumerate(lines) if line.startswith("Type, or press Enter")) : -1])
+        command = lines[max(i for i, line in enumerate(lines) if line == "Type this, or press Enter:") + 1 : -1]
         lesson = next(lesson for lesson in lessons() if heading.startswith(f"── {lesson.number} "))
-        return OTHER_WORDS.get(lesson.name) or hint.partition("Enter for: ")[2]
+        return OTHER_WORDS.get(lesson.name) or "\n".join(command)
 
 
 @pytest.fixture(scope="module")
@@ -214,6 +216,41 @@ def test_a_path_counts_as_it_is_typed_or_dragged(tmp_path: Path, monkeypatch: py
     assert source_in("  ") is None
     assert source_in("tinyshakespeare") == "tinyshakespeare"
     assert shown(str(path)) == "my text.txt"
+
+
+def test_before_a_text_is_named_there_is_nothing_to_go_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert _session(monkeypatch, ["/goto 4", "/again", "/skip", "/hint", "/quit"]) == 0
+    assert capsys.readouterr().out.count("the course begins with a text") == 4
+    assert not Journal(tmp_path / "runs").events()
+
+
+def test_from_building_one_goes_back_to_a_lesson_also_in_a_new_session(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "t.txt").write_text(TEXT)
+    _session(monkeypatch, ["t.txt", "/goto build", "/quit"])
+    assert _session(monkeypatch, ["/goto guess", "/quit"]) == 0
+    assert "── 1 You are" in capsys.readouterr().out
+
+
+def _session(monkeypatch: pytest.MonkeyPatch, typed: list[str]) -> int:
+    lines = iter(typed)
+    monkeypatch.setattr(screen, "read", lambda prompt: next(lines))
+    return tutor.learn(run_command)
+
+
+@pytest.mark.parametrize(
+    "name", ["my  great   book, the second edition of my notes.txt", 'it\'s a "book" with $ and quotes in its name.txt']
+)
+def test_a_command_on_several_lines_is_the_same_for_a_shell(name: str) -> None:
+    command = f"minigpt train {quoted(name)} --preset tiny-run --arch plain --without positions --name order-2"
+    lines = screen.command_lines(command, 60)
+    assert len(lines) > 1
+    assert shlex.split("\n".join(lines).replace("\\\n", "")) == shlex.split(command)
 
 
 def test_no_screen_is_larger_than_80_columns_and_18_rows(played: Played) -> None:
