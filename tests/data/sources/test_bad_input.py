@@ -265,3 +265,29 @@ def test_memory_does_not_grow_with_empty_documents(tmp_path: Path, monkeypatch: 
     assert tracemalloc.get_traced_memory()[1] < 4 << 20
     tracemalloc.stop()
     assert source.notices == ["skipped in a.txt: 100,000 empty documents, the first is a.txt:1"]
+
+
+def test_long_rows_of_parquet_are_read_a_few_at_once_and_one_that_is_too_long_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pyarrow
+
+    monkeypatch.chdir(tmp_path)
+
+    def most(rows: list[str]) -> int:
+        """The most bytes that the library held."""
+        Path("a.parquet").write_bytes(samples.parquet({"text": rows}, row_group_size=8, use_dictionary=False))
+        usual = pyarrow.default_memory_pool()
+        pyarrow.set_memory_pool(pool := pyarrow.proxy_memory_pool(usual))
+        try:
+            for document in open_source("a.parquet").documents():
+                assert next(iter(document.pieces)).text in rows
+        finally:
+            pyarrow.set_memory_pool(usual)
+        return pool.max_memory() or 0
+
+    monkeypatch.setattr("minigpt_cli.data.sources.parquet._AT_ONCE", 1 << 20)
+    rows = [chr(97 + i) * 400_000 for i in range(24)]
+    assert most(rows) < sum(map(len, rows)) / 2
+    with pytest.raises(UsageError, match=r"a document in a\.parquet is longer than 67,108,864 bytes"):
+        most(["x" * (1 << 27)])
