@@ -5,6 +5,7 @@ The place in the course is always that of the journal, so a session that is kill
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import replace
@@ -63,6 +64,17 @@ class Tutor(Session):
                     self.build()
             return
         screen.show(Screen("minigpt --learn", _WELCOME))
+        self.start(self._asked_source())
+
+    def _find_text(self) -> None:
+        """Ask for the learner's text again where it is no longer there, as on another computer."""
+        source = self.progress.text
+        if source and os.path.isabs(source) and not os.path.exists(source):
+            screen.say(f"Your text is no longer at {source}. Where is it now? Runs that you made stay as they are.")
+            self.record("started", {"text": self._asked_source(), "seed": self.progress.seed})
+
+    def _asked_source(self) -> str | None:
+        """The learner's text, asked for until it is one that can be used; None for the default text."""
         while True:
             source = source_in(self.line("text: ", path=True))
             waiting.show("reading the text")
@@ -73,11 +85,10 @@ class Tutor(Session):
                 continue
             finally:
                 waiting.remove()
-            break
-        screen.say(f"{found.label}: {found.train.n_chars:,} characters to train on, {found.val.n_chars:,} to test with.")
-        if found.train.n_chars < SHORT:
-            screen.say("It is short, so that models soon know it by heart; a whole book shows more.")
-        self.start(source)
+            screen.say(f"{found.label}: {found.train.n_chars:,} characters to train on, {found.val.n_chars:,} to test with.")
+            if found.train.n_chars < SHORT:
+                screen.say("It is short, so that models soon know it by heart; a whole book shows more.")
+            return source
 
     def next(self) -> None:
         """Take the learner through the step that comes now; what cannot be done may be tried again or left out. Raises Left."""
@@ -92,9 +103,10 @@ class Tutor(Session):
 
     def step(self) -> None:
         """Show the step that comes now, and wait until it is done. Raises Moved and Left."""
+        self.hints = ()
+        self._find_text()
         place = self.progress.place
         lesson = _lesson(place.lesson)
-        self.hints = ()
         if place.step == len(lesson.steps):
             self._finish(lesson)
             return

@@ -253,6 +253,18 @@ def test_a_command_on_several_lines_is_the_same_for_a_shell(name: str) -> None:
     assert shlex.split("\n".join(lines).replace("\\\n", "")) == shlex.split(command)
 
 
+def test_a_text_that_was_moved_is_asked_for_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "moved.txt").write_text(TEXT)
+    monkeypatch.chdir(tmp_path)
+    journal = Journal(tmp_path / "runs")
+    journal.append("doctor", 0, "started", {"text": str(tmp_path / "gone.txt"), "seed": 7})
+    journal.append("count", 0, "entered")
+    assert _session(monkeypatch, ["/again", "moved.txt", "/quit"]) == 0
+    progress = Progress(journal.events())
+    assert (progress.text, progress.seed) == (str(tmp_path / "moved.txt"), 7)
+    assert progress.place.lesson == "count"
+
+
 def test_no_screen_is_larger_than_80_columns_and_18_rows(played: Played) -> None:
     screens = "\n".join(played.lines).split("\n── ")[1:]
     assert len(screens) > 20
