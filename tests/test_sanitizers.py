@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
-from types import ModuleType
-
 import pytest
+from benchmarks import sanitizers
 
 # Models or calls of each: what a few seconds of processor time allow.
 CASES = {
@@ -20,21 +16,8 @@ CASES = {
 }
 
 
-@pytest.fixture(scope="module")
-def sanitizers() -> ModuleType:
-    """The script as a module."""
-    path = Path(__file__).with_name("benchmarks") / "sanitizers.py"
-    spec = importlib.util.spec_from_file_location("sanitizers", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.mark.parametrize("name", CASES)
-def test_c_sources_are_right_and_touch_nothing_but_their_own(name: str, sanitizers: ModuleType) -> None:
+def test_c_sources_are_right_and_touch_nothing_but_their_own(name: str) -> None:
     try:
         sanitizers.compiler(*name.split("/")[::2])
     except sanitizers.Unavailable:
