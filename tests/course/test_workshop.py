@@ -266,6 +266,7 @@ def test_loops_exits_and_errors_are_one_line_and_the_other_blanks_are_checked(tm
         "rms_norm": "print('x is', 3); return bytearray(5 << 30)",
         "loss": "return logits @ ids",
         "probabilities": "import os; os._exit(3)",
+        "rotate": "import sys; sys.__stdout__.write('not an answer\\n'); sys.__stdout__.flush(); raise NotImplementedError",
         "merge": "import socket; socket.create_connection(('127.0.0.1', 9))",
     }
     text = blanked()

@@ -19,7 +19,7 @@ import traceback
 from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 
@@ -42,7 +42,7 @@ class _Printed(io.StringIO):
 
 
 def main(path: str) -> None:
-    out, printed, tasks = sys.stdout, _Printed(), sys.stdin
+    out, printed, tasks = _answers(), _Printed(), sys.stdin
     sys.stdin, sys.stdout, sys.stderr = io.StringIO(), printed, printed
     sys.dont_write_bytecode = True
     torch.set_num_threads(1)
@@ -64,6 +64,15 @@ def main(path: str) -> None:
         tell(**answer, printed=printed.getvalue())
         printed.seek(0)
         printed.truncate()
+
+
+def _answers() -> TextIO:
+    """A stream to where stdout went. Whatever else writes to stdout, such as sys.__stdout__, writes to nowhere."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.close(nowhere)
+    return answers
 
 
 def _set_bounds() -> None:
