@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 
 from minigpt_cli.course import ward
+from minigpt_cli.course.events import events_of
 from minigpt_cli.course.guessing import difference
 from minigpt_cli.course.lesson import Ask, Page, lesson_named, lessons
 from minigpt_cli.course.lesson import Bet as BetStep
@@ -28,7 +29,7 @@ BUILD = "build"
 def write_page(store: RunStore, journal: Journal) -> Path:
     """The path of the page, which is written into the folder of runs. Raises MiniGPTError."""
     path = store.dir / PAGE
-    write_atomic(path, course_page(course_of(store, journal.events())))
+    write_atomic(path, course_page(course_of(store, events_of(journal))))
     return path
 
 
@@ -75,9 +76,14 @@ def _bets(events: Sequence[Event]) -> Iterator[Bet]:
         question = event.data.get("question", "")
         if event.event == "bet" and question not in revealed:
             placed[question] = event
-        elif event.event == "revealed" and question not in revealed and question in placed:
+        elif event.event == "revealed" and question not in revealed and event.data["outcome"] in _shares(placed, question):
             revealed.add(question)
             yield _bet(placed[question], event)
+
+
+def _shares(placed: Mapping[str, Event], question: str) -> Collection[str]:
+    """The options of a bet on the question; none if there is no bet."""
+    return placed[question].data["p"] if question in placed else ()
 
 
 def _bet(placed: Event, revealed: Event) -> Bet:
@@ -109,8 +115,7 @@ def _missed(lesson: str, event: Event) -> Question:
     if step is None:
         return Question(_title(lesson), event.data["question"], str(event.data["choice"]), "")
     right = next(answer for answer in step.answers if answer.right)
-    choice = int(event.data["choice"])
-    chosen = step.answers[choice - 1].text if 1 <= choice <= len(step.answers) else str(choice)
+    chosen = {str(number): answer.text for number, answer in enumerate(step.answers, 1)}.get(event.data["choice"], event.data["choice"])
     return Question(_title(lesson), step.words, chosen, right.text, right.reply)
 
 
@@ -140,9 +145,8 @@ def _game(events: Sequence[Event]) -> Game | None:
     game = events[at].data
     you = np.array(game["nats"])
     others = {"uniform": np.full(len(you), game["uniform"]), "character pairs": np.array(game["bigram_nats"])}
-    others |= {
-        event.data["run"]: np.array(event.data["nats"]) for event in events[at + 1 :] if event.event == "guessed" and "run" in event.data
-    }
+    models = (event.data for event in events[at + 1 :] if event.event == "guessed" and event.data["n_chars"] == len(you))
+    others |= {model["run"]: np.array(model["nats"]) for model in models}
     players = [Player("you", float(you.mean()))]
     for name, nats in others.items():
         apart = difference(nats, you)
@@ -161,7 +165,7 @@ def _cases(events: Sequence[Event]) -> tuple[list[tuple[str, str, str]], str]:
     for event in first.values():
         right[event.lesson].append(bool(event.data["right"]))
         when = "before the course" if event.lesson == BEFORE else "after it"
-        rows.append((when, str(event.data["answer"]), str(event.data["right_answer"])))
+        rows.append((when, event.data.get("answer", ""), event.data.get("right_answer", "")))
     return rows, ward.summary(right[BEFORE], right[AFTER]) if rows else ""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from minigpt_cli.course.events import GUESS
 from minigpt_cli.course.guessing import TRIES, Game, difference
 from minigpt_cli.course.progress import Progress
 from minigpt_cli.course.session import Session
@@ -14,7 +15,6 @@ from minigpt_cli.errors import UsageError
 from minigpt_cli.escaping import printable
 from minigpt_cli.evaluation.statistics import Estimate
 
-GUESS = "guess"  # the lesson of the game
 _TAIL, _ROW = 36, 70  # characters before the one that is guessed, and in a row of the passage
 _FOOTER = (
     f"Type the next character and Enter, or several while you are sure. A space counts, \\n is a line end. {TRIES} tries for each. "

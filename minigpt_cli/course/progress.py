@@ -83,7 +83,7 @@ class Progress:
     def run_names(self, part: str) -> Sequence[str]:
         """The runs that play this part, as the last step that made them recorded it; empty where none did."""
         made = (event for event in reversed(self.events) if event.event == "passed" and event.data.get("part") == part)
-        return [str(name) for name in next((event.data["runs"] for event in made), [])]
+        return [str(name) for name in next((event.data.get("runs", []) for event in made), [])]
 
     def bet(self, question: str) -> Event | None:
         """The last bet on this question."""
@@ -100,7 +100,7 @@ def _after(place: Place, event: Event) -> Place:
     if lesson is None:  # building has steps of its own
         return place
     if event.event == "entered":
-        return Place(lesson.name, event.step)
+        return Place(lesson.name, min(event.step, len(lesson.steps)))
     if event.event == "finished":
         return Place(following(lesson).name, 0) if following(lesson) != lesson else Place(lesson.name, len(lesson.steps))
     if event.step < len(lesson.steps) and _completes(lesson, event):

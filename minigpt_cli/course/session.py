@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from minigpt_cli.course import checks
+from minigpt_cli.course.events import events_of
 from minigpt_cli.course.lesson import lesson_named, lessons
 from minigpt_cli.course.progress import BUILD, Progress
 from minigpt_cli.course.text import shown
@@ -51,7 +52,7 @@ class Session:
 
     def __init__(self, command: RunCommand, store: RunStore, journal: Journal) -> None:
         self.command, self.store, self.journal = command, store, journal
-        self.progress = Progress(journal.events())
+        self.progress = Progress(events_of(journal))
         self.hints: Sequence[str] = ()  # of the step that is shown
         self.passed_on: Sequence[str] = ()  # commands with a slash that are not of the session
 
@@ -188,7 +189,7 @@ class Session:
                     screen.show_rows(workshop.begin())
                 elif not self.ran(line):
                     screen.show_rows(workshop.answer(line))
-                self.progress = Progress(self.journal.events())
+                self.progress = Progress(events_of(self.journal))
                 if not self.progress.is_building:
                     return
         finally:

@@ -13,11 +13,12 @@ from io import StringIO
 
 from minigpt_cli.course import checks, ward
 from minigpt_cli.course.bets import cost, cost_sentence, shares
+from minigpt_cli.course.events import GUESS
 from minigpt_cli.course.guessing import game_on, model_data
 from minigpt_cli.course.lesson import Ask, Bet, Case, Guess, Lesson, Page, Reveal, Run, Step, Tell, View, lesson_named, lessons
 from minigpt_cli.course.outcomes import OUTCOMES, Measured
 from minigpt_cli.course.page import course_of
-from minigpt_cli.course.play import GUESS, play, score_rows
+from minigpt_cli.course.play import play, score_rows
 from minigpt_cli.course.progress import following
 from minigpt_cli.course.session import Left, Moved, RunCommand, Session
 from minigpt_cli.course.text import SHORT, dataset, source_in
@@ -271,7 +272,7 @@ class Tutor(Session):
             waiting.remove()
         happened = next(option for option in bet.options if option.id == outcome.option)
         placed = self.progress.bet(question)
-        p = float(placed.data["p"][happened.id]) if placed else None
+        p = placed.data["p"].get(happened.id) if placed else None
         said = happened.after.format(**outcome.figures)
         paid = "" if p is None else cost_sentence(p, len(bet.options))
         screen.show(self._screen(lesson, step.model_copy(update={"words": f"{said}\n\n{paid}\n\n{step.words}".strip()})))
@@ -326,7 +327,7 @@ class Tutor(Session):
     def _hidden_trainings(self) -> list[list[str]]:
         """The arguments of the trainings of this step; the last of each is the name of the run."""
         ran = [event.data["argv"] for event in self.progress.since if event.event == "ran"]
-        return [argv for argv in ran if "--json" in argv and argv[-2] == "--name"]
+        return [argv for argv in ran if "--json" in argv and argv[-2:-1] == ["--name"]]
 
 
 def _lesson(name: str) -> Lesson:
