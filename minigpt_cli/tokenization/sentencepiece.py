@@ -10,6 +10,7 @@ Source: https://github.com/google/sentencepiece/blob/master/src/sentencepiece_mo
 
 from __future__ import annotations
 
+import math
 import struct
 from collections import Counter
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from minigpt_cli.tokenization.json_format import SPACE_MARK, VOCAB_LIMIT
 _UNIGRAM, _BPE = 1, 2
 _KINDS = {3: "words", 4: "characters"}
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)
+_LONGEST = 100_000_000  # characters of all merges at most; 256,000 pieces of 16 characters have 65 million
 _NEVER = -1e6  # the score of a piece that no text may become
 _REMEDY = "train it with --normalization_rule_name=identity --remove_extra_whitespaces=false --byte_fallback"
 
@@ -105,6 +107,8 @@ def _obstacle(model: _Model) -> str:
         return "it writes unknown characters as bytes, and lacks pieces for some of them"
     if strange := next((text for text, _ in normal if len(text) > 1 and not set(text) <= letters), None):
         return f"its piece {strange!r} has a character that is not a piece itself"
+    if model.kind == _BPE and sum(len(text) ** 2 for text, _ in normal) > _LONGEST:
+        return "its pieces are so long that their merges would fill the memory"
     scores = sorted(score for text, score in normal if len(text) > 1)
     if model.kind == _BPE and (ties := [a for a, b in pairwise(scores) if a == b]):
         return f"two pieces have the same score {ties[0]:g}, so that the order of its merges is not known"
@@ -161,6 +165,8 @@ def _piece(data: bytes) -> tuple[str, float, int]:
             kind = _int(value)
     if not text:
         raise ValueError("a piece is empty")
+    if not math.isfinite(score):
+        raise ValueError("the score of a piece is not finite")
     return text, score, kind
 
 

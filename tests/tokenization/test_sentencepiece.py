@@ -145,6 +145,8 @@ def test_a_small_vocabulary_is_read_without_any_library(opened: Callable[[bytes]
         (model([*PIECES, ("ax", -6.0, 1)]), "its piece 'ax' has a character that is not a piece itself"),
         (model([*PIECES, ("ba", -5.0, 1)]), "two pieces have the same score -5"),
         (model([*PIECES, ("", -6.0, 1)]), "a piece is empty"),
+        (model([*PIECES, ("ba", float("nan"), 1)]), "the score of a piece is not finite"),
+        (model([*PIECES, ("a" * 20_000, -6.0, 1)]), "its pieces are so long"),
     ],
 )
 def test_what_cannot_be_converted_is_refused_in_one_line(opened: Callable[[bytes], Any], data: bytes, complaint: str) -> None:
