@@ -346,6 +346,10 @@ def test_the_workshop_writes_the_file_once_gives_three_hints_and_fits_the_screen
     (tmp_path / "my_gpt.py").write_text("x = (\n", encoding="utf-8")
     screens.append(shop.check())
     assert screens[-1] == ["my_gpt.py: line 1: '(' was never closed (Python cannot read the file)"]
+    (tmp_path / "my_gpt.py").write_text("x = 1\n", encoding="utf-16")
+    assert shop.check() == ["my_gpt.py: it is no plain text: save it as UTF-8 in your editor"]
+    (tmp_path / "my_gpt.py").unlink()
+    assert shop.check() == ["my_gpt.py: it is no longer in this folder: /again writes an empty one"]
     assert max(len(line) for screen in screens for line in screen) <= 80
     assert max(map(len, screens)) <= 18
 

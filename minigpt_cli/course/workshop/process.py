@@ -85,8 +85,13 @@ def _pass_on(lines: IO[str], answers: queue.Queue[str]) -> None:
 def check_syntax(path: Path) -> None:
     """Raise Unreadable for a file that is not there, or that Python cannot read."""
     try:
-        ast.parse(atomic_io.read_bounded(path, SOURCE_LIMIT))
+        content = atomic_io.read_bounded(path, SOURCE_LIMIT)
+        if b"\0" in content:  # such as UTF-16, as some editors save
+            raise Unreadable("it is no plain text: save it as UTF-8 in your editor")
+        ast.parse(content)
     except SyntaxError as error:
         raise Unreadable(f"line {error.lineno}: {error.msg} (Python cannot read the file)") from error
+    except FileNotFoundError as error:
+        raise Unreadable("it is no longer in this folder: /again writes an empty one") from error
     except (OSError, ValueError, RecursionError, MemoryError, RunDamaged) as error:
         raise Unreadable(f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
