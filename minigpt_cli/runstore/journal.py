@@ -21,7 +21,7 @@ from minigpt_cli.runstore.records import now
 from minigpt_cli.storage import atomic_io
 
 JOURNAL, LOCK = ".course.jsonl", ".course.lock"
-_LIMIT = 32 << 20  # bytes; an hour writes some tens of thousands
+_LIMIT = 4 << 20  # bytes; an hour writes some tens of thousands, and a class is read at once, with 20 bytes of memory for each
 
 Kind = Literal["started", "entered", "ran", "passed", "bet", "revealed", "asked", "guessed", "hint", "skipped", "finished"]
 

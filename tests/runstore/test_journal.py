@@ -55,3 +55,10 @@ def test_a_damaged_line_is_named(tmp_path: Path, line: bytes) -> None:
 def test_one_process_at_a_time_has_the_course_open(tmp_path: Path) -> None:
     with Journal(tmp_path).held(), pytest.raises(RunLocked, match="open in another terminal"), Journal(tmp_path).held():
         pass
+
+
+def test_a_journal_of_many_hours_is_not_read(tmp_path: Path) -> None:
+    line = '{"t": "2026-01-02T03:04:05Z", "lesson": "a", "step": 0, "event": "hint"}\n'
+    (tmp_path / JOURNAL).write_text(line * (6 << 20 >> 6))
+    with pytest.raises(RunDamaged, match="more than"):
+        Journal(tmp_path).events()
