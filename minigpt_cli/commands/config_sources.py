@@ -34,7 +34,7 @@ class Resolved:
     @property
     def typed(self) -> set[str]:
         """Settings that come from flags or the environment."""
-        return {name for name, source in self.sources.items() if source.startswith(("--", "MINIGPT_"))}
+        return {name for name, source in self.sources.items() if source.startswith("MINIGPT_") or source == settings()[name].flag}
 
 
 @dataclass(frozen=True)
