@@ -149,7 +149,7 @@ class Session:
         for lesson in lessons():
             mark = "✓" if lesson.name in self.progress.finished else "▸" if lesson.name == self.progress.place.lesson else " "
             minutes = max(1, round(lesson.minutes))
-            screen.show_rows([f"{mark} {lesson.number:>2}  {lesson.name:10} {lesson.title}, {minutes} min"])
+            screen.show_rows([f"{mark} {lesson.number:>2}  {lesson.name:10} {lesson.title} ({minutes} min)"])
         screen.show_rows(["Also /goto build: write a GPT yourself; /goto page: the page to keep."])
 
     def _go(self, name: str) -> None:

@@ -156,7 +156,7 @@ class Tutor(Session):
         skipped = self.progress.n_skipped
         said = f"Lesson {lesson.number} is done" if not skipped else f"Lesson {lesson.number} is over, with {skipped} of its steps left out"
         if following(lesson) != lesson:
-            screen.say(f"{said}. Next: {following(lesson).title}.")
+            screen.say(f"{said}. Next: lesson {following(lesson).number}, {following(lesson).title}")
             self.pause()
             self.record("finished", {"skipped": skipped})
             return
