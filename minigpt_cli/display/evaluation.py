@@ -79,11 +79,13 @@ def print_memorisation(found: Memorisation) -> None:
     low, high = found.gap_ci95
     lines = [
         "\nmemorisation",
-        f"  gap     {found.gap:+.4f} nats per character (95 %: {low:+.4f} to {high:+.4f}): validation {found.val_nats_per_char:.4f},"
-        f" end of the training text {found.train_nats_per_char:.4f}",
+        f"  gap     {found.gap:+.4f} nats per character (95 %: {low:+.4f} to {high:+.4f}):",
+        f"          validation {found.val_nats_per_char:.4f}, end of the training text {found.train_nats_per_char:.4f}",
         f"  copies  of the training text in {found.n_samples} samples, {found.sample_chars:,} characters, temperature 1",
-        f"    written by the model   longest {found.sampled.longest:>4}, mean {found.sampled.mean:.1f}  {_quoted(found.sampled)}",
-        f"    in unseen real text    longest {found.unseen.longest:>4}, mean {found.unseen.mean:.1f}  {_quoted(found.unseen)}",
+        f"    written by the model   longest {found.sampled.longest:>4}, mean {found.sampled.mean:.1f}",
+        f"      {_quoted(found.sampled)}",
+        f"    in unseen real text    longest {found.unseen.longest:>4}, mean {found.unseen.mean:.1f}",
+        f"      {_quoted(found.unseen)}",
     ]
     if found.written is not None:
         n, ended, known = found.written.documents, found.written.ended, found.written.known
@@ -99,4 +101,4 @@ def _quoted(found: Copies) -> str:
 
 
 def _one_line(text: str) -> str:
-    return printable(text.replace("\n", "⏎"), keep="")
+    return printable(text.replace("\r\n", "⏎").replace("\n", "⏎"), keep="")

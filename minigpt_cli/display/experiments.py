@@ -86,7 +86,7 @@ def by_heart_sentences(found: Memorisation, reached: Evaluated | None, limit: fl
         first = f", below {limit:g} from step {reached.step:,} on" if reached else ""
         lines = [f"{loss}{first}: the model learned the text by heart, so model and training work."]
     else:
-        place = f"About {to_find:.3f} of them find the place of a window in the text, fewer in longer windows (--block-size)."
+        place = f"About {to_find:.3f} of them go into finding which part of the text a window shows, less in longer windows (--block-size)."
         lines = [f"{loss}, not below {limit:g}: the model did not learn the text by heart. Train longer (--max-steps).", place]
     new = f"On new text the same weights need {found.val_nats_per_char:.3f} nats per character"
     copy = f"The longest passage of the training text in what it writes has {found.sampled.longest:,} characters, in unseen text"
