@@ -7,7 +7,7 @@
 #include "model.h"
 
 #if defined(TILES)
-enum { TILE_ROWS = 16, TILE_INPUTS = 64, TILE_BYTES = 1024, MOST = 32639, AHEAD = 1 << 13 /* bytes */ };
+enum { TILE_ROWS = 16, TILE_INPUTS = 64, TILE_BYTES = 1024, MOST = 32639, TILES_AHEAD = 1 << 13 /* bytes */ };
 static _Thread_local int8_t *planes; /* of the inputs: (2, rows up to a multiple of TILE_ROWS, I) */
 
 INLINE ivec load_ints(const int32_t *p) {
@@ -49,7 +49,7 @@ static void amx_block(const int8_t *high, const int8_t *low, int padded, const i
     _tile_zero(2);
     _tile_zero(3);
     for (int k = 0; k < padded; k += TILE_INPUTS, w += 2 * TILE_BYTES) {
-        for (int line = 0; line < 2 * TILE_BYTES; line += 64) __builtin_prefetch(w + AHEAD + line, 0, 2);
+        for (int line = 0; line < 2 * TILE_BYTES; line += 64) __builtin_prefetch(w + TILES_AHEAD + line, 0, 2);
         _tile_loadd(4, high + k, padded);
         _tile_loadd(5, low + k, padded);
         _tile_loadd(6, w, 64);

@@ -8,6 +8,8 @@ typedef void Epilogue(void *context, int row, int panel, const vec *values);
 
 #include "amx.h"
 
+enum { AHEAD = 1 << 12 }; /* bytes that one row fetches beforehand: memory then gives twice as many a second as the processor's own guesses */
+
 /* R rows times G panels side by side (G > 1 only with R == 1, for enough independent sums), where the compiler knows R, G and bits.
    acc is [R * G][WIDE]. */
 INLINE void micro_kernel(const void *panel, const char *ahead, int inputs, int R, int G, int bits, const float *const *x, vec (*acc)[WIDE]) {
@@ -17,6 +19,8 @@ INLINE void micro_kernel(const void *panel, const char *ahead, int inputs, int R
     for (int k = 0; k < inputs; k++) {
         if (R > 1) __builtin_prefetch(ahead + (int64_t)k * 64, 0, 2); /* with several rows there is time to fetch what comes next */
         for (int g = 0; g < G; g++) {
+            const char *now = (const char *)panel + ((int64_t)g * inputs + k) * PANEL * (bits / 8);
+            for (int line = 0; R == 1 && line < PANEL * bits / 8; line += 64) __builtin_prefetch(now + AHEAD + line);
             vec m[WIDE];
             for (int w = 0; w < WIDE; w++) m[w] = load_floats(panel, ((int64_t)g * inputs + k) * PANEL + w * LANES, bits);
             for (int r = 0; r < R; r++) {
