@@ -34,11 +34,11 @@ def needs_torch(config: Any, engine: str = "auto") -> bool:
     return engine == "torch" or not c.fits(config) or (engine == "auto" and not c.available())
 
 
-def slots_for(config: Any, wanted: int) -> int:
-    """`wanted` slots, or as many as fit the memory for keys and values."""
+def slots_for(config: Any, wanted: int, cache_bits: int = 32) -> int:
+    """`wanted` slots, or as many as fit the memory for keys and values of so many bits."""
     per_slot = 1
     if hasattr(config, "kv_heads"):
-        per_slot = 2 * config.n_layer * config.kv_heads * (config.n_embd // config.n_head) * config.block_size * 4
+        per_slot = 2 * config.n_layer * config.kv_heads * (config.n_embd // config.n_head) * config.block_size * cache_bits // 8
     return max(1, min(wanted, MAX_SLOTS, SLOT_MEMORY // per_slot))
 
 
@@ -48,19 +48,20 @@ def decoder_of(model: Any, slots: int = 1, engine: str = "auto") -> Decoder:
     if hasattr(model, "extend"):
         return model  # type: ignore[no-any-return]
     check_engine(engine)
-    config, slots = model.config, slots_for(model.config, slots)
+    config = model.config
     if isinstance(model, DecoderWeights):
         weights = model
     elif needs_torch(config, engine) or next(model.parameters()).device.type != "cpu":
         from minigpt_cli.generation.decoders.torch import TorchDecoder
 
-        return TorchDecoder(model, slots)
+        return TorchDecoder(model, slots_for(config, slots))
     else:
         tensors = {name: t.detach().float().numpy() for name, t in model.state_dict().items()}
         check_declared_weights(config, model.vocab_size, {name: array.shape for name, array in tensors.items()})
         weights = decoder_weights(config, tensors)
     if config.decodes_as == "bigram":
-        return BigramDecoder(weights, slots)
+        return BigramDecoder(weights, slots_for(config, slots))
     from minigpt_cli.generation.decoders.c import NativeDecoder
 
-    return NativeDecoder(weights, slots, bits=_BITS.get(engine, 16))
+    bits = _BITS.get(engine, 16)
+    return NativeDecoder(weights, slots_for(config, slots, max(16, bits)), bits=bits)

@@ -21,8 +21,8 @@ from minigpt_cli.generation.decoders.c_model import quantised
 from minigpt_cli.generation.decoders.contract import Decoder
 from minigpt_cli.generation.decoders.torch import TorchDecoder
 from minigpt_cli.generation.decoders.weights import decoder_weights, expected_shapes
-from minigpt_cli.generation.sampling import Sampling, choose
-from minigpt_cli.generation.select_decoder import decoder_of
+from minigpt_cli.generation.sampling import NotFinite, Sampling, choose
+from minigpt_cli.generation.select_decoder import decoder_of, slots_for
 from minigpt_cli.models.attention import CausalAttention
 from minigpt_cli.models.contract import build_model
 from minigpt_cli.storage import native_build
@@ -331,6 +331,52 @@ def test_native_choice_is_that_of_the_small_functions(seed: int) -> None:
     for i in range(20):
         one = slice(i, i + 1)
         assert decoder.choose(logits[one], sampling, uniforms[one], seen[one])[0][0] == ids[i]
+
+
+@native
+@pytest.mark.parametrize("sampling", [
+    Sampling(temperature=0), Sampling(temperature=0, repetition_penalty=1.5), Sampling(top_k=1), Sampling(top_k=7, repetition_penalty=2.0),
+    Sampling(top_k=50, temperature=0.9), Sampling(top_k=50, top_p=0.8), Sampling(top_k=60, min_p=0.1), Sampling(top_k=2000),
+    Sampling(top_k=0),
+])  # fmt: skip
+def test_native_choice_among_many_tokens_is_that_of_the_small_functions(sampling: Sampling) -> None:
+    """Of a large vocabulary C looks closely at few tokens only."""
+    large, rng = 5000, np.random.default_rng(5)
+    model = build_model(ClassicConfig(**SMALL), large, 0)
+    decoder = NativeDecoder(weights_of(model), 1)
+    logits = rng.normal(size=(12, large)).astype(np.float32) * 3
+    logits[:4] = np.round(logits[:4] * 4) / 4  # many ties
+    logits[4] *= 1e-30
+    logits[5] += 1e4
+    logits[6] = np.sort(logits[6])
+    seen, uniforms = rng.random((12, large)) < 0.4, rng.random(12)
+    ids, margins = decoder.choose(logits, sampling, uniforms, seen)
+    expected, expected_margins = choose(logits, sampling, uniforms, seen)
+    assert ids.tolist() == expected.tolist()
+    np.testing.assert_allclose(margins, expected_margins, rtol=1e-5, atol=1e-9)
+
+
+@native
+def test_a_logit_that_is_not_finite_is_found_among_many_tokens() -> None:
+    logits = np.zeros((1, 3000), np.float32)
+    logits[0, 1234] = -np.inf
+    decoder = NativeDecoder(weights_of(build_model(ClassicConfig(**SMALL), 3000, 0)), 1)
+    with pytest.raises(NotFinite):
+        decoder.choose(logits, Sampling(), np.zeros(1))
+
+
+@native
+def test_a_prompt_of_several_calls_has_the_logits_of_its_last_token() -> None:
+    model = build_model(ModernConfig(**MODERN | {"block_size": 150}), V, 0)
+    ids = np.random.default_rng(6).integers(0, V, 150).tolist()
+    decoder = native32_of(model, 1)
+    for n in (64, 65, 128, 150):
+        np.testing.assert_allclose(decoder.extend(0, ids[:n], 0), reference(model, ids[:n])[-1], atol=2e-5)
+
+
+def test_a_cache_of_16_bits_leaves_room_for_twice_as_many_slots() -> None:
+    config = ClassicConfig(n_layer=12, n_head=12, n_embd=768, block_size=1024)
+    assert (slots_for(config, 64, 16), slots_for(config, 64), slots_for(config, 3)) == (28, 14, 3)
 
 
 @pytest.mark.parametrize("name", [n for n in CONFIGS if n != "bigram"])

@@ -104,7 +104,7 @@ class NativeDecoder:
             self._ids[:rows] = ids[at : at + rows]
             self._slots[:rows] = slot
             self._positions[:rows] = np.arange(start + at, start + at + rows)
-            self._call(rows, rows - 1, self._threads[rows >= MANY].best)
+            self._call(rows, rows - (at + rows == n), self._threads[rows >= MANY].best)  # logits of the last one alone
         last: Logits = self._logits[0]
         return last
 

@@ -116,11 +116,11 @@ static enum Status check_rows(const Model *d, const int32_t *ids, const int32_t 
 }
 
 /* One more token in each of `rows` rows (at most max_rows; rows of one slot stand together, in order). Logits of the rows from
-   `first_logits` on go to `logits` (rows - first_logits, V). Nothing is done if anything is out of range. */
+   `first_logits` on (none if it is `rows`) go to `logits` (rows - first_logits, V). Nothing is done if anything is out of range. */
 int mg_step(Pool *p, const int32_t *ids, const int32_t *slots, const int32_t *positions, int rows, int first_logits, float *logits,
             int threads) {
     Model *d = &p->model;
-    if (rows < 1 || rows > d->max_rows || first_logits < 0 || first_logits >= rows) return BAD_ROWS;
+    if (rows < 1 || rows > d->max_rows || first_logits < 0 || first_logits > rows) return BAD_ROWS;
     enum Status status = check_rows(d, ids, slots, positions, rows);
     if (status != OK) return status;
     p->task = (Task){ids, slots, positions, rows, first_logits, logits};
