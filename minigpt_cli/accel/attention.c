@@ -1,365 +1,348 @@
-/* Causal attention for training in bfloat16 on processors with matrix tiles (Intel AMX): formula and gradient as in attention.py.
+/* Causal attention for training: formula and gradient of models/attention.py, in float32 and bfloat16.
 
    Scores stay in the cache: each block of queries is multiplied, normalised, dropped and used there. For the backward pass one number
    of each row is kept, the logarithm of the softmax's denominator, and probabilities are computed again from it (FlashAttention-2,
-   Dao 2023). Tiles read q, k and v without a copy.
+   Dao 2023).
 
-   A tile is 16 rows of 64 bytes. TDPBF16PS adds to C (16 x 16 float32) the product of A (16 x 32 bfloat16, as rows) and B (32 x 16
-   bfloat16, as 16 rows of pairs: row r holds elements 2r and 2r + 1 of each column). So for C = X Y^T over D, B is Y's rows seen as
-   32-bit words and transposed (`pack_transposed`); for C = X Y over rows of Y, B is those rows interleaved two by two (`pack_pairs`).
+   Matrices are multiplied in tiles (matrix_tiles.h): for X Y^T, A is X's rows (`pack`) and B Y's, transposed (`turn`); for X Y, B is Y's rows
+   interleaved (`pack_rows`).
 
-   Shapes: B batch, T tokens, H query heads, K key/value heads, D head size; heads (B, T, H + 2K, D) holds q, k, v. D and T are multiples of
-   32. One task is one key/value head of one sequence, with the query heads that share it; tasks are shared out among torch's threads. */
+   Shapes: B batch, T tokens, H query heads, K key/value heads, D head size; heads (B, T, H + 2K, D) holds q, k, v. One head at a time is
+   laid out in tiles, as (rows, width): T to a multiple of 32 and D to whole tiles, with zeros behind. One task is one key/value head of
+   one sequence, with the query heads that share it; tasks are shared out among torch's threads. */
 
 #include <math.h>
-#include <stdint.h>
 #include <stdlib.h>
-#include <string.h>
-
-#if defined(__AMX_BF16__) && defined(__AVX512BF16__) && defined(__linux__)
-#include <immintrin.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
 #include "dropout.h"
-#include "openmp.h"
+#include "matrix_tiles.h"
 
-#define INLINE static inline __attribute__((always_inline))
-typedef uint16_t half; /* bfloat16 */
-typedef __m512 vec;
-enum { TILE = 512 }; /* halves in a tile */
-
-int32_t available(void) { /* Linux lets a process use tiles once it has asked */
-    const long ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18;
-    return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
-}
+enum { QUERIES = 32 }; /* of a block in the backward pass */
 
 typedef struct {
-    const half *heads;
+    const char *heads;
     const int64_t *begins; /* (B, T) the first key that each query sees; NULL: 0 */
     int64_t B, T, H, K, D;
     uint64_t seed;
     int32_t threshold; /* a byte below it drops its weight; 0: no dropout */
     float drop_scale;  /* 1 / (the share that dropout keeps) */
-    half *out;         /* (B, T, H, D) */
-    float *lse;        /* (B, H, T) */
-    const half *grad;  /* (B, T, H, D) */
-    half *d_heads;     /* (B, T, H + 2K, D) */
+    char *out;         /* (B, T, H, D) */
+    float *lse;        /* (B, H, rows) */
+    const char *grad;  /* (B, T, H, D) */
+    char *d_heads;     /* (B, T, H + 2K, D) */
+    int64_t rows, width, row; /* of a padded head; bytes of its rows */
 } Task;
 
-/* ---- small pieces */
+/* ---- laying out */
 
-INLINE vec vexp(vec x) { /* e^x for x <= 0, 0 below -87, relative error about 1e-5: results are rounded to 8 bits */
-    vec n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 0);
-    vec r = _mm512_fmadd_ps(x, _mm512_set1_ps(1.44269504f), _mm512_sub_ps(_mm512_setzero_ps(), n)); /* in halves of a binade */
-    vec y = _mm512_set1_ps(0.0096181291f);
-    y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(0.0555041087f));
-    y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(0.2402265070f));
-    y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(0.6931471806f));
-    y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(1.0f));
-    __mmask16 large = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-87.0f), _CMP_NLT_UQ); /* or not a number */
-    return _mm512_maskz_scalef_ps(large, y, n);
+/* Where element (t, d) of a head in tiles (rows / 16, width / DEPTH) is, in numbers. */
+INLINE int64_t place(const Task *a, int64_t t, int64_t d, int bf16) {
+    int64_t depth = DEPTH(bf16);
+    return (t / 16 * (a->width / depth) + d / depth) * (TILE / SIZE(bf16)) + t % 16 * depth + d % depth;
 }
 
-INLINE __m256i to_bf16(vec v) { return (__m256i)_mm512_cvtneps_pbh(v); }
-INLINE __m512i from_bf16(__m256i h) { return _mm512_cvtepu16_epi32(h); }
-
-/* Rows a and b of float32 as one row of pairs. */
-INLINE __m512i to_bf16_pairs(vec a, vec b) { return _mm512_or_si512(from_bf16(to_bf16(a)), _mm512_slli_epi32(from_bf16(to_bf16(b)), 16)); }
-
-/* Transpose 16 x 16 words: by 1, 2, 4 (within 128-bit lanes) and lanes. */
-INLINE void transpose(__m512i *x) {
-    __m512i y[16];
-    for (int i = 0; i < 16; i += 2) {
-        y[i] = _mm512_unpacklo_epi32(x[i], x[i + 1]);
-        y[i + 1] = _mm512_unpackhi_epi32(x[i], x[i + 1]);
-    }
-    for (int i = 0; i < 16; i += 4) {
-        x[i] = _mm512_unpacklo_epi64(y[i], y[i + 2]);
-        x[i + 1] = _mm512_unpackhi_epi64(y[i], y[i + 2]);
-        x[i + 2] = _mm512_unpacklo_epi64(y[i + 1], y[i + 3]);
-        x[i + 3] = _mm512_unpackhi_epi64(y[i + 1], y[i + 3]);
-    }
-    for (int i = 0; i < 4; i++) {
-        y[i] = _mm512_shuffle_i32x4(x[i], x[i + 4], 0x88);
-        y[i + 4] = _mm512_shuffle_i32x4(x[i], x[i + 4], 0xdd);
-        y[i + 8] = _mm512_shuffle_i32x4(x[i + 8], x[i + 12], 0x88);
-        y[i + 12] = _mm512_shuffle_i32x4(x[i + 8], x[i + 12], 0xdd);
-    }
-    for (int i = 0; i < 4; i++) {
-        x[i] = _mm512_shuffle_i32x4(y[i], y[i + 8], 0x88);
-        x[i + 8] = _mm512_shuffle_i32x4(y[i], y[i + 8], 0xdd);
-        x[i + 4] = _mm512_shuffle_i32x4(y[i + 4], y[i + 12], 0x88);
-        x[i + 12] = _mm512_shuffle_i32x4(y[i + 4], y[i + 12], 0xdd);
-    }
-}
-
-/* Tiles (T / 16, D / 32) of x (T, D), rows `stride` halves apart: each 16 rows of 32 as words, transposed. */
-static void pack_transposed(const half *x, int64_t stride, int64_t T, int64_t D, half *tiles) {
-    for (int64_t t = 0; t < T; t += 16)
-        for (int64_t d = 0; d < D; d += 32, tiles += TILE) {
-            __m512i w[16];
-            for (int i = 0; i < 16; i++) w[i] = _mm512_loadu_si512(x + (t + i) * stride + d);
-            transpose(w);
-            for (int i = 0; i < 16; i++) _mm512_store_si512(tiles + 32 * i, w[i]);
+/* Head h of sequence b, (T, D) of x (B, T, n, D), in tiles. */
+INLINE void pack(const Task *a, const char *x, int64_t n, int64_t b, int64_t h, char *tiles, int bf16) {
+    int64_t size = SIZE(bf16), depth = DEPTH(bf16);
+    for (int64_t t = 0; t < a->rows; t++)
+        for (int64_t d = 0; d < a->width; d += depth) {
+            char *to = tiles + place(a, t, d, bf16) * size;
+            const char *from = x + (((b * a->T + t) * n + h) * a->D + d) * size;
+            int64_t here = t < a->T ? (a->D - d) * size : 0;
+            __builtin_prefetch(from + a->D * size); /* of the next head, which comes next */
+            if (here >= 64) memcpy(to, from, 64);
+            else memset(to, 0, 64), memcpy(to, from, here);
         }
 }
 
-/* Tiles (T / 32, D / 16) of x: each 32 rows of 16, interleaved two by two. If `transposed`, transposed after that: 16 columns of 32 rows. */
-static void pack_pairs(const half *x, int64_t stride, int64_t T, int64_t D, int transposed, half *tiles) {
-    for (int64_t t = 0; t < T; t += 32)
-        for (int64_t d = 0; d < D; d += 16, tiles += TILE) {
-            __m512i w[16];
+/* Each tile of a head as a matrix of words, transposed. */
+INLINE void turn(const Task *a, const char *tiles, char *turned) {
+    for (int64_t i = 0; i < a->rows * a->row; i += TILE) {
+        uvec words[16];
+        memcpy(words, tiles + i, TILE);
+        transpose(words);
+        memcpy(turned + i, words, TILE);
+    }
+}
+
+INLINE uvec halves(const char *x) { /* 16 of them as words */
+    hvec h;
+    memcpy(&h, x, sizeof h);
+    return widen(h);
+}
+
+/* Tiles (rows / DEPTH, width / 16) of a head in tiles x: DEPTH rows of 16 numbers, words of two rows in bfloat16. If `turned`, transposed
+   after that: 16 columns of DEPTH rows. */
+INLINE void pack_rows(const Task *a, const char *x, int turned, char *tiles, int bf16) {
+    for (int64_t t = 0; t < a->rows; t += DEPTH(bf16))
+        for (int64_t d = 0; d < a->width; d += 16, tiles += TILE) {
+            uvec words[16];
             for (int i = 0; i < 16; i++) {
-                const half *row = x + (t + 2 * i) * stride + d;
-                __m512i a = from_bf16(_mm256_loadu_si256((const void *)row)), b = from_bf16(_mm256_loadu_si256((const void *)(row + stride)));
-                w[i] = _mm512_or_si512(a, _mm512_slli_epi32(b, 16));
+                const char *from = x + place(a, t + (bf16 ? 2 * i : i), d, bf16) * SIZE(bf16);
+                if (bf16) words[i] = halves(from) | halves(from + 64) << 16;
+                else memcpy(&words[i], from, 64);
             }
-            if (transposed) transpose(w);
-            for (int i = 0; i < 16; i++) _mm512_store_si512(tiles + 32 * i, w[i]);
+            if (turned) transpose(words);
+            memcpy(tiles, words, TILE);
         }
 }
 
-/* c (16, 16), rows c_stride floats apart, = or += the sum over n tiles of A (a + i a_step, rows a_stride halves apart) times B (b + i b_step). */
-INLINE void tile_matmul(float *c, int64_t c_stride, const half *a, int64_t a_stride, int64_t a_step, const half *b, int64_t b_step, int64_t n, int add) {
-    if (add) _tile_loadd(0, c, 4 * c_stride);
-    else _tile_zero(0);
-    for (int64_t i = 0; i < n; i++) {
-        _tile_loadd(1, a + i * a_step, 2 * a_stride);
-        _tile_loadd(2, b + i * b_step, 64);
-        _tile_dpbf16ps(0, 1, 2);
-    }
-    _tile_stored(0, c, 4 * c_stride);
+/* v with `rest` in all lanes but those from `from` to `to`. */
+INLINE vec between(vec v, int64_t from, int64_t to, float rest) {
+    const ivec lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    int32_t begin = from < 0 ? 0 : from > LANES ? LANES : from, end = to < 0 ? 0 : to > LANES ? LANES : to;
+    return choose((lane >= begin) & (lane < end), v, splat(rest));
 }
 
-typedef struct {
-    uint8_t palette, start_row, reserved[14];
-    uint16_t bytes[16];
-    uint8_t rows[16];
-} TileConfig;
+INLINE int64_t begin_of(const Task *a, int64_t b, int64_t t) { return a->begins && t < a->T ? a->begins[b * a->T + t] : 0; }
+
+/* The first key that one of n queries from t sees, down to a multiple of 32. */
+INLINE int64_t first_key(const Task *a, int64_t b, int64_t t, int64_t n) {
+    int64_t first = t;
+    for (int64_t i = t; i < t + n && i < a->T; i++) first = begin_of(a, b, i) < first ? begin_of(a, b, i) : first;
+    return first / 32 * 32;
+}
+
+INLINE uint64_t mask_group(const Task *a, int64_t b, int64_t h, int64_t t) { return ((b * a->H + h) * a->T + t) * ((a->T + GROUP - 1) / GROUP); }
+
+/* ---- tasks */
 
 /* Share out the B * K tasks; oneDNN's tile configuration is put back afterwards. 0, or 1 if there was no memory. */
 static int run_tasks(const Task *a, size_t scratch_bytes, void (*task)(const Task *, int64_t b, int64_t k, char *scratch)) {
     int failed = 0;
 #pragma omp parallel
     {
-        TileConfig before __attribute__((aligned(64))), ours __attribute__((aligned(64)));
-        memset(&ours, 0, sizeof ours);
-        ours.palette = 1;
-        for (int i = 0; i < 3; i++) ours.bytes[i] = 64, ours.rows[i] = 16;
-        _tile_storeconfig(&before);
-        _tile_loadconfig(&ours);
+        TileConfig before __attribute__((aligned(64)));
+        set_tiles(&before);
         char *scratch = aligned_alloc(64, (scratch_bytes + 63) / 64 * 64);
-        int64_t n = a->B * a->K, threads = omp_get_num_threads(), me = omp_get_thread_num();
-        for (int64_t i = n * me / threads; scratch && i < n * (me + 1) / threads; i++) task(a, i / a->K, i % a->K, scratch);
+        THREAD_RANGE(a->B * a->K, from, to);
+        for (int64_t i = from; scratch && i < to; i++) task(a, i / a->K, i % a->K, scratch);
         if (!scratch) __atomic_store_n(&failed, 1, __ATOMIC_RELAXED);
         free(scratch);
-        if (before.palette) _tile_loadconfig(&before);
-        else _tile_release();
+        restore_tiles(&before);
     }
     return failed;
 }
 
-static int fits_tiles(int64_t T, int64_t H, int64_t K, int64_t D) { return T > 0 && D > 0 && K > 0 && T % 32 == 0 && D % 32 == 0 && H % K == 0; }
-
-INLINE const half *head(const Task *a, const half *heads, int64_t b, int64_t h) { return heads + (b * a->T * (a->H + 2 * a->K) + h) * a->D; }
-
-INLINE const int64_t *begins_of(const Task *a, int64_t b) { return a->begins ? a->begins + b * a->T : 0; }
-
-/* Lanes n and above: those keys from j that a query with its first key at j + n sees. */
-INLINE __mmask16 lanes_from(int64_t n) { return n <= 0 ? 0xffff : n > 15 ? 0 : (__mmask16)(0xffffu << n); }
+/* The task with its padded sizes; 0 if the sizes are not possible. */
+static int lay_out(Task *a, int bf16) {
+    if (a->B < 0 || a->T < 1 || a->H < 1 || a->K < 1 || a->D < 1 || a->H % a->K) return 0;
+    a->rows = (a->T + 31) / 32 * 32;
+    a->width = (a->D + DEPTH(bf16) - 1) / DEPTH(bf16) * DEPTH(bf16);
+    a->row = a->width * SIZE(bf16);
+    return 1;
+}
 
 /* ---- forward */
 
-/* scores (16, T) of queries t .. t + 16 become probabilities; weights (16, T) are those as halves, without the dropped. */
-INLINE void softmax(const Task *a, float *scores, half *weights, float *lse, const int64_t *begins, int64_t t, uint64_t group) {
-    int64_t T = a->T, groups = (T + 63) / 64;
-    vec scale = _mm512_set1_ps(1.0f / sqrtf((float)a->D)), lowest = _mm512_set1_ps(-INFINITY);
-    for (int64_t r = 0; r < 16; r++) {
-        float *row = scores + r * T;
-        vec top = lowest, total = _mm512_setzero_ps();
-        int64_t begin = begins ? begins[t + r] : 0;
-        __mmask16 diagonal = (__mmask16)((2u << r) - 1); /* keys t .. t + r */
-        _mm512_store_ps(row + t, _mm512_mask_mov_ps(lowest, diagonal, _mm512_load_ps(row + t)));
-        for (int64_t i = 0; i <= t; i += 16) {
-            vec v = _mm512_mask_mul_ps(lowest, lanes_from(begin - i), _mm512_load_ps(row + i), scale);
-            _mm512_store_ps(row + i, v);
-            top = _mm512_max_ps(top, v);
+/* scores (16, rows) of queries t .. t + 16 and keys from `first` on become probabilities; weights are those in tiles, without the dropped. */
+INLINE void softmax(const Task *a, float *scores, char *weights, float *lse, int64_t b, int64_t first, int64_t t, uint64_t group, int bf16) {
+    int64_t depth = DEPTH(bf16), tile = TILE / SIZE(bf16);
+    float scale = 1.0f / sqrtf((float)a->D);
+    for (int64_t r = 0; r < 16; r++, group += (a->T + GROUP - 1) / GROUP) {
+        float *row = scores + r * a->rows;
+        int64_t begin = begin_of(a, b, t + r);
+        vec top = splat(-INFINITY), total = splat(0);
+        for (int64_t i = first; i <= t; i += LANES) {
+            vec v = load(row, i, 0) * scale;
+            if (i == t || i < begin) v = between(v, begin - i, t + r + 1 - i, -INFINITY);
+            store(row, i, v, 0);
+            top = vmax(v, top);
         }
-        float m = _mm512_reduce_max_ps(top);
-        for (int64_t i = 0; i <= t; i += 16) {
-            vec v = vexp(_mm512_sub_ps(_mm512_load_ps(row + i), _mm512_set1_ps(m)));
-            _mm512_store_ps(row + i, v);
-            total = _mm512_add_ps(total, v);
+        float m = largest(top);
+        for (int64_t i = first; i <= t; i += LANES) {
+            vec v = vexp(load(row, i, 0) - m);
+            store(row, i, v, 0);
+            total += v;
         }
-        float sum = _mm512_reduce_add_ps(total);
-        lse[t + r] = m + logf(sum);
-        vec inverse = _mm512_set1_ps(1.0f / sum);
+        float denominator = sum(total), inverse = 1.0f / denominator;
+        lse[t + r] = m + logf(denominator);
         uint64_t bits = ~0ull;
-        for (int64_t i = 0; i <= t; i += 16) {
-            if (a->threshold && i % 64 == 0) bits = keep_mask(a->seed, a->threshold, group + r * groups + i / 64);
-            vec v = _mm512_maskz_mul_ps((__mmask16)(bits >> i % 64), _mm512_load_ps(row + i), inverse);
-            _mm256_store_si256((void *)(weights + r * T + i), to_bf16(v));
+        for (int64_t i = first; i <= t; i += LANES) {
+            if (a->threshold && (i % GROUP == 0 || i == first)) bits = keep_mask(a->seed, a->threshold, group + i / GROUP);
+            store(weights, i / depth * tile + r * depth + i % depth, masked(load(row, i, 0) * inverse, bits, i % GROUP), bf16);
         }
-        if (t % 32 == 0) _mm256_store_si256((void *)(weights + r * T + t + 16), _mm256_setzero_si256()); /* tiles are 32 keys wide */
+        if (bf16 && t % 32 == 0) store(weights, t / depth * tile + r * depth + 16, splat(0), 1); /* a tile is 32 keys */
     }
 }
 
-static void forward_task(const Task *a, int64_t b, int64_t k, char *scratch) {
-    int64_t T = a->T, D = a->D, stride = (a->H + 2 * a->K) * D, share = a->H / a->K;
-    half *key_words = (half *)scratch, *value_pairs = key_words + T * D, *weights = value_pairs + T * D;
-    float *scores = (float *)(weights + 16 * T), *y = scores + 16 * T;
-    pack_transposed(head(a, a->heads, b, a->H + k), stride, T, D, key_words);
-    pack_pairs(head(a, a->heads, b, a->H + a->K + k), stride, T, D, 0, value_pairs);
-    vec scale = _mm512_set1_ps(a->drop_scale);
+INLINE void forward_task(const Task *a, int64_t b, int64_t k, char *scratch, int bf16) {
+    int64_t rows = a->rows, head = rows * a->row, share = a->H / a->K, depth = DEPTH(bf16), across = a->width / 16 * TILE;
+    char *q = scratch, *keys_turned = q + head, *value_rows = keys_turned + head, *weights = value_rows + head;
+    float *scores = (float *)(weights + rows / depth * TILE), *y = scores + 16 * rows;
+    pack(a, a->heads, a->H + 2 * a->K, b, a->H + k, q, bf16);
+    turn(a, q, keys_turned);
+    pack(a, a->heads, a->H + 2 * a->K, b, a->H + a->K + k, q, bf16);
+    pack_rows(a, q, 0, value_rows, bf16);
     for (int64_t h = k * share; h < (k + 1) * share; h++) {
-        const half *q = head(a, a->heads, b, h);
-        float *lse = a->lse + (b * a->H + h) * T;
-        for (int64_t t = 0; t < T; t += 16) {
-            for (int64_t j = 0; j <= t; j += 16) tile_matmul(scores + j, T, q + t * stride, stride, 32, key_words + j * D, TILE, D / 32, 0);
-            softmax(a, scores, weights, lse, begins_of(a, b), t, ((b * a->H + h) * T + t) * ((T + 63) / 64));
-            for (int64_t d = 0; d < D; d += 16) {
-                tile_matmul(y, 16, weights, T, 32, value_pairs + d / 16 * TILE, D / 16 * TILE, t / 32 + 1, 0);
-                half *out = a->out + ((b * T + t) * a->H + h) * D + d;
-                for (int r = 0; r < 16; r++)
-                    _mm256_storeu_si256((void *)(out + r * a->H * D), to_bf16(_mm512_mul_ps(_mm512_load_ps(y + 16 * r), scale)));
+        pack(a, a->heads, a->H + 2 * a->K, b, h, q, bf16);
+        for (int64_t t = 0; t < a->T; t += 16) {
+            int64_t first = first_key(a, b, t, 16), blocks = (t + 16 - first + depth - 1) / depth;
+            for (int64_t j = first; j <= t; j += 16)
+                multiply(scores + j, rows, q + t * a->row, TILE, keys_turned + j * a->row, TILE, a->row / 64, 0, bf16);
+            softmax(a, scores, weights, a->lse + (b * a->H + h) * rows, b, first, t, mask_group(a, b, h, t), bf16);
+            for (int64_t d = 0; d < a->D; d += 16) {
+                const char *values = value_rows + first / depth * across + d / 16 * TILE;
+                multiply(y, 16, weights + first / depth * TILE, TILE, values, across, blocks, 0, bf16);
+                for (int64_t r = 0; r < 16 && t + r < a->T; r++)
+                    store_n(a->out, ((b * a->T + t + r) * a->H + h) * a->D + d, a->D - d, load(y, 16 * r, 0) * a->drop_scale, bf16);
             }
         }
     }
 }
 
-/* 0, or 1 where the shape does not fit tiles or there is no memory; so too below. */
-int32_t forward(const half *heads, const int64_t *begins, half *out, float *lse, int64_t B, int64_t T, int64_t H, int64_t K, int64_t D,
-                uint64_t seed, int32_t threshold, float drop_scale) {
-    if (!fits_tiles(T, H, K, D)) return 1;
-    Task a = {heads, begins, B, T, H, K, D, seed, threshold, drop_scale, out, lse, 0, 0};
-    return run_tasks(&a, 2 * (2 * T * D + 16 * T) + 4 * (16 * T + 256), forward_task);
+static void forward_in_float32(const Task *a, int64_t b, int64_t k, char *scratch) { forward_task(a, b, k, scratch, 0); }
+static void forward_in_bfloat16(const Task *a, int64_t b, int64_t k, char *scratch) { forward_task(a, b, k, scratch, 1); }
+
+/* 0, or 1 where the sizes are not possible or there is no memory; so too below. */
+int32_t forward(const void *heads, const int64_t *begins, void *out, float *lse, int64_t B, int64_t T, int64_t H, int64_t K, int64_t D,
+                uint64_t seed, int32_t threshold, float drop_scale, int32_t bf16) {
+    Task a = {.heads = heads, .begins = begins, .B = B, .T = T, .H = H, .K = K, .D = D, .seed = seed, .threshold = threshold,
+              .drop_scale = drop_scale, .out = out, .lse = lse};
+    if (!lay_out(&a, bf16)) return 1;
+    return run_tasks(&a, 3 * a.rows * a.row + a.rows / DEPTH(bf16) * TILE + 64 * a.rows + TILE, bf16 ? forward_in_bfloat16 : forward_in_float32);
 }
 
 /* ---- backward: with P the probabilities, M the mask times its scale, G the gradient of y = (P M) v, and delta = sum(G y) of each row,
-   dS = P (M (G v^T) - delta), dq = dS k, dk = dS^T q, dv = (P M)^T G. Blocks of 32 queries; dk and dv are summed transposed, (D, T). */
+   dS = P (M (G v^T) - delta), dq = dS k, dk = dS^T q, dv = (P M)^T G. dk and dv are summed transposed. */
 
 typedef struct {
-    half *key_words, *key_pairs, *value_words, *q_turned, *g_turned, *ds, *ds_pairs, *p_pairs;
-    float *dk, *dv, *scores, *dp;
+    char *keys_turned, *key_rows, *values_turned; /* tiles */
+    char *q, *q_columns, *g, *g_columns;          /* as rows and as columns */
+    char *ds;                                     /* tiles (QUERIES / 16, rows / DEPTH) */
+    char *ds_rows, *p_rows;                       /* tiles of QUERIES x 16 */
+    float *scores, *dp;                           /* (QUERIES, 16) */
+    float *dk, *dv;                               /* tiles (rows / 16, width / 16) of 16 columns */
 } Scratch;
 
-static size_t lay_out(Scratch *s, char *at, int64_t T, int64_t D) {
-    char *start = at;
-    half **halves[] = {&s->key_words, &s->key_pairs, &s->value_words, &s->q_turned, &s->g_turned};
-    for (int i = 0; i < 5; i++, at += 2 * T * D) *halves[i] = (half *)at;
-    s->ds = (half *)at, at += 2 * 32 * T;
-    s->ds_pairs = (half *)at, at += 2 * 32 * T;
-    s->p_pairs = (half *)at, at += 2 * 32 * T;
-    s->dk = (float *)at, at += 4 * T * D;
-    s->dv = (float *)at, at += 4 * T * D;
-    s->scores = (float *)at, at += 4 * 512;
-    s->dp = (float *)at, at += 4 * 512;
+INLINE void *next(char **at, size_t bytes) {
+    *at += bytes;
+    return *at - bytes;
+}
+
+static size_t divide(const Task *a, Scratch *s, char *start, int bf16) {
+    size_t head = a->rows * a->row, sums = 4 * a->rows * a->width;
+    char *at = start;
+    *s = (Scratch){.keys_turned = next(&at, head), .key_rows = next(&at, head), .values_turned = next(&at, head), .q = next(&at, head),
+                   .q_columns = next(&at, head), .g = next(&at, head), .g_columns = next(&at, head),
+                   .ds = next(&at, QUERIES / 16 * a->rows / DEPTH(bf16) * TILE), .ds_rows = next(&at, 2 * TILE), .p_rows = next(&at, 2 * TILE),
+                   .scores = next(&at, 2 * TILE), .dp = next(&at, 2 * TILE), .dk = next(&at, sums), .dv = next(&at, sums)};
     return at - start;
 }
 
-/* From scores and dp (32, 16) of queries t .. t + 32 and keys j .. j + 16: dS as rows and as pairs, P without the dropped as pairs. */
-INLINE void block(const Task *a, const Scratch *s, const float *lse, const float *delta, const uint64_t *bits, const int64_t *begins, int64_t t,
-                  int64_t j) {
-    vec scale = _mm512_set1_ps(1.0f / sqrtf((float)a->D)), drop_scale = _mm512_set1_ps(a->drop_scale);
-    for (int r = 0; r < 32; r += 2) {
+/* Rows x and y, one after the other along the sum, for a tile's rows: in float32 two rows, in bfloat16 one row of pairs. */
+INLINE void store_two(char *tiles, int64_t row, vec x, vec y, int bf16) {
+    if (bf16) {
+        uvec pairs = widen(to_bf16(x)) | widen(to_bf16(y)) << 16;
+        memcpy(tiles + 32 * row, &pairs, 64);
+    } else {
+        memcpy(tiles + 64 * row, &x, 64);
+        memcpy(tiles + 64 * row + 64, &y, 64);
+    }
+}
+
+/* From scores and dp of queries t .. t + QUERIES and keys j .. j + 16: dS, and P without the dropped. */
+INLINE void scores_back(const Task *a, const Scratch *s, const float *lse, const float *delta, const uint64_t *bits, int64_t b, int64_t t,
+                        int64_t j, int bf16) {
+    int64_t depth = DEPTH(bf16);
+    float scale = 1.0f / sqrtf((float)a->D);
+    for (int r = 0; r < QUERIES; r += 2) {
         vec ds[2], p[2];
         for (int i = 0; i < 2; i++) {
-            int64_t row = r + i, seen = t + row - j; /* keys j .. j + seen */
-            __mmask16 causal = seen >= 15 ? 0xffff : seen < 0 ? 0 : (__mmask16)((2u << seen) - 1);
-            if (begins) causal &= lanes_from(begins[t + row] - j);
-            __mmask16 keep = (__mmask16)(bits[row] >> j % 64);
-            vec x = _mm512_fmsub_ps(_mm512_load_ps(s->scores + 16 * row), scale, _mm512_set1_ps(lse[row]));
-            vec v = _mm512_maskz_mov_ps(causal, vexp(_mm512_mask_mov_ps(_mm512_setzero_ps(), causal, x)));
-            vec g = _mm512_maskz_mul_ps(keep, _mm512_load_ps(s->dp + 16 * row), drop_scale);
-            ds[i] = _mm512_mul_ps(v, _mm512_sub_ps(g, _mm512_set1_ps(delta[row])));
-            p[i] = _mm512_maskz_mov_ps(keep, v);
-            _mm256_store_si256((void *)(s->ds + row * a->T + j), to_bf16(ds[i]));
+            int64_t row = r + i, begin = begin_of(a, b, t + row);
+            vec x = load(s->scores, 16 * row, 0) * scale - lse[row];
+            if (j + 15 > t + row || j < begin || t + row >= a->T) x = between(x, begin - j, t + row < a->T ? t + row + 1 - j : 0, -INFINITY);
+            p[i] = vexp(x);
+            ds[i] = p[i] * (masked(load(s->dp, 16 * row, 0), bits[row], j % GROUP) * a->drop_scale - delta[row]);
+            p[i] = masked(p[i], bits[row], j % GROUP);
+            store(s->ds, (row / 16 * (a->rows / depth) + j / depth) * (TILE / SIZE(bf16)) + row % 16 * depth + j % depth, ds[i], bf16);
         }
-        _mm512_store_si512(s->ds_pairs + j * 32 + 16 * r, to_bf16_pairs(ds[0], ds[1]));
-        _mm512_store_si512(s->p_pairs + j * 32 + 16 * r, to_bf16_pairs(p[0], p[1]));
+        store_two(s->ds_rows, r, ds[0], ds[1], bf16);
+        store_two(s->p_rows, r, p[0], p[1], bf16);
     }
 }
 
-static void backward_block(const Task *a, const Scratch *s, int64_t b, int64_t h, int64_t t) {
-    int64_t T = a->T, D = a->D, H = a->H, stride = (H + 2 * a->K) * D, groups = (T + 63) / 64;
-    const half *q = head(a, a->heads, b, h) + t * stride, *g = a->grad + ((b * T + t) * H + h) * D, *y = a->out + ((b * T + t) * H + h) * D;
-    float delta[32];
-    uint64_t bits[32];
-    for (int r = 0; r < 32; r++) {
-        vec sum = _mm512_setzero_ps();
-        for (int64_t d = 0; d < D; d += 16) {
-            vec u = (vec)_mm512_slli_epi32(from_bf16(_mm256_loadu_si256((const void *)(g + r * H * D + d))), 16);
-            vec v = (vec)_mm512_slli_epi32(from_bf16(_mm256_loadu_si256((const void *)(y + r * H * D + d))), 16);
-            sum = _mm512_fmadd_ps(u, v, sum);
-        }
-        delta[r] = _mm512_reduce_add_ps(sum);
-        bits[r] = ~0ull;
+/* delta of queries t .. t + QUERIES. */
+INLINE void sum_rows(const Task *a, const Scratch *s, float *delta, int64_t b, int64_t h, int64_t t, int bf16) {
+    for (int64_t r = 0; r < QUERIES; r++) {
+        vec total = splat(0);
+        for (int64_t d = 0; d < a->D && t + r < a->T; d += LANES)
+            total += load(s->g, place(a, t + r, d, bf16), bf16) * load_n(a->out, ((b * a->T + t + r) * a->H + h) * a->D + d, a->D - d, 0, bf16);
+        delta[r] = sum(total);
     }
-    for (int64_t j = 0; j < t + 32; j += 16) {
-        if (a->threshold && j % 64 == 0)
-            for (int r = 0; r < 32; r++) bits[r] = keep_mask(a->seed, a->threshold, ((b * H + h) * T + t + r) * groups + j / 64);
-        for (int r = 0; r < 32; r += 16) {
-            tile_matmul(s->scores + 16 * r, 16, q + r * stride, stride, 32, s->key_words + j * D, TILE, D / 32, 0);
-            tile_matmul(s->dp + 16 * r, 16, g + r * H * D, H * D, 32, s->value_words + j * D, TILE, D / 32, 0);
+}
+
+INLINE void backward_block(const Task *a, const Scratch *s, int64_t b, int64_t h, int64_t t, int bf16) {
+    int64_t rows = a->rows, across = a->width / 16 * TILE, depth = DEPTH(bf16), first = first_key(a, b, t, QUERIES);
+    float delta[QUERIES];
+    uint64_t bits[QUERIES];
+    sum_rows(a, s, delta, b, h, t, bf16);
+    memset(bits, 0xff, sizeof bits);
+    for (int64_t j = first; j < t + QUERIES; j += 16) {
+        for (int r = 0; r < QUERIES && a->threshold && (j % GROUP == 0 || j == first); r++)
+            bits[r] = keep_mask(a->seed, a->threshold, mask_group(a, b, h, t + r) + j / GROUP);
+        for (int r = 0; r < QUERIES; r += 16) {
+            multiply(s->scores + 16 * r, 16, s->q + (t + r) * a->row, TILE, s->keys_turned + j * a->row, TILE, a->row / 64, 0, bf16);
+            multiply(s->dp + 16 * r, 16, s->g + (t + r) * a->row, TILE, s->values_turned + j * a->row, TILE, a->row / 64, 0, bf16);
         }
-        block(a, s, a->lse + (b * H + h) * T + t, delta, bits, begins_of(a, b), t, j);
-        for (int64_t d = 0; d < D; d += 16) {
-            int64_t tile = (t / 32 * D / 16 + d / 16) * TILE;
-            tile_matmul(s->dk + d * T + j, T, s->q_turned + tile, 32, 0, s->ds_pairs + j * 32, 0, 1, 1);
-            tile_matmul(s->dv + d * T + j, T, s->g_turned + tile, 32, 0, s->p_pairs + j * 32, 0, 1, 1);
+        scores_back(a, s, a->lse + (b * a->H + h) * rows + t, delta, bits, b, t, j, bf16);
+        for (int64_t d = 0; d < a->D; d += 16) {
+            int64_t at = t / depth * across + d / 16 * TILE;
+            multiply(s->dk + j * a->width + 16 * d, 16, s->q_columns + at, across, s->ds_rows, TILE, QUERIES / depth, 1, bf16);
+            multiply(s->dv + j * a->width + 16 * d, 16, s->g_columns + at, across, s->p_rows, TILE, QUERIES / depth, 1, bf16);
         }
     }
-    half *dq = (half *)head(a, a->d_heads, b, h) + t * stride;
-    vec scale = _mm512_set1_ps(1.0f / sqrtf((float)D));
-    for (int r = 0; r < 32; r += 16)
-        for (int64_t d = 0; d < D; d += 16) {
-            tile_matmul(s->scores, 16, s->ds + r * T, T, 32, s->key_pairs + d / 16 * TILE, D / 16 * TILE, t / 32 + 1, 0);
-            for (int i = 0; i < 16; i++)
-                _mm256_storeu_si256((void *)(dq + (r + i) * stride + d), to_bf16(_mm512_mul_ps(_mm512_load_ps(s->scores + 16 * i), scale)));
+    float scale = 1.0f / sqrtf((float)a->D);
+    for (int64_t r = 0; r < QUERIES; r += 16)
+        for (int64_t d = 0; d < a->D; d += 16) {
+            const char *ds = s->ds + (r / 16 * (rows / depth) + first / depth) * TILE, *keys = s->key_rows + first / depth * across + d / 16 * TILE;
+            multiply(s->scores, 16, ds, TILE, keys, across, (t + QUERIES - first) / depth, 0, bf16);
+            for (int64_t i = 0; i < 16 && t + r + i < a->T; i++)
+                store_n(a->d_heads, ((b * a->T + t + r + i) * (a->H + 2 * a->K) + h) * a->D + d, a->D - d, load(s->scores, 16 * i, 0) * scale, bf16);
         }
 }
 
-/* sums (D, T), scaled, to the rows of x (T, D). */
-INLINE void write_transposed(const float *sums, float scale, half *x, int64_t stride, int64_t T, int64_t D) {
-    for (int64_t t = 0; t < T; t += 16)
-        for (int64_t d = 0; d < D; d += 16) {
-            __m512i w[16];
-            for (int i = 0; i < 16; i++) w[i] = _mm512_load_si512(sums + (d + i) * T + t);
-            transpose(w);
-            for (int i = 0; i < 16; i++)
-                _mm256_storeu_si256((void *)(x + (t + i) * stride + d), to_bf16(_mm512_mul_ps((vec)w[i], _mm512_set1_ps(scale))));
+/* The sums, scaled, to head h of sequence b of d_heads. */
+INLINE void write_transposed(const Task *a, const float *sums, float scale, int64_t b, int64_t h, int bf16) {
+    for (int64_t t = 0; t < a->T; t += 16)
+        for (int64_t d = 0; d < a->D; d += 16) {
+            uvec x[16];
+            memcpy(x, sums + t * a->width + 16 * d, sizeof x);
+            transpose(x);
+            for (int64_t i = 0; i < 16 && t + i < a->T; i++)
+                store_n(a->d_heads, ((b * a->T + t + i) * (a->H + 2 * a->K) + h) * a->D + d, a->D - d, (vec)x[i] * scale, bf16);
         }
 }
 
-static void backward_task(const Task *a, int64_t b, int64_t k, char *scratch) {
-    int64_t T = a->T, D = a->D, H = a->H, stride = (H + 2 * a->K) * D, share = H / a->K;
+INLINE void backward_task(const Task *a, int64_t b, int64_t k, char *scratch, int bf16) {
+    int64_t n = a->H + 2 * a->K, share = a->H / a->K;
     Scratch s;
-    lay_out(&s, scratch, T, D);
-    pack_transposed(head(a, a->heads, b, H + k), stride, T, D, s.key_words);
-    pack_pairs(head(a, a->heads, b, H + k), stride, T, D, 0, s.key_pairs);
-    pack_transposed(head(a, a->heads, b, H + a->K + k), stride, T, D, s.value_words);
-    memset(s.dk, 0, 4 * T * D);
-    memset(s.dv, 0, 4 * T * D);
+    divide(a, &s, scratch, bf16);
+    pack(a, a->heads, n, b, a->H + k, s.q, bf16);
+    turn(a, s.q, s.keys_turned);
+    pack_rows(a, s.q, 0, s.key_rows, bf16);
+    pack(a, a->heads, n, b, a->H + a->K + k, s.q, bf16);
+    turn(a, s.q, s.values_turned);
+    memset(s.dk, 0, 8 * a->rows * a->width); /* and dv, which follows it */
     for (int64_t h = k * share; h < (k + 1) * share; h++) {
-        pack_pairs(head(a, a->heads, b, h), stride, T, D, 1, s.q_turned);
-        pack_pairs(a->grad + (b * T * H + h) * D, H * D, T, D, 1, s.g_turned);
-        for (int64_t t = 0; t < T; t += 32) backward_block(a, &s, b, h, t);
+        pack(a, a->heads, n, b, h, s.q, bf16);
+        pack_rows(a, s.q, 1, s.q_columns, bf16);
+        pack(a, a->grad, a->H, b, h, s.g, bf16);
+        pack_rows(a, s.g, 1, s.g_columns, bf16);
+        for (int64_t t = 0; t < a->T; t += QUERIES) backward_block(a, &s, b, h, t, bf16);
     }
-    write_transposed(s.dk, 1.0f / sqrtf((float)D), (half *)head(a, a->d_heads, b, H + k), stride, T, D);
-    write_transposed(s.dv, a->drop_scale, (half *)head(a, a->d_heads, b, H + a->K + k), stride, T, D);
+    write_transposed(a, s.dk, 1.0f / sqrtf((float)a->D), b, a->H + k, bf16);
+    write_transposed(a, s.dv, a->drop_scale, b, a->H + a->K + k, bf16);
 }
 
-int32_t backward(const half *heads, const int64_t *begins, const half *out, const float *lse, const half *grad, half *d_heads, int64_t B, int64_t T,
-                 int64_t H, int64_t K, int64_t D, uint64_t seed, int32_t threshold, float drop_scale) {
-    if (!fits_tiles(T, H, K, D)) return 1;
-    Task a = {heads, begins, B, T, H, K, D, seed, threshold, drop_scale, (half *)out, (float *)lse, grad, d_heads};
+static void backward_in_float32(const Task *a, int64_t b, int64_t k, char *scratch) { backward_task(a, b, k, scratch, 0); }
+static void backward_in_bfloat16(const Task *a, int64_t b, int64_t k, char *scratch) { backward_task(a, b, k, scratch, 1); }
+
+int32_t backward(const void *heads, const int64_t *begins, const void *out, const float *lse, const void *grad, void *d_heads, int64_t B, int64_t T,
+                 int64_t H, int64_t K, int64_t D, uint64_t seed, int32_t threshold, float drop_scale, int32_t bf16) {
+    Task a = {.heads = heads, .begins = begins, .B = B, .T = T, .H = H, .K = K, .D = D, .seed = seed, .threshold = threshold,
+              .drop_scale = drop_scale, .out = (char *)out, .lse = (float *)lse, .grad = grad, .d_heads = d_heads};
     Scratch s;
-    return run_tasks(&a, lay_out(&s, 0, T, D), backward_task);
+    if (!lay_out(&a, bf16)) return 1;
+    return run_tasks(&a, divide(&a, &s, 0, bf16), bf16 ? backward_in_bfloat16 : backward_in_float32);
 }
-
-#else
-
-int32_t available(void) { return 0; }
-
-#endif

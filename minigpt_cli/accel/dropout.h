@@ -2,11 +2,7 @@
    is kept. */
 
 #pragma once
-#include <stdint.h>
-#include <string.h>
-#if defined(__AVX512BW__)
-#include <immintrin.h>
-#endif
+#include "vectors.h"
 
 enum { GROUP = 64 };
 typedef uint64_t wide __attribute__((vector_size(64)));
@@ -26,5 +22,15 @@ static inline __attribute__((always_inline)) uint64_t keep_mask(uint64_t seed, i
     memcpy(bytes, &z, sizeof bytes);
     for (int i = 0; i < GROUP; i++) bits |= (uint64_t)(bytes[i] >= threshold) << i;
     return bits;
+#endif
+}
+
+/* `v` with its dropped elements zero; the lanes of element i of the group on. */
+INLINE vec masked(vec v, uint64_t bits, int i) {
+#if defined(__AVX512BW__)
+    return (vec)_mm512_maskz_mov_ps((__mmask16)(bits >> i), (__m512)v);
+#else
+    const ivec lane = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768};
+    return (vec)(((((ivec){0} + (int32_t)(bits >> i & 0xffff)) & lane) != 0) & (ivec)v);
 #endif
 }

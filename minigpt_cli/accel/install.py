@@ -82,7 +82,7 @@ def libraries() -> dict[str, ctypes.CDLL]:
     found = {
         "c": kernels.library() if kernels else None,
         "experts": expert_kernels.library() if expert_kernels else None,
-        "tiles": kernels.tiles() if kernels else None,
+        "attention": kernels.attention_library() if kernels else None,
     }
     return {name: library for name, library in found.items() if library}
 

@@ -11,8 +11,6 @@
 #include "dropout.h"
 #include "vectors.h"
 
-enum { LONGEST = 8192 };
-
 /* ---- dropout */
 
 typedef struct {
@@ -20,16 +18,6 @@ typedef struct {
     int32_t threshold; /* a byte below it drops its element; 0: no dropout */
     float scale;
 } Dropout;
-
-/* `v` with its dropped elements zero; the lanes of element i of the group on. */
-INLINE vec masked(vec v, uint64_t bits, int i) {
-#if defined(__AVX512BW__)
-    return (vec)_mm512_maskz_mov_ps((__mmask16)(bits >> i), (__m512)v);
-#else
-    const ivec lane = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768};
-    return (vec)((((ivec){0} + (int32_t)(bits >> i & 0xffff) & lane) != 0) & (ivec)v);
-#endif
-}
 
 INLINE void dropout_part(const void *x, void *out, int64_t n, const Dropout *d, int64_t from, int64_t to, int bf16) {
     for (int64_t g = from; g < to; g++) {
@@ -252,114 +240,4 @@ INLINE void heads_back_part(const void *x, const float *gain, const float *table
 void heads_backward(const void *x, const float *gain, const float *table, const float *stats, const void *grad, void *dx, float *d_gain,
                     int64_t rows, int64_t H, int64_t h, int64_t D, int64_t T, int bf16) {
     PARALLEL((rows + CHUNK - 1) / CHUNK, heads_back_part(x, gain, table, stats, grad, dx, d_gain, rows, H, h, D, T, from, to, bf16));
-}
-
-/* ---- causal softmax with dropout: rows of e scores, of which row r sees the first start + r % t + 1; e at most LONGEST. With `begins`, where
-   the documents of t queries begin for each `heads` * t rows, it does not see the scores before that. */
-
-static int fits_rows(int64_t rows, int64_t e, int64_t start, int64_t t) {
-    return rows >= 0 && t >= 1 && start >= 0 && e <= LONGEST && start + t <= e;
-}
-
-/* v without its first n elements. */
-INLINE vec hidden(vec v, int64_t n) {
-    float x[LANES];
-    memcpy(x, &v, sizeof v);
-    for (int64_t i = 0; i < n && i < LANES; i++) x[i] = -INFINITY;
-    memcpy(&v, x, sizeof v);
-    return v;
-}
-
-INLINE void softmax_row(const void *scores, void *p, void *dropped_p, int64_t at, int64_t e, int64_t begin, int64_t seen, uint64_t group,
-                        const Dropout *d, int bf16) {
-    float buffer[LONGEST + GROUP];
-    vec top = splat(-INFINITY);
-    int64_t start = begin / LANES * LANES, i = start;
-    for (; i + LANES <= seen; i += LANES) {
-        vec v = load(scores, at + i, bf16);
-        if (i < begin) v = hidden(v, begin - i);
-        memcpy(buffer + i, &v, sizeof v);
-        top = vmax(v, top);
-    }
-    int64_t end = (e + LANES - 1) / LANES * LANES;
-    for (; i < end; i += LANES) {
-        vec v = i < seen ? load_n(scores, at + i, seen - i, -INFINITY, bf16) : splat(-INFINITY);
-        if (i < begin) v = hidden(v, begin - i);
-        memcpy(buffer + i, &v, sizeof v);
-        top = vmax(v, top);
-    }
-    float m = largest(top);
-    vec total = splat(0);
-    for (i = start; i < seen; i += LANES) {
-        vec v;
-        memcpy(&v, buffer + i, sizeof v);
-        v = vexp(v - m);
-        memcpy(buffer + i, &v, sizeof v);
-        total += v;
-    }
-    float inverse = 1.0f / sum(total);
-    uint64_t bits = 0;
-    for (i = 0; i < end; i += LANES) {
-        if (d->threshold && i % GROUP == 0) bits = keep_mask(d->seed, d->threshold, group + i / GROUP);
-        vec v = splat(0);
-        if (start <= i && i < seen) {
-            memcpy(&v, buffer + i, sizeof v);
-            v *= inverse;
-        }
-        store_n(p, at + i, e - i, v, bf16);
-        if (d->threshold) store_n(dropped_p, at + i, e - i, masked(v, bits, i % GROUP), bf16);
-    }
-}
-
-/* p = softmax(scores), dropped_p = p with its mask but unscaled (not written without dropout; may be scores).
-   Row r uses the hash groups from first + r * ceil(e / GROUP). */
-int32_t softmax_forward(const void *scores, void *p, void *dropped_p, const int64_t *begins, int64_t heads, int64_t rows, int64_t e, int64_t start,
-                        int64_t t, uint64_t first, uint64_t seed, int32_t threshold, int bf16) {
-    if (!fits_rows(rows, e, start, t) || heads < 1) return 1;
-    Dropout d = {seed, threshold, 1};
-    int64_t groups = (e + GROUP - 1) / GROUP;
-    PARALLEL(rows, for (int64_t r = from; r < to; r++)
-        softmax_row(scores, p, dropped_p, r * e, e, begins ? begins[r / (heads * t) * t + r % t] : 0, start + r % t + 1, first + r * groups,
-                    &d, bf16));
-    return 0;
-}
-
-INLINE void softmax_back_row(const void *p, void *grad, void *dropped_p, int64_t at, int64_t e, int64_t seen, uint64_t group, const Dropout *d,
-                             int bf16) {
-    float buffer[LONGEST + GROUP];
-    vec total = splat(0);
-    uint64_t bits = 0;
-    int64_t end = (e + LANES - 1) / LANES * LANES;
-    for (int64_t i = 0; i < end; i += LANES) {
-        vec g = splat(0), v = splat(0);
-        if (d->threshold && i % GROUP == 0) bits = keep_mask(d->seed, d->threshold, group + i / GROUP);
-        if (i < seen) {
-            g = load_n(grad, at + i, e - i, 0, bf16);
-            v = load_n(p, at + i, e - i, 0, bf16);
-        }
-        if (d->threshold) {
-            g = masked(g, bits, i % GROUP);
-            store_n(dropped_p, at + i, e - i, masked(v, bits, i % GROUP), bf16);
-        }
-        memcpy(buffer + i, &g, sizeof g);
-        total += g * v;
-    }
-    float along = sum(total);
-    for (int64_t i = 0; i < end; i += LANES) {
-        vec g, v = splat(0);
-        memcpy(&g, buffer + i, sizeof g);
-        if (i < seen) v = load_n(p, at + i, e - i, 0, bf16);
-        store_n(grad, at + i, e - i, v * (g - along), bf16);
-    }
-}
-
-/* grad, of the probabilities after dropout, becomes that of the scores, in place; dropped_p is written again if there is dropout. */
-int32_t softmax_backward(const void *p, void *grad, void *dropped_p, int64_t rows, int64_t e, int64_t start, int64_t t, uint64_t first,
-                         uint64_t seed, int32_t threshold, int bf16) {
-    if (!fits_rows(rows, e, start, t)) return 1;
-    Dropout d = {seed, threshold, 1};
-    int64_t groups = (e + GROUP - 1) / GROUP;
-    PARALLEL(rows, for (int64_t r = from; r < to; r++)
-        softmax_back_row(p, grad, dropped_p, r * e, e, start + r % t + 1, first + r * groups, &d, bf16));
-    return 0;
 }

@@ -6,7 +6,6 @@ If `usable` is False (no compiler, another device or dtype, other widths, inside
 from __future__ import annotations
 
 import ctypes
-import math
 from collections.abc import Collection, Mapping
 from functools import cache
 from pathlib import Path
@@ -18,7 +17,8 @@ from torch import Tensor
 from minigpt_cli.errors import MiniGPTError
 from minigpt_cli.storage import native_build
 
-LANES, GROUP, CHUNK, LONGEST = 16, 64, 256, 8192  # as in kernels.c
+LANES, CHUNK = 16, 256  # as in vectors.h
+QUERIES = 32  # to a multiple of which attention.c takes tokens
 SOURCE = Path(__file__).with_name("kernels.c")
 FLAGS = ("-fopenmp",)
 
@@ -32,19 +32,17 @@ _SIGNATURES = {
     "norm_backward": (P, P, P, P, P, P, P, N, N, I, I),
     "heads_forward": (P, P, P, P, P, N, N, N, N, N, F, I),
     "heads_backward": (P, P, P, P, P, P, P, N, N, N, N, N, I),
-    "softmax_forward": (P, P, P, P, N, N, N, N, N, U, U, I, I),
-    "softmax_backward": (P, P, P, N, N, N, N, U, U, I, I),
 }
-_TILED = {
-    "forward": (P, P, P, P, N, N, N, N, N, U, I, F),
-    "backward": (P, P, P, P, P, P, N, N, N, N, N, U, I, F),
+_ATTENTION = {
+    "forward": (P, P, P, P, N, N, N, N, N, U, I, F, I),
+    "backward": (P, P, P, P, P, P, N, N, N, N, N, U, I, F, I),
 }
 
 
 @cache
 def library() -> ctypes.CDLL | None:
     """The kernels, built at the first call; None if they cannot be built."""
-    return declared(native_build.load(SOURCE, FLAGS), _SIGNATURES, refusing=("softmax_forward", "softmax_backward"))
+    return declared(native_build.load(SOURCE, FLAGS), _SIGNATURES, refusing=())
 
 
 def declared(library: ctypes.CDLL | None, signatures: Mapping[str, tuple[Any, ...]], refusing: Collection[str]) -> ctypes.CDLL | None:
@@ -64,17 +62,18 @@ def check(refused: int | None, name: str) -> None:
 
 
 @cache
-def tiles() -> ctypes.CDLL | None:
-    """Attention on matrix tiles; None if the processor has none or the system does not allow them."""
-    found = native_build.load(SOURCE.with_name("attention.c"), FLAGS) if library() else None
-    if found is None or not found.available():
-        return None
-    return declared(found, _TILED, refusing=_TILED)
+def attention_library() -> ctypes.CDLL | None:
+    """Attention; it uses matrix tiles if the processor has them and the system allows them."""
+    found = declared(native_build.load(SOURCE.with_name("attention.c"), FLAGS) if library() else None, _ATTENTION, refusing=_ATTENTION)
+    if found:
+        found.use_amx(1)
+    return found
 
 
 def in_use() -> str:
     """What computes on a CPU: "tiles", "c" or "torch". Each gives the same bits every time; between them results differ by rounding."""
-    return "tiles" if tiles() else "c" if library() else "torch"
+    found = attention_library()
+    return "torch" if found is None else "tiles" if found.use_amx(1) else "c"
 
 
 def why_not() -> str:
@@ -244,31 +243,23 @@ def _dropped(x: Tensor, mask: DropoutMask) -> Tensor:
 # ---- attention
 
 
-def tiles_usable(heads: Tensor) -> bool:
-    """Whether attention over heads (B, T, H + 2K, D) can be done on matrix tiles."""
-    T, D = heads.size(1), heads.size(3)
-    return (
-        heads.dtype == torch.bfloat16
-        and heads.device.type == "cpu"
-        and T % 32 == 0
-        and D % 32 == 0
-        and T <= LONGEST
-        and tiles() is not None
-    )
+def attention_usable(x: Tensor) -> bool:
+    """Whether attention can be computed in C over x, which may be the input of its layer."""
+    return usable(x) and attention_library() is not None
 
 
-class TiledAttention(torch.autograd.Function):
+class Attention(torch.autograd.Function):
     """Attention of q, k, v, the heads of (B, T, H + 2K, D), each from the token `begins` (B, T) on: (B, T, H * D). Keeps its result and
     one number a row."""
 
     @staticmethod
     def forward(ctx: Any, heads: Tensor, n_head: int, mask: DropoutMask, begins: Tensor | None) -> Tensor:
-        heads = heads.contiguous()
+        heads, begins = heads.contiguous(), None if begins is None else begins.contiguous()
         B, T, all_heads, D = heads.shape
-        result, lse = heads.new_empty(B, T, n_head * D), torch.empty(B, n_head, T)
-        ctx.sizes = (B, T, n_head, (all_heads - n_head) // 2, D, *mask)
+        result, lse = heads.new_empty(B, T, n_head * D), torch.empty(B, n_head, -(-T // QUERIES) * QUERIES)
+        ctx.sizes = (B, T, n_head, (all_heads - n_head) // 2, D, *mask, heads.dtype == torch.bfloat16)
         pointers = [None if t is None else t.data_ptr() for t in (heads, begins, result, lse)]
-        check(tiles().forward(*pointers, *ctx.sizes), "forward")  # type: ignore[union-attr]
+        check(attention_library().forward(*pointers, *ctx.sizes), "forward")  # type: ignore[union-attr]
         ctx.save_for_backward(heads, begins, result, lse)
         return result
 
@@ -277,28 +268,5 @@ class TiledAttention(torch.autograd.Function):
         heads, begins, result, lse = ctx.saved_tensors
         grad, d_heads = grad.contiguous(), torch.empty_like(heads)
         pointers = [None if t is None else t.data_ptr() for t in (heads, begins, result, lse, grad, d_heads)]
-        check(tiles().backward(*pointers, *ctx.sizes), "backward")  # type: ignore[union-attr]
+        check(attention_library().backward(*pointers, *ctx.sizes), "backward")  # type: ignore[union-attr]
         return d_heads, None, None, None
-
-
-# ---- attention's softmax, for attention.py
-
-
-def softmax_forward(scores: Tensor, p: Tensor, queries: slice, first: int, mask: DropoutMask, begins: Tensor | None = None) -> None:
-    """p = causal softmax of scores (..., R * t, e) of t `queries`, each row from the key `begins` (b, t) on; with dropout, scores become
-    p with its mask."""
-    e, t = scores.size(-1), queries.stop - queries.start
-    rows = scores.numel() // e
-    heads = 1 if begins is None else rows // begins.numel()
-    _call("softmax_forward", scores, scores, p, scores, begins, heads, rows, e, queries.start, t, first, mask.seed, mask.threshold)
-
-
-def softmax_backward(p: Tensor, grad: Tensor, dropped: Tensor, queries: slice, first: int, mask: DropoutMask) -> None:
-    """grad, of the dropped probabilities, becomes that of the scores; `dropped` becomes p with its mask again."""
-    e, t = p.size(-1), queries.stop - queries.start
-    _call("softmax_backward", p, p, grad, dropped, p.numel() // e, e, queries.start, t, first, mask.seed, mask.threshold)
-
-
-def hash_groups(shape: tuple[int, ...]) -> int:
-    """How many groups of the mask's hash the rows of `shape` use."""
-    return math.prod(shape[:-1]) * -(-shape[-1] // GROUP)

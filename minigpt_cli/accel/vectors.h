@@ -26,16 +26,20 @@ INLINE float sum(vec v) {
 }
 #endif
 
+INLINE uvec widen(hvec h) {
+#if defined(__AVX512BW__)
+    return (uvec)_mm512_cvtepu16_epi32((__m256i)h);
+#else
+    return __builtin_convertvector(h, uvec);
+#endif
+}
+
 /* Elements i .. i + LANES of a tensor. */
 INLINE vec load(const void *p, int64_t i, int bf16) {
     if (bf16) {
         hvec h;
         memcpy(&h, (const uint16_t *)p + i, sizeof h);
-#if defined(__AVX512BW__)
-        return (vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)h), 16);
-#else
-        return (vec)(__builtin_convertvector(h, uvec) << 16);
-#endif
+        return (vec)(widen(h) << 16);
     }
     vec v;
     memcpy(&v, (const float *)p + i, sizeof v);

@@ -37,9 +37,10 @@ TILES = ("-march=native", "-mamx-tile", "-mamx-bf16", "-mamx-int8", "-include", 
 PROCESSORS = {"native": ("-march=native",), "tiles": TILES, "x86-64": ("-march=x86-64",), "x86-64-v3": ("-march=x86-64-v3",)}
 NAMES = [
     *(f"{watch}/{program}/{processor}" for watch in ("address", "thread") for program, processor in (
-        ("decoder", "native"), ("decoder", "tiles"), ("kernels", "native"), ("experts", "native"), ("attention", "tiles"),
+        ("decoder", "native"), ("decoder", "tiles"), ("kernels", "native"), ("experts", "native"),
+        ("attention", "native"), ("attention", "tiles"),
     )),
-    *(f"address/{program}/{processor}" for processor in ("x86-64", "x86-64-v3") for program in ("decoder", "kernels", "experts")),
+    *(f"address/{program}/{processor}" for processor in ("x86-64", "x86-64-v3") for program in SOURCES),
 ]  # fmt: skip
 
 
