@@ -79,11 +79,11 @@ class NativeDecoder:
         self.name = f"native {'float32' if bits == 32 else f'int{bits}'}"
         self.vocab_size, self.window, self.slots = weights.vocab_size, weights.block_size, slots
         self.endless = weights.rope_theta > 0
-        self._packed = PackedWeights(self._lib, weights, bits, bool(self._lib.mg_tiles()) and tiles)
+        self.packed = PackedWeights(self._lib, weights, bits, bool(self._lib.mg_tiles()) and tiles)
         # Threads help more where a step has several rows.
         self._threads = (_Threads(threads, weights.matrix_bytes), _Threads(threads, weights.matrix_bytes * MANY))
         pool = c_void_p()
-        _check(self._lib.mg_new(ctypes.byref(self._packed.model(self.slots)), self._threads[0].most, ctypes.byref(pool)))
+        _check(self._lib.mg_new(ctypes.byref(self.packed.model(self.slots)), self._threads[0].most, ctypes.byref(pool)))
         self._pool = pool.value
         self._ids, self._slots, self._positions = (np.zeros(MAX_ROWS, np.int32) for _ in range(3))
         self._logits = np.empty((MAX_ROWS, weights.vocab_size), np.float32)

@@ -57,7 +57,7 @@ class PackedWeights:
     def __init__(self, lib: ctypes.CDLL, weights: DecoderWeights, bits: int, tiles: bool) -> None:
         self._weights, self._bits, self._tiles, self._panel = weights, bits, tiles, int(lib.mg_panel())
         self._kept: list[Any] = []  # arrays that the C side points into
-        self._arena = _Arena(lib)  # and the matrices
+        self.arena = _Arena(lib)  # and the matrices
 
     def model(self, slots: int) -> Model:
         """The model for `slots` sequences; it points into arrays that live as long as this object."""
@@ -93,12 +93,12 @@ class PackedWeights:
             data = np.pad(data, ((0, padded - outputs), (0, 0)))
         if tiles:
             data = np.pad(data, ((0, 0), (0, -inputs % _TILE_INPUTS)))
-            packed = self._arena.array((padded // 16, data.shape[1] // _TILE_INPUTS, 2, 16, 16, 4), np.int8)
+            packed = self.arena.array((padded // 16, data.shape[1] // _TILE_INPUTS, 2, 16, 16, 4), np.int8)
             blocks = data.reshape(padded // 16, 16, -1, 16, 4).transpose(0, 2, 3, 1, 4)  # (N / 16, I / 64, 16, 16 outputs, 4)
             high = (blocks + np.int16(128)) >> 8
             packed[:, :, 0], packed[:, :, 1] = high, blocks - (high << 8)
         else:
-            packed = self._arena.array((padded // panel, inputs, panel), data.dtype)
+            packed = self.arena.array((padded // panel, inputs, panel), data.dtype)
             packed[:] = data.reshape(-1, panel, inputs).transpose(0, 2, 1)
         vectors = [None if v is None else self._floats(np.pad(v, (0, padded - outputs))) for v in (scale, bias)]
         return _Matrix(packed.ctypes.data, *vectors, outputs, inputs, _TILED if tiles else bits, padded)
@@ -118,7 +118,7 @@ class _Arena:
 
     def __init__(self, lib: ctypes.CDLL) -> None:
         self._lib = lib
-        self._pieces: list[int] = []
+        self.pieces: list[tuple[int, int]] = []  # address and bytes
         self._address = self._end = 0
 
     def array(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
@@ -129,15 +129,15 @@ class _Arena:
             self._address = self._lib.mg_memory(size) or 0
             if not self._address:
                 raise MiniGPTError("no memory for the weights: close other programs")
-            self._pieces.append(self._address)
+            self.pieces.append((self._address, size))
             self._end = self._address + size
         buffer = (ctypes.c_char * n_bytes).from_address(self._address)
         self._address += n_bytes
         return np.frombuffer(memoryview(buffer), dtype, int(np.prod(shape))).reshape(shape)
 
     def __del__(self) -> None:
-        for piece in getattr(self, "_pieces", ()):
-            self._lib.mg_release(piece)
+        for address, _ in getattr(self, "pieces", ()):
+            self._lib.mg_release(address)
 
 
 def quantised(matrix: Array, bits: int) -> tuple[npt.NDArray[Any], Array | None]:

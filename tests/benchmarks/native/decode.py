@@ -24,7 +24,7 @@ from minigpt_cli.storage import native_build
 
 HEADS = (1, 2, 3, 4, 5, 7, 8, 15, 16, 17, 31, 32, 33, 63, 64, 65, 96, 100, 127, 128, 130)
 BLOCKS = (1, 2, 3, 7, 8, 16, 17, 31, 64, 100)
-VOCABULARIES = (1, 2, 3, 15, 16, 17, 63, 64, 65, 127, 257, 1000)
+VOCABULARIES = (1, 2, 3, 15, 16, 17, 63, 64, 65, 127, 257, 1000, 3000)
 FAR = {32: 2e-3, 16: 3e-2, 8: 3e-2}  # of the largest logit
 
 
