@@ -11,7 +11,8 @@ import ctypes
 from importlib import import_module
 from typing import Any
 
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from minigpt_cli.models import attention as plain_attention
 from minigpt_cli.models import classic, modern, moe
@@ -65,6 +66,14 @@ def install(model: nn.Module, attention_path: str = "plain") -> nn.Module:
         if attention and isinstance(module, attention.CausalAttention):
             module.path = attention_path
     return model
+
+
+def cross_entropy(logits: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
+    """The nats of `targets` (N) under `logits` (N, V), computed in float32: their mean without those of target -100, or with "none" (N)."""
+    if layers is None:
+        return F.cross_entropy(logits.float(), targets, reduction=reduction)
+    loss: Tensor = layers.cross_entropy(logits, targets, reduction)
+    return loss
 
 
 def in_use() -> str:

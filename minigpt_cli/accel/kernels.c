@@ -241,3 +241,53 @@ void heads_backward(const void *x, const float *gain, const float *table, const 
                     int64_t rows, int64_t H, int64_t h, int64_t D, int64_t T, int bf16) {
     PARALLEL((rows + CHUNK - 1) / CHUNK, heads_back_part(x, gain, table, stats, grad, dx, d_gain, rows, H, h, D, T, from, to, bf16));
 }
+
+/* ---- cross-entropy of logits (rows, V) in nats: losses (rows), and lse (rows), the logarithm of the softmax's denominator. A target IGNORED
+   costs nothing. */
+
+enum { IGNORED = -100 };
+
+static int targets_fit(const int64_t *targets, int64_t rows, int64_t V) {
+    int outside = V < 1;
+    for (int64_t r = 0; r < rows; r++) outside |= (targets[r] < 0 || targets[r] >= V) && targets[r] != IGNORED;
+    return !outside;
+}
+
+INLINE float number(const void *p, int64_t i, int bf16) { return load_n(p, i, 1, 0, bf16)[0]; }
+
+INLINE void losses_part(const void *logits, const int64_t *targets, float *losses, float *lse, int64_t V, int64_t from, int64_t to, int bf16) {
+    for (int64_t r = from; r < to; r++) {
+        vec top = splat(-INFINITY), total = splat(0);
+        for (int64_t i = 0; i < V; i += LANES) top = vmax(load_n(logits, r * V + i, V - i, -INFINITY, bf16), top);
+        float m = largest(top);
+        for (int64_t i = 0; i < V; i += LANES) total += vexp(load_n(logits, r * V + i, V - i, -INFINITY, bf16) - m);
+        lse[r] = m + logf(sum(total));
+        losses[r] = targets[r] == IGNORED ? 0 : lse[r] - number(logits, r * V + targets[r], bf16);
+    }
+}
+
+int32_t cross_entropy_forward(const void *logits, const int64_t *targets, float *losses, float *lse, int64_t rows, int64_t V, int bf16) {
+    if (!targets_fit(targets, rows, V)) return 1;
+    PARALLEL(rows, losses_part(logits, targets, losses, lse, V, from, to, bf16));
+    return 0;
+}
+
+INLINE void losses_back_part(const void *logits, const int64_t *targets, const float *lse, const float *grad, void *dx, int64_t V, int64_t from,
+                             int64_t to, int bf16) {
+    for (int64_t r = from; r < to; r++) {
+        float g = targets[r] == IGNORED ? 0 : grad[r];
+        for (int64_t i = 0; i < V; i += LANES)
+            store_n(dx, r * V + i, V - i, vexp(load_n(logits, r * V + i, V - i, -INFINITY, bf16) - lse[r]) * g, bf16);
+        if (targets[r] == IGNORED) continue;
+        int64_t at = r * V + targets[r];
+        store_n(dx, at, 1, (vexp(splat(number(logits, at, bf16) - lse[r])) - 1.0f) * g, bf16);
+    }
+}
+
+/* dx (rows, V) from the gradient of each loss. */
+int32_t cross_entropy_backward(const void *logits, const int64_t *targets, const float *lse, const float *grad, void *dx, int64_t rows, int64_t V,
+                               int bf16) {
+    if (!targets_fit(targets, rows, V)) return 1;
+    PARALLEL(rows, losses_back_part(logits, targets, lse, grad, dx, V, from, to, bf16));
+    return 0;
+}

@@ -19,6 +19,7 @@ from minigpt_cli.storage import native_build
 
 LANES, CHUNK = 16, 256  # as in vectors.h
 QUERIES = 32  # to a multiple of which attention.c takes tokens
+IGNORED = -100  # a target without a loss, as torch has it
 SOURCE = Path(__file__).with_name("kernels.c")
 FLAGS = ("-fopenmp",)
 
@@ -32,6 +33,8 @@ _SIGNATURES = {
     "norm_backward": (P, P, P, P, P, P, P, N, N, I, I),
     "heads_forward": (P, P, P, P, P, N, N, N, N, N, F, I),
     "heads_backward": (P, P, P, P, P, P, P, N, N, N, N, N, I),
+    "cross_entropy_forward": (P, P, P, P, N, N, I),
+    "cross_entropy_backward": (P, P, P, P, P, N, N, I),
 }
 _ATTENTION = {
     "forward": (P, P, P, P, N, N, N, N, N, U, I, F, I),
@@ -42,7 +45,7 @@ _ATTENTION = {
 @cache
 def library() -> ctypes.CDLL | None:
     """The kernels, built at the first call; None if they cannot be built."""
-    return declared(native_build.load(SOURCE, FLAGS), _SIGNATURES, refusing=())
+    return declared(native_build.load(SOURCE, FLAGS), _SIGNATURES, refusing=("cross_entropy_forward", "cross_entropy_backward"))
 
 
 def declared(library: ctypes.CDLL | None, signatures: Mapping[str, tuple[Any, ...]], refusing: Collection[str]) -> ctypes.CDLL | None:
@@ -270,3 +273,25 @@ class Attention(torch.autograd.Function):
         pointers = [None if t is None else t.data_ptr() for t in (heads, begins, result, lse, grad, d_heads)]
         check(attention_library().backward(*pointers, *ctx.sizes), "backward")  # type: ignore[union-attr]
         return d_heads, None, None, None
+
+
+# ---- loss
+
+
+class CrossEntropy(torch.autograd.Function):
+    """-log softmax(logits)[target] of each row of logits (N, V), float32; 0 where the target (N) is `IGNORED`."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
+        logits, targets = logits.contiguous(), targets.contiguous()
+        losses, lse = torch.empty(len(logits)), torch.empty(len(logits))
+        _call("cross_entropy_forward", logits, logits, targets, losses, lse, *logits.shape)
+        ctx.save_for_backward(logits, targets, lse)
+        return losses
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        logits, targets, lse = ctx.saved_tensors
+        result = torch.empty_like(logits)
+        _call("cross_entropy_backward", logits, logits, targets, lse, grad.contiguous(), result, *logits.shape)
+        return result, None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.compiler import is_compiling
@@ -58,3 +59,11 @@ def swiglu(gate_up: Tensor) -> Tensor:
     if kernels.usable(gate_up, gate_up.size(-1) // 2):
         return kernels.SwiGLU.apply(gate_up)  # type: ignore[no-any-return,no-untyped-call]
     return layers.swiglu(gate_up)
+
+
+def cross_entropy(logits: Tensor, targets: Tensor, reduction: str) -> Tensor:
+    """As F.cross_entropy in float32."""
+    if not kernels.usable(logits) or targets.dtype != torch.int64:
+        return F.cross_entropy(logits.float(), targets, reduction=reduction)
+    losses: Tensor = kernels.CrossEntropy.apply(logits, targets)  # type: ignore[no-untyped-call]
+    return losses.sum() / (targets != kernels.IGNORED).sum() if reduction == "mean" else losses

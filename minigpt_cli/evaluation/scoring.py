@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from minigpt_cli.accel.install import cross_entropy
 from minigpt_cli.data.dataset import Dataset
 from minigpt_cli.data.parts import Parts, context_of, parts_of
 from minigpt_cli.errors import MiniGPTError, UsageError
@@ -59,7 +59,7 @@ def token_nats(
     pending: list[tuple[list[Window], Tensor]] = []
     with closing(run_windows(model, tokens, windows, block_size)) as run:  # an error must end inference mode too
         for batch, logits, targets in run:
-            losses = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
+            losses = cross_entropy(logits.flatten(0, 1), targets.flatten(), "none")
             pending.append((batch, losses.view_as(targets)))
             if len(pending) >= (1 if logits.device.type == "cpu" else _PENDING):
                 _collect(pending, nats)

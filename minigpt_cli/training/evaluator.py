@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from minigpt_cli.accel.install import cross_entropy
 from minigpt_cli.bounds import NATS_LIMIT
 from minigpt_cli.config import RunConfig
 from minigpt_cli.data.chat import answer_chars, answers
@@ -90,7 +91,7 @@ class Evaluator:
             for part in np.array_split(windows, math.ceil(len(windows) / rows)):
                 ids = torch.from_numpy(part).to(state.device)
                 logits = state.model(ids[:, :-1]).logits  # (n, T, V)
-                losses.append(torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none"))
+                losses.append(cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), "none"))
                 advance(min(len(losses) * rows, len(windows)) * self._block, len(windows) * self._block)
         nats = torch.cat(losses).cpu().double().numpy()
         return nats if learned is None else nats[self._targets_of(learned, starts).reshape(-1)]

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from minigpt_cli.accel.install import cross_entropy
 from minigpt_cli.config import RunConfig
 from minigpt_cli.errors import MiniGPTError
 from minigpt_cli.storage.memory import available_memory, ran_out
@@ -61,7 +62,7 @@ def _kept_bytes(state: object, batch_size: int, block_size: int) -> int:
     ids = torch.zeros(batch_size, block_size, dtype=torch.int64)
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         output = state.model(ids)  # type: ignore[attr-defined]
-        loss = torch.nn.functional.cross_entropy(output.logits.flatten(0, 1).float(), ids.flatten())
+        loss = cross_entropy(output.logits.flatten(0, 1), ids.flatten())
     total = sum(seen.values())
     del loss
     return total

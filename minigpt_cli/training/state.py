@@ -12,11 +12,10 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from pydantic import BaseModel
 from torch import Tensor, nn
 
-from minigpt_cli.accel.install import install, keep_freed_memory
+from minigpt_cli.accel.install import cross_entropy, install, keep_freed_memory
 from minigpt_cli.config import RunConfig
 from minigpt_cli.models import lora
 from minigpt_cli.models.contract import build_model
@@ -130,9 +129,9 @@ class TrainingState:
         for micro in range(optim.grad_accum):
             x, y = batch(number, micro)
             with distributed.without_averaging(self._forward, last=micro == optim.grad_accum - 1):
-                cross_entropy, aux_loss = self._loss(self._forward, x, y)
-                torch.autograd.backward((cross_entropy + aux_loss) * (self.scaler.scale / optim.grad_accum))
-            total += cross_entropy.detach() / optim.grad_accum
+                nats, aux_loss = self._loss(self._forward, x, y)
+                torch.autograd.backward((nats + aux_loss) * (self.scaler.scale / optim.grad_accum))
+            total += nats.detach() / optim.grad_accum
         total = self.world.mean(total)  # so that all processes refuse a step, or none does
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         norm = self._unscale_and_clip(gradients)
@@ -282,4 +281,4 @@ def _loss(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     then returns the detached one for both outputs.
     """
     output = model(x)
-    return F.cross_entropy(output.logits.flatten(0, 1).float(), y.flatten()), output.aux_loss
+    return cross_entropy(output.logits.flatten(0, 1), y.flatten()), output.aux_loss

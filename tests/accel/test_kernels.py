@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from minigpt_cli.accel import attention, experts, kernels
+from minigpt_cli.accel.install import cross_entropy
+from minigpt_cli.errors import MiniGPTError
 from minigpt_cli.models.attention import rotary_angles
 
 pytestmark = pytest.mark.skipif(kernels.library() is None, reason="no C compiler")
@@ -215,6 +217,27 @@ def test_bfloat16_agrees_with_float32(name: str, dtype: torch.dtype) -> None:
     assert all(x.grad is not None and x.grad.dtype == x.dtype for x in typed)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("V", [1, 65, 512])
+def test_cross_entropy_and_its_gradient_are_those_of_torch(V: int, dtype: torch.dtype) -> None:
+    logits = (5 * random(300, V)).detach().to(dtype).requires_grad_()
+    targets = torch.randint(V, (300,), generator=torch.Generator().manual_seed(1))
+    targets[::7] = -100
+    weight = random(300, seed=2).detach()
+    for reduction, scale in (("none", weight), ("mean", torch.tensor(3.0))):
+        expected = torch.nn.functional.cross_entropy(logits.float(), targets, reduction=reduction)
+        found = cross_entropy(logits, targets, reduction)
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+        grads = [torch.autograd.grad((loss * scale).sum(), logits)[0] for loss in (found, expected)]
+        torch.testing.assert_close(*grads, atol=1e-7, rtol=1e-2 if dtype == torch.bfloat16 else 1e-4)
+
+
+def test_a_target_outside_of_the_vocabulary_is_refused() -> None:
+    for target in (-1, 5):
+        with pytest.raises(MiniGPTError, match="cross_entropy_forward"):
+            cross_entropy(torch.zeros(2, 5), torch.tensor([0, target]))
+
+
 def test_not_a_number_stays_one() -> None:
     """A loss that is not finite must be noticed, so no kernel may turn it into a number."""
     bad = torch.full((2, 32), float("nan"), requires_grad=True)
@@ -224,6 +247,7 @@ def test_not_a_number_stays_one() -> None:
     assert kernels.Gelu.apply(bad, False).isnan().all()
     assert kernels.Gelu.apply(bad, True).isnan().all()
     assert kernels.SwiGLU.apply(bad).isnan().all()
+    assert cross_entropy(bad, torch.tensor([0, 1]), "none").isnan().all()
     assert attend(bad.view(1, 4, 2, 8).repeat(1, 1, 2, 1)[:, :, :3].contiguous(), 1).isnan().all()
 
 

@@ -97,7 +97,7 @@ class Library:
 
 
 CHECKED = (
-    "route_backward", "sort_pairs", "gather_rows", "gather_sum", "gather_sum_backward",
+    "cross_entropy_forward", "cross_entropy_backward", "route_backward", "sort_pairs", "gather_rows", "gather_sum", "gather_sum_backward",
     "forward", "backward",
 )  # fmt: skip
 SEED = 0x1234_5678_9ABC_DEF1
@@ -185,6 +185,24 @@ def heads(c: Library, x: Numbers, rnd: random.Random) -> None:
     near("heads' dx", dx, np.concatenate((d_first, g[:, h:]), 1), x.bf16)
     if gain is not None:
         near("heads' gain", d_gain.sum(0), (turned * n).sum(0), 0)
+
+
+def cross_entropy(c: Library, x: Numbers, rnd: random.Random) -> None:
+    rows, V = rnd.choice((1, 3, 50)), rnd.choice((1, 15, 16, 17, 65, 1000))
+    logits, targets = x.draw(rows, V, scale=3), x.rng.integers(0, V, rows)
+    targets[x.rng.random(rows) < 0.2] = -100
+    losses, lse = np.full(rows, np.nan, np.float32), np.full(rows, np.nan, np.float32)
+    c("cross_entropy_forward", logits, targets, losses, lse, rows, V, x.bf16)
+    p, at = causal_softmax(floats(logits), np.full(rows, V)), np.arange(rows)
+    near("losses", losses, np.where(targets == -100, 0, -np.log(p[at, np.maximum(targets, 0)])), 0)
+    grad, dx = x.rng.normal(size=rows).astype(np.float32), x.empty(rows, V)
+    c("cross_entropy_backward", logits, targets, lse, grad, dx, rows, V, x.bf16)
+    p[at, np.maximum(targets, 0)] -= 1
+    near("the gradient of losses", dx, p * np.where(targets == -100, 0, grad)[:, None], x.bf16)
+    for bad in (V, -1):
+        targets[-1] = bad
+        c("cross_entropy_forward", logits, targets, losses, lse, rows, V, x.bf16, refused=True)
+        c("cross_entropy_backward", logits, targets, lse, grad, dx, rows, V, x.bf16, refused=True)
 
 
 # ---- experts.c
@@ -287,7 +305,7 @@ def attention(c: Library, x: Numbers, rnd: random.Random) -> None:
 
 
 PARTS: dict[str, tuple[Callable[[Library, Numbers, random.Random], None], ...]] = {
-    "kernels": (dropout, activations, norms, heads),
+    "kernels": (dropout, activations, norms, heads, cross_entropy),
     "experts": (route, experts),
     "attention": (attention,),
 }
