@@ -20,8 +20,8 @@ from minigpt_cli.training.distributed import World
 from minigpt_cli.training.state import TrainingState
 
 _PASSES = 50  # over the residual stream's float32 values, by what is not a matrix product, in a layer's step
-_LOGITS_PASSES = 8  # over the logits
-_WEIGHT_PASSES = 10  # over the weights by the optimizer
+_LOGITS_PASSES = 4  # over the logits
+_WEIGHT_PASSES = 5  # over the weights by the optimizer
 _ORTHOGONAL = 310  # floating-point operations of Muon's iteration for one layer, over width³
 _TRIED = ((2, 64, 8), (2, 64, 32), (2, 256, 16), (4, 512, 32), (8, 1024, 64))  # layers, width, windows
 _TRIALS_S = 0.5  # of steps; the shapes after the second are tried while time is left
@@ -58,7 +58,7 @@ class Machine(NamedTuple):
         return work.flops / self.flops_per_s + work.traffic / self.bytes_per_s + work.layers * self.delay_s
 
 
-_TYPICAL = Machine(flops_per_s=340e9, bytes_per_s=11.7e9, delay_s=1.9e-3)  # one core of an EPYC with bfloat16 products
+_TYPICAL = Machine(flops_per_s=340e9, bytes_per_s=20e9, delay_s=1.5e-3)  # one core of an EPYC with bfloat16 products
 _TRUST = 0.1  # in its proportions, where one measured step counts 1
 
 
