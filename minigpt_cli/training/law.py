@@ -3,13 +3,13 @@
 The form is that of data-constrained scaling (Muennighoff et al. 2023, "Scaling Data-Constrained Language Models"): what a model is too
 small for, plus what it has not seen,
 
-    loss = E + (A / size^a + B / seen^b) / characters_per_token^c
+    loss = E + (A / size^a + B / seen^b) / gain^c
 
 in nats per character; size is the number of weights inside the blocks, seen the tokens read. Four things make `seen` differ from what
 was read. A larger model learns more from a token. Passes over the same text are worth less each time, the less the larger the model is
 for the text; dropout makes them last longer, and slows learning down. A batch larger than the critical one wastes tokens (McCandlish et
-al. 2018, "An Empirical Model of Large-Batch Training"). A learned vocabulary packs several characters into a token, which leaves less to
-learn, the less so the more often the text is read. E belongs to the text and is the same for every plan of it.
+al. 2018, "An Empirical Model of Large-Batch Training"). A learned vocabulary knows the commonest words, which leaves less to learn from
+each pass; gain is what a count of bigrams wins by it. E belongs to the text and is the same for every plan of it.
 
 The coefficients were fitted with `tests/benchmarks/planning.py fit` to the runs in `tests/benchmarks/planning.csv`; RESULTS.md shows how
 well they predict texts that they were not fitted to.
@@ -27,51 +27,48 @@ class Training(NamedTuple):
     """What the loss depends on."""
 
     size: float  # weights inside the blocks
-    table: float  # weights of the embedding and the head
     tokens: float  # read over the whole run
     step_tokens: float  # in one step
     dropout: float
     text_tokens: float  # of the training split
-    chars_per_token: float
+    gain: float = 1.0  # of the tokens over characters, by counted bigrams (vocabularies.py)
 
     @classmethod
-    def of(cls, config: RunConfig, text_tokens: int, chars_per_token: float, vocab_size: int, processes: int = 1) -> Training:
+    def of(cls, config: RunConfig, text_tokens: int, gain: float = 1.0, processes: int = 1) -> Training:
         """The training of a configuration, before its first token."""
         model = config.model
         step_tokens = config.optim.windows * processes * model.block_size
         dropout = getattr(model, "dropout", 0.0)
-        table = 2 * vocab_size * getattr(model, "n_embd", vocab_size)
-        return cls(weights(model), table, 0.0, step_tokens, dropout, text_tokens, chars_per_token)
+        return cls(weights(model), 0.0, step_tokens, dropout, text_tokens, gain)
 
 
 class Law(NamedTuple):
     """The coefficients."""
 
     floor: float = 0.9  # E of English prose, nats per character
-    small: float = 5.26  # A
-    small_power: float = 0.266  # a
-    unseen: float = 14.9  # B
-    unseen_power: float = 0.243  # b
-    quick: float = 0.141  # by which a larger model learns more from a token (power)
-    batch: float = 4990.0  # tokens of the critical batch after a million tokens
-    batch_power: float = 0.6  # by which it grows with the tokens read
-    batch_steep: float = 1.38  # by which tokens are wasted beyond it (power)
-    passes: float = 4.41  # after which a pass is worth little, for as many weights as the text has tokens
-    passes_power: float = 0.231  # by which that number falls with the weights for each token
-    passes_dropout: float = 1.83  # by which dropout raises it (exponent)
-    dropout: float = 2.35  # by which dropout slows learning down (exponent)
-    packed: float = 0.283  # c: by which what is lost falls with the characters of a token
-    packed_passes: float = 0.0241  # by which passes over the text take that advantage away
+    small: float = 5.13  # A
+    small_power: float = 0.286  # a
+    unseen: float = 12.3  # B
+    unseen_power: float = 0.241  # b
+    quick: float = 0.122  # by which a larger model learns more from a token (power)
+    batch: float = 4290  # tokens of the critical batch after a million tokens
+    batch_power: float = 0.384  # by which it grows with the tokens read
+    batch_steep: float = 1.25  # by which tokens are wasted beyond it (power)
+    passes: float = 4.59  # after which a pass is worth little, for as many weights as the text has tokens
+    passes_power: float = 0.249  # by which that number falls with the weights for each token
+    passes_dropout: float = 1.68  # by which dropout raises it (exponent)
+    dropout: float = 1.96  # by which dropout slows learning down (exponent)
+    packed: float = 0.66  # c: by which what is lost falls with the gain of the tokens
 
     def nats_per_char(self, t: Training) -> float:
         """The expected loss."""
         lost = self.small / pow(t.size, self.small_power) + self.unseen / pow(self._seen(t), self.unseen_power)
-        packed = self.packed / (1 + self.packed_passes * t.tokens / t.text_tokens / self._lasting(t))
-        return self.floor + lost / pow(t.chars_per_token, packed)
+        return self.floor + lost / pow(t.gain, self.packed)
 
     def enough_tokens(self, t: Training) -> float:
-        """The tokens after which this training learns nothing more; at least those of ten passes and of 400 steps."""
-        return max(t.text_tokens * (1 + 4 * self._lasting(t)), 10 * t.text_tokens, 400 * t.step_tokens)
+        """The tokens after which this training learns nothing more, whatever their gain; at least those of ten passes and of 400 steps."""
+        passes = max(10.0, 1 + 4 * self._lasting(t._replace(gain=1.0)))
+        return max(passes * t.text_tokens, 400 * t.step_tokens)
 
     def _seen(self, t: Training) -> float:
         """Tokens of fresh text that would have taught as much."""
@@ -82,7 +79,7 @@ class Law(NamedTuple):
         return fresh / (1 + pow(t.step_tokens / critical, self.batch_steep))
 
     def _lasting(self, t: Training) -> float:
-        return self.passes * pow(t.text_tokens / (t.size + t.table), self.passes_power) * exp(self.passes_dropout * t.dropout)
+        return self.passes * pow(t.text_tokens / t.size, self.passes_power) * exp(self.passes_dropout * t.dropout) / t.gain
 
 
 LAW = Law()

@@ -41,8 +41,7 @@ SHAPES = (  # layers, width
 BLOCKS = (128,)  # tokens
 BATCHES = (8, 16, 32, 64, 128, 256)  # windows
 DROPOUTS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4)
-_MOST_PASSES_OF_PAIRS = 10  # over a text in byte pairs; more were not measured
-_WEIGHTS_PER_TOKEN = 3  # of the training text, at most; what is larger memorises it before it has learned
+_WEIGHTS_PER_CHAR = 10  # of the training text, at most; what is larger memorises it before it has learned
 _ALWAYS_WEIGHTS = 100_000
 _HEAD_SIZES = (32, 64, 16, 48, 24, 8, 4, 2)  # in the order in which they are wanted
 _WIDE = 384  # from here on heads are of 64
@@ -135,7 +134,7 @@ def _shapes(model: Any, given: Collection[str], text: Text, size: int) -> list[d
         if shape not in found and width % heads == 0 and (width // heads) % 2 == 0:
             found.append(shape)
     if not size:
-        most = max(_ALWAYS_WEIGHTS, _WEIGHTS_PER_TOKEN * text.train_tokens)
+        most = max(_ALWAYS_WEIGHTS, _WEIGHTS_PER_CHAR * text.train_tokens * text.chars_per_token)
         return [s for s in found if 12 * s["n_layer"] * s["n_embd"] ** 2 <= most] or found[:1]
     return [min(found, key=lambda s: abs(_n_params(model.model_copy(update=s), text.vocab_size) / size - 1))]
 
@@ -161,12 +160,11 @@ def _bytes(config: RunConfig, vocab_size: int) -> int:
 
 def _candidate(config: RunConfig, text: Text, machine: Machine) -> _Candidate:
     """The training of `config` for its time budget, or for as long as it learns something."""
-    training = Training.of(config, text.train_tokens, text.chars_per_token, text.vocab_size)
+    training = Training.of(config, text.train_tokens, text.gain)
     work = Work.of(config.model, config.optim.windows, text.vocab_size)  # type: ignore[arg-type]
     tokens_per_s = training.step_tokens / machine.step_s(work)
-    fitting = min(_TRAINED_SHARE * config.optim.time_budget * tokens_per_s, LAW.enough_tokens(training))
-    if text.tokenizer == "bpe":
-        fitting = min(fitting, _MOST_PASSES_OF_PAIRS * text.train_tokens)
+    seconds = _TRAINED_SHARE * config.optim.time_budget - text.prepared_s
+    fitting = min(seconds * tokens_per_s, LAW.enough_tokens(training))
     training = training._replace(tokens=max(training.step_tokens, fitting))
     return _Candidate(config, text, training, tokens_per_s, LAW.nats_per_char(training))
 

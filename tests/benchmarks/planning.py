@@ -1,14 +1,13 @@
-"""What the planner knows: a table of short runs, the law fitted to it, what it plans, and how far plans are from the best of a search.
+"""What the planner knows: a table of short runs, the law fitted to it, and what it plans.
 
 For whoever changes the planner, and whoever doubts it.
 
     python tests/benchmarks/planning.py table --texts FOLDER     trains the rows of `design` that planning.csv lacks
     python tests/benchmarks/planning.py fit                      fits the law to planning.csv, and shows what it misses
     python tests/benchmarks/planning.py plans                    what is planned for simulated machines
-    python tests/benchmarks/planning.py regret --text FILE --seconds 20    a plan against a search, at the speed of a quiet machine
 
-Rows are trained by a number of tokens and not of seconds, so that a busy machine changes nothing; several processes share the table. A
-search in seconds is trained by steps too: as many as the measured speed gives each of its configurations.
+Rows are trained by a number of tokens and not of seconds, so that a busy machine changes nothing; several processes share the table.
+regret.py compares plans with searches.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ import csv
 import hashlib
 import json
 import math
-import random
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -26,6 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from minigpt_cli.config import ComputeConfig, DataConfig, EvalConfig, ModernConfig, OptimConfig, RunConfig
@@ -36,9 +35,9 @@ from minigpt_cli.training.device_batches import DeviceBatches
 from minigpt_cli.training.distributed import World
 from minigpt_cli.training.evaluator import Evaluator
 from minigpt_cli.training.law import LAW, Law, Training
-from minigpt_cli.training.machine import Machine, Work
+from minigpt_cli.training.machine import Machine
 from minigpt_cli.training.state import TrainingState
-from minigpt_cli.training.vocabularies import FEWEST_CHARS, Text, present
+from minigpt_cli.training.vocabularies import FEWEST_CHARS, PREPARED_SHARE, SECONDS_A_CHAR, Text, possible
 
 TABLE = Path(__file__).with_suffix(".csv")
 M = 1_000_000
@@ -46,7 +45,18 @@ TEXTS: dict[str, dict[str, Any]] = {
     "shakespeare": {"source": "tinyshakespeare.txt"},
     "persuasion": {"source": "books/Persuasion.md"},
     "dracula": {"source": "books/Dracula.md"},
-    "emma": {"source": "emma.txt"},  # the first 150,000 bytes of books/Emma.md
+    "emma": {"source": "emma150.txt"},  # the first 150,000 bytes of books/Emma.md
+    "emma30": {"source": "emma30.txt"},  # its first 30,000
+    "play150": {"source": "play150.txt"},  # of Tiny Shakespeare
+    "play30": {"source": "play30.txt"},
+    "tom30": {"source": "tom30.txt"},  # of books/The Adventures of Tom Sawyer.md
+    "dracula150": {"source": "dracula150.txt"},
+    "latin150": {"source": "latin150.txt"},  # of Cicero's De oratore II
+    "latin30": {"source": "latin30.txt"},  # of his Laelius de amicitia
+    "code": {"source": "code.txt"},  # 553 KB of Python's library
+    "code150": {"source": "code150.txt"},
+    "wiki": {"source": "wiki.txt"},  # WikiText-2's validation text
+    "wuthering": {"source": "books/Wuthering Heights.md"},
     "books": {"source": "allbooks.txt"},
     "names": {"source": "names.txt", "documents": "lines"},
     "latin": {"source": "latin"},
@@ -55,6 +65,7 @@ TEXTS: dict[str, dict[str, Any]] = {
 }
 PLAIN: dict[str, Any] = {"tokenizer": "char", "vocab_size": 1024, "max_chars": 0, "block": 128, "batch": 16, "dropout": 0.0, "decay": 0.1}
 PLAIN |= {"muon_lr": 0.03, "lr": 6e-3, "ema": 0.99, "cooldown": 0.6, "seed": 1}
+_SCALE_PULL, _PULL, _LARGE_MISS = 0.003, 0.1, 0.06  # nats per character
 _LARGE_SPLIT = 150_000  # tokens: of a larger validation split, batches are drawn
 
 
@@ -104,7 +115,7 @@ def design() -> list[dict[str, Any]]:
 
 
 ASKED = ("text", "layers", "width", "heads", "tokens", *PLAIN)
-FOUND = ("steps", "n_params", "vocab", "train_tokens", "train_chars", "best", "best_step", "last", "train_loss", "cpu_s")
+FOUND = ("steps", "n_params", "vocab", "train_tokens", "train_chars", "gain", "best", "best_step", "last", "train_loss", "cpu_s")
 _TEXTUAL = ("text", "tokenizer")
 
 
@@ -149,8 +160,9 @@ def config_of(r: dict[str, Any], n_val_tokens: int) -> RunConfig:
     return RunConfig(model=model, optim=optim, compute=compute, eval=evaluation, seed=r["seed"])
 
 
-def train(r: dict[str, Any], dataset: Dataset) -> dict[str, Any]:
-    """What the training of a row found: the best and the last loss in nats per character, and the training loss at the end."""
+def train(r: dict[str, Any], dataset: Dataset, rival: Sequence[float] = ()) -> dict[str, Any]:
+    """What the training of a row found: the best and the last loss in nats per character, and the training loss at the end. One that at
+    45 % of its steps is 0.1 behind what `rival` had lost by then (its losses at 45 % and at the end) and 0.22 above its end is stopped."""
     config, device = config_of(r, len(dataset.val.tokens)), torch.device("cpu")
     begun = time.process_time()
     state = TrainingState(config, dataset.tokenizer.vocab_size, device, World())
@@ -158,12 +170,17 @@ def train(r: dict[str, Any], dataset: Dataset) -> dict[str, Any]:
     passes = r["tokens"] / len(dataset.train.tokens)
     steps, checks = config.optim.max_steps, 2 + min(8, int(passes / 2))
     due = {math.ceil(steps * (i + 1) / checks) for i in range(checks)}
-    curve = []
+    half = math.ceil(0.45 * steps)
+    curve, at_half = [], float("inf")
     for step in range(steps):
         state.step(step, batches)
-        if step + 1 in due:
+        if step + 1 in due | {half}:
             m = evaluator()
             curve.append((step + 1, m.nats_per_char, m.train_loss))
+        if step + 1 == half:
+            at_half = curve[-1][1]
+            if rival and at_half > max(rival[0] + 0.1, rival[1] + 0.22):
+                break
     best_step, best, _ = min((c for c in curve if c[1] is not None), key=lambda c: c[1])
     return {
         "steps": steps,
@@ -174,6 +191,7 @@ def train(r: dict[str, Any], dataset: Dataset) -> dict[str, Any]:
         "best": round(best, 5),
         "best_step": best_step,
         "last": round(curve[-1][1], 5),
+        "at_half": round(at_half, 5),
         "train_loss": round(curve[-1][2], 5),
         "cpu_s": round(time.process_time() - begun, 1),
     }
@@ -196,7 +214,15 @@ def table(folder: Path) -> None:
         given = TEXTS[r["text"]]
         cut = {name: r[name] for name in ("tokenizer", "vocab_size", "max_chars")}
         data = DataConfig(**{**given, **cut, "source": str(folder / given["source"])})
-        write([{**flat(r), **train(r, prepared(data, None, lambda step: None))}])
+        found = train(r, prepared(data, None, lambda step: None)) | {"gain": gain(data)}
+        write([{**flat(r), **{name: found[name] for name in FOUND}}])
+
+
+def gain(data: DataConfig) -> float:
+    """What the planner measures of these tokens; 1 for those that it does not offer."""
+    plain = prepared(data.model_copy(update={"tokenizer": "char"}), None, lambda step: None)
+    wanted = (data.tokenizer, data.vocab_size)
+    return next((round(t.gain, 4) for t in possible(RunConfig(data=data), (), plain) if (t.tokenizer, t.vocab_size) == wanted), 1.0)
 
 
 # ---- the law
@@ -204,63 +230,70 @@ def table(folder: Path) -> None:
 
 def training_of(r: dict[str, Any]) -> Training:
     """What the law needs to know of a row."""
-    size = 12 * r["layers"] * r["width"] ** 2
     step_tokens = r["batch"] * r["block"]
-    chars_per_token = r["train_chars"] / r["train_tokens"]
-    return Training(
-        size, 2 * r["vocab"] * r["width"], r["steps"] * step_tokens, step_tokens, r["dropout"], r["train_tokens"], chars_per_token
-    )
+    size = 12 * r["layers"] * r["width"] ** 2
+    return Training(size, r["steps"] * step_tokens, step_tokens, r["dropout"], r["train_tokens"], r["gain"])
 
 
-def misses(law: Law, chosen: Sequence[dict[str, Any]]) -> tuple[list[float], dict[tuple[str, int], float]]:
-    """Loss less expected loss of each row, where every text (and every part of one that is trained on alone) has a floor of its own; and
-    these floors, less the law's."""
-    differences = [r["best"] - law.nats_per_char(training_of(r)) for r in chosen]
+def misses(law: Law, chosen: Sequence[dict[str, Any]]) -> np.ndarray:
+    """Loss less expected loss of each row, where every text (and every part of one that is trained on alone) has a floor of its own and a
+    scale, which is pulled to 1: a plan depends on neither."""
+    expected = np.array([law.nats_per_char(training_of(r)) for r in chosen])
+    found = np.array([r["best"] for r in chosen])
     of_text = defaultdict(list)
-    for r, difference in zip(chosen, differences, strict=True):
-        of_text[r["text"], r["max_chars"]].append(difference)
-    floors = {text: sum(mine) / len(mine) for text, mine in of_text.items()}
-    return [d - floors[r["text"], r["max_chars"]] for r, d in zip(chosen, differences, strict=True)], floors
+    for i, r in enumerate(chosen):
+        of_text[r["text"], r["max_chars"]].append(i)
+    for mine in of_text.values():
+        e, f = expected[mine] - expected[mine].mean(), found[mine] - found[mine].mean()
+        found[mine] = f - e * np.clip((e @ f + _SCALE_PULL) / (e @ e + _SCALE_PULL), 0.6, 1.6)
+    return found
 
 
-def rms(values: Sequence[float]) -> float:
+def rms(values: np.ndarray) -> float:
     """Root of the mean square."""
-    return math.sqrt(sum(v * v for v in values) / max(1, len(values)))
+    return float(np.sqrt(np.mean(values**2)))
 
 
-def fitted(chosen: Sequence[dict[str, Any]], start: Law, tries: int, seed: int) -> tuple[float, Law]:
-    """The law with the least misses that a random walk from `start` finds, and its cost; coefficients stay positive. What the rows leave
-    open is decided by weak pulls: towards `start`, and towards a floor of 0.9 nats per character for Tiny Shakespeare."""
+def fitted(chosen: Sequence[dict[str, Any]], start: Law) -> Law:
+    """The law with the least misses near `start` (Levenberg 1944; Marquardt 1963). What the rows leave open stays as it was: the logarithm
+    of each coefficient is pulled there. Large misses count by their size and not by its square (Huber 1964)."""
+    names = [name for name in Law._fields if name != "floor"]
+    origin = np.log([getattr(start, name) for name in names])
 
-    def cost(law: Law) -> float:
-        pull = sum(math.log(new / old) ** 2 for new, old in zip(law, start, strict=True))
-        missed, floors = misses(law, chosen)
-        return rms(missed) ** 2 + 1e-6 * pull + 3e-3 * floors.get(("shakespeare", 0), 0.0) ** 2
+    def law(x: np.ndarray) -> Law:
+        return start._replace(**dict(zip(names, np.exp(x).tolist(), strict=True)))
 
-    rng, best, least, step = random.Random(seed), start, cost(start), 0.2
-    for _ in range(tries):
-        moved = Law(*(value * math.exp(step * rng.gauss(0, 1) * (rng.random() < 0.4)) for value in best))
-        try:
-            found = cost(moved._replace(floor=best.floor))
-        except (OverflowError, ZeroDivisionError):
+    def cost(x: np.ndarray) -> np.ndarray:
+        missed = misses(law(x), chosen)
+        far = np.maximum(np.abs(missed), _LARGE_MISS)
+        return np.concatenate([missed * np.sqrt((2 * far - _LARGE_MISS) * _LARGE_MISS) / far, _PULL * (x - origin)])
+
+    x, damping = origin, 1e-2
+    now = cost(x)
+    for _ in range(100):
+        slopes = np.stack([(cost(x + d) - now) / 1e-4 for d in 1e-4 * np.eye(len(x))], 1)
+        curvature = slopes.T @ slopes
+        moved = x - np.clip(np.linalg.solve(curvature + damping * np.diag(np.diag(curvature)), slopes.T @ now), -0.5, 0.5)
+        then = cost(moved)
+        if then @ then >= now @ now:
+            damping *= 4
             continue
-        if found < least:
-            best, least, step = moved._replace(floor=best.floor), found, step * 1.3
-        else:
-            step = step * 0.985 if step > 1e-3 else 0.15
-    return least, best
+        gained, x, now, damping = now @ now - then @ then, moved, then, damping / 3
+        if gained < 1e-7 * (now @ now):
+            break
+    return law(x)
 
 
 def _is_of_the_law(r: dict[str, Any]) -> bool:
-    """Whether the law is for such a row: at usual rates, and not in byte pairs of a text that is too short for them."""
-    return bool(0.02 <= r["muon_lr"] <= 0.045 and (r["tokenizer"] == "char" or r["train_chars"] >= FEWEST_CHARS))
+    """Whether the law is for such a row: at usual rates, and of steps enough."""
+    return bool(0.015 <= r["muon_lr"] <= 0.045 and r["steps"] >= 100)
 
 
-def fit(held_out: Sequence[str], tries: int) -> None:
+def fit(held_out: Sequence[str]) -> None:
     """Fit to the texts that are not held out, and print the coefficients and the misses of every text."""
     everything = [r for r in rows() if _is_of_the_law(r)]
     known = [r for r in everything if r["text"] not in held_out]
-    law = min(fitted(known, LAW, tries, seed) for seed in range(3))[1]
+    law = fitted(known, LAW)
     print("| coefficient | fitted | in the package |\n|---|---:|---:|")
     for name, value in law._asdict().items():
         print(f"| {name} | {value:.3g} | {getattr(LAW, name):.3g} |")
@@ -268,7 +301,7 @@ def fit(held_out: Sequence[str], tries: int) -> None:
     for text in sorted({r["text"] for r in everything}):
         mine = [r for r in everything if r["text"] == text]
         seen = "no" if text in held_out else "yes"
-        print(f"| {text} | {len(mine)} | {seen} | {rms(misses(law, mine)[0]):.4f} | {rms(misses(LAW, mine)[0]):.4f} |")
+        print(f"| {text} | {len(mine)} | {seen} | {rms(misses(law, mine)):.4f} | {rms(misses(LAW, mine)):.4f} |")
 
 
 # ---- plans
@@ -281,13 +314,17 @@ MACHINES = {  # rates that a training reaches, about a third of what the makers 
     "A100": Machine(110e12, 1e12, 6e-4),
     "H200": Machine(350e12, 3e12, 5e-4),
 }
-PAIRS = {512: 2.05, 1024: 2.6, 2048: 3.05}  # characters of a token in English
+PAIRS = {512: (2.15, 1.34), 1024: (2.75, 1.46), 2048: (3.2, 1.51)}  # characters of a token in ten English books, and its gain
 
 
-def simulated(chars: int) -> list[Text]:
-    """English of so many characters, in every way that it may be cut."""
+def simulated(chars: int, budget: float) -> list[Text]:
+    """English of so many characters, in every way that it may be cut within the budget."""
     texts = [Text("char", 65, chars * 9 // 10, chars // 10, 1.0)]
-    return texts + [Text("bpe", v, round(chars * 0.9 / c), round(chars * 0.1 / c), c) for v, c in PAIRS.items() if chars >= FEWEST_CHARS]
+    if chars < FEWEST_CHARS or chars * SECONDS_A_CHAR > PREPARED_SHARE * budget:
+        return texts
+    return texts + [
+        Text("bpe", v, round(chars * 0.9 / c), round(chars * 0.1 / c), c, g, chars * SECONDS_A_CHAR) for v, (c, g) in PAIRS.items()
+    ]
 
 
 def plans() -> None:
@@ -298,7 +335,7 @@ def plans() -> None:
         for label, chars in (("30 KB", 30_000), ("1.1 MB", 1_100_000), ("100 MB", 100_000_000)):
             cells = []
             for budget in (60, 600, 3600):
-                c = plan.best(RunConfig().changed(optim={"time_budget": float(budget)}), (), simulated(chars), machine).config
+                c = plan.best(RunConfig().changed(optim={"time_budget": float(budget)}), (), simulated(chars, budget), machine).config
                 m: Any = c.model
                 tokens = f"bpe {c.data.vocab_size}" if c.data.tokenizer == "bpe" else "char"
                 dropout = f", dropout {m.dropout:g}" if m.dropout else ""
@@ -306,72 +343,21 @@ def plans() -> None:
             print(f"| {name} | {label} | {' | '.join(cells)} |")
 
 
-def regret(source: Path, seconds: float, configurations: int, seed: int) -> None:
-    """Train the plan and random configurations, each for the steps that the same time gives it on a quiet machine, and print the rows."""
-    torch.set_num_threads(1)
-    memory.available = lambda device: 16 << 30
-    machine = MACHINES["two cores, AVX-512"]
-    config = RunConfig(data=DataConfig(source=str(source))).changed(optim={"time_budget": seconds})
-    plain = prepared(config.data, None, lambda step: None)
-    rng = random.Random(seed)
-    candidates = [plan.plan(config, (), plain, machine).config]
-    while len(candidates) <= configurations:
-        layers, width = rng.choice(plan.SHAPES[:8])
-        shape = {
-            "n_layer": layers,
-            "n_embd": width,
-            "n_head": width // 32,
-            "block_size": rng.choice((64, 128)),
-            "dropout": rng.choice((0.0, 0.0, 0.1)),
-        }
-        cut = rng.choice(
-            (
-                {},
-                {"tokenizer": "bpe", "vocab_size": 512},
-                {"tokenizer": "bpe", "vocab_size": 1024},
-                {"tokenizer": "bpe", "vocab_size": 2048},
-            )
-        )
-        optim = {"batch_size": rng.choice((4, 8, 16, 32)), "muon_lr": rng.choice((0.02, 0.03, 0.045))}
-        candidates.append(config.changed(model=shape, data=cut, optim=optim))
-    for number, candidate in enumerate(candidates):
-        dataset = prepared(candidate.data, None, lambda step: None)
-        c: Any = candidate.model
-        work = Work.of(c, candidate.optim.windows, dataset.tokenizer.vocab_size)
-        text = present(dataset)
-        training = Training.of(candidate, text.train_tokens, text.chars_per_token, text.vocab_size)
-        steps = int(0.92 * seconds / machine.step_s(work))
-        steps = max(20, min(steps, int(LAW.enough_tokens(training) / training.step_tokens)))
-        r = row("", (c.n_layer, c.n_embd, c.n_head), steps * training.step_tokens, block=c.block_size, batch=candidate.optim.batch_size)
-        r |= {"dropout": c.dropout, "muon_lr": candidate.optim.muon_lr, "lr": candidate.optim.lr}
-        r |= {"tokenizer": candidate.data.tokenizer, "vocab_size": candidate.data.vocab_size}
-        expected = LAW.nats_per_char(training._replace(tokens=steps * training.step_tokens))
-        print(json.dumps({"plan": number == 0, "expected": round(expected, 4), **flat(r), **train(r, dataset)}), flush=True)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("table").add_argument("--texts", type=Path, required=True)
     fits = commands.add_parser("fit")
-    fits.add_argument("--held-out", nargs="*", default=["dracula", "emma", "latin", "names", "persuasion", "tang"])
-    fits.add_argument("--tries", type=int, default=4000)
+    fits.add_argument("--held-out", nargs="*", default=["code", "dracula150", "tang", "tom30", "wiki", "wuthering"])
     commands.add_parser("plans")
-    searches = commands.add_parser("regret")
-    searches.add_argument("--text", type=Path, required=True)
-    searches.add_argument("--seconds", type=float, default=20)
-    searches.add_argument("--configurations", type=int, default=24)
-    searches.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     match given.command:
         case "table":
             table(given.texts)
         case "fit":
-            fit(given.held_out, given.tries)
+            fit(given.held_out)
         case "plans":
             plans()
-        case "regret":
-            regret(given.text, given.seconds, given.configurations, given.seed)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ def characters(chars: int) -> Text:
 
 
 def pairs(chars: int) -> Text:
-    return Text("bpe", 1024, chars * 9 // 26, chars // 26, 2.6)
+    return Text("bpe", 1024, chars * 9 // 26, chars // 26, 2.6, gain=1.45)
 
 
 def expected(config: RunConfig, text: Text, speed: Machine) -> float:
@@ -99,10 +99,16 @@ def test_byte_pairs_are_planned_where_text_is_plentiful() -> None:
     assert (chosen.data.tokenizer, chosen.data.vocab_size) == ("bpe", 1024)
 
 
-def test_no_plan_reads_a_text_in_byte_pairs_more_often_than_was_measured() -> None:
-    config = plan.best(asked(36_000), (), [pairs(1_100_000)], TWO_CORES).config
-    training = plan._candidate(config, pairs(1_100_000), TWO_CORES).training
-    assert training.tokens <= plan._MOST_PASSES_OF_PAIRS * training.text_tokens
+def test_byte_pairs_are_not_planned_where_they_win_nothing_or_the_text_is_read_often() -> None:
+    names = pairs(100_000_000)._replace(gain=1.0)
+    assert plan.best(asked(600), (), [characters(100_000_000), names], TWO_CORES).config.data.tokenizer == "char"
+    assert plan.best(asked(600), (), [characters(100_000), pairs(100_000)], TWO_CORES).config.data.tokenizer == "char"
+
+
+def test_the_time_that_cutting_a_text_takes_is_taken_from_its_training() -> None:
+    config = asked(20)
+    at_once, later = (plan._candidate(config, pairs(100_000_000)._replace(prepared_s=s), TWO_CORES).training.tokens for s in (0.0, 9.2))
+    assert later == pytest.approx(at_once / 2)
 
 
 @pytest.mark.parametrize("size", [100_000, 800_000, 10_000_000])
@@ -137,7 +143,7 @@ def test_three_lines_say_why() -> None:
 
 @pytest.mark.parametrize("tokens", [1e5, 1e6, 1e8])
 def test_the_law_expects_less_loss_of_more_tokens_more_text_and_smaller_batches(tokens: float) -> None:
-    t = Training(size=8e5, table=2e4, tokens=tokens, step_tokens=2048, dropout=0.0, text_tokens=1e6, chars_per_token=1.0)
+    t = Training(size=8e5, tokens=tokens, step_tokens=2048, dropout=0.0, text_tokens=1e6)
     now = LAW.nats_per_char(t)
     assert LAW.nats_per_char(t._replace(tokens=2 * tokens)) <= now
     assert LAW.nats_per_char(t._replace(text_tokens=2e6)) <= now

@@ -43,5 +43,20 @@ def test_a_tokenizer_that_is_given_stays(given: str, config: RunConfig, tmp_path
 
 
 def test_a_budget_that_learning_byte_pairs_would_eat_keeps_characters(config: RunConfig, tmp_path: Path) -> None:
-    short = config.changed(optim={"time_budget": 1.0})
+    short = config.changed(optim={"time_budget": 0.3})
     assert [text.tokenizer for text in possible(short, (), data_of(config, tmp_path))] == ["char"]
+
+
+def test_byte_pairs_win_where_words_return_and_not_in_random_letters(config: RunConfig, tmp_path: Path) -> None:
+    (tmp_path / "letters.txt").write_text("".join(np.random.default_rng(0).choice(list("etaoinshrdlu "), 100_000)))
+    letters = config.changed(data={"source": str(tmp_path / "letters.txt")})
+    words, noise = ([text.gain for text in possible(c, (), data_of(c, tmp_path))] for c in (config, letters))
+    assert words[0] == noise[0] == 1.0
+    assert min(words[1:]) > 1.3
+    assert max(noise[1:]) < 1.02
+
+
+def test_texts_too_short_to_measure_keep_characters(config: RunConfig, tmp_path: Path) -> None:
+    (tmp_path / "short.txt").write_text("a tale of two words " * 50)
+    short = config.changed(data={"source": str(tmp_path / "short.txt")})
+    assert [text.tokenizer for text in possible(short, (), data_of(short, tmp_path))] == ["char"]
