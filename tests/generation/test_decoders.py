@@ -164,16 +164,16 @@ def _banded(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, begins: None) -> 
 
 
 @native
-@pytest.mark.parametrize(("bits", "tiles"), [(32, False), (16, False), (16, True), (8, False)])
+@pytest.mark.parametrize(("bits", "by_bytes"), [(32, False), (16, False), (16, True), (8, False), (8, True)])
 @pytest.mark.parametrize("name", [n for n in CONFIGS if n != "bigram"])
-def test_native_results_are_bit_equal_with_any_batch_cut_and_threads(name: str, bits: int, tiles: bool) -> None:
-    """With and without the processor's matrix tiles, where it has them."""
+def test_native_results_are_bit_equal_with_any_batch_cut_and_threads(name: str, bits: int, by_bytes: bool) -> None:
+    """With and without the processor's products of bytes, where it has them."""
     weights = weights_of(make(name))
     ids = np.random.default_rng(3).integers(0, V, T).tolist()
-    alone = NativeDecoder(weights, 1, bits=bits, threads=1, tiles=tiles)
+    alone = NativeDecoder(weights, 1, bits=bits, threads=1, by_bytes=by_bytes)
     expected = [alone.extend(0, ids[:1], 0).copy(), *(alone.step([ids[i]], [0], [i])[0].copy() for i in range(1, T))]
     for threads in (1, 2):
-        decoder = NativeDecoder(weights, 18, bits=bits, threads=threads, tiles=tiles)
+        decoder = NativeDecoder(weights, 18, bits=bits, threads=threads, by_bytes=by_bytes)
         for cut in range(1, T + 1):
             assert np.array_equal(decoder.extend(0, ids[:cut], 0), expected[cut - 1])
             for i in range(cut, T):
@@ -187,12 +187,12 @@ def test_native_results_are_bit_equal_with_any_batch_cut_and_threads(name: str, 
 
 
 @native
-@pytest.mark.parametrize("tiles", [False, True])
+@pytest.mark.parametrize("by_bytes", [False, True])
 @pytest.mark.parametrize("name", [n for n in CONFIGS if n != "bigram"])
-def test_16_bit_weights_stay_near_and_exact_logits_are_float32(name: str, tiles: bool) -> None:
+def test_16_bit_weights_stay_near_and_exact_logits_are_float32(name: str, by_bytes: bool) -> None:
     model = make(name)
     ids = np.random.default_rng(4).integers(0, V, T).tolist()
-    decoder, expected = NativeDecoder(weights_of(model), 1, bits=16, tiles=tiles), reference(model, ids)[-1]
+    decoder, expected = NativeDecoder(weights_of(model), 1, bits=16, by_bytes=by_bytes), reference(model, ids)[-1]
     assert np.abs(decoder.extend(0, ids, 0) - expected).max() < 1e-3 * np.abs(expected).max() + 1e-4
     np.testing.assert_allclose(decoder.exact(ids), expected, atol=2e-5)
 

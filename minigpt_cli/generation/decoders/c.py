@@ -66,7 +66,7 @@ def fits(config: Any) -> bool:
 class NativeDecoder:
     """A transformer in C. Results do not depend, to the bit, on the other rows of a call or on the number of threads."""
 
-    def __init__(self, weights: DecoderWeights, slots: int = 1, *, bits: int = 32, threads: int = 0, tiles: bool = True) -> None:
+    def __init__(self, weights: DecoderWeights, slots: int = 1, *, bits: int = 32, threads: int = 0, by_bytes: bool = True) -> None:
         lib = library()
         if lib is None:
             raise MiniGPTError(f"no native decoder: {why_not()}; or use --engine torch")
@@ -79,7 +79,7 @@ class NativeDecoder:
         self.name = f"native {'float32' if bits == 32 else f'int{bits}'}"
         self.vocab_size, self.window, self.slots = weights.vocab_size, weights.block_size, slots
         self.endless = weights.rope_theta > 0
-        self.packed = PackedWeights(self._lib, weights, bits, bool(self._lib.mg_tiles()) and tiles)
+        self.packed = PackedWeights(self._lib, weights, bits, by_bytes)
         # Threads help more where a step has several rows.
         self._threads = (_Threads(threads, weights.matrix_bytes), _Threads(threads, weights.matrix_bytes * MANY))
         pool = c_void_p()

@@ -22,7 +22,8 @@ MAX_ROWS = 64  # rows in one call
 _TILE_INPUTS = 64  # as in csrc/amx.h
 _ACTIVATIONS = {"gelu": 0, "gelu_tanh": 1, "relu": 2, "swiglu": 3}
 _LEVELS = {8: 127, 16: 32639}  # of 16 bits the largest whole number whose halves, 256 h + l, are both bytes: some processors multiply those
-_TILED = 15  # as in csrc/model.h
+_TILED, _INT8_FOURS = 15, 7  # as in csrc/model.h
+_MOST_BYTES = 1 << 16  # inputs, as in csrc/model.h
 _FLOATS = POINTER(c_float)
 
 
@@ -52,10 +53,13 @@ class Model(Structure):
 
 
 class PackedWeights:
-    """Weights packed for the library; with `tiles` and 16 bits for the processor's matrix tiles."""
+    """Weights packed for the library; with `by_bytes` for the products of bytes that the processor has, if it has any."""
 
-    def __init__(self, lib: ctypes.CDLL, weights: DecoderWeights, bits: int, tiles: bool) -> None:
-        self._weights, self._bits, self._tiles, self._panel = weights, bits, tiles, int(lib.mg_panel())
+    def __init__(self, lib: ctypes.CDLL, weights: DecoderWeights, bits: int, by_bytes: bool) -> None:
+        self._weights, self._bits, self._panel = weights, bits, int(lib.mg_panel())
+        by_bytes = by_bytes and bits < 32 and max(weights.n_embd, weights.hidden) <= _MOST_BYTES
+        self._tiles = by_bytes and bits == 16 and bool(lib.mg_tiles())
+        self._dots = int(lib.mg_dots()) if by_bytes and bits == 8 else 0  # 2: weights are unsigned
         self._kept: list[Any] = []  # arrays that the C side points into
         self.arena = _Arena(lib)  # and the matrices
 
@@ -87,21 +91,36 @@ class PackedWeights:
         bits = bits or self._bits
         panel, (outputs, inputs) = self._panel, matrix.shape
         padded = -(-outputs // panel) * panel
-        data, scale = quantised(matrix, bits)
-        tiles = bits == 16 and self._tiles
+        numbers, scale = quantised(matrix, bits)
         if padded > outputs:
-            data = np.pad(data, ((0, padded - outputs), (0, 0)))
-        if tiles:
-            data = np.pad(data, ((0, 0), (0, -inputs % _TILE_INPUTS)))
-            packed = self.arena.array((padded // 16, data.shape[1] // _TILE_INPUTS, 2, 16, 16, 4), np.int8)
-            blocks = data.reshape(padded // 16, 16, -1, 16, 4).transpose(0, 2, 3, 1, 4)  # (N / 16, I / 64, 16, 16 outputs, 4)
-            high = (blocks + np.int16(128)) >> 8
-            packed[:, :, 0], packed[:, :, 1] = high, blocks - (high << 8)
+            numbers = np.pad(numbers, ((0, padded - outputs), (0, 0)))
+        form = bits
+        if bits < 32 and self._tiles:
+            form, packed = _TILED, self._packed_tiles(numbers)
+        elif bits < 32 and self._dots:
+            form, packed = _INT8_FOURS, self._packed_fours(numbers)
         else:
-            packed = self.arena.array((padded // panel, inputs, panel), data.dtype)
-            packed[:] = data.reshape(-1, panel, inputs).transpose(0, 2, 1)
+            packed = self.arena.array((padded // panel, inputs, panel), numbers.dtype)
+            packed[:] = numbers.reshape(-1, panel, inputs).transpose(0, 2, 1)
         vectors = [None if v is None else self._floats(np.pad(v, (0, padded - outputs))) for v in (scale, bias)]
-        return _Matrix(packed.ctypes.data, *vectors, outputs, inputs, _TILED if tiles else bits, padded)
+        return _Matrix(packed.ctypes.data, *vectors, outputs, inputs, form, padded)
+
+    def _packed_tiles(self, numbers: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Numbers (N, I) as csrc/amx.h has them."""
+        numbers = np.pad(numbers, ((0, 0), (0, -numbers.shape[1] % _TILE_INPUTS)))
+        blocks = numbers.reshape(len(numbers) // 16, 16, -1, 16, 4).transpose(0, 2, 3, 1, 4)  # (N / 16, I / 64, 16, 16 outputs, 4)
+        packed = self.arena.array((len(blocks), blocks.shape[1], 2, 16, 16, 4), np.int8)
+        high = (blocks + np.int16(128)) >> 8
+        packed[:, :, 0], packed[:, :, 1] = high, blocks - (high << 8)
+        return packed
+
+    def _packed_fours(self, numbers: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Numbers (N, I) as csrc/dots.h has them."""
+        numbers = np.pad(numbers, ((0, 0), (0, -numbers.shape[1] % 4)))
+        blocks = numbers.reshape(len(numbers) // self._panel, self._panel, -1, 4).swapaxes(1, 2)  # (N / panel, I / 4, panel, 4)
+        packed = self.arena.array(blocks.shape, np.int8)
+        packed[:] = blocks ^ np.int8(-128) if self._dots == 2 else blocks
+        return packed
 
     def _floats(self, array: Array | None) -> Any:
         if array is None:

@@ -159,7 +159,7 @@ def difference(found: Any, expected: Any) -> float:
 def drive(config: Any, vocab_size: int, slots: int, threads: int, bits: int, rnd: random.Random, rng: np.random.Generator) -> float:
     """Prompts, copies, steps of one and many rows with changing numbers of threads, beyond the block; the largest difference."""
     weights = weights_of(config, vocab_size, rng)
-    ours = native.NativeDecoder(weights, slots, bits=bits, threads=threads, tiles=rnd.random() < 0.7)
+    ours = native.NativeDecoder(weights, slots, bits=bits, threads=threads, by_bytes=rnd.random() < 0.7)
     if bits == 8:
         weights = in_8_bits(weights)
     length = min(config.block_size, rnd.choice((1, 2, 63, 64, 65, 130)))

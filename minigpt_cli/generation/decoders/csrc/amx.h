@@ -1,41 +1,13 @@
 /* Products on the matrix tiles of Intel's processors (AMX), where there are any: sixteen rows for the price of one.
 
-   16-bit weights are two planes of bytes, w = 256 h + l with both in [-128, 127], and so are the inputs, each row scaled by its largest. Four products of planes in 32-bit integers are exact, so their order does not matter.
+   Of 16-bit weights and inputs the four products of their bytes are summed.
    Packed: (N / PANEL, PANEL / 16, I / 64, 2 planes, 16, 16 outputs, 4): 64 inputs of 16 outputs are one tile, inputs by fours. */
 
 #pragma once
-#include "model.h"
+#include "bytes.h"
 
 #if defined(TILES)
-enum { TILE_ROWS = 16, TILE_INPUTS = 64, TILE_BYTES = 1024, MOST = 32639, TILES_AHEAD = 1 << 13 /* bytes */ };
-static _Thread_local int8_t *planes; /* of the inputs: (2, rows up to a multiple of TILE_ROWS, I) */
-
-INLINE ivec load_ints(const int32_t *p) {
-    ivec v;
-    memcpy(&v, p, sizeof v);
-    return v;
-}
-
-static void split_bytes(const float *x, int inputs, int padded, int8_t *high, int8_t *low, float *scale) {
-    typedef int8_t bytes __attribute__((vector_size(LANES)));
-    int i, vectors = inputs / LANES * LANES;
-    const float most = max_abs(x, inputs), levels = most > 0 ? MOST / most : 0;
-    const float magic = 12582912.0f; /* as in vexp: adding it rounds */
-    *scale = most / MOST;
-    for (i = 0; i < vectors; i += LANES) {
-        ivec q = (ivec)(load(x + i) * levels + magic) - (ivec)splat(magic), h = (q + 128) >> 8;
-        bytes high_bytes = __builtin_convertvector(h, bytes), low_bytes = __builtin_convertvector(q - (h << 8), bytes);
-        memcpy(high + i, &high_bytes, sizeof high_bytes);
-        memcpy(low + i, &low_bytes, sizeof low_bytes);
-    }
-    for (; i < inputs; i++) {
-        int32_t q = round_to_int(x[i] * levels), h = (q + 128) >> 8;
-        high[i] = (int8_t)h;
-        low[i] = (int8_t)(q - h * 256);
-    }
-    memset(high + inputs, 0, padded - inputs);
-    memset(low + inputs, 0, padded - inputs);
-}
+enum { TILE_ROWS = 16, TILE_INPUTS = 64, TILE_BYTES = 1024, TILES_AHEAD = 1 << 13 /* bytes */ };
 
 static void configure_tiles(int rows) {
     struct __attribute__((packed)) { uint8_t palette, start, reserved[14]; uint16_t bytes[16]; uint8_t rows[16]; } c = {.palette = 1};

@@ -9,7 +9,7 @@
    The model is weights.py's DecoderWeights: RMSNorm without gain, attention, RMSNorm without gain, feed-forward or experts.
    Shapes, here and in the headers: R rows, C channels, H query heads, K key/value heads, D head size, F hidden width, E experts,
    V vocabulary, W window. One file to the compiler; the parts are read in this order:
-   vectors.h, model.h, matmul.h (amx.h), memory.h, threads.h, projections.h, attention.h, experts.h, sampling.h. */
+   vectors.h, model.h, matmul.h (bytes.h, dots.h, amx.h), memory.h, threads.h, projections.h, attention.h, experts.h, sampling.h. */
 
 #include "attention.h"
 #include "experts.h"
@@ -31,7 +31,7 @@ static void forward(const Worker *worker) {
     int64_t hidden = (d->F + PANEL - 1) / PANEL * PANEL;
     float row_scales[R];
     const float *x[R], *mixed[R], *up[R];
-#if defined(TILES)
+#if defined(TILES) || defined(DOTS)
     planes = worker->planes;
 #endif
     row_pointers(x, p->x, C, R);
@@ -74,6 +74,15 @@ int mg_tiles(void) {
 #if defined(TILES)
     enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 };
     return !syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA);
+#else
+    return 0;
+#endif
+}
+
+/* Whether INT8_FOURS can be used: 0, or 1 with signed weights, or 2 with unsigned ones. */
+int mg_dots(void) {
+#if defined(DOTS)
+    return WEIGHT_ZERO ? 2 : 1;
 #else
     return 0;
 #endif

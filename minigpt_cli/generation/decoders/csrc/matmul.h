@@ -6,9 +6,10 @@
 /* What is done with the outputs of a panel for a row. */
 typedef void Epilogue(void *context, int row, int panel, const vec *values);
 
-#include "amx.h"
-
 enum { AHEAD = 1 << 12 }; /* bytes that one row fetches beforehand: memory then gives twice as many a second as the processor's own guesses */
+
+#include "amx.h"
+#include "dots.h"
 
 /* R rows times G panels side by side (G > 1 only with R == 1, for enough independent sums), where the compiler knows R, G and bits.
    acc is [R * G][WIDE]. */
@@ -58,6 +59,12 @@ INLINE void matmul(const Matrix *m, int first, int last, int rows, const float *
 #if defined(TILES)
     if (m->bits == TILED) {
         matmul_amx(m, first, last, rows, x, context, epilogue);
+        return;
+    }
+#endif
+#if defined(DOTS)
+    if (m->bits == INT8_FOURS) {
+        matmul_dots(m, first, last, rows, x, context, epilogue);
         return;
     }
 #endif

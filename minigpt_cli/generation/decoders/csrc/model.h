@@ -10,8 +10,9 @@
 #endif
 
 enum { PANEL = LANES * WIDE, MAX_THREADS = 16, MAX_TOP_K = 64, MAX_ROWS = 64 };
-/* How the numbers of a matrix are stored, and their bits. TILED: int16_t as matrix tiles of two bytes (amx.h). */
-enum { INT8 = 8, INT16 = 16, FLOAT32 = 32, TILED = 15 };
+/* How the numbers of a matrix are stored: by their bits, or as bytes: TILED (16 bits) for amx.h, INT8_FOURS for dots.h. */
+enum { INT8 = 8, INT16 = 16, FLOAT32 = 32, TILED = 15, INT8_FOURS = 7 };
+enum { MOST_BYTES = 1 << 16 }; /* inputs whose products of bytes a sum of 32 bits holds */
 enum { LARGEST = 1 << 24 }; /* that any size of a model may be, so that int holds every product of two of a row's sizes */
 
 /* What the functions that Python calls return; c.py has a line for each. */
@@ -58,15 +59,17 @@ static int sizes_agree(const Model *d) {
                        (int64_t)d->D * ((int64_t)d->H + 2 * (int64_t)d->K), 2 * ((int64_t)d->F + PANEL)};
     for (unsigned i = 0; i < sizeof sizes / sizeof *sizes; i++)
         if (!is_size(sizes[i])) return 0;
-    int bits = d->head.bits, hidden = (d->F + PANEL - 1) / PANEL * PANEL, up = d->activation == SWIGLU ? 2 * hidden : d->F;
+    int bits = d->head.bits, of_bytes = bits == TILED || bits == INT8_FOURS, hidden = (d->F + PANEL - 1) / PANEL * PANEL, up = d->activation == SWIGLU ? 2 * hidden : d->F;
     if (d->H % d->K || d->top_k > d->E || d->top_k > MAX_TOP_K || d->max_rows > MAX_ROWS) return 0;
     if (!d->embedding || !d->layers || (d->learned && !d->positions) || !is_matrix(&d->head, d->V, d->C, bits)) return 0;
-#if defined(TILES)
-    int tiled = bits == TILED;
-#else
-    int tiled = 0;
+    if (bits != INT8 && bits != INT16 && bits != FLOAT32 && !of_bytes) return 0;
+    if (of_bytes && (d->C > MOST_BYTES || d->F > MOST_BYTES || d->H * d->D > MOST_BYTES)) return 0;
+#if !defined(TILES)
+    if (bits == TILED) return 0;
 #endif
-    if (bits != INT8 && bits != INT16 && bits != FLOAT32 && !tiled) return 0;
+#if !defined(DOTS)
+    if (bits == INT8_FOURS) return 0;
+#endif
     for (int i = 0; i < d->L; i++) {
         const Layer *layer = d->layers + i;
         if (!is_matrix(&layer->qkv, (d->H + 2 * d->K) * d->D, d->C, bits) || !is_matrix(&layer->out, d->C, d->H * d->D, bits)) return 0;

@@ -17,7 +17,7 @@ typedef struct {
     Pool *pool;
     int number, active; /* which thread of how many that take part in this step */
     float *scores;      /* of attention */
-    int8_t *planes;     /* for amx.h */
+    int8_t *planes;     /* for bytes.h */
     Routing *routings;  /* by row; what follows is by (expert, row) pair */
     float *probs, *row_scales, *route_weights;
     const float **inputs;
@@ -131,7 +131,7 @@ static int init_worker(Worker *w, Pool *p, int number) {
     if (d->H * d->D > widest) widest = d->H * d->D;
     *w = (Worker){.pool = p, .number = number};
     w->scores = mg_memory(stride * sizeof(float));
-    if (d->head.bits == TILED && !(w->planes = mg_memory(2 * room * ((widest + 63) / 64 * 64)))) return 0;
+    if ((d->head.bits == TILED || d->head.bits == INT8_FOURS) && !(w->planes = mg_memory(2 * room * ((widest + 63) / 64 * 64)))) return 0;
     if (d->layers[0].router.data) {
         w->routings = mg_memory(R * sizeof(Routing));
         w->probs = mg_memory(R * d->E * sizeof(float));

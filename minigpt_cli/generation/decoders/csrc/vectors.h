@@ -31,6 +31,21 @@ INLINE vec load(const float *p) {
 
 INLINE void store(float *p, vec v) { memcpy(p, &v, sizeof v); }
 
+/* DOTS: sum[i] plus four products of bytes of w[i] and x[i]; w is unsigned where WEIGHT_ZERO is not 0. */
+#if defined(__AVX512VNNI__) && defined(__AVX512F__)
+#define DOTS 1
+enum { WEIGHT_ZERO = 128 };
+INLINE ivec dot(ivec sum, ivec w, ivec x) { return (ivec)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)w, (__m512i)x); }
+#elif defined(__AVXVNNI__) && !defined(__AVX512F__)
+#define DOTS 1
+enum { WEIGHT_ZERO = 128 };
+INLINE ivec dot(ivec sum, ivec w, ivec x) { return (ivec)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)w, (__m256i)x); }
+#elif defined(__ARM_FEATURE_DOTPROD)
+#define DOTS 1
+enum { WEIGHT_ZERO = 0 };
+INLINE ivec dot(ivec sum, ivec w, ivec x) { return (ivec)vdotq_s32((int32x4_t)sum, (int8x16_t)w, (int8x16_t)x); }
+#endif
+
 INLINE vec vgelu(vec x) { /* x Phi(x), with erfc after Abramowitz & Stegun 7.1.26 */
     vec a = choose(x < 0.0f, -x, x), z = a * 0.70710678f, t = 1.0f / (z * 0.3275911f + 1.0f);
     vec s = splat(1.061405429f);
