@@ -16,6 +16,7 @@ import torch
 
 from minigpt_cli.config import ARCHITECTURES, BigramConfig, ClassicConfig, ModernConfig, MoEConfig
 from minigpt_cli.errors import MiniGPTError
+from minigpt_cli.generation.decoders import c
 from minigpt_cli.generation.decoders.c import NativeDecoder, available, library
 from minigpt_cli.generation.decoders.c_model import quantised
 from minigpt_cli.generation.decoders.contract import Decoder
@@ -372,6 +373,24 @@ def test_a_prompt_of_several_calls_has_the_logits_of_its_last_token() -> None:
     decoder = native32_of(model, 1)
     for n in (64, 65, 128, 150):
         np.testing.assert_allclose(decoder.extend(0, ids[:n], 0), reference(model, ids[:n])[-1], atol=2e-5)
+
+
+@native
+def test_the_threads_of_a_prompt_are_those_that_were_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, used = [0.0], []
+    monkeypatch.setattr(c, "cores", lambda: 2)
+    monkeypatch.setattr(c._Threads, "SMALL", 0)
+    decoder = NativeDecoder(weights_of(make("modern")), 1)
+
+    def call(rows: int, first_logits: int, threads: int) -> None:
+        used.append(threads)
+        clock[0] += 1 / threads
+
+    monkeypatch.setattr(decoder, "_call", call)
+    monkeypatch.setattr(c.time, "perf_counter", lambda: clock[0])
+    for _ in range(4):
+        decoder.extend(0, [1] * T, 0)
+    assert used == [1, 2, 2, 2]
 
 
 def test_a_cache_of_16_bits_leaves_room_for_twice_as_many_slots() -> None:

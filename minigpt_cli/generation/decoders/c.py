@@ -80,8 +80,9 @@ class NativeDecoder:
         self.vocab_size, self.window, self.slots = weights.vocab_size, weights.block_size, slots
         self.endless = weights.rope_theta > 0
         self.packed = PackedWeights(self._lib, weights, bits, by_bytes)
-        # Threads help more where a step has several rows.
-        self._threads = (_Threads(threads, weights.matrix_bytes), _Threads(threads, weights.matrix_bytes * MANY))
+        # Threads help more where a call has several rows. In a prompt one call takes as long as many steps.
+        size = weights.matrix_bytes
+        self._threads = (_Threads(threads, size), _Threads(threads, size * MANY), _Threads(threads, size * MANY, each=1))
         pool = c_void_p()
         _check(self._lib.mg_new(ctypes.byref(self.packed.model(self.slots)), self._threads[0].most, ctypes.byref(pool)))
         self._pool = pool.value
@@ -104,7 +105,7 @@ class NativeDecoder:
             self._ids[:rows] = ids[at : at + rows]
             self._slots[:rows] = slot
             self._positions[:rows] = np.arange(start + at, start + at + rows)
-            self._call(rows, rows - (at + rows == n), self._threads[rows >= MANY].best)  # logits of the last one alone
+            self._run(rows, rows - (at + rows == n), self._threads[2 if rows >= MANY else 0])  # logits of the last one alone
         last: Logits = self._logits[0]
         return last
 
@@ -119,13 +120,7 @@ class NativeDecoder:
             self._ids[0], self._slots[0], self._positions[0] = ids[0], slots[0], positions[0]
         else:
             self._ids[:rows], self._slots[:rows], self._positions[:rows] = ids, slots, positions
-        tuning = self._threads[rows >= MANY]
-        if tuning.fixed:
-            self._call(rows, 0, tuning.best)
-        else:
-            threads, began = tuning.choose(), time.perf_counter()
-            self._call(rows, 0, threads)
-            tuning.took(threads, (time.perf_counter() - began) / rows)
+        self._run(rows, 0, self._threads[rows >= MANY])
         return self._logits[:rows]
 
     def choose(
@@ -148,44 +143,52 @@ class NativeDecoder:
     def copy(self, source: int, target: int, length: int) -> None:
         _check(self._lib.mg_copy(self._pool, source, target, length))
 
+    def _run(self, rows: int, first_logits: int, tuning: _Threads) -> None:
+        if tuning.fixed:
+            self._call(rows, first_logits, tuning.best)
+            return
+        threads, began = tuning.choose(), time.perf_counter()
+        self._call(rows, first_logits, threads)
+        tuning.took(threads, (time.perf_counter() - began) / rows)
+
     def _call(self, rows: int, first_logits: int, threads: int) -> None:
         if status := self._lib.mg_step(self._pool, *self._pointers, rows, first_logits, self._out, threads):
             _check(status)
 
 
 class _Threads:
-    """How many threads a step gets. Several are faster on a quiet machine. On a busy machine they are many times slower, because each
+    """How many threads a call gets. Several are faster on a quiet machine. On a busy machine they are many times slower, because each
     waits for one that is not running. So both ways are timed now and then; the result is the same to the bit."""
 
     PROBE_EVERY = 512
-    EACH = 4  # steps timed each way
     SMALL = 4 << 20  # bytes of float32 weights; with fewer a step ends before a second thread has helped
 
-    def __init__(self, threads: int, weight_bytes: int) -> None:
+    def __init__(self, threads: int, weight_bytes: int, each: int = 4) -> None:
+        """`each`: calls timed each way."""
         self.most = threads or min(8, cores())
         self.best = self.most if threads else 1
         self.fixed = threads > 0 or self.most == 1 or weight_bytes < self.SMALL
-        self._count = 0
+        self._count, self._each = 0, each
         self._seconds = {1: 0.0, self.most: 0.0}
 
     def choose(self) -> int:
-        """Threads for the next step."""
+        """Threads for the next call."""
         self._count += 1
         phase = self._count % self.PROBE_EVERY
-        if 0 < phase <= self.EACH:
+        if 0 < phase <= self._each:
             return 1
-        return self.most if self.EACH < phase <= 2 * self.EACH else self.best
+        return self.most if self._each < phase <= 2 * self._each else self.best
 
     def took(self, threads: int, seconds: float) -> None:
-        """Learn from a step."""
+        """Learn from a call."""
         phase = self._count % self.PROBE_EVERY
-        if not 0 < phase <= 2 * self.EACH:
+        if not 0 < phase <= 2 * self._each:
             return
         self._seconds[threads] += seconds
         hopeless = self._seconds[self.most] > 2 * self._seconds[1]
-        if phase == 2 * self.EACH or (phase > self.EACH and hopeless):
+        if phase == 2 * self._each or (phase > self._each and hopeless):
             self.best = min(self._seconds, key=lambda n: self._seconds[n])
-            self._count += 2 * self.EACH - phase
+            self._count += 2 * self._each - phase
             self._seconds = dict.fromkeys(self._seconds, 0.0)
 
 
