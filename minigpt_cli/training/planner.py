@@ -29,7 +29,7 @@ from minigpt_cli.training.keeping import kept_notices
 from minigpt_cli.training.optimizers import optimizer_class
 from minigpt_cli.training.speed import Speed, measure_speed
 
-_ATTENTION = {"plain": "plain products", "sdpa": "torch's fused function"}
+_ATTENTION = {"plain": "minigpt's own function", "sdpa": "torch's fused function"}
 _EVALUATIONS = 20  # over a run, unless --eval-every says otherwise
 _FEWEST_EVALUATIONS = 4
 _EVALUATION_SHARE = 0.05  # of a time budget
