@@ -58,7 +58,7 @@ static void forward(const Worker *worker) {
     }
     int skip = task->first_logits, n = R - skip;
     for (int r = 0; r < n; r++) row_scales[r] = inverse_rms(x[skip + r], C, d->eps);
-    project(worker, &d->head, n, x + skip, (WriteOut){task->logits, d->V, row_scales, 0, 0, 0});
+    if (n) project(worker, &d->head, n, x + skip, (WriteOut){task->logits, d->V, row_scales, 0, 0, 0});
 #if defined(TILES)
     if (d->head.bits == TILED) _tile_release(); /* eight kilobytes that the system would save at every switch of threads */
 #endif

@@ -50,10 +50,10 @@ INLINE void dot_kernel(const char *panel, const char *ahead, int lines, int four
 }
 
 static void matmul_dots(const Matrix *m, int first, int last, int rows, const float *const *x, void *context, Epilogue *epilogue) {
-    int fours = (m->inputs + 3) / 4, padded = fours * 4, blocks = (rows + DOT_ROWS - 1) / DOT_ROWS;
+    int fours = (m->inputs + 3) / 4, padded = fours * 4, blocks = (rows + DOT_ROWS - 1) / DOT_ROWS; /* of at most DOT_ROWS rows each */
     int64_t stride = (int64_t)fours * PANEL * 4;
-    ByteRow in[rows + 1];
-    if (first >= last || !rows) return;
+    ByteRow in[rows];
+    if (first >= last) return;
     int lines = (PANEL * 4 / 64 + blocks - 1) / blocks; /* all blocks of rows together fetch the next panel */
     for (int r = 0; r < rows; r++) {
         in[r].high = planes + (int64_t)r * 2 * padded;
