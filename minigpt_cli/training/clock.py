@@ -27,7 +27,7 @@ _LEAST = 0.5  # of the budget: what is left for training however long the start 
 
 def most_steps(config: RunConfig, dataset: Dataset, world: World) -> int:
     """The steps after which a time budget ends a run, however much time is left: more would only memorise the text."""
-    training = Training.of(config, len(dataset.train.tokens), processes=world.size)
+    training = Training.of(config, n := len(dataset.train.tokens), dataset.train.n_chars / n, processes=world.size)
     return max(1, int(LAW.enough_tokens(training) / training.step_tokens))
 
 

@@ -31,34 +31,35 @@ class Training(NamedTuple):
     step_tokens: float  # in one step
     dropout: float
     text_tokens: float  # of the training split
+    chars_per_token: float = 1.0
     gain: float = 1.0  # of the tokens over characters, by counted bigrams (vocabularies.py)
 
     @classmethod
-    def of(cls, config: RunConfig, text_tokens: int, gain: float = 1.0, processes: int = 1) -> Training:
+    def of(cls, config: RunConfig, text_tokens: int, chars_per_token: float, gain: float = 1.0, processes: int = 1) -> Training:
         """The training of a configuration, before its first token."""
         model = config.model
         step_tokens = config.optim.windows * processes * model.block_size
         dropout = getattr(model, "dropout", 0.0)
-        return cls(weights(model), 0.0, step_tokens, dropout, text_tokens, gain)
+        return cls(weights(model), 0.0, step_tokens, dropout, text_tokens, chars_per_token, gain)
 
 
 class Law(NamedTuple):
     """The coefficients."""
 
     floor: float = 0.9  # E of English prose, nats per character
-    small: float = 5.13  # A
-    small_power: float = 0.286  # a
-    unseen: float = 12.3  # B
-    unseen_power: float = 0.241  # b
-    quick: float = 0.122  # by which a larger model learns more from a token (power)
-    batch: float = 4290  # tokens of the critical batch after a million tokens
-    batch_power: float = 0.384  # by which it grows with the tokens read
-    batch_steep: float = 1.25  # by which tokens are wasted beyond it (power)
-    passes: float = 4.59  # after which a pass is worth little, for as many weights as the text has tokens
-    passes_power: float = 0.249  # by which that number falls with the weights for each token
-    passes_dropout: float = 1.68  # by which dropout raises it (exponent)
-    dropout: float = 1.96  # by which dropout slows learning down (exponent)
-    packed: float = 0.66  # c: by which what is lost falls with the gain of the tokens
+    small: float = 4.44  # A
+    small_power: float = 0.266  # a
+    unseen: float = 11.4  # B
+    unseen_power: float = 0.243  # b
+    quick: float = 0.11  # by which a larger model learns more from a token (power)
+    batch: float = 4590.0  # tokens of the critical batch after a million tokens
+    batch_power: float = 0.6  # by which it grows with the tokens read
+    batch_steep: float = 0.778  # by which tokens are wasted beyond it (power)
+    passes: float = 5.89  # after which a pass is worth little, for as many weights as the text has tokens
+    passes_power: float = 0.296  # by which that number falls with the weights for each token
+    passes_dropout: float = 1.67  # by which dropout raises it (exponent)
+    dropout: float = 2.0  # by which dropout slows learning down (exponent)
+    packed: float = 0.677  # c: by which what is lost falls with the gain of the tokens
 
     def nats_per_char(self, t: Training) -> float:
         """The expected loss."""
@@ -66,8 +67,9 @@ class Law(NamedTuple):
         return self.floor + lost / pow(t.gain, self.packed)
 
     def enough_tokens(self, t: Training) -> float:
-        """The tokens after which this training learns nothing more, whatever their gain; at least those of ten passes and of 400 steps."""
-        passes = max(10.0, 1 + 4 * self._lasting(t._replace(gain=1.0)))
+        """The tokens after which this training learns nothing more; at least those of 400 steps and, in characters, of ten passes. Tokens
+        of several characters are learned by heart in fewer passes."""
+        passes = max(10.0, 1 + 4 * self._lasting(t._replace(gain=1.0))) / max(1.0, t.chars_per_token)
         return max(passes * t.text_tokens, 400 * t.step_tokens)
 
     def _seen(self, t: Training) -> float:

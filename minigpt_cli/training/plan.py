@@ -41,7 +41,7 @@ SHAPES = (  # layers, width
 BLOCKS = (128,)  # tokens
 BATCHES = (8, 16, 32, 64, 128, 256)  # windows
 DROPOUTS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4)
-_WEIGHTS_PER_CHAR = 10  # of the training text, at most; what is larger memorises it before it has learned
+_WEIGHTS_PER_CHAR = 4.5  # of the training text, at most; what is larger memorises it before it has learned
 _ALWAYS_WEIGHTS = 100_000
 _HEAD_SIZES = (32, 64, 16, 48, 24, 8, 4, 2)  # in the order in which they are wanted
 _WIDE = 384  # from here on heads are of 64
@@ -160,7 +160,7 @@ def _bytes(config: RunConfig, vocab_size: int) -> int:
 
 def _candidate(config: RunConfig, text: Text, machine: Machine) -> _Candidate:
     """The training of `config` for its time budget, or for as long as it learns something."""
-    training = Training.of(config, text.train_tokens, text.gain)
+    training = Training.of(config, text.train_tokens, text.chars_per_token, text.gain)
     work = Work.of(config.model, config.optim.windows, text.vocab_size)  # type: ignore[arg-type]
     tokens_per_s = training.step_tokens / machine.step_s(work)
     seconds = _TRAINED_SHARE * config.optim.time_budget - text.prepared_s

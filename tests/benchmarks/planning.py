@@ -232,7 +232,8 @@ def training_of(r: dict[str, Any]) -> Training:
     """What the law needs to know of a row."""
     step_tokens = r["batch"] * r["block"]
     size = 12 * r["layers"] * r["width"] ** 2
-    return Training(size, r["steps"] * step_tokens, step_tokens, r["dropout"], r["train_tokens"], r["gain"])
+    chars_per_token = r["train_chars"] / r["train_tokens"]
+    return Training(size, r["steps"] * step_tokens, step_tokens, r["dropout"], r["train_tokens"], chars_per_token, r["gain"])
 
 
 def misses(law: Law, chosen: Sequence[dict[str, Any]]) -> np.ndarray:
@@ -256,8 +257,9 @@ def rms(values: np.ndarray) -> float:
 
 def fitted(chosen: Sequence[dict[str, Any]], start: Law) -> Law:
     """The law with the least misses near `start` (Levenberg 1944; Marquardt 1963). What the rows leave open stays as it was: the logarithm
-    of each coefficient is pulled there. Large misses count by their size and not by its square (Huber 1964)."""
-    names = [name for name in Law._fields if name != "floor"]
+    of each coefficient is pulled there, and the exponents that decide how large a model and a batch are for much more text and time than
+    was measured are kept. Large misses count by their size and not by its square (Huber 1964)."""
+    names = [name for name in Law._fields if name not in ("floor", "small_power", "unseen_power", "batch_power")]
     origin = np.log([getattr(start, name) for name in names])
 
     def law(x: np.ndarray) -> Law:

@@ -143,7 +143,7 @@ def test_three_lines_say_why() -> None:
 
 @pytest.mark.parametrize("tokens", [1e5, 1e6, 1e8])
 def test_the_law_expects_less_loss_of_more_tokens_more_text_and_smaller_batches(tokens: float) -> None:
-    t = Training(size=8e5, tokens=tokens, step_tokens=2048, dropout=0.0, text_tokens=1e6)
+    t = Training(size=8e5, tokens=tokens, step_tokens=2048, dropout=0.0, text_tokens=1e6, chars_per_token=1.0)
     now = LAW.nats_per_char(t)
     assert LAW.nats_per_char(t._replace(tokens=2 * tokens)) <= now
     assert LAW.nats_per_char(t._replace(text_tokens=2e6)) <= now
@@ -151,6 +151,13 @@ def test_the_law_expects_less_loss_of_more_tokens_more_text_and_smaller_batches(
     assert LAW.nats_per_char(t._replace(tokens=1e12)) == pytest.approx(
         LAW.nats_per_char(t._replace(tokens=LAW.enough_tokens(t))), abs=0.005
     )
+
+
+@pytest.mark.parametrize("size", [1e5, 1e6, 1e7])
+def test_a_text_is_read_less_often_in_tokens_of_several_characters(size: float) -> None:
+    t = Training(size=size, tokens=1e9, step_tokens=1024, dropout=0.0, text_tokens=1e6, chars_per_token=1.0)
+    pairs = t._replace(text_tokens=4e5, chars_per_token=2.5, gain=1.4)
+    assert LAW.enough_tokens(pairs) / 4e5 < 0.5 * LAW.enough_tokens(t) / 1e6
 
 
 def test_three_measured_steps_give_the_time_of_others() -> None:
