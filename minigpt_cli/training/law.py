@@ -9,7 +9,8 @@ in nats per character; size is the number of weights inside the blocks, seen the
 was read. A larger model learns more from a token. Passes over the same text are worth less each time, the less the larger the model is
 for the text; dropout makes them last longer, and slows learning down. A batch larger than the critical one wastes tokens (McCandlish et
 al. 2018, "An Empirical Model of Large-Batch Training"). A learned vocabulary knows the commonest words, which leaves less to learn from
-each pass; gain is what a count of bigrams wins by it. E belongs to the text and is the same for every plan of it.
+each pass; gain is what a count of bigrams wins by it. A model that has read enough wins something more by a longer window. E belongs to the
+text and is the same for every plan of it.
 
 The coefficients were fitted with `tests/benchmarks/planning.py fit` to the runs in `tests/benchmarks/planning.csv`; RESULTS.md shows how
 well they predict texts that they were not fitted to.
@@ -17,7 +18,7 @@ well they predict texts that they were not fitted to.
 
 from __future__ import annotations
 
-from math import exp, pow
+from math import exp, log2, pow
 from typing import NamedTuple
 
 from minigpt_cli.config import RunConfig
@@ -33,6 +34,7 @@ class Training(NamedTuple):
     text_tokens: float  # of the training split
     chars_per_token: float = 1.0
     gain: float = 1.0  # of the tokens over characters, by counted bigrams (vocabularies.py)
+    window: float = 128.0  # tokens
 
     @classmethod
     def of(cls, config: RunConfig, text_tokens: int, chars_per_token: float, gain: float = 1.0, processes: int = 1) -> Training:
@@ -40,31 +42,34 @@ class Training(NamedTuple):
         model = config.model
         step_tokens = config.optim.windows * processes * model.block_size
         dropout = getattr(model, "dropout", 0.0)
-        return cls(weights(model), 0.0, step_tokens, dropout, text_tokens, chars_per_token, gain)
+        return cls(weights(model), 0.0, step_tokens, dropout, text_tokens, chars_per_token, gain, model.block_size)
 
 
 class Law(NamedTuple):
     """The coefficients."""
 
     floor: float = 0.9  # E of English prose, nats per character
-    small: float = 4.44  # A
+    small: float = 4.6  # A
     small_power: float = 0.266  # a
-    unseen: float = 11.4  # B
+    unseen: float = 11.2  # B
     unseen_power: float = 0.243  # b
-    quick: float = 0.11  # by which a larger model learns more from a token (power)
-    batch: float = 4590.0  # tokens of the critical batch after a million tokens
+    quick: float = 0.0972  # by which a larger model learns more from a token (power)
+    batch: float = 3720  # tokens of the critical batch after a million tokens
     batch_power: float = 0.6  # by which it grows with the tokens read
-    batch_steep: float = 0.778  # by which tokens are wasted beyond it (power)
-    passes: float = 5.89  # after which a pass is worth little, for as many weights as the text has tokens
-    passes_power: float = 0.296  # by which that number falls with the weights for each token
-    passes_dropout: float = 1.67  # by which dropout raises it (exponent)
-    dropout: float = 2.0  # by which dropout slows learning down (exponent)
-    packed: float = 0.677  # c: by which what is lost falls with the gain of the tokens
+    batch_steep: float = 0.68  # by which tokens are wasted beyond it (power)
+    passes: float = 5.35  # after which a pass is worth little, for as many weights as the text has tokens
+    passes_power: float = 0.286  # by which that number falls with the weights for each token
+    passes_dropout: float = 1.51  # by which dropout raises it (exponent)
+    dropout: float = 1.84  # by which dropout slows learning down (exponent)
+    packed: float = 0.686  # c: by which what is lost falls with the gain of the tokens
+    window: float = 0.0128  # by which a window twice as long lowers the loss, once a model has learned to use it:
+    window_after: float = 4.4e6  # tokens
 
     def nats_per_char(self, t: Training) -> float:
         """The expected loss."""
         lost = self.small / pow(t.size, self.small_power) + self.unseen / pow(self._seen(t), self.unseen_power)
-        return self.floor + lost / pow(t.gain, self.packed)
+        longer = self.window * log2(t.window / 128) * min(1.0, self._fresh(t) / self.window_after)
+        return self.floor + lost / pow(t.gain, self.packed) - longer
 
     def enough_tokens(self, t: Training) -> float:
         """The tokens after which this training learns nothing more; at least those of 400 steps and, in characters, of ten passes. Tokens
@@ -73,12 +78,16 @@ class Law(NamedTuple):
         return max(passes * t.text_tokens, 400 * t.step_tokens)
 
     def _seen(self, t: Training) -> float:
-        """Tokens of fresh text that would have taught as much."""
-        more, lasting = max(0.0, t.tokens / t.text_tokens - 1), self._lasting(t)  # passes after the first
-        fresh = min(t.tokens, t.text_tokens) + t.text_tokens * lasting * (1 - exp(-more / lasting))
+        """Tokens of fresh text, read one by one, that would have taught a model of a million weights as much."""
+        fresh = self._fresh(t)
         critical = self.batch * pow(fresh / 1e6, self.batch_power)
         fresh *= pow(t.size / 1e6, self.quick) * exp(-self.dropout * t.dropout)
         return fresh / (1 + pow(t.step_tokens / critical, self.batch_steep))
+
+    def _fresh(self, t: Training) -> float:
+        """Tokens of fresh text that would have taught as much as the passes over this one."""
+        more, lasting = max(0.0, t.tokens / t.text_tokens - 1), self._lasting(t)  # passes after the first
+        return min(t.tokens, t.text_tokens) + t.text_tokens * lasting * (1 - exp(-more / lasting))
 
     def _lasting(self, t: Training) -> float:
         return self.passes * pow(t.text_tokens / t.size, self.passes_power) * exp(self.passes_dropout * t.dropout) / t.gain

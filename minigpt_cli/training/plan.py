@@ -38,8 +38,8 @@ SHAPES = (  # layers, width
     (12, 512),
     (12, 768),
 )
-BLOCKS = (128,)  # tokens
-BATCHES = (8, 16, 32, 64, 128, 256)  # windows
+BLOCKS = (128, 256)  # tokens
+BATCHES = (4, 8, 16, 32, 64, 128, 256)  # windows
 DROPOUTS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4)
 _WEIGHTS_PER_CHAR = 4.5  # of the training text, at most; what is larger memorises it before it has learned
 _ALWAYS_WEIGHTS = 100_000

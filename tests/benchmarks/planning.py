@@ -233,7 +233,7 @@ def training_of(r: dict[str, Any]) -> Training:
     step_tokens = r["batch"] * r["block"]
     size = 12 * r["layers"] * r["width"] ** 2
     chars_per_token = r["train_chars"] / r["train_tokens"]
-    return Training(size, r["steps"] * step_tokens, step_tokens, r["dropout"], r["train_tokens"], chars_per_token, r["gain"])
+    return Training(size, r["steps"] * step_tokens, step_tokens, r["dropout"], r["train_tokens"], chars_per_token, r["gain"], r["block"])
 
 
 def misses(law: Law, chosen: Sequence[dict[str, Any]]) -> np.ndarray:
