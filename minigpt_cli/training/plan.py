@@ -1,8 +1,8 @@
 """Chooses what a person left open, for this text, this time budget and the speed measured here.
 
 Every combination of tokens, shape, window, batch and dropout is given the steps that fit the budget, the law (law.py) says with what
-loss it would end, and the smallest wins; of nearly equal ones the smaller model. A setting that was given stays as it is, and the rest is
-planned around it.
+loss it would end, and the smallest wins; of nearly equal ones the one that reads the text least often, then the smaller model. A setting
+that was given stays as it is, and the rest is planned around it.
 """
 
 from __future__ import annotations
@@ -71,6 +71,10 @@ class _Candidate(NamedTuple):
     tokens_per_s: float
     nats_per_char: float
 
+    @property
+    def passes(self) -> float:
+        return self.training.tokens / self.training.text_tokens
+
 
 def this_machine(config: RunConfig, dataset: Dataset) -> Machine:
     """The speed here, with the device, precision and threads that `config` asks for."""
@@ -98,7 +102,7 @@ def best(config: RunConfig, given: Collection[str], texts: Sequence[Text], machi
     candidates = [_candidate(c, text, machine) for c, text in configs]
     candidates = [c for c in candidates if c.training.tokens >= _FEWEST_STEPS * c.training.step_tokens] or candidates
     least = min(c.nats_per_char for c in candidates)
-    chosen = min((c for c in candidates if c.nats_per_char <= least + _NEARLY), key=lambda c: (c.training.size, c.nats_per_char))
+    chosen = min((c for c in candidates if c.nats_per_char <= least + _NEARLY), key=lambda c: (max(1.0, c.passes), c.training.size))
     return Plan(chosen.config, _why(chosen))
 
 
@@ -172,7 +176,7 @@ def _candidate(config: RunConfig, text: Text, machine: Machine) -> _Candidate:
 def _why(chosen: _Candidate) -> list[str]:
     """What was chosen and why, for a person."""
     model: Any = chosen.config.model
-    passes = chosen.training.tokens / chosen.training.text_tokens
+    passes = chosen.passes
     read = f"{_many(passes)} times" if passes >= 1.05 else "in part" if passes < 0.95 else "once"
     size = _count(_n_params(model, chosen.text.vocab_size))
     n_tokens = _count(chosen.training.text_tokens)
