@@ -43,6 +43,7 @@ CONFIGS = {
     "classic-narrow": ClassicConfig(**SMALL, ffn_mult=1.3, bias=True),
     "modern": ModernConfig(**MODERN),
     "modern-gqa": ModernConfig(**MODERN | {"n_head": 4}, n_kv_head=2, qk_norm=False, tie_weights=True),
+    "modern-wide-head": ModernConfig(**MODERN | {"n_embd": 80}),  # whole vectors of channels and some more
     "moe": MoEConfig(**MODERN),
     "moe-top1-bias": MoEConfig(**MODERN, n_experts=5, moe_top_k=1, moe_balance="bias", qk_norm=False),
     "moe-renormalised": MoEConfig(**MODERN, n_experts=3, moe_top_k=2, moe_norm_topk=True),

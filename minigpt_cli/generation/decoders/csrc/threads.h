@@ -130,7 +130,7 @@ static int init_worker(Worker *w, Pool *p, int number) {
     int64_t widest = d->C > d->F ? d->C : d->F, room = (R + 15) / 16 * 16;
     if (d->H * d->D > widest) widest = d->H * d->D;
     *w = (Worker){.pool = p, .number = number};
-    w->scores = mg_memory(stride * sizeof(float));
+    w->scores = mg_memory(4 * stride * sizeof(float)); /* of as many queries as attention.h takes at once */
     if ((d->head.bits == TILED || d->head.bits == INT8_FOURS) && !(w->planes = mg_memory(2 * room * ((widest + 63) / 64 * 64)))) return 0;
     if (d->layers[0].router.data) {
         w->routings = mg_memory(R * sizeof(Routing));
