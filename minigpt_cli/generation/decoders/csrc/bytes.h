@@ -1,6 +1,7 @@
 /* Products of bytes, many times as many an instruction as of floats: dots.h and amx.h.
 
-   A number of 16 bits is two bytes, q = 256 h + l with both in [-128, 127]. Inputs have 16 bits, each row scaled by its largest. Sums of products of bytes are whole numbers of 32 bits, so they are exact, and their order does not matter. */
+   A number of 16 bits is two bytes, q = 256 h + l with both in [-128, 127]. Inputs have 16 bits, each row scaled by its
+   largest. Sums of products of bytes are whole numbers of 32 bits, so they are exact, and their order does not matter. */
 
 #pragma once
 #include "model.h"

@@ -59,7 +59,8 @@ static int sizes_agree(const Model *d) {
                        (int64_t)d->D * ((int64_t)d->H + 2 * (int64_t)d->K), 2 * ((int64_t)d->F + PANEL)};
     for (unsigned i = 0; i < sizeof sizes / sizeof *sizes; i++)
         if (!is_size(sizes[i])) return 0;
-    int bits = d->head.bits, of_bytes = bits == TILED || bits == INT8_FOURS, hidden = (d->F + PANEL - 1) / PANEL * PANEL, up = d->activation == SWIGLU ? 2 * hidden : d->F;
+    int bits = d->head.bits, of_bytes = bits == TILED || bits == INT8_FOURS;
+    int hidden = (d->F + PANEL - 1) / PANEL * PANEL, up = d->activation == SWIGLU ? 2 * hidden : d->F;
     if (d->H % d->K || d->top_k > d->E || d->top_k > MAX_TOP_K || d->max_rows > MAX_ROWS) return 0;
     if (!d->embedding || !d->layers || (d->learned && !d->positions) || !is_matrix(&d->head, d->V, d->C, bits)) return 0;
     if (bits != INT8 && bits != INT16 && bits != FLOAT32 && !of_bytes) return 0;

@@ -57,7 +57,10 @@ static int find_candidates(const float *logits, int V, const Sampling *s, int64_
     if (bad) return -1;
     const float *x = logits;
     if (seen) {
-        for (int i = 0; i < V; i++) at.penalised[i] = (float)(logits[i] * (!seen[i] ? 1 : logits[i] > 0 ? 1 / s->repetition_penalty : s->repetition_penalty));
+        for (int i = 0; i < V; i++) {
+            double factor = !seen[i] ? 1 : logits[i] > 0 ? 1 / s->repetition_penalty : s->repetition_penalty;
+            at.penalised[i] = (float)(logits[i] * factor);
+        }
         x = at.penalised;
     }
     double threshold = rough_threshold(x, V, k, at.spare);
