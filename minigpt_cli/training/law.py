@@ -49,21 +49,21 @@ class Law(NamedTuple):
     """The coefficients."""
 
     floor: float = 0.9  # E of English prose, nats per character
-    small: float = 4.6  # A
+    small: float = 5.04  # A
     small_power: float = 0.266  # a
-    unseen: float = 11.2  # B
+    unseen: float = 12.1  # B
     unseen_power: float = 0.243  # b
-    quick: float = 0.0972  # by which a larger model learns more from a token (power)
-    batch: float = 3720  # tokens of the critical batch after a million tokens
+    quick: float = 0.112  # by which a larger model learns more from a token (power)
+    batch: float = 4250.0  # tokens of the critical batch after a million tokens
     batch_power: float = 0.6  # by which it grows with the tokens read
-    batch_steep: float = 0.68  # by which tokens are wasted beyond it (power)
-    passes: float = 5.35  # after which a pass is worth little, for as many weights as the text has tokens
-    passes_power: float = 0.286  # by which that number falls with the weights for each token
-    passes_dropout: float = 1.51  # by which dropout raises it (exponent)
-    dropout: float = 1.84  # by which dropout slows learning down (exponent)
-    packed: float = 0.686  # c: by which what is lost falls with the gain of the tokens
-    window: float = 0.0128  # by which a window twice as long lowers the loss, once a model has learned to use it:
-    window_after: float = 4.4e6  # tokens
+    batch_steep: float = 0.943  # by which tokens are wasted beyond it (power)
+    passes: float = 4.36  # after which a pass is worth little, for as many weights as the text has tokens
+    passes_power: float = 0.375  # by which that number falls with the weights for each token
+    passes_dropout: float = 1.48  # by which dropout raises it (exponent)
+    dropout: float = 2.13  # by which dropout slows learning down (exponent)
+    packed: float = 0.734  # c: by which what is lost falls with the gain of the tokens
+    window: float = 0.0123  # by which a window twice as long lowers the loss, once a model has learned to use it:
+    window_after: float = 4.59e06  # tokens
 
     def nats_per_char(self, t: Training) -> float:
         """The expected loss."""
@@ -74,7 +74,7 @@ class Law(NamedTuple):
     def enough_tokens(self, t: Training) -> float:
         """The tokens after which this training learns nothing more; at least those of 400 steps and, in characters, of ten passes. Tokens
         of several characters are learned by heart in fewer passes."""
-        passes = max(10.0, 1 + 4 * self._lasting(t._replace(gain=1.0))) / max(1.0, t.chars_per_token)
+        passes = max(10.0, 1 + 4 * self._lasting(t._replace(gain=1.0))) / max(1.0, pow(t.chars_per_token, 0.75))
         return max(passes * t.text_tokens, 400 * t.step_tokens)
 
     def _seen(self, t: Training) -> float:

@@ -41,7 +41,8 @@ SHAPES = (  # layers, width
 BLOCKS = (128, 256)  # tokens
 BATCHES = (4, 8, 16, 32, 64, 128, 256)  # windows
 DROPOUTS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4)
-_WEIGHTS_PER_CHAR = 4.5  # of the training text, at most; what is larger memorises it before it has learned
+_FEWEST_STEP_TOKENS = 1024  # smaller steps were hardly measured
+_WEIGHTS_PER_CHAR = 5  # of the training text, at most; what is larger memorises it before it has learned
 _ALWAYS_WEIGHTS = 100_000
 _HEAD_SIZES = (32, 64, 16, 48, 24, 8, 4, 2)  # in the order in which they are wanted
 _WIDE = 384  # from here on heads are of 64
@@ -123,6 +124,8 @@ def _configs(config: RunConfig, given: Collection[str], text: Text, size: int) -
     for shape in _shapes(model, given, text, size):
         rates = {name: value for name, value in learning_rates(shape["n_embd"]).items() if name not in given}
         for block, batch, dropout in product(blocks, batches, dropouts):
+            if block * batch < _FEWEST_STEP_TOKENS and batch != batches[-1] and "block_size" not in given:
+                continue
             planned = model.model_copy(update={**shape, "block_size": block, "dropout": dropout})
             yield config.model_copy(update={"model": planned}).changed(data=data, optim={"batch_size": batch, **rates})
 

@@ -258,7 +258,7 @@ def rms(values: np.ndarray) -> float:
 def fitted(chosen: Sequence[dict[str, Any]], start: Law) -> Law:
     """The law with the least misses near `start` (Levenberg 1944; Marquardt 1963). What the rows leave open stays as it was: the logarithm
     of each coefficient is pulled there, and the exponents that decide how large a model and a batch are for much more text and time than
-    was measured are kept. Large misses count by their size and not by its square (Huber 1964)."""
+    was measured are kept. Large misses count by their size and not by its square (Huber 1964); longer trainings count more."""
     names = [name for name in Law._fields if name not in ("floor", "small_power", "unseen_power", "batch_power")]
     origin = np.log([getattr(start, name) for name in names])
 
@@ -268,8 +268,9 @@ def fitted(chosen: Sequence[dict[str, Any]], start: Law) -> Law:
     def cost(x: np.ndarray) -> np.ndarray:
         missed = misses(law(x), chosen)
         far = np.maximum(np.abs(missed), _LARGE_MISS)
-        return np.concatenate([missed * np.sqrt((2 * far - _LARGE_MISS) * _LARGE_MISS) / far, _PULL * (x - origin)])
+        return np.concatenate([weight * missed * np.sqrt((2 * far - _LARGE_MISS) * _LARGE_MISS) / far, _PULL * (x - origin)])
 
+    weight = np.clip([math.sqrt(training_of(r).tokens / M) for r in chosen], 0.5, 5.0)
     x, damping = origin, 1e-2
     now = cost(x)
     for _ in range(100):
