@@ -9,7 +9,7 @@ typedef uint64_t wide __attribute__((vector_size(64)));
 
 /* Which elements of a group are kept, one bit each: those whose byte is not below `threshold`. The bytes are SplitMix64's (Steele et al.
    2014) of eight counters. */
-static inline __attribute__((always_inline)) uint64_t keep_mask(uint64_t seed, int32_t threshold, uint64_t group) {
+INLINE uint64_t keep_mask(uint64_t seed, int32_t threshold, uint64_t group) {
     wide z = ((wide){0, 1, 2, 3, 4, 5, 6, 7} + 8 * group + 1) * 0x9E3779B97F4A7C15ull + seed;
     z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ull;
     z = (z ^ (z >> 27)) * 0x94D049BB133111EBull;

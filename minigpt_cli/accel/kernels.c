@@ -4,7 +4,7 @@
    GCC's and Clang's vector extensions. Threads are torch's own: the OpenMP symbols are those of the library torch has loaded.
 
    Tensors are contiguous, float32 or bfloat16 (`bf16` says which); arithmetic and statistics are float32. Row lengths are multiples
-   of LANES, except of attention scores. Results do not depend on the number of threads: rows are independent, and sums over rows
+   of LANES, except of logits. Results do not depend on the number of threads: rows are independent, and sums over rows
    are made in chunks of fixed size, whose partial sums the caller adds. A function that a wrong number would make read or write
    outside of its arrays returns 1 and does nothing for such a number, else 0. */
 
