@@ -46,7 +46,7 @@ _WEIGHTS_PER_CHAR = 5  # of the training text, at most; what is larger memorises
 _ALWAYS_WEIGHTS = 100_000
 _HEAD_SIZES = (32, 64, 16, 48, 24, 8, 4, 2)  # in the order in which they are wanted
 _WIDE = 384  # from here on heads are of 64
-_TRAINED_SHARE = 0.92  # of the budget; the rest goes to evaluations, to measuring, and to what the speed differs from the estimate
+TRAINED_SHARE = 0.92  # of the budget; the rest goes to evaluations, to measuring, and to what the speed differs from the estimate
 _MEASURED_SHARE = 0.03  # of the budget, at most
 _FEWEST_STEPS = 200  # for fewer the law was seen to be wrong by a tenth of a nat
 _NEARLY = 0.002  # nats per character
@@ -170,7 +170,7 @@ def _candidate(config: RunConfig, text: Text, machine: Machine) -> _Candidate:
     training = Training.of(config, text.train_tokens, text.chars_per_token, text.gain)
     work = Work.of(config.model, config.optim.windows, text.vocab_size)  # type: ignore[arg-type]
     tokens_per_s = training.step_tokens / machine.step_s(work)
-    seconds = _TRAINED_SHARE * config.optim.time_budget - text.prepared_s
+    seconds = TRAINED_SHARE * config.optim.time_budget - text.prepared_s
     fitting = min(seconds * tokens_per_s, LAW.enough_tokens(training))
     training = training._replace(tokens=max(training.step_tokens, fitting))
     return _Candidate(config, text, training, tokens_per_s, LAW.nats_per_char(training))

@@ -44,7 +44,7 @@ def neighbours(choice: Choice) -> Iterator[Choice]:
     """The choice with one setting moved to the next value."""
     for by in (1, -1):
         for name, values in SPACE.items():
-            place = values.index(choice[name]) + by
+            place = values.index(choice[name]) + by if choice[name] in values else -1  # a plan may have another
             if 0 <= place < len(values):
                 yield choice | {name: values[place]}
 
@@ -70,7 +70,7 @@ def trained(text: str, config: RunConfig, choice: Choice, rival: tuple[float, ..
     r |= {"tokenizer": data.tokenizer, "vocab_size": data.vocab_size}
     r |= {name: round(choice["rates"] * rate, 5) for name, rate in rates.items()}
     work = Work.of(planning.config_of(r, 1).model, r["batch"], dataset.tokenizer.vocab_size)  # type: ignore[arg-type]
-    seconds = 0.92 * config.optim.time_budget - (0.0 if cut == "char" else dataset.train.n_chars * SECONDS_A_CHAR)
+    seconds = plan.TRAINED_SHARE * config.optim.time_budget - (0.0 if cut == "char" else dataset.train.n_chars * SECONDS_A_CHAR)
     r["tokens"] = int(seconds / planning.MACHINES["two cores, AVX-512"].step_s(work)) * r["batch"] * r["block"]
     return {**planning.flat(r), **planning.train(r, dataset, rival), "gain": planning.gain(data)}
 
