@@ -14,6 +14,7 @@ from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adamw import adamw
 
 from minigpt_cli import registry
 from minigpt_cli.config import OptimConfig
@@ -23,6 +24,7 @@ from minigpt_cli.training import distributed
 # Coefficients of the quintic iteration, tuned by Jordan et al. for the steepest slope at zero; singular values end in about 0.7 to 1.2.
 _QUINTIC = (3.4445, -4.7750, 2.0315)
 _ITERATIONS = 5
+_EPS = 1e-8  # AdamW's
 
 
 class Optimizer(Protocol):
@@ -61,6 +63,14 @@ def optimizer_class(config: OptimConfig) -> type[Optimizer]:
     return found
 
 
+class _Averages(NamedTuple):
+    """What AdamW keeps of a parameter."""
+
+    step: Tensor  # updates so far
+    exp_avg: Tensor  # of the gradient
+    exp_avg_sq: Tensor  # of its square
+
+
 class AdamW:
     """torch's fused AdamW (Loshchilov & Hutter 2019)."""
 
@@ -73,30 +83,51 @@ class AdamW:
         return cls([p for p in parameters if p.ndim >= 2], [p for p in parameters if p.ndim < 2], config)
 
     def __init__(self, decayed: list[nn.Parameter], undecayed: list[nn.Parameter], config: OptimConfig) -> None:
-        groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": undecayed, "weight_decay": 0.0}]
-        self._peak = config.lr
+        self._decays = [(decayed, config.weight_decay), (undecayed, 0.0)]
+        self._config = config
         self._parameters = decayed + undecayed
-        self._inner = torch.optim.AdamW(
-            [g for g in groups if g["params"]], lr=config.lr, betas=(config.beta1, config.beta2), fused=_has_fused_adamw(self._parameters)
-        )
+        self._averages: dict[Tensor, _Averages] = {}
 
     @property
     def state_bytes(self) -> int:
         return sum(2 * 4 * p.numel() for p in self._parameters)  # exp_avg and exp_avg_sq
 
+    @torch.no_grad()
     def step(self, factor: float, found_inf: Tensor | None = None) -> None:
-        for group in self._inner.param_groups:
-            group["lr"] = self._peak * factor
-        # The attributes with which torch's own gradient scaler makes a fused optimizer skip a step.
-        self._inner.grad_scale = None  # type: ignore[attr-defined]
-        self._inner.found_inf = found_inf  # type: ignore[attr-defined]
-        self._inner.step()
+        for parameters, weight_decay in self._decays:
+            updated: list[Tensor] = [p for p in parameters if p.grad is not None]
+            averages = [self._averages_of(p) for p in updated]
+            # The function, since the class imports torch's compiler, which takes a second.
+            adamw(
+                updated,
+                [p.grad for p in updated if p.grad is not None],
+                [a.exp_avg for a in averages],
+                [a.exp_avg_sq for a in averages],
+                [],
+                [a.step for a in averages],
+                fused=True,
+                found_inf=found_inf,
+                amsgrad=False,
+                beta1=self._config.beta1,
+                beta2=self._config.beta2,
+                lr=self._config.lr * factor,
+                weight_decay=weight_decay,
+                eps=_EPS,
+                maximize=False,
+            )
+
+    def _averages_of(self, parameter: Tensor) -> _Averages:
+        if parameter not in self._averages:
+            step = torch.zeros((), device=parameter.device)
+            self._averages[parameter] = _Averages(step, torch.zeros_like(parameter), torch.zeros_like(parameter))
+        return self._averages[parameter]
 
     def state_tensors(self) -> dict[str, Tensor]:
         return {
             f"adamw.{i}.{name}": value
             for i, parameter in enumerate(self._parameters)
-            for name, value in self._inner.state.get(parameter, {}).items()
+            if parameter in self._averages
+            for name, value in self._averages[parameter]._asdict().items()
         }
 
     def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
@@ -108,7 +139,7 @@ class AdamW:
             shapes = {"step": torch.Size(), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
             if {name: value.shape for name, value in state.items()} != shapes or any(v.dtype != torch.float32 for v in state.values()):
                 raise ValueError(f"AdamW's averages of parameter {i} have another shape or type")  # the fused kernel would read past them
-            self._inner.state[parameter] = {name: distributed.like(value, parameter) for name, value in state.items()}
+            self._averages[parameter] = _Averages(**{name: distributed.like(value, parameter) for name, value in state.items()})
 
 
 class _Stack(NamedTuple):
@@ -201,7 +232,3 @@ def orthogonalise(matrices: Tensor, iterate_in: torch.dtype = torch.float32) -> 
 
 def _gradient(weight: Tensor) -> Tensor:
     return weight.grad if weight.grad is not None else torch.zeros_like(weight)
-
-
-def _has_fused_adamw(parameters: list[nn.Parameter]) -> bool:
-    return all(p.device.type in ("cpu", "cuda", "mps") and p.is_floating_point() for p in parameters)

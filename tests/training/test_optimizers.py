@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from textwrap import dedent
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -129,3 +133,16 @@ def test_adamw_agrees_with_the_published_formula() -> None:
         v = 0.99 * v + 0.01 * gradient**2
         value = value - 0.1 * (m / (1 - 0.9**t) / ((v / (1 - 0.99**t)).sqrt() + 1e-8) + 0.2 * value)
     assert torch.allclose(parameter.detach().double(), value, atol=1e-5)
+
+
+def test_no_step_waits_for_torch_to_import_its_compiler() -> None:
+    code = """
+        import sys, torch
+        from minigpt_cli.config import OptimConfig
+        from minigpt_cli.training.optimizers import build_optimizer
+        layer = torch.nn.Linear(2, 2)
+        layer(torch.ones(1, 2)).sum().backward()
+        build_optimizer(layer, OptimConfig(optimizer="adamw"), fast_bf16=False).step(1.0)
+        sys.exit("torch._dynamo" in sys.modules)
+    """
+    assert subprocess.run([sys.executable, "-c", dedent(code)], check=False).returncode == 0
