@@ -15,7 +15,7 @@ from minigpt_cli.training.distributed import World
 from minigpt_cli.training.evaluator import TRAIN_SAMPLE_TOKENS, Evaluator
 from minigpt_cli.training.state import TrainingState
 
-_TRIAL_S = 1.2  # of steps
+_TRIAL_S, _TRIAL_SHARE = 1.2, 0.03  # of steps: at most so many seconds, and that share of a time budget
 _EVALUATION_TRIAL_TOKENS = 16_384
 
 
@@ -30,6 +30,7 @@ class Speed(NamedTuple):
 def measure_speed(config: RunConfig, dataset: Dataset, world: World) -> Speed:
     """Time real steps and a real evaluation on a scratch copy of the model."""
     device = world.device(config.compute.device)
+    limit_s = min(_TRIAL_S, _TRIAL_SHARE * config.optim.time_budget)
     scratch = config.changed(optim={"max_steps": config.optim.max_steps or 1_000_000}, eval={"eval_iters": config.eval.eval_iters or 2})
     with memory.explained_out_of_memory(config):
         end = masked_after(config.data, dataset.tokenizer)
@@ -42,7 +43,7 @@ def measure_speed(config: RunConfig, dataset: Dataset, world: World) -> Speed:
             start = time.perf_counter()
             state.step(len(times), batches).loss.item()
             times.append(time.perf_counter() - start)
-            more = len(times) < 3 or (time.perf_counter() - begun < _TRIAL_S and len(times) < 200)
+            more = len(times) < 3 or (time.perf_counter() - begun < limit_s and len(times) < 200)
             more = bool(world.agree(int(more), device))  # every process must take the same number of steps
         return Speed(statistics.median(times[1:]), _evaluation_s(config, dataset, state), memory.peak(device))
 
