@@ -8,6 +8,7 @@
    are made in chunks of fixed size, whose partial sums the caller adds. A function that a wrong number would make read or write
    outside of its arrays returns 1 and does nothing for such a number, else 0. */
 
+#include "activations.h"
 #include "dropout.h"
 #include "vectors.h"
 
@@ -35,30 +36,14 @@ void dropout_forward(const void *x, void *out, int64_t n, uint64_t seed, int32_t
     PARALLEL((n + GROUP - 1) / GROUP, dropout_part(x, out, n, &d, from, to, bf16));
 }
 
-/* ---- activations: GELU x Phi(x), exact or by GPT-2's tanh; n a multiple of LANES */
+/* ---- activations; n a multiple of LANES */
 
 /* Backward passes need e^x again; instead the forward pass keeps slopes, in place of the input that they replace. */
 
-/* Phi(x) from exp(-x^2 / 2): Abramowitz & Stegun 7.1.26, absolute error below 1e-7. */
-INLINE vec normal_cdf(vec x, vec gauss, int bf16) {
-    vec a = choose(x < 0, -x, x);
-    vec t = reciprocal(1.0f + 0.23164189f * a, bf16); /* 0.3275911 / sqrt(2) */
-    vec tail = ((((0.5307027145f * t - 0.7265760135f) * t + 0.7107068705f) * t - 0.142248368f) * t + 0.127414796f) * t * gauss;
-    return choose(x < 0, tail, 1.0f - tail);
-}
-
 INLINE void gelu_part(const void *x, void *out, void *slope, int tanh_form, int64_t from, int64_t to, int bf16) {
     for (int64_t i = from * LANES; i < to * LANES; i += LANES) {
-        vec v = load(x, i, bf16), share, d;
-        if (tanh_form) {
-            share = sigmoid(1.5957691216f * (v + 0.044715f * v * v * v), bf16);
-            d = share + v * share * (1.0f - share) * (1.5957691216f + 0.2140702f * v * v);
-        } else {
-            vec gauss = vexp(-0.5f * v * v);
-            share = normal_cdf(v, gauss, bf16);
-            d = share + 0.3989422804f * v * gauss;
-        }
-        store(out, i, v * share, bf16);
+        vec d;
+        store(out, i, gelu(load(x, i, bf16), &d, tanh_form, bf16), bf16);
         if (slope) store(slope, i, d, bf16);
     }
 }
@@ -71,12 +56,9 @@ void gelu_forward(const void *x, void *out, void *slope, int64_t n, int32_t tanh
 INLINE void swiglu_part(const void *gate_up, void *out, void *slopes, int64_t F, int64_t from, int64_t to, int bf16) {
     for (int64_t r = from; r < to; r++)
         for (int64_t i = 0; i < F; i += LANES) {
-            vec gate = load(gate_up, 2 * r * F + i, bf16), up = load(gate_up, (2 * r + 1) * F + i, bf16);
-            vec s = sigmoid(gate, bf16), silu = gate * s;
-            store(out, r * F + i, silu * up, bf16);
-            if (!slopes) continue;
-            store(slopes, 2 * r * F + i, up * (s + silu * (1.0f - s)), bf16);
-            store(slopes, (2 * r + 1) * F + i, silu, bf16);
+            vec d[2];
+            store(out, r * F + i, swiglu(load(gate_up, 2 * r * F + i, bf16), load(gate_up, (2 * r + 1) * F + i, bf16), d, bf16), bf16);
+            for (int k = 0; slopes && k < 2; k++) store(slopes, (2 * r + k) * F + i, d[k], bf16);
         }
 }
 

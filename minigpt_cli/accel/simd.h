@@ -25,13 +25,27 @@ INLINE float largest(vec v) {
 #endif
 }
 
-INLINE vec vexp(vec x) { /* e^x, relative error about 1e-7 (Cephes), for x <= 88; 0 below -87 */
+/* The larger of each two; b where one is not a number. */
+INLINE vec vmax(vec a, vec b) {
+#if defined(__AVX512F__)
+    return (vec)_mm512_max_ps((__m512)a, (__m512)b);
+#else
+    return choose(a > b, a, b);
+#endif
+}
+
+INLINE vec vexp(vec x) { /* e^x, relative error about 1e-7 (Cephes), for x <= 88; 0 where it is below 1e-38, or below the smallest number */
+#if defined(__AVX512F__)
+    x = vmax(splat(-106.0f), x);
+    vec n = (vec)_mm512_roundscale_ps((__m512)(x * 1.44269504f), 8); /* to the nearest integer */
+#else
     ivec tiny = x < -87.0f;
     x = choose(tiny, splat(-87.0f), x);
     const vec magic = splat(12582912.0f); /* 1.5 * 2^23: adding it rounds to an integer */
     vec n = x * 1.44269504f + magic;
     ivec exponent = ((ivec)n - 0x4b400000 + 127) << 23;
     n -= magic;
+#endif
     vec r = x - n * 0.693359375f + n * 2.12194440e-4f;
     vec y = splat(1.9875691500e-4f);
     y = y * r + 1.3981999507e-3f;
@@ -40,5 +54,9 @@ INLINE vec vexp(vec x) { /* e^x, relative error about 1e-7 (Cephes), for x <= 88
     y = y * r + 1.6666665459e-1f;
     y = y * r + 5.0000001201e-1f;
     y = y * r * r + r + 1.0f;
+#if defined(__AVX512F__)
+    return (vec)_mm512_scalef_ps((__m512)y, (__m512)n);
+#else
     return choose(tiny, splat(0.0f), y * (vec)exponent);
+#endif
 }

@@ -15,7 +15,6 @@ enum { LANES = 16, CHUNK = 256 }; /* numbers in a vector; rows whose sum is one 
 typedef uint32_t uvec __attribute__((vector_size(LANES * 4)));
 typedef uint16_t hvec __attribute__((vector_size(LANES * 2)));
 
-INLINE vec vmax(vec a, vec b) { return choose(a > b, a, b); }
 #if defined(__AVX512BW__)
 INLINE float sum(vec v) { return _mm512_reduce_add_ps((__m512)v); }
 #else
@@ -100,7 +99,7 @@ INLINE vec reciprocal(vec x, int bf16) { /* to bfloat16's precision or float32's
 }
 
 INLINE vec sigmoid(vec x, int bf16) {
-    return reciprocal(1.0f + vexp(choose(x < -80.0f, splat(80.0f), choose(x > 80.0f, splat(-80.0f), -x))), bf16);
+    return reciprocal(1.0f + vexp(-vmax(splat(-80.0f), x)), bf16);
 }
 
 /* Share out n things among the threads of a parallel region. */
