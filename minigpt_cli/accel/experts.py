@@ -22,7 +22,7 @@ PAD = 128  # rows; see pairs_by_expert
 
 class Experts(moe.Experts):
     def route(self, x: Tensor) -> Tensor:
-        if type(self.router) is Linear and expert_kernels.usable(x, self.router.out_features):
+        if isinstance(self.router, Linear) and expert_kernels.usable(x, self.router.out_features):
             return expert_kernels.Route.apply(x, self.router.weight)  # type: ignore[no-any-return,no-untyped-call]
         return super().route(x)
 

@@ -34,11 +34,12 @@ def _part(name: str) -> Any:
 
 
 allocator, kernels, expert_kernels = _part("allocator"), _part("kernels"), _part("expert_kernels")
-attention, experts, layers = _part("attention"), _part("experts"), _part("layers")
+attention, experts, layers, products = _part("attention"), _part("experts"), _part("layers"), _part("products")
 
 FAST: dict[type[nn.Module], type[nn.Module]] = {}
 if layers:
     FAST |= {
+        plain_layers.Linear: layers.Linear,
         plain_layers.LayerNorm: layers.LayerNorm,
         plain_layers.RMSNorm: layers.RMSNorm,
         plain_layers.Dropout: layers.Dropout,
@@ -92,6 +93,7 @@ def libraries() -> dict[str, ctypes.CDLL]:
         "c": kernels.library() if kernels else None,
         "experts": expert_kernels.library() if expert_kernels else None,
         "attention": kernels.attention_library() if kernels else None,
+        "products": products.library() if products else None,
     }
     return {name: library for name, library in found.items() if library}
 

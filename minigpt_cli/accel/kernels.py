@@ -100,7 +100,7 @@ def _call(name: str, like: Tensor, *arguments: Tensor | float | None) -> None:
     check(getattr(library(), name)(*values, like.dtype == torch.bfloat16), name)
 
 
-def _float(x: Tensor | None) -> Tensor | None:
+def as_float(x: Tensor | None) -> Tensor | None:
     """Gains, biases and tables are read as float32."""
     return None if x is None else x.detach().float().contiguous()
 
@@ -172,7 +172,7 @@ class Norm(torch.autograd.Function):
         x, C = x.contiguous(), x.size(-1)
         rows = x.numel() // C
         result, stats = torch.empty_like(x), torch.empty(rows, 2)
-        _call("norm_forward", x, x, _float(weight), _float(bias), result, stats, rows, C, eps, center)
+        _call("norm_forward", x, x, as_float(weight), as_float(bias), result, stats, rows, C, eps, center)
         ctx.save_for_backward(x, weight, bias, stats)
         ctx.center = center
         return result
@@ -183,7 +183,7 @@ class Norm(torch.autograd.Function):
         grad, C = grad.contiguous(), x.size(-1)
         rows = x.numel() // C
         dx, sums = torch.empty_like(x), torch.zeros(2, -(-rows // CHUNK), C)
-        _call("norm_backward", x, x, stats, _float(weight), grad, dx, sums[0], None if bias is None else sums[1], rows, C, ctx.center)
+        _call("norm_backward", x, x, stats, as_float(weight), grad, dx, sums[0], None if bias is None else sums[1], rows, C, ctx.center)
         dw, db = sums.sum(1)
         return dx, dw.to(weight.dtype), None if bias is None else db.to(bias.dtype), None, None
 
@@ -196,7 +196,7 @@ class NormAndRotate(torch.autograd.Function):
         heads = heads.contiguous()
         B, T, H, D = heads.shape
         result, stats = torch.empty_like(heads), torch.empty(B * T, h)
-        _call("heads_forward", heads, heads, _float(gain), angles, result, stats, B * T, H, h, D, T, eps)
+        _call("heads_forward", heads, heads, as_float(gain), angles, result, stats, B * T, H, h, D, T, eps)
         ctx.save_for_backward(heads, gain, stats, angles)
         ctx.h = h
         return result
@@ -208,7 +208,7 @@ class NormAndRotate(torch.autograd.Function):
         B, T, H, D = heads.shape
         dx = torch.empty_like(heads)
         sums = torch.zeros(-(-B * T // CHUNK), ctx.h, D)
-        _call("heads_backward", heads, heads, _float(gain), angles, stats, grad, dx, sums, B * T, H, ctx.h, D, T)
+        _call("heads_backward", heads, heads, as_float(gain), angles, stats, grad, dx, sums, B * T, H, ctx.h, D, T)
         return dx, None, None if gain is None else sums.sum(0).to(gain.dtype), None, None
 
 

@@ -7,8 +7,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.compiler import is_compiling
 
-from minigpt_cli.accel import kernels
+from minigpt_cli.accel import kernels, products
 from minigpt_cli.models import layers
+
+
+class Linear(layers.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return products.linear(x, self.weight, self.bias) if products.usable(x, self.weight) else super().forward(x)
 
 
 class LayerNorm(layers.LayerNorm):
@@ -40,17 +45,24 @@ class Dropout(layers.Dropout):
 
 class FeedForward(layers.FeedForward):
     def forward(self, x: Tensor) -> Tensor:
-        h = self.up(x)
+        up, down = self.up, self.down
+        if self.activation != "relu" and type(up) is type(down) is Linear and products.usable(x, up.weight, down.weight):
+            activation = products.GELU_TANH if self.activation == "gelu_tanh" else products.GELU
+            return products.feed_forward(x, up.weight, up.bias, down.weight, down.bias, activation)
+        h = up(x)
         if self.activation == "relu" or not kernels.usable(h, h.numel()):
-            y: Tensor = self.down(layers.activate(h, self.activation))
+            y: Tensor = down(layers.activate(h, self.activation))
         else:
-            y = self.down(kernels.Gelu.apply(h, self.activation == "gelu_tanh"))  # type: ignore[no-untyped-call]
+            y = down(kernels.Gelu.apply(h, self.activation == "gelu_tanh"))  # type: ignore[no-untyped-call]
         return y
 
 
 class SwiGLU(layers.SwiGLU):
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.down(swiglu(self.gate_up(x)))
+        up, down = self.gate_up, self.down
+        if type(up) is type(down) is Linear and products.usable(x, up.weight, down.weight):
+            return products.feed_forward(x, up.weight, None, down.weight, None, products.SWIGLU)
+        y: Tensor = down(swiglu(up(x)))
         return y
 
 

@@ -28,6 +28,7 @@ SOURCES = {
     "accel/kernels.c": ("-fopenmp",),
     "accel/experts.c": ("-fopenmp",),
     "accel/attention.c": ("-fopenmp",),
+    "accel/products.c": ("-fopenmp",),
     "generation/decoders/csrc/decoder.c": ("-pthread",),
     "tokenization/words.c": ("-pthread",),
 }

@@ -1,0 +1,297 @@
+/* The products of linear layers in a training step, in bfloat16, with what is done to each element next: y = x W^T + bias, also followed by GELU
+   or SwiGLU; dx = dy W, also times the slopes that those have kept; dW = dy^T x.
+
+   A product is computed in tiles of TALL rows and up to THICK vectors of columns, whose sums stay in registers. Two numbers of each sum, a
+   pair, are multiplied at once (AVX-512 BF16); other processors do the same in several instructions, and torch is faster there. The right side is
+   packed for this in panels of 16 columns: for each pair a row of 16 words of 32 bits. dW sums over rows, so that both sides are
+   packed, DEEP rows at a time, which stay in the cache.
+
+   x (M, K), y (M, N), their gradients and slopes are bfloat16; W (N, K), bias and their gradients float32. N and K are multiples of 16.
+   Results do not depend on the number of threads. Functions return 0, or 1 where there is no memory. */
+
+#include <stdlib.h>
+
+#include "activations.h"
+#include "transpose.h"
+
+enum { TALL = 8, THICK = 3, ROWS_AT_ONCE = 96, DEEP = 256, PANEL = DEEP / 2 * 64 + 64 }; /* bytes; no power of 2, so that panels do not
+                                                                                          push one another out of the cache */
+
+/* Whether the processor multiplies pairs in one instruction. */
+int32_t has_pairs(void) {
+#if defined(__AVX512BF16__)
+    return 1;
+#else
+    return 0;
+#endif
+}
+
+/* ---- tiles */
+
+INLINE vec multiply_pairs(vec sum, const char *a, uvec b) {
+    uint32_t pair;
+    memcpy(&pair, a, 4);
+#if defined(__AVX512BF16__)
+    return (vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32((int)pair), (__m512bh)b);
+#else
+    float x[2];
+    uint32_t halves[2] = {pair << 16, pair & 0xffff0000};
+    memcpy(x, halves, sizeof x);
+    return sum + x[0] * (vec)(b << 16) + x[1] * (vec)(b & 0xffff0000);
+#endif
+}
+
+/* The right side of a tile: panels of `panel` bytes. */
+typedef struct {
+    const char *at;
+    int64_t panel;
+} Panels;
+
+/* sums of n pairs; those of row r of the left side are at a[r], `step` bytes apart. */
+INLINE void multiply_tile(vec sums[TALL][THICK], const char *const a[TALL], int64_t step, Panels b, int64_t n, int thick) {
+    vec s[TALL][THICK];
+    const char *row[TALL];
+#pragma GCC unroll 8
+    for (int r = 0; r < TALL; r++) {
+        row[r] = a[r];
+#pragma GCC unroll 3
+        for (int v = 0; v < THICK; v++) s[r][v] = splat(0);
+    }
+    for (int64_t i = 0, at = 0; i < n; i++, at += step) {
+        uvec of_b[THICK];
+#pragma GCC unroll 3
+        for (int v = 0; v < THICK; v++)
+            if (v < thick) memcpy(&of_b[v], b.at + v * b.panel + 64 * i, 64);
+#pragma GCC unroll 8
+        for (int r = 0; r < TALL; r++)
+#pragma GCC unroll 3
+            for (int v = 0; v < THICK; v++)
+                if (v < thick) s[r][v] = multiply_pairs(s[r][v], row[r] + at, of_b[v]);
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < TALL; r++)
+#pragma GCC unroll 3
+        for (int v = 0; v < THICK; v++)
+            if (v < thick) sums[r][v] = s[r][v];
+}
+
+INLINE void multiply(vec sums[TALL][THICK], const char *const a[TALL], int64_t step, Panels b, int64_t n, int thick) {
+    if (thick == 3) multiply_tile(sums, a, step, b, n, 3);
+    else if (thick == 2) multiply_tile(sums, a, step, b, n, 2);
+    else multiply_tile(sums, a, step, b, n, 1);
+}
+
+INLINE int least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+/* ---- packing */
+
+INLINE uvec halves(vec v) { return widen(to_bf16(v)); }
+
+/* Columns from .. to of rows t .. t + n of x (rows, width), n even, as panels of pairs of rows; rows from `rows` on are zero. `sums`, or null: their
+   sums are added to it. */
+INLINE void pack_columns(const void *x, int64_t rows, int64_t width, int64_t t, int64_t n, int64_t from, int64_t to, char *panels, int64_t panel,
+                         float *sums, int bf16) {
+    for (int64_t i = 0; i < n; i += 2)
+        for (int64_t c = from; c < to; c += 16) {
+            vec low = t + i < rows ? load(x, (t + i) * width + c, bf16) : splat(0);
+            vec high = t + i + 1 < rows ? load(x, (t + i + 1) * width + c, bf16) : splat(0);
+            uvec pairs = bf16 ? (uvec)low >> 16 | (uvec)high : halves(low) | halves(high) << 16;
+            memcpy(panels + (c - from) / 16 * panel + i / 2 * 64, &pairs, 64);
+            if (sums) store(sums, c, load(sums, c, 0) + low + high, 0);
+        }
+}
+
+/* Panel p of W^T: rows 16 p .. 16 p + 16 of w (N, K) as columns. If `gated`, panels of the two halves of w's rows take turns. */
+INLINE void pack_rows(const float *w, int64_t N, int64_t K, int64_t p, int gated, char *panels) {
+    const float *from = w + (gated ? p % 2 * (N / 2) + p / 2 * 16 : 16 * p) * K;
+    for (int64_t k = 0; k < K; k += 32) {
+        uvec pairs[16];
+        for (int i = 0; i < 16; i++) {
+            hvec both[2] = {to_bf16(load(from, i * K + k, 0))};
+            if (k + 16 < K) both[1] = to_bf16(load(from, i * K + k + 16, 0));
+            memcpy(&pairs[i], both, 64);
+        }
+        transpose(pairs);
+        memcpy(panels + (p * K / 2 + k / 2) * 64, pairs, 64 * least(16, (K - k) / 2));
+    }
+}
+
+/* ---- y = x W^T and dx = dy W */
+
+/* What is done with a sum. */
+enum { STORE, GELU, GELU_TANH, SWIGLU, TIMES_SLOPE, TIMES_SLOPES };
+
+typedef struct {
+    const char *x;      /* (M, depth) */
+    const char *panels; /* (columns / 16, depth / 2, 16) */
+    const float *bias;  /* (columns), or null */
+    char *out;          /* (M, columns); after SWIGLU (M, columns / 2), by TIMES_SLOPES (M, 2 columns) */
+    char *slopes;       /* (M, columns), to TIMES_SLOPES (M, 2 columns); null: not kept */
+    int64_t M, depth, columns;
+} Product;
+
+/* The sums of row r and of `thick` vectors from column c on. */
+INLINE void finish(const Product *p, const vec *sums, int64_t r, int64_t c, int thick, int next) {
+    int64_t at = r * p->columns + c;
+    if (next == SWIGLU) {
+        vec d[2];
+        int64_t half = p->columns / 2, gate = r * p->columns + c / 2;
+        store(p->out, r * half + c / 2, swiglu(sums[0], sums[1], d, 1), 1);
+        for (int i = 0; p->slopes && i < 2; i++) store(p->slopes, gate + i * half, d[i], 1);
+        return;
+    }
+    for (int v = 0; v < thick; v++, at += 16) {
+        vec s = p->bias ? sums[v] + load(p->bias, c + 16 * v, 0) : sums[v], d;
+        if (next == TIMES_SLOPE) s *= load(p->slopes, at, 1);
+        if (next == TIMES_SLOPES) {
+            int64_t to = at + r * p->columns;
+            store(p->out, to, s * load(p->slopes, to, 1), 1);
+            s *= load(p->slopes, to + p->columns, 1);
+            store(p->out, to + p->columns, s, 1);
+            continue;
+        }
+        if (next == GELU || next == GELU_TANH) {
+            s = gelu(s, &d, next == GELU_TANH, 1);
+            if (p->slopes) store(p->slopes, at, d, 1);
+        }
+        store(p->out, at, s, 1);
+    }
+}
+
+/* Ask for the slopes that a tile's row is multiplied by. */
+INLINE void fetch_slopes(const Product *p, int64_t r, int64_t c, int thick, int next) {
+    for (int k = 0; k < (next == TIMES_SLOPES ? 2 : 1); k++) {
+        const char *slopes = p->slopes + ((next == TIMES_SLOPES ? 2 * r + k : r) * p->columns + c) * 2;
+        __builtin_prefetch(slopes);
+        __builtin_prefetch(slopes + 32 * thick - 1);
+    }
+}
+
+/* Rows from .. to. A few rows at a time meet all columns, so that both stay in the cache. */
+INLINE void product_part(const Product *p, int64_t from, int64_t to, int next) {
+    const int most = next == SWIGLU ? 2 : THICK;
+    for (int64_t t = from; t < to; t += ROWS_AT_ONCE)
+        for (int64_t c = 0; c < p->columns; c += 16 * most)
+            for (int64_t r = t; r < t + ROWS_AT_ONCE && r < to; r += TALL) {
+                int thick = least((p->columns - c) / 16, most), rows = least(to - r, TALL);
+                const char *at[TALL];
+                vec sums[TALL][THICK];
+                for (int i = 0; next >= TIMES_SLOPE && i < rows; i++) fetch_slopes(p, r + i, c, thick, next);
+                for (int i = 0; i < TALL; i++) at[i] = p->x + (r + least(i, rows - 1)) * p->depth * 2;
+                multiply(sums, at, 4, (Panels){p->panels + c * p->depth * 2, p->depth * 32}, p->depth / 2, thick);
+                for (int i = 0; i < rows; i++) finish(p, sums[i], r + i, c, thick, next);
+            }
+}
+
+static void multiply_all(const Product *p, int32_t next) {
+#pragma omp parallel
+    {
+        THREAD_RANGE((p->M + TALL - 1) / TALL, first, end);
+        int64_t from = first * TALL, to = end * TALL < p->M ? end * TALL : p->M;
+        switch (next) {
+        case STORE: product_part(p, from, to, STORE); break;
+        case GELU: product_part(p, from, to, GELU); break;
+        case GELU_TANH: product_part(p, from, to, GELU_TANH); break;
+        case SWIGLU: product_part(p, from, to, SWIGLU); break;
+        case TIMES_SLOPE: product_part(p, from, to, TIMES_SLOPE); break;
+        case TIMES_SLOPES: product_part(p, from, to, TIMES_SLOPES); break;
+        }
+    }
+}
+
+/* out = x W^T + bias, then STORE, GELU, GELU_TANH or SWIGLU. */
+int32_t linear_forward(const void *x, const float *w, const float *bias, void *out, void *slopes, int64_t M, int64_t N, int64_t K, int32_t next) {
+    char *panels = aligned_alloc(64, N * K * 2);
+    if (!panels) return 1;
+#pragma omp parallel
+    {
+        THREAD_RANGE(N / 16, from, to);
+        for (int64_t p = from; p < to; p++) pack_rows(w, N, K, p, next == SWIGLU, panels);
+    }
+    Product product = {x, panels, bias, out, slopes, M, K, N};
+    multiply_all(&product, next);
+    free(panels);
+    return 0;
+}
+
+/* out = dy W, then STORE, TIMES_SLOPE or TIMES_SLOPES. */
+int32_t linear_backward(const void *dy, const float *w, const void *slopes, void *out, int64_t M, int64_t N, int64_t K, int32_t next) {
+    char *panels = aligned_alloc(64, N * K * 2);
+    if (!panels) return 1;
+#pragma omp parallel
+    {
+        THREAD_RANGE(K / 16, from, to);
+        pack_columns(w, N, K, 0, N, 16 * from, 16 * to, panels + from * N * 32, N * 32, 0, 0);
+    }
+    Product product = {dy, panels, 0, out, (char *)slopes, M, N, K};
+    multiply_all(&product, next);
+    free(panels);
+    return 0;
+}
+
+/* ---- dW = dy^T x */
+
+/* Columns from .. to of x (rows, width), and where they are packed. */
+typedef struct {
+    const char *x;
+    int64_t rows, width, from, to;
+    char *panels;
+} Side;
+
+INLINE void pack_side(const Side *s, int64_t t, int64_t n, float *sums) {
+    pack_columns(s->x, s->rows, s->width, t, n, s->from, s->to, s->panels, PANEL, sums, 1);
+}
+
+/* Ask for rows t .. t + n, which are packed later. */
+INLINE void fetch(const Side *s, int64_t t, int64_t n) {
+    for (int64_t i = t; i < t + n && i < s->rows; i++)
+        for (int64_t c = s->from; c < s->to; c += 32) __builtin_prefetch(s->x + (i * s->width + c) * 2, 0, 2);
+}
+
+/* dw += the product of n rows from t on, which are packed; meanwhile the next ones are asked for. */
+INLINE void add_block(const Side *dy, const Side *x, float *dw, int64_t t, int64_t n) {
+    int64_t rows = dy->to - dy->from, columns = x->to - x->from, tiles = rows / TALL * ((columns + 16 * THICK - 1) / (16 * THICK));
+    int64_t share = (DEEP + tiles - 1) / tiles, ahead = t + DEEP;
+    for (int64_t c = 0; c < columns; c += 16 * THICK)
+        for (int64_t r = 0; r < rows; r += TALL, ahead += share) {
+            int thick = least((columns - c) / 16, THICK);
+            const char *at[TALL];
+            vec sums[TALL][THICK];
+            fetch(dy, ahead, share);
+            fetch(x, ahead, share);
+            for (int i = 0; i < TALL; i++) at[i] = dy->panels + r / 16 * PANEL + (r % 16 + i) * 4;
+            multiply(sums, at, 64, (Panels){x->panels + c / 16 * PANEL, PANEL}, n / 2, thick);
+            for (int i = 0; i < TALL; i++)
+                for (int v = 0; v < thick; v++) {
+                    int64_t to = (dy->from + r + i) * x->width + x->from + c + 16 * v;
+                    store(dw, to, t ? load(dw, to, 0) + sums[i][v] : sums[i][v], 0);
+                }
+        }
+}
+
+/* d_bias, if not null: the sums of dy's columns, zero on entry. The wider side is shared out among the threads, each of which packs all of the other. */
+int32_t linear_weight_gradient(const void *dy, const void *x, float *dw, float *d_bias, int64_t M, int64_t N, int64_t K) {
+    int failed = 0;
+#pragma omp parallel
+    {
+        int64_t wide = N > K ? N : K;
+        THREAD_RANGE(wide / 16, from, to);
+        Side a = {dy, M, N, 0, N, 0}, b = {x, M, K, 0, K, 0};
+        Side *shared = N == wide ? &a : &b;
+        shared->from = 16 * from, shared->to = 16 * to;
+        a.panels = aligned_alloc(64, (a.to - a.from + b.to - b.from) / 16 * PANEL);
+        if (!a.panels) __atomic_store_n(&failed, 1, __ATOMIC_RELAXED);
+        else if (from < to) {
+            float *sums = shared == &a || from == 0 ? d_bias : 0; /* of one thread */
+            b.panels = a.panels + (a.to - a.from) / 16 * PANEL;
+            for (int64_t t = 0; t < M; t += DEEP) {
+                int64_t n = M - t < DEEP ? (M - t + 1) / 2 * 2 : DEEP;
+                pack_side(&a, t, n, sums);
+                pack_side(&b, t, n, 0);
+                add_block(&a, &b, dw, t, n);
+            }
+        }
+        free(a.panels);
+    }
+    return failed;
+}
