@@ -34,7 +34,8 @@ def _part(name: str) -> Any:
 
 
 allocator, kernels, expert_kernels = _part("allocator"), _part("kernels"), _part("expert_kernels")
-attention, experts, layers, products = _part("attention"), _part("experts"), _part("layers"), _part("products")
+attention, experts, layers = _part("attention"), _part("experts"), _part("layers")
+products, muon = _part("products"), _part("muon")
 
 FAST: dict[type[nn.Module], type[nn.Module]] = {}
 if layers:
@@ -77,6 +78,11 @@ def cross_entropy(logits: Tensor, targets: Tensor, reduction: str = "mean") -> T
     return loss
 
 
+def orthogonalise(matrices: Tensor, coefficients: tuple[float, float, float], iterations: int) -> Tensor | None:
+    """Muon's iteration in bfloat16 on `matrices` (N, rows, columns), float32; None where torch should compute it."""
+    return muon.orthogonalise(matrices, coefficients, iterations) if muon and muon.usable(matrices) else None
+
+
 def in_use() -> str:
     """What computes on a CPU: "tiles", "c" or "torch". Each gives the same bits every time; between them results differ by rounding."""
     return str(kernels.in_use()) if kernels else "torch"
@@ -94,6 +100,7 @@ def libraries() -> dict[str, ctypes.CDLL]:
         "experts": expert_kernels.library() if expert_kernels else None,
         "attention": kernels.attention_library() if kernels else None,
         "products": products.library() if products else None,
+        "muon": muon.library() if muon else None,
     }
     return {name: library for name, library in found.items() if library}
 

@@ -35,7 +35,7 @@ def library() -> ctypes.CDLL | None:
 
 
 @cache
-def _are_faster() -> bool:
+def are_faster() -> bool:
     """Whether they are faster here than torch's."""
     found = library()
     return found is not None and bool(found.has_pairs()) and kernels.in_use() == "c"
@@ -48,7 +48,7 @@ def usable(x: Tensor, *weights: Tensor) -> bool:
         and x.numel() > 0
         and kernels.usable(x)
         and all(w.dtype == torch.float32 and w.is_contiguous() and w.size(0) % 16 == w.size(1) % 16 == 0 for w in weights)
-        and _are_faster()
+        and are_faster()
     )
 
 

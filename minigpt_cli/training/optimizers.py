@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
 from minigpt_cli import registry
+from minigpt_cli.accel import install
 from minigpt_cli.config import OptimConfig
 from minigpt_cli.models.contract import MatrixParts
 from minigpt_cli.training import distributed
@@ -217,6 +218,8 @@ class Muon:
 
 def orthogonalise(matrices: Tensor, iterate_in: torch.dtype = torch.float32) -> Tensor:
     """Approximately U Vᵀ for each matrix U S Vᵀ in a batch (N, rows, columns), by a Newton–Schulz iteration: matrix products only."""
+    if iterate_in == torch.bfloat16 and (found := install.orthogonalise(matrices, _QUINTIC, _ITERATIONS)) is not None:
+        return found
     a, b, c = _QUINTIC
     x = matrices.to(iterate_in)
     tall = x.shape[1] > x.shape[2]

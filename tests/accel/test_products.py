@@ -86,7 +86,7 @@ def test_frozen_parts_get_no_gradient_and_not_a_number_stays_one() -> None:
 
 
 def test_what_c_cannot_compute_is_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "_are_faster", lambda: True)
+    monkeypatch.setattr(products, "are_faster", lambda: True)
     x, weight = torch.ones(3, 16).bfloat16(), torch.ones(32, 16)
     assert products.usable(x, weight)
     assert products.usable(torch.ones(16, 6).bfloat16().t()[:, :16], weight)  # not contiguous

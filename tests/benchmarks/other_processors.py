@@ -29,6 +29,7 @@ SOURCES = {
     "accel/experts.c": ("-fopenmp",),
     "accel/attention.c": ("-fopenmp",),
     "accel/products.c": ("-fopenmp",),
+    "accel/muon.c": ("-fopenmp",),
     "generation/decoders/csrc/decoder.c": ("-pthread",),
     "tokenization/words.c": ("-pthread",),
 }
