@@ -138,6 +138,8 @@ class _Trainer:
         while reason is None:
             self.result = self.state.step(self.meter.steps, self.batches)
             self.meter.steps += 1
+            if self.meter.steps > self.told_steps:
+                yield from self._tell_steps()
             progress = self._progress(self.result) if self._evaluation_due() or self.meter.is_due() else None
             yield from self._skipped(self.result)
             self.record = self.keep(self.record, self.meter.steps)
