@@ -27,9 +27,12 @@ class Sampler:
         self._every, self._prompt = config.eval.sample_every, config.eval.sample_prompt
         self._unasked = on_screen and not config.compute.fsdp  # split weights cannot be decoded by one process
         self._spent_s = self._last_s = 0.0
+        self._step = -1  # of the last sample
 
     def is_due(self, step: int, elapsed_s: float, *, evaluated: bool) -> bool:
         """Whether a sample is written after `step`, at which the model was evaluated or not."""
+        if step == self._step:
+            return False
         if self._every != "auto":
             return self._every > 0 and step % self._every == 0
         affordable = self._spent_s + self._last_s <= _SHARE * elapsed_s
@@ -53,4 +56,5 @@ class Sampler:
             return None
         self._last_s = time.perf_counter() - began
         self._spent_s += self._last_s
+        self._step = step
         return Sampled(run=record.name, step=step, prompt=prompt, text=text)

@@ -36,6 +36,12 @@ def test_each_sample_is_an_event_and_a_line_at_its_step(trained: Path, cli: Any,
     assert all(len(event["text"]) == 200 for event in events)
 
 
+def test_the_last_step_has_one_sample(trained: Path, cli: Any, tiny: list[str]) -> None:
+    done = cli("train", "text.txt", "--name", "once", *tiny, "--sample-every", "3", "--eval-every", "4", "--max-steps", "6")
+    assert [sample["step"] for sample in samples("once")] == [3, 6]
+    assert done.err.count("step 6 writes") == 1
+
+
 @pytest.mark.parametrize("arch", ["bigram", "classic", "modern", "moe"])
 def test_training_is_the_same_with_and_without_samples(arch: str, trained: Path, cli: Any, tiny: list[str]) -> None:
     sizes = [] if arch != "bigram" else ["--block-size", "8"]
