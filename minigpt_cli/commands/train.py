@@ -14,7 +14,7 @@ from minigpt_cli.commands.config_flags import with_settings
 from minigpt_cli.commands.config_sources import Resolved, layer_lines, override
 from minigpt_cli.commands.diagnose import sure_finding
 from minigpt_cli.commands.help_page import show_everything
-from minigpt_cli.commands.init_from import Origin
+from minigpt_cli.commands.init_from import Origin, check_adapters, check_vocabulary
 from minigpt_cli.commands.options import (
     JsonFlag,
     RunsDir,
@@ -249,6 +249,8 @@ def _dry_run(context: Context, resolved: Resolved) -> None:
     """Measure a few real steps in all processes, and show what the run would cost."""
     from minigpt_cli.display.live_training import print_plan
 
+    check_adapters(resolved.config, context.origin)
+    check_vocabulary(resolved, context.origin)
     plan, why = measured_plan(context, resolved)
     for notice in (*resolved.notices, *why, *plan.notices):
         console.notice(notice)
