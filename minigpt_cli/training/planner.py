@@ -36,6 +36,7 @@ _EVALUATION_SHARE = 0.05  # of a time budget
 _SMALL_SPLIT_TOKENS = 2_000_000  # a validation split up to this size is measured whole
 _SAMPLED_ITERS = 100
 _LONG_RUN_S = 600  # from here on the minute that torch.compile takes may be worth it
+_OVERFITTING = 6  # parameters for each character of the training text; a plan takes up to 5, and embeddings
 _LEAST_COPIES = 3  # of the weights while training: weights, gradients, and one optimizer state
 
 
@@ -104,7 +105,7 @@ def _warnings(config: RunConfig, dataset: Dataset) -> list[str]:
     n_params = _n_params(config, dataset)
     chars, windows = dataset.train.n_chars, len(dataset.val.tokens) / config.model.block_size
     warnings = leak.warnings(dataset.leak)
-    if config.model.is_sized and n_params > 4 * chars:
+    if config.model.is_sized and n_params > _OVERFITTING * chars:
         warnings.append(f"Warning: {n_params:,} parameters for {chars:,} characters: expect overfitting; try more text or a smaller model")
     if windows < 8:
         warnings.append(
@@ -286,7 +287,7 @@ def _sampled_evaluations(config: RunConfig, dataset: Dataset, speed: Speed, budg
 
 def _sampled_notice(iters: int) -> str:
     batches = f"{iters} batch{'es' * (iters > 1)}"
-    return f"the validation split is large: evaluations draw {batches}; the best is scored on all of it at the end"
+    return f"evaluations draw {batches} of each split, to be quick; the best is scored on the whole validation split at the end"
 
 
 def _choose_steps(
@@ -309,8 +310,11 @@ def _choose_steps(
             steps = most
             epochs = most * config.optim.windows * world.size * config.model.block_size / len(dataset.train.tokens)
             notices.append(f"{most:,} steps read this text {epochs:.0f} times: the run ends before its time budget (--max-steps overrides)")
+        checks = steps / config.eval.eval_every if config.eval.eval_every else evaluations
+        taken_s = steps * speed.step_s + checks * speed.evaluation_s
         notices.append(
-            f"{steps:,} steps for {config.optim.time_budget:g} s: {speed.step_s * 1e3:.1f} ms each, {speed.evaluation_s:.2f} s a check"
+            f"{steps:,} steps in about {taken_s:,.1f} of {config.optim.time_budget:,g} s: "
+            f"{speed.step_s * 1e3:.1f} ms each, {speed.evaluation_s:.2f} s an evaluation"
         )
         config = config.changed(optim={"max_steps": steps})
     if config.eval.eval_every == 0:

@@ -40,7 +40,7 @@ def test_notices_break_between_words_on_a_terminal(width: int, capsys: pytest.Ca
     monkeypatch.setattr(console, "is_terminal", lambda stream: True)
     monkeypatch.setenv("COLUMNS", str(width))
     monkeypatch.setenv("NO_COLOR", "1")
-    words = "the validation split is large: evaluations draw three batches; the best is scored on all of it at the end"
+    words = "evaluations draw three batches of each split, to be quick; the best is scored on all of it at the end"
     for say, begin in ((console.notice, "text        "), (console.error, ""), (console.warn, "")):
         say(begin + words)
         lines = capsys.readouterr().err.splitlines()
