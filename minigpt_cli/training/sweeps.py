@@ -18,8 +18,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from minigpt_cli.errors import MissingExtra, UsageError
+from minigpt_cli.errors import MiniGPTError, MissingExtra, UsageError
 from minigpt_cli.runstore import locks
+from minigpt_cli.storage.atomic_io import one_line
 
 _LONGEST_NAME = 100  # of a run
 _MOST_RUNS = 10_000  # of a grid; more is probably a typing mistake
@@ -121,10 +122,13 @@ class Study:
         self._states = optuna.trial.TrialState
         self._releases: dict[int, Callable[[], None]] = {}  # by number: how to unlock the trials of this process
         journal.parent.mkdir(parents=True, exist_ok=True)
-        storage = JournalStorage(JournalFileBackend(str(journal), JournalLock(journal)))  # type: ignore[arg-type] # it has the two methods
         sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
         pruner = optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=3)
-        self._study = optuna.create_study(study_name="minigpt", storage=storage, sampler=sampler, pruner=pruner, load_if_exists=True)
+        try:
+            storage = JournalStorage(JournalFileBackend(str(journal), JournalLock(journal)))  # type: ignore[arg-type] # it has the two methods
+            self._study = optuna.create_study(study_name="minigpt", storage=storage, sampler=sampler, pruner=pruner, load_if_exists=True)
+        except (ValueError, LookupError, TypeError) as error:
+            raise MiniGPTError(f"{journal} is damaged ({one_line(str(error))}): begin a new search with another --name") from None
         if begun := len(self._trials()):
             self._study.sampler = optuna.samplers.TPESampler(
                 seed=seed + begun, constant_liar=True

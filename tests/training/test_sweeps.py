@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minigpt_cli.errors import UsageError
+from minigpt_cli.errors import MiniGPTError, UsageError
 from minigpt_cli.runstore.store import check_name
 from minigpt_cli.training.sweeps import Space, Study, Trial, grid, group_name, parse_choices, parse_space, run_name
 
@@ -99,3 +99,12 @@ def test_processes_share_a_study_until_it_has_the_requested_trials(tmp_path: Pat
     assert first.ask(2) is second.ask(2) is None
     assert first.scores() == {"t0": 1.0, "t2": 1.5}
     assert not list(tmp_path.glob("*.t*.lock"))
+
+
+@pytest.mark.parametrize("content", ['{"broken\n', "[]\n", "1\n", '{"op_code": 4, "study_id": 7}\n'])
+def test_a_damaged_journal_is_an_error_in_one_line(content: str, tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    (tmp_path / "study.journal").write_text(content)
+    with pytest.raises(MiniGPTError, match="is damaged") as caught:
+        Study(tmp_path / "study.journal", [Space("lr", 1e-4, 1e-2)], [], 1)
+    assert "\n" not in str(caught.value)
