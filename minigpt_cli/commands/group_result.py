@@ -44,7 +44,7 @@ def show_result(group: Group, results: GroupResults, looks: int = 1) -> None:
     waiting.show("comparing the best two")
     sides = _sides(found)
     lines = [("best", _best_line(found[0])), *_verdict_lines(sides, looks)]
-    lines += [("open", line) for line in _open_questions(group, found, names)]
+    lines += [("open", line) for line in _open_questions(found, names)]
     command = _train_command(group, dict(zip(names, found[0].values, strict=True)))
     print_group(names, [_row(combination, side) for combination, side in zip(found, sides, strict=True)], lines, command)
 
@@ -133,8 +133,8 @@ def _verdict_lines(sides: Sequence[Side | None], looks: int) -> list[tuple[str, 
     return lines + [("", line) for line in scope_lines([pair])]
 
 
-def _open_questions(group: Group, found: Sequence[_Combination], names: Sequence[str]) -> list[str]:
-    """Ranges whose best value is at an end: a value beyond may be better."""
+def _open_questions(found: Sequence[_Combination], names: Sequence[str]) -> list[str]:
+    """Ranges whose best value is at an end, and not the last that is possible: a value beyond may be better."""
     lines = []
     for position, name in enumerate(names):
         try:
@@ -142,7 +142,8 @@ def _open_questions(group: Group, found: Sequence[_Combination], names: Sequence
             best = float(found[0].values[position])
         except ValueError:  # a choice of words
             continue
-        if name != "seed" and len(tried) > 1 and best in (tried[0], tried[-1]):
+        bounds = {getattr(bound, end, None) for bound in settings()[name].info.metadata for end in ("ge", "le")}
+        if name != "seed" and len(tried) > 1 and best in {tried[0], tried[-1]} - bounds:
             end, beyond = ("largest", "larger") if best == tried[-1] else ("smallest", "smaller")
             lines.append(f"{name} {found[0].values[position]} is the {end} value that was tried: a {beyond} one may be better")
     return lines

@@ -8,11 +8,13 @@ import shlex
 import signal
 from pathlib import Path
 from statistics import mean
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from rich.console import Console
 
+from minigpt_cli.commands.group_result import _open_questions
 from minigpt_cli.display.group_screen import GroupScreen, Standings
 from minigpt_cli.display.training_screen import TrainingState
 from minigpt_cli.evaluation.grouping import _common_name
@@ -135,6 +137,21 @@ def test_a_search_says_the_values_that_it_found(trained: Path, cli: Any, tiny: l
     assert f"best    lr {best.config.optim.lr:.6g}: {best.record.best.nats_per_char:.4f} nats per character, run {best.name}" in done.out  # type: ignore[union-attr]
     assert f"--lr {best.config.optim.lr:.6g}\n" in done.out
     assert "those take several seeds" in done.out
+
+
+@pytest.mark.parametrize(
+    ("setting", "best_first", "is_open"),
+    [
+        ("dropout", "0 0.1", False),
+        ("n_layer", "1 2", False),
+        ("dropout", "0.1 0.2", True),
+        ("lr", "0.01 0.001", True),
+        ("lr", "2 1 3", False),
+    ],
+)
+def test_a_value_beyond_the_best_is_proposed_where_there_is_one(setting: str, best_first: str, is_open: bool) -> None:
+    found: Any = [SimpleNamespace(values=(value,)) for value in best_first.split()]
+    assert len(_open_questions(found, [setting])) == is_open
 
 
 def test_seeds_alone_have_a_mean_and_no_setting(trained: Path, cli: Any, tiny: list[str]) -> None:
