@@ -25,14 +25,14 @@ INLINE float largest(vec v) {
 #endif
 }
 
-/* The larger of each two; b where one is not a number. */
-INLINE vec vmax(vec a, vec b) {
+/* The larger and the smaller of each two; b where one is not a number. */
 #if defined(__AVX512F__)
-    return (vec)_mm512_max_ps((__m512)a, (__m512)b);
+INLINE vec vmax(vec a, vec b) { return (vec)_mm512_max_ps((__m512)a, (__m512)b); }
+INLINE vec vmin(vec a, vec b) { return (vec)_mm512_min_ps((__m512)a, (__m512)b); }
 #else
-    return choose(a > b, a, b);
+INLINE vec vmax(vec a, vec b) { return choose(a > b, a, b); }
+INLINE vec vmin(vec a, vec b) { return choose(a < b, a, b); }
 #endif
-}
 
 INLINE vec vexp(vec x) { /* e^x, relative error about 1e-7 (Cephes), for x <= 88; 0 where it is below 1e-38, or below the smallest number */
 #if defined(__AVX512F__)

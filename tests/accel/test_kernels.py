@@ -217,6 +217,15 @@ def test_bfloat16_agrees_with_float32(name: str, dtype: torch.dtype) -> None:
     assert all(x.grad is not None and x.grad.dtype == x.dtype for x in typed)
 
 
+def test_gelu_in_bfloat16_is_that_of_erf_to_its_rounding() -> None:
+    x = torch.cat((torch.linspace(-6, 6, 4096), torch.tensor([-20.0, 20.0] * 8))).bfloat16().requires_grad_()
+    exact = x.detach().double().requires_grad_()
+    y, expected = kernels.Gelu.apply(x, False), torch.nn.functional.gelu(exact)
+    torch.testing.assert_close(y.double(), expected, rtol=0.006, atol=1e-4)
+    slopes = [torch.autograd.grad(values.sum(), at)[0].double() for values, at in ((y, x), (expected, exact))]
+    torch.testing.assert_close(*slopes, rtol=0.004, atol=3e-4)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("V", [1, 65, 512])
 def test_cross_entropy_and_its_gradient_are_those_of_torch(V: int, dtype: torch.dtype) -> None:
