@@ -100,11 +100,10 @@ class TrainingState:
             return
         if isinstance(event, Started):
             self.started = event
-            self.notices += event.notices
         elif isinstance(event, Planned) and self.started is not None:
             self.started = self.started.model_copy(update={"max_steps": event.max_steps})
         elif isinstance(event, Resumed):
-            self.notices += [describe_resume(event), *event.notices]
+            self.notices.append(describe_resume(event))
         elif isinstance(event, Evaluated):
             self.evaluations.append(event)
         elif isinstance(event, Progress):

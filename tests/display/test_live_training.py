@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from minigpt_cli.display.live_training import PlainLines, resizable_live
+from minigpt_cli.display.live_training import LiveTable, PlainLines, resizable_live
 from minigpt_cli.display.terminal_chart import Curve, terminal_chart
 from minigpt_cli.display.training_screen import TrainingScreen, TrainingState, evaluation_line, loss_curves
 from minigpt_cli.events import Evaluated, Event, Progress, Resumed, Skipped, Started, Stopped
@@ -155,6 +155,16 @@ def test_a_new_size_of_the_terminal_leaves_nothing_torn(monkeypatch: pytest.Monk
         live.refresh()
         out.file.seek(before)
         assert out.file.read().startswith("\x1b[2J\x1b[H")
+
+
+@pytest.mark.parametrize("width", [40, 100])
+def test_notices_of_the_start_stand_whole_above_the_table(width: int) -> None:
+    out = Console(file=io.StringIO(), width=width, height=30, force_terminal=True, no_color=True, legacy_windows=False)
+    notices = [f"plan: line {i} says why, in so many words that a narrow terminal breaks it" for i in range(4)]
+    with LiveTable(out) as view:
+        view.show(started(notices=notices))
+    words = " ".join(re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out.file.getvalue()).split())
+    assert [words.count(notice) for notice in notices] == [1] * 4
 
 
 def test_a_small_terminal_drops_the_curve_and_not_the_table() -> None:
