@@ -62,7 +62,7 @@ def generate(
         str | None, option("KEY", "Serve only requests that send this key.", envvar="MINIGPT_API_KEY", show_envvar=True, panel=_OTHER)
     ] = None,
     engine: Annotated[
-        str, option("auto|native|native-fp32|native-int8|torch", "How to decode; auto: the fastest available.", panel=_OTHER)
+        str, option("auto|native|native-fp32|native-int8|torch", "How to decode; auto: the fastest with 16 bits or more.", panel=_OTHER)
     ] = "auto",
     runs_dir: RunsDir = None,
     json: JsonFlag = False,
