@@ -102,8 +102,12 @@ def check_adapters(config: RunConfig, origin: Origin | None) -> None:
 
 
 def check_vocabulary(wanted: Resolved, origin: Origin | None) -> None:
-    """Raise UsageError for --vocab-size where the vocabulary is that of --init-from."""
-    if origin is not None and wanted.sources["vocab_size"] == "--vocab-size" and wanted.config.data.tokenizer != "bpe":
+    """Raise UsageError for --vocab-size where no vocabulary is learned: with that of --init-from, or with the default tokenizer."""
+    if wanted.sources["vocab_size"] != "--vocab-size" or wanted.config.data.tokenizer == "bpe":
+        return
+    if origin is None and wanted.sources["tokenizer"] == "default":
+        raise UsageError("--vocab-size is for a vocabulary that is learned: add --tokenizer bpe")
+    if origin is not None:
         raise UsageError(
             f"--vocab-size is for a vocabulary that is learned, and {origin.what} brings its own: leave it out, or add --tokenizer bpe, "
             "with which the tokens that both have keep their weights and the others are forgotten"

@@ -199,6 +199,7 @@ def test_merge_works_with_resume_and_is_refused_before_training_where_it_cannot(
         (["--data", "old.txt"], "mean the same"),
         (["--lora-rank", "2"], "--init-from"),
         (["--lora-rank", "2", "--dry-run"], "--init-from"),
+        (["--vocab-size", "300"], "add --tokenizer bpe"),
         (["--init-from", "nowhere"], "neither a file"),
         (["--init-from", "base", "--vocab-size", "300"], "base brings its own: leave it out, or add --tokenizer bpe"),
         (["--init-from", "base", "--n-layer", "3"], "--partial"),
