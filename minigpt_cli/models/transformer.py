@@ -87,7 +87,8 @@ class Transformer(nn.Module):
             aux_loss = aux_loss + aux
         if cache is not None:
             cache.length += T
-        logits = F.linear(self.final_norm(x), self.output_weight.to(x.dtype))  # (B, T, V)
+        x = self.final_norm(x)
+        logits = F.linear(x, self.output_weight.to(x.dtype)) if self.head is None else self.head(x)  # (B, T, V)
         return Output(logits, aux_loss)
 
     def embed(self, ids: Tensor, start: int) -> Tensor:
