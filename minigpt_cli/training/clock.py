@@ -17,6 +17,7 @@ from minigpt_cli.resume_changes import CHANGES_LIMIT
 from minigpt_cli.training.distributed import World
 from minigpt_cli.training.law import LAW, Training
 from minigpt_cli.training.schedules import cooldown_start
+from minigpt_cli.training.vocabularies import present
 
 _SMOOTHED = 0.03  # of the budget: the time over which speed is averaged
 _SMOOTHED_S = 2.0  # at least: first steps are slow
@@ -27,7 +28,7 @@ _LEAST = 0.5  # of the budget: what is left for training however long the start 
 
 def most_steps(config: RunConfig, dataset: Dataset, world: World) -> int:
     """The steps after which a time budget ends a run, however much time is left: more would only memorise the text."""
-    training = Training.of(config, n := len(dataset.train.tokens), dataset.train.n_chars / n, processes=world.size)
+    training = Training.of(config, present(dataset), world.size)
     return max(1, int(LAW.enough_tokens(training) / training.step_tokens))
 
 

@@ -3,25 +3,29 @@
 The form is that of data-constrained scaling (Muennighoff et al. 2023, "Scaling Data-Constrained Language Models"): what a model is too
 small for, plus what it has not seen,
 
-    loss = E + (A / size^a + B / seen^b) / gain^c
+    loss = E + (A / size^a + B / seen^b) / gain^c + D vocabulary / text
 
 in nats per character; size is the number of weights inside the blocks, seen the tokens read. Four things make `seen` differ from what
 was read. A larger model learns more from a token. Passes over the same text are worth less each time, the less the larger the model is
 for the text; dropout makes them last longer, and slows learning down. A batch larger than the critical one wastes tokens (McCandlish et
 al. 2018, "An Empirical Model of Large-Batch Training"). A learned vocabulary knows the commonest words, which leaves less to learn from
-each pass; gain is what a count of bigrams wins by it. A model that has read enough wins something more by a longer window. E belongs to the
-text and is the same for every plan of it.
+each pass; gain is what a count of bigrams wins by it; but each of its tokens has to be met often to be known, hence D (text is the
+training text in tokens). A model that has read enough wins something more by a longer window. E belongs to the text and is the same for
+every plan of it.
 
-The coefficients were fitted with `tests/benchmarks/planning.py fit` to the runs in `tests/benchmarks/planning.csv`; RESULTS.md shows how
-well they predict texts that they were not fitted to.
+The coefficients, but for the two of `enough_tokens`, were fitted with `tests/benchmarks/planning.py fit` to the runs in
+`tests/benchmarks/planning.csv`; RESULTS.md shows how well they predict texts that they were not fitted to.
 """
 
 from __future__ import annotations
 
 from math import exp, log2, pow
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from minigpt_cli.config import RunConfig
+
+if TYPE_CHECKING:
+    from minigpt_cli.training.vocabularies import Text
 
 
 class Training(NamedTuple):
@@ -32,50 +36,55 @@ class Training(NamedTuple):
     step_tokens: float  # in one step
     dropout: float
     text_tokens: float  # of the training split
+    vocab_size: int
     chars_per_token: float = 1.0
     gain: float = 1.0  # of the tokens over characters, by counted bigrams (vocabularies.py)
     window: float = 128.0  # tokens
 
     @classmethod
-    def of(cls, config: RunConfig, text_tokens: int, chars_per_token: float, gain: float = 1.0, processes: int = 1) -> Training:
+    def of(cls, config: RunConfig, text: Text, processes: int = 1) -> Training:
         """The training of a configuration, before its first token."""
         model = config.model
         step_tokens = config.optim.windows * processes * model.block_size
         dropout = getattr(model, "dropout", 0.0)
-        return cls(weights(model), 0.0, step_tokens, dropout, text_tokens, chars_per_token, gain, model.block_size)
+        cut = text.train_tokens, text.vocab_size, text.chars_per_token, text.gain
+        return cls(weights(model), 0.0, step_tokens, dropout, *cut, model.block_size)
 
 
 class Law(NamedTuple):
     """The coefficients."""
 
     floor: float = 0.9  # E of English prose, nats per character
-    small: float = 5.04  # A
+    small: float = 5.43  # A
     small_power: float = 0.266  # a
-    unseen: float = 12.1  # B
+    unseen: float = 12.3  # B
     unseen_power: float = 0.243  # b
-    quick: float = 0.112  # by which a larger model learns more from a token (power)
-    batch: float = 4250.0  # tokens of the critical batch after a million tokens
+    quick: float = 0.069  # by which a larger model learns more from a token (power)
+    batch: float = 4600.0  # tokens of the critical batch after a million tokens
     batch_power: float = 0.6  # by which it grows with the tokens read
-    batch_steep: float = 0.943  # by which tokens are wasted beyond it (power)
-    passes: float = 4.36  # after which a pass is worth little, for as many weights as the text has tokens
-    passes_power: float = 0.375  # by which that number falls with the weights for each token
-    passes_dropout: float = 1.48  # by which dropout raises it (exponent)
-    dropout: float = 2.13  # by which dropout slows learning down (exponent)
-    packed: float = 0.734  # c: by which what is lost falls with the gain of the tokens
-    window: float = 0.0123  # by which a window twice as long lowers the loss, once a model has learned to use it:
-    window_after: float = 4.59e06  # tokens
+    batch_steep: float = 1.98  # by which tokens are wasted beyond it (power)
+    passes: float = 6.26  # after which a pass is worth little, for as many weights as the text has tokens
+    passes_power: float = 0.312  # by which that number falls with the weights for each token
+    passes_dropout: float = 1.22  # by which dropout raises it (exponent)
+    dropout: float = 2.76  # by which dropout slows learning down (exponent)
+    packed: float = 0.85  # c: by which what is lost falls with the gain of the tokens
+    sparse: float = 5.25  # D: nats per character for as many tokens in the vocabulary as in the training text
+    window: float = 0.0113  # by which a window twice as long lowers the loss, once a model has learned to use it:
+    window_after: float = 5.0e06  # tokens
+    by_heart: float = 17.4  # passes after the first until a text is known by heart, for as many weights as it has tokens
+    by_heart_power: float = 0.375  # by which that number falls with the weights for each token
 
     def nats_per_char(self, t: Training) -> float:
         """The expected loss."""
         lost = self.small / pow(t.size, self.small_power) + self.unseen / pow(self._seen(t), self.unseen_power)
         longer = self.window * log2(t.window / 128) * min(1.0, self._fresh(t) / self.window_after)
-        return self.floor + lost / pow(t.gain, self.packed) - longer
+        return self.floor + lost / pow(t.gain, self.packed) + self.sparse * t.vocab_size / t.text_tokens - longer
 
     def enough_tokens(self, t: Training) -> float:
-        """The tokens after which this training learns nothing more; at least those of 400 steps and, in characters, of ten passes. Tokens
-        of several characters are learned by heart in fewer passes."""
-        passes = max(10.0, 1 + 4 * self._lasting(t._replace(gain=1.0))) / max(1.0, pow(t.chars_per_token, 0.75))
-        return max(passes * t.text_tokens, 400 * t.step_tokens)
+        """The tokens after which this training has learned the text by heart and nothing more, at least those of 250 steps. Tokens of
+        several characters are learned by heart in fewer passes."""
+        more = self.by_heart * pow(t.text_tokens / t.size, self.by_heart_power) * exp(self.passes_dropout * t.dropout)
+        return max((1 + more) / max(1.0, pow(t.chars_per_token, 0.75)) * t.text_tokens, 250 * t.step_tokens)
 
     def _seen(self, t: Training) -> float:
         """Tokens of fresh text, read one by one, that would have taught a model of a million weights as much."""
@@ -99,6 +108,12 @@ LAW = Law()
 def weights(model: object) -> int:
     """The weights inside the blocks, about; 1 for a table."""
     return max(1, 12 * getattr(model, "n_layer", 0) * getattr(model, "n_embd", 0) ** 2)
+
+
+def most_weights(text_tokens: int, chars_per_token: float) -> float:
+    """The weights inside the blocks beyond which a model was no better, or worse, however long it was trained on this text."""
+    chars = text_tokens * chars_per_token
+    return min(16_500 * pow(chars, 0.5), 100 * chars) / pow(max(1.0, chars_per_token), 1.5)
 
 
 def learning_rates(width: int) -> dict[str, float]:

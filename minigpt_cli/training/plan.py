@@ -16,7 +16,7 @@ import torch
 from minigpt_cli.config import RunConfig
 from minigpt_cli.data.dataset import Dataset
 from minigpt_cli.training import memory, precision
-from minigpt_cli.training.law import LAW, Training, learning_rates
+from minigpt_cli.training.law import LAW, Training, learning_rates, most_weights
 from minigpt_cli.training.machine import Machine, Work, measured
 from minigpt_cli.training.planner import choose_device
 from minigpt_cli.training.vocabularies import Text, possible
@@ -42,8 +42,7 @@ BLOCKS = (128, 256)  # tokens
 BATCHES = (4, 8, 16, 32, 64, 128, 256)  # windows
 DROPOUTS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4)
 _FEWEST_STEP_TOKENS = 1024  # smaller steps were hardly measured
-_WEIGHTS_PER_CHAR = 5  # of the training text, at most; what is larger memorises it before it has learned
-_ALWAYS_WEIGHTS = 100_000
+_FEWEST_PASS_STEPS = 60  # where a pass over a small text would have fewer, smaller steps are planned too
 _HEAD_SIZES = (32, 64, 16, 48, 24, 8, 4, 2)  # in the order in which they are wanted
 _WIDE = 384  # from here on heads are of 64
 TRAINED_SHARE = 0.92  # of the budget; the rest goes to evaluations, to measuring, and to what the speed differs from the estimate
@@ -121,10 +120,11 @@ def _configs(config: RunConfig, given: Collection[str], text: Text, size: int) -
     blocks = choices("block_size", model.block_size, [b for b in BLOCKS if b <= longest] or BLOCKS[:1])
     batches = choices("batch_size", optim.batch_size, BATCHES)
     dropouts = choices("dropout", getattr(model, "dropout", 0.0), DROPOUTS)
+    fewest = min(_FEWEST_STEP_TOKENS, text.train_tokens / _FEWEST_PASS_STEPS)
     for shape in _shapes(model, given, text, size):
         rates = {name: value for name, value in learning_rates(shape["n_embd"]).items() if name not in given}
         for block, batch, dropout in product(blocks, batches, dropouts):
-            if block * batch < _FEWEST_STEP_TOKENS and batch != batches[-1] and "block_size" not in given:
+            if block * batch < fewest and batch != batches[-1] and "block_size" not in given:
                 continue
             planned = model.model_copy(update={**shape, "block_size": block, "dropout": dropout})
             yield config.model_copy(update={"model": planned}).changed(data=data, optim={"batch_size": batch, **rates})
@@ -141,7 +141,7 @@ def _shapes(model: Any, given: Collection[str], text: Text, size: int) -> list[d
         if shape not in found and width % heads == 0 and (width // heads) % 2 == 0:
             found.append(shape)
     if not size:
-        most = max(_ALWAYS_WEIGHTS, _WEIGHTS_PER_CHAR * text.train_tokens * text.chars_per_token)
+        most = most_weights(text.train_tokens, text.chars_per_token)
         return [s for s in found if 12 * s["n_layer"] * s["n_embd"] ** 2 <= most] or found[:1]
     return [min(found, key=lambda s: abs(_n_params(model.model_copy(update=s), text.vocab_size) / size - 1))]
 
@@ -167,7 +167,7 @@ def _bytes(config: RunConfig, vocab_size: int) -> int:
 
 def _candidate(config: RunConfig, text: Text, machine: Machine) -> _Candidate:
     """The training of `config` for its time budget, or for as long as it learns something."""
-    training = Training.of(config, text.train_tokens, text.chars_per_token, text.gain)
+    training = Training.of(config, text)
     work = Work.of(config.model, config.optim.windows, text.vocab_size)  # type: ignore[arg-type]
     tokens_per_s = training.step_tokens / machine.step_s(work)
     seconds = TRAINED_SHARE * config.optim.time_budget - text.prepared_s

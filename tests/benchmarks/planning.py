@@ -232,8 +232,8 @@ def training_of(r: dict[str, Any]) -> Training:
     """What the law needs to know of a row."""
     step_tokens = r["batch"] * r["block"]
     size = 12 * r["layers"] * r["width"] ** 2
-    chars_per_token = r["train_chars"] / r["train_tokens"]
-    return Training(size, r["steps"] * step_tokens, step_tokens, r["dropout"], r["train_tokens"], chars_per_token, r["gain"], r["block"])
+    cut = r["train_tokens"], r["vocab"], r["train_chars"] / r["train_tokens"], r["gain"]
+    return Training(size, r["steps"] * step_tokens, step_tokens, r["dropout"], *cut, r["block"])
 
 
 def misses(law: Law, chosen: Sequence[dict[str, Any]]) -> np.ndarray:
@@ -259,7 +259,8 @@ def fitted(chosen: Sequence[dict[str, Any]], start: Law) -> Law:
     """The law with the least misses near `start` (Levenberg 1944; Marquardt 1963). What the rows leave open stays as it was: the logarithm
     of each coefficient is pulled there, and the exponents that decide how large a model and a batch are for much more text and time than
     was measured are kept. Large misses count by their size and not by its square (Huber 1964); longer trainings count more."""
-    names = [name for name in Law._fields if name not in ("floor", "small_power", "unseen_power", "batch_power")]
+    kept = ("floor", "small_power", "unseen_power", "batch_power", "by_heart", "by_heart_power")
+    names = [name for name in Law._fields if name not in kept]
     origin = np.log([getattr(start, name) for name in names])
 
     def law(x: np.ndarray) -> Law:
@@ -288,8 +289,8 @@ def fitted(chosen: Sequence[dict[str, Any]], start: Law) -> Law:
 
 
 def _is_of_the_law(r: dict[str, Any]) -> bool:
-    """Whether the law is for such a row: at usual rates, and of steps enough."""
-    return bool(0.015 <= r["muon_lr"] <= 0.045 and r["steps"] >= 100)
+    """Whether the law is for such a row: at usual rates, of steps enough, and best when its rate had nearly fallen."""
+    return bool(0.015 <= r["muon_lr"] <= 0.045 and r["steps"] >= 100 and r["best_step"] >= 0.75 * r["steps"])
 
 
 def fit(held_out: Sequence[str]) -> None:

@@ -18,7 +18,7 @@ from minigpt_cli.training.speed import Speed
 @pytest.mark.parametrize("budget", [10.0, 90.0, 3600.0])
 def test_evaluations_leave_most_of_a_budget_to_steps_however_long_the_validation_text_is(n_val: int, budget: float) -> None:
     val, train = (SimpleNamespace(tokens=np.broadcast_to(np.zeros(1), n), n_chars=n) for n in (n_val, 10**9))
-    dataset: Any = SimpleNamespace(val=val, train=train, tokenizer=SimpleNamespace(vocab_size=65))
+    dataset: Any = SimpleNamespace(val=val, train=train, tokenizer=SimpleNamespace(name="char", vocab_size=65))
     config = RunConfig.model_validate({"optim": {"time_budget": budget}})
     whole = Speed(step_s=0.05, evaluation_s=n_val / 20_000, peak_bytes=0)
     chosen, notices = planner._choose_steps(config, dataset, World(), whole, None)
