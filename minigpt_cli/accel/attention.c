@@ -49,9 +49,22 @@ INLINE void pack(const Task *a, const char *x, int64_t n, int64_t b, int64_t h, 
             char *to = tiles + place(a, t, d, bf16) * size;
             const char *from = x + (((b * a->T + t) * n + h) * a->D + d) * size;
             int64_t here = t < a->T ? (a->D - d) * size : 0;
-            __builtin_prefetch(from + a->D * size); /* of the next head, which comes next */
             if (here >= 64) memcpy(to, from, 64);
             else memset(to, 0, 64), memcpy(to, from, here);
+        }
+}
+
+/* Ask for what the backward pass reads and writes in rows t .. t + n of query head h of sequence b, and of its keys and values. h may be H, the
+   first head of the next sequence. */
+INLINE void fetch(const Task *a, int64_t b, int64_t h, int64_t t, int64_t n, int bf16) {
+    if (h == a->H) h = 0, b++;
+    int64_t bytes = a->D * SIZE(bf16), all = a->H + 2 * a->K, key = a->H + h / (a->H / a->K);
+    for (int64_t row = b * a->T + t; b < a->B && row < b * a->T + least(t + n, a->T); row++)
+        for (int64_t i = 0; i < bytes; i += 64) {
+            int64_t at[3] = {(row * all + h) * bytes + i, (row * all + key) * bytes + i, (row * all + key + a->K) * bytes + i};
+            for (int k = 0; k < 3; k++) __builtin_prefetch(a->heads + at[k], 0, 2), __builtin_prefetch(a->d_heads + at[k], 1, 2);
+            __builtin_prefetch(a->grad + (row * a->H + h) * bytes + i, 0, 2);
+            __builtin_prefetch(a->out + (row * a->H + h) * bytes + i, 0, 2);
         }
 }
 
@@ -138,7 +151,7 @@ static int lay_out(Task *a, int bf16) {
 /* scores (16, rows) of queries t .. t + 16 and keys from `first` on become probabilities; weights are those in tiles, without the dropped. */
 INLINE void softmax(const Task *a, float *scores, char *weights, float *lse, int64_t b, int64_t first, int64_t t, uint64_t group, int bf16) {
     int64_t depth = DEPTH(bf16), tile = TILE / SIZE(bf16);
-    float scale = 1.0f / sqrtf((float)a->D);
+    float scale = 1.0f / sqrtf((float)a->D), denominator[16];
     for (int64_t r = 0; r < 16; r++, group += (a->T + GROUP - 1) / GROUP) {
         float *row = scores + r * a->rows;
         int64_t begin = begin_of(a, b, t + r);
@@ -155,8 +168,8 @@ INLINE void softmax(const Task *a, float *scores, char *weights, float *lse, int
             store(row, i, v, 0);
             total += v;
         }
-        float denominator = sum(total), inverse = 1.0f / denominator;
-        lse[t + r] = m + logf(denominator);
+        float inverse = 1.0f / (denominator[r] = sum(total));
+        lse[t + r] = m;
         uint64_t bits = ~0ull;
         for (int64_t i = first; i <= t; i += LANES) {
             if (a->threshold && (i % GROUP == 0 || i == first)) bits = keep_mask(a->seed, a->threshold, group + i / GROUP);
@@ -164,6 +177,7 @@ INLINE void softmax(const Task *a, float *scores, char *weights, float *lse, int
         }
         if (bf16 && t % 32 == 0) store(weights, t / depth * tile + r * depth + 16, splat(0), 1); /* a tile is 32 keys */
     }
+    for (int r = 0; r < 16; r++) lse[t + r] += logf(denominator[r]); /* at the end, since a call empties the registers */
 }
 
 INLINE void forward_task(const Task *a, int64_t b, int64_t k, char *scratch, int bf16) {
@@ -276,6 +290,7 @@ INLINE void backward_block(const Task *a, const Scratch *s, int64_t b, int64_t h
     int64_t rows = a->rows, across = a->width / 16 * TILE, depth = DEPTH(bf16), first = first_key(a, b, t, QUERIES);
     float delta[QUERIES];
     uint64_t bits[QUERIES];
+    fetch(a, b, h + 1, t, QUERIES, bf16);
     sum_rows(a, s, delta, b, h, t, bf16);
     memset(bits, 0xff, sizeof bits);
     for (int64_t j = first; j < t + QUERIES; j += 16) {

@@ -61,8 +61,6 @@ INLINE void multiply(vec sums[TALL][THICK], const char *const a[TALL], int64_t s
     else multiply_tile(sums, a, step, b, n, 1);
 }
 
-INLINE int least(int64_t a, int64_t b) { return a < b ? a : b; }
-
 INLINE uvec halves(vec v) { return widen(to_bf16(v)); }
 
 /* Columns from .. to of rows t .. t + n of x (rows, width), n even, as panels of pairs of rows; rows from `rows` on are zero. `sums`, or null: their

@@ -25,6 +25,8 @@ INLINE float sum(vec v) {
 }
 #endif
 
+INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
 INLINE uvec widen(hvec h) {
 #if defined(__AVX512BW__)
     return (uvec)_mm512_cvtepu16_epi32((__m256i)h);
