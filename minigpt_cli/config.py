@@ -135,10 +135,11 @@ class ModernConfig(_Transformer):
     @model_validator(mode="after")
     def _kv_heads_divide_heads(self) -> ModernConfig:
         if self.n_kv_head and self.n_head % self.n_kv_head:
-            raise ValueError(f"--n-kv-head {self.n_kv_head} does not divide --n-head {self.n_head}")
+            raise ValueError(f"--n-kv-head {self.n_kv_head} does not divide --n-head {self.n_head}: choose heads that are a multiple of it")
         if (self.n_embd // self.n_head) % 2:
             raise ValueError(
-                f"rotary positions need an even head size: --n-embd {self.n_embd} / --n-head {self.n_head} is {self.n_embd // self.n_head}"
+                f"rotary positions need an even head size: --n-embd {self.n_embd} / --n-head {self.n_head} is "
+                f"{self.n_embd // self.n_head}: choose another --n-head or --n-embd"
             )
         return self
 

@@ -132,6 +132,8 @@ def test_another_architecture_over_a_preset_leaves_out_what_it_lacks_and_says_so
     ("flags", "message"),
     [
         ({"n_head": 3}, "--n-head 3 does not divide --n-embd 128"),
+        ({"n_embd": 100}, "--n-embd 100 / --n-head 4 is 25: choose another --n-head or --n-embd"),
+        ({"n_kv_head": 3}, "--n-kv-head 3 does not divide --n-head 4: choose heads that are a multiple of it"),
         ({"dropout": 1.0}, "--dropout 1: must be less than 1"),
         ({"lr": "nan"}, "--lr nan"),
         ({"lr": 1e9}, "--lr 1e+09: must be 10 or less"),
