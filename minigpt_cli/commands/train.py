@@ -114,6 +114,7 @@ def train(
 
     Trains a model on a text and keeps it in a run directory: the best weights, the last ones, and everything that --resume needs.
     Settings come from the defaults, then --preset, then --config, then MINIGPT_<NAME>, then flags; 0 switches a setting off.
+    Without --preset and --max-steps the model, the batch, the rates and the tokenizer are planned for the time budget; what you give stays.
     """
     with together() as world:
         if world is not None and not world.leads:

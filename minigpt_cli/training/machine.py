@@ -1,4 +1,4 @@
-"""How fast a model of any shape trains on this machine, from a few steps of two or three shapes.
+"""How fast a model of any shape trains on this machine, from a few steps of two to five shapes.
 
 A step is arithmetic, memory traffic and a delay for each layer, one after another. The three speeds of a machine are found from measured
 steps, and give the time of a step that was not measured.
