@@ -3,9 +3,9 @@
     python tests/benchmarks/sanitizers.py [--cases 200] [--seed 0] [NAME ...]
 
 Each NAME is WATCH/PROGRAM/PROCESSOR. WATCH: `address` (memory and undefined behaviour), `thread` (data races), `none`. PROGRAM: decoder,
-kernels, experts, attention. PROCESSOR: `native`, `tiles` (Intel's matrix tiles, in plain C where the processor has none), `x86-64`,
-`x86-64-v3`. Without names all of them run; what cannot run here is skipped with its reason. Exit code 1 if a sanitizer or a comparison
-finds anything.
+kernels, experts, attention, products, muon. PROCESSOR: `native`, `tiles` (Intel's matrix tiles, in plain C where the processor has none),
+`x86-64`, `x86-64-v3`. Without names all of them run; what cannot run here is skipped with its reason. Exit code 1 if a sanitizer or a
+comparison finds anything.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = Path(__file__).with_name("native")
 SOURCES = {
     "decoder": ROOT / "minigpt_cli/generation/decoders/csrc/decoder.c",
-    **{name: ROOT / f"minigpt_cli/accel/{name}.c" for name in ("kernels", "experts", "attention")},
+    **{name: ROOT / f"minigpt_cli/accel/{name}.c" for name in ("kernels", "experts", "attention", "products", "muon")},
 }
 WATCHES = {
     "address": ("-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"),
@@ -38,7 +38,7 @@ PROCESSORS = {"native": ("-march=native",), "tiles": TILES, "x86-64": ("-march=x
 NAMES = [
     *(f"{watch}/{program}/{processor}" for watch in ("address", "thread") for program, processor in (
         ("decoder", "native"), ("decoder", "tiles"), ("kernels", "native"), ("experts", "native"),
-        ("attention", "native"), ("attention", "tiles"),
+        ("attention", "native"), ("attention", "tiles"), ("products", "native"), ("muon", "native"),
     )),
     *(f"address/{program}/{processor}" for processor in ("x86-64", "x86-64-v3") for program in SOURCES),
 ]  # fmt: skip

@@ -1,5 +1,5 @@
-"""kernels.c, experts.c or attention.c over odd shapes, against formulas in NumPy: python train.py NAME LIBRARY CASES SEED. Run by
-sanitizers.py. Shapes as in the sources."""
+"""kernels.c, experts.c, attention.c, products.c or muon.c over odd shapes, against formulas in NumPy:
+python train.py NAME LIBRARY CASES SEED. Run by sanitizers.py. Shapes as in the sources."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class Library:
 
 CHECKED = (
     "cross_entropy_forward", "cross_entropy_backward", "route_backward", "sort_pairs", "gather_rows", "gather_sum", "gather_sum_backward",
-    "forward", "backward",
+    "forward", "backward", "linear_forward", "linear_backward", "linear_weight_gradient", "orthogonalise",
 )  # fmt: skip
 SEED = 0x1234_5678_9ABC_DEF1
 
@@ -304,10 +304,59 @@ def attention(c: Library, x: Numbers, rnd: random.Random) -> None:
     c("backward", qkv, begins, out, lse, grad, d_qkv, B, T, H, K + H, D, SEED, threshold, scale, x.bf16, refused=True)
 
 
+# ---- products.c, always in bfloat16
+
+
+def products(c: Library, x: Numbers, rnd: random.Random) -> None:
+    x.bf16, M = 1, rnd.choice((1, 7, 8, 9, 97, 255, 257, 300))
+    N, K = (16 * rnd.choice((1, 2, 3, 4, 7)) for _ in "NK")
+    a, w, bias, grad = x.draw(M, K), x.rng.normal(size=(N, K)).astype(np.float32), x.rng.normal(size=N).astype(np.float32), x.draw(M, N)
+    v, g, rounded = floats(a), floats(grad), floats(halves(w))
+    y, dx, dw, db = x.empty(M, N), x.empty(M, K), np.full((N, K), np.nan, np.float32), np.zeros(N, np.float32)
+    c("linear_forward", a, w, bias, y, None, M, N, K, 0)
+    near("linear", y, v @ rounded.T + bias, 1)
+    c("linear_backward", grad, w, None, dx, M, N, K, 0)
+    near("linear's gradient by x", dx, g @ rounded, 1)
+    c("linear_weight_gradient", grad, a, dw, db if rnd.random() < 0.7 else None, M, N, K)
+    near("linear's gradient by w", dw, g.T @ v, 1)
+    if db.any():
+        near("linear's gradient by the bias", db, g.sum(0), 1)
+    gated, slopes = rnd.choice((0, 1)), x.empty(M, N)
+    width = N // 2 if gated else N
+    if width % 16:
+        return
+    h = v @ rounded.T + (0 if gated else bias)
+    out, tanh = x.empty(M, width), np.tanh(math.sqrt(2 / math.pi) * (h + 0.044715 * h**3))
+    silu = h[:, : N // 2] / (1 + np.exp(-h[:, : N // 2]))
+    kept_slopes = slopes if rnd.random() < 0.7 else None
+    c("linear_forward", a, w, None if gated else bias, out, kept_slopes, M, N, K, 3 if gated else 2)
+    near("an activation", out, silu * h[:, N // 2 :] if gated else 0.5 * h * (1 + tanh), 1)
+    times, down, dy = x.draw(M, (2 if gated else 1) * K), x.rng.normal(size=(N, K)).astype(np.float32), x.draw(M, N)
+    into = np.tile(floats(dy) @ floats(halves(down)), 2 if gated else 1)
+    to = x.empty(*times.shape)
+    c("linear_backward", dy, down, times, to, M, N, K, 5 if gated else 4)
+    near("a gradient times slopes", to, into * floats(times), 1)
+
+
+# ---- muon.c
+
+
+def muon(c: Library, x: Numbers, rnd: random.Random) -> None:
+    count, rows, columns = rnd.choice((1, 2, 5)), *(16 * rnd.choice((1, 2, 3, 5, 7)) for _ in "rc")
+    matrices = x.rng.normal(size=(count, rows, columns)).astype(np.float32)
+    out = np.full(matrices.shape, np.nan, np.float32)
+    c("orthogonalise", matrices, out, count, rows, columns, 1, 3.0, -4.0, 2.0)
+    v = floats(matrices) / np.sqrt((floats(matrices) ** 2).sum((1, 2), keepdims=True))
+    gram = v @ v.transpose(0, 2, 1)
+    near("orthogonalise", out, 3 * v + (2 * gram @ gram - 4 * gram) @ v, 1)
+
+
 PARTS: dict[str, tuple[Callable[[Library, Numbers, random.Random], None], ...]] = {
     "kernels": (dropout, activations, norms, heads, cross_entropy),
     "experts": (route, experts),
     "attention": (attention,),
+    "products": (products,),
+    "muon": (muon,),
 }
 
 
