@@ -120,7 +120,7 @@ _EITHER: dict[str, list[tuple[str, str, int]]] = {
         ("models/transformer.py", "return x + y if self.residual else y", 1),
     ],
     "add2": [("models/transformer.py", "y, aux_loss = self.feed_forward(self.norm2(x))", 2)],
-    "head": [("models/transformer.py", "logits = F.linear(self.final_norm(x)", 1)],
+    "head": [("models/transformer.py", "x = self.final_norm(x)", 2)],
 }
 _CLASSIC = {
     "embedding": [("models/classic.py", "positions = torch.arange(start, end", 2)],
