@@ -238,14 +238,20 @@ class Run:
         return self._models[key]
 
     def score(
-        self, text: str | None = None, *, split: Literal["val", "test", "train"] = "val", stride: int = 0, ckpt: str | None = None
+        self,
+        text: str | None = None,
+        *,
+        split: Literal["val", "test", "train"] = "val",
+        stride: int = 0,
+        recent: int = 0,
+        ckpt: str | None = None,
     ) -> TextScore:
         """The score of `text`, or of a split of the run's own text. Scores of splits and texts are kept, so a second time is quick."""
         from minigpt_cli.evaluation.eval_target import Target
         from minigpt_cli.evaluation.evaluate_run import evaluate_run
 
         ckpt = self._run.checkpoint_to_read(ckpt)
-        target = Target(split, text, "" if text is None else "the given text", ckpt=ckpt, stride=stride)
+        target = Target(split, text, "" if text is None else "the given text", ckpt=ckpt, stride=stride, recent=recent)
         return _text_score(_quietly(lambda: evaluate_run(self._run.refresh(), target, device=_device).score))
 
     def export(self, format: str, out: Names, *, dtype: str | None = None, ckpt: str | None = None) -> Path:

@@ -42,6 +42,7 @@ def compare(
     split: Annotated[Literal["val", "test"], typer.Option(help="Which split of the runs' common text.")] = "val",
     ckpt: CheckpointOption = None,
     stride: Annotated[int, option("N", "Slide windows by N tokens; 0: consecutive windows.", min=0)] = 0,
+    recent: Annotated[int, option("N", "Expect again what followed similar words among the last N tokens.", min=0)] = 0,
     group_by: Annotated[Literal["config"] | None, typer.Option(help="Take runs that differ in their seed alone as one recipe.")] = None,
     prompt: Annotated[str | None, option("TEXT", "Also show how each run continues this text.")] = None,
     seed: Annotated[int, option("N", "Seed of the samples.", min=0)] = 0,
@@ -79,7 +80,7 @@ def compare(
     everyone = [one for _, runs in groups for one in runs]
     for one in everyone:
         one.checkpoint_to_read(ckpt)
-    target = replace(target_of(split, data, settings, everyone), ckpt=ckpt or "best", stride=stride)
+    target = replace(target_of(split, data, settings, everyone), ckpt=ckpt or "best", stride=stride, recent=recent)
     sides = scored(groups, target, device)
     samples = [] if prompt is None else _samples(groups, prompt, target.ckpt, seed)
     curves = [] if plot is None and (json or md) else _curves(groups, x)

@@ -39,6 +39,7 @@ def evaluate(
     text: Annotated[str | None, option("TEXT", "Score this text, as it stands.")] = None,
     ckpt: CheckpointOption = None,
     stride: Annotated[int, option("N", "Slide windows by N tokens, for a longer context; 0: consecutive windows.", min=0)] = 0,
+    recent: Annotated[int, option("N", "Expect again what followed similar words among the last N tokens.", min=0)] = 0,
     nats_per_char: Annotated[bool, switch("--nats-per-char", "", panel=_ONE)] = False,
     nats_per_token: Annotated[bool, switch("--nats-per-token", "", panel=_ONE)] = False,
     bits_per_byte: Annotated[bool, switch("--bits-per-byte", "", panel=_ONE)] = False,
@@ -61,6 +62,7 @@ def evaluate(
       minigpt eval --nats-per-char         one number for a script
       minigpt eval modern-1@2000           as it was after 2,000 steps
       minigpt eval --stride 16             every token with a long context
+      minigpt eval --recent 2000           names and words of the text again
       minigpt eval --memorisation          what it copies from its text
       minigpt eval --data book.txt --top 20   what surprised it most
       minigpt eval --text "To be" --html surprise.html
@@ -75,6 +77,8 @@ def evaluate(
     also = [name for name, on in {"--memorisation": memorisation, "--top": top, "--html": html is not None}.items() if on]
     if also and wanted:
         raise UsageError(f"{also[0]} and --{wanted[0].replace('_', '-')} cannot be used together: choose one")
+    if recent and (top or html is not None):
+        raise UsageError("--recent changes scores alone: leave out --top and --html, which show what the model itself expected")
     check_page(html)
     store = RunStore(runs_dir)
     chosen = store.find(run or "latest")
@@ -84,7 +88,7 @@ def evaluate(
     from minigpt_cli.evaluation.evaluate_run import baselines_of, evaluate_run
 
     target = target_of(split, data, settings, [chosen]) if text is None else _given_text(text, split, data, settings, chosen)
-    target = replace(target, ckpt=ckpt, stride=stride)
+    target = replace(target, ckpt=ckpt, stride=stride, recent=recent)
     choose = device_chooser(device)
     with console.progress("reading the run", quiet=json) as advance:
         found = evaluate_run(chosen, target, device=choose, fresh=fresh, advance=partial(advance, f"scoring {chosen.name}"))
@@ -201,7 +205,7 @@ def _print(
 ) -> None:
     from minigpt_cli.display.evaluation import print_evaluation, print_memorisation, print_surprising, print_test_gap
 
-    print_evaluation(found, text_of(found.run, target), baselines, stride=target.stride)
+    print_evaluation(found, text_of(found.run, target), baselines, stride=target.stride, recent=target.recent)
     best = found.run.record.best
     if target.text is None and target.split == "test" and best is not None:
         print_test_gap(best.nats_per_char, found.score.nats_per_char)
@@ -230,6 +234,7 @@ def _write_json(
         "nats_per_char_without_eot": score.nats_per_char_without_ends,
         "perplexity_per_word": score.perplexity_per_word,
         "stride": target.stride,
+        "recent": target.recent,
         **{name: getattr(score, name) for name in _SCORE_FIELDS},
         "ci95": {"nats_per_char": list(score.ci95)},
         "baselines": None if baselines is None else asdict(baselines),

@@ -108,7 +108,6 @@ def train(
       minigpt train notes.txt --keep-every 500     every 500th step stays
       minigpt train --lr 1e-3 --print-config       what would be used, and why
       minigpt train --sweep lr=1e-3,3e-3 --seeds 3  a grid, three seeds each
-      minigpt train --seeds 4 --jobs 2              two at a time
       minigpt train --experiment context --jobs 2    what a window buys
       minigpt train --sweep lr=1e-3,1e-2 --seeds auto   until one is better
 

@@ -22,10 +22,11 @@ _BAR = 32  # characters
 _COLUMNS = 60
 
 
-def print_evaluation(found: Evaluation, what: str, baselines: Baselines | None, *, stride: int) -> None:
+def print_evaluation(found: Evaluation, what: str, baselines: Baselines | None, *, stride: int, recent: int) -> None:
     """Print the score of `what` (a split or a file) to stdout."""
     score = found.score
     windows = f"windows slide by {stride} tokens" if stride else "consecutive windows"
+    windows += f", with the last {recent:,} tokens" if recent else ""
     ppl = f"{score.perplexity:.2f}" if math.isfinite(score.perplexity) else "infinite"
     what = one_line(what) + format.parts_alone(score.n_answers, score.n_documents)
     lines = [

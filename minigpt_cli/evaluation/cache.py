@@ -48,10 +48,12 @@ class ScoreKey:
     stride: int = 0
     precision: str = "fp32"
     scored: str = ""  # "answers": of conversations, the answers alone; "documents": each with its end
+    recent: int = 0  # tokens
 
     def to_json(self) -> str:
-        """The key as text. `scored` is left out for a plain text, as in older versions, so that their scores are found."""
-        return json.dumps({name: value for name, value in vars(self).items() if name != "scored" or value}, sort_keys=True)
+        """The key as text. `scored` and `recent` are left out where they say nothing, as in older versions, so that their scores are
+        found."""
+        return json.dumps({name: value for name, value in vars(self).items() if name not in ("scored", "recent") or value}, sort_keys=True)
 
     def path(self, run_dir: Path) -> Path:
         """Where the score of this key is kept."""

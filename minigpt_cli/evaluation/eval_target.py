@@ -32,6 +32,7 @@ class Target:
     notices: tuple[str, ...] = ()  # what was left out of the text
     ckpt: str = "best"
     stride: int = 0
+    recent: int = 0
 
 
 def split_record(run: Run, split: str) -> SplitRecord:
@@ -60,7 +61,7 @@ def score_key(run: Run, target: Target) -> ScoreKey:
         text = split_record(run, target.split).sha256
         previous = preceding(run.record.corpus.cut, target.split) if run.record.corpus else None
         before = split_record(run, previous).sha256 if previous else ""
-    return ScoreKey(weights.sha256, text, before, target.stride, scored=scored_parts(run, target) or "")
+    return ScoreKey(weights.sha256, text, before, target.stride, scored=scored_parts(run, target) or "", recent=target.recent)
 
 
 def scored_parts(run: Run, target: Target) -> PartKind | None:

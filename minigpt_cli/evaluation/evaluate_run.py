@@ -132,7 +132,7 @@ def evaluate_run(
     from minigpt_cli.evaluation.scoring import Reader, score_split, score_text
 
     loaded = checkpoints.load(run, ckpt, device())
-    reader = Reader(loaded.model, loaded.tokenizer, block_size, stride, advance)
+    reader = Reader(loaded.model, loaded.tokenizer, block_size, stride, target.recent, advance)
     if target.text is not None:
         score = score_text(reader, target.text, in_parts=target.kind is not None)
     else:

@@ -36,8 +36,8 @@ def guesses(reader: Reader, ids: npt.ArrayLike, wanted: npt.NDArray[np.int64], *
         if np.searchsorted(at, window.first_scored) < np.searchsorted(at, window.end)
     )
     with closing(run_windows(model, tokens, windows, block_size)) as run:  # an error must end inference mode too
-        for batch, logits, targets in run:
-            for window, row, target in zip(batch, logits, targets, strict=True):
+        for batch, output, targets in run:
+            for window, row, target in zip(batch, output.logits, targets, strict=True):
                 here = slice(np.searchsorted(at, window.first_scored), np.searchsorted(at, window.end))
                 places = torch.from_numpy(at[here] - window.start - 1).to(row.device)
                 p = row[places].double().softmax(-1)  # (n, V)

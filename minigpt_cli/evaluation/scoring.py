@@ -26,6 +26,7 @@ from minigpt_cli.data.dataset import Dataset
 from minigpt_cli.data.parts import Parts, context_of, parts_of
 from minigpt_cli.errors import MiniGPTError, UsageError
 from minigpt_cli.evaluation.characters import per_character, spelled
+from minigpt_cli.evaluation.recent import RecentTokens
 from minigpt_cli.evaluation.scores import PartsScored, Score, make_score
 from minigpt_cli.evaluation.windows import Window, run_windows, windows_of
 from minigpt_cli.tokenization.contract import Tokenizer, end_of_text, token_lengths
@@ -43,12 +44,14 @@ def token_nats(
     context: npt.ArrayLike | None = None,
     block_size: int,
     stride: int = 0,
+    recent: int = 0,
     advance: Advance = lambda done, total: None,
 ) -> npt.NDArray[np.float64]:
     """Nats of each of `ids` under the model, (len(ids),), given the tokens before it and `context`, the tokens before `ids`.
 
-    Computed on the model's device, without dropout; the model keeps its mode. Not finite where the model's logits are not.
-    Raises UsageError for an impossible stride.
+    With `recent` N, what followed similar states among the last N of them is expected again (recent.py). Computed on the model's device,
+    without dropout; the model keeps its mode. Not finite where the model's logits are not.
+    Raises UsageError for an impossible stride, or for `recent` with a model that has no states.
     """
     if not 0 <= stride <= block_size:
         raise UsageError(f"--stride {stride} is outside 1 to {block_size}, the model's block size (0: consecutive windows)")
@@ -57,15 +60,27 @@ def token_nats(
     nats = np.full(len(tokens), np.log(int(model.vocab_size)))  # type: ignore[arg-type]
     windows = windows_of(len(tokens), len(before), block_size, stride)
     pending: list[tuple[list[Window], Tensor]] = []
+    remembered = RecentTokens(recent) if recent else None
     with closing(run_windows(model, tokens, windows, block_size)) as run:  # an error must end inference mode too
-        for batch, logits, targets in run:
-            losses = cross_entropy(logits.flatten(0, 1), targets.flatten(), "none")
-            pending.append((batch, losses.view_as(targets)))
-            if len(pending) >= (1 if logits.device.type == "cpu" else _PENDING):
+        for batch, output, targets in run:
+            losses = cross_entropy(output.logits.flatten(0, 1), targets.flatten(), "none").view_as(targets)
+            if remembered is not None:
+                _expect_again(remembered, batch, output.states, losses, targets)
+            pending.append((batch, losses))
+            if len(pending) >= (1 if losses.device.type == "cpu" else _PENDING):
                 _collect(pending, nats)
                 advance(batch[-1].end - len(before), len(tokens) - len(before))
     _collect(pending, nats)
     return nats[len(before) :]
+
+
+def _expect_again(recent: RecentTokens, batch: list[Window], states: Tensor | None, losses: Tensor, targets: Tensor) -> None:
+    """Replace the `losses` (B, T) of scored tokens by those with the recent tokens."""
+    if states is None:
+        raise UsageError("--recent compares states of the model, and this architecture has none: leave it out")
+    for window, state, loss, target in zip(batch, states, losses, targets, strict=True):
+        scored = slice(window.first_scored - window.start - 1, None)
+        loss[scored] = recent.nats(state[scored], loss[scored], target[scored]).to(loss.dtype)
 
 
 def _collect(pending: list[tuple[list[Window], Tensor]], out: npt.NDArray[np.float64]) -> None:
@@ -101,6 +116,7 @@ class Reader:
     tokenizer: Tokenizer
     block_size: int
     stride: int = 0
+    recent: int = 0
     advance: Advance = lambda done, total: None
 
 
@@ -118,7 +134,8 @@ def score_ids(reader: Reader, ids: npt.ArrayLike, *, parts: Parts | None = None,
     text = spelled(tokens, pieces).encode()
     if (largest := int(tokens.max())) >= (vocab_size := int(model.vocab_size)):  # type: ignore[arg-type]
         raise MiniGPTError(f"token {largest} is not in the model's vocabulary of {vocab_size}: this tokenizer is not the model's")
-    nats = token_nats(model, tokens, context=context, block_size=block_size, stride=stride, advance=reader.advance)
+    windows = {"block_size": block_size, "stride": stride, "recent": reader.recent}
+    nats = token_nats(model, tokens, context=context, **windows, advance=reader.advance)
     if not np.isfinite(nats).all():
         raise MiniGPTError("the model's loss on this text is not finite: its weights are damaged, or it diverged")
     n_before = 0 if context is None else min(len(np.asarray(context)), block_size)

@@ -1,4 +1,4 @@
-"""The windows in which a text is scored, and a model run on them. B batch, T tokens, V vocabulary."""
+"""The windows in which a text is scored, and a model run on them. B batch, T tokens."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+
+from minigpt_cli.models.contract import Output
 
 _TOKENS = 1 << 13  # in one batch
 _LOGITS = 1 << 24  # elements of logits in one batch: 64 MiB at float32, however large the vocabulary
@@ -35,8 +37,8 @@ def windows_of(n_tokens: int, n_before: int, block_size: int, stride: int) -> It
 
 def run_windows(
     model: nn.Module, tokens: npt.NDArray[np.int64], windows: Iterable[Window], block_size: int
-) -> Generator[tuple[list[Window], Tensor, Tensor]]:
-    """Windows of equal length with their logits (B, T, V) and targets (B, T), exactly and without dropout; the model keeps its mode."""
+) -> Generator[tuple[list[Window], Output, Tensor]]:
+    """Windows of equal length with the model's output and their targets (B, T), exactly and without dropout; the model keeps its mode."""
     device, vocab_size = next(model.parameters()).device, int(model.vocab_size)  # type: ignore[arg-type]
     was_training = model.training
     model.eval()
@@ -44,7 +46,7 @@ def run_windows(
         with torch.inference_mode(), exact_products():
             for batch in _batches(windows, batch_rows(block_size, vocab_size)):
                 rows = torch.from_numpy(np.stack([tokens[w.start : w.end] for w in batch])).to(device, non_blocking=True)  # (B, T + 1)
-                yield batch, model(rows[:, :-1]).logits, rows[:, 1:]
+                yield batch, model(rows[:, :-1]), rows[:, 1:]
     finally:
         model.train(was_training)
 

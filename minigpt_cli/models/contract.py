@@ -20,6 +20,7 @@ class Output(NamedTuple):
 
     logits: Tensor  # (B, T, V)
     aux_loss: Tensor  # scalar, already weighted; added to the training loss, zero where there is none
+    states: Tensor | None = None  # (B, T, C): what the head reads, if there is such a thing
 
 
 class MatrixParts(NamedTuple):

@@ -89,7 +89,7 @@ class Transformer(nn.Module):
             cache.length += T
         x = self.final_norm(x)
         logits = F.linear(x, self.output_weight.to(x.dtype)) if self.head is None else self.head(x)  # (B, T, V)
-        return Output(logits, aux_loss)
+        return Output(logits, aux_loss, x)
 
     def embed(self, ids: Tensor, start: int) -> Tensor:
         """(B, T, C) for ids (B, T) whose first stands at position `start`."""

@@ -56,6 +56,8 @@ TEXTS: dict[str, dict[str, Any]] = {
     "code": {"source": "code.txt"},  # 553 KB of Python's library
     "code150": {"source": "code150.txt"},
     "wiki": {"source": "wiki.txt"},  # WikiText-2's validation text
+    "moby150": {"source": "moby150.txt"},
+    "treasure": {"source": "treasure.txt"},  # Treasure Island, 365 KB
     "wuthering": {"source": "books/Wuthering Heights.md"},
     "books": {"source": "allbooks.txt"},
     "names": {"source": "names.txt", "documents": "lines"},
@@ -352,7 +354,7 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("table").add_argument("--texts", type=Path, required=True)
     fits = commands.add_parser("fit")
-    fits.add_argument("--held-out", nargs="*", default=["code", "dracula150", "tang", "tom30", "wiki", "wuthering"])
+    fits.add_argument("--held-out", nargs="*", default=["code", "dracula150", "moby150", "tang", "treasure", "wiki", "wuthering"])
     commands.add_parser("plans")
     given = parser.parse_args()
     match given.command:
