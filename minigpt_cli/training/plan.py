@@ -75,6 +75,10 @@ class _Candidate(NamedTuple):
     def passes(self) -> float:
         return self.training.tokens / self.training.text_tokens
 
+    @property
+    def steps(self) -> float:
+        return self.training.tokens / self.training.step_tokens
+
 
 def this_machine(config: RunConfig, dataset: Dataset) -> Machine:
     """The speed here, with the device, precision and threads that `config` asks for."""
@@ -100,7 +104,8 @@ def best(config: RunConfig, given: Collection[str], texts: Sequence[Text], machi
     if not configs:  # the planner says later what does not fit
         return Plan(config, [])
     candidates = [_candidate(c, text, machine) for c, text in configs]
-    candidates = [c for c in candidates if c.training.tokens >= _FEWEST_STEPS * c.training.step_tokens] or candidates
+    steps = min(_FEWEST_STEPS, max(c.steps for c in candidates))  # where nothing fits so often: as many as fit
+    candidates = [c for c in candidates if c.steps >= steps]
     least = min(c.nats_per_char for c in candidates)
     chosen = min((c for c in candidates if c.nats_per_char <= least + _NEARLY), key=lambda c: (max(1.0, c.passes), c.training.size))
     return Plan(chosen.config, _why(chosen))
@@ -172,7 +177,7 @@ def _candidate(config: RunConfig, text: Text, machine: Machine) -> _Candidate:
     tokens_per_s = training.step_tokens / machine.step_s(work)
     seconds = TRAINED_SHARE * config.optim.time_budget - text.prepared_s
     fitting = min(seconds * tokens_per_s, LAW.enough_tokens(training))
-    training = training._replace(tokens=max(training.step_tokens, fitting))
+    training = training._replace(tokens=max(1.0, fitting))
     return _Candidate(config, text, training, tokens_per_s, LAW.nats_per_char(training))
 
 
@@ -189,11 +194,11 @@ def _why(chosen: _Candidate) -> list[str]:
     dropout = f"dropout {model.dropout:g}, because" if model.dropout else "no dropout:"
     budget = _time(chosen.config.optim.time_budget)
     return [
-        f"plan: {size} parameters, {model.n_layer} layers, {model.n_embd} wide: expected to learn most in {budget}, "
+        f"plan: {size} parameters, {_number(model.n_layer, 'layer')}, {model.n_embd} wide: expected to learn most within {budget}, "
         f"at about {_count(chosen.tokens_per_s)} tokens/s",
         f"plan: {dropout} this text of {tokens} is read {read}",
-        f"plan: batches of {chosen.config.optim.batch_size} windows of {model.block_size} tokens: smaller ones learn more from a text, "
-        "larger ones are faster",
+        f"plan: batches of {_number(chosen.config.optim.batch_size, 'window')} of {model.block_size} tokens: smaller ones learn more "
+        "from a text, larger ones are faster",
     ]
 
 
@@ -207,4 +212,9 @@ def _many(n: float) -> str:
 
 
 def _time(seconds: float) -> str:
-    return f"{seconds:.0f} seconds" if seconds < 99.5 else f"{seconds / 60:.0f} minutes"
+    value, unit = next(((seconds / s, unit) for s, unit in ((3600, "hour"), (60, "minute")) if seconds >= 1.5 * s), (seconds, "second"))
+    return _number(value, unit)
+
+
+def _number(n: float, what: str) -> str:
+    return f"{n:.3g} {what}{'s' * (f'{n:.3g}' != '1')}"

@@ -133,6 +133,20 @@ def test_a_plan_has_steps_enough_for_the_law_to_be_trusted(chars: int) -> None:
         assert training.tokens >= 200 * training.step_tokens
 
 
+@pytest.mark.parametrize("given", [{"n_layer": 12, "n_embd": 768}, {"size": 500_000_000}])
+def test_where_few_steps_fit_a_plan_has_as_many_as_it_can(given: dict[str, Any]) -> None:
+    config = planned(328_000, 2, **given)
+    assert config.optim.batch_size * config.model.block_size == plan._FEWEST_STEP_TOKENS
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(1, "1 second"), (20, "20 seconds"), (60, "60 seconds"), (90, "1.5 minutes"), (600, "10 minutes"), (108_000, "30 hours")],
+)
+def test_a_budget_is_said_as_people_say_it(seconds: float, said: str) -> None:
+    assert plan._time(seconds) == said
+
+
 def test_three_lines_say_why() -> None:
     why = plan.best(asked(600), (), [characters(1_100_000)], TWO_CORES).why
     assert len(why) == 3
