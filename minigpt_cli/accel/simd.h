@@ -34,7 +34,7 @@ INLINE vec vmax(vec a, vec b) { return choose(a > b, a, b); }
 INLINE vec vmin(vec a, vec b) { return choose(a < b, a, b); }
 #endif
 
-INLINE vec vexp(vec x) { /* e^x, relative error about 1e-7 (Cephes), for x <= 88; 0 where it is below 1e-38, or below the smallest number */
+INLINE vec vexp(vec x) { /* e^x, relative error about 1e-7 (Cephes), for x <= 88; 0 below -87, with AVX-512 below -104 */
 #if defined(__AVX512F__)
     x = vmax(splat(-106.0f), x);
     vec n = (vec)_mm512_roundscale_ps((__m512)(x * 1.44269504f), 8); /* to the nearest integer */
