@@ -113,7 +113,7 @@ def weights(model: object) -> int:
 def most_weights(text_tokens: int, chars_per_token: float) -> float:
     """The weights inside the blocks beyond which a model was no better, or worse, however long it was trained on this text."""
     chars = text_tokens * chars_per_token
-    return min(16_500 * pow(chars, 0.5), 100 * chars) / pow(max(1.0, chars_per_token), 1.5)
+    return min(22_500 * pow(chars, 0.45), 100 * chars) / pow(max(1.0, chars_per_token), 1.3)
 
 
 def learning_rates(width: int) -> dict[str, float]:
