@@ -46,7 +46,7 @@ def unequal(rank: int, path: str) -> None:
     time.perf_counter = lambda: real_clock() * (1 + 3 * rank)
     precision.bf16_speedup = lambda device_type: 9.0 - 8.5 * rank
     memory.available = lambda device: int(memory._WORKSPACE / memory._SAFE_SHARE) + (1 << 19 if rank else 2 << 30)
-    torch.get_num_threads = lambda: 1 + rank
+    torch.set_num_threads(1 + rank)
     evaluator.Evaluator.__call__ = measure
     trainer._Trainer._finish = finish
     if rank:
