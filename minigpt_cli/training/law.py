@@ -71,8 +71,8 @@ class Law(NamedTuple):
     sparse: float = 5.25  # D: nats per character for as many tokens in the vocabulary as in the training text
     window: float = 0.0113  # by which a window twice as long lowers the loss, once a model has learned to use it:
     window_after: float = 5.0e06  # tokens
-    by_heart: float = 17.4  # passes after the first until a text is known by heart, for as many weights as it has tokens
-    by_heart_power: float = 0.375  # by which that number falls with the weights for each token
+    by_heart: float = 11.5  # passes after the first until a text is known by heart, for as many weights as it has tokens
+    by_heart_power: float = 0.28  # by which that number falls with the weights for each token
 
     def nats_per_char(self, t: Training) -> float:
         """The expected loss."""
@@ -113,7 +113,7 @@ def weights(model: object) -> int:
 def most_weights(text_tokens: int, chars_per_token: float) -> float:
     """The weights inside the blocks beyond which a model was no better, or worse, however long it was trained on this text."""
     chars = text_tokens * chars_per_token
-    return min(22_500 * pow(chars, 0.45), 100 * chars) / pow(max(1.0, chars_per_token), 1.3)
+    return min(84_800 * pow(chars, 0.32), 100 * chars) / pow(max(1.0, chars_per_token), 0.6)
 
 
 def learning_rates(width: int) -> dict[str, float]:

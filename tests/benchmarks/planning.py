@@ -57,6 +57,7 @@ TEXTS: dict[str, dict[str, Any]] = {
     "code150": {"source": "code150.txt"},
     "wiki": {"source": "wiki.txt"},  # WikiText-2's validation text
     "moby150": {"source": "moby150.txt"},
+    "dorian30": {"source": "dorian30.txt"},  # of The Picture of Dorian Gray
     "treasure": {"source": "treasure.txt"},  # Treasure Island, 365 KB
     "wuthering": {"source": "books/Wuthering Heights.md"},
     "books": {"source": "allbooks.txt"},
@@ -354,7 +355,9 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("table").add_argument("--texts", type=Path, required=True)
     fits = commands.add_parser("fit")
-    fits.add_argument("--held-out", nargs="*", default=["code", "dracula150", "moby150", "tang", "treasure", "wiki", "wuthering"])
+    fits.add_argument(
+        "--held-out", nargs="*", default=["code", "dorian30", "dracula150", "moby150", "tang", "treasure", "wiki", "wuthering"]
+    )
     commands.add_parser("plans")
     given = parser.parse_args()
     match given.command:

