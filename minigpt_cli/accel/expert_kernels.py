@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from minigpt_cli.accel import kernels
-from minigpt_cli.accel.kernels import CHUNK, FLAGS, SOURCE, I, N, P
-from minigpt_cli.storage import native_build
+from minigpt_cli.accel.kernels import CHUNK, I, N, P
 
 if TYPE_CHECKING:
     from minigpt_cli.accel.experts import Pairs
@@ -32,8 +31,7 @@ _REFUSING = ("route_backward", "sort_pairs", "gather_rows", "gather_sum", "gathe
 @cache
 def library() -> ctypes.CDLL | None:
     """The functions, built at the first call; None if they cannot be built."""
-    found = native_build.load(SOURCE.with_name("experts.c"), FLAGS) if kernels.library() else None
-    return kernels.declared(found, _SIGNATURES, refusing=_REFUSING)
+    return kernels.load_beside("experts.c", _SIGNATURES, refusing=_REFUSING)
 
 
 def usable(x: Tensor, n_experts: int = 0) -> bool:

@@ -56,6 +56,11 @@ def declared(library: ctypes.CDLL | None, signatures: Mapping[str, tuple[Any, ..
     return library
 
 
+def load_beside(name: str, signatures: Mapping[str, tuple[Any, ...]], refusing: Collection[str]) -> ctypes.CDLL | None:
+    """The functions of another source in this folder; None if they, or the kernels, cannot be built."""
+    return declared(native_build.load(SOURCE.with_name(name), FLAGS) if library() else None, signatures, refusing)
+
+
 def check(refused: int | None, name: str) -> None:
     """Raise MiniGPTError if a function refused its arguments."""
     if refused:
@@ -67,7 +72,7 @@ def check(refused: int | None, name: str) -> None:
 @cache
 def attention_library() -> ctypes.CDLL | None:
     """Attention; it uses matrix tiles if the processor has them and the system allows them."""
-    found = declared(native_build.load(SOURCE.with_name("attention.c"), FLAGS) if library() else None, _ATTENTION, refusing=_ATTENTION)
+    found = load_beside("attention.c", _ATTENTION, refusing=_ATTENTION)
     if found:
         found.use_amx(1)
     return found

@@ -10,14 +10,12 @@ from torch import Tensor
 
 from minigpt_cli.accel import kernels, products
 from minigpt_cli.accel.kernels import F, I, N, P
-from minigpt_cli.storage import native_build
 
 
 @cache
 def library() -> ctypes.CDLL | None:
     """The iteration; None if it cannot be built."""
-    found = native_build.load(kernels.SOURCE.with_name("muon.c"), kernels.FLAGS) if kernels.library() else None
-    return kernels.declared(found, {"orthogonalise": (P, P, N, N, N, I, F, F, F)}, refusing=("orthogonalise",))
+    return kernels.load_beside("muon.c", {"orthogonalise": (P, P, N, N, N, I, F, F, F)}, refusing=("orthogonalise",))
 
 
 def usable(matrices: Tensor) -> bool:

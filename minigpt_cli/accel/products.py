@@ -15,7 +15,6 @@ from torch import Tensor
 
 from minigpt_cli.accel import kernels
 from minigpt_cli.accel.kernels import I, N, P
-from minigpt_cli.storage import native_build
 
 STORE, GELU, GELU_TANH, SWIGLU, TIMES_SLOPE, TIMES_SLOPES = range(6)  # as in products.c
 _SIGNATURES = {
@@ -29,9 +28,7 @@ _SIGNATURES = {
 @cache
 def library() -> ctypes.CDLL | None:
     """The products; None if they cannot be built."""
-    source = kernels.SOURCE.with_name("products.c")
-    found = native_build.load(source, kernels.FLAGS) if kernels.library() else None
-    return kernels.declared(found, _SIGNATURES, refusing=_SIGNATURES)
+    return kernels.load_beside("products.c", _SIGNATURES, refusing=_SIGNATURES)
 
 
 @cache
