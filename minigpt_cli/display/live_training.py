@@ -129,7 +129,7 @@ class LiveTable(TrainingView):
     def __init__(self, screen: Console, time_limit_s: float = 0.0, standings: Standings | None = None) -> None:
         self.state = TrainingState(time_limit_s=time_limit_s)
         view = GroupScreen(self.state, standings) if standings else TrainingScreen(self.state)  # of a group only its last table stays
-        self.standings, self.shows_samples = standings, standings is None
+        self.shows_samples = standings is None
         self.live = resizable_live(view, screen, transient=standings is not None)
 
     def __enter__(self) -> Self:
@@ -142,7 +142,7 @@ class LiveTable(TrainingView):
     def show(self, event: Event) -> None:
         from rich.text import Text
 
-        if isinstance(event, Started | Resumed) and self.standings is None:  # whole, above the table, where they stay
+        if isinstance(event, Started | Resumed) and not self.live.transient:  # whole, above the table, where they stay
             for notice in event.notices:
                 self.live.console.print(Text(one_line(notice), "dim"))
         self.state.add(event)

@@ -134,8 +134,7 @@ def score_ids(reader: Reader, ids: npt.ArrayLike, *, parts: Parts | None = None,
     text = spelled(tokens, pieces).encode()
     if (largest := int(tokens.max())) >= (vocab_size := int(model.vocab_size)):  # type: ignore[arg-type]
         raise MiniGPTError(f"token {largest} is not in the model's vocabulary of {vocab_size}: this tokenizer is not the model's")
-    windows = {"block_size": block_size, "stride": stride, "recent": reader.recent}
-    nats = token_nats(model, tokens, context=context, **windows, advance=reader.advance)
+    nats = token_nats(model, tokens, context=context, block_size=block_size, stride=stride, recent=reader.recent, advance=reader.advance)
     if not np.isfinite(nats).all():
         raise MiniGPTError("the model's loss on this text is not finite: its weights are damaged, or it diverged")
     n_before = 0 if context is None else min(len(np.asarray(context)), block_size)

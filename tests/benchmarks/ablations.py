@@ -121,18 +121,18 @@ class Ablation:
         if loss is not None:
             state._loss = loss
         adam = torch.optim.AdamW(head.parameters(), lr=config.optim.lr) if head is not None else None
-        step = 0
+        step, done = 0, 0.0
         for share, size in GROWING if growing else ((1.0, 1.0),):
             now = config.changed(optim={"batch_size": int(size * config.optim.batch_size)})
             batches = DeviceBatches(now, self.dataset, CPU, World())
             steps = round(share * config.optim.max_steps / size)
             for k in range(steps):
-                done = sum(s for s, _ in GROWING[: [z for _, z in GROWING].index(size)]) if growing else 0.0
                 state.step(int((done + share * k / steps) * config.optim.max_steps), lambda s, micro: batches(step, micro))  # noqa: B023
                 step += 1
                 if adam is not None:
                     adam.step()
                     adam.zero_grad()
+            done += share
         seconds = time.process_time() - begun
         found = Evaluator(config, self.dataset, state)()
         row = {"idea": name, "seed": config.seed, "nats_per_char": round(found.nats_per_char or 0, 4), "cpu_s": round(seconds)}
