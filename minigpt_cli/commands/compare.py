@@ -148,9 +148,11 @@ def scored(groups: Groups, target: Target, device: str) -> list[Side]:
 
 
 def _scored_text(groups: Groups, sides: Sequence[Side], target: Target) -> str:
-    """The text that was scored, with its size and hash."""
+    """The text that was scored, with its size and hash, and how it was read unless as usual."""
     name, score = text_of(groups[0][1][0], target), sides[0].scores[0]
-    return f"{name}{format.parts_alone(score.n_answers, score.n_documents)}: {score.n_chars:,} characters, sha256 {score.text_sha256[:12]}"
+    windows = f"; {format.windows(target.stride, target.recent)}" if target.stride or target.recent else ""
+    parts = format.parts_alone(score.n_answers, score.n_documents)
+    return f"{name}{parts}: {score.n_chars:,} characters, sha256 {score.text_sha256[:12]}{windows}"
 
 
 def _curves(groups: Groups, x: str) -> list[Curve]:

@@ -25,13 +25,11 @@ _COLUMNS = 60
 def print_evaluation(found: Evaluation, what: str, baselines: Baselines | None, *, stride: int, recent: int) -> None:
     """Print the score of `what` (a split or a file) to stdout."""
     score = found.score
-    windows = f"windows slide by {stride} tokens" if stride else "consecutive windows"
-    windows += f", with the last {recent:,} tokens" if recent else ""
     ppl = f"{score.perplexity:.2f}" if math.isfinite(score.perplexity) else "infinite"
     what = one_line(what) + format.parts_alone(score.n_answers, score.n_documents)
     lines = [
         f"run     {one_line(found.run.name)}, {format.checkpoint(found.ckpt, found.step)}",
-        f"text    {what}: {score.n_chars:,} characters, {score.n_tokens:,} tokens; {windows}",
+        f"text    {what}: {score.n_chars:,} characters, {score.n_tokens:,} tokens; {format.windows(stride, recent)}",
         f"score   {score.nats_per_char:.4f} nats per character (95 %: {format.interval(score.ci95)})",
         f"        {score.nats_per_token:.4f} nats per token; {score.bits_per_byte:.4f} bits per byte; perplexity {ppl} per token",
     ]

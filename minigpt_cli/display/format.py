@@ -100,6 +100,12 @@ def ago(created_at: str) -> str:
     raise AssertionError("unreachable")
 
 
+def windows(stride: int, recent: int) -> str:
+    """How a text was read to be scored."""
+    read = f"windows slide by {stride} tokens" if stride else "consecutive windows"
+    return read + (f", with the last {recent:,} tokens" if recent else "")
+
+
 def parts_alone(n_answers: int | None, n_documents: int | None) -> str:
     """What follows the name of conversations of which the answers are scored, or of documents; empty for one text."""
     if n_documents is not None:

@@ -64,6 +64,15 @@ def test_scores_are_those_of_eval(cli, four: Path) -> None:
     assert len(document["pairs"]) == 3
 
 
+def test_another_way_of_reading_is_said_with_the_scores(cli, four: Path) -> None:
+    usual, recent = (cli("compare", "first", "fit", *flags).out.splitlines()[0] for flags in ([], ["--stride", "8", "--recent", "40"]))
+    assert "windows" not in usual
+    assert recent == f"{usual}; windows slide by 8 tokens, with the last 40 tokens"
+    scored = [cli("eval", "first", "--recent", n, "--json").json for n in ("0", "40")]
+    assert [one["recent"] for one in scored] == [0, 40]
+    assert scored[0]["nats_per_char"] != scored[1]["nats_per_char"]
+
+
 def test_groups_of_seeds_speak_of_recipes(cli, four: Path) -> None:
     by_name = cli("compare", "f*", "bpe-*", "--json").json
     by_config = cli("compare", "*", "--group-by", "config", "--json").json
