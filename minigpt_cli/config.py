@@ -332,6 +332,24 @@ class LoraConfig(Frozen):
         return self
 
 
+_TAUGHT_BY = r"^([0-9]{1,15}:[0-9]{1,15}:[0-9]{1,15}( [^;]*)?(;|$))*$"
+
+
+class DistilConfig(Frozen):
+    """What a run learns from models that are trained before it (distillation)."""
+
+    teachers: int = Field(0, ge=0, le=8)
+    """Models trained first, one after another with the same settings; each learns from the text and from the one before, and the run from
+    the last of them."""
+    teacher_share: float = Field(0.7, ge=0, le=1)
+    """Share of the loss that is what the teacher expects; the rest is what the text says. Used with --teachers."""
+    teacher_time: float = Field(0.45, gt=0, lt=1)
+    """Share of --time-budget that the teachers may take; what they leave is the run's. Used with --teachers."""
+    taught_by: str = Field("", max_length=8 * CHANGES_LIMIT, pattern=_TAUGHT_BY, json_schema_extra={"flag": False})
+    """Of each teacher, the first one first, with ; between: its steps, the steps between its evaluations and their batches, as
+    STEPS:EVERY:BATCHES, and its resume_changes; written by minigpt, so that the run can be repeated."""
+
+
 class RunConfig(Frozen):
     """Everything that a run depends on; `config.json` holds it, resolved."""
 
@@ -342,6 +360,7 @@ class RunConfig(Frozen):
     eval: EvalConfig = EvalConfig()
     compute: ComputeConfig = ComputeConfig()
     lora: LoraConfig = LoraConfig()
+    distil: DistilConfig = DistilConfig()
     seed: int = Field(1337, ge=0, lt=1 << 63)
     """Seed of initial weights, batches and dropout."""
     resume_changes: str = Field("", max_length=CHANGES_LIMIT, json_schema_extra={"flag": False})
@@ -369,3 +388,9 @@ def leaves(config: RunConfig) -> dict[str, Any]:
         else:
             flat[section] = value
     return flat
+
+
+def changed(before: RunConfig, after: RunConfig) -> dict[str, Any]:
+    """The settings that differ, by dotted name, with their values before."""
+    now = leaves(after)
+    return {name: value for name, value in leaves(before).items() if value != now[name]}

@@ -20,6 +20,7 @@ PANELS = {
     "eval": "Evaluation and stopping",
     "compute": "Computation",
     "lora": "Fine-tuning",
+    "distil": "Distillation",
     "": "Run",
 }
 DEFAULT_ARCH = ModernConfig.model_fields["arch"].default

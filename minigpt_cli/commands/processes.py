@@ -17,6 +17,7 @@ import typer
 
 from minigpt_cli.commands.init_from import Origin, weights_to_resume
 from minigpt_cli.commands.signals import StopSignals
+from minigpt_cli.commands.teaching import teacher_of
 from minigpt_cli.config import RunConfig
 from minigpt_cli.display import waiting
 from minigpt_cli.errors import Interrupted, RunDamaged, UsageError
@@ -68,7 +69,9 @@ def prepared(
     folder, changes = world.lead(lambda: begin(config))
     notices = [*(changes.notices if changes else []), *notices, *(start.notices if start else [])]
     inexact = changes.inexact if changes else []
-    return Job(Run(folder), changes.config if changes else config, dataset, world, start, point, inexact, notices, announced.begun)
+    run, config = Run(folder), changes.config if changes else config
+    teacher = world.each(lambda: teacher_of(run, config))
+    return Job(run, config, dataset, world, start, teacher, point, inexact, notices, announced.begun)
 
 
 def _start_weights(announced: Announcement, config: RunConfig, dataset: Dataset, point: ResumePoint | None) -> StartWeights | None:

@@ -17,6 +17,7 @@ from typing import Any
 
 from minigpt_cli.commands.config_fields import Setting, settings, show_value
 from minigpt_cli.commands.config_sources import Resolved, override, resolve
+from minigpt_cli.commands.teaching import has_begun
 from minigpt_cli.commands.train_run import Context, Outcome, outcome_of, train_new, train_on
 from minigpt_cli.config import RunConfig
 from minigpt_cli.display import console
@@ -245,7 +246,7 @@ def _train_or_resume(context: Context, group: str, name: str, wanted: Resolved) 
             return None
         if record.stop_reason is StopReason.DIVERGED:
             raise MiniGPTError("the run diverged in an earlier session: remove it to try again")
-        if record.files:
+        if has_begun(run):
             return outcome_of(train_on(context, run, lambda saved: override(saved, {})))
     context.store.remove(run)  # it was killed before its first save
     return outcome_of(train_new(context, wanted, name, group))

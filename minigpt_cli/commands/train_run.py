@@ -17,7 +17,8 @@ from minigpt_cli.commands.processes import Announcement, prepared
 from minigpt_cli.commands.provenance import new_record
 from minigpt_cli.commands.samples import resume_command
 from minigpt_cli.commands.signals import StopSignals
-from minigpt_cli.config import DataConfig, RunConfig, leaves
+from minigpt_cli.commands.teaching import TEACHER, base_of, check_teachers, has_begun, learns_from, taught, teacher_config
+from minigpt_cli.config import DataConfig, RunConfig, changed
 from minigpt_cli.display import console
 from minigpt_cli.display.group_screen import Standings
 from minigpt_cli.display.live_training import TrainingView, training_view
@@ -25,6 +26,7 @@ from minigpt_cli.display.reading import reading_report
 from minigpt_cli.display.tracking import check_trackers, tracking
 from minigpt_cli.errors import Interrupted, MiniGPTError, UsageError
 from minigpt_cli.events import Event, Scoring, Stopped, StopReason
+from minigpt_cli.runstore import replay
 from minigpt_cli.runstore.directory import Run
 from minigpt_cli.runstore.store import RunStore, check_name
 
@@ -118,37 +120,102 @@ def train_new(context: Context, wanted: Resolved, name: str | None = None, group
         raise UsageError(f"run {name!r} exists already in {store.dir}: choose another --name, or --resume {name}")
     check_adapters(config, origin)
     check_vocabulary(wanted, origin)
+    check_teachers(config, context.processes().size, started_elsewhere=origin is not None)
     choose_device(config.compute.device)
     with ExitStack() as stack:
-        signals, world = stack.enter_context(StopSignals()), context.processes()
+        signals = stack.enter_context(StopSignals())
 
-        def begin(resolved: RunConfig) -> tuple[Path, None]:
-            run = stack.enter_context(store.new_run(name, resolved.model.arch))
-            _write_new(run, wanted, resolved, context, group)
-            return run.dir, None
+        def new(planned: RunConfig) -> Run:
+            run = stack.enter_context(store.new_run(name, planned.model.arch))
+            _write_new(run, context, wanted.config, planned, wanted.preset, group, **left_open(context, wanted))
+            return run
 
         dataset = context.asked_dataset(wanted)
         config = config.changed(data=dict(dataset.cleaned))  # of prepared tokens: prompts are to be read like their text
         context.datasets[config.data] = dataset
         config, why = planned(context, wanted, config, dataset)
-        dataset = context.dataset(config.data)  # in the tokens of the plan
-        timed = begun if config.optim.max_steps == 0 else None
-        announced = Announcement(config, dataset.dir, dataset.key, origin, origin.base() if origin else None, begun=timed)
-        with world.announced(announced):
-            job = prepared(announced, world, lambda: (dataset, None), begin)
-            return (yield from _fit(replace(job, notices=[*wanted.notices, *why, *job.notices]), signals, context))
+        context.dataset(config.data)  # in the tokens of the plan
+        notices = [*wanted.notices, *why]
+        if config.distil.teachers:
+            return (yield from _train_taught(context, new(config), config, signals, notices, begun))
+        return (yield from _train_from_start(context, config, signals, notices, begun, new))
 
 
-def _write_new(run: Run, wanted: Resolved, planned: RunConfig, context: Context, group: str | None) -> None:
-    """Write the files of a run that exist before step 0."""
+def _train_from_start(
+    context: Context, config: RunConfig, signals: StopSignals, notices: list[str], begun: float, begin: Callable[[RunConfig], Run]
+) -> Training:
+    """Train a run from step 0; `begin` gives its folder, made or completed for the resolved configuration."""
+    origin, world, dataset = context.origin, context.processes(), context.dataset(config.data)
+    timed = begun if config.optim.max_steps == 0 else None
+    announced = Announcement(config, dataset.dir, dataset.key, origin, origin.base() if origin else None, begun=timed)
+    with world.announced(announced):
+        job = prepared(announced, world, lambda: (dataset, None), lambda resolved: (begin(resolved).dir, None))
+        return (yield from _fit(replace(job, notices=[*notices, *job.notices]), signals, context))
+
+
+def _train_taught(context: Context, run: Run, config: RunConfig, signals: StopSignals, notices: list[str], begun: float) -> Training:
+    """Train the teacher of a new run, or what is left of it, and then the run."""
+    try:
+        signal_number = yield from _train_teacher(context, run, config, notices)
+    except BaseException as error:
+        _record_failure(run, error)
+        raise
+    if signal_number is not None:
+        reason = StopReason.INTERRUPTED_KEYBOARD if signal_number == signal.SIGINT else StopReason.TERMINATED
+        record = run.write_record(run.refresh().record.model_copy(update={"status": reason.status, "stop_reason": reason}))
+        return Outcome(run.refresh(), replay.stopped(record, reason), signal_number)
+
+    def complete(resolved: RunConfig) -> Run:
+        run.write_config(resolved)
+        record = run.refresh().record
+        opened = (record.left_open or {}) | changed(config, resolved)
+        run.write_record(record.model_copy(update={"left_open": opened, "teacher": base_of(run)}))
+        return run
+
+    return (yield from _train_from_start(context, taught(run, config), signals, [learns_from(run)], begun, complete))
+
+
+def _train_teacher(context: Context, run: Run, config: RunConfig, notices: list[str]) -> Generator[Event, None, int | None]:
+    """Train the teacher of `run`, in its folder, unless it is finished. Returns the signal that ended it."""
+    folder, teacher = RunStore(run.dir), Run(run.file(TEACHER))
+    if has_begun(teacher) and teacher.record.status == "finished":
+        return None
+    context = replace(context, store=folder, log=(), watch=None)
+    if has_begun(teacher):
+        training = train_on(context, teacher, lambda saved: saved)
+    else:
+        if teacher.dir.exists():
+            folder.remove(teacher)  # it was killed before its first save
+        training = _train_new_teacher(context, teacher_config(config), [*notices, f"{run.name} will learn from this model"])
+    try:
+        return (yield from training).signal_number
+    except Interrupted as error:
+        raise Interrupted(f"stopped at once: {resume_command(run)}", error.signal_number) from None
+
+
+def _train_new_teacher(context: Context, config: RunConfig, notices: list[str]) -> Training:
+    begun = time.perf_counter()
+    with ExitStack() as stack:
+        signals = stack.enter_context(StopSignals())
+
+        def new(planned: RunConfig) -> Run:
+            run = stack.enter_context(context.store.new_run(TEACHER))
+            _write_new(run, context, config, planned)
+            return run
+
+        if config.distil.teachers:
+            return (yield from _train_taught(context, new(config), config, signals, notices, begun))
+        return (yield from _train_from_start(context, config, signals, notices, begun, new))
+
+
+def _write_new(
+    run: Run, context: Context, wanted: RunConfig, planned: RunConfig, preset: str | None = None, group: str | None = None, **left: str
+) -> None:
+    """Write the files of a run that exist before step 0; `left`: the settings that were left to a plan."""
     run.write_config(planned)
     run.write_tokenizer(context.dataset(planned.data).tokenizer.to_json())
-    asked, resolved = leaves(wanted.config), leaves(planned)
-    update = {
-        "base": context.origin.base() if context.origin else None,
-        "left_open": {name: value for name, value in asked.items() if value != resolved[name]} | left_open(context, wanted),
-    }
-    run.write_record(new_record(run.name, preset=wanted.preset, group=group).model_copy(update=update))
+    update = {"base": context.origin.base() if context.origin else None, "left_open": changed(wanted, planned) | left}
+    run.write_record(new_record(run.name, preset=preset, group=group).model_copy(update=update))
 
 
 def train_on(context: Context, run: Run, change: Callable[[RunConfig], RunConfig]) -> Training:
@@ -161,6 +228,8 @@ def train_on(context: Context, run: Run, change: Callable[[RunConfig], RunConfig
     with ExitStack() as stack:
         signals, world = stack.enter_context(StopSignals()), context.processes()
         stack.enter_context(context.store.lock(run))
+        if not run.record.files and has_begun(run):
+            return (yield from _go_on_teaching(context, run, change, signals))
         point = checkpoints.load_resume(run)
         saved, _ = resuming.on_processes(point.config, point.record.world_size, world.size)
         wanted = change(saved)
@@ -170,6 +239,16 @@ def train_on(context: Context, run: Run, change: Callable[[RunConfig], RunConfig
         with world.announced(announced):
             find, begin = (lambda: (dataset, point)), (lambda planned: (run.dir, resuming.changes(point, planned, world.size)))
             return (yield from _fit(prepared(announced, world, find, begin), signals, context))
+
+
+def _go_on_teaching(context: Context, run: Run, change: Callable[[RunConfig], RunConfig], signals: StopSignals) -> Training:
+    """Continue a run whose teacher is not finished, or that has not begun itself. Raises UsageError for a change."""
+    config = run.config
+    if change(config) != config:
+        raise UsageError(f"the teachers of {run.name!r} are not finished, and nothing can be changed before: leave out the settings")
+    context.dataset(config.data, again=True)
+    begun = time.perf_counter() - config.distil.teacher_time * config.optim.time_budget
+    return (yield from _train_taught(context, run, config, signals, [], begun))
 
 
 def _data_to_resume(context: Context, point: ResumePoint) -> Dataset:
@@ -264,7 +343,7 @@ def _record_failure(run: Run, error: BaseException) -> None:
         record = run.refresh().record
         if record.status != "running":
             return
-        if not record.files:
+        if not record.files and not run.file(TEACHER).is_dir():
             run.file("run.json").unlink(missing_ok=True)  # new_run removes a directory without a record
             return
         reason = StopReason.FAILED

@@ -116,7 +116,7 @@ class FileRecord(_Record):
 
 
 class Base(_Record):
-    """The run or file whose weights this run started from."""
+    """A model that this run started from or learns from, by its name and the hash of its weights."""
 
     run: Line
     sha256: Line
@@ -173,6 +173,8 @@ class RunRecord(_Record):
     """The settings that auto, 0 or a time budget left open, by dotted name, as they were given; config.json has their final values.
     None: a run from before this was recorded."""
     base: Base | None = None
+    teacher: Base | None = None
+    """The model that the run learns from beside the text, in its own folder."""
     files: dict[Line, FileRecord] = Field({}, max_length=100)
     """The generation of files that this record belongs to."""
     kept: dict[Line, FileRecord] = Field({}, max_length=KEPT_LIMIT)

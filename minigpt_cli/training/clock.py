@@ -23,7 +23,7 @@ _SMOOTHED = 0.03  # of the budget: the time over which speed is averaged
 _SMOOTHED_S = 2.0  # at least: first steps are slow
 _TOLERANCE = 0.02  # of the budget: an end that is off by less changes nothing once the rate falls
 _SCHEDULES = ("wsd", "constant")  # those whose rate does not depend on the number of steps from the beginning
-_LEAST = 0.5  # of the budget: what is left for training however long the start took
+_LEAST = 0.5  # of the budget without the teachers' share: what is left for training however long the start took
 
 
 def most_steps(config: RunConfig, dataset: Dataset, world: World) -> int:
@@ -32,20 +32,22 @@ def most_steps(config: RunConfig, dataset: Dataset, world: World) -> int:
     return max(1, int(LAW.enough_tokens(training) / training.step_tokens))
 
 
-def left_s(budget_s: float, begun: float | None) -> float:
-    """Seconds of a budget that are left for training when training begins; all of them where it begins only now."""
-    return budget_s if begun is None else max(_LEAST * budget_s, begun + budget_s - time.perf_counter())
+def left_s(config: RunConfig, begun: float | None) -> float:
+    """Seconds of the time budget that are left for training when training begins; where it begins only now, all but the teachers'."""
+    budget_s = config.optim.time_budget
+    own_s = budget_s * (1 - config.distil.teacher_time) if config.distil.teachers else budget_s
+    return own_s if begun is None else max(_LEAST * own_s, begun + budget_s - time.perf_counter())
 
 
 class Clock:
     """When a run with a time budget has to be done, and the number of steps that fit."""
 
-    def __init__(self, optim: OptimConfig, begun: float, most_steps: int) -> None:
+    def __init__(self, config: RunConfig, begun: float, most_steps: int) -> None:
         """`begun`: when the budget began, by time.perf_counter; `most_steps`: never plan more. Make it when training begins."""
-        self._budget_s, self._most_steps = optim.time_budget, most_steps
-        left = left_s(optim.time_budget, begun)
+        self._budget_s, self._most_steps = config.optim.time_budget, most_steps
+        left = left_s(config, begun)
         self._deadline = time.perf_counter() + left
-        self._step_s = left / optim.max_steps  # as planned
+        self._step_s = left / config.optim.max_steps  # as planned
         self.evaluation_s = 0.0  # of the last evaluation
 
     def observe(self, steps: int, seconds: float) -> None:

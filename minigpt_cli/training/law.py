@@ -40,6 +40,7 @@ class Training(NamedTuple):
     chars_per_token: float = 1.0
     gain: float = 1.0  # of the tokens over characters, by counted bigrams (vocabularies.py)
     window: float = 128.0  # tokens
+    teachers: int = 0  # before it
 
     @classmethod
     def of(cls, config: RunConfig, text: Text, processes: int = 1) -> Training:
@@ -48,7 +49,7 @@ class Training(NamedTuple):
         step_tokens = config.optim.windows * processes * model.block_size
         dropout = getattr(model, "dropout", 0.0)
         cut = text.train_tokens, text.vocab_size, text.chars_per_token, text.gain
-        return cls(weights(model), 0.0, step_tokens, dropout, *cut, model.block_size)
+        return cls(weights(model), 0.0, step_tokens, dropout, *cut, model.block_size, config.distil.teachers)
 
 
 class Law(NamedTuple):
@@ -66,6 +67,7 @@ class Law(NamedTuple):
     passes: float = 6.26  # after which a pass is worth little, for as many weights as the text has tokens
     passes_power: float = 0.312  # by which that number falls with the weights for each token
     passes_dropout: float = 1.22  # by which dropout raises it (exponent)
+    passes_teachers: float = 0.65  # by which teachers raise it (power of one more than there are)
     dropout: float = 2.76  # by which dropout slows learning down (exponent)
     packed: float = 0.85  # c: by which what is lost falls with the gain of the tokens
     sparse: float = 5.25  # D: nats per character for as many tokens in the vocabulary as in the training text
@@ -82,8 +84,8 @@ class Law(NamedTuple):
 
     def enough_tokens(self, t: Training) -> float:
         """The tokens after which this training has learned the text by heart and nothing more, at least those of 250 steps. Tokens of
-        several characters are learned by heart in fewer passes."""
-        more = self.by_heart * pow(t.text_tokens / t.size, self.by_heart_power) * exp(self.passes_dropout * t.dropout)
+        several characters are learned by heart in fewer passes; what teachers expect cannot be learned by heart so soon."""
+        more = self.by_heart * pow(t.text_tokens / t.size, self.by_heart_power) * exp(self.passes_dropout * t.dropout) * (1 + t.teachers)
         return max((1 + more) / max(1.0, pow(t.chars_per_token, 0.75)) * t.text_tokens, 250 * t.step_tokens)
 
     def _seen(self, t: Training) -> float:
@@ -99,7 +101,8 @@ class Law(NamedTuple):
         return min(t.tokens, t.text_tokens) + t.text_tokens * lasting * (1 - exp(-more / lasting))
 
     def _lasting(self, t: Training) -> float:
-        return self.passes * pow(t.text_tokens / t.size, self.passes_power) * exp(self.passes_dropout * t.dropout) / t.gain
+        lasting = self.passes * pow(t.text_tokens / t.size, self.passes_power) * exp(self.passes_dropout * t.dropout) / t.gain
+        return lasting * pow(1 + t.teachers, self.passes_teachers)
 
 
 LAW = Law()

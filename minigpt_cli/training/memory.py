@@ -46,7 +46,7 @@ def measure(config: RunConfig, vocab_size: int) -> Need:
     state = TrainingState(quiet, vocab_size, torch.device("cpu"), end_of_text=0 if config.data.document_mask else None)
     one, two = (_kept_bytes(state, n, config.model.block_size) for n in (1, 2))
     n_params = sum(p.numel() for p in state.model.parameters())
-    copies = 2 + bool(config.optim.ema)  # weights, gradients, average
+    copies = 2 + bool(config.optim.ema) + bool(config.distil.teachers)  # weights, gradients, average, teacher
     return Need(fixed=4 * n_params * copies + state.optimizer.state_bytes + _WORKSPACE, per_window=int((two - one) * _TEMPORARIES))
 
 

@@ -48,6 +48,10 @@ _WIDE = 384  # from here on heads are of 64
 TRAINED_SHARE = 0.92  # of the budget; the rest goes to evaluations, to measuring, and to what the speed differs from the estimate
 _MEASURED_SHARE = 0.03  # of the budget, at most
 _FEWEST_STEPS = 200  # for fewer the law was seen to be wrong by a tenth of a nat
+_TEACHERS = range(4)
+_TAUGHT = 1.15  # seconds of a step that asks a teacher, for each of one that does not
+_BETWEEN_S = 2.0  # seconds: the final score of a teacher, and the start of the next
+_LEAST_TEACHING = 0.7  # of the tokens that would be enough for a teacher; one that has read less teaches little
 _NEARLY = 0.002  # nats per character
 _LEAST_VAL_WINDOWS = 16
 _COPIES = 6  # of the weights while training: gradients, optimizer, average, and what is passing
@@ -70,6 +74,7 @@ class _Candidate(NamedTuple):
     training: Training
     tokens_per_s: float
     nats_per_char: float
+    can_teach: bool  # whether each of its teachers, if any, learns enough to teach
 
     @property
     def passes(self) -> float:
@@ -104,10 +109,14 @@ def best(config: RunConfig, given: Collection[str], texts: Sequence[Text], machi
     if not configs:  # the planner says later what does not fit
         return Plan(config, [])
     candidates = [_candidate(c, text, machine) for c, text in configs]
+    candidates = [c for c in candidates if c.can_teach] or candidates  # where so many teachers were asked for
     steps = min(_FEWEST_STEPS, max(c.steps for c in candidates))  # where nothing fits so often: as many as fit
     candidates = [c for c in candidates if c.steps >= steps]
     least = min(c.nats_per_char for c in candidates)
-    chosen = min((c for c in candidates if c.nats_per_char <= least + _NEARLY), key=lambda c: (max(1.0, c.passes), c.training.size))
+    chosen = min(
+        (c for c in candidates if c.nats_per_char <= least + _NEARLY),
+        key=lambda c: (c.training.teachers, max(1.0, c.passes), c.training.size),
+    )
     return Plan(chosen.config, _why(chosen))
 
 
@@ -125,14 +134,17 @@ def _configs(config: RunConfig, given: Collection[str], text: Text, size: int) -
     blocks = choices("block_size", model.block_size, [b for b in BLOCKS if b <= longest] or BLOCKS[:1])
     batches = choices("batch_size", optim.batch_size, BATCHES)
     dropouts = choices("dropout", getattr(model, "dropout", 0.0), DROPOUTS)
+    teachers = choices("teachers", config.distil.teachers, _TEACHERS)
     fewest = min(_FEWEST_STEP_TOKENS, text.train_tokens / _FEWEST_PASS_STEPS)
     for shape in _shapes(model, given, text, size):
         rates = {name: value for name, value in learning_rates(shape["n_embd"]).items() if name not in given}
-        for block, batch, dropout in product(blocks, batches, dropouts):
+        for block, batch, dropout, n_teachers in product(blocks, batches, dropouts, teachers):
             if block * batch < fewest and batch != batches[-1] and "block_size" not in given:
                 continue
             planned = model.model_copy(update={**shape, "block_size": block, "dropout": dropout})
-            yield config.model_copy(update={"model": planned}).changed(data=data, optim={"batch_size": batch, **rates})
+            yield config.model_copy(update={"model": planned}).changed(
+                data=data, optim={"batch_size": batch, **rates}, distil={"teachers": n_teachers}
+            )
 
 
 def _shapes(model: Any, given: Collection[str], text: Text, size: int) -> list[dict[str, int]]:
@@ -172,13 +184,23 @@ def _bytes(config: RunConfig, vocab_size: int) -> int:
 
 def _candidate(config: RunConfig, text: Text, machine: Machine) -> _Candidate:
     """The training of `config` for its time budget, or for as long as it learns something."""
-    training = Training.of(config, text)
     work = Work.of(config.model, config.optim.windows, text.vocab_size)  # type: ignore[arg-type]
+    training = Training.of(config, text)
     tokens_per_s = training.step_tokens / machine.step_s(work)
     seconds = TRAINED_SHARE * config.optim.time_budget - text.prepared_s
-    fitting = min(seconds * tokens_per_s, LAW.enough_tokens(training))
-    training = training._replace(tokens=max(1.0, fitting))
-    return _Candidate(config, text, training, tokens_per_s, LAW.nats_per_char(training))
+    *teachers, (training, _) = _chain(training, seconds, tokens_per_s, config.distil.teacher_time)
+    can_teach = all(teacher.tokens >= _LEAST_TEACHING * LAW.enough_tokens(teacher) for teacher, _ in teachers)
+    return _Candidate(config, text, training, tokens_per_s, LAW.nats_per_char(training), can_teach)
+
+
+def _chain(training: Training, seconds: float, tokens_per_s: float, teacher_time: float) -> list[tuple[Training, float]]:
+    """Teachers and run with the tokens that each reads in `seconds` for all, and the seconds that are over when it ends."""
+    done, used = [], 0.0
+    if training.teachers:
+        done = _chain(training._replace(teachers=training.teachers - 1), teacher_time * seconds, tokens_per_s, teacher_time)
+        used, tokens_per_s = done[-1][1] + _BETWEEN_S, tokens_per_s / _TAUGHT
+    tokens = max(1.0, min((seconds - used) * tokens_per_s, LAW.enough_tokens(training)))
+    return [*done, (training._replace(tokens=tokens), used + tokens / tokens_per_s)]
 
 
 def _why(chosen: _Candidate) -> list[str]:
@@ -192,13 +214,15 @@ def _why(chosen: _Candidate) -> list[str]:
         f"{n_tokens} tokens" if chosen.text.tokenizer != "bpe" else f"{n_tokens} byte pairs of {chosen.text.chars_per_token:.1f} characters"
     )
     dropout = f"dropout {model.dropout:g}, because" if model.dropout else "no dropout:"
-    budget = _time(chosen.config.optim.time_budget)
+    budget, teachers = _time(chosen.config.optim.time_budget), chosen.training.teachers
+    taught = [f"plan: {_number(teachers, 'model')} trained first, each to teach the next: alone it would know this text by heart too soon"]
     return [
         f"plan: {size} parameters, {_number(model.n_layer, 'layer')}, {model.n_embd} wide: expected to learn most within {budget}, "
         f"at about {_count(chosen.tokens_per_s)} tokens/s",
         f"plan: {dropout} this text of {tokens} is read {read}",
         f"plan: batches of {_number(chosen.config.optim.batch_size, 'window')} of {model.block_size} tokens: smaller ones learn more "
         "from a text, larger ones are faster",
+        *(taught if teachers else []),
     ]
 
 

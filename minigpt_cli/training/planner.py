@@ -158,6 +158,8 @@ def _check_sharding(config: RunConfig, world: World) -> None:
         raise UsageError(f"--fsdp splits every matrix, and --optimizer {config.optim.optimizer} needs them whole: add --optimizer adamw")
     if config.optim.ema:
         raise UsageError("--fsdp keeps no average of the weights: add --ema 0")
+    if config.distil.teachers:
+        raise UsageError("--fsdp splits a model that is too large for one device, and a teacher stays whole: leave out --teachers")
     if config.eval.sample_prompt or config.eval.sample_every not in ("auto", 0):
         raise UsageError("--fsdp splits every matrix, and samples need them whole: leave out --sample-every and --sample-prompt")
 
@@ -297,7 +299,7 @@ def _choose_steps(
     notices: list[str] = []
     evaluations = _EVALUATIONS
     if speed is not None:
-        budget = left_s(config.optim.time_budget, begun)
+        budget = left_s(config, begun)
         config, speed, notices = _sampled_evaluations(config, dataset, speed, budget)
         evaluations = int(min(_EVALUATIONS, max(_FEWEST_EVALUATIONS, budget * _EVALUATION_SHARE / max(1e-6, speed.evaluation_s))))
         if config.eval.eval_every:

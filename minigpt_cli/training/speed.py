@@ -9,6 +9,7 @@ from typing import NamedTuple
 from minigpt_cli.config import RunConfig
 from minigpt_cli.data.dataset import Dataset
 from minigpt_cli.data.parts import masked_after
+from minigpt_cli.models.contract import build_model
 from minigpt_cli.training import memory
 from minigpt_cli.training.device_batches import DeviceBatches
 from minigpt_cli.training.distributed import World
@@ -34,7 +35,9 @@ def measure_speed(config: RunConfig, dataset: Dataset, world: World) -> Speed:
     scratch = config.changed(optim={"max_steps": config.optim.max_steps or 1_000_000}, eval={"eval_iters": config.eval.eval_iters or 2})
     with memory.explained_out_of_memory(config):
         end = masked_after(config.data, dataset.tokenizer)
-        state = TrainingState(scratch, dataset.tokenizer.vocab_size, device, world, end_of_text=end)
+        vocab_size = dataset.tokenizer.vocab_size
+        teacher = build_model(config.model, vocab_size, seed=0) if config.distil.teachers else None  # as fast as the real one
+        state = TrainingState(scratch, vocab_size, device, world, end_of_text=end, teacher=teacher)
         batches = DeviceBatches(scratch, dataset, device, world)
         times: list[float] = []
         begun = time.perf_counter()

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from pydantic import BaseModel
 from torch import Tensor, nn
 
@@ -28,6 +29,7 @@ from minigpt_cli.training.schedules import lr_factor
 BatchSource = Callable[[int, int], tuple[Tensor, Tensor]]
 """(step, micro) → x, y of shape (B, T)."""
 
+_Loss = Callable[..., tuple[Tensor, Tensor]]
 _DROPOUT_STREAM = 0x5EED  # makes the dropout stream different from the stream that drew the weights
 
 
@@ -67,6 +69,7 @@ class TrainingState:
         world: World | None = None,
         start: StartWeights | None = None,
         end_of_text: int | None = None,  # with --document-mask
+        teacher: nn.Module | None = None,  # with --teachers
     ) -> None:
         self.config, self.device, self.world = config, device, world or World()
         model = build_model(config.model, vocab_size, config.seed)
@@ -79,6 +82,7 @@ class TrainingState:
         if config.lora.quantize_base != "off":
             quantized.quantize_base(model, config.lora.quantize_base)
         self.model = self._prepare(model)
+        self._teacher = None if teacher is None else self._placed(teacher).eval().requires_grad_(False)
         self._experts = [block.moe for block in getattr(self.model, "blocks", []) if hasattr(block, "moe")]
         self.optimizer = build_optimizer(self.model, config.optim, fast_bf16=config.compute.precision == "bf16")
         self.scaler = precision.LossScaler(config.compute.precision, device)
@@ -87,11 +91,11 @@ class TrainingState:
         self.refused_in_a_row = torch.zeros((), device=device)
         self._balanced = getattr(config.model, "moe_balance", None) == "bias"
         self._forward: nn.Module = self.model if config.compute.fsdp else distributed.replicate(self.model, self.world, device)
-        self._loss = self._compiled() if config.compute.compile == "on" else _loss
+        self._loss: _Loss = self._compiled() if config.compute.compile == "on" else _loss
         self.recompiled = False  # after the first step, so that the compiled code depends on the steps before
         self._graphs: int | None = None  # compiled by the end of the last step
 
-    def _compiled(self) -> Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, Tensor]]:
+    def _compiled(self) -> _Loss:
         """The loss, compiled for one shape, so that the compiled code depends only on the configuration.
 
         After eight compilations of a function torch runs it as plain Python, without an error. So earlier compilations in this process
@@ -105,15 +109,13 @@ class TrainingState:
     def _prepare(self, model: nn.Module) -> nn.Module:
         if self.device.type == "cpu":
             keep_freed_memory()
-        model = model.to(self.device).train()
+        model = self._placed(model).train()
         seed, compute = self.config.seed ^ _DROPOUT_STREAM + self.world.rank, self.config.compute
         self.dropout_generator = torch.Generator(self.device).manual_seed(seed)
         # torch's fused attention and compiled dropout can only use the default generator.
         self._generators = {"dropout": self.dropout_generator, "default": _default_generator(self.device).manual_seed(seed)}
         if self.device.type != "cpu":
             self._generators["host"] = torch.default_generator.manual_seed(seed)
-        install(model, compute.attention)
-        model.compute_dtype = precision.DTYPES[compute.precision]  # type: ignore[assignment]
         # Compiled code draws from the default generator, so then all dropout does.
         set_dropout_generator(model, None if compute.compile == "on" else self.dropout_generator)
         if compute.grad_checkpoint:
@@ -122,6 +124,19 @@ class TrainingState:
             return model
         return distributed.shard(model)
 
+    def _placed(self, model: nn.Module) -> nn.Module:
+        """`model` on the device, as fast as the run wants it."""
+        compute = self.config.compute
+        model.compute_dtype = precision.DTYPES[compute.precision]  # type: ignore[assignment]
+        return install(model.to(self.device), compute.attention)
+
+    def _expected(self, x: Tensor) -> tuple[()] | tuple[Tensor, float]:
+        """What the teacher expects after each token of x (B, T), as probabilities (B, T, V), and its share of the loss; () without one."""
+        if self._teacher is None:
+            return ()
+        with torch.no_grad():
+            return torch.softmax(self._teacher(x).logits.float(), -1), self.config.distil.teacher_share
+
     def step(self, number: int, batch: BatchSource) -> StepResult:
         """One optimizer step on global batch `number`; refused, without any change, if the loss or a gradient is not finite."""
         optim = self.config.optim
@@ -129,7 +144,7 @@ class TrainingState:
         for micro in range(optim.grad_accum):
             x, y = batch(number, micro)
             with distributed.without_averaging(self._forward, last=micro == optim.grad_accum - 1):
-                nats, aux_loss = self._loss(self._forward, x, y)
+                nats, aux_loss = self._loss(self._forward, x, y, *self._expected(x))
                 torch.autograd.backward((nats + aux_loss) * (self.scaler.scale / optim.grad_accum))
             total += nats.detach() / optim.grad_accum
         total = self.world.mean(total)  # so that all processes refuse a step, or none does
@@ -274,11 +289,16 @@ def _default_generator(device: torch.device) -> torch.Generator:
     return torch.mps._get_default_mps_generator() if device.type == "mps" else torch.default_generator
 
 
-def _loss(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """The cross-entropy in nats per token, and the model's auxiliary loss.
+def _loss(model: nn.Module, x: Tensor, y: Tensor, expected: Tensor | None = None, share: float = 0.0) -> tuple[Tensor, Tensor]:
+    """The cross-entropy in nats per token, and the model's auxiliary loss. With what a teacher expects (B, T, V), that loss also moves
+    `share` of the sum from the text to the teacher (Hinton et al. 2015, "Distilling the Knowledge in a Neural Network").
 
     The caller adds and detaches them: in compiled code a sum with a constant zero is the same tensor as the other summand, and torch 2.13
     then returns the detached one for both outputs.
     """
     output = model(x)
-    return cross_entropy(output.logits.flatten(0, 1), y.flatten()), output.aux_loss
+    logits = output.logits.flatten(0, 1)
+    nats = cross_entropy(logits, y.flatten())
+    if expected is None:
+        return nats, output.aux_loss
+    return nats, output.aux_loss + share * (F.cross_entropy(logits.float(), expected.flatten(0, 1)) - nats)

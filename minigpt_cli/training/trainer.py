@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 from minigpt_cli import checkpoints
 from minigpt_cli.checkpoints import ResumePoint
@@ -60,6 +60,7 @@ class Job:
     dataset: Dataset
     world: World = field(default_factory=World)
     start: StartWeights | None = None
+    teacher: nn.Module | None = None  # with --teachers
     resume: ResumePoint | None = None
     inexact: list[str] = field(default_factory=list)  # why a resumed run is not exact to the bit
     notices: list[str] = field(default_factory=list)
@@ -110,7 +111,7 @@ class _Trainer:
         self.run, self.config, self.dataset, self.world = job.run, job.config, job.dataset, job.world
         self.device = self.world.device(self.config.compute.device)
         end, vocab_size = masked_after(self.config.data, self.dataset.tokenizer), self.dataset.tokenizer.vocab_size
-        self.state = TrainingState(self.config, vocab_size, self.device, self.world, job.start, end)
+        self.state = TrainingState(self.config, vocab_size, self.device, self.world, job.start, end, job.teacher)
         self.batches = DeviceBatches(self.config, self.dataset, self.device, self.world)
         self.evaluator = Evaluator(self.config, self.dataset, self.state)
         self.sampler = Sampler(self.config, self.dataset.tokenizer, self.state, on_screen=job.samples_on_screen)
@@ -123,7 +124,7 @@ class _Trainer:
         self.result: StepResult | None = None
         self.clock: Clock | None = None
         if job.begun is not None:
-            self.clock = Clock(self.config.optim, job.begun, most_steps(self.config, self.dataset, self.world))
+            self.clock = Clock(self.config, job.begun, most_steps(self.config, self.dataset, self.world))
         self.told_steps = self.config.optim.max_steps
         self.new_best: Mapping[str, Tensor] | None = None  # weights that the next save stores as the best
         record = job.resume.record if job.resume else job.run.record

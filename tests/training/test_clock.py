@@ -26,7 +26,7 @@ def trained(
     now, step, rates = 0.0, 0, []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(clock.time, "perf_counter", lambda: now)
-        follow = Clock(config.optim, 0.0, 10**9)
+        follow = Clock(config, 0.0, 10**9)
         while step < config.optim.max_steps:
             begun, first = now, step
             while now - begun < 0.5 and step < config.optim.max_steps:

@@ -136,3 +136,21 @@ def test_every_run_of_a_process_is_compiled() -> None:
         before = graphs["unique_graphs"]
         state("bigram", compute__compile="on").step(0, windows())
         assert graphs["unique_graphs"] > before
+
+
+@pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
+def test_a_teacher_takes_its_share_of_the_loss_and_the_loss_that_is_told_is_that_of_the_text(share: float) -> None:
+    plain = state(model__dropout=0.0)
+    config = plain.config.changed(distil={"teachers": 1, "teacher_share": share})
+    teacher = state(model__dropout=0.0, optim__max_steps=7).model.requires_grad_(True)
+    torch.nn.init.normal_(teacher.get_parameter("head.weight"), generator=torch.Generator().manual_seed(1))
+    made = TrainingState(config, V, torch.device("cpu"), teacher=teacher)
+    x, y = windows()(0, 0)
+    nats, aux_loss = made._loss(made.model, x, y, *made._expected(x))
+    text = torch.nn.functional.cross_entropy(made.model(x).logits.flatten(0, 1), y.flatten())
+    apart = -(teacher(x).logits.softmax(-1) * made.model(x).logits.log_softmax(-1)).sum(-1).mean()
+    assert nats.item() == pytest.approx(text.item(), abs=1e-6)
+    assert (nats + aux_loss).item() == pytest.approx((1 - share) * text.item() + share * apart.item(), abs=1e-5)
+    told = made.step(0, windows()).loss
+    assert told.item() == pytest.approx(text.item(), abs=1e-6)
+    assert all(p.grad is None and not p.requires_grad for p in teacher.parameters())

@@ -1,0 +1,149 @@
+"""train --teachers, as typed: what is trained first, what is learned from it, and how it goes on after an interruption."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from minigpt_cli import checkpoints
+from minigpt_cli.cli import run as minigpt
+from minigpt_cli.runstore.directory import Run
+from minigpt_cli.runstore.store import RunStore
+from minigpt_cli.training.state import TrainingState
+from minigpt_cli.verify import verify
+
+SHAPE = ["--n-layer", "1", "--n-head", "2", "--n-embd", "16", "--block-size", "8", "--batch-size", "4"]
+SMALL = [*SHAPE, "--max-steps", "12", "--eval-every", "4"]
+EXACT = ["--device", "cpu", "--precision", "fp32", "--attention", "plain", "--compile", "off", "--threads", "1", "--seed", "5"]
+TEXT = "the cat sat on a mat and ran to the sea; " * 40
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunStore:
+    monkeypatch.chdir(tmp_path)
+    Path("text.txt").write_text(TEXT)
+    return RunStore()
+
+
+def train(name: str, *flags: str) -> int:
+    return minigpt(["train", "text.txt", "--name", name, *SMALL, *EXACT, *flags])
+
+
+def stop_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Send this process the signal that ends a training once it has taken so many steps, of whatever model."""
+    taken, step = [0], TrainingState.step
+
+    def counted(self: TrainingState, *arguments: object) -> object:
+        taken[0] += 1
+        if taken[0] == steps:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(TrainingState, "step", counted)
+
+
+def weights(run: Run) -> dict[str, torch.Tensor]:
+    return checkpoints.load_tensors(run.file("best.safetensors"))
+
+
+def test_each_teacher_is_a_run_in_the_folder_of_the_one_that_learns_from_it(store: RunStore) -> None:
+    assert train("taught", "--teachers", "2") == 0
+    run = store.find("taught")
+    teacher, first = Run(run.file("teacher")), Run(run.file("teacher") / "teacher")
+    assert [r.config.distil.teachers for r in (run, teacher, first)] == [2, 1, 0]
+    assert len({r.config.seed for r in (run, teacher, first)}) == 3
+    for learner, taught_by in ((run, teacher), (teacher, first)):
+        assert learner.record.teacher is not None
+        assert learner.record.teacher.sha256 == taught_by.record.files["best.safetensors"].sha256
+        assert taught_by.record.status == "finished"
+        assert not [finding for finding in verify(taught_by) if finding.level == "problem"]
+    assert not first.file("teacher").exists()
+    assert [r.name for r in store.runs()] == ["taught"]
+
+
+def test_a_run_with_a_teacher_learns_something_else_than_without(store: RunStore) -> None:
+    assert train("alone") == train("ignoring", "--teachers", "1", "--teacher-share", "0") == train("taught", "--teachers", "1") == 0
+    alone, ignoring, taught = (weights(store.find(name)) for name in ("alone", "ignoring", "taught"))
+    assert all(torch.allclose(alone[n], ignoring[n], atol=1e-5) for n in alone)
+    assert not all(torch.allclose(alone[n], taught[n], atol=1e-3) for n in alone)
+
+
+@pytest.mark.parametrize("steps", [3, 15, 30], ids=["in the first teacher", "in the second", "in the run"])
+def test_wherever_it_is_stopped_it_goes_on_to_the_bit(
+    steps: int, store: RunStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train("whole", "--teachers", "2") == 0
+    with monkeypatch.context() as patch:
+        stop_after(steps, patch)
+        assert train("stopped", "--teachers", "2") == 143
+    assert store.find("stopped").record.status == "interrupted"
+    assert "minigpt train --resume stopped" in capsys.readouterr().out
+    assert minigpt(["train", "--resume", "stopped"]) == 0
+    whole, stopped = (weights(store.find(name)) for name in ("whole", "stopped"))
+    assert all(torch.equal(whole[n], stopped[n]) for n in whole)
+    assert store.find("stopped").record.best == store.find("whole").record.best
+
+
+def test_a_run_goes_on_only_with_the_teacher_that_it_began_with(
+    store: RunStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train("other", "--teachers", "1", "--seed", "6") == 0
+    with monkeypatch.context() as patch:
+        stop_after(20, patch)
+        assert train("stopped", "--teachers", "1") == 143
+    folder = store.find("stopped").file("teacher")
+    shutil.rmtree(folder)
+    assert minigpt(["train", "--resume", "stopped"]) == 1
+    assert f"{folder} is missing" in capsys.readouterr().err
+    shutil.copytree(store.find("other").file("teacher"), folder)
+    assert minigpt(["train", "--resume", "stopped"]) == 1
+    assert "is not the one that run 'stopped' began with" in capsys.readouterr().err
+
+
+def test_settings_cannot_change_before_the_teachers_are_finished(
+    store: RunStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as patch:
+        stop_after(3, patch)
+        assert train("stopped", "--teachers", "1") == 143
+    assert minigpt(["train", "--resume", "stopped", "--max-steps", "30"]) == 2
+    assert "leave out the settings" in capsys.readouterr().err
+
+
+def test_a_sweep_trains_the_teachers_of_each_run_and_goes_on_after_an_interruption(
+    store: RunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["train", "text.txt", "--name", "swept", *SMALL, *EXACT, "--teachers", "1", "--sweep", "teacher_share=0.5,0.9"]
+    with monkeypatch.context() as patch:
+        stop_after(30, patch)  # in the teacher of the second run
+        assert minigpt(command) == 143
+    kept = Run(store.dir / "swept~teacher_share=0.9" / "teacher").record.created_at
+    assert minigpt(command) == 0
+    runs = store.runs()
+    assert [run.config.distil.teacher_share for run in runs] == [0.5, 0.9]
+    assert all(run.record.status == "finished" and run.record.group == "swept" for run in runs)
+    assert Run(runs[1].file("teacher")).record.created_at == kept
+
+
+@pytest.mark.parametrize(("flags", "said"), [(["--init-from", "alone"], "--init-from"), (["--fsdp"], "--fsdp")])
+def test_what_does_not_go_together_is_refused(flags: list[str], said: str, store: RunStore, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train("alone") == 0
+    assert train("refused", "--teachers", "1", *flags) == 2
+    assert said in capsys.readouterr().err
+    assert not (store.dir / "refused").exists()
+
+
+def test_a_run_with_teachers_is_repeated_to_the_bit_from_its_configuration(store: RunStore) -> None:
+    assert minigpt(["train", "text.txt", "--name", "first", *SHAPE, *EXACT, "--time-budget", "6s", "--teachers", "2"]) == 0
+    first = store.find("first")
+    steps = [Run(first.dir / "teacher" / "teacher").config.optim.max_steps, Run(first.dir / "teacher").config.optim.max_steps]
+    assert [int(teacher.split(":")[0]) for teacher in first.config.distil.taught_by.split(";")] == steps
+    assert minigpt(["train", "--config", "runs/first/config.json", "--name", "again"]) == 0
+    ours, theirs = weights(first), weights(store.find("again"))
+    assert all(torch.equal(ours[n], theirs[n]) for n in ours)
+    assert store.find("again").config == first.config
