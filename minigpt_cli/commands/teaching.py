@@ -14,7 +14,7 @@ from minigpt_cli.runstore.records import Base
 from minigpt_cli.runstore.weights import BEST
 
 if TYPE_CHECKING:
-    from torch import nn
+    from minigpt_cli.training.trainer import Teacher
 
 TEACHER = "teacher"  # folder
 _LEVEL = 48  # bits of a seed below those that tell teachers apart
@@ -45,7 +45,7 @@ def teacher_config(config: RunConfig) -> RunConfig:
     return config.changed(
         distil={"teachers": distil.teachers - 1, "taught_by": earlier},
         optim={"max_steps": steps, "time_budget": distil.teacher_time * optim.time_budget},
-        eval={"eval_every": every, "eval_iters": batches, "keep_every": 0},
+        eval={"eval_every": every, "eval_iters": batches, "keep_every": 0, "time_limit": distil.teacher_time * config.eval.time_limit},
     ).model_copy(update={"seed": config.seed ^ (distil.teachers << _LEVEL), "resume_changes": changes})
 
 
@@ -71,15 +71,17 @@ def base_of(run: Run) -> Base:
     return Base(run=TEACHER, sha256=best.sha256)
 
 
-def teacher_of(run: Run, config: RunConfig) -> nn.Module | None:
+def teacher_of(run: Run, config: RunConfig) -> Teacher | None:
     """The model that a run learns from; None for a run without teachers. Raises RunDamaged if it is missing or another one."""
     if not config.distil.teachers:
         return None
     from minigpt_cli import checkpoints
+    from minigpt_cli.training.trainer import Teacher
 
     expected = run.record.teacher
     if not run.file(TEACHER).is_dir():
         raise RunDamaged(f"run {run.name!r} learns from a teacher, and {run.file(TEACHER)} is missing: restore it, or train anew")
     if expected is not None and base_of(run) != expected:
         raise RunDamaged(f"the teacher in {run.file(TEACHER)} is not the one that run {run.name!r} began with: restore it, or train anew")
-    return checkpoints.load(Run(run.file(TEACHER))).model
+    loaded = checkpoints.load(Run(run.file(TEACHER)))
+    return Teacher(loaded.model, loaded.record.tokens_seen, loaded.record.elapsed_s)

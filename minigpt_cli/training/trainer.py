@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor, nn
@@ -51,6 +51,14 @@ ShowWork = Callable[[Scoring | Sampling], None]
 """Called while the model is evaluated or scored or writes a sample, each of which is one step of the generator."""
 
 
+class Teacher(NamedTuple):
+    """A model to learn from, and what its training and that of its own teachers took."""
+
+    model: nn.Module
+    tokens_seen: int
+    elapsed_s: float
+
+
 @dataclass(frozen=True)
 class Job:
     """A training that is ready to start: everything is read, checked and decided."""
@@ -60,7 +68,7 @@ class Job:
     dataset: Dataset
     world: World = field(default_factory=World)
     start: StartWeights | None = None
-    teacher: nn.Module | None = None  # with --teachers
+    teacher: Teacher | None = None  # with --teachers
     resume: ResumePoint | None = None
     inexact: list[str] = field(default_factory=list)  # why a resumed run is not exact to the bit
     notices: list[str] = field(default_factory=list)
@@ -111,12 +119,14 @@ class _Trainer:
         self.run, self.config, self.dataset, self.world = job.run, job.config, job.dataset, job.world
         self.device = self.world.device(self.config.compute.device)
         end, vocab_size = masked_after(self.config.data, self.dataset.tokenizer), self.dataset.tokenizer.vocab_size
-        self.state = TrainingState(self.config, vocab_size, self.device, self.world, job.start, end, job.teacher)
+        self.state = TrainingState(self.config, vocab_size, self.device, self.world, job.start, end, job.teacher and job.teacher.model)
         self.batches = DeviceBatches(self.config, self.dataset, self.device, self.world)
         self.evaluator = Evaluator(self.config, self.dataset, self.state)
         self.sampler = Sampler(self.config, self.dataset.tokenizer, self.state, on_screen=job.samples_on_screen)
         self.judge = Judge(self.config)
         self.meter = Meter(self.config.optim.windows * self.world.size * self.config.model.block_size)
+        if job.teacher is not None:  # what a run took is what its teachers took too
+            self.meter.resume(0, job.teacher.tokens_seen, job.teacher.elapsed_s)
         self.inexact = job.inexact
         self.saved_step = -1
         self.figures = Figures()  # of the last step, for the evaluation after it

@@ -63,6 +63,8 @@ def test_each_teacher_is_a_run_in_the_folder_of_the_one_that_learns_from_it(stor
         assert taught_by.record.status == "finished"
         assert not [finding for finding in verify(taught_by) if finding.level == "problem"]
     assert not first.file("teacher").exists()
+    assert [r.record.tokens_seen for r in (first, teacher, run)] == [n * 12 * 4 * 8 for n in (1, 2, 3)]
+    assert first.record.elapsed_s < teacher.record.elapsed_s < run.record.elapsed_s
     assert [r.name for r in store.runs()] == ["taught"]
 
 
