@@ -5,16 +5,16 @@ small for, plus what it has not seen,
 
     loss = E + (A / size^a + B / seen^b) / gain^c + D vocabulary / text
 
-in nats per character; size is the number of weights inside the blocks, seen the tokens read. Four things make `seen` differ from what
+in nats per character; size is the number of weights inside the blocks, seen the tokens read. Five things make `seen` differ from what
 was read. A larger model learns more from a token. Passes over the same text are worth less each time, the less the larger the model is
-for the text; dropout makes them last longer, and slows learning down. A batch larger than the critical one wastes tokens (McCandlish et
-al. 2018, "An Empirical Model of Large-Batch Training"). A learned vocabulary knows the commonest words, which leaves less to learn from
-each pass; gain is what a count of bigrams wins by it; but each of its tokens has to be met often to be known, hence D (text is the
-training text in tokens). A model that has read enough wins something more by a longer window. E belongs to the text and is the same for
-every plan of it.
+for the text; dropout makes them last longer, and slows learning down. Teachers make them last longer too, and their own training takes
+time. A batch larger than the critical one wastes tokens (McCandlish et al. 2018, "An Empirical Model of Large-Batch Training"). A learned
+vocabulary knows the commonest words, which leaves less to learn from each pass; gain is what a count of bigrams wins by it; but each of
+its tokens has to be met often to be known, hence D (text is the training text in tokens). A model that has read enough wins something
+more by a longer window. E belongs to the text and is the same for every plan of it.
 
-The coefficients, but for the two of `enough_tokens`, were fitted with `tests/benchmarks/planning.py fit` to the runs in
-`tests/benchmarks/planning.csv`; RESULTS.md shows how well they predict texts that they were not fitted to.
+The coefficients were fitted with `tests/benchmarks/planning.py fit` to the runs in `tests/benchmarks/planning.csv`, but for those of
+teachers and of `enough_tokens`, which were set by hand; RESULTS.md shows how well they predict texts that they were not fitted to.
 """
 
 from __future__ import annotations

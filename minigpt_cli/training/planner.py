@@ -86,6 +86,9 @@ def dry_run(config: RunConfig, dataset: Dataset, world: World) -> DryRun:
         notices += kept_notices(config.eval, optim.max_steps // config.eval.keep_every, 4 * n_params, timed=timed)
     tokens_per_step = optim.windows * world.size * config.model.block_size
     evaluations = max(1, optim.max_steps // config.eval.eval_every)
+    taught_s = (
+        config.distil.teacher_time * optim.time_budget if timed else config.distil.teachers * optim.max_steps * speed.step_s
+    )  # at most
     return DryRun(
         config=config,
         notices=notices,
@@ -96,7 +99,7 @@ def dry_run(config: RunConfig, dataset: Dataset, world: World) -> DryRun:
         peak_bytes=speed.peak_bytes,
         largest_batch=None if free is None else need.largest_batch(free),
         epochs=optim.max_steps * tokens_per_step / len(dataset.train.tokens),
-        estimated_s=optim.max_steps * speed.step_s + evaluations * speed.evaluation_s,
+        estimated_s=optim.max_steps * speed.step_s + evaluations * speed.evaluation_s + (taught_s if config.distil.teachers else 0.0),
     )
 
 
