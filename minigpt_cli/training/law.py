@@ -19,7 +19,7 @@ teachers and of `enough_tokens`, which were set by hand; RESULTS.md shows how we
 
 from __future__ import annotations
 
-from math import exp, log2, pow
+from math import exp, log2, pow, sqrt
 from typing import TYPE_CHECKING, NamedTuple
 
 from minigpt_cli.config import RunConfig
@@ -67,7 +67,7 @@ class Law(NamedTuple):
     passes: float = 6.26  # after which a pass is worth little, for as many weights as the text has tokens
     passes_power: float = 0.312  # by which that number falls with the weights for each token
     passes_dropout: float = 1.22  # by which dropout raises it (exponent)
-    passes_teachers: float = 0.65  # by which teachers raise it (power of one more than there are)
+    passes_teachers: float = 0.6  # by which one teacher raises it (share); several by the square root of their number times as much
     dropout: float = 2.76  # by which dropout slows learning down (exponent)
     packed: float = 0.85  # c: by which what is lost falls with the gain of the tokens
     sparse: float = 5.25  # D: nats per character for as many tokens in the vocabulary as in the training text
@@ -102,7 +102,7 @@ class Law(NamedTuple):
 
     def _lasting(self, t: Training) -> float:
         lasting = self.passes * pow(t.text_tokens / t.size, self.passes_power) * exp(self.passes_dropout * t.dropout) / t.gain
-        return lasting * pow(1 + t.teachers, self.passes_teachers)
+        return lasting * (1 + self.passes_teachers * sqrt(t.teachers))
 
 
 LAW = Law()

@@ -48,7 +48,8 @@ _WIDE = 384  # from here on heads are of 64
 TRAINED_SHARE = 0.92  # of the budget; the rest goes to evaluations, to measuring, and to what the speed differs from the estimate
 _MEASURED_SHARE = 0.03  # of the budget, at most
 _FEWEST_STEPS = 200  # for fewer the law was seen to be wrong by a tenth of a nat
-_TEACHERS = range(4)
+_TEACHERS = (1, 2)  # a third one taught nothing more
+_READ_OFTEN = 2.0  # passes; a text that is read less often cannot be known by heart
 _TAUGHT = 1.15  # seconds of a step that asks a teacher, for each of one that does not
 _BETWEEN_S = 2.0  # seconds: the final score of a teacher, and the start of the next
 _LEAST_TEACHING = 0.7  # of the tokens that would be enough for a teacher; one that has read less teaches little
@@ -109,7 +110,8 @@ def best(config: RunConfig, given: Collection[str], texts: Sequence[Text], machi
     if not configs:  # the planner says later what does not fit
         return Plan(config, [])
     candidates = [_candidate(c, text, machine) for c, text in configs]
-    candidates = [c for c in candidates if c.can_teach] or candidates  # where so many teachers were asked for
+    if "teachers" not in given:
+        candidates += [taught for c in candidates if c.passes > _READ_OFTEN for taught in _taught(c, machine)]
     steps = min(_FEWEST_STEPS, max(c.steps for c in candidates))  # where nothing fits so often: as many as fit
     candidates = [c for c in candidates if c.steps >= steps]
     least = min(c.nats_per_char for c in candidates)
@@ -134,17 +136,14 @@ def _configs(config: RunConfig, given: Collection[str], text: Text, size: int) -
     blocks = choices("block_size", model.block_size, [b for b in BLOCKS if b <= longest] or BLOCKS[:1])
     batches = choices("batch_size", optim.batch_size, BATCHES)
     dropouts = choices("dropout", getattr(model, "dropout", 0.0), DROPOUTS)
-    teachers = choices("teachers", config.distil.teachers, _TEACHERS)
     fewest = min(_FEWEST_STEP_TOKENS, text.train_tokens / _FEWEST_PASS_STEPS)
     for shape in _shapes(model, given, text, size):
         rates = {name: value for name, value in learning_rates(shape["n_embd"]).items() if name not in given}
-        for block, batch, dropout, n_teachers in product(blocks, batches, dropouts, teachers):
+        for block, batch, dropout in product(blocks, batches, dropouts):
             if block * batch < fewest and batch != batches[-1] and "block_size" not in given:
                 continue
             planned = model.model_copy(update={**shape, "block_size": block, "dropout": dropout})
-            yield config.model_copy(update={"model": planned}).changed(
-                data=data, optim={"batch_size": batch, **rates}, distil={"teachers": n_teachers}
-            )
+            yield config.model_copy(update={"model": planned}).changed(data=data, optim={"batch_size": batch, **rates})
 
 
 def _shapes(model: Any, given: Collection[str], text: Text, size: int) -> list[dict[str, int]]:
@@ -180,6 +179,14 @@ def _bytes(config: RunConfig, vocab_size: int) -> int:
     model: Any = config.model
     kept = config.optim.batch_size * model.block_size * (_KEPT * model.n_layer * model.n_embd + 3 * vocab_size)
     return int(4 * (_COPIES * _n_params(model, vocab_size) + kept))
+
+
+def _taught(alone: _Candidate, machine: Machine) -> Iterator[_Candidate]:
+    """The same training with teachers, where they have the time to learn what they teach."""
+    for n in _TEACHERS:
+        taught = _candidate(alone.config.changed(distil={"teachers": n}), alone.text, machine)
+        if taught.can_teach:
+            yield taught
 
 
 def _candidate(config: RunConfig, text: Text, machine: Machine) -> _Candidate:

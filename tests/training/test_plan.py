@@ -211,3 +211,28 @@ def test_no_more_than_five_steps_of_a_shape_are_measured(tmp_path: Path, monkeyp
     monkeypatch.setattr(TrainingState, "step", lambda *given: taken.append(1) or step(*given))
     assert machine._step_s(config, prepared(config.data, tmp_path / "data"), 60.0) > 0
     assert len(taken) == 5
+
+
+def test_teachers_are_planned_where_a_text_is_known_by_heart_before_the_time_is_over() -> None:
+    assert planned(30_000, 60).distil.teachers == 2
+    assert planned(1_100_000, 20).distil.teachers == planned(100_000_000, 1800).distil.teachers == 0
+    assert planned(1_100_000, 1800).distil.teachers > 0
+
+
+@pytest.mark.parametrize("teachers", [0, 1, 5])
+def test_as_many_teachers_as_are_given_are_planned_for(teachers: int) -> None:
+    config = asked(60).changed(distil={"teachers": teachers})
+    found = plan.best(config, ("teachers",), [characters(150_000)], TWO_CORES)
+    assert found.config.distil.teachers == teachers
+    assert any("trained first" in line for line in found.why) == bool(teachers)
+
+
+def test_teachers_and_run_share_the_time() -> None:
+    alone = asked(600, n_layer=4, n_embd=128, n_head=4)
+    work = Work.of(alone.model, alone.optim.batch_size, 65)  # type: ignore[arg-type]
+    training = Training.of(alone.changed(distil={"teachers": 2}), characters(10_000_000))
+    speed = training.step_tokens / TWO_CORES.step_s(work)
+    first, second, last = plan._chain(training, 600, speed, 0.45)
+    assert [end for _, end in (first, second, last)] == pytest.approx([0.45 * 0.45 * 600, 0.45 * 600, 600])
+    assert [t.teachers for t, _ in (first, second, last)] == [0, 1, 2]
+    assert first[0].tokens == pytest.approx(0.45 * 0.45 * 600 * speed)
