@@ -78,5 +78,5 @@ def _opening(run: Run) -> Opening:
 
 def runs_dir_flag(run: Run) -> str:
     """The flag --runs-dir, if the run is not in the default folder."""
-    folder = run.dir.parent
+    folder = run.dir.parents[run.name.count("/")]  # NAME/teacher is in the folder of NAME
     return "" if os.path.abspath(folder) == os.path.abspath(resolve_runs_dir()) else f" --runs-dir {format.quoted(str(folder))}"

@@ -1,6 +1,6 @@
 """--teachers: the models that a run learns from are trained first, each in the folder of the one that learns from it.
 
-runs/NAME/teacher is an ordinary run, with a teacher of its own where there are several. `train --resume NAME` goes on wherever it stopped.
+NAME/teacher is an ordinary run, with a teacher of its own where there are several. `train --resume NAME` goes on wherever it stopped.
 """
 
 from __future__ import annotations
@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING
 
 from minigpt_cli.config import RunConfig
 from minigpt_cli.errors import RunDamaged, UsageError
-from minigpt_cli.runstore.directory import RECORD, Run
+from minigpt_cli.runstore.directory import RECORD, TEACHER, Run
 from minigpt_cli.runstore.records import Base
 from minigpt_cli.runstore.weights import BEST
 
 if TYPE_CHECKING:
     from minigpt_cli.training.trainer import Teacher
 
-TEACHER = "teacher"  # folder
 _LEVEL = 48  # bits of a seed below those that tell teachers apart
 
 
@@ -68,7 +67,7 @@ def base_of(run: Run) -> Base:
     teacher = Run(run.file(TEACHER))
     if (best := teacher.record.files.get(BEST)) is None:
         raise RunDamaged(f"the teacher in {teacher.dir} has no best checkpoint: minigpt train --resume {run.name}")
-    return Base(run=TEACHER, sha256=best.sha256)
+    return Base(run=teacher.name, sha256=best.sha256)
 
 
 def teacher_of(run: Run, config: RunConfig) -> Teacher | None:
@@ -81,7 +80,7 @@ def teacher_of(run: Run, config: RunConfig) -> Teacher | None:
     expected = run.record.teacher
     if not run.file(TEACHER).is_dir():
         raise RunDamaged(f"run {run.name!r} learns from a teacher, and {run.file(TEACHER)} is missing: restore it, or train anew")
-    if expected is not None and base_of(run) != expected:
+    if expected is not None and base_of(run).sha256 != expected.sha256:
         raise RunDamaged(f"the teacher in {run.file(TEACHER)} is not the one that run {run.name!r} began with: restore it, or train anew")
     loaded = checkpoints.load(Run(run.file(TEACHER)))
     return Teacher(loaded.model, loaded.record.tokens_seen, loaded.record.elapsed_s)

@@ -17,7 +17,7 @@ from minigpt_cli.commands.processes import Announcement, prepared
 from minigpt_cli.commands.provenance import new_record
 from minigpt_cli.commands.samples import resume_command
 from minigpt_cli.commands.signals import StopSignals
-from minigpt_cli.commands.teaching import TEACHER, base_of, check_teachers, has_begun, learns_from, taught, teacher_config
+from minigpt_cli.commands.teaching import base_of, check_teachers, has_begun, learns_from, taught, teacher_config
 from minigpt_cli.config import DataConfig, RunConfig, changed
 from minigpt_cli.display import console
 from minigpt_cli.display.group_screen import Standings
@@ -27,7 +27,7 @@ from minigpt_cli.display.tracking import check_trackers, tracking
 from minigpt_cli.errors import Interrupted, MiniGPTError, UsageError
 from minigpt_cli.events import Event, Scoring, Stopped, StopReason
 from minigpt_cli.runstore import replay
-from minigpt_cli.runstore.directory import Run
+from minigpt_cli.runstore.directory import TEACHER, Run
 from minigpt_cli.runstore.store import RunStore, check_name
 
 if TYPE_CHECKING:
@@ -214,7 +214,8 @@ def _write_new(
     """Write the files of a run that exist before step 0; `left`: the settings that were left to a plan."""
     run.write_config(planned)
     run.write_tokenizer(context.dataset(planned.data).tokenizer.to_json())
-    update = {"base": context.origin.base() if context.origin else None, "left_open": changed(wanted, planned) | left}
+    update: dict[str, Any] = {"base": context.origin.base() if context.origin else None, "left_open": changed(wanted, planned) | left}
+    update["arch"] = planned.model.arch  # for whoever lists the run while its teacher is trained
     run.write_record(new_record(run.name, preset=preset, group=group).model_copy(update=update))
 
 

@@ -27,7 +27,7 @@ from minigpt_cli.storage.atomic_io import write_atomic
 CONFIG, RECORD, TOKENIZER, METRICS, SAMPLES, ANNOTATIONS, LOCK, ANNOTATIONS_LOCK = (
     "config.json", "run.json", "tokenizer.json", "metrics.jsonl", "samples.jsonl", "annotations.json", ".lock", ".annotations.lock",
 )  # fmt: skip
-PREVIOUS = "previous"
+PREVIOUS, TEACHER = "previous", "teacher"
 PATIENCE_S = 10.0  # several may tag a run at once; each takes as long as the disk does
 TOKENIZER_LIMIT = 64 << 20  # bytes
 LINE_LIMIT = 1 << 20  # bytes of one line in metrics.jsonl or samples.jsonl
@@ -38,7 +38,8 @@ class Run:
 
     def __init__(self, folder: Path) -> None:
         self.dir = Path(folder)
-        self.name = self.dir.name
+        taught = self.dir.name == TEACHER and os.path.lexists(self.dir.parent / RECORD)  # it is the teacher of the run around it
+        self.name: str = f"{Run(self.dir.parent).name}/{TEACHER}" if taught else self.dir.name
         self.checkpoint: str | None = None  # best, last or a step, where RUN@STEP or the path of a file named it
         self.notices: list[str] = []  # a notice if the newest record or configuration is damaged and the save before it is read
 

@@ -160,7 +160,7 @@ class RunStore:
             except RunNotFound:
                 if (run := run_at(Path(wanted))) is None:
                     raise
-        elif (run := run_at(Path(wanted))) is None:
+        elif (run := run_at(Path(wanted)) or run_at(self.dir / wanted)) is None:  # the latter of NAME/teacher
             shown = atomic_io.one_line(wanted, 200)
             raise RunNotFound(f"there is no run at {shown}: name a run's folder, or a checkpoint in it, such as best.safetensors")
         return _readable(run)

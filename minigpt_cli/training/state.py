@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from pydantic import BaseModel
 from torch import Tensor, nn
 
@@ -297,8 +296,11 @@ def _loss(model: nn.Module, x: Tensor, y: Tensor, expected: Tensor | None = None
     then returns the detached one for both outputs.
     """
     output = model(x)
-    logits = output.logits.flatten(0, 1)
-    nats = cross_entropy(logits, y.flatten())
+    nats = cross_entropy(output.logits.flatten(0, 1), y.flatten())
     if expected is None:
         return nats, output.aux_loss
-    return nats, output.aux_loss + share * (F.cross_entropy(logits.float(), expected.flatten(0, 1)) - nats)
+    # The normaliser of both cross-entropies is the same, so their difference is that of two logits: of the token, and as expected.
+    counted = y >= 0  # the others have no loss
+    of_token = output.logits.gather(-1, y.clamp(min=0)[..., None]).squeeze(-1).float()  # (B, T)
+    as_expected = (expected * output.logits).sum(-1)  # (B, T)
+    return nats, output.aux_loss + share * ((of_token - as_expected) * counted).sum() / counted.sum()

@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from minigpt_cli.config import ComputeConfig, DataConfig, EvalConfig, ModernConfig, OptimConfig, RunConfig
 from minigpt_cli.data.dataset import Dataset
@@ -164,11 +165,19 @@ def config_of(r: dict[str, Any], n_val_tokens: int) -> RunConfig:
 
 
 def train(r: dict[str, Any], dataset: Dataset, rival: Sequence[float] = ()) -> dict[str, Any]:
-    """What the training of a row found: the best and the last loss in nats per character, and the training loss at the end. One that at
-    45 % of its steps is 0.1 behind what `rival` had lost by then (its losses at 45 % and at the end) and 0.22 above its end is stopped."""
+    """What the training of a row found: the best and the last loss in nats per character, and the training loss at the end."""
+    return train_taught(r, dataset, rival)[0]
+
+
+def train_taught(
+    r: dict[str, Any], dataset: Dataset, rival: Sequence[float] = (), teacher: nn.Module | None = None
+) -> tuple[dict[str, Any], nn.Module]:
+    """The same, with a teacher if there is one, and the best model. A training that at 45 % of its steps is 0.1 behind what `rival` had
+    lost by then (its losses at 45 % and at the end) and 0.22 above its end is stopped."""
     config, device = config_of(r, len(dataset.val.tokens)), torch.device("cpu")
     begun = time.process_time()
-    state = TrainingState(config, dataset.tokenizer.vocab_size, device, World())
+    state = TrainingState(config, dataset.tokenizer.vocab_size, device, World(), teacher=teacher)
+    kept: dict[str, Tensor] = {}
     batches, evaluator = DeviceBatches(config, dataset, device, World()), Evaluator(config, dataset, state)
     passes = r["tokens"] / len(dataset.train.tokens)
     steps, checks = config.optim.max_steps, 2 + min(8, int(passes / 2))
@@ -180,14 +189,18 @@ def train(r: dict[str, Any], dataset: Dataset, rival: Sequence[float] = ()) -> d
         if step + 1 in due | {half}:
             m = evaluator()
             curve.append((step + 1, m.nats_per_char, m.train_loss))
+            if m.nats_per_char == min(c[1] for c in curve):
+                kept = state.measured_weights()
         if step + 1 == half:
             at_half = curve[-1][1]
             if rival and at_half > max(rival[0] + 0.1, rival[1] + 0.22):
                 break
     best_step, best, _ = min((c for c in curve if c[1] is not None), key=lambda c: c[1])
+    n_params = sum(p.numel() for p in state.model.parameters())
+    state.model.load_state_dict(kept)
     return {
         "steps": steps,
-        "n_params": sum(p.numel() for p in state.model.parameters()),
+        "n_params": n_params,
         "vocab": dataset.tokenizer.vocab_size,
         "train_tokens": len(dataset.train.tokens),
         "train_chars": dataset.train.n_chars,
@@ -197,7 +210,7 @@ def train(r: dict[str, Any], dataset: Dataset, rival: Sequence[float] = ()) -> d
         "at_half": round(at_half, 5),
         "train_loss": round(curve[-1][2], 5),
         "cpu_s": round(time.process_time() - begun, 1),
-    }
+    }, state.model
 
 
 def table(folder: Path) -> None:

@@ -23,14 +23,16 @@ import torch
 from minigpt_cli.config import DataConfig, RunConfig
 from minigpt_cli.data.encoding import prepared
 from minigpt_cli.training import memory, plan
+from minigpt_cli.training.law import Training
 from minigpt_cli.training.machine import Work
-from minigpt_cli.training.vocabularies import SECONDS_A_CHAR
+from minigpt_cli.training.vocabularies import SECONDS_A_CHAR, present
 
 SPACE: dict[str, tuple[Any, ...]] = {  # in the order in which neighbours are tried
     "cut": ("char", 512, 1024, 2048),
     "shape": tuple((layers, width, width // 32) for layers, width in plan.SHAPES[:8]),
     "batch": (4, 8, 16, 32),
     "rates": (0.7, 1.0, 1.4),  # of the planned ones
+    "teachers": (0, 1, 2),
     "dropout": (0.0, 0.05, 0.1, 0.2),
     "decay": (0.05, 0.1, 0.2, 0.4),
     "ema": (0.98, 0.99, 0.995),
@@ -58,6 +60,7 @@ def planned(config: RunConfig) -> Choice:
         "shape": (model.n_layer, model.n_embd, model.n_head),
     }
     choice |= {"batch": found.optim.batch_size, "rates": 1.0, "dropout": model.dropout, "decay": found.optim.weight_decay}
+    choice["teachers"] = found.distil.teachers
     return choice | {"ema": found.optim.ema, "cooldown": found.optim.cooldown_frac, "block": model.block_size}
 
 
@@ -71,8 +74,15 @@ def trained(text: str, config: RunConfig, choice: Choice, rival: tuple[float, ..
     r |= {name: round(choice["rates"] * rate, 5) for name, rate in rates.items()}
     work = Work.of(planning.config_of(r, 1).model, r["batch"], dataset.tokenizer.vocab_size)  # type: ignore[arg-type]
     seconds = plan.TRAINED_SHARE * config.optim.time_budget - (0.0 if cut == "char" else dataset.train.n_chars * SECONDS_A_CHAR)
-    r["tokens"] = int(seconds / planning.MACHINES["two cores, AVX-512"].step_s(work)) * r["batch"] * r["block"]
-    return {**planning.flat(r), **planning.train(r, dataset, rival), "gain": planning.gain(data)}
+    step_tokens, tokens_per_s = r["batch"] * r["block"], r["batch"] * r["block"] / planning.MACHINES["two cores, AVX-512"].step_s(work)
+    chain, model = [seconds * tokens_per_s], None
+    if choice["teachers"]:
+        taught = planning.config_of(r, 1).changed(distil={"teachers": choice["teachers"]})
+        chain = [t.tokens for t, _ in plan._chain(Training.of(taught, present(dataset)), seconds, tokens_per_s, taught.distil.teacher_time)]
+    for number, tokens in enumerate(chain):
+        r["tokens"] = int(tokens / step_tokens) * step_tokens
+        found, model = planning.train_taught(r, dataset, rival if number == len(chain) - 1 else (), model)
+    return {**planning.flat(r), **found, "gain": planning.gain(data)}
 
 
 def main() -> None:

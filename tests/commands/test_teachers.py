@@ -66,6 +66,9 @@ def test_each_teacher_is_a_run_in_the_folder_of_the_one_that_learns_from_it(stor
     assert [r.record.tokens_seen for r in (first, teacher, run)] == [n * 12 * 4 * 8 for n in (1, 2, 3)]
     assert first.record.elapsed_s < teacher.record.elapsed_s < run.record.elapsed_s
     assert [r.name for r in store.runs()] == ["taught"]
+    assert store.find("taught/teacher/teacher").record.name == first.name == "taught/teacher/teacher"
+    assert minigpt(["compare", "taught", "taught/teacher", "taught/teacher/teacher"]) == 0
+    assert minigpt(["generate", "taught/teacher", "--max-new-tokens", "5"]) == 0
 
 
 def test_a_run_with_a_teacher_learns_something_else_than_without(store: RunStore) -> None:
