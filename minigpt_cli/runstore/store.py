@@ -20,7 +20,7 @@ from pathlib import Path
 
 from minigpt_cli.errors import RunDamaged, RunNotFound, UsageError, unknown_name
 from minigpt_cli.runstore import locks
-from minigpt_cli.runstore.directory import LOCK, PREVIOUS, RECORD, DamagedRun, Run
+from minigpt_cli.runstore.directory import LOCK, PREVIOUS, RECORD, TEACHER, DamagedRun, Run
 from minigpt_cli.runstore.weights import checkpoint_named, checkpoint_of_file
 from minigpt_cli.storage import atomic_io
 
@@ -160,10 +160,15 @@ class RunStore:
             except RunNotFound:
                 if (run := run_at(Path(wanted))) is None:
                     raise
-        elif (run := run_at(Path(wanted)) or run_at(self.dir / wanted)) is None:  # the latter of NAME/teacher
+        elif (run := run_at(Path(wanted)) or self._teacher(wanted)) is None:
             shown = atomic_io.one_line(wanted, 200)
             raise RunNotFound(f"there is no run at {shown}: name a run's folder, or a checkpoint in it, such as best.safetensors")
         return _readable(run)
+
+    def _teacher(self, wanted: str) -> Run | None:
+        """The run that NAME/teacher or NAME/teacher/teacher means; None for any other text. Raises RunNotFound if there is no run NAME."""
+        name, *teachers = wanted.split("/")
+        return run_at(self._find_name(name).dir.joinpath(*teachers)) if {*teachers} == {TEACHER} else None
 
     def matching(self, pattern: str) -> Sequence[Run]:
         """The runs whose names match a pattern with `*`. Raises RunNotFound if there is none."""
