@@ -6,6 +6,7 @@ TOML key; its docstring is its help text; its bounds are in its type. `RunConfig
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias, get_args
 
 from pydantic import Field, model_validator
@@ -332,7 +333,14 @@ class LoraConfig(Frozen):
         return self
 
 
-_TAUGHT_BY = r"^([0-9]{1,15}:[0-9]{1,15}:[0-9]{1,15}( [^;]*)?(;|$))*$"
+def _check_order(changes: str) -> None:
+    """Raise ValueError for changes that cannot be read or are not in the order of their steps."""
+    steps = [change.step for change in parse_changes(changes)]
+    if steps != sorted(steps):
+        raise ValueError(f"resume_changes {changes!r} is not in the order of its steps")
+
+
+_TEACHER = re.compile(r"[1-9][0-9]{0,14}:[1-9][0-9]{0,14}:[0-9]{1,15}(?: (.*))?")
 
 
 class DistilConfig(Frozen):
@@ -344,10 +352,20 @@ class DistilConfig(Frozen):
     teacher_share: float = Field(0.7, ge=0, le=1)
     """Share of the loss that is what the teacher expects; the rest is what the text says. Used with --teachers."""
     teacher_time: float = Field(0.45, gt=0, lt=1)
-    """Share of --time-budget that the teachers may take; what they leave is the run's. Used with --teachers."""
-    taught_by: str = Field("", max_length=8 * CHANGES_LIMIT, pattern=_TAUGHT_BY, json_schema_extra={"flag": False})
+    """Share of --time-budget and --time-limit that the teachers may take; what they leave is the run's. Used with --teachers."""
+    taught_by: str = Field("", max_length=8 * CHANGES_LIMIT, json_schema_extra={"flag": False})
     """Of each teacher, the first one first, with ; between: its steps, the steps between its evaluations and their batches, as
     STEPS:EVERY:BATCHES, and its resume_changes; written by minigpt, so that the run can be repeated."""
+
+    @model_validator(mode="after")
+    def _teachers_can_be_read(self) -> DistilConfig:
+        parts = self.taught_by.split(";") if self.taught_by else []
+        matches = [_TEACHER.fullmatch(part) for part in parts]
+        if len(parts) not in (0, self.teachers) or not all(matches):
+            raise ValueError(f"taught_by {self.taught_by!r} does not have STEPS:EVERY:BATCHES for each of {self.teachers} teachers")
+        for match in matches:
+            _check_order(match[1] or "" if match else "")
+        return self
 
 
 class RunConfig(Frozen):
@@ -373,9 +391,7 @@ class RunConfig(Frozen):
 
     @model_validator(mode="after")
     def _changes_can_be_read(self) -> RunConfig:
-        steps = [change.step for change in parse_changes(self.resume_changes)]
-        if steps != sorted(steps):
-            raise ValueError(f"resume_changes {self.resume_changes!r} is not in the order of its steps")
+        _check_order(self.resume_changes)
         return self
 
 

@@ -74,6 +74,7 @@ class Started(_Event):
     precision: str
     attention: str
     compiled: bool
+    tokens_per_step: int = 0
     notices: list[str] = []  # decisions and warnings, a line each
 
 

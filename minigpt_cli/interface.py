@@ -361,7 +361,7 @@ def compare(
     from minigpt_cli.commands.evaluate import target_of
     from minigpt_cli.display.comparison import verdict_sentence
 
-    names = [str(run.dir.with_name(run._run.label)) if isinstance(run, Run) else str(run) for run in runs]
+    names = [f"{run.dir}{run._run.label.removeprefix(run._run.name)}" if isinstance(run, Run) else str(run) for run in runs]
 
     def work() -> tuple[Compared, dict[str, Any]]:
         groups = sides_named(RunStore(runs_dir), names)

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 from minigpt_cli.checkpoints import RESUME, read_model, read_resume, read_tokenizer
 from minigpt_cli.errors import MiniGPTError, RunDamaged, UsageError
 from minigpt_cli.runstore import snapshots
-from minigpt_cli.runstore.directory import ANNOTATIONS, METRICS, PREVIOUS, RECORD, SAMPLES, TOKENIZER, Run, read_record
+from minigpt_cli.runstore.directory import ANNOTATIONS, METRICS, PREVIOUS, RECORD, SAMPLES, TEACHER, TOKENIZER, Run, read_record
 from minigpt_cli.runstore.records import FileRecord, RunRecord
 from minigpt_cli.runstore.weights import BEST, LAST, checkpoint_of_file, unnamed
 from minigpt_cli.storage import atomic_io
@@ -36,6 +36,20 @@ def verify(run: Run) -> Iterator[Finding]:
     else:
         yield from _verify_generation(run, previous, f"{PREVIOUS}/")
     yield from _verify_surroundings(run)
+    if run.file(TEACHER).is_dir():
+        yield from _verify_teacher(run)
+
+
+def _verify_teacher(run: Run) -> Iterator[Finding]:
+    """What is wrong with the model that `run` learns from."""
+    teacher = Run(run.file(TEACHER))
+    expected = run.record.teacher
+    problems = [f"{finding.file} {finding.message}" for finding in verify(teacher) if finding.level == "problem"]
+    if not problems and expected is not None and teacher.record.files[BEST].sha256 != expected.sha256:
+        problems.append("it is not the one that the run began with")
+    yield from (Finding("problem", TEACHER, problem) for problem in problems)
+    if not problems:
+        yield Finding("ok", TEACHER, "it is complete, and the one that the run began with")
 
 
 def _verify_generation(run: Run, folder: Path, prefix: str) -> Iterator[Finding]:
@@ -46,7 +60,8 @@ def _verify_generation(run: Run, folder: Path, prefix: str) -> Iterator[Finding]
         return
     yield Finding("ok", prefix + RECORD, f"record of step {record.stop_step}, checksum and schema agree")
     if not record.files:
-        yield Finding("problem", prefix + RECORD, "names no files: no checkpoint was saved")
+        waits = "its teacher is trained first" if run.file(TEACHER).is_dir() else ""
+        yield Finding("note" if waits else "problem", prefix + RECORD, f"names no files: {waits or 'no checkpoint was saved'}")
         return
     for name, expected in record.files.items():
         yield _verify_file(run, folder, name, expected, prefix)

@@ -19,6 +19,7 @@ from minigpt_cli.presets.catalog import read_preset
 from minigpt_cli.storage.atomic_io import parse_json
 
 _FILE_LIMIT = 1 << 14  # bytes of a --config file; presets have two thousand, and tomllib takes the square of the dots in a key
+_JSON_LIMIT = 1 << 18  # of a run's config.json, which may note many changes
 
 
 @dataclass(frozen=True)
@@ -140,9 +141,10 @@ def read_settings_file(path: Path) -> dict[str, Any]:
     """The content of a TOML file or of a run's config.json. Raises UsageError if it cannot be read."""
     try:
         with path.open("rb") as file:
-            data = file.read(_FILE_LIMIT + 1)
-        if len(data) > _FILE_LIMIT:
-            raise UsageError(f"--config {path} has more than {_FILE_LIMIT:,} bytes: it is not a file of settings")
+            limit = _JSON_LIMIT if path.suffix == ".json" else _FILE_LIMIT
+            data = file.read(limit + 1)
+        if len(data) > limit:
+            raise UsageError(f"--config {path} has more than {limit:,} bytes: it is not a file of settings")
         return parse_json(data, f"--config {path}") if path.suffix == ".json" else tomllib.loads(data.decode("utf-8"))
     except FileNotFoundError:
         raise UsageError(f"--config {path}: no such file") from None

@@ -171,8 +171,15 @@ def remove(
         waiting.remove()
         typer.confirm(f"Remove {', '.join(map(one_line, chosen))}? This cannot be undone.", abort=True, err=True)
     for name in chosen:
-        store.remove(found[name])
+        store.remove(_whole(found[name]))
         console.notice(f"removed {name}")
+
+
+def _whole(run: Run | DamagedRun) -> Run | DamagedRun:
+    """`run`, if it is not the teacher of another. Raises UsageError."""
+    if "/" in run.name:
+        raise UsageError(f"{one_line(run.name)} is in the folder of the run that learns from it, and stays there: name that run")
+    return run
 
 
 @app.command(short_help="Rename a run.")
@@ -189,6 +196,7 @@ def rename(
     """
     store = RunStore(runs_dir)
     found = store.find(run)
+    _whole(found)
     store.rename(found, new_name)
     console.notice(f"{found.name} is now {new_name}")
 

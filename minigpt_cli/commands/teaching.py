@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 from minigpt_cli.config import RunConfig
 from minigpt_cli.errors import RunDamaged, UsageError
 from minigpt_cli.runstore.directory import RECORD, TEACHER, Run
-from minigpt_cli.runstore.records import Base
+from minigpt_cli.runstore.records import Base, Corpus
 from minigpt_cli.runstore.weights import BEST
+from minigpt_cli.storage.atomic_io import is_inside_real_folder
 
 if TYPE_CHECKING:
     from minigpt_cli.training.trainer import Teacher
@@ -34,25 +35,48 @@ def has_begun(run: Run) -> bool:
     return run.file(RECORD).exists() and (bool(run.record.files) or run.file(TEACHER).is_dir())
 
 
+def is_taught(run: Run) -> bool:
+    """Whether the teacher of `run` is finished."""
+    teacher = Run(run.file(TEACHER))
+    return has_begun(teacher) and teacher.record.status == "finished"
+
+
+def has_taught(run: Run) -> bool:
+    """Whether `run` is the teacher of a run that has begun to learn from it."""
+    return "/" in run.name and Run(run.dir.parent).record.teacher is not None
+
+
+def corpus_of(run: Run) -> Corpus | None:
+    """The text of a run that has not begun itself: that of its first teacher that has."""
+    while run.file(TEACHER).is_dir():
+        run = Run(run.file(TEACHER))
+        if has_begun(run) and run.record.corpus is not None:
+            return run.record.corpus
+    return None
+
+
 def teacher_config(config: RunConfig) -> RunConfig:
     """The configuration of the teacher of a run: one teacher fewer, other initial weights and batches, its share of the time or, where
     the run repeats another, that one's steps."""
     distil, optim = config.distil, config.optim
+    level = distil.teachers ^ (distil.teachers - 1)  # so that the seeds of all teachers of a run differ from it and from each other
     earlier, _, last = distil.taught_by.rpartition(";")
     numbers, _, changes = last.partition(" ")
     steps, every, batches = map(int, numbers.split(":")) if last else (optim.max_steps, config.eval.eval_every, config.eval.eval_iters)
     return config.changed(
         distil={"teachers": distil.teachers - 1, "taught_by": earlier},
-        optim={"max_steps": steps, "time_budget": distil.teacher_time * optim.time_budget},
-        eval={"eval_every": every, "eval_iters": batches, "keep_every": 0, "time_limit": distil.teacher_time * config.eval.time_limit},
-    ).model_copy(update={"seed": config.seed ^ (distil.teachers << _LEVEL), "resume_changes": changes})
+        optim={"max_steps": steps, "time_budget": optim.time_budget if steps else distil.teacher_time * optim.time_budget},
+        eval={"eval_every": every, "eval_iters": batches, "time_limit": distil.teacher_time * config.eval.time_limit}
+        | {"keep_every": 0, "target_loss": 0.0},
+    ).model_copy(update={"seed": config.seed ^ (level << _LEVEL), "resume_changes": changes})
 
 
 def taught(run: Run, config: RunConfig) -> RunConfig:
-    """The configuration of `run` with what its finished teachers were, as plain values."""
+    """The configuration of `run` with what its finished teachers were, as plain values, and computed as they were."""
     teacher = Run(run.file(TEACHER)).config
     this = f"{teacher.optim.max_steps}:{teacher.eval.eval_every}:{teacher.eval.eval_iters} {teacher.resume_changes}".strip()
-    return config.changed(distil={"taught_by": f"{teacher.distil.taught_by};{this}".strip(";")})
+    taught_by = f"{teacher.distil.taught_by};{this}".strip(";")
+    return config.changed(distil={"taught_by": taught_by}).model_copy(update={"compute": teacher.compute})
 
 
 def learns_from(run: Run) -> str:
@@ -77,10 +101,10 @@ def teacher_of(run: Run, config: RunConfig) -> Teacher | None:
     from minigpt_cli import checkpoints
     from minigpt_cli.training.trainer import Teacher
 
-    expected = run.record.teacher
-    if not run.file(TEACHER).is_dir():
-        raise RunDamaged(f"run {run.name!r} learns from a teacher, and {run.file(TEACHER)} is missing: restore it, or train anew")
-    if expected is not None and base_of(run).sha256 != expected.sha256:
-        raise RunDamaged(f"the teacher in {run.file(TEACHER)} is not the one that run {run.name!r} began with: restore it, or train anew")
-    loaded = checkpoints.load(Run(run.file(TEACHER)))
+    expected, folder = run.record.teacher, run.file(TEACHER)
+    if not is_inside_real_folder(folder) or not folder.is_dir():
+        raise RunDamaged(f"run {run.name!r} learns from a teacher, and {folder} is missing: restore it, or train anew")
+    loaded = checkpoints.load(Run(folder))
+    if expected is not None and loaded.record.files[BEST].sha256 != expected.sha256:
+        raise RunDamaged(f"the teacher in {folder} is not the one that run {run.name!r} began with: restore it, or train anew")
     return Teacher(loaded.model, loaded.record.tokens_seen, loaded.record.elapsed_s)

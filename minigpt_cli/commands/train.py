@@ -30,6 +30,7 @@ from minigpt_cli.commands.planning import is_planned, left_open, measured_plan, 
 from minigpt_cli.commands.processes import follow, together
 from minigpt_cli.commands.samples import next_commands, resume_command, sample_of
 from minigpt_cli.commands.sweeping import Group, GroupResults, run_search, run_sweep, search_id, sweep_id
+from minigpt_cli.commands.teaching import check_teachers
 from minigpt_cli.commands.train_run import Context, Outcome, outcome_of, train_new, train_on
 from minigpt_cli.config import RunConfig
 from minigpt_cli.data.sources.open_source import open_sources
@@ -251,6 +252,7 @@ def _dry_run(context: Context, resolved: Resolved) -> None:
 
     check_adapters(resolved.config, context.origin)
     check_vocabulary(resolved, context.origin)
+    check_teachers(resolved.config, context.processes().size, started_elsewhere=context.origin is not None)
     plan, why = measured_plan(context, resolved)
     for notice in (*resolved.notices, *why, *plan.notices):
         console.notice(notice)

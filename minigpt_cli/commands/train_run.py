@@ -17,21 +17,31 @@ from minigpt_cli.commands.processes import Announcement, prepared
 from minigpt_cli.commands.provenance import new_record
 from minigpt_cli.commands.samples import resume_command
 from minigpt_cli.commands.signals import StopSignals
-from minigpt_cli.commands.teaching import base_of, check_teachers, has_begun, learns_from, taught, teacher_config
+from minigpt_cli.commands.teaching import (
+    base_of,
+    check_teachers,
+    corpus_of,
+    has_begun,
+    has_taught,
+    is_taught,
+    learns_from,
+    taught,
+    teacher_config,
+)  # fmt: skip
 from minigpt_cli.config import DataConfig, RunConfig, changed
 from minigpt_cli.display import console
 from minigpt_cli.display.group_screen import Standings
 from minigpt_cli.display.live_training import TrainingView, training_view
 from minigpt_cli.display.reading import reading_report
 from minigpt_cli.display.tracking import check_trackers, tracking
-from minigpt_cli.errors import Interrupted, MiniGPTError, UsageError
+from minigpt_cli.errors import Diverged, Interrupted, MiniGPTError, UsageError
 from minigpt_cli.events import Event, Scoring, Stopped, StopReason
 from minigpt_cli.runstore import replay
 from minigpt_cli.runstore.directory import TEACHER, Run
+from minigpt_cli.runstore.records import Corpus
 from minigpt_cli.runstore.store import RunStore, check_name
 
 if TYPE_CHECKING:
-    from minigpt_cli.checkpoints import ResumePoint
     from minigpt_cli.data.dataset import Dataset
     from minigpt_cli.training.distributed import World
     from minigpt_cli.training.machine import Machine
@@ -112,7 +122,7 @@ def outcome_of(training: Training) -> Outcome:
 def train_new(context: Context, wanted: Resolved, name: str | None = None, group: str | None = None) -> Training:
     """Train a new run. Raises UsageError before anything is written; after that, every save stays."""
     begun = time.perf_counter()
-    from minigpt_cli.training.planner import choose_device
+    from minigpt_cli.training.planner import check, choose_device
 
     config, origin, store = wanted.config, context.origin, context.store
     check_trackers(context.log)
@@ -136,9 +146,12 @@ def train_new(context: Context, wanted: Resolved, name: str | None = None, group
         config, why = planned(context, wanted, config, dataset)
         context.dataset(config.data)  # in the tokens of the plan
         notices = [*wanted.notices, *why]
-        if config.distil.teachers:
-            return (yield from _train_taught(context, new(config), config, signals, notices, begun))
-        return (yield from _train_from_start(context, config, signals, notices, begun, new))
+        if not config.distil.teachers:
+            return (yield from _train_from_start(context, config, signals, notices, begun, new))
+        if wanted.typed & {"teachers", "max_steps", "time_budget"}:  # it does not repeat another run
+            config = config.changed(distil={"taught_by": ""})
+        check(config, context.dataset(config.data))
+        return (yield from _train_taught(context, new(config), config, signals, notices, begun))
 
 
 def _train_from_start(
@@ -153,44 +166,48 @@ def _train_from_start(
         return (yield from _fit(replace(job, notices=[*notices, *job.notices]), signals, context))
 
 
-def _train_taught(context: Context, run: Run, config: RunConfig, signals: StopSignals, notices: list[str], begun: float) -> Training:
-    """Train the teacher of a new run, or what is left of it, and then the run."""
+def _train_taught(context: Context, run: Run, config: RunConfig, signals: StopSignals, notices: list[str], begun: float | None) -> Training:
+    """Train the teacher of a run, or what is left of it, and then the run. `begun`: when the time budget did; None: in another session."""
     try:
-        signal_number = yield from _train_teacher(context, run, config, notices)
+        if not is_taught(run):
+            outcome = yield from _train_teacher(context, run, config, notices)
+            if not is_taught(run):
+                return _stopped_with(outcome, run)
+        if begun is None:
+            begun = time.perf_counter() - Run(run.file(TEACHER)).record.elapsed_s
+
+        def complete(resolved: RunConfig) -> Run:
+            run.write_config(resolved)
+            record = run.refresh().record
+            opened = (record.left_open or {}) | changed(config, resolved)
+            run.write_record(record.model_copy(update={"left_open": opened, "teacher": base_of(run)}))
+            return run
+
+        return (yield from _train_from_start(context, taught(run, config), signals, [learns_from(run)], begun, complete))
+    except Interrupted as error:
+        _record_failure(run, error)
+        raise Interrupted(_stopped_at_once(run), error.signal_number) from None
     except BaseException as error:
         _record_failure(run, error)
         raise
-    if signal_number is not None:
-        reason = StopReason.INTERRUPTED_KEYBOARD if signal_number == signal.SIGINT else StopReason.TERMINATED
-        record = run.write_record(run.refresh().record.model_copy(update={"status": reason.status, "stop_reason": reason}))
-        return Outcome(run.refresh(), replay.stopped(record, reason), signal_number)
-
-    def complete(resolved: RunConfig) -> Run:
-        run.write_config(resolved)
-        record = run.refresh().record
-        opened = (record.left_open or {}) | changed(config, resolved)
-        run.write_record(record.model_copy(update={"left_open": opened, "teacher": base_of(run)}))
-        return run
-
-    return (yield from _train_from_start(context, taught(run, config), signals, [learns_from(run)], begun, complete))
 
 
-def _train_teacher(context: Context, run: Run, config: RunConfig, notices: list[str]) -> Generator[Event, None, int | None]:
-    """Train the teacher of `run`, in its folder, unless it is finished. Returns the signal that ended it."""
+def _stopped_with(outcome: Outcome, run: Run) -> Outcome:
+    """The outcome of a run whose teacher was stopped, with that in its record."""
+    reason = outcome.stopped.stop_reason
+    record = run.write_record(run.refresh().record.model_copy(update={"status": reason.status, "stop_reason": reason}))
+    return Outcome(run.refresh(), replay.stopped(record, reason), outcome.signal_number)
+
+
+def _train_teacher(context: Context, run: Run, config: RunConfig, notices: list[str]) -> Training:
+    """Train the teacher of `run`, in its folder, from the beginning or from where it was stopped."""
     folder, teacher = RunStore(run.dir), Run(run.file(TEACHER))
-    if has_begun(teacher) and teacher.record.status == "finished":
-        return None
     context = replace(context, store=folder, log=(), watch=None)
     if has_begun(teacher):
-        training = train_on(context, teacher, lambda saved: saved)
-    else:
-        if teacher.dir.exists():
-            folder.remove(teacher)  # it was killed before its first save
-        training = _train_new_teacher(context, teacher_config(config), [*notices, f"{run.name} will learn from this model"])
-    try:
-        return (yield from training).signal_number
-    except Interrupted as error:
-        raise Interrupted(f"stopped at once: {resume_command(run)}", error.signal_number) from None
+        return (yield from train_on(context, teacher, lambda saved: saved))
+    if teacher.dir.exists():
+        folder.remove(teacher)  # it was killed before its first save
+    return (yield from _train_new_teacher(context, teacher_config(config), [*notices, f"{run.name} will learn from this model"]))
 
 
 def _train_new_teacher(context: Context, config: RunConfig, notices: list[str]) -> Training:
@@ -229,13 +246,18 @@ def train_on(context: Context, run: Run, change: Callable[[RunConfig], RunConfig
     with ExitStack() as stack:
         signals, world = stack.enter_context(StopSignals()), context.processes()
         stack.enter_context(context.store.lock(run))
+        check_teachers(run.config, world.size, started_elsewhere=False)
+        if has_taught(run):
+            raise UsageError(
+                f"{run.name} has taught already, and a change would make the run that learns from it another: leave it as it is"
+            )
         if not run.record.files and has_begun(run):
             return (yield from _go_on_teaching(context, run, change, signals))
         point = checkpoints.load_resume(run)
         saved, _ = resuming.on_processes(point.config, point.record.world_size, world.size)
         wanted = change(saved)
         choose_device(wanted.compute.device)
-        dataset = _data_to_resume(context, point)
+        dataset = _data_again(context, point.config.data, point.record.corpus)
         announced = Announcement(wanted, dataset.dir, dataset.key, resumed=run.dir, files=point.record.files)
         with world.announced(announced):
             find, begin = (lambda: (dataset, point)), (lambda planned: (run.dir, resuming.changes(point, planned, world.size)))
@@ -243,22 +265,23 @@ def train_on(context: Context, run: Run, change: Callable[[RunConfig], RunConfig
 
 
 def _go_on_teaching(context: Context, run: Run, change: Callable[[RunConfig], RunConfig], signals: StopSignals) -> Training:
-    """Continue a run whose teacher is not finished, or that has not begun itself. Raises UsageError for a change."""
-    config = run.config
-    if change(config) != config:
-        raise UsageError(f"the teachers of {run.name!r} are not finished, and nothing can be changed before: leave out the settings")
-    context.dataset(config.data, again=True)
-    begun = time.perf_counter() - config.distil.teacher_time * config.optim.time_budget
-    return (yield from _train_taught(context, run, config, signals, [], begun))
+    """Continue a run that has not begun itself. Raises UsageError for a change that its teachers would have needed."""
+    saved = run.config
+    config = change(saved)
+    fixed = {"model", "data", "distil", "compute", "seed"} if is_taught(run) else set(RunConfig.model_fields)
+    if wrong := sorted(name for name in changed(saved, config) if name.partition(".")[0] in fixed):
+        names = ", ".join(name.rpartition(".")[2] for name in wrong)
+        raise UsageError(f"the teachers of {run.name!r} are trained already, or in part, with another {names}: leave it out, or train anew")
+    context.datasets[config.data] = _data_again(context, config.data, corpus_of(run))
+    run.write_record(run.record.model_copy(update={"status": "running", "stop_reason": None}))
+    return (yield from _train_taught(context, run.refresh(), config, signals, [], None))
 
 
-def _data_to_resume(context: Context, point: ResumePoint) -> Dataset:
+def _data_again(context: Context, data: DataConfig, corpus: Corpus | None) -> Dataset:
     """The data of a run: from its text or, if the text is missing, from its tokens. Raises UsageError if both are missing or differ."""
     from minigpt_cli import registry
     from minigpt_cli.data.dataset import open_dataset
 
-    corpus = point.record.corpus
-    data = point.config.data
     has_tokenizer = data.tokenizer in registry.TOKENIZERS or Path(data.tokenizer).exists()  # that of --init-from may be gone
     if corpus is None or (has_tokenizer and all(map(_readable, (*data.sources, *data.val, *data.test)))):
         dataset = context.dataset(data, again=True)
@@ -335,6 +358,8 @@ def _stopped_at_once(run: Run) -> str:
     with suppress(MiniGPTError):
         if (record := run.refresh().record).files:
             return f"stopped at once; step {record.stop_step:,} is saved: {resume_command(run)}"
+    if run.file(TEACHER).is_dir():
+        return f"stopped at once: {resume_command(run)}"
     return "stopped at once, before the first save: the same command starts again"
 
 
@@ -347,7 +372,7 @@ def _record_failure(run: Run, error: BaseException) -> None:
         if not record.files and not run.file(TEACHER).is_dir():
             run.file("run.json").unlink(missing_ok=True)  # new_run removes a directory without a record
             return
-        reason = StopReason.FAILED
+        reason = StopReason.DIVERGED if isinstance(error, Diverged) else StopReason.FAILED
         if isinstance(error, Interrupted | KeyboardInterrupt | GeneratorExit):
             terminated = isinstance(error, Interrupted) and error.exit_code == 128 + signal.SIGTERM
             reason = StopReason.TERMINATED if terminated else StopReason.INTERRUPTED_KEYBOARD

@@ -138,7 +138,7 @@ class TrainingState:
         now = self.latest
         if self.started is None or now is None or now.tokens_per_s <= 0 or now.step == 0:
             return None
-        tokens_per_step = now.tokens_seen / now.step
+        tokens_per_step = self.started.tokens_per_step or now.tokens_seen / now.step
         left = max(0, self.started.max_steps - now.step) * tokens_per_step / now.tokens_per_s
         return min(left, max(0.0, self.time_limit_s - now.elapsed_s)) if self.time_limit_s else left
 

@@ -92,6 +92,11 @@ def symptoms_of(run: Run, baselines: Baselines | None = None) -> Symptoms:
     train, val = splits.get("train"), splits.get("val")
     chars_per_token = val.n_chars / max(1, val.n_tokens) if val else 1.0
     block = config.model.block_size
+
+    def read(e: Evaluated) -> int:
+        """The tokens that the run itself has read; `tokens_seen` has those of its teachers too."""
+        return e.step * config.optim.windows * record.world_size * block if record.teacher else e.tokens_seen
+
     sampled = config.eval.eval_iters * config.optim.batch_size * block
     whole = val.n_tokens if val else 0
     measured = min(sampled, whole) if sampled and whole else sampled or whole
@@ -104,7 +109,7 @@ def symptoms_of(run: Run, baselines: Baselines | None = None) -> Symptoms:
         train=[None if e.train_loss is None else e.train_loss / chars_per_token for e in evaluations],
         val=[e.nats_per_char for e in evaluations],
         steps=[e.step for e in evaluations],
-        epochs=[e.tokens_seen / max(1, train.n_tokens) if train else 0.0 for e in evaluations],
+        epochs=[read(e) / max(1, train.n_tokens) if train else 0.0 for e in evaluations],
         rate=_rate(config),
         tokens_per_param=(train.n_tokens if train else 0) / max(1, record.n_params),
         leak=record.corpus.leak.share if record.corpus and record.corpus.leak else None,

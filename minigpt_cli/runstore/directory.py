@@ -38,8 +38,9 @@ class Run:
 
     def __init__(self, folder: Path) -> None:
         self.dir = Path(folder)
-        taught = self.dir.name == TEACHER and os.path.lexists(self.dir.parent / RECORD)  # it is the teacher of the run around it
-        self.name: str = f"{Run(self.dir.parent).name}/{TEACHER}" if taught else self.dir.name
+        around = Path(os.path.abspath(self.dir)).parent if self.dir.name == TEACHER else None
+        teaches = around is not None and os.path.lexists(around / RECORD)
+        self.name: str = f"{Run(around).name}/{TEACHER}" if around and teaches else self.dir.name
         self.checkpoint: str | None = None  # best, last or a step, where RUN@STEP or the path of a file named it
         self.notices: list[str] = []  # a notice if the newest record or configuration is damaged and the save before it is read
 

@@ -290,7 +290,7 @@ class RunStore:
             raise RunDamaged(f"{run.dir} is a symbolic link: remove it yourself")
         atomic_io.sweep_abandoned(self.dir)  # runs that a killed process removed in part
         with self.lock(Run(run.dir)), Run(run.dir).annotating(), atomic_io.explained("remove"):
-            doomed = run.dir.parent / f".{run.name[:100]}.{secrets.token_hex(4)}{atomic_io.TEMPORARY}"
+            doomed = run.dir.parent / f".{run.dir.name[:100]}.{secrets.token_hex(4)}{atomic_io.TEMPORARY}"
             os.utime(run.dir)  # somebody is at work on it, however old it is
             os.rename(run.dir, doomed)  # gone at once for every reader, even if deleting is interrupted
             try:

@@ -23,10 +23,7 @@ class Keeper:
         to_come = max(0, steps // self._every - record.stop_step // self._every) if self._every else 0
         self.bytes_to_come = to_come * self._n_bytes
         self._total = len(record.kept) + to_come
-        if self._total > KEPT_LIMIT:
-            advice = f"give --keep-every {-(-steps // KEPT_LIMIT)} or more"
-            too_many = f"--keep-every {self._every} keeps {self._total:,} checkpoints in {steps:,} steps"
-            raise UsageError(f"{too_many}, and a run has {KEPT_LIMIT:,} at most: {advice}")
+        check_kept(self._every, steps, self._total)
 
     def notices(self) -> list[str]:
         """What will be kept, and its size on the disk; nothing where --keep-every is not used."""
@@ -39,6 +36,15 @@ class Keeper:
             return record
         weights = self._state.measured_weights()
         return self._state.world.lead(lambda: checkpoints.keep(self._run, record, step, weights))
+
+
+def check_kept(every: int, steps: int, total: int = 0) -> None:
+    """Raise UsageError for more checkpoints than a record can name: `total`, or those of so many steps."""
+    total = total or (steps // every if every else 0)
+    if total > KEPT_LIMIT:
+        advice = f"give --keep-every {-(-steps // KEPT_LIMIT)} or more"
+        too_many = f"--keep-every {every} keeps {total:,} checkpoints in {steps:,} steps"
+        raise UsageError(f"{too_many}, and a run has {KEPT_LIMIT:,} at most: {advice}")
 
 
 def kept_notices(config: EvalConfig, total: int, n_bytes: int, *, timed: bool) -> list[str]:

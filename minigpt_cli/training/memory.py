@@ -10,9 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from minigpt_cli.accel.install import cross_entropy
 from minigpt_cli.config import RunConfig
 from minigpt_cli.errors import MiniGPTError
+from minigpt_cli.models.contract import build_model
 from minigpt_cli.storage.memory import available_memory, ran_out
 
 _SAFE_SHARE = 0.85  # of the free memory; the rest is for temporaries and for other programs
@@ -43,7 +43,9 @@ def measure(config: RunConfig, vocab_size: int) -> Need:
     from minigpt_cli.training.state import TrainingState
 
     quiet = config.changed(compute={"compile": "off", "device": "cpu", "fsdp": False})
-    state = TrainingState(quiet, vocab_size, torch.device("cpu"), end_of_text=0 if config.data.document_mask else None)
+    teacher = build_model(config.model, vocab_size, seed=0) if config.distil.teachers else None
+    end = 0 if config.data.document_mask else None
+    state = TrainingState(quiet, vocab_size, torch.device("cpu"), end_of_text=end, teacher=teacher)
     one, two = (_kept_bytes(state, n, config.model.block_size) for n in (1, 2))
     n_params = sum(p.numel() for p in state.model.parameters())
     copies = 2 + bool(config.optim.ema) + bool(config.distil.teachers)  # weights, gradients, average, teacher
@@ -61,10 +63,9 @@ def _kept_bytes(state: object, batch_size: int, block_size: int) -> int:
 
     ids = torch.zeros(batch_size, block_size, dtype=torch.int64)
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        output = state.model(ids)  # type: ignore[attr-defined]
-        loss = cross_entropy(output.logits.flatten(0, 1), ids.flatten())
+        loss, aux_loss = state.loss(ids, ids)  # type: ignore[attr-defined]
     total = sum(seen.values())
-    del loss
+    del loss, aux_loss
     return total
 
 

@@ -225,7 +225,7 @@ def _why(chosen: _Candidate) -> list[str]:
     taught = [f"plan: {_number(teachers, 'model')} trained first, each to teach the next: alone it would know this text by heart too soon"]
     return [
         f"plan: {size} parameters, {_number(model.n_layer, 'layer')}, {model.n_embd} wide: expected to learn most within {budget}, "
-        f"at about {_count(chosen.tokens_per_s)} tokens/s",
+        f"at about {_count(chosen.tokens_per_s / (_TAUGHT if teachers else 1.0))} tokens/s",
         f"plan: {dropout} this text of {tokens} is read {read}",
         f"plan: batches of {_number(chosen.config.optim.batch_size, 'window')} of {model.block_size} tokens: smaller ones learn more "
         "from a text, larger ones are faster",

@@ -25,7 +25,7 @@ from minigpt_cli.training import choices, memory, precision
 from minigpt_cli.training.clock import left_s, most_steps
 from minigpt_cli.training.distributed import World
 from minigpt_cli.training.evaluator import TRAIN_SAMPLE_TOKENS
-from minigpt_cli.training.keeping import kept_notices
+from minigpt_cli.training.keeping import check_kept, kept_notices
 from minigpt_cli.training.optimizers import optimizer_class
 from minigpt_cli.training.speed import Speed, measure_speed
 
@@ -71,6 +71,15 @@ def resolve(config: RunConfig, dataset: Dataset, world: World | None = None, beg
     notices += more
     config, more = _choose_by_measuring(config, dataset, world, begun)
     return config, [*notices, *more, *_warnings(config, dataset)]
+
+
+def check(config: RunConfig, dataset: Dataset) -> None:
+    """Raise UsageError or OutOfMemory now for what `resolve` would refuse before it measures anything."""
+    chosen, _ = _choose_compute(config, dataset, World())
+    _check_machine(chosen)
+    _fit_memory(chosen, dataset, memory.available(torch.device(chosen.compute.device)))
+    if chosen.optim.max_steps:
+        check_kept(chosen.eval.keep_every, chosen.optim.max_steps, 0)
 
 
 def dry_run(config: RunConfig, dataset: Dataset, world: World) -> DryRun:

@@ -136,6 +136,10 @@ class TrainingState:
         with torch.no_grad():
             return torch.softmax(self._teacher(x).logits.float(), -1), self.config.distil.teacher_share
 
+    def loss(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """The nats per token of y after x, (B, T), and what else the gradient is of."""
+        return self._loss(self._forward, x, y, *self._expected(x))
+
     def step(self, number: int, batch: BatchSource) -> StepResult:
         """One optimizer step on global batch `number`; refused, without any change, if the loss or a gradient is not finite."""
         optim = self.config.optim
@@ -143,7 +147,7 @@ class TrainingState:
         for micro in range(optim.grad_accum):
             x, y = batch(number, micro)
             with distributed.without_averaging(self._forward, last=micro == optim.grad_accum - 1):
-                nats, aux_loss = self._loss(self._forward, x, y, *self._expected(x))
+                nats, aux_loss = self.loss(x, y)
                 torch.autograd.backward((nats + aux_loss) * (self.scaler.scale / optim.grad_accum))
             total += nats.detach() / optim.grad_accum
         total = self.world.mean(total)  # so that all processes refuse a step, or none does

@@ -5,13 +5,21 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from minigpt_cli import checkpoints
 from minigpt_cli.cli import run as minigpt
+from minigpt_cli.commands.teaching import teacher_config
+from minigpt_cli.config import RunConfig
+from minigpt_cli.errors import MiniGPTError
 from minigpt_cli.runstore.directory import Run
 from minigpt_cli.runstore.store import RunStore
 from minigpt_cli.training.state import TrainingState
@@ -117,7 +125,7 @@ def test_settings_cannot_change_before_the_teachers_are_finished(
         stop_after(3, patch)
         assert train("stopped", "--teachers", "1") == 143
     assert minigpt(["train", "--resume", "stopped", "--max-steps", "30"]) == 2
-    assert "leave out the settings" in capsys.readouterr().err
+    assert "leave it out" in capsys.readouterr().err
 
 
 def test_a_sweep_trains_the_teachers_of_each_run_and_goes_on_after_an_interruption(
@@ -152,3 +160,99 @@ def test_a_run_with_teachers_is_repeated_to_the_bit_from_its_configuration(store
     ours, theirs = weights(first), weights(store.find("again"))
     assert all(torch.equal(ours[n], theirs[n]) for n in ours)
     assert store.find("again").config == first.config
+
+
+@pytest.mark.parametrize("steps", [2, 14, 26], ids=["the first teacher", "the second", "the run"])
+def test_what_is_killed_before_its_first_save_goes_on(steps: int, store: RunStore) -> None:
+    killed = "import os, signal, sys\nfrom minigpt_cli.training.state import TrainingState\ntaken, step = [0], TrainingState.step\n"
+    killed += "def counted(self, *arguments):\n    taken[0] += 1\n"
+    killed += f"    if taken[0] == {steps}: os.kill(os.getpid(), signal.SIGKILL)\n    return step(self, *arguments)\n"
+    killed += "TrainingState.step = counted\nfrom minigpt_cli.cli import run\nrun(sys.argv[1:])"
+    command = [sys.executable, "-c", killed, "train", "text.txt", "--name", "killed", *SMALL, *EXACT, "--teachers", "2"]
+    assert subprocess.run(command, capture_output=True, check=False).returncode == -signal.SIGKILL
+    assert minigpt(["train", "--resume", "killed"]) == 0
+    assert train("whole", "--teachers", "2") == 0
+    whole, ours = (weights(store.find(name)) for name in ("whole", "killed"))
+    assert all(torch.equal(whole[n], ours[n]) for n in whole)
+
+
+def test_a_run_does_not_begin_while_its_teacher_is_unfinished(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    from minigpt_cli.display.live_training import PlainLines
+
+    def closed(self: PlainLines, event: object) -> None:
+        raise BrokenPipeError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PlainLines, "show", closed)
+        assert train("piped", "--teachers", "1") == 0
+    run = store.find("piped")
+    assert run.record.status == "interrupted"
+    assert not run.record.files
+    assert run.record.teacher is None
+    assert minigpt(["train", "--resume", "piped"]) == 0
+    assert Run(run.file("teacher")).record.stop_step == 12
+
+
+def test_no_two_models_of_a_chain_have_the_same_seed() -> None:
+    config, seeds = RunConfig.model_validate({"distil": {"teachers": 8}}), []
+    for _ in range(9):
+        seeds.append(config.seed)
+        config = teacher_config(config) if config.distil.teachers else config
+    assert len(set(seeds)) == 9
+
+
+def test_a_teacher_that_was_changed_on_the_disk_is_not_learned_from(
+    store: RunStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as patch:
+        stop_after(17, patch)
+        assert train("stopped", "--teachers", "1", "--max-steps", "10") == 143  # so that the save before has another best
+    run = store.find("stopped")
+    file = run.file("teacher") / "best.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-5] ^= 1
+    file.write_bytes(content)
+    assert minigpt(["train", "--resume", "stopped"]) == 1
+    assert "is not the one that run 'stopped' began with" in capsys.readouterr().err
+    assert [finding.file for finding in verify(run) if finding.level == "problem"][:1] == ["teacher"]
+
+
+def test_a_text_that_changed_since_the_teacher_was_trained_is_refused(
+    store: RunStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as patch:
+        stop_after(13, patch)  # in the run, before its first save
+        patch.setattr("minigpt_cli.checkpoints.save", lambda run, *rest, **more: _fail(run, save, *rest, **more))
+        train("stopped", "--teachers", "1")
+    Path("text.txt").write_text(TEXT.upper())
+    assert minigpt(["train", "--resume", "stopped"]) == 2
+    assert "has changed since this run started" in capsys.readouterr().err
+
+
+save = checkpoints.save
+
+
+def _fail(run: Run, save: Callable[..., Any], *rest: Any, **more: Any) -> Any:
+    if "/" not in run.name:
+        raise MiniGPTError("no space")
+    return save(run, *rest, **more)
+
+
+def test_what_a_run_would_refuse_is_refused_before_its_teachers_are_trained(store: RunStore, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train("refused", "--teachers", "1", "--max-steps", "3000", "--keep-every", "1") == 2
+    assert "--keep-every" in capsys.readouterr().err
+    assert not (store.dir / "refused").exists()
+
+
+def test_a_teacher_stays_where_and_as_it_is(store: RunStore, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train("taught", "--teachers", "1") == 0
+    assert minigpt(["runs", "rename", "taught/teacher", "other"]) == 2
+    assert minigpt(["runs", "rm", "runs/taught/teacher", "--yes"]) == 2
+    assert minigpt(["train", "--resume", "taught/teacher", "--max-steps", "20"]) == 2
+    assert "has taught already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("taught_by", ["12:4:0", "12:4:0 garbage;12:4:0", "0:4:0;12:4:0", "12:4:0 9:lr=1 3:lr=2;12:4:0"])
+def test_notes_of_teachers_that_cannot_be_read_are_refused(taught_by: str) -> None:
+    with pytest.raises(ValidationError):
+        RunConfig.model_validate({"distil": {"teachers": 2, "taught_by": taught_by}})
