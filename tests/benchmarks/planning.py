@@ -358,8 +358,10 @@ def plans() -> None:
                 c = plan.best(RunConfig().changed(optim={"time_budget": float(budget)}), (), simulated(chars, budget), machine).config
                 m: Any = c.model
                 tokens = f"bpe {c.data.vocab_size}" if c.data.tokenizer == "bpe" else "char"
-                dropout = f", dropout {m.dropout:g}" if m.dropout else ""
-                cells.append(f"{m.n_layer} x {m.n_embd}, {tokens}, {c.optim.batch_size} x {m.block_size}{dropout}")
+                others = f", dropout {m.dropout:g}" if m.dropout else ""
+                if n := c.distil.teachers:
+                    others += f", {n} teacher{'s' * (n > 1)}"
+                cells.append(f"{m.n_layer} x {m.n_embd}, {tokens}, {c.optim.batch_size} x {m.block_size}{others}")
             print(f"| {name} | {label} | {' | '.join(cells)} |")
 
 
