@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from minigpt_cli.commands.train_run import Outcome
-    from minigpt_cli.commands.train_run import Training as Events
+    from minigpt_cli.commands.train_context import Outcome
+    from minigpt_cli.commands.train_context import Training as Events
     from minigpt_cli.config import RunConfig
     from minigpt_cli.display.comparison import Compared
     from minigpt_cli.evaluation.scores import Score
@@ -317,7 +317,8 @@ def train(
     from minigpt_cli.commands.config_sources import flatten, override
     from minigpt_cli.commands.init_from import Origin
     from minigpt_cli.commands.sweeping import Group
-    from minigpt_cli.commands.train_run import Context, train_new, train_on
+    from minigpt_cli.commands.train_context import Context
+    from minigpt_cli.commands.train_run import train_new, train_on
     from minigpt_cli.data.sources.open_source import open_sources
 
     flags, store = flatten(settings, "train()"), RunStore(runs_dir)

@@ -16,7 +16,7 @@ from minigpt_cli.commands.jobs import is_one_of_jobs, side_by_side
 from minigpt_cli.commands.planning import measured_plan
 from minigpt_cli.commands.presets import rough_seconds
 from minigpt_cli.commands.sweeping import Group, GroupResults, name_of_group, train_all
-from minigpt_cli.commands.train_run import Context
+from minigpt_cli.commands.train_context import Context
 from minigpt_cli.display import console, format
 from minigpt_cli.display.experiments import print_costs, print_experiment
 from minigpt_cli.errors import UsageError

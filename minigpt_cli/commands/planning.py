@@ -10,7 +10,7 @@ from minigpt_cli.config import RunConfig
 from minigpt_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from minigpt_cli.commands.train_run import Context
+    from minigpt_cli.commands.train_context import Context
     from minigpt_cli.data.dataset import Dataset
     from minigpt_cli.training.planner import DryRun
 

@@ -18,7 +18,8 @@ from typing import Any
 from minigpt_cli.commands.config_fields import Setting, settings, show_value
 from minigpt_cli.commands.config_sources import Resolved, override, resolve
 from minigpt_cli.commands.teaching import has_begun
-from minigpt_cli.commands.train_run import Context, Outcome, outcome_of, train_new, train_on
+from minigpt_cli.commands.train_context import Context, Outcome, outcome_of
+from minigpt_cli.commands.train_run import train_new, train_on
 from minigpt_cli.config import RunConfig
 from minigpt_cli.display import console
 from minigpt_cli.display.group_screen import Standings

@@ -31,7 +31,8 @@ from minigpt_cli.commands.processes import follow, together
 from minigpt_cli.commands.samples import next_commands, resume_command, sample_of
 from minigpt_cli.commands.sweeping import Group, GroupResults, run_search, run_sweep, search_id, sweep_id
 from minigpt_cli.commands.teaching import check_teachers
-from minigpt_cli.commands.train_run import Context, Outcome, outcome_of, train_new, train_on
+from minigpt_cli.commands.train_context import Context, Outcome, outcome_of
+from minigpt_cli.commands.train_run import train_new, train_on
 from minigpt_cli.config import RunConfig
 from minigpt_cli.data.sources.open_source import open_sources
 from minigpt_cli.display import console, waiting

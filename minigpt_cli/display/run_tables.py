@@ -138,12 +138,13 @@ def _facts(record: RunRecord, status: str, annotations: Annotations) -> list[tup
     threads = f"{record.threads} thread{'s' * (record.threads > 1)}" if record.threads else ""
     splits = corpus.splits.items() if corpus else ()
     sizes = ", ".join(f"{name} {split.n_tokens:,} tokens / {split.n_chars:,} characters" for name, split in splits)
+    taught = ", those of its teachers included" if record.teacher else ""
     return [
         ("run", record.name),
         ("status", status + (f": {REASONS[record.stop_reason]}" if record.stop_reason and record.stop_reason != status else "")),
         ("best", score),
         ("at the end", f"train {format.loss(record.final_train_loss)}, validation {format.loss(record.final_val_loss)} nats per token"),
-        ("trained", f"{record.stop_step:,} steps, {record.tokens_seen:,} tokens, {format.duration(record.elapsed_s)}"),
+        ("trained", f"{record.stop_step:,} steps, {record.tokens_seen:,} tokens, {format.duration(record.elapsed_s)}{taught}"),
         ("kept", _kept(record)),
         ("model", f"{record.arch}, {record.n_params:,} parameters{active}, vocabulary {record.vocab_size:,} ({record.tokenizer})"),
         ("text", text),
