@@ -92,6 +92,8 @@ def _changes(finding: str, run: Run) -> dict[str, Any]:
         rates["min_lr"] = rates["lr"] / 10
     if finding in ("rate too high", "rate too low or stopped early", "diverged"):
         return rates | ({"grad_clip": 1.0} if finding == "diverged" else {})
+    if finding == "overfitting" and not (config.distil.teachers or run.record.base):
+        return {"teachers": 1}
     regular = {"weight_decay": max(0.3, 2 * config.optim.weight_decay)}
     if isinstance(model, ClassicConfig | ModernConfig):
         regular = {"dropout": min(0.5, max(0.2, 1.5 * model.dropout))} | regular
