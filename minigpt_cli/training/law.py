@@ -69,6 +69,7 @@ class Law(NamedTuple):
     passes_dropout: float = 1.22  # by which dropout raises it (exponent)
     passes_teachers: float = 0.6  # by which one teacher raises it (share); several by the square root of their number times as much
     dropout: float = 2.76  # by which dropout slows learning down (exponent)
+    most_gain: float = 1.45  # that counts: of program text more is counted, and byte pairs won less there than of prose
     packed: float = 0.85  # c: by which what is lost falls with the gain of the tokens
     sparse: float = 5.25  # D: nats per character for as many tokens in the vocabulary as in the training text
     window: float = 0.0113  # by which a window twice as long lowers the loss, once a model has learned to use it:
@@ -80,7 +81,7 @@ class Law(NamedTuple):
         """The expected loss."""
         lost = self.small / pow(t.size, self.small_power) + self.unseen / pow(self._seen(t), self.unseen_power)
         longer = self.window * log2(t.window / 128) * min(1.0, self._fresh(t) / self.window_after)
-        return self.floor + lost / pow(t.gain, self.packed) + self.sparse * t.vocab_size / t.text_tokens - longer
+        return self.floor + lost / pow(min(t.gain, self.most_gain), self.packed) + self.sparse * t.vocab_size / t.text_tokens - longer
 
     def enough_tokens(self, t: Training) -> float:
         """The tokens after which this training has learned the text by heart and nothing more, at least those of 250 steps. Tokens of
@@ -101,8 +102,8 @@ class Law(NamedTuple):
         return min(t.tokens, t.text_tokens) + t.text_tokens * lasting * (1 - exp(-more / lasting))
 
     def _lasting(self, t: Training) -> float:
-        lasting = self.passes * pow(t.text_tokens / t.size, self.passes_power) * exp(self.passes_dropout * t.dropout) / t.gain
-        return lasting * (1 + self.passes_teachers * sqrt(t.teachers))
+        lasting = self.passes * pow(t.text_tokens / t.size, self.passes_power) * exp(self.passes_dropout * t.dropout)
+        return lasting * (1 + self.passes_teachers * sqrt(t.teachers)) / min(t.gain, self.most_gain)
 
 
 LAW = Law()
