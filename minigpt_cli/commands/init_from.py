@@ -94,6 +94,8 @@ def check_adapters(config: RunConfig, origin: Origin | None) -> None:
         library()
     if config.lora.lora_rank and origin is None:
         raise UsageError("--lora-rank adapts the weights of a run: name it with --init-from RUN")
+    if config.lora.lora_rank and origin is not None and "/" in origin.source.label and origin.source.kind == "run":
+        raise UsageError(f"--lora-rank keeps adapters for a run, and {origin.source.label} is the teacher of one: name that run")
     if config.lora.lora_rank and origin is not None and origin.source.kind != "run":
         raise UsageError(
             f"--lora-rank keeps adapters for a run, and {origin.what} is not a run: minigpt runs import {format.quoted(origin.what)} "

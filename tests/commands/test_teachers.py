@@ -95,7 +95,9 @@ def test_wherever_it_is_stopped_it_goes_on_to_the_bit(
         stop_after(steps, patch)
         assert train("stopped", "--teachers", "2") == 143
     assert store.find("stopped").record.status == "interrupted"
-    assert "minigpt train --resume stopped" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "minigpt train --resume stopped" in said
+    assert ("while its teacher was trained" in said) == (steps < 24)
     assert minigpt(["train", "--resume", "stopped"]) == 0
     whole, stopped = (weights(store.find(name)) for name in ("whole", "stopped"))
     assert all(torch.equal(whole[n], stopped[n]) for n in whole)
@@ -248,6 +250,7 @@ def test_a_teacher_stays_where_and_as_it_is(store: RunStore, capsys: pytest.Capt
     assert train("taught", "--teachers", "1") == 0
     assert minigpt(["runs", "rename", "taught/teacher", "other"]) == 2
     assert minigpt(["runs", "rm", "runs/taught/teacher", "--yes"]) == 2
+    assert minigpt(["train", "text.txt", "--init-from", "taught/teacher", "--lora-rank", "2", "--max-steps", "4"]) == 2
     assert minigpt(["train", "--resume", "taught/teacher", "--max-steps", "20"]) == 2
     assert "has taught already" in capsys.readouterr().err
 
