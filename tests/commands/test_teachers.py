@@ -162,6 +162,8 @@ def test_a_run_with_teachers_is_repeated_to_the_bit_from_its_configuration(store
     ours, theirs = weights(first), weights(store.find("again"))
     assert all(torch.equal(ours[n], theirs[n]) for n in ours)
     assert store.find("again").config == first.config
+    assert minigpt(["train", "--config", "runs/first/config.json", "--name", "other", "--teachers", "1", "--max-steps", "8"]) == 0
+    assert store.find("other").config.distil.taught_by.startswith("8:")
 
 
 @pytest.mark.parametrize("steps", [2, 14, 26], ids=["the first teacher", "the second", "the run"])
@@ -255,7 +257,7 @@ def test_a_teacher_stays_where_and_as_it_is(store: RunStore, capsys: pytest.Capt
     assert "has taught already" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("taught_by", ["12:4:0", "12:4:0 garbage;12:4:0", "0:4:0;12:4:0", "12:4:0 9:lr=1 3:lr=2;12:4:0"])
+@pytest.mark.parametrize("taught_by", ["12:4", "12:4:0 garbage;12:4:0", "0:4:0;12:4:0", "12:4:0 9:lr=1 3:lr=2;12:4:0"])
 def test_notes_of_teachers_that_cannot_be_read_are_refused(taught_by: str) -> None:
     with pytest.raises(ValidationError):
         RunConfig.model_validate({"distil": {"teachers": 2, "taught_by": taught_by}})
