@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +27,7 @@ from minigpt_cli.commands.teaching import (
     learns_from,
     taught,
     teacher_config,
-)  # fmt: skip
+)
 from minigpt_cli.commands.train_context import Context, Outcome, Training
 from minigpt_cli.config import DataConfig, RunConfig, changed
 from minigpt_cli.display.live_training import TrainingView, training_view
@@ -93,7 +93,7 @@ def _train_from_start(
 
 def _train_taught(context: Context, run: Run, config: RunConfig, signals: StopSignals, notices: list[str], begun: float | None) -> Training:
     """Train the teacher of a run, or what is left of it, and then the run. `begun`: when the time budget did; None: in another session."""
-    try:
+    with _noted(run):
         if not is_taught(run):
             outcome = yield from _train_teacher(context, run, config, notices)
             if not is_taught(run):
@@ -109,12 +109,6 @@ def _train_taught(context: Context, run: Run, config: RunConfig, signals: StopSi
             return run
 
         return (yield from _train_from_start(context, taught(run, config), signals, [learns_from(run)], begun, complete))
-    except Interrupted as error:
-        _record_failure(run, error)
-        raise Interrupted(_stopped_at_once(run), error.signal_number) from None
-    except BaseException as error:
-        _record_failure(run, error)
-        raise
 
 
 def _stopped_with(outcome: Outcome, run: Run) -> Outcome:
@@ -241,28 +235,22 @@ def _fit(job: Job, signals: StopSignals, context: Context) -> Training:
         shown: dict[str, Any] = {"json": context.json, "quiet": context.quiet}
         view = stack.enter_context(training_view(**shown, time_limit_s=config.eval.time_limit, standings=context.standings))
         signals.wait_for_save(view.announce)
-        try:
+        stack.enter_context(_noted(run))
 
-            def show(event: Event) -> None:
-                nonlocal view
-                view = _show(view, event, signals)
-                if isinstance(event, Scoring) and event.final:
-                    signals.promise = "Ending the final score; the run is finished."
+        def show(event: Event) -> None:
+            nonlocal view
+            view = _show(view, event, signals)
+            if isinstance(event, Scoring) and event.final:
+                signals.promise = "Ending the final score; the run is finished."
 
-            for event in fit(replace(job, samples_on_screen=view.shows_samples), signals.poll, show):
-                show(event)
-                trackers.show(event)
-                if context.watch and (reason := context.watch(event)):
-                    signals.request(reason)
-                if isinstance(event, Stopped):
-                    stopped = event
-                yield event
-        except Interrupted as error:
-            _record_failure(run, error)
-            raise Interrupted(_stopped_at_once(run), error.signal_number) from None
-        except BaseException as error:
-            _record_failure(run, error)
-            raise
+        for event in fit(replace(job, samples_on_screen=view.shows_samples), signals.poll, show):
+            show(event)
+            trackers.show(event)
+            if context.watch and (reason := context.watch(event)):
+                signals.request(reason)
+            if isinstance(event, Stopped):
+                stopped = event
+            yield event
     if stopped is None:
         raise MiniGPTError(f"training of run {run.name!r} ended unexpectedly: see minigpt runs verify {run.name}")
     return Outcome(run.refresh(), stopped, signals.number or (None if job.world.size == 1 else stopped.stop_reason.signal_number))
@@ -276,6 +264,19 @@ def _show(view: TrainingView, event: Any, signals: StopSignals) -> TrainingView:
         signals.request(StopReason.TERMINATED)
         return training_view(quiet=True)
     return view
+
+
+@contextmanager
+def _noted(run: Run) -> Iterator[None]:
+    """Note in the record of `run` what ended the block too early; an interruption then says how to go on."""
+    try:
+        yield
+    except Interrupted as error:
+        _record_failure(run, error)
+        raise Interrupted(_stopped_at_once(run), error.signal_number) from None
+    except BaseException as error:
+        _record_failure(run, error)
+        raise
 
 
 def _stopped_at_once(run: Run) -> str:
