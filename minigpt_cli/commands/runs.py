@@ -165,21 +165,22 @@ def remove(
         if name not in found and "*" not in name:
             raise RunNotFound(str(unknown_name("run", name, found)) if found else f"no runs in {store.dir}")
     chosen = list(dict.fromkeys(entry for name in run for entry in ([e for e in found if fnmatchcase(e, name)] if "*" in name else [name])))
+    for name in chosen:
+        _check_whole(found[name])
     if not yes:
         if not (console.is_terminal(sys.stdin) and console.is_terminal(sys.stderr)):
             raise UsageError("removing runs asks for confirmation, which needs a terminal: add --yes")
         waiting.remove()
         typer.confirm(f"Remove {', '.join(map(one_line, chosen))}? This cannot be undone.", abort=True, err=True)
     for name in chosen:
-        store.remove(_whole(found[name]))
+        store.remove(found[name])
         console.notice(f"removed {name}")
 
 
-def _whole(run: Run | DamagedRun) -> Run | DamagedRun:
-    """`run`, if it is not the teacher of another. Raises UsageError."""
-    if "/" in run.name:
+def _check_whole(run: Run | DamagedRun) -> None:
+    """Raise UsageError for the teacher of another run."""
+    if isinstance(run, Run) and run.is_teacher:
         raise UsageError(f"{one_line(run.name)} is in the folder of the run that learns from it, and stays there: name that run")
-    return run
 
 
 @app.command(short_help="Rename a run.")
@@ -196,7 +197,7 @@ def rename(
     """
     store = RunStore(runs_dir)
     found = store.find(run)
-    _whole(found)
+    _check_whole(found)
     store.rename(found, new_name)
     console.notice(f"{found.name} is now {new_name}")
 

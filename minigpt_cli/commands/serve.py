@@ -38,7 +38,7 @@ def serve(store: RunStore, *, host: str, port: int, api_key: str | None, engine:
     found = store.find(only) if only is not None else None
     ckpt = found.checkpoint_to_read(ckpt) if found else ckpt or "best"
     if found is not None:
-        if "/" in found.name:
+        if found.is_teacher:
             raise UsageError(f"--serve serves runs, and {found.name} is the teacher of one: name that run")
         store = RunStore(found.dir.parent)
     app = build_app(store, api_key=api_key, engine=engine, only=found.name if found else None, ckpt=ckpt, local_only=local)

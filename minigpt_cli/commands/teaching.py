@@ -43,7 +43,7 @@ def is_taught(run: Run) -> bool:
 
 def has_taught(run: Run) -> bool:
     """Whether `run` is the teacher of a run that has begun to learn from it."""
-    return "/" in run.name and Run(run.dir.parent).record.teacher is not None
+    return run.is_teacher and Run(run.dir.parent).record.teacher is not None
 
 
 def corpus_of(run: Run) -> Corpus | None:

@@ -48,6 +48,11 @@ class Run:
         return f"Run({str(self.dir)!r})"
 
     @property
+    def is_teacher(self) -> bool:
+        """Whether it is in the folder of the run that learns from it; its name is then NAME/teacher."""
+        return "/" in self.name
+
+    @property
     def label(self) -> str:
         """The name, with @ and the checkpoint if one was named."""
         return self.name if self.checkpoint is None else f"{self.name}@{self.checkpoint}"

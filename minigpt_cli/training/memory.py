@@ -12,7 +12,6 @@ from torch import Tensor
 
 from minigpt_cli.config import RunConfig
 from minigpt_cli.errors import MiniGPTError
-from minigpt_cli.models.contract import build_model
 from minigpt_cli.storage.memory import available_memory, ran_out
 
 _SAFE_SHARE = 0.85  # of the free memory; the rest is for temporaries and for other programs
@@ -40,12 +39,11 @@ class OutOfMemory(MiniGPTError):
 
 def measure(config: RunConfig, vocab_size: int) -> Need:
     """The memory that a step needs, from the activations that forward passes of one and of two windows keep."""
-    from minigpt_cli.training.state import TrainingState
+    from minigpt_cli.training.state import TrainingState, trial_teacher
 
     quiet = config.changed(compute={"compile": "off", "device": "cpu", "fsdp": False})
-    teacher = build_model(config.model, vocab_size, seed=0) if config.distil.teachers else None
     end = 0 if config.data.document_mask else None
-    state = TrainingState(quiet, vocab_size, torch.device("cpu"), end_of_text=end, teacher=teacher)
+    state = TrainingState(quiet, vocab_size, torch.device("cpu"), end_of_text=end, teacher=trial_teacher(config, vocab_size))
     one, two = (_kept_bytes(state, n, config.model.block_size) for n in (1, 2))
     n_params = sum(p.numel() for p in state.model.parameters())
     copies = 2 + bool(config.optim.ema) + bool(config.distil.teachers)  # weights, gradients, average, teacher

@@ -79,7 +79,7 @@ def check(config: RunConfig, dataset: Dataset) -> None:
     _check_machine(chosen)
     _fit_memory(chosen, dataset, memory.available(torch.device(chosen.compute.device)))
     if chosen.optim.max_steps:
-        check_kept(chosen.eval.keep_every, chosen.optim.max_steps, 0)
+        check_kept(chosen.eval.keep_every, chosen.optim.max_steps)
 
 
 def dry_run(config: RunConfig, dataset: Dataset, world: World) -> DryRun:

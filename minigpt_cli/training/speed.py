@@ -9,12 +9,11 @@ from typing import NamedTuple
 from minigpt_cli.config import RunConfig
 from minigpt_cli.data.dataset import Dataset
 from minigpt_cli.data.parts import masked_after
-from minigpt_cli.models.contract import build_model
 from minigpt_cli.training import memory
 from minigpt_cli.training.device_batches import DeviceBatches
 from minigpt_cli.training.distributed import World
 from minigpt_cli.training.evaluator import TRAIN_SAMPLE_TOKENS, Evaluator
-from minigpt_cli.training.state import TrainingState
+from minigpt_cli.training.state import TrainingState, trial_teacher
 
 _TRIAL_S, _TRIAL_SHARE = 1.2, 0.03  # of steps: at most so many seconds, and that share of a time budget
 _EVALUATION_TRIAL_TOKENS = 16_384
@@ -36,8 +35,7 @@ def measure_speed(config: RunConfig, dataset: Dataset, world: World) -> Speed:
     with memory.explained_out_of_memory(config):
         end = masked_after(config.data, dataset.tokenizer)
         vocab_size = dataset.tokenizer.vocab_size
-        teacher = build_model(config.model, vocab_size, seed=0) if config.distil.teachers else None  # as fast as the real one
-        state = TrainingState(scratch, vocab_size, device, world, end_of_text=end, teacher=teacher)
+        state = TrainingState(scratch, vocab_size, device, world, end_of_text=end, teacher=trial_teacher(config, vocab_size))
         batches = DeviceBatches(scratch, dataset, device, world)
         times: list[float] = []
         begun = time.perf_counter()

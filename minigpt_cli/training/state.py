@@ -285,6 +285,11 @@ class TrainingState:
         return again
 
 
+def trial_teacher(config: RunConfig, vocab_size: int) -> nn.Module | None:
+    """A model as large and fast as the teacher of a run with this configuration, for measuring; None where it has none."""
+    return build_model(config.model, vocab_size, seed=0) if config.distil.teachers else None
+
+
 def _default_generator(device: torch.device) -> torch.Generator:
     """The default generator of torch's random functions on `device`."""
     if device.type == "cuda":
