@@ -61,7 +61,7 @@ _MEMORY_SHARE = 0.5  # of what is free
 
 
 class Plan(NamedTuple):
-    """The chosen configuration, and why, in three lines."""
+    """The chosen configuration, and why, in three lines, or four with teachers."""
 
     config: RunConfig
     why: list[str]
