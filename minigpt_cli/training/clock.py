@@ -19,8 +19,9 @@ from minigpt_cli.training.law import LAW, Training
 from minigpt_cli.training.schedules import cooldown_start
 from minigpt_cli.training.vocabularies import present
 
-_SMOOTHED = 0.03  # of the budget: the time over which speed is averaged
+_SMOOTHED = 0.15  # of the time that is left: the time over which speed is averaged
 _SMOOTHED_S = 2.0  # at least: first steps are slow
+_MOST_NEW = 0.5  # weight of the latest steps in that average, at most: what stops a process may be over
 _TOLERANCE = 0.02  # of the budget: an end that is off by less changes nothing once the rate falls
 _SCHEDULES = ("wsd", "constant")  # those whose rate does not depend on the number of steps from the beginning
 _LEAST = 0.5  # of the budget without the teachers' share: what is left for training however long the start took
@@ -47,21 +48,22 @@ class Clock:
         self._budget_s, self._most_steps = config.optim.time_budget, most_steps
         left = left_s(config, begun)
         self._deadline = time.perf_counter() + left
-        self._step_s = left / config.optim.max_steps  # as planned
+        self._steps_per_s = config.optim.max_steps / left  # as planned
         self.evaluation_s = 0.0  # of the last evaluation
 
     def observe(self, steps: int, seconds: float) -> None:
         """Note how long the latest steps took."""
-        if steps:
-            share = 1 - math.exp(-seconds / max(_SMOOTHED_S, _SMOOTHED * self._budget_s))
-            self._step_s += share * (seconds / steps - self._step_s)
+        if steps and seconds > 0:
+            smoothed = max(_SMOOTHED_S, _SMOOTHED * (self._deadline - time.perf_counter()))
+            share = min(_MOST_NEW, 1 - math.exp(-seconds / smoothed))
+            self._steps_per_s += share * (steps / seconds - self._steps_per_s)
 
     def plan(self, config: RunConfig, step: int) -> RunConfig:
         """The configuration with the number of steps that fit after `step`; `config` itself if it is to stay."""
         optim = config.optim
         if optim.schedule not in _SCHEDULES or step >= optim.max_steps:
             return config
-        each_s = self._step_s + self.evaluation_s / config.eval.eval_every
+        each_s = 1 / self._steps_per_s + self.evaluation_s / config.eval.eval_every
         fitting = min(self._most_steps, max(step + 1, step + int((self._deadline - time.perf_counter()) / each_s)))
         if fitting == optim.max_steps:
             return config

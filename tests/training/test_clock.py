@@ -47,6 +47,11 @@ def changing(first: float, second: float) -> Callable[[float], float]:
     return lambda now: first if now < BUDGET / 2 else second
 
 
+def stopped(at: float, long: float) -> Callable[[float], float]:
+    """As when the process is suspended once."""
+    return lambda now: long if at <= now < at + 0.05 else 0.05
+
+
 @pytest.mark.parametrize("schedule", ["wsd", "constant"])
 @pytest.mark.parametrize(
     ("speed", "planned", "within"),
@@ -57,6 +62,9 @@ def changing(first: float, second: float) -> Callable[[float], float]:
         (changing(0.1, 0.1), 1900, 0.03),  # the plan was wrong from the beginning
         (changing(0.05, 0.05), 600, 0.03),
         (lambda now: 0.1 if now % 20 < 10 else 0.05, 1300, 0.05),  # a neighbour that comes and goes
+        (stopped(at=50, long=20), 1900, 0.03),
+        (stopped(at=75, long=20), 1900, 0.03),
+        (lambda now: 5.0 if now % 15 < 0.05 else 0.05, 1900, 0.05),  # stopped again and again
     ],
 )
 def test_the_last_step_is_done_when_the_budget_ends(speed: Callable[[float], float], planned: int, within: float, schedule: str) -> None:
@@ -68,6 +76,8 @@ def test_the_last_step_is_done_when_the_budget_ends(speed: Callable[[float], flo
         assert rates[-1] < 0.05  # the cool-down is complete
         falling = rates[config.optim.warmup_steps :]
         assert falling == sorted(falling, reverse=True)
+        undisturbed = [lr_factor(step, config.optim) for step in range(len(rates))]
+        assert sum(rates) > 0.8 * sum(undisturbed)  # no part of the run goes by with hardly any rate
 
 
 @settings(max_examples=60, deadline=None)
