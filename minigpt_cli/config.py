@@ -385,6 +385,10 @@ class RunConfig(Frozen):
     """What was changed when the run was resumed, or to keep its time budget, in order, as STEP:setting=VALUE_BEFORE with spaces between;
     written by minigpt."""
 
+    def step_tokens(self, processes: int = 1) -> int:
+        """Tokens of a step of so many processes together."""
+        return self.optim.windows * processes * self.model.block_size
+
     def changed(self, **sections: dict[str, Any]) -> RunConfig:
         """This configuration with some settings of some sections changed, as in `changed(optim={"lr": 1e-3})`; not validated again."""
         return self.model_copy(update={name: getattr(self, name).model_copy(update=values) for name, values in sections.items()})

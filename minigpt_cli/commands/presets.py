@@ -35,7 +35,7 @@ def rough_seconds(config: RunConfig) -> float:
 def _operations(config: RunConfig) -> float:
     """Of a training step, about: those in the matrices of its blocks."""
     _, active = _block_parameters(config)
-    return 6.0 * active * config.optim.windows * config.model.block_size
+    return 6.0 * active * config.step_tokens()
 
 
 def _block_parameters(config: RunConfig) -> tuple[int, int]:

@@ -95,7 +95,7 @@ def symptoms_of(run: Run, baselines: Baselines | None = None) -> Symptoms:
 
     def read(e: Evaluated) -> int:
         """The tokens that the run itself has read; `tokens_seen` has those of its teachers too."""
-        return e.step * config.optim.windows * record.world_size * block if record.teacher else e.tokens_seen
+        return e.step * config.step_tokens(record.world_size) if record.teacher else e.tokens_seen
 
     sampled = config.eval.eval_iters * config.optim.batch_size * block
     whole = val.n_tokens if val else 0

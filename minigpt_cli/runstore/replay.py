@@ -26,7 +26,7 @@ def started(record: RunRecord, config: RunConfig, notices: Sequence[str] = ()) -
         precision=compute.precision,
         attention=compute.attention,
         compiled=compute.compile == "on",
-        tokens_per_step=config.optim.windows * record.world_size * config.model.block_size,
+        tokens_per_step=config.step_tokens(record.world_size),
         notices=list(notices),
     )
 

@@ -45,8 +45,7 @@ class Training(NamedTuple):
     @classmethod
     def of(cls, config: RunConfig, text: Text, processes: int = 1) -> Training:
         """The training of a configuration, before its first token."""
-        model = config.model
-        step_tokens = config.optim.windows * processes * model.block_size
+        model, step_tokens = config.model, config.step_tokens(processes)
         dropout = getattr(model, "dropout", 0.0)
         cut = text.train_tokens, text.vocab_size, text.chars_per_token, text.gain
         return cls(weights(model), 0.0, step_tokens, dropout, *cut, model.block_size, config.distil.teachers)

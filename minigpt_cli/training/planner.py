@@ -93,7 +93,7 @@ def dry_run(config: RunConfig, dataset: Dataset, world: World) -> DryRun:
     optim, n_params = config.optim, sum(p.numel() for p in model.parameters())
     if config.eval.keep_every and not config.lora.lora_rank:  # adapters are smaller
         notices += kept_notices(config.eval, optim.max_steps // config.eval.keep_every, 4 * n_params, timed=timed)
-    tokens_per_step = optim.windows * world.size * config.model.block_size
+    tokens_per_step = config.step_tokens(world.size)
     evaluations = max(1, optim.max_steps // config.eval.eval_every)
     taught_s = (
         config.distil.teacher_time * optim.time_budget if timed else config.distil.teachers * optim.max_steps * speed.step_s
@@ -322,7 +322,7 @@ def _choose_steps(
         steps, most = max(1, int(fitting)), most_steps(config, dataset, world)
         if steps > most:
             steps = most
-            epochs = most * config.optim.windows * world.size * config.model.block_size / len(dataset.train.tokens)
+            epochs = most * config.step_tokens(world.size) / len(dataset.train.tokens)
             notices.append(f"{most:,} steps read this text {epochs:.0f} times: the run ends before its time budget (--max-steps overrides)")
         checks = steps / config.eval.eval_every if config.eval.eval_every else evaluations
         taken_s = steps * speed.step_s + checks * speed.evaluation_s

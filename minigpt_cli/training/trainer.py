@@ -124,7 +124,7 @@ class _Trainer:
         self.evaluator = Evaluator(self.config, self.dataset, self.state)
         self.sampler = Sampler(self.config, self.dataset.tokenizer, self.state, on_screen=job.samples_on_screen)
         self.judge = Judge(self.config)
-        self.meter = Meter(self.config.optim.windows * self.world.size * self.config.model.block_size)
+        self.meter = Meter(self.config.step_tokens(self.world.size))
         if job.teacher is not None:  # what a run took is what its teachers took too
             self.meter.resume(0, job.teacher.tokens_seen, job.teacher.elapsed_s)
         self.inexact = job.inexact
