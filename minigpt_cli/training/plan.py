@@ -129,9 +129,6 @@ def _configs(config: RunConfig, given: Collection[str], text: Text, size: int) -
         return [now] if name in given else wanted
 
     model, optim = config.model, config.optim
-    data = (
-        {"tokenizer": text.tokenizer, "vocab_size": text.vocab_size} if text.tokenizer == "bpe" and config.data.tokenizer != "bpe" else {}
-    )
     longest = text.val_tokens // _LEAST_VAL_WINDOWS
     blocks = choices("block_size", model.block_size, [b for b in BLOCKS if b <= longest] or BLOCKS[:1])
     batches = choices("batch_size", optim.batch_size, BATCHES)
@@ -143,7 +140,7 @@ def _configs(config: RunConfig, given: Collection[str], text: Text, size: int) -
             if block * batch < fewest and batch != batches[-1] and "block_size" not in given:
                 continue
             planned = model.model_copy(update={**shape, "block_size": block, "dropout": dropout})
-            yield config.model_copy(update={"model": planned}).changed(data=data, optim={"batch_size": batch, **rates})
+            yield config.model_copy(update={"model": planned}).changed(data=text.data, optim={"batch_size": batch, **rates})
 
 
 def _shapes(model: Any, given: Collection[str], text: Text, size: int) -> list[dict[str, int]]:
@@ -222,7 +219,8 @@ def _why(chosen: _Candidate) -> list[str]:
     )
     dropout = f"dropout {model.dropout:g}, because" if model.dropout else "no dropout:"
     budget, teachers = _time(chosen.config.optim.time_budget), chosen.training.teachers
-    taught = [f"plan: {_number(teachers, 'model')} trained first, each to teach the next: alone it would know this text by heart too soon"]
+    whom = "each to teach the next" if teachers > 1 else "to teach this one"
+    taught = [f"plan: {_number(teachers, 'model')} trained first, {whom}: alone it would know this text by heart too soon"]
     return [
         f"plan: {size} parameters, {_number(model.n_layer, 'layer')}, {model.n_embd} wide: expected to learn most within {budget}, "
         f"at about {_count(chosen.tokens_per_s / (_TAUGHT if teachers else 1.0))} tokens/s",

@@ -34,7 +34,12 @@ class Text(NamedTuple):
     val_tokens: int
     chars_per_token: float
     gain: float = 1.0  # what counted bigrams of characters lose on text held back, over what those of these tokens lose
-    prepared_s: float = 0.0  # seconds of the budget that cutting it takes
+    prepared_s: float = 0.0  # seconds of the budget that cutting it takes; 0: it is cut
+
+    @property
+    def data(self) -> dict[str, str | int]:
+        """The settings that cut it this way, where it is not."""
+        return {"tokenizer": self.tokenizer, "vocab_size": self.vocab_size} if self.prepared_s else {}
 
 
 def present(dataset: Dataset) -> Text:
@@ -44,16 +49,20 @@ def present(dataset: Dataset) -> Text:
 
 
 def possible(config: RunConfig, given: Collection[str], dataset: Dataset) -> list[Text]:
-    """The text as it is cut now and, where nobody chose a tokenizer, in byte pairs; what they are like is estimated from a sample."""
+    """The text as it is cut now and, where nobody chose a tokenizer or the size of its vocabulary, in byte pairs; what they are like is
+    estimated from a sample."""
     now, chars = present(dataset), dataset.train.n_chars
     prepared_s = chars * SECONDS_A_CHAR
-    fixed = {"tokenizer", "vocab_size"} & set(given) or prepared_folder(config.data) is not None or dataset.chats
-    if fixed or now.tokenizer != "char" or chars < FEWEST_CHARS or prepared_s > PREPARED_SHARE * config.optim.time_budget:
+    if "tokenizer" in given:
+        fixed = config.data.tokenizer != "bpe" or "vocab_size" in given
+    else:
+        fixed = now.tokenizer != "char" or "vocab_size" in given
+    fixed = fixed or dataset.chats or prepared_folder(config.data) is not None
+    if fixed or chars < FEWEST_CHARS or prepared_s > PREPARED_SHARE * config.optim.time_budget:
         return [now]
-    texts = [now]
-    learned, counted = _samples(dataset)
-    lost = _bigram_nats(np.concatenate(learned), np.concatenate(counted))
-    text, held_back = (_text(dataset, pieces) for pieces in (learned, counted))
+    texts = [] if now.tokenizer == "bpe" else [now]
+    text, held_back = _samples(dataset)
+    lost = _bigram_nats(*_characters(text, held_back))
     data = config.data.model_copy(update={"tokenizer": "bpe", "vocab_size": SIZES[-1]})
     pairs = BPETokenizer.build(data, TrainingText(TrainingText.of(text).alphabet, len(text), lambda: iter([text])))
     for size in SIZES:
@@ -64,21 +73,27 @@ def possible(config: RunConfig, given: Collection[str], dataset: Dataset) -> lis
         train, val = (round(split.n_chars * rate) + split.n_documents for split in (dataset.train, dataset.val))
         if gain > 1:  # not for thousands of different characters, of which each is several bytes
             texts.append(Text("bpe", size, train, val, chars / train, gain, prepared_s))
-    return texts
+    return texts or [now]
 
 
-def _samples(dataset: Dataset) -> tuple[list[Ids], list[Ids]]:
-    """Tokens to learn from and other tokens to measure on, both from all over the training text."""
-    tokens = dataset.train.tokens
+def _samples(dataset: Dataset) -> tuple[str, str]:
+    """Text to learn from and other text to measure on, both from all over the training text."""
+    tokens, wanted = dataset.train.tokens, (_SAMPLE + _HELD_BACK) * len(dataset.train.tokens) // dataset.train.n_chars
     far = len(tokens) // _PIECES
-    length = min(far, (_SAMPLE + _HELD_BACK) // _PIECES)
+    length = min(far, wanted // _PIECES)
     cut = length * _SAMPLE // (_SAMPLE + _HELD_BACK)
     pieces = [tokens[piece * far : piece * far + length].astype(np.uint32) for piece in range(_PIECES)]
-    return [piece[:cut] for piece in pieces], [piece[cut:] for piece in pieces]
+    return _text(dataset, [piece[:cut] for piece in pieces]), _text(dataset, [piece[cut:] for piece in pieces])
 
 
 def _text(dataset: Dataset, pieces: list[Ids]) -> str:
     return "".join(dataset.tokenizer.decode(piece).replace(END_OF_TEXT, "\n") for piece in pieces)
+
+
+def _characters(text: str, other: str) -> tuple[Ids, Ids]:
+    """Both texts as the numbers of their characters."""
+    _, ids = np.unique(np.frombuffer((text + other).encode("utf-32-le"), dtype=np.uint32), return_inverse=True)
+    return ids[: len(text)].astype(np.uint32), ids[len(text) :].astype(np.uint32)
 
 
 def _bigram_nats(learned: Ids, tokens: Ids) -> float:

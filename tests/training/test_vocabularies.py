@@ -42,6 +42,16 @@ def test_a_tokenizer_that_is_given_stays(given: str, config: RunConfig, tmp_path
     assert [text.tokenizer for text in possible(config, [given], data_of(config, tmp_path))] == ["char"]
 
 
+def test_the_vocabulary_of_byte_pairs_is_planned_where_its_size_was_not_given(config: RunConfig, tmp_path: Path) -> None:
+    pairs = config.changed(data={"tokenizer": "bpe"})
+    free, asked = (possible(pairs, given, data_of(pairs, tmp_path)) for given in ((), ("tokenizer",)))
+    assert [text.vocab_size for text in asked] == list(SIZES)
+    assert [t.gain for t in asked] == pytest.approx([t.gain for t in possible(config, (), data_of(config, tmp_path))[1:]], rel=0.01)
+    assert [text.data for text in free] == [{}]  # token files, or a preset, chose it
+    fixed = possible(pairs, ("tokenizer", "vocab_size"), data_of(pairs, tmp_path))
+    assert [(text.vocab_size, text.data) for text in fixed] == [(pairs.data.vocab_size, {})]
+
+
 def test_a_budget_that_learning_byte_pairs_would_eat_keeps_characters(config: RunConfig, tmp_path: Path) -> None:
     short = config.changed(optim={"time_budget": 0.3})
     assert [text.tokenizer for text in possible(short, (), data_of(config, tmp_path))] == ["char"]
