@@ -15,23 +15,35 @@ typedef struct {
     char *gram, *poly; /* (r, r) X X^T, and b X X^T + c (X X^T)^2 */
 } Matrix;
 
-/* out (rows, columns) = a y + b left right, left (rows, depth); y may be null, or out. If `symmetric`, tiles below the diagonal are left out. */
-INLINE void combine(const char *left, const char *panels, float a, const char *y, float b, char *out, int64_t rows, int64_t columns, int64_t depth,
-                    int symmetric) {
-    for (int64_t t = 0; t < rows; t += ROWS_AT_ONCE)
-        for (int64_t c = 0; c < columns; c += 16 * THICK)
-            for (int64_t r = t; r < t + ROWS_AT_ONCE && r < rows; r += TALL) {
-                int thick = least((columns - c) / 16, THICK);
-                const char *at[TALL];
-                vec sums[TALL][THICK];
-                if (symmetric && c + 16 * THICK <= r) continue;
-                for (int i = 0; i < TALL; i++) at[i] = left + (r + i) * depth * 2;
-                multiply(sums, at, 4, (Panels){panels + c * depth * 2, depth * 32}, depth / 2, thick);
-                for (int i = 0; i < TALL; i++)
-                    for (int v = 0; v < thick; v++) {
-                        int64_t to = (r + i) * columns + c + 16 * v;
-                        store(out, to, y ? a * load(y, to, 1) + b * sums[i][v] : b * sums[i][v], 1);
-                    }
+/* out (rows, columns) = a y + b left right, left (rows, depth); y may be null, or out. */
+typedef struct {
+    const char *left, *panels, *y;
+    char *out;
+    int64_t rows, columns, depth;
+    float a, b;
+} Sum;
+
+INLINE void sum_tile(const Sum *s, int64_t r, int64_t c, int thick) {
+    const char *at[TALL];
+    vec sums[TALL][THICK];
+    for (int i = 0; i < TALL; i++) at[i] = s->left + (r + i) * s->depth * 2;
+    multiply(sums, at, 4, (Panels){s->panels + c * s->depth * 2, s->depth * 32}, s->depth / 2, thick);
+#pragma GCC unroll 8
+    for (int i = 0; i < TALL; i++)
+#pragma GCC unroll 3
+        for (int v = 0; v < thick; v++) {
+            int64_t to = (r + i) * s->columns + c + 16 * v;
+            store(s->out, to, s->y ? s->a * load(s->y, to, 1) + s->b * sums[i][v] : s->b * sums[i][v], 1);
+        }
+}
+
+/* If `symmetric`, tiles below the diagonal are left out. */
+INLINE void combine(Sum s, int symmetric) {
+    for (int64_t t = 0; t < s.rows; t += ROWS_AT_ONCE)
+        for (int64_t c = 0; c < s.columns; c += 16 * THICK)
+            for (int64_t r = t; r < t + ROWS_AT_ONCE && r < s.rows; r += TALL) {
+                int thick = least((s.columns - c) / 16, THICK);
+                if (!symmetric || c + 16 * THICK > r) CONSTANT_THICK(sum_tile(&s, r, c, thick));
             }
 }
 
@@ -52,13 +64,13 @@ INLINE void mirror(char *x, int64_t n) {
 INLINE void iterate(const Matrix *m, const float q[3]) {
     int64_t r = m->r, c = m->c;
     for (int64_t p = 0; p < r / 16; p++) pack_rows(m->x + p * 16 * c * 2, c, m->panels + p * c * 32, 1);
-    combine(m->x, m->panels, 0, 0, 1, m->gram, r, r, c, 1);
+    combine((Sum){m->x, m->panels, 0, m->gram, r, r, c, 0, 1}, 1);
     mirror(m->gram, r);
     pack_columns(m->gram, r, r, 0, r, 0, r, m->panels, r * 32, 0, 1);
-    combine(m->gram, m->panels, q[1], m->gram, q[2], m->poly, r, r, r, 1);
+    combine((Sum){m->gram, m->panels, m->gram, m->poly, r, r, r, q[1], q[2]}, 1);
     mirror(m->poly, r);
     pack_columns(m->x, r, c, 0, r, 0, c, m->panels, r * 32, 0, 1);
-    combine(m->poly, m->panels, q[0], m->x, 1, m->x, r, c, r, 0);
+    combine((Sum){m->poly, m->panels, m->x, m->x, r, c, r, q[0], 1}, 0);
 }
 
 /* out = scale times in (rows, columns) of `size`, transposed if `turned`. */

@@ -27,39 +27,40 @@ typedef struct {
     int64_t panel;
 } Panels;
 
-/* sums of n pairs; those of row r of the left side are at a[r], `step` bytes apart. */
-INLINE void multiply_tile(vec sums[TALL][THICK], const char *const a[TALL], int64_t step, Panels b, int64_t n, int thick) {
-    vec s[TALL][THICK];
+/* `thick` vectors of sums of n pairs; those of row r of the left side are at a[r], `step` bytes apart. */
+INLINE void multiply(vec sums[TALL][THICK], const char *const a[TALL], int64_t step, Panels b, int64_t n, int thick) {
     const char *row[TALL];
 #pragma GCC unroll 8
     for (int r = 0; r < TALL; r++) {
         row[r] = a[r];
 #pragma GCC unroll 3
-        for (int v = 0; v < THICK; v++) s[r][v] = splat(0);
+        for (int v = 0; v < THICK; v++) sums[r][v] = splat(0);
     }
     for (int64_t i = 0, at = 0; i < n; i++, at += step) {
         uvec of_b[THICK];
 #pragma GCC unroll 3
-        for (int v = 0; v < THICK; v++)
-            if (v < thick) memcpy(&of_b[v], b.at + v * b.panel + 64 * i, 64);
+        for (int v = 0; v < thick; v++) memcpy(&of_b[v], b.at + v * b.panel + 64 * i, 64);
 #pragma GCC unroll 8
         for (int r = 0; r < TALL; r++)
 #pragma GCC unroll 3
-            for (int v = 0; v < THICK; v++)
-                if (v < thick) s[r][v] = multiply_pairs(s[r][v], row[r] + at, of_b[v]);
+            for (int v = 0; v < thick; v++) sums[r][v] = multiply_pairs(sums[r][v], row[r] + at, of_b[v]);
     }
-#pragma GCC unroll 8
-    for (int r = 0; r < TALL; r++)
-#pragma GCC unroll 3
-        for (int v = 0; v < THICK; v++)
-            if (v < thick) sums[r][v] = s[r][v];
 }
 
-INLINE void multiply(vec sums[TALL][THICK], const char *const a[TALL], int64_t step, Panels b, int64_t n, int thick) {
-    if (thick == 3) multiply_tile(sums, a, step, b, n, 3);
-    else if (thick == 2) multiply_tile(sums, a, step, b, n, 2);
-    else multiply_tile(sums, a, step, b, n, 1);
-}
+/* A statement in which the compiler sees each value of `thick` as a constant, so that the sums of a tile stay in registers. */
+#define CONSTANT_THICK(...)         \
+    do {                            \
+        if (thick == 3) {           \
+            enum { thick = 3 };     \
+            __VA_ARGS__;            \
+        } else if (thick == 2) {    \
+            enum { thick = 2 };     \
+            __VA_ARGS__;            \
+        } else {                    \
+            enum { thick = 1 };     \
+            __VA_ARGS__;            \
+        }                           \
+    } while (0)
 
 INLINE uvec halves(vec v) { return widen(to_bf16(v)); }
 

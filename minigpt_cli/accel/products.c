@@ -46,6 +46,7 @@ INLINE void finish(const Product *p, const vec *sums, int64_t r, int64_t c, int 
         for (int i = 0; p->slopes && i < 2; i++) store(p->slopes, gate + i * half, d[i], 1);
         return;
     }
+#pragma GCC unroll 3
     for (int v = 0; v < thick; v++, at += 16) {
         vec s = p->bias ? sums[v] + load(p->bias, c + 16 * v, 0) : sums[v], d;
         if (next == TIMES_SLOPE) s *= load(p->slopes, at, 1);
@@ -73,19 +74,26 @@ INLINE void fetch_slopes(const Product *p, int64_t r, int64_t c, int thick, int 
     }
 }
 
+/* `rows` rows from r on and `thick` vectors from column c on. */
+INLINE void product_tile(const Product *p, int64_t r, int64_t c, int rows, int thick, int next) {
+    const char *at[TALL];
+    vec sums[TALL][THICK];
+    for (int i = 0; next >= TIMES_SLOPE && i < rows; i++) fetch_slopes(p, r + i, c, thick, next);
+    for (int i = 0; i < TALL; i++) at[i] = p->x + (r + least(i, rows - 1)) * p->depth * 2;
+    multiply(sums, at, 4, (Panels){p->panels + c * p->depth * 2, p->depth * 32}, p->depth / 2, thick);
+#pragma GCC unroll 8
+    for (int i = 0; i < TALL; i++)
+        if (i < rows) finish(p, sums[i], r + i, c, thick, next);
+}
+
 /* Rows from .. to. A few rows at a time meet all columns, so that both stay in the cache. */
 INLINE void product_part(const Product *p, int64_t from, int64_t to, int next) {
     const int most = next == SWIGLU ? 2 : THICK;
     for (int64_t t = from; t < to; t += ROWS_AT_ONCE)
         for (int64_t c = 0; c < p->columns; c += 16 * most)
             for (int64_t r = t; r < t + ROWS_AT_ONCE && r < to; r += TALL) {
-                int thick = least((p->columns - c) / 16, most), rows = least(to - r, TALL);
-                const char *at[TALL];
-                vec sums[TALL][THICK];
-                for (int i = 0; next >= TIMES_SLOPE && i < rows; i++) fetch_slopes(p, r + i, c, thick, next);
-                for (int i = 0; i < TALL; i++) at[i] = p->x + (r + least(i, rows - 1)) * p->depth * 2;
-                multiply(sums, at, 4, (Panels){p->panels + c * p->depth * 2, p->depth * 32}, p->depth / 2, thick);
-                for (int i = 0; i < rows; i++) finish(p, sums[i], r + i, c, thick, next);
+                int thick = least((p->columns - c) / 16, most);
+                CONSTANT_THICK(product_tile(p, r, c, least(to - r, TALL), thick, next));
             }
 }
 
@@ -157,6 +165,21 @@ INLINE void fetch(const Side *s, int64_t t, int64_t n) {
         for (int64_t c = s->from; c < s->to; c += 32) __builtin_prefetch(s->x + (i * s->width + c) * 2, 0, 2);
 }
 
+/* dw += `thick` vectors from column c on of rows r .. r + TALL of the product of n rows, which are packed; `first`: dw is that. */
+INLINE void gradient_tile(const Side *dy, const Side *x, float *dw, int64_t r, int64_t c, int64_t n, int thick, int first) {
+    const char *at[TALL];
+    vec sums[TALL][THICK];
+    for (int i = 0; i < TALL; i++) at[i] = dy->panels + r / 16 * PANEL + (r % 16 + i) * 4;
+    multiply(sums, at, 64, (Panels){x->panels + c / 16 * PANEL, PANEL}, n / 2, thick);
+#pragma GCC unroll 8
+    for (int i = 0; i < TALL; i++)
+#pragma GCC unroll 3
+        for (int v = 0; v < thick; v++) {
+            int64_t to = (dy->from + r + i) * x->width + x->from + c + 16 * v;
+            store(dw, to, first ? sums[i][v] : load(dw, to, 0) + sums[i][v], 0);
+        }
+}
+
 /* dw += the product of n rows from t on, which are packed; meanwhile the next ones are asked for. */
 INLINE void add_block(const Side *dy, const Side *x, float *dw, int64_t t, int64_t n) {
     int64_t rows = dy->to - dy->from, columns = x->to - x->from, tiles = rows / TALL * ((columns + 16 * THICK - 1) / (16 * THICK));
@@ -164,17 +187,9 @@ INLINE void add_block(const Side *dy, const Side *x, float *dw, int64_t t, int64
     for (int64_t c = 0; c < columns; c += 16 * THICK)
         for (int64_t r = 0; r < rows; r += TALL, ahead += share) {
             int thick = least((columns - c) / 16, THICK);
-            const char *at[TALL];
-            vec sums[TALL][THICK];
             fetch(dy, ahead, share);
             fetch(x, ahead, share);
-            for (int i = 0; i < TALL; i++) at[i] = dy->panels + r / 16 * PANEL + (r % 16 + i) * 4;
-            multiply(sums, at, 64, (Panels){x->panels + c / 16 * PANEL, PANEL}, n / 2, thick);
-            for (int i = 0; i < TALL; i++)
-                for (int v = 0; v < thick; v++) {
-                    int64_t to = (dy->from + r + i) * x->width + x->from + c + 16 * v;
-                    store(dw, to, t ? load(dw, to, 0) + sums[i][v] : sums[i][v], 0);
-                }
+            CONSTANT_THICK(gradient_tile(dy, x, dw, r, c, n, thick, t == 0));
         }
 }
 
