@@ -4,8 +4,12 @@
    of each row is kept, the logarithm of the softmax's denominator, and probabilities are computed again from it (FlashAttention-2,
    Dao 2023).
 
+   The queries of a block lie side by side in a vector, and their keys one below the other: maxima and sums are made without crossing lanes.
+   So scores, probabilities and results are computed transposed, as K Q^T and V^T P^T. Powers and logarithms are those of 2, since e^x is
+   2^(x log2 e), and the factor is one with that of the scores.
+
    Matrices are multiplied in tiles (matrix_tiles.h): for X Y^T, A is X's rows (`pack`) and B Y's, transposed (`turn`); for X Y, B is Y's rows
-   interleaved (`pack_rows`).
+   interleaved (`pack_rows`); for X^T Y, A is X's columns (`pack_rows`, turned).
 
    Shapes: B batch, T tokens, H query heads, K key/value heads, D head size; heads (B, T, H + 2K, D) holds q, k, v. One head at a time is
    laid out in tiles, as (rows, width): T to a multiple of 32 and D to whole tiles, with zeros behind. One task is one key/value head of
@@ -17,7 +21,8 @@
 #include "dropout.h"
 #include "matrix_tiles.h"
 
-enum { QUERIES = 32 }; /* of a block in the backward pass */
+enum { SIDE = LANES, SIDES = 2, QUERIES = SIDES * SIDE }; /* queries side by side; of a block in the backward pass */
+#define LOG2_E 1.4426950408889634
 
 typedef struct {
     const char *heads;
@@ -27,7 +32,7 @@ typedef struct {
     int32_t threshold; /* a byte below it drops its weight; 0: no dropout */
     float drop_scale;  /* 1 / (the share that dropout keeps) */
     char *out;         /* (B, T, H, D) */
-    float *lse;        /* (B, H, rows) */
+    float *log_sums;   /* (B, H, rows): log2 of the softmax's denominators */
     const char *grad;  /* (B, T, H, D) */
     char *d_heads;     /* (B, T, H + 2K, D) */
     int64_t rows, width, row; /* of a padded head; bytes of its rows */
@@ -54,16 +59,19 @@ INLINE void pack(const Task *a, const char *x, int64_t n, int64_t b, int64_t h, 
         }
 }
 
-/* Ask for what the backward pass reads and writes in rows t .. t + n of query head h of sequence b, and of its keys and values. h may be H, the
-   first head of the next sequence. */
+/* Ask for what a pass reads and writes in rows t .. t + n of query head h of sequence b, and of its keys and values. h may be H, the first head
+   of the next sequence. */
 INLINE void fetch(const Task *a, int64_t b, int64_t h, int64_t t, int64_t n, int bf16) {
     if (h == a->H) h = 0, b++;
     int64_t bytes = a->D * SIZE(bf16), all = a->H + 2 * a->K, key = a->H + h / (a->H / a->K);
     for (int64_t row = b * a->T + t; b < a->B && row < b * a->T + least(t + n, a->T); row++)
         for (int64_t i = 0; i < bytes; i += 64) {
             int64_t at[3] = {(row * all + h) * bytes + i, (row * all + key) * bytes + i, (row * all + key + a->K) * bytes + i};
-            for (int k = 0; k < 3; k++) __builtin_prefetch(a->heads + at[k], 0, 2), __builtin_prefetch(a->d_heads + at[k], 1, 2);
-            __builtin_prefetch(a->grad + (row * a->H + h) * bytes + i, 0, 2);
+            for (int k = 0; k < 3; k++) {
+                __builtin_prefetch(a->heads + at[k], 0, 2);
+                if (a->grad) __builtin_prefetch(a->d_heads + at[k], 1, 2);
+            }
+            if (a->grad) __builtin_prefetch(a->grad + (row * a->H + h) * bytes + i, 0, 2);
             __builtin_prefetch(a->out + (row * a->H + h) * bytes + i, 0, 2);
         }
 }
@@ -100,13 +108,6 @@ INLINE void pack_rows(const Task *a, const char *x, int turned, char *tiles, int
         }
 }
 
-/* v with `rest` in all lanes but those from `from` to `to`. */
-INLINE vec between(vec v, int64_t from, int64_t to, float rest) {
-    const ivec lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    int32_t begin = from < 0 ? 0 : from > LANES ? LANES : from, end = to < 0 ? 0 : to > LANES ? LANES : to;
-    return choose((lane >= begin) & (lane < end), v, splat(rest));
-}
-
 INLINE int64_t begin_of(const Task *a, int64_t b, int64_t t) { return a->begins && t < a->T ? a->begins[b * a->T + t] : 0; }
 
 /* The first key that one of n queries from t sees, down to a multiple of 32. */
@@ -116,7 +117,33 @@ INLINE int64_t first_key(const Task *a, int64_t b, int64_t t, int64_t n) {
     return first / 32 * 32;
 }
 
-INLINE uint64_t mask_group(const Task *a, int64_t b, int64_t h, int64_t t) { return ((b * a->H + h) * a->T + t) * ((a->T + GROUP - 1) / GROUP); }
+/* Queries t .. t + SIDE: the first key that each sees, and the first that all see. */
+typedef struct {
+    int64_t t, all;
+    ivec begins;
+} Sight;
+
+INLINE Sight sight(const Task *a, int64_t b, int64_t t) {
+    Sight s = {.t = t};
+    for (int i = 0; i < SIDE && a->begins; i++) {
+        int64_t begin = begin_of(a, b, t + i);
+        s.begins[i] = (int32_t)begin;
+        s.all = begin > s.all ? begin : s.all;
+    }
+    return s;
+}
+
+/* The scores of key j, -infinity for the queries that do not see it. */
+INLINE vec seen(vec scores, const Sight *s, int64_t j) {
+    const ivec lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    if (j <= s->t && j >= s->all) return scores;
+    return choose((lane >= (int32_t)(j - s->t)) & (s->begins <= (int32_t)j), scores, splat(-INFINITY));
+}
+
+/* Which of queries t .. t + SIDE keep the weights of keys j .. j + 4: of each key 16 bits. */
+INLINE uint64_t kept(const Task *a, int64_t b, int64_t h, int64_t t, int64_t j) {
+    return a->threshold ? keep_mask(a->seed, a->threshold, ((b * a->H + h) * (a->rows / SIDE) + t / SIDE) * (a->rows / 4) + j / 4) : ~0ull;
+}
 
 /* ---- tasks */
 
@@ -148,58 +175,72 @@ static int lay_out(Task *a, int bf16) {
 
 /* ---- forward */
 
-/* scores (16, rows) of queries t .. t + 16 and keys from `first` on become probabilities; weights are those in tiles, without the dropped. */
-INLINE void softmax(const Task *a, float *scores, char *weights, float *lse, int64_t b, int64_t first, int64_t t, uint64_t group, int bf16) {
-    int64_t depth = DEPTH(bf16), tile = TILE / SIZE(bf16);
-    float scale = 1.0f / sqrtf((float)a->D), denominator[16];
-    for (int64_t r = 0; r < 16; r++, group += (a->T + GROUP - 1) / GROUP) {
-        float *row = scores + r * a->rows;
-        int64_t begin = begin_of(a, b, t + r);
-        vec top = splat(-INFINITY), total = splat(0);
-        for (int64_t i = first; i <= t; i += LANES) {
-            vec v = load(row, i, 0) * scale;
-            if (i == t || i < begin) v = between(v, begin - i, t + r + 1 - i, -INFINITY);
-            store(row, i, v, 0);
-            top = vmax(v, top);
-        }
-        float m = largest(top);
-        for (int64_t i = first; i <= t; i += LANES) {
-            vec v = vexp(load(row, i, 0) - m);
-            store(row, i, v, 0);
-            total += v;
-        }
-        float inverse = 1.0f / (denominator[r] = sum(total));
-        lse[t + r] = m;
-        uint64_t bits = ~0ull;
-        for (int64_t i = first; i <= t; i += LANES) {
-            if (a->threshold && (i % GROUP == 0 || i == first)) bits = keep_mask(a->seed, a->threshold, group + i / GROUP);
-            store(weights, i / depth * tile + r * depth + i % depth, masked(load(row, i, 0) * inverse, bits, i % GROUP), bf16);
-        }
-        if (bf16 && t % 32 == 0) store(weights, t / depth * tile + r * depth + 16, splat(0), 1); /* a tile is 32 keys */
+/* A tile (16 of D, SIDE queries) to rows t .. t + SIDE of head h of x (B, T, n, D), from element d on. */
+INLINE void store_turned(const Task *a, const float *tile, char *x, int64_t n, int64_t b, int64_t t, int64_t h, int64_t d, vec scale, int bf16) {
+    uvec rows[16];
+    for (int i = 0; i < 16; i++) rows[i] = (uvec)(load(tile, 16 * i, 0) * scale);
+    transpose(rows);
+    for (int64_t i = 0; i < SIDE && t + i < a->T; i++) store_n(x, ((b * a->T + t + i) * n + h) * a->D + d, a->D - d, (vec)rows[i], bf16);
+}
+
+/* Rows x and y, one after the other along the sum, as rows of B: in float32 two rows, in bfloat16 one row of pairs. */
+INLINE void store_two(char *tiles, int64_t row, vec x, vec y, int bf16) {
+    if (bf16) {
+        uvec pairs = interleave(x, y);
+        memcpy(tiles + 32 * row, &pairs, 64);
+    } else {
+        memcpy(tiles + 64 * row, &x, 64);
+        memcpy(tiles + 64 * row + 64, &y, 64);
     }
-    for (int r = 0; r < 16; r++) lse[t + r] += logf(denominator[r]); /* at the end, since a call empties the registers */
+}
+
+/* From the scores (keys, SIDE) of keys first .. t + SIDE: `weights`, in tiles, are 2^(score - the largest) without the dropped. Their sums before
+   that, and the logarithms of the softmax's denominators. */
+INLINE vec softmax(const Task *a, float *scores, char *weights, float *log_sums, int64_t b, int64_t h, int64_t first, int64_t t, int bf16) {
+    float scale = (float)(LOG2_E / sqrt((double)a->D));
+    Sight sees = sight(a, b, t);
+    vec top = splat(-INFINITY), total = splat(0);
+    for (int64_t j = first; j < t + SIDE; j++) {
+        vec v = seen(load(scores, SIDE * j, 0), &sees, j);
+        if (j > t || j < sees.all) store(scores, SIDE * j, v, 0);
+        top = vmax(v, top);
+    }
+    top *= scale;
+    for (int64_t j = first; j < t + SIDE; j += 4) {
+        uint64_t bits = kept(a, b, h, t, j);
+        for (int i = 0; i < 4; i += 2) {
+            vec x = vexp2(load(scores, SIDE * (j + i), 0) * scale - top, bf16), y = vexp2(load(scores, SIDE * (j + i + 1), 0) * scale - top, bf16);
+            total += x + y;
+            store_two(weights + (j - j % DEPTH(bf16)) / DEPTH(bf16) * TILE, j % DEPTH(bf16) + i, masked(x, bits, 16 * i), masked(y, bits, 16 * i + 16), bf16);
+        }
+    }
+    if (bf16 && t % 32 == 0) memset(weights + t / 32 * TILE + TILE / 2, 0, TILE / 2); /* a tile is 32 keys */
+    vec logarithms = top;
+    for (int i = 0; i < SIDE; i++) logarithms[i] += log2f(total[i]);
+    store(log_sums, t, logarithms, 0);
+    return total;
 }
 
 INLINE void forward_task(const Task *a, int64_t b, int64_t k, char *scratch, int bf16) {
     int64_t rows = a->rows, head = rows * a->row, share = a->H / a->K, depth = DEPTH(bf16), across = a->width / 16 * TILE;
-    char *q = scratch, *keys_turned = q + head, *value_rows = keys_turned + head, *weights = value_rows + head;
-    float *scores = (float *)(weights + rows / depth * TILE), *y = scores + 16 * rows;
-    pack(a, a->heads, a->H + 2 * a->K, b, a->H + k, q, bf16);
-    turn(a, q, keys_turned);
-    pack(a, a->heads, a->H + 2 * a->K, b, a->H + a->K + k, q, bf16);
-    pack_rows(a, q, 0, value_rows, bf16);
+    char *keys = scratch, *x = keys + head, *q_turned = x + head, *value_columns = q_turned + head, *weights = value_columns + head;
+    float *scores = (float *)(weights + rows / depth * TILE), *y = scores + SIDE * rows;
+    pack(a, a->heads, a->H + 2 * a->K, b, a->H + k, keys, bf16);
+    pack(a, a->heads, a->H + 2 * a->K, b, a->H + a->K + k, x, bf16);
+    pack_rows(a, x, 1, value_columns, bf16);
     for (int64_t h = k * share; h < (k + 1) * share; h++) {
-        pack(a, a->heads, a->H + 2 * a->K, b, h, q, bf16);
-        for (int64_t t = 0; t < a->T; t += 16) {
-            int64_t first = first_key(a, b, t, 16), blocks = (t + 16 - first + depth - 1) / depth;
+        pack(a, a->heads, a->H + 2 * a->K, b, h, x, bf16);
+        turn(a, x, q_turned);
+        for (int64_t t = 0; t < a->T; t += SIDE) {
+            int64_t first = first_key(a, b, t, SIDE), blocks = (t + SIDE - first + depth - 1) / depth;
+            fetch(a, b, h + 1, t, SIDE, bf16);
             for (int64_t j = first; j <= t; j += 16)
-                multiply(scores + j, rows, q + t * a->row, TILE, keys_turned + j * a->row, TILE, a->row / 64, 0, bf16);
-            softmax(a, scores, weights, a->lse + (b * a->H + h) * rows, b, first, t, mask_group(a, b, h, t), bf16);
+                multiply(scores + SIDE * j, SIDE, keys + j * a->row, TILE, q_turned + t * a->row, TILE, a->row / 64, 0, bf16);
+            vec scale = a->drop_scale / softmax(a, scores, weights, a->log_sums + (b * a->H + h) * rows, b, h, first, t, bf16);
             for (int64_t d = 0; d < a->D; d += 16) {
-                const char *values = value_rows + first / depth * across + d / 16 * TILE;
-                multiply(y, 16, weights + first / depth * TILE, TILE, values, across, blocks, 0, bf16);
-                for (int64_t r = 0; r < 16 && t + r < a->T; r++)
-                    store_n(a->out, ((b * a->T + t + r) * a->H + h) * a->D + d, a->D - d, load(y, 16 * r, 0) * a->drop_scale, bf16);
+                const char *values = value_columns + first / depth * across + d / 16 * TILE;
+                multiply(y, 16, values, across, weights + first / depth * TILE, TILE, blocks, 0, bf16);
+                store_turned(a, y, a->out, a->H, b, t, h, d, scale, bf16);
             }
         }
     }
@@ -209,25 +250,33 @@ static void forward_in_float32(const Task *a, int64_t b, int64_t k, char *scratc
 static void forward_in_bfloat16(const Task *a, int64_t b, int64_t k, char *scratch) { forward_task(a, b, k, scratch, 1); }
 
 /* 0, or 1 where the sizes are not possible or there is no memory; so too below. */
-int32_t forward(const void *heads, const int64_t *begins, void *out, float *lse, int64_t B, int64_t T, int64_t H, int64_t K, int64_t D,
+int32_t forward(const void *heads, const int64_t *begins, void *out, float *log_sums, int64_t B, int64_t T, int64_t H, int64_t K, int64_t D,
                 uint64_t seed, int32_t threshold, float drop_scale, int32_t bf16) {
     Task a = {.heads = heads, .begins = begins, .B = B, .T = T, .H = H, .K = K, .D = D, .seed = seed, .threshold = threshold,
-              .drop_scale = drop_scale, .out = out, .lse = lse};
+              .drop_scale = drop_scale, .out = out, .log_sums = log_sums};
     if (!lay_out(&a, bf16)) return 1;
-    return run_tasks(&a, 3 * a.rows * a.row + a.rows / DEPTH(bf16) * TILE + 64 * a.rows + TILE, bf16 ? forward_in_bfloat16 : forward_in_float32);
+    size_t bytes = 4 * a.rows * a.row + a.rows / DEPTH(bf16) * TILE + 4 * SIDE * a.rows + TILE;
+    return run_tasks(&a, bytes, bf16 ? forward_in_bfloat16 : forward_in_float32);
 }
 
-/* ---- backward: with P the probabilities, M the mask times its scale, G the gradient of y = (P M) v, and delta = sum(G y) of each row,
-   dS = P (M (G v^T) - delta), dq = dS k, dk = dS^T q, dv = (P M)^T G. dk and dv are summed transposed. */
+/* ---- backward: with P the probabilities, M the mask times its scale, G the gradient of y = (P M) v, and delta = sum(G y) of each query,
+   dS = P (M (G v^T) - delta), dq = dS k, dk = dS^T q, dv = (P M)^T G. */
 
 typedef struct {
-    char *keys_turned, *key_rows, *values_turned; /* tiles */
-    char *q, *q_columns, *g, *g_columns;          /* as rows and as columns */
-    char *ds;                                     /* tiles (QUERIES / 16, rows / DEPTH) */
-    char *ds_rows, *p_rows;                       /* tiles of QUERIES x 16 */
-    float *scores, *dp;                           /* (QUERIES, 16) */
-    float *dk, *dv;                               /* tiles (rows / 16, width / 16) of 16 columns */
+    char *keys, *key_columns, *values; /* tiles */
+    char *q, *q_turned, *q_rows;
+    char *g, *g_turned, *g_rows;
+    char *ds;                          /* B: for each SIDE queries, tiles of DEPTH keys */
+    char *ds_rows, *p_rows;            /* A: tiles of 16 keys x DEPTH queries */
+    float *scores, *dp;                /* (16 keys, SIDE) */
+    float *dk, *dv;                    /* (rows, width) */
 } Scratch;
+
+/* What the backward pass needs to know of SIDE queries. */
+typedef struct {
+    Sight sees;
+    vec log_sums, delta;
+} Side;
 
 INLINE void *next(char **at, size_t bytes) {
     *at += bytes;
@@ -235,128 +284,118 @@ INLINE void *next(char **at, size_t bytes) {
 }
 
 static size_t divide(const Task *a, Scratch *s, char *start, int bf16) {
-    size_t head = a->rows * a->row, sums = 4 * a->rows * a->width;
+    size_t head = a->rows * a->row, sums = 4 * a->rows * a->width, rows = QUERIES / DEPTH(bf16) * TILE;
     char *at = start;
-    *s = (Scratch){.keys_turned = next(&at, head), .key_rows = next(&at, head), .values_turned = next(&at, head), .q = next(&at, head),
-                   .q_columns = next(&at, head), .g = next(&at, head), .g_columns = next(&at, head),
-                   .ds = next(&at, QUERIES / 16 * a->rows / DEPTH(bf16) * TILE), .ds_rows = next(&at, 2 * TILE), .p_rows = next(&at, 2 * TILE),
-                   .scores = next(&at, 2 * TILE), .dp = next(&at, 2 * TILE), .dk = next(&at, sums), .dv = next(&at, sums)};
+    *s = (Scratch){.keys = next(&at, head), .key_columns = next(&at, head), .values = next(&at, head), .q = next(&at, head),
+                   .q_turned = next(&at, head), .q_rows = next(&at, head), .g = next(&at, head), .g_turned = next(&at, head),
+                   .g_rows = next(&at, head), .ds = next(&at, SIDES * a->rows / DEPTH(bf16) * TILE), .ds_rows = next(&at, rows),
+                   .p_rows = next(&at, rows), .scores = next(&at, TILE), .dp = next(&at, TILE), .dk = next(&at, sums), .dv = next(&at, sums)};
     return at - start;
 }
 
-/* Rows x and y, one after the other along the sum, for a tile's rows: in float32 two rows, in bfloat16 one row of pairs. */
-INLINE void store_two(char *tiles, int64_t row, vec x, vec y, int bf16) {
-    if (bf16) {
-        uvec pairs = widen(to_bf16(x)) | widen(to_bf16(y)) << 16;
-        memcpy(tiles + 32 * row, &pairs, 64);
-    } else {
-        memcpy(tiles + 64 * row, &x, 64);
-        memcpy(tiles + 64 * row + 64, &y, 64);
-    }
-}
-
-/* From scores and dp of queries t .. t + QUERIES and keys j .. j + 16: dS, and P without the dropped. */
-INLINE void scores_back(const Task *a, const Scratch *s, const float *lse, const float *delta, const uint64_t *bits, int64_t b, int64_t t,
-                        int64_t j, int bf16) {
-    int64_t depth = DEPTH(bf16);
-    float scale = 1.0f / sqrtf((float)a->D);
-    for (int r = 0; r < QUERIES; r += 2) {
+/* From scores and dp of keys j .. j + 16 and of the queries of side c: dS, and P without the dropped. */
+INLINE void scores_back(const Task *a, const Scratch *s, const Side *side, int64_t b, int64_t h, int64_t j, int64_t c, int bf16) {
+    int64_t depth = DEPTH(bf16), column = SIDE * c % depth * SIZE(bf16), tile = SIDE * c / depth * TILE;
+    float scale = (float)(LOG2_E / sqrt((double)a->D));
+    uint64_t bits = 0;
+    for (int r = 0; r < 16; r += 2) {
         vec ds[2], p[2];
+        if (r % 4 == 0) bits = kept(a, b, h, side->sees.t, j + r);
         for (int i = 0; i < 2; i++) {
-            int64_t row = r + i, begin = begin_of(a, b, t + row);
-            vec x = load(s->scores, 16 * row, 0) * scale - lse[row];
-            if (j + 15 > t + row || j < begin || t + row >= a->T) x = between(x, begin - j, t + row < a->T ? t + row + 1 - j : 0, -INFINITY);
-            p[i] = vexp(x);
-            ds[i] = p[i] * (masked(load(s->dp, 16 * row, 0), bits[row], j % GROUP) * a->drop_scale - delta[row]);
-            p[i] = masked(p[i], bits[row], j % GROUP);
-            store(s->ds, (row / 16 * (a->rows / depth) + j / depth) * (TILE / SIZE(bf16)) + row % 16 * depth + j % depth, ds[i], bf16);
+            int64_t row = r + i, at = tile + 64 * row + column;
+            vec x = vexp2(seen(load(s->scores, SIDE * row, 0), &side->sees, j + row) * scale - side->log_sums, bf16);
+            ds[i] = x * (masked(load(s->dp, SIDE * row, 0), bits, row % 4 * 16) * a->drop_scale - side->delta);
+            p[i] = masked(x, bits, row % 4 * 16);
+            store(s->ds_rows + at, 0, ds[i], bf16);
+            store(s->p_rows + at, 0, p[i], bf16);
         }
-        store_two(s->ds_rows, r, ds[0], ds[1], bf16);
-        store_two(s->p_rows, r, p[0], p[1], bf16);
+        store_two(s->ds + (c * (a->rows / depth) + j / depth) * TILE, j % depth + r, ds[0], ds[1], bf16);
     }
 }
 
-/* delta of queries t .. t + QUERIES. */
-INLINE void sum_rows(const Task *a, const Scratch *s, float *delta, int64_t b, int64_t h, int64_t t, int bf16) {
-    for (int64_t r = 0; r < QUERIES; r++) {
+/* delta of queries t .. t + SIDE. */
+INLINE vec sum_rows(const Task *a, const Scratch *s, int64_t b, int64_t h, int64_t t, int bf16) {
+    uvec rows[16];
+    vec delta = splat(0);
+    for (int64_t i = 0; i < SIDE; i++) {
         vec total = splat(0);
-        for (int64_t d = 0; d < a->D && t + r < a->T; d += LANES)
-            total += load(s->g, place(a, t + r, d, bf16), bf16) * load_n(a->out, ((b * a->T + t + r) * a->H + h) * a->D + d, a->D - d, 0, bf16);
-        delta[r] = sum(total);
+        for (int64_t d = 0; d < a->D && t + i < a->T; d += LANES)
+            total += load(s->g, place(a, t + i, d, bf16), bf16) * load_n(a->out, ((b * a->T + t + i) * a->H + h) * a->D + d, a->D - d, 0, bf16);
+        rows[i] = (uvec)total;
     }
+    transpose(rows);
+    for (int i = 0; i < 16; i++) delta += (vec)rows[i];
+    return delta;
 }
 
 INLINE void backward_block(const Task *a, const Scratch *s, int64_t b, int64_t h, int64_t t, int bf16) {
-    int64_t rows = a->rows, across = a->width / 16 * TILE, depth = DEPTH(bf16), first = first_key(a, b, t, QUERIES);
-    float delta[QUERIES];
-    uint64_t bits[QUERIES];
+    int64_t across = a->width / 16 * TILE, depth = DEPTH(bf16), words = a->row / 64, first = first_key(a, b, t, QUERIES);
+    Side side[SIDES];
     fetch(a, b, h + 1, t, QUERIES, bf16);
-    sum_rows(a, s, delta, b, h, t, bf16);
-    memset(bits, 0xff, sizeof bits);
+    for (int c = 0; c < SIDES; c++) {
+        int64_t at = t + SIDE * c; /* beyond the text there are no sums */
+        vec log_sums = at < a->T ? load(a->log_sums, (b * a->H + h) * a->rows + at, 0) : splat(INFINITY);
+        side[c] = (Side){sight(a, b, at), log_sums, sum_rows(a, s, b, h, at, bf16)};
+    }
     for (int64_t j = first; j < t + QUERIES; j += 16) {
-        for (int r = 0; r < QUERIES && a->threshold && (j % GROUP == 0 || j == first); r++)
-            bits[r] = keep_mask(a->seed, a->threshold, mask_group(a, b, h, t + r) + j / GROUP);
-        for (int r = 0; r < QUERIES; r += 16) {
-            multiply(s->scores + 16 * r, 16, s->q + (t + r) * a->row, TILE, s->keys_turned + j * a->row, TILE, a->row / 64, 0, bf16);
-            multiply(s->dp + 16 * r, 16, s->g + (t + r) * a->row, TILE, s->values_turned + j * a->row, TILE, a->row / 64, 0, bf16);
+        for (int64_t c = 0; c < SIDES; c++) {
+            int64_t at = (t + SIDE * c) * a->row;
+            if (j < t + SIDE * (c + 1)) { /* where no query sees a key it does not matter what the scores are */
+                multiply(s->scores, SIDE, s->keys + j * a->row, TILE, s->q_turned + at, TILE, words, 0, bf16);
+                multiply(s->dp, SIDE, s->values + j * a->row, TILE, s->g_turned + at, TILE, words, 0, bf16);
+            }
+            scores_back(a, s, &side[c], b, h, j, c, bf16);
         }
-        scores_back(a, s, a->lse + (b * a->H + h) * rows + t, delta, bits, b, t, j, bf16);
         for (int64_t d = 0; d < a->D; d += 16) {
-            int64_t at = t / depth * across + d / 16 * TILE;
-            multiply(s->dk + j * a->width + 16 * d, 16, s->q_columns + at, across, s->ds_rows, TILE, QUERIES / depth, 1, bf16);
-            multiply(s->dv + j * a->width + 16 * d, 16, s->g_columns + at, across, s->p_rows, TILE, QUERIES / depth, 1, bf16);
+            int64_t at = t / depth * across + d / 16 * TILE, to = j * a->width + d;
+            multiply(s->dk + to, a->width, s->ds_rows, TILE, s->q_rows + at, across, QUERIES / depth, 1, bf16);
+            multiply(s->dv + to, a->width, s->p_rows, TILE, s->g_rows + at, across, QUERIES / depth, 1, bf16);
         }
     }
-    float scale = 1.0f / sqrtf((float)a->D);
-    for (int64_t r = 0; r < QUERIES; r += 16)
+    vec scale = splat(1.0f / sqrtf((float)a->D));
+    for (int64_t c = 0; c < SIDES; c++)
         for (int64_t d = 0; d < a->D; d += 16) {
-            const char *ds = s->ds + (r / 16 * (rows / depth) + first / depth) * TILE, *keys = s->key_rows + first / depth * across + d / 16 * TILE;
-            multiply(s->scores, 16, ds, TILE, keys, across, (t + QUERIES - first) / depth, 0, bf16);
-            for (int64_t i = 0; i < 16 && t + r + i < a->T; i++)
-                store_n(a->d_heads, ((b * a->T + t + r + i) * (a->H + 2 * a->K) + h) * a->D + d, a->D - d, load(s->scores, 16 * i, 0) * scale, bf16);
+            const char *ds = s->ds + (c * (a->rows / depth) + first / depth) * TILE, *keys = s->key_columns + first / depth * across + d / 16 * TILE;
+            multiply(s->scores, 16, keys, across, ds, TILE, (t + QUERIES - first) / depth, 0, bf16);
+            store_turned(a, s->scores, a->d_heads, a->H + 2 * a->K, b, t + SIDE * c, h, d, scale, bf16);
         }
 }
 
 /* The sums, scaled, to head h of sequence b of d_heads. */
-INLINE void write_transposed(const Task *a, const float *sums, float scale, int64_t b, int64_t h, int bf16) {
-    for (int64_t t = 0; t < a->T; t += 16)
-        for (int64_t d = 0; d < a->D; d += 16) {
-            uvec x[16];
-            memcpy(x, sums + t * a->width + 16 * d, sizeof x);
-            transpose(x);
-            for (int64_t i = 0; i < 16 && t + i < a->T; i++)
-                store_n(a->d_heads, ((b * a->T + t + i) * (a->H + 2 * a->K) + h) * a->D + d, a->D - d, (vec)x[i] * scale, bf16);
-        }
+INLINE void write(const Task *a, const float *sums, float scale, int64_t b, int64_t h, int bf16) {
+    for (int64_t t = 0; t < a->T; t++)
+        for (int64_t d = 0; d < a->D; d += LANES)
+            store_n(a->d_heads, ((b * a->T + t) * (a->H + 2 * a->K) + h) * a->D + d, a->D - d, load(sums, t * a->width + d, 0) * scale, bf16);
 }
 
 INLINE void backward_task(const Task *a, int64_t b, int64_t k, char *scratch, int bf16) {
     int64_t n = a->H + 2 * a->K, share = a->H / a->K;
     Scratch s;
     divide(a, &s, scratch, bf16);
-    pack(a, a->heads, n, b, a->H + k, s.q, bf16);
-    turn(a, s.q, s.keys_turned);
-    pack_rows(a, s.q, 0, s.key_rows, bf16);
-    pack(a, a->heads, n, b, a->H + a->K + k, s.q, bf16);
-    turn(a, s.q, s.values_turned);
+    pack(a, a->heads, n, b, a->H + k, s.keys, bf16);
+    pack_rows(a, s.keys, 1, s.key_columns, bf16);
+    pack(a, a->heads, n, b, a->H + a->K + k, s.values, bf16);
     memset(s.dk, 0, 8 * a->rows * a->width); /* and dv, which follows it */
     for (int64_t h = k * share; h < (k + 1) * share; h++) {
         pack(a, a->heads, n, b, h, s.q, bf16);
-        pack_rows(a, s.q, 1, s.q_columns, bf16);
+        turn(a, s.q, s.q_turned);
+        pack_rows(a, s.q, 0, s.q_rows, bf16);
         pack(a, a->grad, a->H, b, h, s.g, bf16);
-        pack_rows(a, s.g, 1, s.g_columns, bf16);
+        turn(a, s.g, s.g_turned);
+        pack_rows(a, s.g, 0, s.g_rows, bf16);
         for (int64_t t = 0; t < a->T; t += QUERIES) backward_block(a, &s, b, h, t, bf16);
     }
-    write_transposed(a, s.dk, 1.0f / sqrtf((float)a->D), b, a->H + k, bf16);
-    write_transposed(a, s.dv, a->drop_scale, b, a->H + a->K + k, bf16);
+    write(a, s.dk, 1.0f / sqrtf((float)a->D), b, a->H + k, bf16);
+    write(a, s.dv, a->drop_scale, b, a->H + a->K + k, bf16);
 }
 
 static void backward_in_float32(const Task *a, int64_t b, int64_t k, char *scratch) { backward_task(a, b, k, scratch, 0); }
 static void backward_in_bfloat16(const Task *a, int64_t b, int64_t k, char *scratch) { backward_task(a, b, k, scratch, 1); }
 
-int32_t backward(const void *heads, const int64_t *begins, const void *out, const float *lse, const void *grad, void *d_heads, int64_t B, int64_t T,
-                 int64_t H, int64_t K, int64_t D, uint64_t seed, int32_t threshold, float drop_scale, int32_t bf16) {
+int32_t backward(const void *heads, const int64_t *begins, const void *out, const float *log_sums, const void *grad, void *d_heads, int64_t B,
+                 int64_t T, int64_t H, int64_t K, int64_t D, uint64_t seed, int32_t threshold, float drop_scale, int32_t bf16) {
     Task a = {.heads = heads, .begins = begins, .B = B, .T = T, .H = H, .K = K, .D = D, .seed = seed, .threshold = threshold,
-              .drop_scale = drop_scale, .out = (char *)out, .lse = (float *)lse, .grad = grad, .d_heads = d_heads};
+              .drop_scale = drop_scale, .out = (char *)out, .log_sums = (float *)log_sums, .grad = grad, .d_heads = d_heads};
     Scratch s;
     if (!lay_out(&a, bf16)) return 1;
     return run_tasks(&a, divide(&a, &s, 0, bf16), bf16 ? backward_in_bfloat16 : backward_in_float32);

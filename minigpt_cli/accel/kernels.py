@@ -264,18 +264,18 @@ class Attention(torch.autograd.Function):
     def forward(ctx: Any, heads: Tensor, n_head: int, mask: DropoutMask, begins: Tensor | None) -> Tensor:
         heads, begins = heads.contiguous(), None if begins is None else begins.contiguous()
         B, T, all_heads, D = heads.shape
-        result, lse = heads.new_empty(B, T, n_head * D), torch.empty(B, n_head, -(-T // QUERIES) * QUERIES)
+        result, log_sums = heads.new_empty(B, T, n_head * D), torch.empty(B, n_head, -(-T // QUERIES) * QUERIES)
         ctx.sizes = (B, T, n_head, (all_heads - n_head) // 2, D, *mask, heads.dtype == torch.bfloat16)
-        pointers = [None if t is None else t.data_ptr() for t in (heads, begins, result, lse)]
+        pointers = [None if t is None else t.data_ptr() for t in (heads, begins, result, log_sums)]
         check(attention_library().forward(*pointers, *ctx.sizes), "forward")  # type: ignore[union-attr]
-        ctx.save_for_backward(heads, begins, result, lse)
+        ctx.save_for_backward(heads, begins, result, log_sums)
         return result
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        heads, begins, result, lse = ctx.saved_tensors
+        heads, begins, result, log_sums = ctx.saved_tensors
         grad, d_heads = grad.contiguous(), torch.empty_like(heads)
-        pointers = [None if t is None else t.data_ptr() for t in (heads, begins, result, lse, grad, d_heads)]
+        pointers = [None if t is None else t.data_ptr() for t in (heads, begins, result, log_sums, grad, d_heads)]
         check(attention_library().backward(*pointers, *ctx.sizes), "backward")  # type: ignore[union-attr]
         return d_heads, None, None, None
 

@@ -14,6 +14,7 @@ enum { LANES = 16, CHUNK = 256 }; /* numbers in a vector; rows whose sum is one 
 
 typedef uint32_t uvec __attribute__((vector_size(LANES * 4)));
 typedef uint16_t hvec __attribute__((vector_size(LANES * 2)));
+typedef uint16_t hvec32 __attribute__((vector_size(LANES * 4)));
 
 #if defined(__AVX512BW__)
 INLINE float sum(vec v) { return _mm512_reduce_add_ps((__m512)v); }
@@ -91,12 +92,50 @@ INLINE void store_n(void *p, int64_t i, int64_t n, vec v, int bf16) {
     }
 }
 
+INLINE uvec interleave(vec even, vec odd) { /* pairs of bfloat16 */
+#if defined(__AVX512BF16__)
+    const hvec32 order = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    return (uvec)_mm512_permutexvar_epi16((__m512i)order, (__m512i)_mm512_cvtne2ps_pbh((__m512)odd, (__m512)even));
+#else
+    return widen(to_bf16(even)) | widen(to_bf16(odd)) << 16;
+#endif
+}
+
 INLINE vec reciprocal(vec x, int bf16) { /* to bfloat16's precision or float32's */
 #if defined(__AVX512BW__)
     vec r = (vec)_mm512_rcp14_ps((__m512)x);
     return bf16 ? r : r * (2.0f - x * r);
 #else
     return 1.0f / x;
+#endif
+}
+
+/* 2^x for x <= 127, to bfloat16's precision (relative error below 1e-4) or float32's (below 1e-7); 0 below -126, with
+   AVX-512 below -150. Polynomials with the smallest relative error between -1/2 and 1/2. */
+INLINE vec vexp2(vec x, int bf16) {
+#if defined(__AVX512F__)
+    x = vmax(splat(-152.0f), x);
+    vec n = (vec)_mm512_roundscale_ps((__m512)x, 8); /* to the nearest integer */
+#else
+    ivec tiny = x < -126.0f;
+    x = choose(tiny, splat(-126.0f), x);
+    const vec magic = splat(12582912.0f); /* 1.5 * 2^23: adding it rounds to an integer */
+    vec n = x + magic;
+    ivec exponent = ((ivec)n - 0x4b400000 + 127) << 23;
+    n -= magic;
+#endif
+    vec r = x - n, y;
+    if (bf16) {
+        y = (0.0551716653f * r + 0.2426111246f) * r + 0.6932609864f;
+        y = y * r + 0.9999280734f;
+    } else {
+        y = ((1.534581162e-4f * r + 1.339993126e-3f) * r + 9.618488959e-3f) * r + 5.550328777e-2f;
+        y = ((y * r + 0.2402264689f) * r + 0.6931472057f) * r + 1.0f;
+    }
+#if defined(__AVX512F__)
+    return (vec)_mm512_scalef_ps((__m512)y, (__m512)n);
+#else
+    return choose(tiny, splat(0.0f), y * (vec)exponent);
 #endif
 }
 

@@ -15,7 +15,7 @@ from minigpt_cli.models.attention import rotary_angles
 
 pytestmark = pytest.mark.skipif(kernels.library() is None, reason="no C compiler")
 CPU = torch.device("cpu")
-GROUPED = 64  # weights of a row of attention whose dropout is decided by one number
+SIDE, KEYS = 16, 4  # queries and keys of attention whose dropout is decided by one number
 
 
 def attend(heads: Tensor, n_head: int, p: float = 0.0, seed: int = 0) -> Tensor:
@@ -162,10 +162,12 @@ def test_dropped_attention_equals_the_formula_with_the_same_mask(T: int, dtype: 
     heads = random(B, T, H + 2 * K, D).to(dtype).detach().requires_grad_()
     y = attend(heads, H, p, 3)
     mask = kernels.draw_dropout_mask(p, torch.Generator().manual_seed(3))
-    keep, scale = kernels._dropped(torch.ones(B * H * T, GROUPED * -(-T // GROUPED)), mask).ne(0)[:, :T].to(dtype), mask.scale
+    padded = -(-T // 32) * 32
+    keep = kernels._dropped(torch.ones(B, H, padded // SIDE, padded // KEYS, KEYS, SIDE), mask).ne(0).to(dtype)
+    keep, scale = keep.permute(0, 1, 2, 5, 3, 4).reshape(B, H, padded, padded)[:, :, :T, :T], mask.scale
     q, k, v = heads.transpose(1, 2).split((H, K, K), dim=1)
     scores = (q @ k.repeat_interleave(H // K, 1).mT) / D**0.5 + torch.full((T, T), -torch.inf).triu(1).to(dtype)
-    dropped = scores.softmax(-1) * keep.view(B, H, T, T) * scale
+    dropped = scores.softmax(-1) * keep * scale
     expected = (dropped @ v.repeat_interleave(H // K, 1)).transpose(1, 2).flatten(2)
     weight = torch.randn(y.shape, generator=torch.Generator().manual_seed(4)).to(dtype)
     close = {"atol": 1e-5, "rtol": 1e-5} if dtype == torch.float32 else {"atol": 0.05, "rtol": 0.05}
