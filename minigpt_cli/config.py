@@ -6,6 +6,7 @@ TOML key; its docstring is its help text; its bounds are in its type. `RunConfig
 
 from __future__ import annotations
 
+import math
 import re
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias, get_args
 
@@ -52,6 +53,16 @@ class BigramConfig(_Architecture):
     arch: Literal["bigram"] = "bigram"
     block_size: int = Field(64, ge=1, le=1 << 20)
     """Tokens in one training window (the context that a model sees)."""
+
+
+HEAD_SIZE, _WIDE_HEAD_SIZE, _WIDE = 32, 64, 384
+
+
+def fitting_heads(width: int, kv_heads: int = 1) -> int:
+    """Heads for a model of this width, of an even size that divides it and is near to 32, in wide models to 64."""
+    wanted = _WIDE_HEAD_SIZE if width >= _WIDE else HEAD_SIZE
+    sizes = [size for size in range(2, width + 1, 2) if width % size == 0 and (width // size) % kv_heads == 0]
+    return width // min(sizes, key=lambda size: abs(math.log(size / wanted)), default=width)
 
 
 class _Transformer(_Architecture):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from pydantic import ValidationError
 
 from minigpt_cli.commands.config_fields import DEFAULT_ARCH, PANELS, settings, show_setting, show_value
 from minigpt_cli.commands.plain_words import plainly
-from minigpt_cli.config import ARCHITECTURES, RunConfig
+from minigpt_cli.config import ARCHITECTURES, HEAD_SIZE, ModernConfig, RunConfig, fitting_heads
 from minigpt_cli.errors import RunDamaged, UsageError, unknown_name
 from minigpt_cli.presets.catalog import read_preset
 from minigpt_cli.storage.atomic_io import parse_json
@@ -101,7 +102,18 @@ def _merge(layers: list[_Layer], preset: str | None) -> Resolved:
                 values[name] = value
                 sources[name] = layer.source(name)
     values["arch"] = arch
-    return Resolved(_validate(values, sources), sources, values, notices, preset)
+    left = {} if preset or values.get("max_steps") or arch != DEFAULT_ARCH else _fitting(values)
+    return Resolved(_validate(left | values, sources), sources, values, notices, preset)
+
+
+def _fitting(values: Mapping[str, Any]) -> dict[str, int]:
+    """Heads for a given width, or a width for given heads, where the default does not fit; a plan may choose others."""
+    given = {n: int(values[n]) for n in ("n_head", "n_embd", "n_kv_head") if re.fullmatch("[1-9][0-9]{0,4}", str(values.get(n)))}
+    model = ModernConfig()
+    width, heads = given.get("n_embd", model.n_embd), given.get("n_head", model.n_head)
+    if width % (2 * heads) == 0 or ("n_head" in values) == ("n_embd" in values):
+        return {}
+    return {"n_head": fitting_heads(width, given.get("n_kv_head", 1)), "n_embd": HEAD_SIZE * heads}
 
 
 def _refuse_foreign(name: str, layer: _Layer, arch: str) -> None:

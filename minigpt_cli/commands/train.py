@@ -259,6 +259,7 @@ def _dry_run(context: Context, resolved: Resolved) -> None:
         console.notice(notice)
     facts = {name: value for name, value in plan._asdict().items() if name not in ("config", "notices")}
     facts |= {"max_steps": plan.config.optim.max_steps, "batch_size": plan.config.optim.batch_size, "device": plan.config.compute.device}
+    facts["teachers"] = plan.config.distil.teachers
     if context.json:
         console.write_json({"config": plan.config.model_dump(mode="json"), **facts, "why": why, "notices": plan.notices})
     else:

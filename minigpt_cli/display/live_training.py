@@ -235,7 +235,7 @@ def print_plan(facts: Mapping[str, Any]) -> None:
         "memory": "not known here" if peak is None else f"{format.size(peak)} at the peak",
         "largest batch": "not known here" if largest is None else f"about {largest:,} (chosen: {facts['batch_size']:,})",
         "steps": f"{facts['max_steps']:,}, {facts['epochs']:.2f} times over the training text",
-        "time": f"about {format.duration(facts['estimated_s'])}, evaluations included",
+        "time": f"about {format.duration(facts['estimated_s'])}, {'teachers and ' if facts['teachers'] else ''}evaluations included",
     }
     width = max(map(len, lines))
     console.write("\n".join(f"{name:<{width}}  {value}" for name, value in lines.items()))

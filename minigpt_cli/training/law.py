@@ -80,7 +80,7 @@ class Law(NamedTuple):
         """The expected loss."""
         lost = self.small / pow(t.size, self.small_power) + self.unseen / pow(self._seen(t), self.unseen_power)
         longer = self.window * log2(t.window / 128) * min(1.0, self._fresh(t) / self.window_after)
-        return self.floor + lost / pow(min(t.gain, self.most_gain), self.packed) + self.sparse * t.vocab_size / t.text_tokens - longer
+        return self.floor + lost / pow(self._gain(t), self.packed) + self.sparse * t.vocab_size / t.text_tokens - longer
 
     def enough_tokens(self, t: Training) -> float:
         """The tokens after which this training has learned the text by heart and nothing more, at least those of 250 steps. Tokens of
@@ -102,7 +102,10 @@ class Law(NamedTuple):
 
     def _lasting(self, t: Training) -> float:
         lasting = self.passes * pow(t.text_tokens / t.size, self.passes_power) * exp(self.passes_dropout * t.dropout)
-        return lasting * (1 + self.passes_teachers * sqrt(t.teachers)) / min(t.gain, self.most_gain)
+        return lasting * (1 + self.passes_teachers * sqrt(t.teachers)) / self._gain(t)
+
+    def _gain(self, t: Training) -> float:
+        return min(t.gain, self.most_gain)
 
 
 LAW = Law()

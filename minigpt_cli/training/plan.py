@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from minigpt_cli.config import RunConfig
+from minigpt_cli.config import RunConfig, fitting_heads
 from minigpt_cli.data.dataset import Dataset
 from minigpt_cli.training import memory, precision
 from minigpt_cli.training.law import LAW, Training, learning_rates, most_weights
@@ -38,13 +38,12 @@ SHAPES = (  # layers, width
     (12, 512),
     (12, 768),
 )
+SMALL_SHAPES = ((1, 16), (1, 32), (2, 32), (2, 48))  # for a --size that is smaller
 BLOCKS = (128, 256)  # tokens
 BATCHES = (4, 8, 16, 32, 64, 128, 256)  # windows
 DROPOUTS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4)
 _FEWEST_STEP_TOKENS = 1024  # smaller steps were hardly measured
 _FEWEST_PASS_STEPS = 60  # where a pass over a small text would have fewer, smaller steps are planned too
-_HEAD_SIZES = (32, 64, 16, 48, 24, 8, 4, 2)  # in the order in which they are wanted
-_WIDE = 384  # from here on heads are of 64
 TRAINED_SHARE = 0.92  # of the budget; the rest goes to evaluations, to measuring, and to what the speed differs from the estimate
 _MEASURED_SHARE = 0.03  # of the budget, at most
 _FEWEST_STEPS = 200  # for fewer the law was seen to be wrong by a tenth of a nat
@@ -146,10 +145,12 @@ def _configs(config: RunConfig, given: Collection[str], text: Text, size: int) -
 def _shapes(model: Any, given: Collection[str], text: Text, size: int) -> list[dict[str, int]]:
     """Layers, width and heads, each shape once; with `size` (and so no limit) only the one whose parameters are nearest to it."""
     found: list[dict[str, int]] = []
-    for layers, width in SHAPES:
+    for layers, width in (*SMALL_SHAPES, *SHAPES) if size else SHAPES:
         layers = model.n_layer if "n_layer" in given else layers
         width = model.n_embd if "n_embd" in given else width
-        heads = model.n_head if "n_head" in given else _heads(width, model.kv_heads if "n_kv_head" in given else 1)
+        if "n_head" in given and "n_embd" not in given and width % (2 * model.n_head):
+            width = max(1, round(width / (16 * model.n_head))) * 16 * model.n_head
+        heads = model.n_head if "n_head" in given else fitting_heads(width, model.kv_heads if "n_kv_head" in given else 1)
         shape = {"n_layer": layers, "n_embd": width, "n_head": heads}
         if shape not in found and width % heads == 0 and (width // heads) % 2 == 0:
             found.append(shape)
@@ -157,12 +158,6 @@ def _shapes(model: Any, given: Collection[str], text: Text, size: int) -> list[d
         most = most_weights(text.train_tokens, text.chars_per_token)
         return [s for s in found if 12 * s["n_layer"] * s["n_embd"] ** 2 <= most] or found[:1]
     return [min(found, key=lambda s: abs(_n_params(model.model_copy(update=s), text.vocab_size) / size - 1))]
-
-
-def _heads(width: int, kv_heads: int) -> int:
-    """Heads of the size that is wanted most among those that divide the width."""
-    sizes = (64, *_HEAD_SIZES) if width >= _WIDE else _HEAD_SIZES
-    return next((width // s for s in sizes if width % s == 0 and (width // s) % kv_heads == 0), 1)
 
 
 def _n_params(model: Any, vocab_size: int) -> int:

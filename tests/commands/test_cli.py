@@ -137,7 +137,7 @@ def test_version_is_one_line_and_more_with_v(cli: Any) -> None:
         ("train --n-layer 0", "--n-layer"),
         ("train --n-layer many", "--n-layer"),
         ("train --arch transformer", "--arch"),
-        ("train --n-head 3", "--n-head 3 does not divide --n-embd 128"),
+        ("train --n-head 3 --n-embd 128", "--n-head 3 does not divide --n-embd 128"),
         ("train --n-experts 4 --arch classic", "--n-experts belongs to --arch moe, and this run is --arch classic"),
         ("train --config nowhere.toml", "nowhere.toml: no such file"),
         ("train --lr nan", "--lr"),

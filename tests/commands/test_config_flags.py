@@ -129,10 +129,26 @@ def test_another_architecture_over_a_preset_leaves_out_what_it_lacks_and_says_so
 
 
 @pytest.mark.parametrize(
+    ("flags", "heads", "width"),
+    [
+        ({"n_embd": 100}, 2, 100),
+        ({"n_embd": "100", "n_kv_head": "5"}, 5, 100),
+        ({"n_head": 3}, 3, 96),
+        ({"n_embd": 256}, 4, 256),
+        ({"n_head": 8}, 8, 128),
+    ],
+)
+def test_a_width_alone_gets_heads_that_divide_it_where_the_rest_is_planned(flags: dict[str, Any], heads: int, width: int) -> None:
+    found = resolve(flags, environment={})
+    model: Any = found.config.model
+    assert (model.n_head, model.n_embd, set(found.explicit)) == (heads, width, {*flags, "arch"})
+
+
+@pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"n_head": 3}, "--n-head 3 does not divide --n-embd 128"),
-        ({"n_embd": 100}, "--n-embd 100 / --n-head 4 is 25: choose another --n-head or --n-embd"),
+        ({"n_head": 3, "n_embd": 128}, "--n-head 3 does not divide --n-embd 128"),
+        ({"n_embd": 100, "max_steps": 5}, "--n-embd 100 / --n-head 4 is 25: choose another --n-head or --n-embd"),
         ({"n_kv_head": 3}, "--n-kv-head 3 does not divide --n-head 4: choose heads that are a multiple of it"),
         ({"dropout": 1.0}, "--dropout 1: must be less than 1"),
         ({"lr": "nan"}, "--lr nan"),

@@ -118,6 +118,17 @@ def test_a_size_that_is_asked_for_is_the_nearest_of_the_ladder(size: int) -> Non
     assert abs(found / size - 1) == min(abs(other / size - 1) for other in all_sizes)
 
 
+def test_a_small_size_gets_a_small_model() -> None:
+    assert n_params(planned(1_100_000, 60, size=50_000)) == pytest.approx(50_000, rel=0.3)
+
+
+@pytest.mark.parametrize("given", [{"n_head": 7, "n_embd": 224}, {"n_head": 12, "n_embd": 384}])
+def test_heads_that_are_given_get_a_width_that_they_divide(given: dict[str, int]) -> None:
+    wanted = asked(60, **given)
+    model: Any = plan.best(wanted, ("n_head",), [characters(1_100_000)], TWO_CORES).config.model
+    assert (model.n_head, model.n_embd % (2 * model.n_head)) == (given["n_head"], 0)
+
+
 def test_a_plan_fits_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     large = planned(100_000_000, 3600, GPU)
     monkeypatch.setattr(memory, "available", lambda device: 1 << 30)
