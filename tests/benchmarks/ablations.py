@@ -1,6 +1,7 @@
 """What each idea for a better model is worth, beside the same training without it.
 
     python tests/benchmarks/ablations.py shakespeare --texts FOLDER --layers 4 --width 128 --steps 1747
+    python tests/benchmarks/ablations.py moby150 --texts FOLDER --pairs 0 --steps 2000 --dropout 0.1     dropout by layer alone
 
 Every row is trained on the same text by the same number of tokens; its processor time is shown, because some ideas cost more of it.
 """
@@ -23,6 +24,7 @@ from minigpt_cli.accel.install import cross_entropy
 from minigpt_cli.config import DataConfig, MoEConfig, RunConfig
 from minigpt_cli.data.dataset import Dataset
 from minigpt_cli.data.encoding import prepared
+from minigpt_cli.models.layers import Dropout
 from minigpt_cli.training.device_batches import DeviceBatches
 from minigpt_cli.training.distributed import World
 from minigpt_cli.training.evaluator import Evaluator
@@ -32,6 +34,7 @@ from minigpt_cli.training.state import TrainingState
 CPU = torch.device("cpu")
 GROWING = ((0.25, 0.5), (0.5, 1.0), (0.25, 2.0))  # shares of the tokens, in batches of so many times the usual size
 CACHED, CACHE_SHARES, CACHE_SHARPNESS = 2000, (0.0, 0.05, 0.1, 0.2), (0.1, 0.3)
+Prepare = Callable[[nn.Module], None]
 Loss = Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
@@ -91,12 +94,26 @@ def cached_nats_per_char(model: Any, dataset: Dataset, block: int) -> dict[str, 
     return dict(sorted(lost.items(), key=lambda item: item[1]))
 
 
+def by_layer(p: float, rising: bool) -> Prepare:
+    """Dropout that rises or falls from layer to layer, p on average (Huang et al. 2016 do so with whole layers)."""
+
+    def prepare(model: nn.Module) -> None:
+        blocks: Any = list(model.blocks if rising else reversed(model.blocks))  # type: ignore[arg-type,call-overload]
+        for i, block in enumerate(blocks, 1):
+            for module in block.modules():
+                if isinstance(module, Dropout):
+                    module.p = 2 * p * i / (len(blocks) + 1)
+
+    return prepare
+
+
 class Ablation:
     """Trainings of one text and shape."""
 
     def __init__(self, given: argparse.Namespace) -> None:
         source = planning.TEXTS[given.text]
-        data = DataConfig(**{**source, "source": str(given.texts / source["source"]), "tokenizer": "bpe", "vocab_size": given.pairs})
+        cut = {"tokenizer": "bpe", "vocab_size": given.pairs} if given.pairs else {}
+        data = DataConfig(**{**source, "source": str(given.texts / source["source"]), **cut})
         self.dataset = prepared(data, None, lambda step: None)
         shape = (given.layers, given.width, given.width // 32)
         tokens = given.steps * given.batch * given.block
@@ -114,10 +131,20 @@ class Ablation:
         same = {name: getattr(config.model, name) for name in ("n_layer", "n_embd", "n_head", "block_size", "ffn_mult")}
         return config.model_copy(update={"model": MoEConfig(n_experts=4, moe_top_k=1, **same)})
 
-    def train(self, name: str, config: RunConfig, loss: Loss | None = None, head: nn.Linear | None = None, growing: bool = False) -> Any:
+    def train(
+        self,
+        name: str,
+        config: RunConfig,
+        loss: Loss | None = None,
+        head: nn.Linear | None = None,
+        growing: bool = False,
+        prepare: Prepare | None = None,
+    ) -> Any:
         """The trained state; its result is printed."""
         begun = time.process_time()
         state = TrainingState(config, self.dataset.tokenizer.vocab_size, CPU, World())
+        if prepare is not None:
+            prepare(state.model)
         if loss is not None:
             state._loss = loss
         adam = torch.optim.AdamW(head.parameters(), lr=config.optim.lr) if head is not None else None
@@ -146,9 +173,20 @@ def main() -> None:
     parser.add_argument("--texts", type=Path, required=True)
     for name, value in (("layers", 4), ("width", 128), ("batch", 8), ("block", 128), ("steps", 1747), ("pairs", 1024), ("seeds", 2)):
         parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument(
+        "--dropout", type=float, default=0.0, help="compare only dropout of this share: none, the same in all layers, rising, falling"
+    )
     given = parser.parse_args()
     torch.set_num_threads(1)
     ablation, width = Ablation(given), given.width
+    for seed in range(1, given.seeds + 1) if given.dropout else ():
+        config = ablation.config(seed, dropout=given.dropout)
+        ablation.train("no dropout", ablation.config(seed))
+        ablation.train("dropout", config)
+        for rising in (True, False):
+            ablation.train(f"{'rising' if rising else 'falling'} dropout", config, prepare=by_layer(given.dropout, rising))
+    if given.dropout:
+        return
     teachers = []
     for seed in range(1, given.seeds + 1):
         plain = ablation.train("plain", ablation.config(seed))
