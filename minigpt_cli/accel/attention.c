@@ -209,9 +209,10 @@ INLINE vec softmax(const Task *a, float *scores, char *weights, float *log_sums,
     for (int64_t j = first; j < t + SIDE; j += 4) {
         uint64_t bits = kept(a, b, h, t, j);
         for (int i = 0; i < 4; i += 2) {
-            vec x = vexp2(load(scores, SIDE * (j + i), 0) * scale - top, bf16), y = vexp2(load(scores, SIDE * (j + i + 1), 0) * scale - top, bf16);
+            vec x = vexp2(load(scores, SIDE * (j + i), 0) * scale - top, bf16);
+            vec y = vexp2(load(scores, SIDE * (j + i + 1), 0) * scale - top, bf16);
             total += x + y;
-            store_two(weights + (j - j % DEPTH(bf16)) / DEPTH(bf16) * TILE, j % DEPTH(bf16) + i, masked(x, bits, 16 * i), masked(y, bits, 16 * i + 16), bf16);
+            store_two(weights + j / DEPTH(bf16) * TILE, j % DEPTH(bf16) + i, masked(x, bits, 16 * i), masked(y, bits, 16 * i + 16), bf16);
         }
     }
     if (bf16 && t % 32 == 0) memset(weights + t / 32 * TILE + TILE / 2, 0, TILE / 2); /* a tile is 32 keys */
