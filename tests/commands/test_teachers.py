@@ -251,7 +251,8 @@ def test_what_a_run_would_refuse_is_refused_before_its_teachers_are_trained(stor
 def test_a_teacher_stays_where_and_as_it_is(store: RunStore, capsys: pytest.CaptureFixture[str]) -> None:
     assert train("taught", "--teachers", "1") == 0
     assert minigpt(["runs", "rename", "taught/teacher", "other"]) == 2
-    assert minigpt(["runs", "rm", "runs/taught/teacher", "--yes"]) == 2
+    for name in ("runs/taught/teacher", "taught/teacher"):
+        assert minigpt(["runs", "rm", name, "--yes"]) == 2
     assert minigpt(["train", "text.txt", "--init-from", "taught/teacher", "--lora-rank", "2", "--max-steps", "4"]) == 2
     assert minigpt(["train", "--resume", "taught/teacher", "--max-steps", "20"]) == 2
     assert "has taught already" in capsys.readouterr().err

@@ -268,6 +268,13 @@ def experts(c: Library, x: Numbers, rnd: random.Random) -> None:
 # ---- attention.c
 
 
+def kept_weights(head: int, T: int, threshold: int) -> Array:
+    """(T, T) whether dropout keeps the weight of each query and key: 16 queries and 4 keys are a group."""
+    sides, quads = -(-T // 32) * 2, -(-T // 32) * 8
+    groups = kept(head * sides * quads, sides * quads, 64, SEED, threshold).reshape(sides, quads, 4, 16)
+    return groups.transpose(0, 3, 1, 2).reshape(sides * 16, quads * 4)[:T, :T]
+
+
 def attention(c: Library, x: Numbers, rnd: random.Random) -> None:
     c("use_amx", rnd.choice((0, 1)))
     B, T, K, G, D = (
@@ -291,7 +298,7 @@ def attention(c: Library, x: Numbers, rnd: random.Random) -> None:
             head = h // G
             q, k, v, g = v_all[b, :, h], v_all[b, :, H + head], v_all[b, :, H + K + head], g_all[b, :, h]
             p = causal_softmax(q @ k.T / math.sqrt(D), np.arange(T) + 1, None if begins is None else begins[b])
-            mask = kept((b * H + h) * T * -(-T // 64), T, T, SEED, threshold) * scale
+            mask = kept_weights(b * H + h, T, threshold) * scale
             expected[b, :, h] = (p * mask) @ v
             dp = (g @ v.T) * mask
             ds = p * (dp - (p * dp).sum(1, keepdims=True)) / math.sqrt(D)
