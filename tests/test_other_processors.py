@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 from pathlib import Path
 
@@ -15,6 +16,12 @@ CROSS = shutil.which("aarch64-linux-gnu-gcc")
 def test_every_c_source_is_compiled() -> None:
     package = Path(__file__).parents[1] / "minigpt_cli"
     assert {str(path.relative_to(package)) for path in package.rglob("*.c")} == set(other_processors.SOURCES)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64" or shutil.which("gcc") is None, reason="no gcc for x86-64")
+@pytest.mark.parametrize("source", other_processors.SOURCES)
+def test_c_sources_compile_for_processors_with_matrix_tiles(source: str) -> None:
+    assert other_processors.errors_of(source, ["gcc", "-march=sapphirerapids", "-O0"]) == ""
 
 
 @pytest.mark.skipif(CROSS is None, reason="no cross compiler: apt-get install gcc-aarch64-linux-gnu")

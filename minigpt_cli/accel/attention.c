@@ -205,18 +205,17 @@ INLINE vec softmax(const Task *a, float *scores, char *weights, float *log_sums,
         if (j > t || j < sees.all) store(scores, SIDE * j, v, 0);
         top = vmax(v, top);
     }
-    top *= scale;
     for (int64_t j = first; j < t + SIDE; j += 4) {
         uint64_t bits = kept(a, b, h, t, j);
         for (int i = 0; i < 4; i += 2) {
-            vec x = vexp2(load(scores, SIDE * (j + i), 0) * scale - top, bf16);
-            vec y = vexp2(load(scores, SIDE * (j + i + 1), 0) * scale - top, bf16);
+            vec x = vexp2((load(scores, SIDE * (j + i), 0) - top) * scale, bf16);
+            vec y = vexp2((load(scores, SIDE * (j + i + 1), 0) - top) * scale, bf16);
             total += x + y;
             store_two(weights + j / DEPTH(bf16) * TILE, j % DEPTH(bf16) + i, masked(x, bits, 16 * i), masked(y, bits, 16 * i + 16), bf16);
         }
     }
     if (bf16 && t % 32 == 0) memset(weights + t / 32 * TILE + TILE / 2, 0, TILE / 2); /* a tile is 32 keys */
-    vec logarithms = top;
+    vec logarithms = top * scale;
     for (int i = 0; i < SIDE; i++) logarithms[i] += log2f(total[i]);
     store(log_sums, t, logarithms, 0);
     return total;
@@ -277,7 +276,7 @@ typedef struct {
 typedef struct {
     Sight sees;
     vec log_sums, delta;
-} Side;
+} QuerySide;
 
 INLINE void *next(char **at, size_t bytes) {
     *at += bytes;
@@ -295,7 +294,7 @@ static size_t divide(const Task *a, Scratch *s, char *start, int bf16) {
 }
 
 /* From scores and dp of keys j .. j + 16 and of the queries of side c: dS, and P without the dropped. */
-INLINE void scores_back(const Task *a, const Scratch *s, const Side *side, int64_t b, int64_t h, int64_t j, int64_t c, int bf16) {
+INLINE void scores_back(const Task *a, const Scratch *s, const QuerySide *side, int64_t b, int64_t h, int64_t j, int64_t c, int bf16) {
     int64_t depth = DEPTH(bf16), column = SIDE * c % depth * SIZE(bf16), tile = SIDE * c / depth * TILE;
     float scale = (float)(LOG2_E / sqrt((double)a->D));
     uint64_t bits = 0;
@@ -331,19 +330,21 @@ INLINE vec sum_rows(const Task *a, const Scratch *s, int64_t b, int64_t h, int64
 
 INLINE void backward_block(const Task *a, const Scratch *s, int64_t b, int64_t h, int64_t t, int bf16) {
     int64_t across = a->width / 16 * TILE, depth = DEPTH(bf16), words = a->row / 64, first = first_key(a, b, t, QUERIES);
-    Side side[SIDES];
+    QuerySide side[SIDES];
     fetch(a, b, h + 1, t, QUERIES, bf16);
     for (int c = 0; c < SIDES; c++) {
         int64_t at = t + SIDE * c; /* beyond the text there are no sums */
         vec log_sums = at < a->T ? load(a->log_sums, (b * a->H + h) * a->rows + at, 0) : splat(INFINITY);
-        side[c] = (Side){sight(a, b, at), log_sums, sum_rows(a, s, b, h, at, bf16)};
+        side[c] = (QuerySide){sight(a, b, at), log_sums, sum_rows(a, s, b, h, at, bf16)};
     }
     for (int64_t j = first; j < t + QUERIES; j += 16) {
         for (int64_t c = 0; c < SIDES; c++) {
             int64_t at = (t + SIDE * c) * a->row;
-            if (j < t + SIDE * (c + 1)) { /* where no query sees a key it does not matter what the scores are */
+            if (j < t + SIDE * (c + 1)) {
                 multiply(s->scores, SIDE, s->keys + j * a->row, TILE, s->q_turned + at, TILE, words, 0, bf16);
                 multiply(s->dp, SIDE, s->values + j * a->row, TILE, s->g_turned + at, TILE, words, 0, bf16);
+            } else { /* no query sees a key, whatever the scores are; what is not a number must not spread from another block */
+                memset(s->dp, 0, TILE);
             }
             scores_back(a, s, &side[c], b, h, j, c, bf16);
         }
@@ -363,7 +364,7 @@ INLINE void backward_block(const Task *a, const Scratch *s, int64_t b, int64_t h
 }
 
 /* The sums, scaled, to head h of sequence b of d_heads. */
-INLINE void write(const Task *a, const float *sums, float scale, int64_t b, int64_t h, int bf16) {
+INLINE void store_sums(const Task *a, const float *sums, float scale, int64_t b, int64_t h, int bf16) {
     for (int64_t t = 0; t < a->T; t++)
         for (int64_t d = 0; d < a->D; d += LANES)
             store_n(a->d_heads, ((b * a->T + t) * (a->H + 2 * a->K) + h) * a->D + d, a->D - d, load(sums, t * a->width + d, 0) * scale, bf16);
@@ -386,8 +387,8 @@ INLINE void backward_task(const Task *a, int64_t b, int64_t k, char *scratch, in
         pack_rows(a, s.g, 0, s.g_rows, bf16);
         for (int64_t t = 0; t < a->T; t += QUERIES) backward_block(a, &s, b, h, t, bf16);
     }
-    write(a, s.dk, 1.0f / sqrtf((float)a->D), b, a->H + k, bf16);
-    write(a, s.dv, a->drop_scale, b, a->H + a->K + k, bf16);
+    store_sums(a, s.dk, 1.0f / sqrtf((float)a->D), b, a->H + k, bf16);
+    store_sums(a, s.dv, a->drop_scale, b, a->H + a->K + k, bf16);
 }
 
 static void backward_in_float32(const Task *a, int64_t b, int64_t k, char *scratch) { backward_task(a, b, k, scratch, 0); }

@@ -21,9 +21,9 @@ typedef struct {
     char *out;
     int64_t rows, columns, depth;
     float a, b;
-} Sum;
+} Combination;
 
-INLINE void sum_tile(const Sum *s, int64_t r, int64_t c, int thick) {
+INLINE void combine_tile(const Combination *s, int64_t r, int64_t c, int thick) {
     const char *at[TALL];
     vec sums[TALL][THICK];
     for (int i = 0; i < TALL; i++) at[i] = s->left + (r + i) * s->depth * 2;
@@ -38,12 +38,12 @@ INLINE void sum_tile(const Sum *s, int64_t r, int64_t c, int thick) {
 }
 
 /* If `symmetric`, tiles below the diagonal are left out. */
-INLINE void combine(Sum s, int symmetric) {
+INLINE void combine(Combination s, int symmetric) {
     for (int64_t t = 0; t < s.rows; t += ROWS_AT_ONCE)
         for (int64_t c = 0; c < s.columns; c += 16 * THICK)
             for (int64_t r = t; r < t + ROWS_AT_ONCE && r < s.rows; r += TALL) {
                 int thick = least((s.columns - c) / 16, THICK);
-                if (!symmetric || c + 16 * THICK > r) CONSTANT_THICK(sum_tile(&s, r, c, thick));
+                if (!symmetric || c + 16 * THICK > r) CONSTANT_THICK(combine_tile(&s, r, c, thick));
             }
 }
 
@@ -64,13 +64,13 @@ INLINE void mirror(char *x, int64_t n) {
 INLINE void iterate(const Matrix *m, const float q[3]) {
     int64_t r = m->r, c = m->c;
     for (int64_t p = 0; p < r / 16; p++) pack_rows(m->x + p * 16 * c * 2, c, m->panels + p * c * 32, 1);
-    combine((Sum){m->x, m->panels, 0, m->gram, r, r, c, 0, 1}, 1);
+    combine((Combination){m->x, m->panels, 0, m->gram, r, r, c, 0, 1}, 1);
     mirror(m->gram, r);
     pack_columns(m->gram, r, r, 0, r, 0, r, m->panels, r * 32, 0, 1);
-    combine((Sum){m->gram, m->panels, m->gram, m->poly, r, r, r, q[1], q[2]}, 1);
+    combine((Combination){m->gram, m->panels, m->gram, m->poly, r, r, r, q[1], q[2]}, 1);
     mirror(m->poly, r);
     pack_columns(m->x, r, c, 0, r, 0, c, m->panels, r * 32, 0, 1);
-    combine((Sum){m->poly, m->panels, m->x, m->x, r, c, r, q[0], 1}, 0);
+    combine((Combination){m->poly, m->panels, m->x, m->x, r, c, r, q[0], 1}, 0);
 }
 
 /* out = scale times in (rows, columns) of `size`, transposed if `turned`. */

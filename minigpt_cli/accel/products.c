@@ -36,33 +36,31 @@ typedef struct {
     int64_t M, depth, columns;
 } Product;
 
-/* The sums of row r and of `thick` vectors from column c on. */
-INLINE void finish(const Product *p, const vec *sums, int64_t r, int64_t c, int thick, int next) {
+/* The sums `s` of row r from column c on. */
+INLINE void finish(const Product *p, vec s, int64_t r, int64_t c, int next) {
     int64_t at = r * p->columns + c;
-    if (next == SWIGLU) {
-        vec d[2];
-        int64_t half = p->columns / 2, gate = r * p->columns + c / 2;
-        store(p->out, r * half + c / 2, swiglu(sums[0], sums[1], d, 1), 1);
-        for (int i = 0; p->slopes && i < 2; i++) store(p->slopes, gate + i * half, d[i], 1);
-        return;
+    vec d;
+    if (p->bias) s += load(p->bias, c, 0);
+    if (next == TIMES_SLOPE) s *= load(p->slopes, at, 1);
+    if (next == TIMES_SLOPES) {
+        at += r * p->columns;
+        store(p->out, at, s * load(p->slopes, at, 1), 1);
+        at += p->columns;
+        s *= load(p->slopes, at, 1);
     }
-#pragma GCC unroll 3
-    for (int v = 0; v < thick; v++, at += 16) {
-        vec s = p->bias ? sums[v] + load(p->bias, c + 16 * v, 0) : sums[v], d;
-        if (next == TIMES_SLOPE) s *= load(p->slopes, at, 1);
-        if (next == TIMES_SLOPES) {
-            int64_t to = at + r * p->columns;
-            store(p->out, to, s * load(p->slopes, to, 1), 1);
-            s *= load(p->slopes, to + p->columns, 1);
-            store(p->out, to + p->columns, s, 1);
-            continue;
-        }
-        if (next == GELU || next == GELU_TANH) {
-            s = gelu(s, &d, next == GELU_TANH, 1);
-            if (p->slopes) store(p->slopes, at, d, 1);
-        }
-        store(p->out, at, s, 1);
+    if (next == GELU || next == GELU_TANH) {
+        s = gelu(s, &d, next == GELU_TANH, 1);
+        if (p->slopes) store(p->slopes, at, d, 1);
     }
+    store(p->out, at, s, 1);
+}
+
+/* The same of gate and up, for SWIGLU. */
+INLINE void finish_gated(const Product *p, vec gate, vec up, int64_t r, int64_t c) {
+    int64_t half = p->columns / 2, at = r * p->columns + c / 2;
+    vec d[2];
+    store(p->out, r * half + c / 2, swiglu(gate, up, d, 1), 1);
+    for (int i = 0; p->slopes && i < 2; i++) store(p->slopes, at + i * half, d[i], 1);
 }
 
 /* Ask for the slopes that a tile's row is multiplied by. */
@@ -74,16 +72,22 @@ INLINE void fetch_slopes(const Product *p, int64_t r, int64_t c, int thick, int 
     }
 }
 
-/* `rows` rows from r on and `thick` vectors from column c on. */
-INLINE void product_tile(const Product *p, int64_t r, int64_t c, int rows, int thick, int next) {
+INLINE int is_activation(int next) { return next == GELU || next == GELU_TANH || next == SWIGLU; }
+
+/* `rows` rows from r on and `thick` vectors from column c on; `sums` are left to activations, whose code is too long to be repeated for each. */
+INLINE void product_tile(const Product *p, vec sums[TALL][THICK], int64_t r, int64_t c, int rows, int thick, int next) {
     const char *at[TALL];
-    vec sums[TALL][THICK];
+    vec s[TALL][THICK];
     for (int i = 0; next >= TIMES_SLOPE && i < rows; i++) fetch_slopes(p, r + i, c, thick, next);
     for (int i = 0; i < TALL; i++) at[i] = p->x + (r + least(i, rows - 1)) * p->depth * 2;
-    multiply(sums, at, 4, (Panels){p->panels + c * p->depth * 2, p->depth * 32}, p->depth / 2, thick);
+    multiply(s, at, 4, (Panels){p->panels + c * p->depth * 2, p->depth * 32}, p->depth / 2, thick);
 #pragma GCC unroll 8
     for (int i = 0; i < TALL; i++)
-        if (i < rows) finish(p, sums[i], r + i, c, thick, next);
+#pragma GCC unroll 3
+        for (int v = 0; v < thick; v++) {
+            if (is_activation(next)) sums[i][v] = s[i][v];
+            else if (i < rows) finish(p, s[i][v], r + i, c + 16 * v, next);
+        }
 }
 
 /* Rows from .. to. A few rows at a time meet all columns, so that both stay in the cache. */
@@ -92,8 +96,14 @@ INLINE void product_part(const Product *p, int64_t from, int64_t to, int next) {
     for (int64_t t = from; t < to; t += ROWS_AT_ONCE)
         for (int64_t c = 0; c < p->columns; c += 16 * most)
             for (int64_t r = t; r < t + ROWS_AT_ONCE && r < to; r += TALL) {
-                int thick = least((p->columns - c) / 16, most);
-                CONSTANT_THICK(product_tile(p, r, c, least(to - r, TALL), thick, next));
+                int thick = least((p->columns - c) / 16, most), rows = least(to - r, TALL);
+                vec sums[TALL][THICK];
+                CONSTANT_THICK(product_tile(p, sums, r, c, rows, thick, next));
+                for (int i = 0; is_activation(next) && i < rows; i++) {
+                    if (next == SWIGLU) finish_gated(p, sums[i][0], sums[i][1], r + i, c);
+                    else
+                        for (int v = 0; v < thick; v++) finish(p, sums[i][v], r + i, c + 16 * v, next);
+                }
             }
 }
 

@@ -142,6 +142,10 @@ def main() -> int:
         except Unavailable as reason:
             print(f"{name}: skipped: {reason}", flush=True)
             continue
+        except subprocess.CalledProcessError:  # the compiler has said why
+            print(f"{name}: FAILED: it does not compile", flush=True)
+            failed += 1
+            continue
         failed += done.returncode != 0
         verdict = done.stdout.strip() if done.returncode == 0 else f"FAILED ({done.returncode})\n{done.stdout}{done.stderr}"
         print(f"{name}: {verdict}, {time.perf_counter() - began:.0f} s", flush=True)
