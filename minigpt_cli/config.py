@@ -55,14 +55,21 @@ class BigramConfig(_Architecture):
     """Tokens in one training window (the context that a model sees)."""
 
 
-HEAD_SIZE, _WIDE_HEAD_SIZE, _WIDE = 32, 64, 384
+_MOST_HEADS, _HEAD_SIZE, _WIDE_HEAD_SIZE, _WIDE = 1024, 32, 64, 384
 
 
 def fitting_heads(width: int, kv_heads: int = 1) -> int:
-    """Heads for a model of this width, of an even size that divides it and is near to 32, in wide models to 64."""
-    wanted = _WIDE_HEAD_SIZE if width >= _WIDE else HEAD_SIZE
-    sizes = [size for size in range(2, width + 1, 2) if width % size == 0 and (width // size) % kv_heads == 0]
-    return width // min(sizes, key=lambda size: abs(math.log(size / wanted)), default=width)
+    """Heads for a model of this width, of an even size that divides it and is near to 32, in wide models to 64; 0 where none fit."""
+    wanted = _WIDE_HEAD_SIZE if width >= _WIDE else _HEAD_SIZE
+    numbers = (width // size for size in range(2, width + 1, 2) if width % size == 0)
+    fitting = [n for n in numbers if n <= _MOST_HEADS and n % kv_heads == 0]
+    return min(fitting, key=lambda n: abs(math.log(width / n / wanted)), default=0)
+
+
+def fitting_width(width: int, heads: int) -> int:
+    """The multiple of 16 nearest to `width` of which each head gets an even part."""
+    step = math.lcm(16, 2 * heads)
+    return max(1, round(width / step)) * step
 
 
 class _Transformer(_Architecture):
@@ -70,7 +77,7 @@ class _Transformer(_Architecture):
     """Tokens in one training window (the context that a model sees)."""
     n_layer: int = Field(4, ge=1, le=1024)
     """Transformer blocks."""
-    n_head: int = Field(4, ge=1, le=1024)
+    n_head: int = Field(4, ge=1, le=_MOST_HEADS)
     """Attention heads; must divide --n-embd."""
     n_embd: int = Field(128, ge=1, le=1 << 16)
     """Width of the residual stream."""

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from minigpt_cli.commands.config_fields import DEFAULT_ARCH, PANELS, settings, show_setting, show_value
 from minigpt_cli.commands.plain_words import plainly
-from minigpt_cli.config import ARCHITECTURES, HEAD_SIZE, ModernConfig, RunConfig, fitting_heads
+from minigpt_cli.config import ARCHITECTURES, ModernConfig, RunConfig, fitting_heads, fitting_width
 from minigpt_cli.errors import RunDamaged, UsageError, unknown_name
 from minigpt_cli.presets.catalog import read_preset
 from minigpt_cli.storage.atomic_io import parse_json
@@ -56,10 +56,12 @@ def resolve(
     file: Path | None = None,
     environment: Mapping[str, str] | None = None,
     base: tuple[str, Mapping[str, Any]] | None = None,
+    planned: bool = False,
 ) -> Resolved:
     """Merge all sources and check the result. Raises UsageError, one line that names the flag, variable or file.
 
-    `base` is the label and the settings of start weights or of an experiment; they override the defaults only.
+    `base` is the label and the settings of start weights or of an experiment; they override the defaults only. `planned`: what nobody gave
+    will be planned unless there is a preset or a number of steps, so that a width alone may have other heads than the default.
     """
     environment = os.environ if environment is None else environment
     layers = [
@@ -73,7 +75,7 @@ def resolve(
         ),
         _Layer("flags", dict(flags), strict=True),
     ]
-    return _merge([layer for layer in layers if layer], preset)
+    return _merge([layer for layer in layers if layer], preset, planned=planned)
 
 
 def override(saved: RunConfig, flags: Mapping[str, Any]) -> RunConfig:
@@ -84,7 +86,7 @@ def override(saved: RunConfig, flags: Mapping[str, Any]) -> RunConfig:
     ).config
 
 
-def _merge(layers: list[_Layer], preset: str | None) -> Resolved:
+def _merge(layers: list[_Layer], preset: str | None, *, planned: bool = False) -> Resolved:
     arch = next((str(layer.values["arch"]) for layer in reversed(layers) if "arch" in layer.values), DEFAULT_ARCH)
     if arch not in ARCHITECTURES:
         raise unknown_name("architecture", arch, ARCHITECTURES)
@@ -102,18 +104,19 @@ def _merge(layers: list[_Layer], preset: str | None) -> Resolved:
                 values[name] = value
                 sources[name] = layer.source(name)
     values["arch"] = arch
-    left = {} if preset or values.get("max_steps") or arch != DEFAULT_ARCH else _fitting(values)
-    return Resolved(_validate(left | values, sources), sources, values, notices, preset)
+    fitted = _fitted(values) if planned and not (preset or values.get("max_steps")) and arch == DEFAULT_ARCH else {}
+    return Resolved(_validate(fitted | values, sources), sources, values, notices, preset)
 
 
-def _fitting(values: Mapping[str, Any]) -> dict[str, int]:
-    """Heads for a given width, or a width for given heads, where the default does not fit; a plan may choose others."""
-    given = {n: int(values[n]) for n in ("n_head", "n_embd", "n_kv_head") if re.fullmatch("[1-9][0-9]{0,4}", str(values.get(n)))}
+def _fitted(values: Mapping[str, Any]) -> dict[str, int]:
+    """Heads for a given width, or a width for given heads, where the default does not fit; the plan may choose others."""
+    given = {n: int(values[n]) for n in ("n_head", "n_embd", "n_kv_head") if re.fullmatch(" *[1-9][0-9]{0,4} *", str(values.get(n)))}
     model = ModernConfig()
     width, heads = given.get("n_embd", model.n_embd), given.get("n_head", model.n_head)
     if width % (2 * heads) == 0 or ("n_head" in values) == ("n_embd" in values):
         return {}
-    return {"n_head": fitting_heads(width, given.get("n_kv_head", 1)), "n_embd": HEAD_SIZE * heads}
+    fitting = {"n_head": fitting_heads(width, given.get("n_kv_head", 1)), "n_embd": fitting_width(width, heads)}
+    return fitting if fitting["n_head"] else {}
 
 
 def _refuse_foreign(name: str, layer: _Layer, arch: str) -> None:

@@ -160,9 +160,9 @@ def remove(
     for name in run:
         if "*" in name and not any(fnmatchcase(entry, name) for entry in found):
             raise RunNotFound(f"no run in {store.dir} matches {name!r}")
-        for at in filter(None, map(run_at, (Path(name), store.dir / name))):  # a teacher is NAME/teacher
-            if name not in found and at.checkpoint is None:
-                found[name] = at
+        at = run_at(store.dir / name if name.rpartition("/")[0] in found else Path(name))  # a teacher is NAME/teacher
+        if name not in found and at is not None and at.checkpoint is None:
+            found[name] = at
         if name not in found and "*" not in name:
             raise RunNotFound(str(unknown_name("run", name, found)) if found else f"no runs in {store.dir}")
     chosen = list(dict.fromkeys(entry for name in run for entry in ([e for e in found if fnmatchcase(e, name)] if "*" in name else [name])))

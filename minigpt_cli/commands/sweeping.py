@@ -45,7 +45,8 @@ class Group:
         """The configuration of the run with these additional settings. Raises UsageError."""
         origin = self.context.origin
         base = (f"--init-from {origin.what}", origin.settings()) if origin else self.base
-        return resolve({**self.flags, **settings}, preset=self.preset, file=self.file, base=base)
+        planned = origin is None and self.context.world is None
+        return resolve({**self.flags, **settings}, preset=self.preset, file=self.file, base=base, planned=planned)
 
 
 @dataclass

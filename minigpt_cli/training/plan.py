@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from minigpt_cli.config import RunConfig, fitting_heads
+from minigpt_cli.config import RunConfig, fitting_heads, fitting_width
 from minigpt_cli.data.dataset import Dataset
 from minigpt_cli.training import memory, precision
 from minigpt_cli.training.law import LAW, Training, learning_rates, most_weights
@@ -149,10 +149,10 @@ def _shapes(model: Any, given: Collection[str], text: Text, size: int) -> list[d
         layers = model.n_layer if "n_layer" in given else layers
         width = model.n_embd if "n_embd" in given else width
         if "n_head" in given and "n_embd" not in given and width % (2 * model.n_head):
-            width = max(1, round(width / (16 * model.n_head))) * 16 * model.n_head
+            width = fitting_width(width, model.n_head)
         heads = model.n_head if "n_head" in given else fitting_heads(width, model.kv_heads if "n_kv_head" in given else 1)
         shape = {"n_layer": layers, "n_embd": width, "n_head": heads}
-        if shape not in found and width % heads == 0 and (width // heads) % 2 == 0:
+        if heads and shape not in found and width % heads == 0 and (width // heads) % 2 == 0:
             found.append(shape)
     if not size:
         most = most_weights(text.train_tokens, text.chars_per_token)

@@ -34,12 +34,13 @@ class Text(NamedTuple):
     val_tokens: int
     chars_per_token: float
     gain: float = 1.0  # what counted bigrams of characters lose on text held back, over what those of these tokens lose
-    prepared_s: float = 0.0  # seconds of the budget that cutting it takes; 0: it is cut
+    is_cut: bool = True  # already
+    prepared_s: float = 0.0  # seconds of the budget that cutting it takes
 
     @property
     def data(self) -> dict[str, str | int]:
-        """The settings that cut it this way, where it is not."""
-        return {"tokenizer": self.tokenizer, "vocab_size": self.vocab_size} if self.prepared_s else {}
+        """The settings that cut it this way, where it is not yet."""
+        return {} if self.is_cut else {"tokenizer": self.tokenizer, "vocab_size": self.vocab_size}
 
 
 def present(dataset: Dataset) -> Text:
@@ -71,8 +72,10 @@ def possible(config: RunConfig, given: Collection[str], dataset: Dataset) -> lis
         gain = lost / _bigram_nats(smaller.encode(text), tokens)
         rate = len(tokens) / len(held_back)
         train, val = (round(split.n_chars * rate) + split.n_documents for split in (dataset.train, dataset.val))
-        if gain > 1:  # not for thousands of different characters, of which each is several bytes
-            texts.append(Text("bpe", size, train, val, chars / train, gain, prepared_s))
+        if (now.tokenizer, now.vocab_size) == ("bpe", size):
+            texts.append(now._replace(gain=gain))
+        elif gain > 1:  # not for thousands of different characters, of which each is several bytes
+            texts.append(Text("bpe", size, train, val, chars / train, gain, False, prepared_s))
     return texts or [now]
 
 

@@ -133,13 +133,14 @@ def test_another_architecture_over_a_preset_leaves_out_what_it_lacks_and_says_so
     [
         ({"n_embd": 100}, 2, 100),
         ({"n_embd": "100", "n_kv_head": "5"}, 5, 100),
-        ({"n_head": 3}, 3, 96),
+        ({"n_head": 3}, 3, 144),
+        ({"n_head": 50}, 50, 400),
         ({"n_embd": 256}, 4, 256),
         ({"n_head": 8}, 8, 128),
     ],
 )
 def test_a_width_alone_gets_heads_that_divide_it_where_the_rest_is_planned(flags: dict[str, Any], heads: int, width: int) -> None:
-    found = resolve(flags, environment={})
+    found = resolve(flags, environment={}, planned=True)
     model: Any = found.config.model
     assert (model.n_head, model.n_embd, set(found.explicit)) == (heads, width, {*flags, "arch"})
 
@@ -148,7 +149,8 @@ def test_a_width_alone_gets_heads_that_divide_it_where_the_rest_is_planned(flags
     ("flags", "message"),
     [
         ({"n_head": 3, "n_embd": 128}, "--n-head 3 does not divide --n-embd 128"),
-        ({"n_embd": 100, "max_steps": 5}, "--n-embd 100 / --n-head 4 is 25: choose another --n-head or --n-embd"),
+        ({"n_embd": 100}, "--n-embd 100 / --n-head 4 is 25: choose another --n-head or --n-embd"),
+        ({"n_embd": 7}, "--n-head 4 does not divide --n-embd 7"),
         ({"n_kv_head": 3}, "--n-kv-head 3 does not divide --n-head 4: choose heads that are a multiple of it"),
         ({"dropout": 1.0}, "--dropout 1: must be less than 1"),
         ({"lr": "nan"}, "--lr nan"),

@@ -31,7 +31,7 @@ def characters(chars: int) -> Text:
 
 
 def pairs(chars: int) -> Text:
-    return Text("bpe", 1024, chars * 9 // 26, chars // 26, 2.6, gain=1.45, prepared_s=0.1)
+    return Text("bpe", 1024, chars * 9 // 26, chars // 26, 2.6, gain=1.45, is_cut=False)
 
 
 def expected(config: RunConfig, text: Text, speed: Machine) -> float:

@@ -45,7 +45,7 @@ def test_a_tokenizer_that_is_given_stays(given: str, config: RunConfig, tmp_path
 def test_the_vocabulary_of_byte_pairs_is_planned_where_its_size_was_not_given(config: RunConfig, tmp_path: Path) -> None:
     pairs = config.changed(data={"tokenizer": "bpe"})
     free, asked = (possible(pairs, given, data_of(pairs, tmp_path)) for given in ((), ("tokenizer",)))
-    assert [text.vocab_size for text in asked] == list(SIZES)
+    assert [(text.vocab_size, text.is_cut) for text in asked] == [(size, size == pairs.data.vocab_size) for size in SIZES]
     assert [t.gain for t in asked] == pytest.approx([t.gain for t in possible(config, (), data_of(config, tmp_path))[1:]], rel=0.01)
     assert [text.data for text in free] == [{}]  # token files, or a preset, chose it
     fixed = possible(pairs, ("tokenizer", "vocab_size"), data_of(pairs, tmp_path))
