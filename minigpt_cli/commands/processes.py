@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -46,7 +47,8 @@ class Announcement:
     resumed: Path | None = None  # the run to resume
     files: dict[str, FileRecord] = field(default_factory=dict)  # the save to resume from
     dry_run: bool = False  # only plan and measure
-    begun: float | None = None  # when the time budget of a new run began, by time.perf_counter of the first process
+    timed: bool = False  # a new run that keeps its time budget
+    begun: float | None = None  # when that began, by time.perf_counter of the first process; None: with the first step
 
 
 def prepared(
@@ -71,7 +73,8 @@ def prepared(
     inexact = changes.inexact if changes else []
     run, config = Run(folder), changes.config if changes else config
     teacher = world.each(lambda: teacher_of(run, config))
-    return Job(run, config, dataset, world, start, teacher, point, inexact, notices, announced.begun)
+    begun = time.perf_counter() if announced.timed and announced.begun is None else announced.begun
+    return Job(run, config, dataset, world, start, teacher, point, inexact, notices, begun)
 
 
 def _start_weights(announced: Announcement, config: RunConfig, dataset: Dataset, point: ResumePoint | None) -> StartWeights | None:

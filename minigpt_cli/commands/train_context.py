@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -35,6 +36,7 @@ class Context:
     log: tuple[str, ...] = ()  # trackers
     standings: Standings | None = None  # of the run's group, for the screen
     watch: Callable[[Event], StopReason | None] | None = None  # called with every event; a returned reason stops the run
+    grouped: bool = False  # the runs are compared
     size: int = 0  # parameters that a plan is to have; 0: as many as are best
     datasets: dict[DataConfig, Dataset] = field(default_factory=dict)  # the last dataset that was read
     said: set[str] = field(default_factory=set)  # of the texts: with another tokenizer it is still the same text
@@ -62,6 +64,11 @@ class Context:
 
         check_prepared(wanted.config.data, wanted.typed)
         return self.dataset(wanted.config.data)
+
+    def budget_begins(self) -> float | None:
+        """When the time budget of a run that is started now begins, by time.perf_counter; None: with its first step, since the first run
+        of a group also loads and measures what the others use."""
+        return None if self.grouped else time.perf_counter()
 
     def processes(self) -> World:
         """The processes that train together."""

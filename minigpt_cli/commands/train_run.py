@@ -46,7 +46,8 @@ if TYPE_CHECKING:
 
 def train_new(context: Context, wanted: Resolved, name: str | None = None, group: str | None = None) -> Training:
     """Train a new run. Raises UsageError before anything is written; after that, every save stays."""
-    begun = time.perf_counter()
+    context = replace(context, grouped=group is not None)
+    begun = context.budget_begins()
     from minigpt_cli.training.planner import check, choose_device
 
     config, origin, store = wanted.config, context.origin, context.store
@@ -80,19 +81,21 @@ def train_new(context: Context, wanted: Resolved, name: str | None = None, group
 
 
 def _train_from_start(
-    context: Context, config: RunConfig, signals: StopSignals, notices: list[str], begun: float, begin: Callable[[RunConfig], Run]
+    context: Context, config: RunConfig, signals: StopSignals, notices: list[str], begun: float | None, begin: Callable[[RunConfig], Run]
 ) -> Training:
-    """Train a run from step 0; `begin` gives its folder, made or completed for the resolved configuration."""
+    """Train a run from step 0; `begin` gives its folder, made or completed for the resolved configuration. `begun`: when its time budget
+    did, if it keeps one; None: it begins with the first step."""
     origin, world, dataset = context.origin, context.processes(), context.dataset(config.data)
-    timed = begun if config.optim.max_steps == 0 else None
-    announced = Announcement(config, dataset.dir, dataset.key, origin, origin.base() if origin else None, begun=timed)
+    base, timed = origin.base() if origin else None, config.optim.max_steps == 0
+    announced = Announcement(config, dataset.dir, dataset.key, origin, base, timed=timed, begun=begun if timed else None)
     with world.announced(announced):
         job = prepared(announced, world, lambda: (dataset, None), lambda resolved: (begin(resolved).dir, None))
         return (yield from _fit(replace(job, notices=[*notices, *job.notices]), signals, context))
 
 
 def _train_taught(context: Context, run: Run, config: RunConfig, signals: StopSignals, notices: list[str], begun: float | None) -> Training:
-    """Train the teacher of a run, or what is left of it, and then the run. `begun`: when the time budget did; None: in another session."""
+    """Train the teacher of a run, or what is left of it, and then the run. `begun`: when the time budget did; None: with the first step of
+    its first teacher, perhaps in another session."""
     with _noted(run):
         if not is_taught(run):
             outcome = yield from _train_teacher(context, run, config, notices)
@@ -130,7 +133,7 @@ def _train_teacher(context: Context, run: Run, config: RunConfig, notices: list[
 
 
 def _train_new_teacher(context: Context, config: RunConfig, notices: list[str]) -> Training:
-    begun = time.perf_counter()
+    begun = context.budget_begins()
     with ExitStack() as stack:
         signals = stack.enter_context(StopSignals())
 

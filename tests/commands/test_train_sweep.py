@@ -6,6 +6,7 @@ import io
 import json
 import shlex
 import signal
+import time
 from pathlib import Path
 from statistics import mean
 from types import SimpleNamespace
@@ -21,6 +22,7 @@ from minigpt_cli.evaluation.grouping import _common_name
 from minigpt_cli.evaluation.recipes import by_recipe
 from minigpt_cli.events import Progress, Started
 from minigpt_cli.runstore.store import RunStore
+from minigpt_cli.training import trainer
 
 
 def test_grid_trains_ordinary_runs_of_one_group_and_the_same_command_resumes_it(trained: Path, cli: Any, tiny: list[str]) -> None:
@@ -65,6 +67,22 @@ def test_seeds_of_a_time_budget_are_one_recipe_and_swept_steps_are_not(trained: 
     assert [len(recipe) for recipe in by_recipe(steps)] == [2, 2]
     folded = cli("runs", "leaderboard", "--fold-seeds", "--where", "group=steps", "--json").json
     assert sorted(row["n"] for row in folded) == [2, 2]
+
+
+def test_each_run_of_a_group_has_its_whole_budget_and_one_alone_counts_its_start(
+    trained: Path, cli: Any, tiny: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at, gone, fit = tiny.index("--max-steps"), [], trainer.fit
+
+    def counted(job: trainer.Job, *rest: Any) -> Any:
+        gone.append(time.perf_counter() - job.begun)  # type: ignore[operator]
+        return fit(job, *rest)
+
+    monkeypatch.setattr(trainer, "fit", counted)
+    quick = ["train", "text.txt", *tiny[:at], *tiny[at + 2 :], "--time-budget", "0.05s"]
+    assert cli(*quick, "--sweep", "lr=1e-3,1e-2").code == cli(*quick).code == 0
+    first, second, alone = gone
+    assert max(first, second) < 0.1 * alone
 
 
 def test_one_failure_does_not_end_the_rest(trained: Path, cli: Any, tiny: list[str]) -> None:
