@@ -109,14 +109,19 @@ def _merge(layers: list[_Layer], preset: str | None, *, planned: bool = False) -
 
 
 def _fitted(values: Mapping[str, Any]) -> dict[str, int]:
-    """Heads for a given width, or a width for given heads, where the default does not fit; the plan may choose others."""
+    """Heads for a given width, and a width for given heads, where the defaults do not fit; the plan may choose others."""
     given = {n: int(values[n]) for n in ("n_head", "n_embd", "n_kv_head") if re.fullmatch(" *[1-9][0-9]{0,4} *", str(values.get(n)))}
     model = ModernConfig()
-    width, heads = given.get("n_embd", model.n_embd), given.get("n_head", model.n_head)
-    if width % (2 * heads) == 0 or ("n_head" in values) == ("n_embd" in values):
+    width, heads, kv_heads = (
+        given.get(name, default) for name, default in (("n_embd", model.n_embd), ("n_head", model.n_head), ("n_kv_head", 1))
+    )
+    if (width % (2 * heads) == 0 and heads % kv_heads == 0) or ("n_head" in values and "n_embd" in values):
         return {}
-    fitting = {"n_head": fitting_heads(width, given.get("n_kv_head", 1)), "n_embd": fitting_width(width, heads)}
-    return fitting if fitting["n_head"] else {}
+    if "n_embd" in values:
+        fitting = fitting_heads(width, kv_heads)
+        return {"n_head": fitting} if fitting else {}
+    heads = heads if "n_head" in values else kv_heads
+    return {"n_head": heads, "n_embd": fitting_width(width, heads)}
 
 
 def _refuse_foreign(name: str, layer: _Layer, arch: str) -> None:

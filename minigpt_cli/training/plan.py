@@ -53,6 +53,7 @@ _TAUGHT = 1.3  # seconds of a step that asks a teacher, for each of one that doe
 _BETWEEN_S = 2.0  # seconds: the final score of a teacher, and the start of the next
 _LEAST_TEACHING = 0.7  # of the tokens that would be enough for a teacher; one that has read less teaches little
 _NEARLY = 0.002  # nats per character
+_NEARLY_SIZE = 0.25  # of a size that was asked for
 _LEAST_VAL_WINDOWS = 16
 _COPIES = 6  # of the weights while training: gradients, optimizer, average, and what is passing
 _KEPT = 30  # values for each channel, layer and token that the backward pass needs
@@ -106,6 +107,10 @@ def best(config: RunConfig, given: Collection[str], texts: Sequence[Text], machi
     free = memory.available(torch.device(choose_device(config.compute.device)[0]))
     most = float("inf") if free is None else _MEMORY_SHARE * free
     configs = [(c, text) for text in texts for c in _configs(config, given, text, size) if _bytes(c, text.vocab_size) < most]
+    if size:  # no text is cut in a way that misses it further than another would
+        far = [abs(_n_params(c.model, text.vocab_size) / size - 1) for c, text in configs]
+        allowed = max(_NEARLY_SIZE, min(far, default=0.0))
+        configs = [pair for pair, off in zip(configs, far, strict=True) if off <= allowed]
     if not configs:  # the planner says later what does not fit
         return Plan(config, [])
     candidates = [_candidate(c, text, machine) for c, text in configs]

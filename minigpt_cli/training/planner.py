@@ -95,9 +95,8 @@ def dry_run(config: RunConfig, dataset: Dataset, world: World) -> DryRun:
         notices += kept_notices(config.eval, optim.max_steps // config.eval.keep_every, 4 * n_params, timed=timed)
     tokens_per_step = config.step_tokens(world.size)
     evaluations = max(1, optim.max_steps // config.eval.eval_every)
-    taught_s = (
-        config.distil.teacher_time * optim.time_budget if timed else config.distil.teachers * optim.max_steps * speed.step_s
-    )  # at most
+    taught_s = config.distil.teacher_time * optim.time_budget if timed else config.distil.teachers * optim.max_steps * speed.step_s
+    estimated_s = optim.max_steps * speed.step_s + evaluations * speed.evaluation_s + (taught_s if config.distil.teachers else 0.0)
     return DryRun(
         config=config,
         notices=notices,
@@ -108,7 +107,7 @@ def dry_run(config: RunConfig, dataset: Dataset, world: World) -> DryRun:
         peak_bytes=speed.peak_bytes,
         largest_batch=None if free is None else need.largest_batch(free),
         epochs=optim.max_steps * tokens_per_step / len(dataset.train.tokens),
-        estimated_s=optim.max_steps * speed.step_s + evaluations * speed.evaluation_s + (taught_s if config.distil.teachers else 0.0),
+        estimated_s=min(estimated_s, optim.time_budget) if timed else estimated_s,  # a clock ends what has become slower
     )
 
 

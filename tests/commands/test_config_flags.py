@@ -135,6 +135,7 @@ def test_another_architecture_over_a_preset_leaves_out_what_it_lacks_and_says_so
         ({"n_embd": "100", "n_kv_head": "5"}, 5, 100),
         ({"n_head": 3}, 3, 144),
         ({"n_head": 50}, 50, 400),
+        ({"n_kv_head": 3}, 3, 144),
         ({"n_embd": 256}, 4, 256),
         ({"n_head": 8}, 8, 128),
     ],

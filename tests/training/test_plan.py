@@ -118,6 +118,13 @@ def test_a_size_that_is_asked_for_is_the_nearest_of_the_ladder(size: int) -> Non
     assert abs(found / size - 1) == min(abs(other / size - 1) for other in all_sizes)
 
 
+@pytest.mark.parametrize("size", [6_000, 50_000, 150_000])
+def test_a_text_is_not_cut_in_a_way_that_misses_the_size(size: int) -> None:
+    texts = [characters(1_100_000), pairs(1_100_000)]
+    config = plan.best(asked(60), (), texts, TWO_CORES, size).config
+    assert abs(plan._n_params(config.model, 1024 if config.data.tokenizer == "bpe" else 65) / size - 1) < 0.3
+
+
 def test_a_small_size_gets_a_small_model() -> None:
     assert n_params(planned(1_100_000, 60, size=50_000)) == pytest.approx(50_000, rel=0.3)
 
