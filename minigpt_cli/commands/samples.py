@@ -38,7 +38,9 @@ def next_commands(run: Run, stop_reason: StopReason | None = None) -> list[str]:
     """Useful next commands, which work unchanged: the prompt is one that the run's tokenizer knows."""
     name, runs_dir = format.quoted(run.name), runs_dir_flag(run)
     commands = []
-    if stop_reason is not None and (stop_reason.signal_number or stop_reason is StopReason.TIME_LIMIT):
+    if run.is_teacher and not (learner := Run(run.dir.parent)).record.files:
+        commands.append(resume_command(learner))
+    elif stop_reason is not None and (stop_reason.signal_number or stop_reason is StopReason.TIME_LIMIT):
         commands.append(resume_command(run, stop_reason))
     if run.record.best is not None:
         commands += [generate_command(run), f"minigpt eval {name}{runs_dir}", f"minigpt runs leaderboard{runs_dir}"]

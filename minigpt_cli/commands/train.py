@@ -334,6 +334,7 @@ def _finish(outcome: Outcome, *, json: bool) -> None:
         waiting.show("writing a sample")
         commands = next_commands(outcome.run, outcome.stopped.stop_reason)
         sample = sample_of(outcome.run) if outcome.signal_number is None else ""
-        print_ending(outcome.run, outcome.stopped, commands, sample, sure_finding(outcome.run))
+        found = sure_finding(outcome.run) if outcome.signal_number is None else ""
+        print_ending(outcome.run, outcome.stopped, commands, sample, found)
     if outcome.signal_number is not None:
         raise typer.Exit(128 + outcome.signal_number)

@@ -39,7 +39,7 @@ def split_record(run: Run, split: str) -> SplitRecord:
     """The record of a run's split. Raises UsageError if the run does not have this split."""
     corpus = run.record.corpus
     if corpus is None:
-        raise UsageError(f"run {run.name!r} does not say what it was trained on: give a text with --data FILE")
+        raise UsageError(run.waits or f"run {run.name!r} does not say what it was trained on: give a text with --data FILE")
     if split not in corpus.splits:
         hint = ": train with --test-frac to keep one" if split == "test" else ""
         raise UsageError(f"run {run.name!r} has no {split} split{hint}")

@@ -53,6 +53,13 @@ class Run:
         return "/" in self.name
 
     @property
+    def waits(self) -> str:
+        """Why it has nothing to load, where its teacher is trained first; otherwise ""."""
+        if self.record.files or not self.file(TEACHER).is_dir():
+            return ""
+        return f"run {self.name!r} has not begun, since its teacher is trained first: minigpt train --resume {self.name} goes on"
+
+    @property
     def label(self) -> str:
         """The name, with @ and the checkpoint if one was named."""
         return self.name if self.checkpoint is None else f"{self.name}@{self.checkpoint}"

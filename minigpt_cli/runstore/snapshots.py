@@ -55,7 +55,7 @@ def checksum(path: Path, n_bytes: int | None = None) -> FileRecord:
 def recorded(folder: Path, record: RunRecord, name: str) -> FileRecord:
     """The size and checksum of a file in the record of `folder`. Raises RunDamaged if the record lacks it."""
     if not record.files:
-        raise RunDamaged(f"run {record.name!r} has not saved a checkpoint yet")
+        raise RunDamaged(Run(folder).waits or f"run {record.name!r} has not saved a checkpoint yet")
     if name not in record.files:
         raise RunDamaged(f"{folder / RECORD} names no {name}")
     return record.files[name]
