@@ -343,7 +343,7 @@ def simulated(chars: int, budget: float) -> list[Text]:
     if chars < FEWEST_CHARS or chars * SECONDS_A_CHAR > PREPARED_SHARE * budget:
         return texts
     return texts + [
-        Text("bpe", v, round(chars * 0.9 / c), round(chars * 0.1 / c), c, g, chars * SECONDS_A_CHAR) for v, (c, g) in PAIRS.items()
+        Text("bpe", v, round(chars * 0.9 / c), round(chars * 0.1 / c), c, g, False, chars * SECONDS_A_CHAR) for v, (c, g) in PAIRS.items()
     ]
 
 

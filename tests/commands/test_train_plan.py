@@ -105,7 +105,7 @@ def test_a_size_that_no_plan_would_keep_is_refused(trained: Path, cli: Any) -> N
 def test_byte_pairs_that_are_planned_are_learned_and_kept(
     trained: Path, cli: Any, machines: list[Machine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plan, "possible", lambda *given: [Text("bpe", 300, 1000, 300, 1.2)])
+    monkeypatch.setattr(plan, "possible", lambda *given: [Text("bpe", 300, 1000, 300, 1.2, is_cut=False)])
     flags = ("--time-budget", "0.2s", "--threads", "1", "--n-layer", "1", "--block-size", "16")
     done = cli("train", "text.txt", *flags, "--name", "pairs")
     assert done.code == 0, done.err
