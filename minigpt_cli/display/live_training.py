@@ -24,7 +24,6 @@ from minigpt_cli.display.training_screen import (
 )
 from minigpt_cli.escaping import one_line, printable, unix_lines
 from minigpt_cli.events import Evaluated, Event, Planned, Progress, Resumed, Sampled, Sampling, Scoring, Skipped, Started, Stopped
-from minigpt_cli.runstore.directory import TEACHER
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType
@@ -245,10 +244,8 @@ def print_ending(run: Run, stopped: Stopped, commands: Sequence[str], sample: st
     """Print the score with its interval, a sample, what was found wrong, and the commands that come next, to stdout."""
     name = one_line(run.name)
     reason = REASONS[stopped.stop_reason] + (", saved" if stopped.stop_reason.status == "interrupted" else "")
-    if run.record.files or not run.file(TEACHER).is_dir():
-        console.write_labelled("run", f"{name}: {reason} at step {stopped.step:,}, {format.duration(stopped.elapsed_s)}")
-    else:
-        console.write_labelled("run", f"{name}: {reason} while its teacher was trained")
+    where = "while its teacher was trained" if run.waits else f"at step {stopped.step:,}, {format.duration(stopped.elapsed_s)}"
+    console.write_labelled("run", f"{name}: {reason} {where}")
     best = run.record.best
     if best is not None:
         score = f"{best.nats_per_char:.4f} nats per character"
