@@ -16,6 +16,7 @@ COLOURS = (32, 166, 29, 170, 136, 244)  # of 256: blue and orange first: clear o
 _PATTERNS = ((1, 0), (1, 1), (3, 2), (5, 2))  # dot columns drawn and left out
 _DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))  # of a character, by row and column
 _LONGEST_LABEL = 20
+_FEWEST_COLUMNS = 13  # for the curves: room for any number below them
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def terminal_chart(curves: Sequence[Curve], *, width: int, height: int, colour: 
     labels = _end_labels(drawn, low, high, height) if len(drawn) > 1 else {}
     right = max((len(label) + 1 for _, label in labels.values()), default=0)
     columns = width - left - 2 - right
-    if columns < 10:
+    if columns < _FEWEST_COLUMNS:
         return ""
     first, last = min(curve.xs[0] for curve in drawn), max(curve.xs[-1] for curve in drawn)
     cells = _cells(drawn, (first, last), (low, high), columns, height)
@@ -59,6 +60,8 @@ def terminal_chart(curves: Sequence[Curve], *, width: int, height: int, colour: 
         number, label = labels.get(row, (0, ""))
         lines.append(f"{ticks.get(row, ''):>{left}} │{body}" + (f" {_paint(label, number, colour)}" if label else ""))
     start, end = f"{first:,.6g}", f"{last:,.6g}"
+    if len(start) + len(end) >= columns:
+        start = ""
     lines.append(" " * (left + 1) + "└" + "─" * columns)
     lines.append(" " * (left + 2) + start + end.rjust(columns - len(start)))
     return "\n".join(line.rstrip() for line in lines)

@@ -68,7 +68,7 @@ def test_a_split_from_another_source_has_the_name_of_that_source(cli, home: Path
     for name in ("text.txt", "held.txt", "last.txt"):
         (home / name).write_text(text, encoding="utf-8")
     done = cli("train", "text.txt", "--val", "held.txt", "--test", "last.txt", *tiny)
-    assert "0 tokens/s" not in done.err.replace("00 tokens/s", "")  # however short the training was
+    assert " 0 tokens/s" not in done.err  # however short the training was
     assert "validation text held.txt" in cli("eval").out
     assert "test text last.txt" in cli("eval", "--split", "test").out
     assert "training split of text.txt" in cli("eval", "--split", "train").out

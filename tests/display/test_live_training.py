@@ -8,7 +8,7 @@ import re
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -135,6 +135,7 @@ def test_curves_differ_without_colour() -> None:
     assert below != above
 
 
+@example([[(2.225073858507e-311, -10.0)]], 30, 3)
 @given(
     st.lists(st.lists(st.tuples(st.floats(0, 9e9), st.floats(-99, 99)), max_size=5), max_size=4), st.integers(20, 200), st.integers(1, 20)
 )
