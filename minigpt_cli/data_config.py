@@ -50,7 +50,8 @@ class DataConfig(Frozen):
     ascii_only: bool = False
     """Drop every character outside ASCII."""
     max_chars: int = Field(0, ge=0, le=COUNT_LIMIT)
-    """Train on the first N characters of the training text only, and validate on the same text as without; 0: on all."""
+    """Train on the first N characters of the training text only (of 500,000 and more: from all over it), and validate on the same text
+    as without; 0: on all."""
     train_frac: float = Field(0.9, gt=0, lt=1)
     """Share of the text that is trained on: of one document its beginning, of many some of them."""
     test_frac: float = Field(0.0, ge=0, lt=1)

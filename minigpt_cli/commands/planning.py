@@ -25,6 +25,7 @@ _SETTINGS = (  # that are planned where nobody gave them
     "optim.muon_lr",
     "data.tokenizer",
     "data.vocab_size",
+    "data.max_chars",
     "distil.teachers",
 )
 _UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9}

@@ -20,7 +20,7 @@ from typing import Any
 from minigpt_cli import registry
 from minigpt_cli.bounds import line
 from minigpt_cli.config import CLEANING, READING, DataConfig
-from minigpt_cli.data import scanned
+from minigpt_cli.data import scanned, splitting
 from minigpt_cli.data.atomic_folder import Preparing, atomic_folder, put_in_place, watched
 from minigpt_cli.data.dataset import RECORD, SPLITS, TOKENIZER, Dataset, DatasetRecord, cached, open_dataset, read_record
 from minigpt_cli.data.leak import leak_of
@@ -292,7 +292,8 @@ def _shortened(config: DataConfig, found: Dataset) -> list[str]:
     """What --max-chars did."""
     if not config.max_chars:
         return []
-    used = f"the training text is its first {found.train.n_chars:,} characters"
+    first = found.chats or config.max_chars < 2 * splitting.STRETCH
+    used = f"the training text is {'its first ' * first}{found.train.n_chars:,} characters{' from all over it' * (not first)}"
     if found.in_documents:
         used += f", of {found.train.n_documents:,} document{'s' * (found.train.n_documents > 1)}"
     return [used + ", fewer than --max-chars" * (found.train.n_chars < config.max_chars)]

@@ -6,7 +6,7 @@ document      ten documents and more: each goes to a split as a whole, by a hash
               there (unless a split had none by its hash, and so was given one), and equal documents fall together.
 each          fewer documents than that: each is cut in its length, since one of few would hold too much or too little
 given         a source for each split, or official splits
-shortened     as character or conversation, with the training text ended early (--max-chars), so that no split follows another
+shortened     as character or conversation, with part of the training text left out (--max-chars), so that no split follows another
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ from minigpt_cli.data.sources.contract import Document, Piece
 from minigpt_cli.data.text_reader import FEW, Text
 from minigpt_cli.errors import MiniGPTError, TextTooShort
 from minigpt_cli.tokenization.contract import END_OF_TEXT
+
+STRETCH = 1 << 18  # characters
+_NEVER = 1 << 63
 
 _Read = tuple[str, Iterator[Piece]]  # a document's name and pieces
 
@@ -110,20 +113,29 @@ class Splitter:
         return self._shortened(self._whole_parts()) if self._max_chars else self._whole_parts()
 
     def _shortened(self, parts: Iterator[tuple[str, Document]]) -> Iterator[tuple[str, Document]]:
-        """The same with the first characters of the training text alone: the last document is cut, or a conversation that is too long left
-        out with those after it. All is read to its end, so that all is hashed."""
-        left = self._max_chars
+        """The same with some of the training text alone: its first characters or, where they are many, stretches from all over it. Of
+        conversations the first whole ones are taken. All is read to its end, so that all is hashed."""
+        stretches = self._stretches()
+        (begin, end), at = next(stretches), 0  # in characters of training text
 
-        def beginning(pieces: Iterable[Piece]) -> Iterator[Piece]:
-            nonlocal left
+        def taken(pieces: Iterable[Piece]) -> Iterator[Piece]:
+            nonlocal begin, end, at
+            any_taken = False
             for piece in pieces:
                 if self._text.many and piece.text == END_OF_TEXT:
-                    yield piece
-                elif left:
-                    head = piece.first(left)
-                    left -= len(head.text)
-                    yield head
+                    if any_taken:
+                        yield piece
+                    continue
+                after = at + len(piece.text)
+                while begin < after:
+                    yield piece.part(begin - at, end - at)
+                    any_taken = True
+                    if end > after:
+                        break
+                    begin, end = next(stretches, (_NEVER, _NEVER))
+                at = after
 
+        left = self._max_chars
         for name, document in parts:
             if name != "train":
                 yield name, document
@@ -132,10 +144,30 @@ class Splitter:
                 left = max(0, left - sum(len(piece.text) for piece in messages))
                 if left:
                     yield name, document._replace(pieces=messages)
-            elif left:
-                yield name, document._replace(pieces=beginning(document.pieces))
             else:
-                _drain(iter(document.pieces))
+                pieces = taken(document.pieces)
+                if first := next(pieces, None):
+                    yield name, document._replace(pieces=chain([first], pieces))
+
+    def _stretches(self) -> Iterator[tuple[int, int]]:
+        """Where each stretch of the training text that is taken begins and ends."""
+        total = self._train_chars()
+        taken = min(total, self._max_chars)
+        n = max(1, taken // STRETCH)
+        for i in range(n):
+            begin = i * total // n
+            yield begin, begin + (i + 1) * taken // n - i * taken // n
+
+    def _train_chars(self) -> int:
+        """Characters of the training text."""
+        if self.cut == "character":
+            return self.lengths["train"]
+        if self.cut == "given":
+            return self._text.given_chars["train"]
+        lengths = self._text.lengths
+        if self.cut == "document":
+            return int(np.array(lengths, np.uint64)[self._of == 0].sum())
+        return sum(self._lengths(length)["train"] for length in lengths)
 
     def _whole_parts(self) -> Iterator[tuple[str, Document]]:
         sha256 = BackgroundHash()
@@ -204,7 +236,7 @@ class _Pieces:
 
     def take(self, n_chars: int) -> Iterator[Piece]:
         while n_chars and (piece := next(self.left, None)):
-            head = piece.first(n_chars)
+            head = piece.part(0, n_chars)
             if rest := piece.text[n_chars:]:
                 self.left = chain([Piece(rest, piece.learned)], self.left)
             n_chars -= len(head.text)

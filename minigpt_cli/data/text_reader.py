@@ -54,7 +54,8 @@ class Text:
         self.file_of = array("I")  # the number of each document's file
         self.kinds: Counter[str] = Counter()  # characters in files of each kind
         self.encodings: Counter[str] = Counter()  # characters in files that are read in each, UTF-8 left out
-        self.given: Counter[str] = Counter()  # documents of each split, where the source says so
+        self.given: Counter[str] = Counter()  # documents of each split, where the source says so,
+        self.given_chars: Counter[str] = Counter()  # and characters in them
         self._ascii_only = config.ascii_only
         self._kept: list[_Kept] | None = None  # all documents of a text that is not large
         self.cleaning = Cleaning(config)
@@ -152,6 +153,7 @@ class Text:
         self.kinds[kind] += n_chars
         if split is not None:
             self.given[split] += 1
+            self.given_chars[split] += n_chars
         if encoding:
             self.encodings[encoding] += n_chars
         if n_chars < self.shortest[0]:

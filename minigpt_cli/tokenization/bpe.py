@@ -20,7 +20,8 @@ from minigpt_cli.tokenization.contract import Ids, NarrowIds, TrainingText, chec
 from minigpt_cli.tokenization.library import LibraryTokenizer, library_errors
 from minigpt_cli.tokenization.segments import segments
 
-LEARN_LIMIT = 32 << 20  # bytes of text that merges are learned from; a longer text gives pieces spread evenly over it
+LEARN_LIMIT = 32 << 20  # bytes of text that merges are learned from at most; a longer text gives pieces spread evenly over it
+_FEWEST, _A_TOKEN = 4 << 20, 4 << 10  # bytes that are enough for any vocabulary, and for each of its tokens
 WORDS_LIMIT = 3 << 20  # characters of different words in them; the library keeps about 80 bytes for each
 
 
@@ -87,7 +88,7 @@ class BPETokenizer(LibraryTokenizer):
             show_progress=False,
         )
         with library_errors("the bpe tokenizer could not be learned"):
-            backend.train_from_iterator(_sample(text), trainer)
+            backend.train_from_iterator(_sample(text, learned_from(config.vocab_size)), trainer)
         model = json.loads(backend.to_str())["model"]
         token_of_id = {i: token for token, i in model["vocab"].items()}
         token_bytes = [bytes_of(token_of_id[i]) or b"" for i in range(len(token_of_id))]
@@ -101,9 +102,14 @@ class BPETokenizer(LibraryTokenizer):
         return type(self)(byte_level_json(vocab, merges, use_regex=True), self.token_bytes()[: len(vocab)], "bpe")
 
 
-def _sample(text: TrainingText) -> Iterator[str]:
-    """What merges are learned from: the training text within LEARN_LIMIT and WORDS_LIMIT."""
-    stride = max(1, -(-text.train_bytes // LEARN_LIMIT))
+def learned_from(vocab_size: int) -> int:
+    """Bytes of text that a vocabulary is learned from at most."""
+    return min(LEARN_LIMIT, max(_FEWEST, _A_TOKEN * vocab_size))
+
+
+def _sample(text: TrainingText, limit: int) -> Iterator[str]:
+    """What merges are learned from: the training text within `limit` and WORDS_LIMIT."""
+    stride = max(1, -(-text.train_bytes // limit))
     words: set[str] = set()
     size = 0
     for segment in islice(segments(text.train_text()), 0, None, stride):

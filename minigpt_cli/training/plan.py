@@ -41,7 +41,7 @@ SHAPES = (  # layers, width
 SMALL_SHAPES = ((1, 16), (1, 32), (2, 32), (2, 48))  # for a --size that is smaller
 BLOCKS = (128, 256)  # tokens
 BATCHES = (4, 8, 16, 32, 64, 128, 256)  # windows
-DROPOUTS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4)
+DROPOUTS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4)
 _FEWEST_STEP_TOKENS = 1024  # smaller steps were hardly measured
 _FEWEST_PASS_STEPS = 60  # where a pass over a small text would have fewer, smaller steps are planned too
 TRAINED_SHARE = 0.92  # of the budget; the rest goes to evaluations, to measuring, and to what the speed differs from the estimate
@@ -61,7 +61,7 @@ _MEMORY_SHARE = 0.5  # of what is free
 
 
 class Plan(NamedTuple):
-    """The chosen configuration, and why, in three lines, or four with teachers."""
+    """The chosen configuration, and why: three lines, and one more each for teachers and for a part of the text."""
 
     config: RunConfig
     why: list[str]
@@ -114,6 +114,9 @@ def best(config: RunConfig, given: Collection[str], texts: Sequence[Text], machi
     if not configs:  # the planner says later what does not fit
         return Plan(config, [])
     candidates = [_candidate(c, text, machine) for c, text in configs]
+    if "dropout" not in given:
+        often = [c for c in candidates if c.passes > _READ_OFTEN]
+        candidates += [_candidate(c.config.changed(model={"dropout": d}), c.text, machine) for c in often for d in DROPOUTS]
     if "teachers" not in given:
         candidates += [taught for c in candidates if c.passes > _READ_OFTEN for taught in _taught(c, machine)]
     steps = min(_FEWEST_STEPS, max(c.steps for c in candidates))  # where nothing fits so often: as many as fit
@@ -136,11 +139,11 @@ def _configs(config: RunConfig, given: Collection[str], text: Text, size: int) -
     longest = text.val_tokens // _LEAST_VAL_WINDOWS
     blocks = choices("block_size", model.block_size, [b for b in BLOCKS if b <= longest] or BLOCKS[:1])
     batches = choices("batch_size", optim.batch_size, BATCHES)
-    dropouts = choices("dropout", getattr(model, "dropout", 0.0), DROPOUTS)
+    dropout = getattr(model, "dropout", 0.0) if "dropout" in given else 0.0
     fewest = min(_FEWEST_STEP_TOKENS, text.train_tokens / _FEWEST_PASS_STEPS)
     for shape in _shapes(model, given, text, size):
         rates = {name: value for name, value in learning_rates(shape["n_embd"]).items() if name not in given}
-        for block, batch, dropout in product(blocks, batches, dropouts):
+        for block, batch in product(blocks, batches):
             if block * batch < fewest and batch != batches[-1] and "block_size" not in given:
                 continue
             planned = model.model_copy(update={**shape, "block_size": block, "dropout": dropout})
@@ -220,11 +223,13 @@ def _why(chosen: _Candidate) -> list[str]:
     dropout = f"dropout {model.dropout:g}, because" if model.dropout else "no dropout:"
     budget, teachers = _time(chosen.config.optim.time_budget), chosen.training.teachers
     whom = "each to teach the next" if teachers > 1 else "to teach this one"
+    used = f"plan: {_count(chosen.text.max_chars)} characters from all over this text are used: byte pairs of all of it would take too long"
     taught = [f"plan: {_number(teachers, 'model')} trained first, {whom}: alone it would know this text by heart too soon"]
     return [
         f"plan: {size} parameters, {_number(model.n_layer, 'layer')}, {model.n_embd} wide: expected to learn most within {budget}, "
         f"at about {_count(chosen.tokens_per_s / (_TAUGHT if teachers else 1.0))} tokens/s",
-        f"plan: {dropout} this text of {tokens} is read {read}",
+        *([used] if chosen.text.max_chars else []),
+        f"plan: {dropout} {'this part' if chosen.text.max_chars else 'this text'} of {tokens} is read {read}",
         f"plan: batches of {_number(chosen.config.optim.batch_size, 'window')} of {model.block_size} tokens: smaller ones learn more "
         "from a text, larger ones are faster",
         *(taught if teachers else []),

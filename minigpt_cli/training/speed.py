@@ -16,6 +16,7 @@ from minigpt_cli.training.evaluator import TRAIN_SAMPLE_TOKENS, Evaluator
 from minigpt_cli.training.state import TrainingState, trial_teacher
 
 _TRIAL_S, _TRIAL_SHARE = 1.2, 0.03  # of steps: at most so many seconds, and that share of a time budget
+_LONGEST_SHARE = 0.2  # of a time budget; then one step or two are enough
 _EVALUATION_TRIAL_TOKENS = 16_384
 
 
@@ -28,9 +29,10 @@ class Speed(NamedTuple):
 
 
 def measure_speed(config: RunConfig, dataset: Dataset, world: World) -> Speed:
-    """Time real steps and a real evaluation on a scratch copy of the model."""
+    """Time real steps and a real evaluation on a scratch copy of the model; of a model too large for this machine a single step."""
     device = world.device(config.compute.device)
     limit_s = min(_TRIAL_S, _TRIAL_SHARE * config.optim.time_budget)
+    longest_s = max(limit_s, _LONGEST_SHARE * config.optim.time_budget)
     scratch = config.changed(optim={"max_steps": config.optim.max_steps or 1_000_000}, eval={"eval_iters": config.eval.eval_iters or 2})
     with memory.explained_out_of_memory(config):
         end = masked_after(config.data, dataset.tokenizer)
@@ -44,18 +46,21 @@ def measure_speed(config: RunConfig, dataset: Dataset, world: World) -> Speed:
             start = time.perf_counter()
             state.step(len(times), batches).loss.item()
             times.append(time.perf_counter() - start)
-            more = len(times) < 3 or (time.perf_counter() - begun < limit_s and len(times) < 200)
+            taken_s = time.perf_counter() - begun
+            more = taken_s < longest_s if len(times) < 3 else taken_s < limit_s and len(times) < 200
             more = bool(world.agree(int(more), device))  # every process must take the same number of steps
-        return Speed(statistics.median(times[1:]), _evaluation_s(config, dataset, state), memory.peak(device))
+        step_s = statistics.median(times[1:] or times)
+        is_slow = bool(world.agree(int(step_s > longest_s / 3), device))
+        return Speed(step_s, _evaluation_s(config, dataset, state, 1 if is_slow else 2), memory.peak(device))
 
 
-def _evaluation_s(config: RunConfig, dataset: Dataset, state: TrainingState) -> float:
-    """Seconds of one evaluation, extrapolated from a part of it."""
+def _evaluation_s(config: RunConfig, dataset: Dataset, state: TrainingState, trials: int) -> float:
+    """Seconds of one evaluation, extrapolated from a part of it; in one trial alone, from a batch."""
     window_tokens = config.optim.batch_size * config.model.block_size
-    iters = -(-_EVALUATION_TRIAL_TOKENS // window_tokens)
+    iters = -(-_EVALUATION_TRIAL_TOKENS // window_tokens) if trials > 1 else 1
     sample = Evaluator(config.changed(eval={"eval_iters": iters}), dataset, state)
     times = []
-    for _ in range(2):  # the first is the warm-up
+    for _ in range(trials):  # the first of two is the warm-up
         start = time.perf_counter()
         sample()
         times.append(time.perf_counter() - start)

@@ -14,15 +14,17 @@ import numpy as np
 from minigpt_cli.config import RunConfig
 from minigpt_cli.data.dataset import Dataset
 from minigpt_cli.data.encoding import prepared_folder
-from minigpt_cli.tokenization.bpe import BPETokenizer
+from minigpt_cli.tokenization.bpe import BPETokenizer, learned_from
 from minigpt_cli.tokenization.contract import END_OF_TEXT, Ids, TrainingText
 
 SIZES = (512, 1024, 2048)  # of learned byte pairs
 FEWEST_CHARS = 20_000  # of training text; less is not enough to measure what byte pairs would be worth
 _SAMPLE, _HELD_BACK, _PIECES = 160_000, 80_000, 8  # characters that pairs are learned from and measured on, in so many pieces
 _DISCOUNT = 0.75  # of every counted bigram, for those that were not seen (Kneser & Ney 1995)
-SECONDS_A_CHAR = 0.6e-6  # to learn byte pairs and to encode the text
-PREPARED_SHARE = 0.35  # of a time budget, at most
+_LEARNED_S, _ENCODED_S = 0.5e-6, 0.12e-6  # for each character that byte pairs are learned from, and that is encoded
+_PREPARED_SHARE = 0.35  # of a time budget, at most
+_PARTS = (1, 4, 16, 64, 256, 1024)  # of a text too large to be cut whole in the time, one in so many characters
+_FEWEST_OF_PART = 4_000_000  # characters; cutting fewer takes no time to speak of
 
 
 class Text(NamedTuple):
@@ -36,11 +38,15 @@ class Text(NamedTuple):
     gain: float = 1.0  # what counted bigrams of characters lose on text held back, over what those of these tokens lose
     is_cut: bool = True  # already
     prepared_s: float = 0.0  # seconds of the budget that cutting it takes
+    max_chars: int = 0  # characters of the training text that are used, where not all are
 
     @property
     def data(self) -> dict[str, str | int]:
         """The settings that cut it this way, where it is not yet."""
-        return {} if self.is_cut else {"tokenizer": self.tokenizer, "vocab_size": self.vocab_size}
+        if self.is_cut:
+            return {}
+        part: dict[str, str | int] = {"max_chars": self.max_chars} if self.max_chars else {}
+        return {"tokenizer": self.tokenizer, "vocab_size": self.vocab_size, **part}
 
 
 def present(dataset: Dataset) -> Text:
@@ -50,16 +56,19 @@ def present(dataset: Dataset) -> Text:
 
 
 def possible(config: RunConfig, given: Collection[str], dataset: Dataset) -> list[Text]:
-    """The text as it is cut now and, where nobody chose a tokenizer or the size of its vocabulary, in byte pairs; what they are like is
-    estimated from a sample."""
+    """The text as it is cut now and, where nobody chose a tokenizer or the size of its vocabulary, in byte pairs: all of it, and parts of
+    one that is large. What they are like is estimated from a sample."""
     now, chars = present(dataset), dataset.train.n_chars
-    prepared_s = chars * SECONDS_A_CHAR
     if "tokenizer" in given:
         fixed = config.data.tokenizer != "bpe" or "vocab_size" in given
     else:
         fixed = now.tokenizer != "char" or "vocab_size" in given
-    fixed = fixed or dataset.chats or prepared_folder(config.data) is not None
-    if fixed or chars < FEWEST_CHARS or prepared_s > PREPARED_SHARE * config.optim.time_budget:
+    if fixed or dataset.chats or chars < FEWEST_CHARS or prepared_folder(config.data) is not None:
+        return [now]
+    possible_parts = parts(chars, dataset.val.n_chars, config.optim.time_budget)
+    if "max_chars" in given:
+        possible_parts = [part for part in possible_parts if not part]
+    if not possible_parts:
         return [now]
     texts = [] if now.tokenizer == "bpe" else [now]
     text, held_back = _samples(dataset)
@@ -75,8 +84,22 @@ def possible(config: RunConfig, given: Collection[str], dataset: Dataset) -> lis
         if (now.tokenizer, now.vocab_size) == ("bpe", size):
             texts.append(now._replace(gain=gain))
         elif gain > 1:  # not for thousands of different characters, of which each is several bytes
-            texts.append(Text("bpe", size, train, val, chars / train, gain, False, prepared_s))
+            for part in possible_parts:
+                share, prepared_s = (part or chars) / chars, cut_s(part or chars, dataset.val.n_chars, size)
+                texts.append(Text("bpe", size, round(train * share), val, chars / train, gain, False, prepared_s, part))
     return texts or [now]
+
+
+def cut_s(train_chars: int, val_chars: int, vocab_size: int) -> float:
+    """Seconds that it takes to learn byte pairs from a training text, and to encode it and the text to validate on."""
+    return _LEARNED_S * min(train_chars, learned_from(vocab_size)) + _ENCODED_S * (train_chars + val_chars)
+
+
+def parts(train_chars: int, val_chars: int, budget_s: float) -> list[int]:
+    """How many characters of a training text can be cut into byte pairs within a time budget; 0: all of them."""
+    sizes = [train_chars // n for n in _PARTS if n == 1 or train_chars // n >= _FEWEST_OF_PART]
+    quick = [n for n in sizes if cut_s(n, val_chars, SIZES[-1]) <= _PREPARED_SHARE * budget_s]
+    return [0 if n == train_chars else int(float(f"{n:.2g}")) for n in quick]
 
 
 def _samples(dataset: Dataset) -> tuple[str, str]:

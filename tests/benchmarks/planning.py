@@ -38,7 +38,7 @@ from minigpt_cli.training.evaluator import Evaluator
 from minigpt_cli.training.law import LAW, Law, Training
 from minigpt_cli.training.machine import Machine
 from minigpt_cli.training.state import TrainingState
-from minigpt_cli.training.vocabularies import FEWEST_CHARS, PREPARED_SHARE, SECONDS_A_CHAR, Text, possible
+from minigpt_cli.training.vocabularies import FEWEST_CHARS, Text, cut_s, parts, possible
 
 TABLE = Path(__file__).with_suffix(".csv")
 M = 1_000_000
@@ -70,6 +70,7 @@ TEXTS: dict[str, dict[str, Any]] = {
 PLAIN: dict[str, Any] = {"tokenizer": "char", "vocab_size": 1024, "max_chars": 0, "block": 128, "batch": 16, "dropout": 0.0, "decay": 0.1}
 PLAIN |= {"muon_lr": 0.03, "lr": 6e-3, "ema": 0.99, "cooldown": 0.6, "seed": 1}
 _SCALE_PULL, _PULL, _LARGE_MISS = 0.003, 0.1, 0.06  # nats per character
+_BEHIND = {0.2: 0.25, 0.45: 0.1}  # share of the steps: nats per character behind a rival that nobody catches up with
 _LARGE_SPLIT = 150_000  # tokens: of a larger validation split, batches are drawn
 
 
@@ -172,8 +173,8 @@ def train(r: dict[str, Any], dataset: Dataset, rival: Sequence[float] = ()) -> d
 def train_taught(
     r: dict[str, Any], dataset: Dataset, rival: Sequence[float] = (), teacher: nn.Module | None = None
 ) -> tuple[dict[str, Any], nn.Module]:
-    """The same, with a teacher if there is one, and the best model. A training that at 45 % of its steps is 0.1 behind what `rival` had
-    lost by then (its losses at 45 % and at the end) and 0.22 above its end is stopped."""
+    """The same, with a teacher if there is one, and the best model. A training that is too far behind what `rival` (its losses at the
+    places of _BEHIND and at the end) had lost by then, and 0.22 above its end, is stopped."""
     config, device = config_of(r, len(dataset.val.tokens)), torch.device("cpu")
     begun = time.process_time()
     state = TrainingState(config, dataset.tokenizer.vocab_size, device, World(), teacher=teacher)
@@ -182,18 +183,18 @@ def train_taught(
     passes = r["tokens"] / len(dataset.train.tokens)
     steps, checks = config.optim.max_steps, 2 + min(8, int(passes / 2))
     due = {math.ceil(steps * (i + 1) / checks) for i in range(checks)}
-    half = math.ceil(0.45 * steps)
-    curve, at_half = [], float("inf")
+    places = {math.ceil(share * steps): behind for share, behind in _BEHIND.items()}
+    curve, watched = [], []
     for step in range(steps):
         state.step(step, batches)
-        if step + 1 in due | {half}:
+        if step + 1 in due | set(places):
             m = evaluator()
             curve.append((step + 1, m.nats_per_char, m.train_loss))
             if m.nats_per_char == min(c[1] for c in curve):
                 kept = state.measured_weights()
-        if step + 1 == half:
-            at_half = curve[-1][1]
-            if rival and at_half > max(rival[0] + 0.1, rival[1] + 0.22):
+        if step + 1 in places:
+            watched.append(round(curve[-1][1], 5))
+            if rival and watched[-1] > max(rival[len(watched) - 1] + places[step + 1], rival[-1] + 0.22):
                 break
     best_step, best, _ = min((c for c in curve if c[1] is not None), key=lambda c: c[1])
     n_params = sum(p.numel() for p in state.model.parameters())
@@ -207,7 +208,7 @@ def train_taught(
         "best": round(best, 5),
         "best_step": best_step,
         "last": round(curve[-1][1], 5),
-        "at_half": round(at_half, 5),
+        "watched": watched,
         "train_loss": round(curve[-1][2], 5),
         "cpu_s": round(time.process_time() - begun, 1),
     }, state.model
@@ -340,10 +341,13 @@ PAIRS = {512: (2.15, 1.34), 1024: (2.75, 1.46), 2048: (3.2, 1.51)}  # characters
 def simulated(chars: int, budget: float) -> list[Text]:
     """English of so many characters, in every way that it may be cut within the budget."""
     texts = [Text("char", 65, chars * 9 // 10, chars // 10, 1.0)]
-    if chars < FEWEST_CHARS or chars * SECONDS_A_CHAR > PREPARED_SHARE * budget:
+    train, val = chars * 9 // 10, chars // 10
+    if train < FEWEST_CHARS:
         return texts
     return texts + [
-        Text("bpe", v, round(chars * 0.9 / c), round(chars * 0.1 / c), c, g, False, chars * SECONDS_A_CHAR) for v, (c, g) in PAIRS.items()
+        Text("bpe", v, round((part or train) / c), round(val / c), c, g, False, cut_s(part or train, val, v), part)
+        for v, (c, g) in PAIRS.items()
+        for part in parts(train, val, budget)
     ]
 
 
@@ -359,6 +363,8 @@ def plans() -> None:
                 m: Any = c.model
                 tokens = f"bpe {c.data.vocab_size}" if c.data.tokenizer == "bpe" else "char"
                 others = f", dropout {m.dropout:g}" if m.dropout else ""
+                if c.data.max_chars:
+                    others += f", of {c.data.max_chars / M:g} M characters"
                 if n := c.distil.teachers:
                     others += f", {n} teacher{'s' * (n > 1)}"
                 cells.append(f"{m.n_layer} x {m.n_embd}, {tokens}, {c.optim.batch_size} x {m.block_size}{others}")

@@ -25,7 +25,7 @@ from minigpt_cli.data.encoding import prepared
 from minigpt_cli.training import memory, plan
 from minigpt_cli.training.law import Training
 from minigpt_cli.training.machine import Work
-from minigpt_cli.training.vocabularies import SECONDS_A_CHAR, present
+from minigpt_cli.training.vocabularies import cut_s, present
 
 SPACE: dict[str, tuple[Any, ...]] = {  # in the order in which neighbours are tried
     "cut": ("char", 512, 1024, 2048),
@@ -73,7 +73,9 @@ def trained(text: str, config: RunConfig, choice: Choice, rival: tuple[float, ..
     r |= {"tokenizer": data.tokenizer, "vocab_size": data.vocab_size}
     r |= {name: round(choice["rates"] * rate, 5) for name, rate in rates.items()}
     work = Work.of(planning.config_of(r, 1).model, r["batch"], dataset.tokenizer.vocab_size)  # type: ignore[arg-type]
-    seconds = plan.TRAINED_SHARE * config.optim.time_budget - (0.0 if cut == "char" else dataset.train.n_chars * SECONDS_A_CHAR)
+    seconds = plan.TRAINED_SHARE * config.optim.time_budget
+    if cut != "char":
+        seconds -= cut_s(dataset.train.n_chars, dataset.val.n_chars, cut)
     step_tokens, tokens_per_s = r["batch"] * r["block"], r["batch"] * r["block"] / planning.MACHINES["two cores, AVX-512"].step_s(work)
     chain, model = [seconds * tokens_per_s], None
     if choice["teachers"]:
@@ -108,7 +110,7 @@ def main() -> None:
             if best and (given.from_plan or number > given.configurations // 2):
                 choice = next((c for c in neighbours(best["choice"]) if c not in tried), choice)
             tried.append(choice)
-        rival = (best["at_half"], best["best"]) if best else ()
+        rival = (*best["watched"], best["best"]) if best else ()
         found = {"plan": not number, "choice": choice, **trained(given.text, config, choice, rival)}
         print(json.dumps(found), flush=True)
         if (number or given.from_plan) and (best is None or found["best"] < best["best"]):

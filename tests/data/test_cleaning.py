@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from minigpt_cli.config import DataConfig
-from minigpt_cli.data import cleaning
+from minigpt_cli.data import cleaning, splitting
 from minigpt_cli.data.cleaning import Change, Cleaning, cleaned_prompt, composed, lowercased
 from minigpt_cli.data.encoding import prepared
 from minigpt_cli.errors import UsageError
@@ -81,7 +82,8 @@ TEXT = "Σίσυφος CAFE\u0301 Été " * 60
 
 def dataset(folder: Path, text: str = TEXT, name: str = "t.txt", **settings: Any) -> Any:
     (folder / name).write_text(text, encoding="utf-8")
-    return prepared(DataConfig(source=str(folder / name), train_frac=0.5, **settings), folder / "data")
+    shares = {} if "val" in settings else {"train_frac": 0.5}
+    return prepared(DataConfig(source=str(folder / name), **shares, **settings), folder / "data")
 
 
 def test_a_cleaned_dataset_holds_the_cleaned_text_and_says_what_changed(tmp_path: Path) -> None:
@@ -139,6 +141,42 @@ def test_max_chars_of_documents_are_the_first_ones_each_with_its_end(tmp_path: P
     assert part.val.sha256 == whole.val.sha256
     assert part.n_documents == (3 if n_documents == 3 else part.train.n_documents + whole.val.n_documents)  # those that are used
     assert any("first 30 characters, of " in notice for notice in part.notices)
+
+
+@pytest.mark.parametrize("n", [64, 100, 399, 5000])
+def test_many_characters_are_taken_from_all_over_the_training_text(n: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(splitting, "STRETCH", 32)
+    text = "".join(chr(0x4E00 + i) for i in range(1000))  # each once
+    whole, part = dataset(tmp_path, text), dataset(tmp_path, text, max_chars=n)
+    assert part.val.sha256 == whole.val.sha256
+    taken = np.array([ord(c) - 0x4E00 for c in part.text("train")])
+    assert len(taken) == min(n, 500)
+    assert (np.diff(taken) >= 1).all()
+    if n < 500:
+        gaps = np.flatnonzero(np.diff(taken) > 1)
+        assert len(gaps) == n // 32 - 1
+        assert taken[-1] > 500 - 500 / (n // 32)  # in the last of as many parts of the text
+
+
+@pytest.mark.parametrize(("n_documents", "own_val"), [(3, False), (400, False), (400, True)])
+def test_stretches_of_documents_keep_the_ends_of_what_is_taken(
+    n_documents: int, own_val: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(splitting, "STRETCH", 50)
+    (tmp_path / "held.txt").write_text("a line of its own\nand another line\n")
+    given: dict[str, Any] = {"val": str(tmp_path / "held.txt")} if own_val else {}
+    text = "".join(f"line {i} of {'very ' * (40 if n_documents == 3 else 1)}many lines\n" for i in range(n_documents))
+    whole = dataset(tmp_path, text, documents="lines", **given)
+    part = dataset(tmp_path, text, documents="lines", max_chars=150, **given)
+    end = "<|endoftext|>"
+    documents = part.text("train").split(end)
+    assert documents.pop() == ""
+    assert all(documents)
+    assert sum(map(len, documents)) == part.train.n_chars == 150
+    assert part.train.n_documents == len(documents)
+    pieces = whole.text("train").split(end)
+    assert all(any(document in piece for piece in pieces) for document in documents)
+    assert part.val.sha256 == whole.val.sha256
 
 
 def test_max_chars_of_conversations_are_whole_conversations(tmp_path: Path) -> None:

@@ -84,10 +84,9 @@ def test_a_smaller_vocabulary_is_what_would_have_been_learned(size: int) -> None
         assert small.token_bytes() == learned.token_bytes()[: small.vocab_size]
 
 
-def test_a_long_text_is_sampled_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bpe, "LEARN_LIMIT", 1 << 17)
+def test_a_long_text_is_sampled_evenly() -> None:
     corpus = Pieces(*(f"word{n} " * 10_000 for n in range(10)))
-    sample = list(bpe._sample(corpus))
+    sample = list(bpe._sample(corpus, 1 << 17))
     assert 0 < sum(map(len, sample)) <= 1 << 17
     assert corpus.given == 10  # to the end
 
@@ -95,8 +94,14 @@ def test_a_long_text_is_sampled_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_text_of_ever_new_words_is_cut_short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bpe, "WORDS_LIMIT", 100_000)
     corpus = Pieces(*(" ".join(f"{n}x{m}" for m in range(10_000)) for n in range(20)))
-    assert sum(map(len, bpe._sample(corpus))) < 400_000
+    assert sum(map(len, bpe._sample(corpus, bpe.LEARN_LIMIT))) < 400_000
     assert corpus.given < 20
+
+
+def test_a_larger_vocabulary_is_learned_from_more_text_within_a_limit() -> None:
+    amounts = [bpe.learned_from(size) for size in (257, 1024, 2048, 8192, 100_000)]
+    assert amounts == sorted(amounts)
+    assert amounts[0] == amounts[1] < amounts[2] < amounts[3] == amounts[4] == bpe.LEARN_LIMIT
 
 
 def test_every_byte_has_its_character() -> None:

@@ -111,6 +111,24 @@ def test_the_time_that_cutting_a_text_takes_is_taken_from_its_training() -> None
     assert later == pytest.approx(at_once / 2)
 
 
+def test_a_part_of_a_large_text_is_cut_where_all_of_it_would_take_long() -> None:
+    texts = [
+        characters(1_000_000_000),
+        *(pairs(1_000_000_000)._replace(prepared_s=s, max_chars=n) for s, n in ((124.0, 0), (22.0, 56_000_000))),
+    ]
+    texts[2] = texts[2]._replace(train_tokens=round(56_000_000 / 2.6))
+    found = plan.best(asked(600), (), texts, TWO_CORES)
+    assert (found.config.data.tokenizer, found.config.data.max_chars) == ("bpe", 56_000_000)
+    assert "56 M characters from all over this text" in found.why[1]
+    assert plan.best(asked(600), (), [texts[0], texts[1]._replace(prepared_s=0.0), texts[2]], TWO_CORES).config.data.max_chars == 0
+
+
+def test_dropout_is_weighed_where_a_text_is_read_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "LAW", LAW._replace(passes_dropout=20.0, dropout=0.01))  # as if it cost nothing
+    small, large = (plan.best(asked(60), ("teachers",), [characters(chars)], TWO_CORES).config.model for chars in (30_000, 100_000_000))
+    assert (small.dropout > 0, large.dropout) == (True, 0)  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize("size", [100_000, 800_000, 10_000_000])
 def test_a_size_that_is_asked_for_is_the_nearest_of_the_ladder(size: int) -> None:
     found = n_params(planned(1_100_000, 60, size=size))

@@ -10,7 +10,8 @@ import pytest
 from minigpt_cli.config import DataConfig, RunConfig
 from minigpt_cli.data.dataset import Dataset
 from minigpt_cli.data.encoding import prepared
-from minigpt_cli.training.vocabularies import SIZES, possible
+from minigpt_cli.training import vocabularies
+from minigpt_cli.training.vocabularies import SIZES, cut_s, parts, possible
 
 
 @pytest.fixture
@@ -55,6 +56,30 @@ def test_the_vocabulary_of_byte_pairs_is_planned_where_its_size_was_not_given(co
 def test_a_budget_that_learning_byte_pairs_would_eat_keeps_characters(config: RunConfig, tmp_path: Path) -> None:
     short = config.changed(optim={"time_budget": 0.3})
     assert [text.tokenizer for text in possible(short, (), data_of(config, tmp_path))] == ["char"]
+
+
+def test_of_a_text_too_large_for_the_budget_a_part_can_be_cut() -> None:
+    assert parts(90_000, 10_000, 20) == [0]
+    assert parts(90_000_000, 10_000_000, 60) == [0, 22_000_000, 5_600_000]
+    assert parts(90_000_000, 10_000_000, 20) == [5_600_000]
+    large = parts(900_000_000, 100_000_000, 60)
+    assert large == sorted(large, reverse=True) != []
+    assert all(0 < cut_s(n, 100_000_000, SIZES[-1]) <= 0.35 * 60 for n in large)
+    assert parts(900_000_000, 100_000_000, 10) == []
+
+
+def test_parts_have_fewer_tokens_of_the_same_kind(config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vocabularies, "_FEWEST_OF_PART", 20_000)
+    data = data_of(config, tmp_path)
+    pairs = [text for text in possible(config, (), data) if text.vocab_size == SIZES[0]]
+    assert [text.max_chars for text in pairs] == [0, 68_000]
+    whole, part = pairs
+    assert (part.val_tokens, part.chars_per_token, part.gain) == (whole.val_tokens, whole.chars_per_token, whole.gain)
+    assert part.prepared_s < whole.prepared_s
+    cut = data_of(config.changed(data=part.data), tmp_path)
+    assert (cut.train.n_chars, cut.val.sha256) == (68_000, data.val.sha256)
+    assert part.train_tokens == pytest.approx(len(cut.train.tokens), rel=0.05)
+    assert {text.max_chars for text in possible(config, ("max_chars",), data)} == {0}
 
 
 def test_byte_pairs_win_where_words_return_and_not_in_random_letters(config: RunConfig, tmp_path: Path) -> None:

@@ -39,9 +39,9 @@ class Piece:
             self._utf8 = self.text.encode("utf-8")
         return self._utf8
 
-    def first(self, n_chars: int) -> Piece:
-        """Its first characters, or all of it."""
-        return self if n_chars >= len(self.text) else Piece(self.text[:n_chars], self.learned)
+    def part(self, begin: int, end: int) -> Piece:
+        """Its characters from `begin` to `end`, as far as it has them."""
+        return self if begin <= 0 and end >= len(self.text) else Piece(self.text[max(0, begin) : end], self.learned)
 
 
 def with_text(pieces: Iterable[Piece]) -> Iterable[Piece] | None:
