@@ -59,7 +59,7 @@ def run_experiment(group: Group, experiment: Experiment, name: str | None, n_see
 def dry_run_experiment(group: Group, experiment: Experiment, n_seeds: int) -> None:
     """Measure a few real steps of every recipe, and show what the runs would cost."""
     wanted, group_id = wanted_runs(group, experiment, None, n_seeds)
-    plans = {label: measured_plan(group.context, next(iter(runs.values())))[0] for label, runs in wanted.items()}
+    plans = {label: measured_plan(replace(group.context, grouped=True), next(iter(runs.values())))[0] for label, runs in wanted.items()}
     total = n_seeds * sum(plan.estimated_s for plan in plans.values())
     if group.context.json:
         shown = ("n_params", "n_active_params", "step_ms", "tokens_per_s", "peak_bytes", "epochs", "estimated_s")

@@ -59,8 +59,8 @@ def is_planned(context: Context, wanted: Resolved) -> bool:
     return not any(why_not.values())
 
 
-def planned(context: Context, wanted: Resolved, config: RunConfig, dataset: Dataset) -> tuple[RunConfig, list[str]]:
-    """`config` with what was left open, and why; `config` itself where nothing is planned."""
+def planned(context: Context, wanted: Resolved, config: RunConfig, dataset: Dataset, begun: float | None) -> tuple[RunConfig, list[str]]:
+    """`config` with what was left open, and why; `config` itself where nothing is planned. `begun`: see Context.budget_begins."""
     from minigpt_cli.training import plan
 
     if not is_planned(context, wanted):
@@ -68,7 +68,7 @@ def planned(context: Context, wanted: Resolved, config: RunConfig, dataset: Data
     key = config.compute.model_dump_json()
     if key not in context.machines:  # all runs of a group are planned with the same measured speeds
         context.machines[key] = plan.this_machine(config, dataset)
-    return plan.plan(config, wanted.explicit, dataset, context.machines[key], context.size)
+    return plan.plan(config, wanted.explicit, dataset, context.machines[key], context.size, begun)
 
 
 def measured_plan(context: Context, resolved: Resolved) -> tuple[DryRun, list[str]]:
@@ -76,12 +76,13 @@ def measured_plan(context: Context, resolved: Resolved) -> tuple[DryRun, list[st
     from minigpt_cli.commands.processes import Announcement
     from minigpt_cli.training import planner
 
+    begun = context.budget_begins()
     planner.choose_device(resolved.config.compute.device)
     dataset, world = context.asked_dataset(resolved), context.processes()
-    config, why = planned(context, resolved, resolved.config, dataset)
+    config, why = planned(context, resolved, resolved.config, dataset, begun)
     dataset = context.dataset(config.data)  # in the tokens of the plan
     with world.announced(Announcement(config, dataset.dir, dataset.key, dry_run=True)):
-        return planner.dry_run(config, world.each(lambda: dataset), world), why
+        return planner.dry_run(config, world.each(lambda: dataset), world, begun), why
 
 
 def left_open(context: Context, wanted: Resolved) -> dict[str, str]:

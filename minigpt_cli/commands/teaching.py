@@ -55,9 +55,9 @@ def corpus_of(run: Run) -> Corpus | None:
     return None
 
 
-def teacher_config(config: RunConfig) -> RunConfig:
-    """The configuration of the teacher of a run: one teacher fewer, other initial weights and batches, its share of the time or, where
-    the run repeats another, that one's steps."""
+def teacher_config(config: RunConfig, spent_s: float = 0.0) -> RunConfig:
+    """The configuration of the teacher of a run: one teacher fewer, other initial weights and batches, its share of the time that is left
+    after `spent_s` or, where the run repeats another, that one's steps."""
     distil, optim = config.distil, config.optim
     level = distil.teachers ^ (distil.teachers - 1)  # so that the seeds of all teachers of a run differ from it and from each other
     earlier, _, last = distil.taught_by.rpartition(";")
@@ -65,7 +65,7 @@ def teacher_config(config: RunConfig) -> RunConfig:
     steps, every, batches = map(int, numbers.split(":")) if last else (optim.max_steps, config.eval.eval_every, config.eval.eval_iters)
     return config.changed(
         distil={"teachers": distil.teachers - 1, "taught_by": earlier},
-        optim={"max_steps": steps, "time_budget": optim.time_budget if steps else distil.teacher_time * optim.time_budget},
+        optim={"max_steps": steps, "time_budget": optim.time_budget if steps else distil.teacher_time * (optim.time_budget - spent_s)},
         eval={"eval_every": every, "eval_iters": batches, "time_limit": distil.teacher_time * config.eval.time_limit}
         | {"keep_every": 0, "target_loss": 0.0},
     ).model_copy(update={"seed": config.seed ^ (level << _LEVEL), "resume_changes": changes})

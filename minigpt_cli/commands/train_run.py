@@ -69,7 +69,7 @@ def train_new(context: Context, wanted: Resolved, name: str | None = None, group
         dataset = context.asked_dataset(wanted)
         config = config.changed(data=dict(dataset.cleaned))  # of prepared tokens: prompts are to be read like their text
         context.datasets[config.data] = dataset
-        config, why = planned(context, wanted, config, dataset)
+        config, why = planned(context, wanted, config, dataset, begun)
         context.dataset(config.data)  # in the tokens of the plan
         notices = [*wanted.notices, *why]
         if not config.distil.teachers:
@@ -98,7 +98,7 @@ def _train_taught(context: Context, run: Run, config: RunConfig, signals: StopSi
     its first teacher, perhaps in another session."""
     with _noted(run):
         if not is_taught(run):
-            outcome = yield from _train_teacher(context, run, config, notices)
+            outcome = yield from _train_teacher(context, run, config, notices, begun)
             if not is_taught(run):
                 return _stopped_with(outcome, run)
         if begun is None:
@@ -121,15 +121,18 @@ def _stopped_with(outcome: Outcome, run: Run) -> Outcome:
     return Outcome(run.refresh(), replay.stopped(record, reason), outcome.signal_number)
 
 
-def _train_teacher(context: Context, run: Run, config: RunConfig, notices: list[str]) -> Training:
-    """Train the teacher of `run`, in its folder, from the beginning or from where it was stopped."""
+def _train_teacher(context: Context, run: Run, config: RunConfig, notices: list[str], begun: float | None) -> Training:
+    """Train the teacher of `run`, in its folder, from the beginning or from where it was stopped. `begun`: when the time budget did."""
+    from minigpt_cli.training.clock import spent_s
+
     folder, teacher = RunStore(run.dir), Run(run.file(TEACHER))
     context = replace(context, store=folder, log=(), watch=None)
     if has_begun(teacher):
         return (yield from train_on(context, teacher, lambda saved: saved))
     if teacher.dir.exists():
         folder.remove(teacher)  # it was killed before its first save
-    return (yield from _train_new_teacher(context, teacher_config(config), [*notices, f"{run.name} will learn from this model"]))
+    teacher_of_run = teacher_config(config, spent_s(config, begun))
+    return (yield from _train_new_teacher(context, teacher_of_run, [*notices, f"{run.name} will learn from this model"]))
 
 
 def _train_new_teacher(context: Context, config: RunConfig, notices: list[str]) -> Training:

@@ -40,6 +40,11 @@ def left_s(config: RunConfig, begun: float | None) -> float:
     return own_s if begun is None else max(_LEAST * own_s, begun + budget_s - time.perf_counter())
 
 
+def spent_s(config: RunConfig, begun: float | None) -> float:
+    """Seconds of the time budget that the start took, before the first teacher; never more than what a start may take."""
+    return 0.0 if begun is None else min((1 - _LEAST) * config.optim.time_budget, time.perf_counter() - begun)
+
+
 class Clock:
     """When a run with a time budget has to be done, and the number of steps that fit."""
 

@@ -24,8 +24,13 @@ from minigpt_cli.evaluation.scoring import Advance, token_nats
 from minigpt_cli.evaluation.windows import batch_rows
 from minigpt_cli.training.state import TrainingState
 
-TRAIN_SAMPLE_TOKENS = 32_768  # of the training split, where the validation split is measured whole
+_FEWEST_TRAIN_TOKENS, _MOST_TRAIN_TOKENS = 8_192, 32_768  # where the validation split is measured whole
 _EVALUATION_STREAM = 0xE7A1
+
+
+def train_sample_tokens(val_tokens: int) -> int:
+    """How many tokens of the training split an evaluation measures beside a whole validation split of so many: about as many."""
+    return min(_MOST_TRAIN_TOKENS, max(_FEWEST_TRAIN_TOKENS, val_tokens))
 
 
 class Measured(NamedTuple):
@@ -67,7 +72,8 @@ class Evaluator:
         if self._iters:
             starts = generator.integers(0, last + 1, self._windows)
         else:
-            count = max(1, min(TRAIN_SAMPLE_TOKENS // self._block, last // self._block))
+            wanted = train_sample_tokens(len(self._dataset.val.tokens))
+            count = max(1, min(wanted, last) // self._block)
             starts = np.linspace(0, last, count).astype(np.int64)
         if learned is None or self._targets_of(learned, starts).any():
             return starts

@@ -15,7 +15,7 @@ import torch
 
 from minigpt_cli.config import RunConfig, fitting_heads, fitting_width
 from minigpt_cli.data.dataset import Dataset
-from minigpt_cli.training import memory, precision
+from minigpt_cli.training import clock, memory, precision
 from minigpt_cli.training.law import LAW, Training, learning_rates, most_weights
 from minigpt_cli.training.machine import Machine, Work, measured
 from minigpt_cli.training.planner import choose_device
@@ -97,13 +97,16 @@ def this_machine(config: RunConfig, dataset: Dataset) -> Machine:
     return measured(config.changed(compute=here), dataset, _MEASURED_SHARE * config.optim.time_budget)
 
 
-def plan(config: RunConfig, given: Collection[str], dataset: Dataset, machine: Machine, size: int = 0) -> Plan:
-    """The best of all candidates. `given`: the settings that stay as they are; `size`: the parameters wanted, or 0."""
-    return best(config, given, possible(config, given, dataset), machine, size)
+def plan(config: RunConfig, given: Collection[str], dataset: Dataset, machine: Machine, size: int = 0, begun: float | None = None) -> Plan:
+    """The best of all candidates. `given`: the settings that stay as they are; `size`: the parameters wanted, or 0; `begun`: when the time
+    budget began, by time.perf_counter, or None: with the first step."""
+    texts = possible(config, given, dataset)
+    return best(config, given, texts, machine, size, clock.spent_s(config, begun))
 
 
-def best(config: RunConfig, given: Collection[str], texts: Sequence[Text], machine: Machine, size: int = 0) -> Plan:
-    """The best of all candidates for a text that is cut in one of several ways."""
+def best(config: RunConfig, given: Collection[str], texts: Sequence[Text], machine: Machine, size: int = 0, spent_s: float = 0.0) -> Plan:
+    """The best of all candidates for a text that is cut in one of several ways, when `spent_s` of the budget are gone."""
+    seconds = TRAINED_SHARE * (config.optim.time_budget - spent_s)
     free = memory.available(torch.device(choose_device(config.compute.device)[0]))
     most = float("inf") if free is None else _MEMORY_SHARE * free
     configs = [(c, text) for text in texts for c in _configs(config, given, text, size) if _bytes(c, text.vocab_size) < most]
@@ -113,12 +116,12 @@ def best(config: RunConfig, given: Collection[str], texts: Sequence[Text], machi
         configs = [pair for pair, off in zip(configs, far, strict=True) if off <= allowed]
     if not configs:  # the planner says later what does not fit
         return Plan(config, [])
-    candidates = [_candidate(c, text, machine) for c, text in configs]
+    candidates = [_candidate(c, text, machine, seconds) for c, text in configs]
     if "dropout" not in given:
         often = [c for c in candidates if c.passes > _READ_OFTEN]
-        candidates += [_candidate(c.config.changed(model={"dropout": d}), c.text, machine) for c in often for d in DROPOUTS]
+        candidates += [_candidate(c.config.changed(model={"dropout": d}), c.text, machine, seconds) for c in often for d in DROPOUTS]
     if "teachers" not in given:
-        candidates += [taught for c in candidates if c.passes > _READ_OFTEN for taught in _taught(c, machine)]
+        candidates += [taught for c in candidates if c.passes > _READ_OFTEN for taught in _taught(c, machine, seconds)]
     steps = min(_FEWEST_STEPS, max(c.steps for c in candidates))  # where nothing fits so often: as many as fit
     candidates = [c for c in candidates if c.steps >= steps]
     least = min(c.nats_per_char for c in candidates)
@@ -181,21 +184,20 @@ def _bytes(config: RunConfig, vocab_size: int) -> int:
     return int(4 * (_COPIES * _n_params(model, vocab_size) + kept))
 
 
-def _taught(alone: _Candidate, machine: Machine) -> Iterator[_Candidate]:
+def _taught(alone: _Candidate, machine: Machine, seconds: float) -> Iterator[_Candidate]:
     """The same training with teachers, where they have the time to learn what they teach."""
     for n in _TEACHERS:
-        taught = _candidate(alone.config.changed(distil={"teachers": n}), alone.text, machine)
+        taught = _candidate(alone.config.changed(distil={"teachers": n}), alone.text, machine, seconds)
         if taught.can_teach:
             yield taught
 
 
-def _candidate(config: RunConfig, text: Text, machine: Machine) -> _Candidate:
-    """The training of `config` for its time budget, or for as long as it learns something."""
+def _candidate(config: RunConfig, text: Text, machine: Machine, seconds: float) -> _Candidate:
+    """The training of `config` for so many seconds, in which the text is cut too, or for as long as it learns something."""
     work = Work.of(config.model, config.optim.windows, text.vocab_size)  # type: ignore[arg-type]
     training = Training.of(config, text)
     tokens_per_s = training.step_tokens / machine.step_s(work)
-    seconds = TRAINED_SHARE * config.optim.time_budget - text.prepared_s
-    *teachers, (training, _) = _chain(training, seconds, tokens_per_s, config.distil.teacher_time)
+    *teachers, (training, _) = _chain(training, seconds - text.prepared_s, tokens_per_s, config.distil.teacher_time)
     can_teach = all(teacher.tokens >= _LEAST_TEACHING * LAW.enough_tokens(teacher) for teacher, _ in teachers)
     return _Candidate(config, text, training, tokens_per_s, LAW.nats_per_char(training), can_teach)
 

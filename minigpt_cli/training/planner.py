@@ -22,9 +22,9 @@ from minigpt_cli.models.attention import CausalAttention
 from minigpt_cli.models.contract import meta_model
 from minigpt_cli.storage.memory import check_threads
 from minigpt_cli.training import choices, memory, precision
-from minigpt_cli.training.clock import left_s, most_steps
+from minigpt_cli.training.clock import left_s, most_steps, spent_s
 from minigpt_cli.training.distributed import World
-from minigpt_cli.training.evaluator import TRAIN_SAMPLE_TOKENS
+from minigpt_cli.training.evaluator import train_sample_tokens
 from minigpt_cli.training.keeping import check_kept, kept_notices
 from minigpt_cli.training.optimizers import optimizer_class
 from minigpt_cli.training.speed import Speed, measure_speed
@@ -82,10 +82,11 @@ def check(config: RunConfig, dataset: Dataset) -> None:
         check_kept(chosen.eval.keep_every, chosen.optim.max_steps)
 
 
-def dry_run(config: RunConfig, dataset: Dataset, world: World) -> DryRun:
-    """What the run would cost, from a few real steps. Every process calls this."""
+def dry_run(config: RunConfig, dataset: Dataset, world: World, begun: float | None = None) -> DryRun:
+    """What the run would cost, from a few real steps; `begun` as in `resolve`. Every process calls this."""
     timed = config.optim.max_steps == 0
-    config, notices = resolve(config, dataset, world)
+    started_s = spent_s(config, begun)
+    config, notices = resolve(config, dataset, world, begun)
     device = world.device(config.compute.device)
     speed = max(world.gather(measure_speed(config, dataset, world)))
     model = meta_model(config.model, dataset.tokenizer.vocab_size)
@@ -107,7 +108,7 @@ def dry_run(config: RunConfig, dataset: Dataset, world: World) -> DryRun:
         peak_bytes=speed.peak_bytes,
         largest_batch=None if free is None else need.largest_batch(free),
         epochs=optim.max_steps * tokens_per_step / len(dataset.train.tokens),
-        estimated_s=min(estimated_s, optim.time_budget) if timed else estimated_s,  # a clock ends what has become slower
+        estimated_s=min(started_s + estimated_s, optim.time_budget) if timed else estimated_s,  # a clock ends what has become slower
     )
 
 
@@ -292,9 +293,11 @@ def _sampled_evaluations(config: RunConfig, dataset: Dataset, speed: Speed, budg
     allowed = _EVALUATION_SHARE * budget / _FEWEST_EVALUATIONS
     if config.eval.eval_iters or speed.evaluation_s <= allowed:
         return config, speed, []
-    per_token = speed.evaluation_s / (len(dataset.val.tokens) + TRAIN_SAMPLE_TOKENS)
-    per_batch = per_token * 2 * config.optim.batch_size * config.model.block_size  # of training and of validation text
+    val_tokens, batch_tokens = len(dataset.val.tokens), config.optim.batch_size * config.model.block_size
+    per_batch = 2 * batch_tokens * speed.evaluation_s / (val_tokens + train_sample_tokens(val_tokens))  # of training and of validation text
     iters = min(_SAMPLED_ITERS, max(1, int(allowed / per_batch)))
+    if iters * batch_tokens >= val_tokens:
+        return config, speed, []  # as many tokens, and not each once
     return config.changed(eval={"eval_iters": iters}), speed._replace(evaluation_s=iters * per_batch), [_sampled_notice(iters)]
 
 

@@ -12,7 +12,7 @@ from minigpt_cli.data.parts import masked_after
 from minigpt_cli.training import memory
 from minigpt_cli.training.device_batches import DeviceBatches
 from minigpt_cli.training.distributed import World
-from minigpt_cli.training.evaluator import TRAIN_SAMPLE_TOKENS, Evaluator
+from minigpt_cli.training.evaluator import Evaluator, train_sample_tokens
 from minigpt_cli.training.state import TrainingState, trial_teacher
 
 _TRIAL_S, _TRIAL_SHARE = 1.2, 0.03  # of steps: at most so many seconds, and that share of a time budget
@@ -67,4 +67,5 @@ def _evaluation_s(config: RunConfig, dataset: Dataset, state: TrainingState, tri
     per_token = min(times) / (2 * iters * window_tokens)
     if config.eval.eval_iters:
         return per_token * 2 * config.eval.eval_iters * window_tokens
-    return per_token * (len(dataset.val.tokens) + TRAIN_SAMPLE_TOKENS)
+    val_tokens = len(dataset.val.tokens)
+    return per_token * (val_tokens + train_sample_tokens(val_tokens))

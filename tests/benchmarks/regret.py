@@ -25,7 +25,7 @@ from minigpt_cli.data.encoding import prepared
 from minigpt_cli.training import memory, plan
 from minigpt_cli.training.law import Training
 from minigpt_cli.training.machine import Work
-from minigpt_cli.training.vocabularies import cut_s, present
+from minigpt_cli.training.vocabularies import cut_s, parts, present
 
 SPACE: dict[str, tuple[Any, ...]] = {  # in the order in which neighbours are tried
     "cut": ("char", 512, 1024, 2048),
@@ -60,14 +60,18 @@ def planned(config: RunConfig) -> Choice:
         "shape": (model.n_layer, model.n_embd, model.n_head),
     }
     choice |= {"batch": found.optim.batch_size, "rates": 1.0, "dropout": model.dropout, "decay": found.optim.weight_decay}
-    choice["teachers"] = found.distil.teachers
+    choice |= {"teachers": found.distil.teachers, "max_chars": found.data.max_chars}
     return choice | {"ema": found.optim.ema, "cooldown": found.optim.cooldown_frac, "block": model.block_size}
 
 
 def trained(text: str, config: RunConfig, choice: Choice, rival: tuple[float, ...]) -> dict[str, Any]:
     """The row of a choice."""
     cut, rates = choice["cut"], plan.learning_rates(choice["shape"][1])
-    data = config.data if cut == "char" else config.data.model_copy(update={"tokenizer": "bpe", "vocab_size": cut})
+    data = config.data
+    if cut != "char":  # of a text too large for the time, the smallest part where the plan did not choose another
+        whole = prepared(data, None, lambda step: None)
+        smallest = min(parts(whole.train.n_chars, whole.val.n_chars, config.optim.time_budget), default=0)
+        data = data.model_copy(update={"tokenizer": "bpe", "vocab_size": cut, "max_chars": choice.get("max_chars", smallest)})
     dataset = prepared(data, None, lambda step: None)
     r = planning.row(text, choice["shape"], 0, **{name: value for name, value in choice.items() if name in planning.PLAIN})
     r |= {"tokenizer": data.tokenizer, "vocab_size": data.vocab_size}

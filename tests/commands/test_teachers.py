@@ -205,6 +205,13 @@ def test_no_two_models_of_a_chain_have_the_same_seed() -> None:
     assert len(set(seeds)) == 9
 
 
+def test_a_teacher_has_its_share_of_the_time_that_is_left() -> None:
+    config = RunConfig.model_validate({"distil": {"teachers": 2}, "optim": {"time_budget": 20.0}})
+    first = teacher_config(config, 6.0)
+    assert first.optim.time_budget == pytest.approx(0.45 * 14)
+    assert teacher_config(first).optim.time_budget == pytest.approx(0.45 * 0.45 * 14)
+
+
 def test_a_teacher_that_was_changed_on_the_disk_is_not_learned_from(
     store: RunStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

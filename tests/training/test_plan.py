@@ -34,8 +34,12 @@ def pairs(chars: int) -> Text:
     return Text("bpe", 1024, chars * 9 // 26, chars // 26, 2.6, gain=1.45, is_cut=False)
 
 
+def candidate(config: RunConfig, text: Text, speed: Machine) -> plan._Candidate:
+    return plan._candidate(config, text, speed, plan.TRAINED_SHARE * config.optim.time_budget)
+
+
 def expected(config: RunConfig, text: Text, speed: Machine) -> float:
-    return plan._candidate(config, text, speed).nats_per_char
+    return candidate(config, text, speed).nats_per_char
 
 
 def asked(budget: float, **values: Any) -> RunConfig:
@@ -107,7 +111,7 @@ def test_byte_pairs_are_not_planned_where_they_win_nothing_or_the_text_is_read_o
 
 def test_the_time_that_cutting_a_text_takes_is_taken_from_its_training() -> None:
     config = asked(20)
-    at_once, later = (plan._candidate(config, pairs(100_000_000)._replace(prepared_s=s), TWO_CORES).training.tokens for s in (0.0, 9.2))
+    at_once, later = (candidate(config, pairs(100_000_000)._replace(prepared_s=s), TWO_CORES).training.tokens for s in (0.0, 9.2))
     assert later == pytest.approx(at_once / 2)
 
 
@@ -127,6 +131,14 @@ def test_dropout_is_weighed_where_a_text_is_read_often(monkeypatch: pytest.Monke
     monkeypatch.setattr(plan, "LAW", LAW._replace(passes_dropout=20.0, dropout=0.01))  # as if it cost nothing
     small, large = (plan.best(asked(60), ("teachers",), [characters(chars)], TWO_CORES).config.model for chars in (30_000, 100_000_000))
     assert (small.dropout > 0, large.dropout) == (True, 0)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("chars", [30_000, 1_100_000])
+def test_what_the_start_took_is_not_planned_again(chars: int) -> None:
+    late, early = (plan.best(asked(budget), (), [characters(chars)], TWO_CORES, spent_s=s) for budget, s in ((30, 10.0), (20, 0.0)))
+    assert late.config.model == early.config.model
+    assert late.config.optim.batch_size == early.config.optim.batch_size
+    assert late.why[1:] == early.why[1:]  # how often it is read
 
 
 @pytest.mark.parametrize("size", [100_000, 800_000, 10_000_000])
@@ -165,7 +177,7 @@ def test_a_plan_fits_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("chars", [30_000, 100_000_000])
 def test_a_plan_has_steps_enough_for_the_law_to_be_trusted(chars: int) -> None:
     for budget in (3, 10, 60):
-        training = plan._candidate(planned(chars, budget), characters(chars), TWO_CORES).training
+        training = candidate(planned(chars, budget), characters(chars), TWO_CORES).training
         assert training.tokens >= 200 * training.step_tokens
 
 

@@ -26,3 +26,13 @@ def test_evaluations_leave_most_of_a_budget_to_steps_however_long_the_validation
     assert chosen.optim.max_steps // chosen.eval.eval_every >= 3
     assert (chosen.eval.eval_iters > 0) is any("evaluations draw" in notice for notice in notices)
     assert (chosen.eval.eval_iters == 0) is (whole.evaluation_s <= 0.05 * budget / 4)
+
+
+def test_no_evaluation_draws_as_many_tokens_as_the_validation_split_has() -> None:
+    val, train = (SimpleNamespace(tokens=np.broadcast_to(np.zeros(1), n), n_chars=n) for n in (3_000, 27_000))
+    dataset: Any = SimpleNamespace(val=val, train=train, tokenizer=SimpleNamespace(name="char", vocab_size=65))
+    config = RunConfig.model_validate({"optim": {"time_budget": 20.0, "batch_size": 4}})
+    slow = Speed(step_s=0.05, evaluation_s=0.4, peak_bytes=0)
+    chosen, notices = planner._choose_steps(config, dataset, World(), slow, None)
+    assert chosen.eval.eval_iters == 0
+    assert not any("evaluations draw" in notice for notice in notices)
