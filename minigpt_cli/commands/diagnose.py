@@ -12,7 +12,7 @@ from minigpt_cli.config import ClassicConfig, ModernConfig, MoEConfig
 from minigpt_cli.display import console, format, waiting
 from minigpt_cli.errors import MiniGPTError
 from minigpt_cli.events import StopReason
-from minigpt_cli.runstore.directory import Run
+from minigpt_cli.runstore.directory import TEACHER, Run
 from minigpt_cli.runstore.store import RunStore
 
 
@@ -49,10 +49,24 @@ def sure_finding(run: Run) -> str:
     from minigpt_cli.evaluation.diagnosis import symptoms_of
 
     with suppress(MiniGPTError):
+        if better := _better_teacher(run):
+            return better
         for finding in findings_of(symptoms_of(run)):
             if finding.is_sure:
                 return f"{finding.finding}: {finding.evidence}: minigpt runs diagnose {format.quoted(run.name)}{runs_dir_flag(run)}"
     return ""
+
+
+def _better_teacher(run: Run) -> str:
+    """That the teacher of a run has learned more than it, and how they compare; "" where it has not."""
+    best = run.record.best
+    if not run.record.teacher or best is None:
+        return ""
+    teacher = Run(run.file(TEACHER))
+    if (taught := teacher.record.best) is None or taught.nats_per_char >= best.nats_per_char:
+        return ""
+    names = f"{format.quoted(teacher.name)} {format.quoted(run.name)}"
+    return f"its teacher has {taught.nats_per_char:.4f}, and there was no time to learn more: minigpt compare {names}{runs_dir_flag(run)}"
 
 
 def commands_for(finding: str, run: Run) -> tuple[str, str]:

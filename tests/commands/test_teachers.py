@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from minigpt_cli import checkpoints
 from minigpt_cli.cli import run as minigpt
+from minigpt_cli.commands.diagnose import sure_finding
 from minigpt_cli.commands.teaching import teacher_config
 from minigpt_cli.config import RunConfig
 from minigpt_cli.errors import MiniGPTError
@@ -77,6 +78,18 @@ def test_each_teacher_is_a_run_in_the_folder_of_the_one_that_learns_from_it(stor
     assert store.find("taught/teacher/teacher").record.name == first.name == "taught/teacher/teacher"
     assert minigpt(["compare", "taught", "taught/teacher", "taught/teacher/teacher"]) == 0
     assert minigpt(["generate", "taught/teacher", "--max-new-tokens", "5"]) == 0
+
+
+def test_a_teacher_that_learned_more_is_named_at_the_end(store: RunStore, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train("taught", "--teachers", "1") == 0
+    run, teacher = store.find("taught"), store.find("taught/teacher")
+    for score in (0.5, 9.0):
+        best = teacher.record.best
+        assert best is not None
+        teacher.write_record(teacher.record.model_copy(update={"best": best.model_copy(update={"nats_per_char": score})}))
+        assert ("its teacher has 0.5000" in sure_finding(run)) == (score == 0.5)
+        assert ("minigpt compare taught/teacher taught" in sure_finding(run)) == (score == 0.5)
+        teacher = teacher.refresh()
 
 
 def test_a_run_with_a_teacher_learns_something_else_than_without(store: RunStore) -> None:
