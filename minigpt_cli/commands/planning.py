@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from pydantic import TypeAdapter, ValidationError
 
 from minigpt_cli.commands.config_sources import Resolved
 from minigpt_cli.config import RunConfig
-from minigpt_cli.errors import UsageError
+from minigpt_cli.errors import RunDamaged, UsageError
+from minigpt_cli.runstore import locks
+from minigpt_cli.storage.atomic_io import read_json, write_atomic
 
 if TYPE_CHECKING:
     from minigpt_cli.commands.train_context import Context
     from minigpt_cli.data.dataset import Dataset
+    from minigpt_cli.training.machine import Machine
     from minigpt_cli.training.planner import DryRun
 
 _SETTINGS = (  # that are planned where nobody gave them
@@ -59,16 +69,32 @@ def is_planned(context: Context, wanted: Resolved) -> bool:
     return not any(why_not.values())
 
 
-def planned(context: Context, wanted: Resolved, config: RunConfig, dataset: Dataset, begun: float | None) -> tuple[RunConfig, list[str]]:
+def planned(
+    context: Context, wanted: Resolved, config: RunConfig, dataset: Dataset, begun: float | None, group: str | None = None
+) -> tuple[RunConfig, list[str]]:
     """`config` with what was left open, and why; `config` itself where nothing is planned. `begun`: see Context.budget_begins."""
     from minigpt_cli.training import plan
 
     if not is_planned(context, wanted):
         return config, []
-    key = config.compute.model_dump_json()
-    if key not in context.machines:  # all runs of a group are planned with the same measured speeds
-        context.machines[key] = plan.this_machine(config, dataset)
-    return plan.plan(config, wanted.explicit, dataset, context.machines[key], context.size, begun)
+    measure = partial(plan.this_machine, config, dataset)
+    machine = _kept(context.store.dir / f".{group}.speeds", config.compute.model_dump_json(), measure) if group else measure()
+    return plan.plan(config, wanted.explicit, dataset, machine, context.size, begun)
+
+
+def _kept(path: Path, key: str, measure: Callable[[], Machine]) -> Machine:
+    """The speeds of a group: measured by the first of its runs, so that those of other processes and of later days are planned alike."""
+    from minigpt_cli.training.machine import Machine
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    known: dict[str, Machine] = {}
+    with locks.alone_in(path.parent):
+        with suppress(RunDamaged, ValidationError):  # missing, or not ours: measured anew
+            known = TypeAdapter(dict[str, Machine]).validate_python(read_json(path))
+        if key not in known:
+            known[key] = measure()
+            write_atomic(path, json.dumps(known))
+    return known[key]
 
 
 def measured_plan(context: Context, resolved: Resolved) -> tuple[DryRun, list[str]]:

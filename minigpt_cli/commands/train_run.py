@@ -69,7 +69,7 @@ def train_new(context: Context, wanted: Resolved, name: str | None = None, group
         dataset = context.asked_dataset(wanted)
         config = config.changed(data=dict(dataset.cleaned))  # of prepared tokens: prompts are to be read like their text
         context.datasets[config.data] = dataset
-        config, why = planned(context, wanted, config, dataset, begun)
+        config, why = planned(context, wanted, config, dataset, begun, group)
         context.dataset(config.data)  # in the tokens of the plan
         notices = [*wanted.notices, *why]
         if not config.distil.teachers:

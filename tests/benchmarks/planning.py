@@ -115,8 +115,9 @@ def design() -> list[dict[str, Any]]:
         play(S, four, max_chars=135_000, dropout=0.1),
         play(M4, eight, dropout=0.1),
     ]
-    rows = [r for i, r in enumerate(rows) if r not in rows[:i]]
-    return rows
+    for text in ("treasure", "moby150", "wiki"):  # for the law to be judged by
+        rows += [row(text, s, half) for s in (S, SM, M4)] + [row(text, S, one), row(text, M4, one), row(text, S, one, tokenizer="bpe")]
+    return [r for i, r in enumerate(rows) if r not in rows[:i]]
 
 
 ASKED = ("text", "layers", "width", "heads", "tokens", *PLAIN)

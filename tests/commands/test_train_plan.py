@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,18 @@ def test_runs_of_a_group_are_planned_alike_and_are_one_recipe(
     assert len(records) == 2
     assert all(record["left_open"]["model.n_embd"] == "auto" for record in records)
     assert all("model.n_layer" not in record["left_open"] for record in records)
+    speeds = Path("runs/.pair.speeds")
+    kept = speeds.read_bytes()
+    for damaged in (None, b"[]", b'{"a": 1}', b"\x00"):
+        if damaged is not None:
+            speeds.write_bytes(damaged)
+        for path in Path("runs").glob("pair*"):
+            shutil.rmtree(path)
+        asked.clear()
+        done = cli("train", "text.txt", "--time-budget", "0.1s", "--threads", "1", "--n-layer", "1", "--seeds", "2", "--name", "pair")
+        assert done.code == 0, done.err
+        assert len(asked) == (damaged is not None)
+        assert speeds.read_bytes() == kept
 
 
 @pytest.mark.parametrize(("typed", "size"), [("auto", 0), ("800k", 800_000), ("2.7M", 2_700_000), ("123456", 123_456)])
