@@ -61,7 +61,7 @@ _MEMORY_SHARE = 0.5  # of what is free
 
 
 class Plan(NamedTuple):
-    """The chosen configuration, and why: three lines, and one more each for teachers and for a part of the text."""
+    """The chosen configuration, and why: three lines, and one more each for teachers, a part of the text, and a size that is missed."""
 
     config: RunConfig
     why: list[str]
@@ -129,7 +129,10 @@ def best(config: RunConfig, given: Collection[str], texts: Sequence[Text], machi
         (c for c in candidates if c.nats_per_char <= least + _NEARLY),
         key=lambda c: (c.training.teachers, max(1.0, c.passes), c.training.size),
     )
-    return Plan(chosen.config, _why(chosen))
+    has = _n_params(chosen.config.model, chosen.text.vocab_size)
+    far = size > 0 and abs(has / size - 1) > _NEARLY_SIZE
+    missed = [f"plan: no model of {_count(size)} parameters is known that fits this text and memory: the nearest has {_count(has)}"]
+    return Plan(chosen.config, [*(missed if far else []), *_why(chosen)])
 
 
 def _configs(config: RunConfig, given: Collection[str], text: Text, size: int) -> Iterator[RunConfig]:

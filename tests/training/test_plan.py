@@ -155,6 +155,13 @@ def test_a_text_is_not_cut_in_a_way_that_misses_the_size(size: int) -> None:
     assert abs(plan._n_params(config.model, 1024 if config.data.tokenizer == "bpe" else 65) / size - 1) < 0.3
 
 
+def test_a_size_that_no_shape_has_is_said() -> None:
+    for size, is_missed in ((100_000, False), (100, True), (5_000_000_000, True)):
+        why = plan.best(asked(60), (), [characters(1_100_000)], TWO_CORES, size).why
+        assert ("the nearest has" in why[0]) is is_missed
+        assert len(why) == 3 + is_missed
+
+
 def test_a_small_size_gets_a_small_model() -> None:
     assert n_params(planned(1_100_000, 60, size=50_000)) == pytest.approx(50_000, rel=0.3)
 
