@@ -130,9 +130,9 @@ def best(config: RunConfig, given: Collection[str], texts: Sequence[Text], machi
         key=lambda c: (c.training.teachers, max(1.0, c.passes), c.training.size),
     )
     has = _n_params(chosen.config.model, chosen.text.vocab_size)
-    far = size > 0 and abs(has / size - 1) > _NEARLY_SIZE
+    is_missed = size > 0 and abs(has / size - 1) > _NEARLY_SIZE
     missed = [f"plan: no model of {_count(size)} parameters is known that fits this text and memory: the nearest has {_count(has)}"]
-    return Plan(chosen.config, [*(missed if far else []), *_why(chosen)])
+    return Plan(chosen.config, [*(missed if is_missed else []), *_why(chosen)])
 
 
 def _configs(config: RunConfig, given: Collection[str], text: Text, size: int) -> Iterator[RunConfig]:
