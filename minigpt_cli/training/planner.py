@@ -61,7 +61,12 @@ def resolve(config: RunConfig, dataset: Dataset, world: World | None = None, beg
     `begun`: when the time budget began, by time.perf_counter; None: it begins with the first step. Raises UsageError if the device is
     missing or the text is too short, and OutOfMemory if a step would not fit.
     """
-    world = world or World()
+    config, notices, _ = _resolved(config, dataset, world or World(), begun)
+    return config, notices
+
+
+def _resolved(config: RunConfig, dataset: Dataset, world: World, begun: float | None) -> tuple[RunConfig, list[str], Speed | None]:
+    """The same, with the speed where it had to be measured."""
     asked = config
     config, notices = world.lead(lambda: _choose_compute(asked, dataset, world))
     world.each(lambda: _check_machine(config))
@@ -69,8 +74,8 @@ def resolve(config: RunConfig, dataset: Dataset, world: World | None = None, beg
     free = [left for left in world.gather(memory.available(world.device(config.compute.device))) if left is not None]
     config, more = world.lead(lambda: _fit_memory(config, dataset, min(free, default=None)))
     notices += more
-    config, more = _choose_by_measuring(config, dataset, world, begun)
-    return config, [*notices, *more, *_warnings(config, dataset)]
+    config, more, speed = _choose_by_measuring(config, dataset, world, begun)
+    return config, [*notices, *more, *_warnings(config, dataset)], speed
 
 
 def check(config: RunConfig, dataset: Dataset) -> None:
@@ -86,9 +91,9 @@ def dry_run(config: RunConfig, dataset: Dataset, world: World, begun: float | No
     """What the run would cost, from a few real steps; `begun` as in `resolve`. Every process calls this."""
     timed = config.optim.max_steps == 0
     started_s = spent_s(config, begun)
-    config, notices = resolve(config, dataset, world, begun)
+    config, notices, speed = _resolved(config, dataset, world, begun)
     device = world.device(config.compute.device)
-    speed = max(world.gather(measure_speed(config, dataset, world)))
+    speed = speed or max(world.gather(measure_speed(config, dataset, world)))
     model = meta_model(config.model, dataset.tokenizer.vocab_size)
     free, need = memory.available(device), memory.measure(config, dataset.tokenizer.vocab_size)
     optim, n_params = config.optim, sum(p.numel() for p in model.parameters())
@@ -244,19 +249,21 @@ def _fit_memory(config: RunConfig, dataset: Dataset, free: int | None) -> tuple[
 # ---- speed
 
 
-def _choose_by_measuring(config: RunConfig, dataset: Dataset, world: World, begun: float | None) -> tuple[RunConfig, list[str]]:
-    """The choices that need real steps, with notices; with --auto-batch in smaller batches where memory runs out."""
+def _choose_by_measuring(
+    config: RunConfig, dataset: Dataset, world: World, begun: float | None
+) -> tuple[RunConfig, list[str], Speed | None]:
+    """The choices that need real steps, with notices, and the speed; with --auto-batch in smaller batches where memory runs out."""
     try:
         shaped, notices = world.lead(lambda: _choose_shape(config, dataset))
         speed = None if config.optim.max_steps else max(world.gather(measure_speed(shaped, dataset, world)))  # the slowest process decides
-        chosen, more = world.lead(lambda: _choose_steps(shaped, dataset, world, speed, begun))
-        return chosen, [*notices, *more]
+        chosen, more, speed = world.lead(lambda: _choose_steps(shaped, dataset, world, speed, begun))
+        return chosen, [*notices, *more], speed
     except memory.OutOfMemory:
         if (smaller := memory.smaller(config, world.size)) is None:
             raise
     memory.release_memory()
-    chosen, notices = _choose_by_measuring(smaller, dataset, world, begun)
-    return chosen, [memory.smaller_notice(smaller), *notices]
+    chosen, notices, speed = _choose_by_measuring(smaller, dataset, world, begun)
+    return chosen, [memory.smaller_notice(smaller), *notices], speed
 
 
 def _choose_shape(config: RunConfig, dataset: Dataset) -> tuple[RunConfig, list[str]]:
@@ -308,8 +315,9 @@ def _sampled_notice(iters: int) -> str:
 
 def _choose_steps(
     config: RunConfig, dataset: Dataset, world: World, speed: Speed | None, begun: float | None
-) -> tuple[RunConfig, list[str]]:
-    """The number of steps that fit the time budget at this speed and the steps between evaluations, with notices."""
+) -> tuple[RunConfig, list[str], Speed | None]:
+    """The number of steps that fit the time budget at this speed and the steps between evaluations, with notices, and the speed with the
+    chosen evaluations."""
     notices: list[str] = []
     evaluations = _EVALUATIONS
     if speed is not None:
@@ -335,4 +343,4 @@ def _choose_steps(
         config = config.changed(optim={"max_steps": steps})
     if config.eval.eval_every == 0:
         config = config.changed(eval={"eval_every": max(1, -(-config.optim.max_steps // evaluations))})
-    return config, notices
+    return config, notices, speed

@@ -21,7 +21,7 @@ def test_evaluations_leave_most_of_a_budget_to_steps_however_long_the_validation
     dataset: Any = SimpleNamespace(val=val, train=train, tokenizer=SimpleNamespace(name="char", vocab_size=65))
     config = RunConfig.model_validate({"optim": {"time_budget": budget}})
     whole = Speed(step_s=0.05, evaluation_s=n_val / 20_000, peak_bytes=0)
-    chosen, notices = planner._choose_steps(config, dataset, World(), whole, None)
+    chosen, notices, _ = planner._choose_steps(config, dataset, World(), whole, None)
     assert chosen.optim.max_steps * whole.step_s >= 0.75 * budget
     assert chosen.optim.max_steps // chosen.eval.eval_every >= 3
     assert (chosen.eval.eval_iters > 0) is any("evaluations draw" in notice for notice in notices)
@@ -33,6 +33,6 @@ def test_no_evaluation_draws_as_many_tokens_as_the_validation_split_has() -> Non
     dataset: Any = SimpleNamespace(val=val, train=train, tokenizer=SimpleNamespace(name="char", vocab_size=65))
     config = RunConfig.model_validate({"optim": {"time_budget": 20.0, "batch_size": 4}})
     slow = Speed(step_s=0.05, evaluation_s=0.4, peak_bytes=0)
-    chosen, notices = planner._choose_steps(config, dataset, World(), slow, None)
+    chosen, notices, _ = planner._choose_steps(config, dataset, World(), slow, None)
     assert chosen.eval.eval_iters == 0
     assert not any("evaluations draw" in notice for notice in notices)
