@@ -55,24 +55,24 @@ class Law(NamedTuple):
     """The coefficients."""
 
     floor: float = 0.9  # E of English prose, nats per character
-    small: float = 5.43  # A
+    small: float = 5.54  # A
     small_power: float = 0.266  # a
-    unseen: float = 12.3  # B
+    unseen: float = 12.9  # B
     unseen_power: float = 0.243  # b
-    quick: float = 0.069  # by which a larger model learns more from a token (power)
-    batch: float = 4600.0  # tokens of the critical batch after a million tokens
+    quick: float = 0.0658  # by which a larger model learns more from a token (power)
+    batch: float = 4890.0  # tokens of the critical batch after a million tokens
     batch_power: float = 0.6  # by which it grows with the tokens read
-    batch_steep: float = 1.98  # by which tokens are wasted beyond it (power)
-    passes: float = 6.26  # after which a pass is worth little, for as many weights as the text has tokens
-    passes_power: float = 0.312  # by which that number falls with the weights for each token
+    batch_steep: float = 2.11  # by which tokens are wasted beyond it (power)
+    passes: float = 6.28  # after which a pass is worth little, for as many weights as the text has tokens
+    passes_power: float = 0.32  # by which that number falls with the weights for each token
     passes_dropout: float = 1.22  # by which dropout raises it (exponent)
     passes_teachers: float = 0.6  # by which one teacher raises it (share); several by the square root of their number times as much
-    dropout: float = 2.76  # by which dropout slows learning down (exponent)
-    most_gain: float = 1.45  # that counts: of program text more is counted, and byte pairs won less there than of prose
-    packed: float = 0.85  # c: by which what is lost falls with the gain of the tokens
-    sparse: float = 5.25  # D: nats per character for as many tokens in the vocabulary as in the training text
-    window: float = 0.0113  # by which a window twice as long lowers the loss, once a model has learned to use it:
-    window_after: float = 5.0e06  # tokens
+    dropout: float = 2.71  # by which dropout slows learning down (exponent)
+    most_gain: float = 1.65  # that counts
+    packed: float = 0.841  # c: by which what is lost falls with the gain of the tokens
+    sparse: float = 5.21  # D: nats per character for as many tokens in the vocabulary as in the training text
+    window: float = 0.0103  # by which a window twice as long lowers the loss, once a model has learned to use it:
+    window_after: float = 5.5e06  # tokens
     by_heart: float = 11.5  # passes after the first until a text is known by heart, for as many weights as it has tokens
     by_heart_power: float = 0.28  # by which that number falls with the weights for each token
 

@@ -69,6 +69,7 @@ TEXTS: dict[str, dict[str, Any]] = {
 }
 PLAIN: dict[str, Any] = {"tokenizer": "char", "vocab_size": 1024, "max_chars": 0, "block": 128, "batch": 16, "dropout": 0.0, "decay": 0.1}
 PLAIN |= {"muon_lr": 0.03, "lr": 6e-3, "ema": 0.99, "cooldown": 0.6, "seed": 1}
+_FEWEST_ROWS = 4  # of a text that shows how well the law knows it
 _SCALE_PULL, _PULL, _LARGE_MISS = 0.003, 0.1, 0.06  # nats per character
 _BEHIND = {0.2: 0.25, 0.45: 0.1}  # share of the steps: nats per character behind a rival that nobody catches up with
 _LARGE_SPLIT = 150_000  # tokens: of a larger validation split, batches are drawn
@@ -322,6 +323,8 @@ def fit(held_out: Sequence[str]) -> None:
     print("\n| text | rows | fitted to | rms miss, fitted | in the package |\n|---|---:|---|---:|---:|")
     for text in sorted({r["text"] for r in everything}):
         mine = [r for r in everything if r["text"] == text]
+        if len(mine) < _FEWEST_ROWS:
+            continue  # its floor and its scale explain them
         seen = "no" if text in held_out else "yes"
         print(f"| {text} | {len(mine)} | {seen} | {rms(misses(law, mine)):.4f} | {rms(misses(LAW, mine)):.4f} |")
 
@@ -377,9 +380,7 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("table").add_argument("--texts", type=Path, required=True)
     fits = commands.add_parser("fit")
-    fits.add_argument(
-        "--held-out", nargs="*", default=["code", "dorian30", "dracula150", "moby150", "tang", "treasure", "wiki", "wuthering"]
-    )
+    fits.add_argument("--held-out", nargs="*", default=["moby150", "tang", "treasure", "wiki"])
     commands.add_parser("plans")
     given = parser.parse_args()
     match given.command:
