@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minigpt_cli.commands.config_fields import settings, show_value
+from minigpt_cli.commands.samples import runs_dir_flag
 from minigpt_cli.commands.sweeping import Group, GroupResults, swept_values
 from minigpt_cli.display import format, waiting
 from minigpt_cli.display.group_screen import GroupRow, print_group
@@ -34,7 +35,8 @@ class _Combination:
 
 
 def show_result(group: Group, results: GroupResults, looks: int = 1) -> None:
-    """Print the combinations best first, the verdict on the first two, the command for the best, and what is not settled.
+    """Print the combinations best first, the verdict on the first two, the command for the best, and what is not settled; of seeds alone,
+    which are one recipe, their mean.
 
     `looks`: how often --seeds auto may look at the verdict.
     """
@@ -43,9 +45,13 @@ def show_result(group: Group, results: GroupResults, looks: int = 1) -> None:
         return
     waiting.show("comparing the best two")
     sides = _sides(found)
-    lines = [("best", _best_line(found[0])), *_verdict_lines(sides, looks)]
-    lines += [("open", line) for line in _open_questions(found, names)]
-    command = _train_command(group, dict(zip(names, found[0].values, strict=True)))
+    if results.seeded and names == ("seed",):
+        lines = _mean_lines(found)
+        command = f"minigpt runs leaderboard --fold-seeds --where group={format.quoted(results.group)}{runs_dir_flag(found[0].runs[0])}"
+    else:
+        lines = [("best", _best_line(found[0])), *_verdict_lines(sides, looks)]
+        lines += [("open", line) for line in _open_questions(found, names)]
+        command = _train_command(group, dict(zip(names, found[0].values, strict=True)))
     print_group(names, [_row(combination, side) for combination, side in zip(found, sides, strict=True)], lines, command)
 
 
@@ -104,6 +110,18 @@ def _row(combination: _Combination, side: Side | None) -> GroupRow:
 def _best_line(best: _Combination) -> str:
     seeds = f", mean of {len(best.runs)} seeds" if len(best.runs) > 1 else f", run {best.runs[0].name}"
     return f"{best.name}: {best.nats_per_char:.4f} nats per character{seeds}"
+
+
+def _mean_lines(found: Sequence[_Combination]) -> list[tuple[str, str]]:
+    """The mean of runs that differ in their seed alone, with its interval where all have a final score."""
+    runs = [run for combination in found for run in combination.runs]
+    side = _sides([_Combination("", (), runs)])[0]
+    mean = sum(combination.nats_per_char for combination in found) / len(found)
+    spread = f" {format.plus_minus(side.group.mean, side.ci95)}" if side else ""
+    return [
+        ("mean", f"{mean:.4f}{spread} nats per character, of {len(runs)} seed{'s' * (len(runs) > 1)}"),
+        ("", "seeds are one recipe: the lowest is the luckiest, no better than the others"),
+    ]
 
 
 def _verdict(sides: Sequence[Side | None], looks: int) -> Pair | None:

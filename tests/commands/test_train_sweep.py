@@ -176,6 +176,12 @@ def test_seeds_alone_have_a_mean_and_no_setting(trained: Path, cli: Any, tiny: l
     done = cli("train", "text.txt", *tiny, "--name", "s", "--seeds", "2")
     assert done.code == 0, done.err
     assert "seed  nats/char" in done.out
+    scores = [run.record.best.nats_per_char for run in RunStore("runs").runs() if run.record.best and run.record.group == "s"]
+    assert f"mean    {sum(scores) / 2:.4f} ±" in done.out
+    assert "of 2 seeds" in done.out
+    assert "verdict" not in done.out
+    assert done.out.rstrip().endswith("next    minigpt runs leaderboard --fold-seeds --where group=s")
+    assert cli("runs", "leaderboard", "--fold-seeds", "--where", "group=s").code == 0
 
 
 @pytest.mark.parametrize("width", [60, 80, 120, 200])
