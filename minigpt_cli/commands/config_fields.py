@@ -84,7 +84,12 @@ def settings() -> dict[str, Setting]:
 
 def show_setting(name: str, value: Any) -> str:
     """The value of a setting for people."""
-    return in_words(value) if name == "resume_changes" and value else show_value(value)
+    if name == "resume_changes" and value:
+        return in_words(value)
+    if name == "taught_by" and value:
+        steps = [f"{int(teacher.partition(':')[0]):,}" for teacher in value.split(";")]
+        return f"a teacher of {steps[0]} steps" if len(steps) == 1 else f"teachers of {' and '.join(steps)} steps"
+    return show_value(value)
 
 
 def show_value(value: Any) -> str:

@@ -14,7 +14,7 @@ from minigpt_cli.data.cleaning import Cleaning
 from minigpt_cli.data.dataset import Dataset, open_dataset
 from minigpt_cli.data.parts import learned_text
 from minigpt_cli.data.sources.open_source import open_source
-from minigpt_cli.errors import MiniGPTError, UsageError
+from minigpt_cli.errors import MiniGPTError, UnknownCharacters, UsageError
 from minigpt_cli.evaluation import baselines, cache
 from minigpt_cli.evaluation.baselines import Baselines
 from minigpt_cli.evaluation.characters import begins_character, spelled
@@ -134,7 +134,10 @@ def evaluate_run(
     loaded = checkpoints.load(run, ckpt, device())
     reader = Reader(loaded.model, loaded.tokenizer, block_size, stride, target.recent, advance)
     if target.text is not None:
-        score = score_text(reader, target.text, in_parts=target.kind is not None)
+        try:
+            score = score_text(reader, target.text, in_parts=target.kind is not None)
+        except UnknownCharacters as error:  # several runs may be scored
+            raise UnknownCharacters(f"run {run.name!r}: {error}") from None
     else:
         score = score_split(reader, dataset or dataset_of(run), target.split)
     notices = list(loaded.notices or run.notices)

@@ -128,6 +128,10 @@ def test_all_runs_are_scored_on_another_text(cli, four: Path) -> None:
     (four / "other.txt").write_text("to suffer the question:\n" * 9, encoding="utf-8")
     document = cli("compare", "first", "bpe-1", "--data", "other.txt", "--json").json
     assert document["n_chars"] == 216
+    (four / "snow.txt").write_text("to suffer the ☃:\n" * 9, encoding="utf-8")
+    done = cli("compare", "bpe-1", "first", "--data", "snow.txt")
+    assert done.code == 2
+    assert "run 'first': the char tokenizer does not know '☃'" in done.err
 
 
 def test_markdown_is_a_table_to_paste(cli, four: Path) -> None:

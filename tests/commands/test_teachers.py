@@ -60,7 +60,7 @@ def weights(run: Run) -> dict[str, torch.Tensor]:
     return checkpoints.load_tensors(run.file("best.safetensors"))
 
 
-def test_each_teacher_is_a_run_in_the_folder_of_the_one_that_learns_from_it(store: RunStore) -> None:
+def test_each_teacher_is_a_run_in_the_folder_of_the_one_that_learns_from_it(store: RunStore, capsys: pytest.CaptureFixture[str]) -> None:
     assert train("taught", "--teachers", "2") == 0
     run = store.find("taught")
     teacher, first = Run(run.file("teacher")), Run(run.file("teacher") / "teacher")
@@ -75,6 +75,8 @@ def test_each_teacher_is_a_run_in_the_folder_of_the_one_that_learns_from_it(stor
     assert [r.record.tokens_seen for r in (first, teacher, run)] == [n * 12 * 4 * 8 for n in (1, 2, 3)]
     assert first.record.elapsed_s < teacher.record.elapsed_s < run.record.elapsed_s
     assert [r.name for r in store.runs()] == ["taught"]
+    assert minigpt(["runs", "show", "taught"]) == 0
+    assert "teachers of 12 and 12 steps" in capsys.readouterr().out
     assert store.find("taught/teacher/teacher").record.name == first.name == "taught/teacher/teacher"
     assert minigpt(["compare", "taught", "taught/teacher", "taught/teacher/teacher"]) == 0
     assert minigpt(["generate", "taught/teacher", "--max-new-tokens", "5"]) == 0
