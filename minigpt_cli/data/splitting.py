@@ -26,7 +26,7 @@ from minigpt_cli.data.text_reader import FEW, Text
 from minigpt_cli.errors import MiniGPTError, TextTooShort
 from minigpt_cli.tokenization.contract import END_OF_TEXT
 
-STRETCH = 1 << 18  # characters
+STRETCH = 250_000  # characters
 _NEVER = 1 << 63
 
 _Read = tuple[str, Iterator[Piece]]  # a document's name and pieces
