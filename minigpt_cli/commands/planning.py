@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable
 from contextlib import suppress
@@ -16,11 +17,12 @@ from minigpt_cli.commands.config_sources import Resolved
 from minigpt_cli.config import RunConfig
 from minigpt_cli.errors import RunDamaged, UsageError
 from minigpt_cli.runstore import locks
-from minigpt_cli.storage.atomic_io import read_json, write_atomic
+from minigpt_cli.storage import atomic_io
 
 if TYPE_CHECKING:
     from minigpt_cli.commands.train_context import Context
     from minigpt_cli.data.dataset import Dataset
+    from minigpt_cli.runstore.store import RunStore
     from minigpt_cli.training.machine import Machine
     from minigpt_cli.training.planner import DryRun
 
@@ -77,24 +79,36 @@ def planned(
 
     if not is_planned(context, wanted):
         return config, []
-    measure = partial(plan.this_machine, config, dataset)
-    machine = _kept(context.store.dir / f".{group}.speeds", config.compute.model_dump_json(), measure) if group else measure()
-    return plan.plan(config, wanted.explicit, dataset, machine, context.size, begun)
+    key = config.compute.model_dump_json()
+    if key not in context.machines:  # all runs of a group are planned for the same measured speeds
+        measure = partial(plan.this_machine, config, dataset)
+        context.machines[key] = _kept(context.store, group, key, measure) if group else measure()
+    return plan.plan(config, wanted.explicit, dataset, context.machines[key], context.size, begun)
 
 
-def _kept(path: Path, key: str, measure: Callable[[], Machine]) -> Machine:
+def _kept(store: RunStore, group: str, key: str, measure: Callable[[], Machine]) -> Machine:
     """The speeds of a group: measured by the first of its runs, so that those of other processes and of later days are planned alike."""
+    path = store.speeds(group)
+    if key in (known := _speeds(path)):
+        return known[key]
+    measured = measure()
+    with atomic_io.explained("create"):
+        store.dir.mkdir(parents=True, exist_ok=True)
+        with locks.alone_in(store.dir):
+            known = {key: measured} | _speeds(path)  # another process may have been quicker
+            atomic_io.write_atomic(path, json.dumps(known))
+    return known[key]
+
+
+def _speeds(path: Path) -> dict[str, Machine]:
+    """What is kept there; nothing if it is missing or not ours."""
     from minigpt_cli.training.machine import Machine
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    known: dict[str, Machine] = {}
-    with locks.alone_in(path.parent):
-        with suppress(RunDamaged, ValidationError):  # missing, or not ours: measured anew
-            known = TypeAdapter(dict[str, Machine]).validate_python(read_json(path))
-        if key not in known:
-            known[key] = measure()
-            write_atomic(path, json.dumps(known))
-    return known[key]
+    with suppress(RunDamaged, ValidationError):
+        found = TypeAdapter(dict[str, Machine]).validate_python(atomic_io.read_json(path))
+        if all(0 < speed < math.inf for machine in found.values() for speed in machine):
+            return found
+    return {}
 
 
 def measured_plan(context: Context, resolved: Resolved) -> tuple[DryRun, list[str]]:

@@ -20,6 +20,7 @@ from minigpt_cli.runstore.store import RunStore
 if TYPE_CHECKING:
     from minigpt_cli.data.dataset import Dataset
     from minigpt_cli.training.distributed import World
+    from minigpt_cli.training.machine import Machine
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Context:
     grouped: bool = False  # the runs are compared
     size: int = 0  # parameters that a plan is to have; 0: as many as are best
     datasets: dict[DataConfig, Dataset] = field(default_factory=dict)  # the last dataset that was read
+    machines: dict[str, Machine] = field(default_factory=dict)  # measured speeds, by the settings of the computation
     said: set[str] = field(default_factory=set)  # of the texts: with another tokenizer it is still the same text
 
     def dataset(self, config: DataConfig, *, again: bool = False) -> Dataset:

@@ -35,7 +35,7 @@ from minigpt_cli.display.tracking import check_trackers, tracking
 from minigpt_cli.errors import Diverged, Interrupted, MiniGPTError, UsageError
 from minigpt_cli.events import Event, Scoring, Stopped, StopReason
 from minigpt_cli.runstore import replay
-from minigpt_cli.runstore.directory import TEACHER, Run
+from minigpt_cli.runstore.directory import TEACHER, TOKENIZER, Run
 from minigpt_cli.runstore.records import Corpus
 from minigpt_cli.runstore.store import RunStore, check_name
 
@@ -182,7 +182,7 @@ def train_on(context: Context, run: Run, change: Callable[[RunConfig], RunConfig
         saved, _ = resuming.on_processes(point.config, point.record.world_size, world.size)
         wanted = change(saved)
         choose_device(wanted.compute.device)
-        dataset = _data_again(context, point.config.data, point.record.corpus)
+        dataset = _data_again(context, run, point.config.data, point.record.corpus)
         announced = Announcement(wanted, dataset.dir, dataset.key, resumed=run.dir, files=point.record.files)
         with world.announced(announced):
             find, begin = (lambda: (dataset, point)), (lambda planned: (run.dir, resuming.changes(point, planned, world.size)))
@@ -197,12 +197,12 @@ def _go_on_teaching(context: Context, run: Run, change: Callable[[RunConfig], Ru
     if wrong := sorted(name for name in changed(saved, config) if name.partition(".")[0] in fixed):
         names = ", ".join(name.rpartition(".")[2] for name in wrong)
         raise UsageError(f"the teachers of {run.name!r} are trained already, or in part, with another {names}: leave it out, or train anew")
-    context.datasets[config.data] = _data_again(context, config.data, corpus_of(run))
+    context.datasets[config.data] = _data_again(context, run, config.data, corpus_of(run))
     run.write_record(run.record.model_copy(update={"status": "running", "stop_reason": None}))
     return (yield from _train_taught(context, run.refresh(), config, signals, [], None))
 
 
-def _data_again(context: Context, data: DataConfig, corpus: Corpus | None) -> Dataset:
+def _data_again(context: Context, run: Run, data: DataConfig, corpus: Corpus | None) -> Dataset:
     """The data of a run: from its text or, if the text is missing, from its tokens. Raises UsageError if both are missing or differ."""
     from minigpt_cli import registry
     from minigpt_cli.data.dataset import open_dataset
@@ -221,7 +221,25 @@ def _data_again(context: Context, data: DataConfig, corpus: Corpus | None) -> Da
             f"(sha256 {corpus.sha256[:12]}, now {dataset.sha256[:12]}): "
             "restore it, or start a new run with --init-from"
         )
+    if corpus is not None and not _is_cut_as(dataset, corpus, run):
+        with suppress(MiniGPTError):
+            if _is_cut_as(before := open_dataset(Path(corpus.dataset_dir)), corpus, run):
+                return before
+        raise UsageError(
+            f"this edition of minigpt cuts the text of {corpus.label!r} into other tokens than {run.name!r} began with, and those are no "
+            f"longer in {corpus.dataset_dir}: restore that folder, or start a new run with --init-from {run.name}"
+        )
     return dataset
+
+
+def _is_cut_as(dataset: Dataset, corpus: Corpus, run: Run) -> bool:
+    """Whether these are the tokens and the splits that a run was trained on."""
+    from minigpt_cli.tokenization.pretrained import load_tokenizer
+
+    now = {name: (split.sha256, len(split.tokens)) for name, split in dataset.splits().items()}
+    then = {name: (split.sha256, split.n_tokens) for name, split in corpus.splits.items()}
+    tokenizer = load_tokenizer(run.file(TOKENIZER).read_text("utf-8"), dataset.tokenizer.name)
+    return (not then or now == then) and dataset.tokenizer.token_bytes() == tokenizer.token_bytes()
 
 
 def _readable(source: str) -> bool:

@@ -177,7 +177,10 @@ def _tokenizer_kind(config: DataConfig) -> _TokenizerKind:
     name = config.tokenizer
     if name in registry.TOKENIZERS:
         builder: Builder = registry.load("tokenizer", name)
-        return _TokenizerKind(name, {"name": name} | {field: getattr(config, field) for field in builder.settings}, builder.build)
+        identity = {"name": name} | {field: getattr(config, field) for field in builder.settings}
+        if builder.edition > 1:
+            identity["edition"] = builder.edition
+        return _TokenizerKind(name, identity, builder.build)
     path = Path(name)
     if not path.exists():
         if path.parent == Path() and not path.suffix:
@@ -285,6 +288,8 @@ def _key(config: DataConfig, text: Text, splitter: Splitter, tokenizer_kind: _To
         parts["splits"] = splitter.lengths
     asked = {name: getattr(config, name) for name in ("normalize", "lowercase", "max_chars")}
     parts |= {name: value for name, value in asked.items() if value != DataConfig.model_fields[name].default}
+    if config.max_chars >= 2 * splitting.STRETCH and splitter.cut != "conversation":
+        parts["stretch"] = splitting.STRETCH
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode("utf-8")).hexdigest()
 
 
@@ -292,7 +297,7 @@ def _shortened(config: DataConfig, found: Dataset) -> list[str]:
     """What --max-chars did."""
     if not config.max_chars:
         return []
-    first = found.chats or config.max_chars < 2 * splitting.STRETCH
+    first = found.chats or found.train.n_chars < 2 * splitting.STRETCH
     used = f"the training text is {'its first ' * first}{found.train.n_chars:,} characters{' from all over it' * (not first)}"
     if found.in_documents:
         used += f", of {found.train.n_documents:,} document{'s' * (found.train.n_documents > 1)}"

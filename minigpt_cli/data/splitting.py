@@ -110,11 +110,26 @@ class Splitter:
 
     def parts(self) -> Iterator[tuple[str, Document]]:
         """Every document, or part of one, with its split. Raises MiniGPTError if the text is not what it was when it was scanned."""
-        return self._shortened(self._whole_parts()) if self._max_chars else self._whole_parts()
+        if not self._max_chars:
+            return self._whole_parts()
+        shortened = self._first_conversations if self._text.source.split_by == "conversation" else self._stretches_of
+        return shortened(self._whole_parts())
 
-    def _shortened(self, parts: Iterator[tuple[str, Document]]) -> Iterator[tuple[str, Document]]:
-        """The same with some of the training text alone: its first characters or, where they are many, stretches from all over it. Of
-        conversations the first whole ones are taken. All is read to its end, so that all is hashed."""
+    def _first_conversations(self, parts: Iterator[tuple[str, Document]]) -> Iterator[tuple[str, Document]]:
+        """The same with the first conversations to train on, as many whole ones as fit. All are read, so that all are hashed."""
+        left = self._max_chars
+        for name, document in parts:
+            if name != "train":
+                yield name, document
+                continue
+            messages = list(document.pieces)
+            left = max(0, left - sum(len(piece.text) for piece in messages))
+            if left:
+                yield name, document._replace(pieces=messages)
+
+    def _stretches_of(self, parts: Iterator[tuple[str, Document]]) -> Iterator[tuple[str, Document]]:
+        """The same with some of the training text alone: its first characters or, where they are many, stretches from all over it. All is
+        read to its end, so that all is hashed."""
         stretches = self._stretches()
         (begin, end), at = next(stretches), 0  # in characters of training text
 
@@ -135,19 +150,13 @@ class Splitter:
                     begin, end = next(stretches, (_NEVER, _NEVER))
                 at = after
 
-        left = self._max_chars
         for name, document in parts:
             if name != "train":
                 yield name, document
-            elif self._text.source.split_by == "conversation":
-                messages = list(document.pieces)
-                left = max(0, left - sum(len(piece.text) for piece in messages))
-                if left:
-                    yield name, document._replace(pieces=messages)
-            else:
-                pieces = taken(document.pieces)
-                if first := next(pieces, None):
-                    yield name, document._replace(pieces=chain([first], pieces))
+                continue
+            pieces = taken(document.pieces)
+            if first := next(pieces, None):
+                yield name, document._replace(pieces=chain([first], pieces))
 
     def _stretches(self) -> Iterator[tuple[int, int]]:
         """Where each stretch of the training text that is taken begins and ends."""
@@ -155,8 +164,8 @@ class Splitter:
         taken = min(total, self._max_chars)
         n = max(1, taken // STRETCH)
         for i in range(n):
-            begin = i * total // n
-            yield begin, begin + (i + 1) * taken // n - i * taken // n
+            left_out = i * (total - taken) // n  # before it
+            yield left_out + i * taken // n, left_out + (i + 1) * taken // n
 
     def _train_chars(self) -> int:
         """Characters of the training text."""

@@ -284,6 +284,10 @@ class RunStore:
             atomic_io.sync_folder(store.dir)
         return Run(target)
 
+    def speeds(self, group: str) -> Path:
+        """The file with the speeds that the runs of a group are planned for; it goes with the last of them."""
+        return self.dir / f".{group}.speeds"
+
     def remove(self, run: Run | DamagedRun) -> None:
         """Delete a run directory. Raises RunLocked while the run is trained."""
         if not atomic_io.is_inside_real_folder(run.dir):
@@ -298,3 +302,6 @@ class RunStore:
             except OSError:
                 os.rename(doomed, run.dir)  # what could not be deleted stays in sight
                 raise
+            group, is_of_group, _ = run.dir.name.rpartition("~")
+            if is_of_group and not any(name.startswith(f"{group}~") for name in self.names()):
+                self.speeds(group).unlink(missing_ok=True)

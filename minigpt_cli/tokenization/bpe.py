@@ -39,6 +39,7 @@ class ByteTokenizer:
     """Bytes as tokens: id n is byte n."""
 
     settings: tuple[str, ...] = ()
+    edition = 1
     name = "byte"
     vocab_size = 256
 
@@ -72,6 +73,7 @@ class BPETokenizer(LibraryTokenizer):
     """Byte pair encoding learned from the text."""
 
     settings = ("vocab_size", "min_pair_freq")
+    edition = 2  # 1 learned from 32 MiB of text whatever the vocabulary
 
     @classmethod
     def build(cls, config: DataConfig, text: TrainingText) -> Self:

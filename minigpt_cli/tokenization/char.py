@@ -49,6 +49,7 @@ class CharTokenizer:
     """Characters as tokens."""
 
     settings: tuple[str, ...] = ()
+    edition = 1
     name = "char"
 
     def __init__(self, alphabet: npt.ArrayLike) -> None:

@@ -90,6 +90,7 @@ class Builder(Protocol):
     """What a class in the registry's TOKENIZERS promises: it can be built for a text."""
 
     settings: tuple[str, ...]  # the fields of DataConfig, other than `tokenizer`, that change the result
+    edition: int  # another one makes other tokens of the same text and settings
 
     def build(self, config: DataConfig, text: TrainingText) -> Tokenizer:
         """The tokenizer for this text; a class method."""

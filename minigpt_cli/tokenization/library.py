@@ -74,6 +74,7 @@ class LibraryTokenizer:
     """A tokenizer from a Hugging Face JSON."""
 
     settings: tuple[str, ...] = ()
+    edition = 1
 
     def __init__(self, json_text: str, token_bytes: list[bytes], name: str, added: Mapping[str, int] | None = None) -> None:
         """`json_text` must have been checked (see json_format.py); `token_bytes` has the bytes of each id, `added` the added tokens."""

@@ -100,8 +100,8 @@ def this_machine(config: RunConfig, dataset: Dataset) -> Machine:
 def plan(config: RunConfig, given: Collection[str], dataset: Dataset, machine: Machine, size: int = 0, begun: float | None = None) -> Plan:
     """The best of all candidates. `given`: the settings that stay as they are; `size`: the parameters wanted, or 0; `begun`: when the time
     budget began, by time.perf_counter, or None: with the first step."""
-    texts = possible(config, given, dataset)
-    return best(config, given, texts, machine, size, clock.spent_s(config, begun))
+    spent_s = clock.spent_s(config, begun)
+    return best(config, given, possible(config, given, dataset, spent_s), machine, size, spent_s)
 
 
 def best(config: RunConfig, given: Collection[str], texts: Sequence[Text], machine: Machine, size: int = 0, spent_s: float = 0.0) -> Plan:

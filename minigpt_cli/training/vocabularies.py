@@ -55,9 +55,9 @@ def present(dataset: Dataset) -> Text:
     return Text(dataset.tokenizer.name, dataset.tokenizer.vocab_size, n, len(dataset.val.tokens), dataset.train.n_chars / n)
 
 
-def possible(config: RunConfig, given: Collection[str], dataset: Dataset) -> list[Text]:
+def possible(config: RunConfig, given: Collection[str], dataset: Dataset, spent_s: float = 0.0) -> list[Text]:
     """The text as it is cut now and, where nobody chose a tokenizer or the size of its vocabulary, in byte pairs: all of it, and parts of
-    one that is large. What they are like is estimated from a sample."""
+    one that is large. What they are like is estimated from a sample. `spent_s` of the time budget are gone."""
     now, chars = present(dataset), dataset.train.n_chars
     if "tokenizer" in given:
         fixed = config.data.tokenizer != "bpe" or "vocab_size" in given
@@ -65,7 +65,7 @@ def possible(config: RunConfig, given: Collection[str], dataset: Dataset) -> lis
         fixed = now.tokenizer != "char" or "vocab_size" in given
     if fixed or dataset.chats or chars < FEWEST_CHARS or prepared_folder(config.data) is not None:
         return [now]
-    possible_parts = parts(chars, dataset.val.n_chars, config.optim.time_budget)
+    possible_parts = parts(chars, dataset.val.n_chars, config.optim.time_budget - spent_s)
     if "max_chars" in given:
         possible_parts = [part for part in possible_parts if not part]
     if not possible_parts:
@@ -95,10 +95,10 @@ def cut_s(train_chars: int, val_chars: int, vocab_size: int) -> float:
     return _LEARNED_S * min(train_chars, learned_from(vocab_size)) + _ENCODED_S * (train_chars + val_chars)
 
 
-def parts(train_chars: int, val_chars: int, budget_s: float) -> list[int]:
-    """How many characters of a training text can be cut into byte pairs within a time budget; 0: all of them."""
+def parts(train_chars: int, val_chars: int, seconds: float) -> list[int]:
+    """How many characters of a training text can be cut into byte pairs in a share of the seconds that are left; 0: all of them."""
     sizes = [train_chars // n for n in _PARTS if n == 1 or train_chars // n >= _FEWEST_OF_PART]
-    quick = [n for n in sizes if cut_s(n, val_chars, SIZES[-1]) <= _PREPARED_SHARE * budget_s]
+    quick = [n for n in sizes if cut_s(n, val_chars, SIZES[-1]) <= _PREPARED_SHARE * seconds]
     return [0 if n == train_chars else int(float(f"{n:.2g}")) for n in quick]
 
 

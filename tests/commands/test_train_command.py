@@ -18,6 +18,7 @@ import pytest
 
 from minigpt_cli.runstore.directory import Run
 from minigpt_cli.runstore.store import RunStore
+from minigpt_cli.tokenization import bpe
 
 _reads: list[Counter[str]] = []  # of the test that counts now
 
@@ -100,6 +101,24 @@ def test_resume_goes_on_and_refuses_what_would_make_another_run(trained: Path, c
     for flags in (["--seeds", "2"], ["--sweep", "lr=1"], ["--dry-run"], ["--name", "x"]):
         assert flags[0] in cli("train", "--resume", "first", *flags).err
     assert RunStore("runs").find("first").status == "finished"
+
+
+def test_a_run_goes_on_with_the_tokens_that_it_began_with_or_not_at_all(
+    trained: Path, cli: Any, tiny: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (trained / "text.txt").read_text(encoding="utf-8")
+    (trained / "long.txt").write_text("".join(f"{text} a{i} " for i in range(4)), encoding="utf-8")
+    begin = ["train", "long.txt", "--name", "pairs", "--tokenizer", "bpe", "--vocab-size", "300", *tiny]
+    assert cli(*begin).code == 0
+    run = RunStore("runs").find("pairs")
+    monkeypatch.setattr(bpe, "_sample", lambda text, limit: iter(["another text altogether " * 90]))
+    monkeypatch.setattr(bpe.BPETokenizer, "edition", 3)
+    assert cli("train", "--resume", "pairs", "--max-steps", "6").code == 0  # the old tokens are still in the data folder
+    assert run.refresh().record.stop_step == 6
+    shutil.rmtree(run.record.corpus.dataset_dir)  # type: ignore[union-attr]
+    refused = cli("train", "--resume", "pairs", "--max-steps", "8")
+    assert refused.code == 2
+    assert "into other tokens than 'pairs' began with" in refused.err.splitlines()[-1]
 
 
 def test_a_run_that_was_extended_is_seen_wherever_settings_are_compared(trained: Path, cli: Any) -> None:

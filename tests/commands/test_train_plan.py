@@ -86,16 +86,21 @@ def test_runs_of_a_group_are_planned_alike_and_are_one_recipe(
     assert all("model.n_layer" not in record["left_open"] for record in records)
     speeds = Path("runs/.pair.speeds")
     kept = speeds.read_bytes()
-    for damaged in (None, b"[]", b'{"a": 1}', b"\x00"):
+    impossible = json.dumps({key: [0.0, -1.0, 1e308] for key in json.loads(kept)}).encode()
+    for damaged in (None, b"[]", b'{"a": 1}', b"\x00", impossible):
         if damaged is not None:
             speeds.write_bytes(damaged)
         for path in Path("runs").glob("pair*"):
-            shutil.rmtree(path)
+            shutil.rmtree(path)  # not by the command, which removes the speeds too
         asked.clear()
         done = cli("train", "text.txt", "--time-budget", "0.1s", "--threads", "1", "--n-layer", "1", "--seeds", "2", "--name", "pair")
         assert done.code == 0, done.err
         assert len(asked) == (damaged is not None)
         assert speeds.read_bytes() == kept
+    assert cli("runs", "rm", "pair~seed=1337", "--yes").code == 0
+    assert speeds.exists()
+    assert cli("runs", "rm", "pair*", "--yes").code == 0
+    assert not speeds.exists()
 
 
 @pytest.mark.parametrize(("typed", "size"), [("auto", 0), ("800k", 800_000), ("2.7M", 2_700_000), ("123456", 123_456)])
