@@ -35,12 +35,14 @@ from minigpt_cli.display.tracking import check_trackers, tracking
 from minigpt_cli.errors import Diverged, Interrupted, MiniGPTError, UsageError
 from minigpt_cli.events import Event, Scoring, Stopped, StopReason
 from minigpt_cli.runstore import replay
-from minigpt_cli.runstore.directory import TEACHER, TOKENIZER, Run
+from minigpt_cli.runstore.directory import TEACHER, TOKENIZER, TOKENIZER_LIMIT, Run
 from minigpt_cli.runstore.records import Corpus
 from minigpt_cli.runstore.store import RunStore, check_name
+from minigpt_cli.storage import atomic_io
 
 if TYPE_CHECKING:
     from minigpt_cli.data.dataset import Dataset
+    from minigpt_cli.tokenization.contract import Tokenizer
     from minigpt_cli.training.trainer import Job
 
 
@@ -182,7 +184,7 @@ def train_on(context: Context, run: Run, change: Callable[[RunConfig], RunConfig
         saved, _ = resuming.on_processes(point.config, point.record.world_size, world.size)
         wanted = change(saved)
         choose_device(wanted.compute.device)
-        dataset = _data_again(context, run, point.config.data, point.record.corpus)
+        dataset = _data_again(context, run.name, point.config.data, point.record.corpus, point.tokenizer)
         announced = Announcement(wanted, dataset.dir, dataset.key, resumed=run.dir, files=point.record.files)
         with world.announced(announced):
             find, begin = (lambda: (dataset, point)), (lambda planned: (run.dir, resuming.changes(point, planned, world.size)))
@@ -191,19 +193,23 @@ def train_on(context: Context, run: Run, change: Callable[[RunConfig], RunConfig
 
 def _go_on_teaching(context: Context, run: Run, change: Callable[[RunConfig], RunConfig], signals: StopSignals) -> Training:
     """Continue a run that has not begun itself. Raises UsageError for a change that its teachers would have needed."""
+    from minigpt_cli.tokenization.pretrained import saved_tokenizer
+
     saved = run.config
     config = change(saved)
     fixed = {"model", "data", "distil", "compute", "seed"} if is_taught(run) else set(RunConfig.model_fields)
     if wrong := sorted(name for name in changed(saved, config) if name.partition(".")[0] in fixed):
         names = ", ".join(name.rpartition(".")[2] for name in wrong)
         raise UsageError(f"the teachers of {run.name!r} are trained already, or in part, with another {names}: leave it out, or train anew")
-    context.datasets[config.data] = _data_again(context, run, config.data, corpus_of(run))
+    tokenizer = saved_tokenizer(atomic_io.read_bounded(run.file(TOKENIZER), TOKENIZER_LIMIT), run.file(TOKENIZER))
+    context.datasets[config.data] = _data_again(context, run.name, config.data, corpus_of(run), tokenizer)
     run.write_record(run.record.model_copy(update={"status": "running", "stop_reason": None}))
     return (yield from _train_taught(context, run.refresh(), config, signals, [], None))
 
 
-def _data_again(context: Context, run: Run, data: DataConfig, corpus: Corpus | None) -> Dataset:
-    """The data of a run: from its text or, if the text is missing, from its tokens. Raises UsageError if both are missing or differ."""
+def _data_again(context: Context, name: str, data: DataConfig, corpus: Corpus | None, tokenizer: Tokenizer) -> Dataset:
+    """The data of the run of this name: from its text or, if the text is missing, from its tokens. Raises UsageError if both are missing or
+    differ."""
     from minigpt_cli import registry
     from minigpt_cli.data.dataset import open_dataset
 
@@ -221,24 +227,21 @@ def _data_again(context: Context, run: Run, data: DataConfig, corpus: Corpus | N
             f"(sha256 {corpus.sha256[:12]}, now {dataset.sha256[:12]}): "
             "restore it, or start a new run with --init-from"
         )
-    if corpus is not None and not _is_cut_as(dataset, corpus, run):
+    if corpus is not None and not _is_cut_as(dataset, corpus, tokenizer):
         with suppress(MiniGPTError):
-            if _is_cut_as(before := open_dataset(Path(corpus.dataset_dir)), corpus, run):
+            if _is_cut_as(before := open_dataset(Path(corpus.dataset_dir)), corpus, tokenizer):
                 return before
         raise UsageError(
-            f"this edition of minigpt cuts the text of {corpus.label!r} into other tokens than {run.name!r} began with, and those are no "
-            f"longer in {corpus.dataset_dir}: restore that folder, or start a new run with --init-from {run.name}"
+            f"this edition of minigpt cuts the text of {corpus.label!r} into other tokens than {name!r} began with, and those are no "
+            f"longer in {corpus.dataset_dir}: restore that folder, or start a new run with --init-from {name}"
         )
     return dataset
 
 
-def _is_cut_as(dataset: Dataset, corpus: Corpus, run: Run) -> bool:
-    """Whether these are the tokens and the splits that a run was trained on."""
-    from minigpt_cli.tokenization.pretrained import load_tokenizer
-
+def _is_cut_as(dataset: Dataset, corpus: Corpus, tokenizer: Tokenizer) -> bool:
+    """Whether these are the splits and the tokens that a run was trained on."""
     now = {name: (split.sha256, len(split.tokens)) for name, split in dataset.splits().items()}
     then = {name: (split.sha256, split.n_tokens) for name, split in corpus.splits.items()}
-    tokenizer = load_tokenizer(run.file(TOKENIZER).read_text("utf-8"), dataset.tokenizer.name)
     return (not then or now == then) and dataset.tokenizer.token_bytes() == tokenizer.token_bytes()
 
 
