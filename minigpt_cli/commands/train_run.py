@@ -240,9 +240,7 @@ def _data_again(context: Context, name: str, data: DataConfig, corpus: Corpus | 
 
 def _is_cut_as(dataset: Dataset, corpus: Corpus, tokenizer: Tokenizer) -> bool:
     """Whether these are the splits and the tokens that a run was trained on."""
-    now = {name: (split.sha256, len(split.tokens)) for name, split in dataset.splits().items()}
-    then = {name: (split.sha256, split.n_tokens) for name, split in corpus.splits.items()}
-    return (not then or now == then) and dataset.tokenizer.token_bytes() == tokenizer.token_bytes()
+    return dataset.has_splits_of(corpus) and dataset.tokenizer.token_bytes() == tokenizer.token_bytes()
 
 
 def _readable(source: str) -> bool:

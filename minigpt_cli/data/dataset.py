@@ -20,7 +20,7 @@ from minigpt_cli.bounds import Count, Figure, Line
 from minigpt_cli.config import CLEANING, DataConfig
 from minigpt_cli.data.verified import Verified
 from minigpt_cli.errors import RunDamaged, TextTooShort, UsageError
-from minigpt_cli.runstore.records import FETCHED, Fetched, Leak
+from minigpt_cli.runstore.records import FETCHED, Corpus, Fetched, Leak
 from minigpt_cli.storage.atomic_io import first_line_of, open_regular, read_bounded, read_json
 from minigpt_cli.tokenization.contract import Tokenizer
 from minigpt_cli.tokenization.json_format import SIZE_LIMIT
@@ -152,6 +152,12 @@ class Dataset:
     def splits(self) -> dict[str, Split]:
         """The splits by name, in the order of the text."""
         return {name: split for name in SPLITS if (split := getattr(self, name)) is not None}
+
+    def has_splits_of(self, corpus: Corpus) -> bool:
+        """Whether its splits are those that a run was trained on: their text, in as many tokens; old records do not say."""
+        now = {name: (split.sha256, len(split.tokens)) for name, split in self.splits().items()}
+        then = {name: (split.sha256, split.n_tokens) for name, split in corpus.splits.items()}
+        return self.sha256 == corpus.sha256 and (not then or now == then)
 
     def text(self, name: str) -> str:
         """The text of a split."""

@@ -85,9 +85,15 @@ def dataset_of(run: Trained) -> Dataset:
         raise UsageError(f"run {run.name!r} does not say what it was trained on: give a text with --data FILE")
     with suppress(MiniGPTError):  # moved or deleted: the text itself may still be there
         found = open_dataset(Path(corpus.dataset_dir))
-        if found.sha256 == corpus.sha256:
+        if found.has_splits_of(corpus):
             return found
-    return _prepared_again(run, run.config.data, corpus.sha256)
+    found = _prepared_again(run, run.config.data, corpus.sha256)
+    if not found.has_splits_of(corpus):
+        raise UsageError(
+            f"this edition of minigpt cuts the text of run {run.name!r} into other tokens than in training, and those are no longer in "
+            f"{corpus.dataset_dir}: restore that folder, or give a text with --data FILE"
+        )
+    return found
 
 
 def _prepared_again(run: Trained, config: DataConfig, sha256: str) -> Dataset:

@@ -121,6 +121,10 @@ def test_a_run_goes_on_with_the_tokens_that_it_began_with_or_not_at_all(
     refused = cli("train", "--resume", "pairs", "--max-steps", "8")
     assert refused.code == 2
     assert "into other tokens than 'pairs' began with" in refused.err.splitlines()[-1]
+    refused = cli("eval", "pairs", "--fresh")
+    assert refused.code == 2
+    assert "into other tokens than in training" in refused.err.splitlines()[-1]
+    assert cli("eval", "pairs", "--data", "long.txt").code == 0
 
 
 def test_a_run_that_was_extended_is_seen_wherever_settings_are_compared(trained: Path, cli: Any) -> None:
