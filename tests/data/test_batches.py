@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from minigpt_cli.config import RunConfig
@@ -51,7 +51,6 @@ def test_a_batch_is_a_function_of_seed_and_step_alone(sampling: Any) -> None:
 
 
 @given(st.integers(T + 1, 300), st.integers(1, 5), st.integers(0, 1 << 62), st.integers(0, 3))
-@settings(deadline=None)
 def test_an_epoch_shows_each_window_once(n: int, batch_size: int, seed: int, epoch: int) -> None:
     batches = make(n, batch_size=batch_size, seed=seed)
     per_epoch = batches.windows_per_epoch

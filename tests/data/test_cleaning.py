@@ -39,14 +39,14 @@ def cut_texts(draw: st.DrawFn) -> list[str]:
 
 @given(cut_texts())
 @example(["ΟΔΟΣ", "", "'", "'", "Σ", ".", "a"])
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_lowercase_in_pieces_is_that_of_the_whole(pieces: list[str]) -> None:
     assert joined(lowercased, pieces) == "".join(pieces).lower()
 
 
 @given(cut_texts())
 @example(["e", "\u0323", "\u0301", "\u1112", "\u1161", "", "\u11ab"])
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_nfc_in_pieces_is_that_of_the_whole(pieces: list[str]) -> None:
     assert joined(composed, pieces) == unicodedata.normalize("NFC", "".join(pieces))
 
@@ -58,7 +58,7 @@ def test_no_character_that_joins_the_one_before_it_is_taken_for_a_beginning() ->
 
 
 @given(cut_texts())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_all_together_lowercase_comes_first(pieces: list[str]) -> None:
     config = DataConfig(lowercase=True, normalize="nfc", ascii_only=True)
     whole = unicodedata.normalize("NFC", "".join(pieces).lower()).encode("ascii", "ignore").decode()

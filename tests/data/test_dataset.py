@@ -124,7 +124,7 @@ def test_only_the_same_key_is_taken_from_the_cache(dataset: Dataset) -> None:
 
 
 @given(st.sampled_from(["train.bin", "val.bin", "tokenizer.json", RECORD]), st.integers(0, 1 << 20), st.binary(min_size=1, max_size=3))
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_changed_byte_is_found(dataset: Dataset, name: str, place: int, junk: bytes) -> None:
     path = dataset.dir / name
     good = path.read_bytes()

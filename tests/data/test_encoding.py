@@ -147,7 +147,7 @@ def test_a_record_says_what_was_made(text: Path) -> None:
 
 
 @given(st.text(alphabet=st.characters(codec="utf-8"), min_size=2, max_size=120), st.sampled_from(LEARNED), st.integers(1, 9))
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_text_comes_back_whatever_the_read_size(tmp_path: Path, anything: str, tokenizer: str, block: int) -> None:
     (tmp_path / "any.txt").write_bytes(anything.encode())
     with pytest.MonkeyPatch.context() as patch:

@@ -17,9 +17,7 @@ from harness.results import complaint
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-_LIMITS = settings(
-    deadline=None, max_examples=40, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-)
+_LIMITS = settings(max_examples=40, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 
 
 @pytest.fixture(scope="module")

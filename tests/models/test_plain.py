@@ -45,7 +45,7 @@ def variants(draw: st.DrawFn) -> tuple[str, dict[str, object]]:
 
 
 @given(variants(), st.integers(0, 2**16))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_an_opened_model_has_the_logits_and_gradients_of_the_fast_one(variant: tuple[str, dict[str, object]], seed: int) -> None:
     fast = build(*variant, "plain", seed)
     ids, found = tokens(2, T + 1, seed=seed), {}
@@ -58,7 +58,7 @@ def test_an_opened_model_has_the_logits_and_gradients_of_the_fast_one(variant: t
 
 
 @given(st.integers(0, 2**16))
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 def test_a_plain_model_takes_the_weights_of_a_modern_one_and_writes_its_text(seed: int) -> None:
     modern = build("modern", {}, "plain", seed)
     plain = build_model(PlainConfig(**modern.config.model_dump(exclude={"arch"})), V).eval()

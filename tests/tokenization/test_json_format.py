@@ -191,7 +191,7 @@ def test_what_is_checked_passes_again_unchanged() -> None:
 
 
 @given(st.data())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_mutated_files_open_or_are_refused(data: st.DataObject) -> None:
     raw = bytearray(json.dumps(data.draw(st.sampled_from([BPE, UNIGRAM])), ensure_ascii=False).encode())
     junk = [b"", b"\xff", b"0", b'"', b"9" * 30, b"{", b"null", b"\\ud8"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from minigpt_cli.tokenization import segments as module
@@ -25,13 +25,11 @@ def cut(text: str, places: list[int]) -> list[str]:
 
 
 @given(TEXTS, st.lists(st.integers(0, 10_000)))
-@settings(deadline=None)
 def test_segments_do_not_depend_on_how_the_text_was_read(text: str, places: list[int]) -> None:
     assert list(segments(cut(text, places))) == list(segments([text]))
 
 
 @given(TEXTS)
-@settings(deadline=None)
 def test_segments_join_to_the_text_within_the_limit(text: str) -> None:
     found = list(segments([text]))
     assert "".join(found) == text
@@ -39,7 +37,6 @@ def test_segments_join_to_the_text_within_the_limit(text: str) -> None:
 
 
 @given(TEXTS)
-@settings(deadline=None)
 def test_a_segment_is_its_own_segment(text: str) -> None:
     for segment in segments([text]):
         assert list(segments([segment])) == [segment]
@@ -49,7 +46,6 @@ ENDS = ["<end>", "[a b]"]
 
 
 @given(st.lists(st.sampled_from(["<end>", "[a b]", "ab", "a", " ", "<e", "日"]), max_size=60), st.lists(st.integers(0, 10_000)))
-@settings(deadline=None)
 def test_an_added_token_is_never_cut(parts: list[str], places: list[int]) -> None:
     text = "".join(parts)
     found = list(segments([text], added=ENDS))

@@ -23,7 +23,7 @@ TEXT = "The cat sat on the mat.\r\n\tDon't — naïve façade, 日本語 😀 e\
 LETTERS = st.sampled_from(sorted(set(TEXT)))
 ANY = st.text(alphabet=st.characters(codec="utf-8"), max_size=60)
 FROM_TEXT = st.text(alphabet=LETTERS, max_size=80)
-LAWS = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+LAWS = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture(scope="module", params=list(registry.TOKENIZERS))

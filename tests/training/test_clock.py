@@ -80,7 +80,7 @@ def test_the_last_step_is_done_when_the_budget_ends(speed: Callable[[float], flo
         assert sum(rates) > 0.8 * sum(undisturbed)  # no part of the run goes by with hardly any rate
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.floats(0.02, 2.0), min_size=1, max_size=8),
     st.integers(2, 3000),

@@ -157,7 +157,7 @@ TEXT = st.text(alphabet=st.characters(codec="utf-8"), max_size=30)
 
 
 @given(st.lists(TEXT, min_size=1, max_size=5), st.sampled_from(["a.jsonl", "a.json", "a.csv", "a.tsv", "a.parquet"]))
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_texts_are_read_back_from_rows(rows: list[str], name: str) -> None:
     table = io.StringIO()
     csv.writer(table, delimiter="\t" if name == "a.tsv" else ",").writerows([["id", "text"], *enumerate(rows)])
@@ -173,7 +173,7 @@ def test_any_texts_are_read_back_from_rows(rows: list[str], name: str) -> None:
 
 
 @given(st.lists(st.text(alphabet=st.characters(codec="utf-8", exclude_characters="\r\n"), max_size=20), max_size=6), st.integers(1, 9))
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_lines_are_read_back_wherever_blocks_end(rows: list[str], block: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(decoding, "BLOCK", block)

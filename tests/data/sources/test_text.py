@@ -66,7 +66,7 @@ def test_a_file_gives_its_characters_unchanged(text_file: Path) -> None:
 
 
 @given(st.text(alphabet=st.characters(codec="utf-8"), max_size=50))
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_unicode_text_is_read_back(tmp_path: Path, anything: str) -> None:
     (tmp_path / "any.txt").write_bytes(anything.encode())
     assert read(open_source("any.txt")) == anything
@@ -222,7 +222,7 @@ def test_what_is_not_utf8_is_refused_with_its_byte(content: bytes, at: int, why:
 
 
 @given(st.binary(max_size=40), st.integers(1, 9))
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_the_byte_named_is_the_one_that_python_names(tmp_path: Path, content: bytes, block: int) -> None:
     assume(
         not content.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"PK", b"%PDF-", b"PAR1", *UTF_16))
