@@ -46,7 +46,7 @@ def show_result(group: Group, results: GroupResults, looks: int = 1) -> None:
     waiting.show("comparing the best two")
     sides = _sides(found)
     if results.seeded and names == ("seed",):
-        lines = _mean_lines(found)
+        lines = _mean_lines(found, sides)
         command = f"minigpt runs leaderboard --fold-seeds --where group={format.quoted(results.group)}{runs_dir_flag(found[0].runs[0])}"
     else:
         lines = [("best", _best_line(found[0])), *_verdict_lines(sides, looks)]
@@ -112,14 +112,14 @@ def _best_line(best: _Combination) -> str:
     return f"{best.name}: {best.nats_per_char:.4f} nats per character{seeds}"
 
 
-def _mean_lines(found: Sequence[_Combination]) -> list[tuple[str, str]]:
+def _mean_lines(seeds: Sequence[_Combination], sides: Sequence[Side | None]) -> list[tuple[str, str]]:
     """The mean of runs that differ in their seed alone, with its interval where all have a final score."""
-    runs = [run for combination in found for run in combination.runs]
-    side = _sides([_Combination("", (), runs)])[0]
-    mean = sum(combination.nats_per_char for combination in found) / len(found)
-    spread = f" {format.plus_minus(side.group.mean, side.ci95)}" if side else ""
+    from minigpt_cli.evaluation.comparison import Side
+
+    mean, scores = sum(seed.nats_per_char for seed in seeds) / len(seeds), [score for side in sides if side for score in side.scores]
+    spread = f" {format.plus_minus(mean, Side('', tuple(scores)).ci95)}" if all(sides) else ""
     return [
-        ("mean", f"{mean:.4f}{spread} nats per character, of {len(runs)} seed{'s' * (len(runs) > 1)}"),
+        ("mean", f"{mean:.4f}{spread} nats per character, of {len(seeds)} seed{'s' * (len(seeds) > 1)}"),
         ("", "seeds are one recipe: the lowest is the luckiest, no better than the others"),
     ]
 

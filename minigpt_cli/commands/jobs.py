@@ -67,8 +67,7 @@ def _waits(child: subprocess.Popen[bytes]) -> bool:
 
 def _finished(store: RunStore, group: str) -> int:
     """How many runs of the group are finished."""
-    found = [Run(store.dir / name) for name in store.names() if name.startswith(f"{group}~")]
-    return sum(_status(run) == "finished" for run in found)
+    return sum(_status(Run(store.dir / name)) == "finished" for name in store.of_group(group))
 
 
 def _status(run: Run) -> str:

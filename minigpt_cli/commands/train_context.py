@@ -39,8 +39,8 @@ class Context:
     grouped: bool = False  # the runs are compared
     size: int = 0  # parameters that a plan is to have; 0: as many as are best
     datasets: dict[DataConfig, Dataset] = field(default_factory=dict)  # the last dataset that was read
-    machines: dict[str, Machine] = field(default_factory=dict)  # measured speeds, by the settings of the computation
     said: set[str] = field(default_factory=set)  # of the texts: with another tokenizer it is still the same text
+    machines: dict[str, Machine] = field(default_factory=dict)  # measured speeds, by the settings of the computation
 
     def dataset(self, config: DataConfig, *, again: bool = False) -> Dataset:
         """The prepared data, with a progress bar while it is made; consecutive runs on the same data share it. Where a run is

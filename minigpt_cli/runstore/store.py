@@ -284,6 +284,10 @@ class RunStore:
             atomic_io.sync_folder(store.dir)
         return Run(target)
 
+    def of_group(self, group: str) -> Sequence[str]:
+        """The names of the runs of a sweep or search; none is opened."""
+        return [name for name in self.names() if name.startswith(f"{group}~")]
+
     def speeds(self, group: str) -> Path:
         """The file with the speeds that the runs of a group are planned for; it goes with the last of them."""
         return self.dir / f".{group}.speeds"
@@ -302,6 +306,7 @@ class RunStore:
             except OSError:
                 os.rename(doomed, run.dir)  # what could not be deleted stays in sight
                 raise
-            group, is_of_group, _ = run.dir.name.rpartition("~")
-            if is_of_group and not any(name.startswith(f"{group}~") for name in self.names()):
-                self.speeds(group).unlink(missing_ok=True)
+            for path in self.dir.glob(self.speeds("*").name):
+                group = path.name.removeprefix(".").removesuffix(path.suffix)
+                if run.dir.name.startswith(f"{group}~") and not self.of_group(group):
+                    path.unlink(missing_ok=True)

@@ -344,8 +344,8 @@ PAIRS = {512: (2.15, 1.34), 1024: (2.75, 1.46), 2048: (3.2, 1.51)}  # characters
 
 def simulated(chars: int, budget: float) -> list[Text]:
     """English of so many characters, in every way that it may be cut within the budget."""
-    texts = [Text("char", 65, chars * 9 // 10, chars // 10, 1.0)]
     train, val = chars * 9 // 10, chars // 10
+    texts = [Text("char", 65, train, val, 1.0)]
     if train < FEWEST_CHARS:
         return texts
     return texts + [

@@ -82,7 +82,7 @@ def test_each_teacher_is_a_run_in_the_folder_of_the_one_that_learns_from_it(stor
     assert minigpt(["generate", "taught/teacher", "--max-new-tokens", "5"]) == 0
 
 
-def test_a_teacher_that_learned_more_is_named_at_the_end(store: RunStore, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_teacher_that_learned_more_is_named_at_the_end(store: RunStore) -> None:
     assert train("taught", "--teachers", "1") == 0
     run, teacher = store.find("taught"), store.find("taught/teacher")
     for score in (0.5, 9.0):
