@@ -34,6 +34,7 @@ from minigpt_cli.commands.teaching import check_teachers
 from minigpt_cli.commands.train_context import Context, Outcome, outcome_of
 from minigpt_cli.commands.train_run import train_new, train_on
 from minigpt_cli.config import RunConfig
+from minigpt_cli.data.encoding import check_tokenizer
 from minigpt_cli.data.sources.open_source import open_sources
 from minigpt_cli.display import console, waiting
 from minigpt_cli.errors import UsageError
@@ -165,6 +166,7 @@ def train(
             return _print_config(context, resolved)
         is_planned(context, resolved)  # an impossible --size is an error before torch is loaded
         open_sources(resolved.config.data)  # and so is a missing source
+        check_tokenizer(resolved.config.data)  # or tokenizer
         if dry_run:
             return _dry_run(context, resolved)
         n_seeds = _parse_seeds(seeds or "1")

@@ -181,12 +181,18 @@ def _tokenizer_kind(config: DataConfig) -> _TokenizerKind:
         if builder.edition > 1:
             identity["edition"] = builder.edition
         return _TokenizerKind(name, identity, builder.build)
-    path = Path(name)
-    if not path.exists():
-        if path.parent == Path() and not path.suffix:
-            raise unknown_name("tokenizer", name, registry.TOKENIZERS)
-        raise UsageError(f"no tokenizer file {name}: give a tokenizer.json or .model, or one of {', '.join(registry.TOKENIZERS)}")
-    return _TokenizerKind.of(load_tokenizer(path))
+    check_tokenizer(config)
+    return _TokenizerKind.of(load_tokenizer(Path(name)))
+
+
+def check_tokenizer(config: DataConfig) -> None:
+    """Raise UsageError where `--tokenizer` names neither a tokenizer nor a file or folder."""
+    name, path = config.tokenizer, Path(config.tokenizer)
+    if name in registry.TOKENIZERS or path.exists():
+        return
+    if path.parent == Path() and not path.suffix:
+        raise unknown_name("tokenizer", name, registry.TOKENIZERS)
+    raise UsageError(f"no tokenizer file {name}: give a tokenizer.json or .model, or one of {', '.join(registry.TOKENIZERS)}")
 
 
 def _build(

@@ -334,10 +334,18 @@ def test_validation_text_that_stands_in_the_training_text_is_warned_of_and_recor
     assert corpus["leak"] == {"share": 1.0, "n_chars": corpus["splits"]["val"]["n_chars"], "of_val": 1.0, "of_train": 1.0}
 
 
-def test_a_source_that_is_not_there_is_said_before_torch_is_loaded(home: Path) -> None:
-    program = (
-        "import sys; from minigpt_cli.cli import run; code = run(['train', 'notess.txt']); sys.exit(9 if 'torch' in sys.modules else code)"
-    )
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["notess.txt"], "no file or folder notess.txt"),
+        (["text.txt", "--tokenizer", "bep"], "unknown tokenizer 'bep': did you mean 'bpe'"),
+        (["text.txt", "--tokenizer", "gone/tokenizer.json"], "no tokenizer file gone/tokenizer.json"),
+    ],
+)
+def test_what_is_not_there_is_said_before_torch_is_loaded(arguments: list[str], said: str, home: Path) -> None:
+    words = ["train", *arguments]
+    program = f"import sys; from minigpt_cli.cli import run; code = run({words}); sys.exit(9 if 'torch' in sys.modules else code)"
+    Path("text.txt").write_text("some words, and some more of them.\n" * 100)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "no file or folder notess.txt" in done.stderr
+    assert said in done.stderr
