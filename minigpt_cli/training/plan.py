@@ -169,7 +169,7 @@ def _shapes(model: Any, given: Collection[str], text: Text, size: int) -> list[d
         if heads and shape not in found and width % heads == 0 and (width // heads) % 2 == 0:
             found.append(shape)
     if not size:
-        most = most_weights(text.train_tokens, text.chars_per_token)
+        most = most_weights(text.train_tokens, text.letters)
         return [s for s in found if 12 * s["n_layer"] * s["n_embd"] ** 2 <= most] or found[:1]
     return [min(found, key=lambda s: abs(_n_params(model.model_copy(update=s), text.vocab_size) / size - 1))]
 

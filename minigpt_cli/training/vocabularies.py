@@ -7,9 +7,10 @@ that on text held back in a fraction of a second.
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from minigpt_cli.config import RunConfig
 from minigpt_cli.data.dataset import Dataset
@@ -20,6 +21,7 @@ from minigpt_cli.tokenization.contract import END_OF_TEXT, Ids, TrainingText
 SIZES = (512, 1024, 2048)  # of learned byte pairs
 FEWEST_CHARS = 20_000  # of training text; less is not enough to measure what byte pairs would be worth
 _SAMPLE, _HELD_BACK, _PIECES = 160_000, 80_000, 8  # characters that pairs are learned from and measured on, in so many pieces
+_LETTER_NATS = 3.1  # of a character of English prose, by its frequency alone
 _DISCOUNT = 0.75  # of every counted bigram, for those that were not seen (Kneser & Ney 1995)
 _LEARNED_S, _ENCODED_S = 0.5e-6, 0.12e-6  # for each character that byte pairs are learned from, and that is encoded
 _PREPARED_SHARE = 0.35  # of a time budget, at most
@@ -35,6 +37,7 @@ class Text(NamedTuple):
     train_tokens: int
     val_tokens: int
     chars_per_token: float
+    letters: float = 1.0  # of English that hold as much as a token, by how often each token of the vocabulary occurs
     gain: float = 1.0  # what counted bigrams of characters lose on text held back, over what those of these tokens lose
     is_cut: bool = True  # already
     prepared_s: float = 0.0  # seconds of the budget that cutting it takes
@@ -51,8 +54,10 @@ class Text(NamedTuple):
 
 def present(dataset: Dataset) -> Text:
     """The text as it is cut now."""
-    n = len(dataset.train.tokens)
-    return Text(dataset.tokenizer.name, dataset.tokenizer.vocab_size, n, len(dataset.val.tokens), dataset.train.n_chars / n)
+    tokens, tokenizer = dataset.train.tokens, dataset.tokenizer
+    n = len(tokens)
+    sample = tokens[:: max(1, n // _SAMPLE)]
+    return Text(tokenizer.name, tokenizer.vocab_size, n, len(dataset.val.tokens), dataset.train.n_chars / n, _letters(sample))
 
 
 def possible(config: RunConfig, given: Collection[str], dataset: Dataset, spent_s: float = 0.0) -> list[Text]:
@@ -72,13 +77,13 @@ def possible(config: RunConfig, given: Collection[str], dataset: Dataset, spent_
         return [now]
     texts = [] if now.tokenizer == "bpe" else [now]
     text, held_back = _samples(dataset)
-    lost = _bigram_nats(*_characters(text, held_back))
+    lost = _bigram_nats(_characters(text), _characters(held_back))
     data = config.data.model_copy(update={"tokenizer": "bpe", "vocab_size": SIZES[-1]})
     pairs = BPETokenizer.build(data, TrainingText(TrainingText.of(text).alphabet, len(text), lambda: iter([text])))
     for size in SIZES:
         smaller = pairs.smaller(size)
-        tokens = smaller.encode(held_back)
-        gain = lost / _bigram_nats(smaller.encode(text), tokens)
+        learned, tokens = smaller.encode(text), smaller.encode(held_back)
+        gain, letters = lost / _bigram_nats(learned, tokens), _letters(learned)
         rate = len(tokens) / len(held_back)
         train, val = (round(split.n_chars * rate) + split.n_documents for split in (dataset.train, dataset.val))
         if (now.tokenizer, now.vocab_size) == ("bpe", size):
@@ -86,7 +91,7 @@ def possible(config: RunConfig, given: Collection[str], dataset: Dataset, spent_
         elif gain > 1:  # not for thousands of different characters, of which each is several bytes
             for part in possible_parts:
                 share, prepared_s = (part or chars) / chars, cut_s(part or chars, dataset.val.n_chars, size)
-                texts.append(Text("bpe", size, round(train * share), val, chars / train, gain, False, prepared_s, part))
+                texts.append(Text("bpe", size, round(train * share), val, chars / train, letters, gain, False, prepared_s, part))
     return texts or [now]
 
 
@@ -116,10 +121,16 @@ def _text(dataset: Dataset, pieces: list[Ids]) -> str:
     return "".join(dataset.tokenizer.decode(piece).replace(END_OF_TEXT, "\n") for piece in pieces)
 
 
-def _characters(text: str, other: str) -> tuple[Ids, Ids]:
-    """Both texts as the numbers of their characters."""
-    _, ids = np.unique(np.frombuffer((text + other).encode("utf-32-le"), dtype=np.uint32), return_inverse=True)
-    return ids[: len(text)].astype(np.uint32), ids[len(text) :].astype(np.uint32)
+def _characters(text: str) -> Ids:
+    """The text as the numbers of its characters."""
+    return np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
+
+
+def _letters(tokens: npt.NDArray[Any]) -> float:
+    """The entropy of a token by its frequency alone, over that of an English letter."""
+    counts = np.bincount(tokens)
+    shares = counts[counts > 0] / len(tokens)
+    return float(-(shares * np.log(shares)).sum()) / _LETTER_NATS
 
 
 def _bigram_nats(learned: Ids, tokens: Ids) -> float:

@@ -38,7 +38,7 @@ from minigpt_cli.training.evaluator import Evaluator
 from minigpt_cli.training.law import LAW, Law, Training
 from minigpt_cli.training.machine import Machine
 from minigpt_cli.training.state import TrainingState
-from minigpt_cli.training.vocabularies import FEWEST_CHARS, Text, cut_s, parts, possible
+from minigpt_cli.training.vocabularies import FEWEST_CHARS, Text, cut_s, parts, possible, present
 
 TABLE = Path(__file__).with_suffix(".csv")
 M = 1_000_000
@@ -62,9 +62,11 @@ TEXTS: dict[str, dict[str, Any]] = {
     "treasure": {"source": "treasure.txt"},  # Treasure Island, 365 KB
     "wuthering": {"source": "books/Wuthering Heights.md"},
     "books": {"source": "allbooks.txt"},
+    "novels": {"source": "novels.txt"},  # the same ten in another order
     "names": {"source": "names.txt", "documents": "lines"},
     "latin": {"source": "latin"},
-    "tang": {"source": "tang", "text_field": "paragraphs"},
+    "tang": {"source": "tang", "text_field": "paragraphs"},  # poems of the Tang
+    "ci": {"source": "ci", "text_field": "paragraphs"},  # songs of the Song
     "prose": {"source": "big.txt"},
 }
 PLAIN: dict[str, Any] = {"tokenizer": "char", "vocab_size": 1024, "max_chars": 0, "block": 128, "batch": 16, "dropout": 0.0, "decay": 0.1}
@@ -118,11 +120,13 @@ def design() -> list[dict[str, Any]]:
     ]
     for text in ("treasure", "moby150", "wiki"):  # for the law to be judged by
         rows += [row(text, s, half) for s in (S, SM, M4)] + [row(text, S, one), row(text, M4, one), row(text, S, one, tokenizer="bpe")]
+    for shape, tokens, sizes in ((SM, two, (512, 1024, 2048)), (M4, four, (1024, 2048)), ((2, 96, 3), one, (512, 2048))):
+        rows += [row("novels", shape, tokens, tokenizer="bpe", vocab_size=size) for size in sizes]
     return [r for i, r in enumerate(rows) if r not in rows[:i]]
 
 
 ASKED = ("text", "layers", "width", "heads", "tokens", *PLAIN)
-FOUND = ("steps", "n_params", "vocab", "train_tokens", "train_chars", "gain", "best", "best_step", "last", "train_loss", "cpu_s")
+FOUND = ("steps", "n_params", "vocab", "train_tokens", "train_chars", "letters", "gain", "best", "best_step", "last", "train_loss", "cpu_s")
 _TEXTUAL = ("text", "tokenizer")
 
 
@@ -207,6 +211,7 @@ def train_taught(
         "vocab": dataset.tokenizer.vocab_size,
         "train_tokens": len(dataset.train.tokens),
         "train_chars": dataset.train.n_chars,
+        "letters": round(present(dataset).letters, 4),
         "best": round(best, 5),
         "best_step": best_step,
         "last": round(curve[-1][1], 5),
@@ -251,7 +256,7 @@ def training_of(r: dict[str, Any]) -> Training:
     """What the law needs to know of a row."""
     step_tokens = r["batch"] * r["block"]
     size = 12 * r["layers"] * r["width"] ** 2
-    cut = r["train_tokens"], r["vocab"], r["train_chars"] / r["train_tokens"], r["gain"]
+    cut = r["train_tokens"], r["vocab"], r["letters"], r["gain"]
     return Training(size, r["steps"] * step_tokens, step_tokens, r["dropout"], *cut, r["block"])
 
 
@@ -339,7 +344,7 @@ MACHINES = {  # rates that a training reaches, about a third of what the makers 
     "A100": Machine(110e12, 1e12, 6e-4),
     "H200": Machine(350e12, 3e12, 5e-4),
 }
-PAIRS = {512: (2.15, 1.34), 1024: (2.75, 1.46), 2048: (3.2, 1.51)}  # characters of a token in ten English books, and its gain
+PAIRS = {512: (2.15, 1.72, 1.34), 1024: (2.75, 1.93, 1.46), 2048: (3.2, 2.06, 1.51)}  # characters, letters, gain: ten English books
 
 
 def simulated(chars: int, budget: float) -> list[Text]:
@@ -349,8 +354,8 @@ def simulated(chars: int, budget: float) -> list[Text]:
     if train < FEWEST_CHARS:
         return texts
     return texts + [
-        Text("bpe", v, round((part or train) / c), round(val / c), c, g, False, cut_s(part or train, val, v), part)
-        for v, (c, g) in PAIRS.items()
+        Text("bpe", v, round((part or train) / c), round(val / c), c, h, g, False, cut_s(part or train, val, v), part)
+        for v, (c, h, g) in PAIRS.items()
         for part in parts(train, val, budget)
     ]
 

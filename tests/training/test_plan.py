@@ -224,7 +224,7 @@ def test_the_law_expects_less_loss_of_more_tokens_more_text_and_smaller_batches(
 @pytest.mark.parametrize("size", [1e5, 1e6, 1e7])
 def test_a_text_is_read_less_often_in_tokens_of_several_characters(size: float) -> None:
     t = Training(size=size, tokens=1e9, step_tokens=1024, dropout=0.0, text_tokens=1e6, vocab_size=65)
-    pairs = t._replace(text_tokens=4e5, chars_per_token=2.5, gain=1.4)
+    pairs = t._replace(text_tokens=4e5, letters=2.0, gain=1.4)
     assert LAW.enough_tokens(pairs) / 4e5 < 0.6 * LAW.enough_tokens(t) / 1e6
 
 

@@ -11,7 +11,7 @@ from minigpt_cli.config import DataConfig, RunConfig
 from minigpt_cli.data.dataset import Dataset
 from minigpt_cli.data.encoding import prepared
 from minigpt_cli.training import vocabularies
-from minigpt_cli.training.vocabularies import SIZES, cut_s, parts, possible
+from minigpt_cli.training.vocabularies import SIZES, cut_s, parts, possible, present
 
 
 @pytest.fixture
@@ -102,3 +102,11 @@ def test_texts_too_short_to_measure_keep_characters(config: RunConfig, tmp_path:
     (tmp_path / "short.txt").write_text("a tale of two words " * 50)
     short = config.changed(data={"source": str(tmp_path / "short.txt")})
     assert [text.tokenizer for text in possible(short, (), data_of(short, tmp_path))] == ["char"]
+
+
+@pytest.mark.parametrize(("kinds", "letters"), [(22, 1.0), (22 * 22, 2.0)])
+def test_a_sign_of_many_kinds_holds_several_letters(kinds: int, letters: float, config: RunConfig, tmp_path: Path) -> None:
+    signs = np.random.default_rng(0).integers(0, kinds, 90_000)
+    (tmp_path / "signs.txt").write_text("".join(chr(0x4E00 + n) for n in signs), encoding="utf-8")
+    given = config.changed(data={"source": str(tmp_path / "signs.txt")})
+    assert present(data_of(given, tmp_path)).letters == pytest.approx(letters, abs=0.02)
