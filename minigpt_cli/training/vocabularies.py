@@ -55,9 +55,8 @@ class Text(NamedTuple):
 def present(dataset: Dataset) -> Text:
     """The text as it is cut now."""
     tokens, tokenizer = dataset.train.tokens, dataset.tokenizer
-    n = len(tokens)
-    sample = tokens[:: max(1, n // _SAMPLE)]
-    return Text(tokenizer.name, tokenizer.vocab_size, n, len(dataset.val.tokens), dataset.train.n_chars / n, _letters(sample))
+    n, letters = len(tokens), _letters(np.concatenate(_pieces(tokens, _SAMPLE)))
+    return Text(tokenizer.name, tokenizer.vocab_size, n, len(dataset.val.tokens), dataset.train.n_chars / n, letters)
 
 
 def possible(config: RunConfig, given: Collection[str], dataset: Dataset, spent_s: float = 0.0) -> list[Text]:
@@ -77,7 +76,7 @@ def possible(config: RunConfig, given: Collection[str], dataset: Dataset, spent_
         return [now]
     texts = [] if now.tokenizer == "bpe" else [now]
     text, held_back = _samples(dataset)
-    lost = _bigram_nats(_characters(text), _characters(held_back))
+    lost = _bigram_nats(*_characters(text, held_back))
     data = config.data.model_copy(update={"tokenizer": "bpe", "vocab_size": SIZES[-1]})
     pairs = BPETokenizer.build(data, TrainingText(TrainingText.of(text).alphabet, len(text), lambda: iter([text])))
     for size in SIZES:
@@ -110,23 +109,29 @@ def parts(train_chars: int, val_chars: int, seconds: float) -> list[int]:
 def _samples(dataset: Dataset) -> tuple[str, str]:
     """Text to learn from and other text to measure on, both from all over the training text."""
     tokens, wanted = dataset.train.tokens, (_SAMPLE + _HELD_BACK) * len(dataset.train.tokens) // dataset.train.n_chars
-    far = len(tokens) // _PIECES
-    length = min(far, wanted // _PIECES)
-    cut = length * _SAMPLE // (_SAMPLE + _HELD_BACK)
-    pieces = [tokens[piece * far : piece * far + length].astype(np.uint32) for piece in range(_PIECES)]
+    pieces = _pieces(tokens, wanted)
+    cut = len(pieces[0]) * _SAMPLE // (_SAMPLE + _HELD_BACK)
     return _text(dataset, [piece[:cut] for piece in pieces]), _text(dataset, [piece[cut:] for piece in pieces])
+
+
+def _pieces(tokens: npt.NDArray[Any], wanted: int) -> list[Ids]:
+    """So many of the tokens, or all, from all over."""
+    far = max(1, len(tokens) // _PIECES)
+    length = min(far, max(1, wanted // _PIECES))
+    return [tokens[piece * far : piece * far + length].astype(np.uint32) for piece in range(_PIECES)]
 
 
 def _text(dataset: Dataset, pieces: list[Ids]) -> str:
     return "".join(dataset.tokenizer.decode(piece).replace(END_OF_TEXT, "\n") for piece in pieces)
 
 
-def _characters(text: str) -> Ids:
-    """The text as the numbers of its characters."""
-    return np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
+def _characters(text: str, other: str) -> tuple[Ids, Ids]:
+    """Both texts as the numbers of their characters."""
+    _, ids = np.unique(np.frombuffer((text + other).encode("utf-32-le"), dtype=np.uint32), return_inverse=True)
+    return ids[: len(text)].astype(np.uint32), ids[len(text) :].astype(np.uint32)
 
 
-def _letters(tokens: npt.NDArray[Any]) -> float:
+def _letters(tokens: Ids) -> float:
     """The entropy of a token by its frequency alone, over that of an English letter."""
     counts = np.bincount(tokens)
     shares = counts[counts > 0] / len(tokens)
