@@ -34,7 +34,7 @@ from minigpt_cli.commands.teaching import check_teachers
 from minigpt_cli.commands.train_context import Context, Outcome, outcome_of
 from minigpt_cli.commands.train_run import train_new, train_on
 from minigpt_cli.config import RunConfig
-from minigpt_cli.data.encoding import check_tokenizer
+from minigpt_cli.data.encoding import check_tokenizer, prepared_folder
 from minigpt_cli.data.sources.open_source import open_sources
 from minigpt_cli.display import console, waiting
 from minigpt_cli.errors import UsageError
@@ -165,8 +165,7 @@ def train(
         if print_config:
             return _print_config(context, resolved)
         is_planned(context, resolved)  # an impossible --size is an error before torch is loaded
-        open_sources(resolved.config.data)  # and so is a missing source
-        check_tokenizer(resolved.config.data)  # or tokenizer
+        _check_sources(resolved)
         if dry_run:
             return _dry_run(context, resolved)
         n_seeds = _parse_seeds(seeds or "1")
@@ -205,11 +204,19 @@ def _experiment(group: Group, name: str, group_name: str | None, seeds: str | No
     if n_seeds is None:
         raise UsageError(f"--experiment {name} takes a number of seeds, as in --seeds 3")
     check_page(html)
-    open_sources(group.resolved().config.data)  # a missing source is an error before torch is loaded
+    _check_sources(group.resolved())
     if dry_run:
         dry_run_experiment(group, experiment, n_seeds)
     else:
         run_experiment(group, experiment, group_name, n_seeds, jobs, html)
+
+
+def _check_sources(resolved: Resolved) -> None:
+    """Raise UsageError for a source or a tokenizer that is not there, before torch is loaded."""
+    data = resolved.config.data
+    open_sources(data)
+    if resolved.sources["tokenizer"] == "--tokenizer" and prepared_folder(data) is None:  # token files bring their own
+        check_tokenizer(data)
 
 
 def _parse_seeds(text: str) -> int | None:

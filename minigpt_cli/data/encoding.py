@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -188,8 +188,9 @@ def _tokenizer_kind(config: DataConfig) -> _TokenizerKind:
 def check_tokenizer(config: DataConfig) -> None:
     """Raise UsageError where `--tokenizer` names neither a tokenizer nor a file or folder."""
     name, path = config.tokenizer, Path(config.tokenizer)
-    if name in registry.TOKENIZERS or path.exists():
-        return
+    with suppress(OSError):  # a name that is too long for a file
+        if name in registry.TOKENIZERS or path.exists():
+            return
     if path.parent == Path() and not path.suffix:
         raise unknown_name("tokenizer", name, registry.TOKENIZERS)
     raise UsageError(f"no tokenizer file {name}: give a tokenizer.json or .model, or one of {', '.join(registry.TOKENIZERS)}")

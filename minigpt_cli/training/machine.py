@@ -74,7 +74,7 @@ def fitted(steps: Sequence[tuple[Work, float]]) -> Machine:
 
 
 def measured(config: RunConfig, dataset: Dataset, limit_s: float) -> Machine:
-    """This machine with the device, precision and threads of `config`, from steps of about `limit_s` seconds, at most one second."""
+    """This machine with the device, precision and threads of `config`, from steps of about `limit_s` seconds, at most half a second."""
     limit_s = min(_TRIALS_S, limit_s)
     steps: list[tuple[Work, float]] = []
     begun = time.perf_counter()

@@ -1,8 +1,8 @@
 """Chooses what a person left open, for this text, this time budget and the speed measured here.
 
-Every combination of tokens, shape, window, batch and dropout is given the steps that fit the budget, the law (law.py) says with what
-loss it would end, and the smallest wins; of nearly equal ones the one that reads the text least often, then the smaller model. A setting
-that was given stays as it is, and the rest is planned around it.
+Every combination of tokens, shape, window, batch and dropout is given the steps that fit the budget, the law (law.py) says with what loss
+it would end, and the smallest wins; of nearly equal ones the one with fewer teachers, then the one that reads the text less often. A
+setting that was given stays as it is, and the rest is planned around it.
 """
 
 from __future__ import annotations
@@ -55,6 +55,7 @@ _LEAST_TEACHING = 0.7  # of the tokens that would be enough for a teacher; one t
 _NEARLY = 0.002  # nats per character
 _NEARLY_SIZE = 0.25  # of a size that was asked for
 _LEAST_VAL_WINDOWS = 16
+_FEWEST_WINDOWS = 2  # of a split that is cut anew; how many tokens it will have is an estimate
 _COPIES = 6  # of the weights while training: gradients, optimizer, average, and what is passing
 _KEPT = 30  # values for each channel, layer and token that the backward pass needs
 _MEMORY_SHARE = 0.5  # of what is free
@@ -100,13 +101,15 @@ def this_machine(config: RunConfig, dataset: Dataset) -> Machine:
 def plan(config: RunConfig, given: Collection[str], dataset: Dataset, machine: Machine, size: int = 0, begun: float | None = None) -> Plan:
     """The best of all candidates. `given`: the settings that stay as they are; `size`: the parameters wanted, or 0; `begun`: when the time
     budget began, by time.perf_counter, or None: with the first step."""
-    spent_s = clock.spent_s(config, begun)
-    return best(config, given, possible(config, given, dataset, spent_s), machine, size, spent_s)
+    texts = possible(config, given, dataset, clock.spent_s(config, begun))
+    return best(config, given, texts, machine, size, clock.spent_s(config, begun))
 
 
 def best(config: RunConfig, given: Collection[str], texts: Sequence[Text], machine: Machine, size: int = 0, spent_s: float = 0.0) -> Plan:
     """The best of all candidates for a text that is cut in one of several ways, when `spent_s` of the budget are gone."""
     seconds = TRAINED_SHARE * (config.optim.time_budget - spent_s)
+    shortest = config.model.block_size if "block_size" in given else BLOCKS[0]
+    texts = [text for text in texts if text.is_cut or min(text.train_tokens, text.val_tokens) > _FEWEST_WINDOWS * shortest]
     free = memory.available(torch.device(choose_device(config.compute.device)[0]))
     most = float("inf") if free is None else _MEMORY_SHARE * free
     configs = [(c, text) for text in texts for c in _configs(config, given, text, size) if _bytes(c, text.vocab_size) < most]

@@ -1,7 +1,7 @@
 """The ways in which a text could be cut into tokens, how many tokens it would then have, and what they would be worth.
 
 Byte pairs help where the same words return, less in names, and not in Chinese: a count of bigrams, of characters and of byte pairs, shows
-that on text held back in a fraction of a second.
+that on text held back in a second or two.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from minigpt_cli.tokenization.contract import END_OF_TEXT, Ids, TrainingText
 
 SIZES = (512, 1024, 2048)  # of learned byte pairs
 FEWEST_CHARS = 20_000  # of training text; less is not enough to measure what byte pairs would be worth
+_FEWEST_TOKENS = 1_000  # for the same reason
 _SAMPLE, _HELD_BACK, _PIECES = 160_000, 80_000, 8  # characters that pairs are learned from and measured on, in so many pieces
 _LETTER_NATS = 3.1  # of a character of English prose, by its frequency alone
 _DISCOUNT = 0.75  # of every counted bigram, for those that were not seen (Kneser & Ney 1995)
@@ -67,7 +68,8 @@ def possible(config: RunConfig, given: Collection[str], dataset: Dataset, spent_
         fixed = config.data.tokenizer != "bpe" or "vocab_size" in given
     else:
         fixed = now.tokenizer != "char" or "vocab_size" in given
-    if fixed or dataset.chats or chars < FEWEST_CHARS or prepared_folder(config.data) is not None:
+    is_short = chars < FEWEST_CHARS or now.train_tokens < _FEWEST_TOKENS
+    if fixed or dataset.chats or is_short or prepared_folder(config.data) is not None:
         return [now]
     possible_parts = parts(chars, dataset.val.n_chars, config.optim.time_budget - spent_s)
     if "max_chars" in given:
@@ -115,7 +117,7 @@ def _samples(dataset: Dataset) -> tuple[str, str]:
 
 
 def _pieces(tokens: npt.NDArray[Any], wanted: int) -> list[Ids]:
-    """So many of the tokens, or all, from all over."""
+    """About so many of the tokens, or nearly all, from all over."""
     far = max(1, len(tokens) // _PIECES)
     length = min(far, max(1, wanted // _PIECES))
     return [tokens[piece * far : piece * far + length].astype(np.uint32) for piece in range(_PIECES)]

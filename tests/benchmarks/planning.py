@@ -72,7 +72,8 @@ TEXTS: dict[str, dict[str, Any]] = {
 PLAIN: dict[str, Any] = {"tokenizer": "char", "vocab_size": 1024, "max_chars": 0, "block": 128, "batch": 16, "dropout": 0.0, "decay": 0.1}
 PLAIN |= {"muon_lr": 0.03, "lr": 6e-3, "ema": 0.99, "cooldown": 0.6, "seed": 1}
 _FEWEST_ROWS = 4  # of a text that shows how well the law knows it
-_SCALE_PULL, _PULL, _LARGE_MISS = 0.003, 0.1, 0.06  # nats per character
+_SCALE_PULL, _PULL = 0.003, 0.1  # of a text's scale to 1, and of the logarithm of a coefficient to where it was
+_LARGE_MISS = 0.06  # nats per character
 _BEHIND = {0.2: 0.25, 0.45: 0.1}  # share of the steps: nats per character behind a rival that nobody catches up with
 _LARGE_SPLIT = 150_000  # tokens: of a larger validation split, batches are drawn
 

@@ -340,6 +340,8 @@ def test_validation_text_that_stands_in_the_training_text_is_warned_of_and_recor
         (["notess.txt"], "no file or folder notess.txt"),
         (["text.txt", "--tokenizer", "bep"], "unknown tokenizer 'bep': did you mean 'bpe'"),
         (["text.txt", "--tokenizer", "gone/tokenizer.json"], "no tokenizer file gone/tokenizer.json"),
+        (["text.txt", "--tokenizer", "a" * 300], "unknown tokenizer 'aaa"),
+        (["text.txt", "--experiment", "context", "--tokenizer", "bep"], "unknown tokenizer 'bep': did you mean 'bpe'"),
     ],
 )
 def test_what_is_not_there_is_said_before_torch_is_loaded(arguments: list[str], said: str, home: Path) -> None:

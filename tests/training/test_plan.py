@@ -188,6 +188,12 @@ def test_a_plan_has_steps_enough_for_the_law_to_be_trusted(chars: int) -> None:
         assert training.tokens >= 200 * training.step_tokens
 
 
+@pytest.mark.parametrize(("val_tokens", "tokenizer"), [(200, "char"), (600, "bpe")])
+def test_byte_pairs_are_planned_only_where_every_split_fills_a_window(val_tokens: int, tokenizer: str) -> None:
+    repeated = pairs(500_000)._replace(val_tokens=val_tokens, gain=30.0)
+    assert plan.best(asked(60), (), [characters(500_000), repeated], TWO_CORES).config.data.tokenizer == tokenizer
+
+
 @pytest.mark.parametrize("given", [{"n_layer": 12, "n_embd": 768}, {"size": 500_000_000}])
 def test_where_few_steps_fit_a_plan_has_as_many_as_it_can(given: dict[str, Any]) -> None:
     config = planned(328_000, 2, **given)

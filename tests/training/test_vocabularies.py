@@ -110,3 +110,11 @@ def test_a_sign_of_many_kinds_holds_several_letters(kinds: int, letters: float, 
     (tmp_path / "signs.txt").write_text("".join(chr(0x4E00 + n) for n in signs), encoding="utf-8")
     given = config.changed(data={"source": str(tmp_path / "signs.txt")})
     assert present(data_of(given, tmp_path)).letters == pytest.approx(letters, abs=0.02)
+
+
+def test_byte_pairs_that_already_are_few_tokens_stay(config: RunConfig, tmp_path: Path) -> None:
+    (tmp_path / "one.txt").write_text("a" * 50_000)
+    given = config.changed(data={"source": str(tmp_path / "one.txt"), "tokenizer": "bpe"})
+    data = data_of(given, tmp_path)
+    assert len(data.train.tokens) < 1000
+    assert possible(given, ("tokenizer",), data) == [present(data)]
