@@ -15,6 +15,8 @@ from minigpt_cli.events import StopReason
 from minigpt_cli.runstore.directory import TEACHER, Run
 from minigpt_cli.runstore.store import RunStore
 
+_WIDE = 128  # tokens of a window in which much can be seen
+
 
 def diagnose(run: OptionalRun = None, json: JsonFlag = False, runs_dir: RunsDir = None) -> None:
     """\b
@@ -115,8 +117,10 @@ def _changes(finding: str, run: Run) -> dict[str, Any]:
         return {"max_chars": 0}
     if finding == "too little text" and isinstance(model, ClassicConfig | ModernConfig):
         return regular | {"n_layer": math.ceil(model.n_layer / 2)}
-    if finding == "context unused":
-        return {"block_size": 128} if model.is_sized else {"arch": "modern"}
+    if finding == "context unused" and not model.is_sized:
+        return {"arch": "modern"}
+    if finding == "context unused":  # in a window that is wide enough it has yet to learn where to look
+        return {"block_size": _WIDE} if model.block_size < _WIDE else {"max_steps": 4 * config.optim.max_steps}
     if finding == "evaluation too noisy":
         return {"eval_iters": 0} if config.eval.eval_iters else {"train_frac": 0.9}
     if finding == "dead experts" and isinstance(model, MoEConfig):

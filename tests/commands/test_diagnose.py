@@ -59,6 +59,14 @@ def test_the_commands_of_every_finding_work_as_typed(cli, home: Path, text: str,
                 assert done.code == 0, (command, done.err)
 
 
+@pytest.mark.parametrize(("block_size", "change"), [(8, "--block-size 128"), (128, "--max-steps 8")])
+def test_where_context_is_unused_a_wide_window_is_trained_longer(block_size: int, change: str, cli, home: Path) -> None:
+    Path("text.txt").write_text("once upon a time there was a text. " * 200)
+    flags = [*tiny.training(2, 1), "--block-size", str(block_size)]
+    assert cli("train", "text.txt", "--name", "own", *flags).code == 0
+    assert commands_for("context unused", Run(home / "runs" / "own"))[0].endswith(change)
+
+
 def test_a_sure_finding_is_one_line_at_the_end_of_a_training(cli, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = Run(trained / "runs" / "first")
     for right, line in ((9, "leak: all of it: minigpt runs diagnose first"), (7, "")):
